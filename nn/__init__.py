@@ -1,0 +1,43 @@
+"""Quantized layers, with torch's names, positional arguments and behaviour."""
+
+from .activation_layer import ActivationLayer
+from .activations import (
+    QuantGELU,
+    QuantHardSwish,
+    QuantHardTanh,
+    QuantIdentity,
+    QuantLeakyReLU,
+    QuantReLU,
+    QuantReLU6,
+    QuantSigmoid,
+    QuantSiLU,
+    QuantSoftmax,
+    QuantTanh,
+)
+from .conv import QuantConv1d, QuantConv2d, QuantConv3d
+from .conv_transpose import QuantConvTranspose1d, QuantConvTranspose2d, QuantConvTranspose3d
+from .linear import QuantLinear
+from .weight_layer import WeightLayer
+
+__all__ = [
+    "ActivationLayer",
+    "QuantConv1d",
+    "QuantConv2d",
+    "QuantConv3d",
+    "QuantConvTranspose1d",
+    "QuantConvTranspose2d",
+    "QuantConvTranspose3d",
+    "QuantGELU",
+    "QuantHardSwish",
+    "QuantHardTanh",
+    "QuantIdentity",
+    "QuantLeakyReLU",
+    "QuantLinear",
+    "QuantReLU",
+    "QuantReLU6",
+    "QuantSiLU",
+    "QuantSigmoid",
+    "QuantSoftmax",
+    "QuantTanh",
+    "WeightLayer",
+]

@@ -1,0 +1,89 @@
+"""The base of activation layers."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..qcore import QuantizerError, QuantTensor, TensorQuant
+from .slots import Described, fill_slot
+
+__all__ = ["ActivationLayer"]
+
+
+class ActivationLayer(nn.Module):
+    """What quantized activation layers share; a subclass applies a function, the base quantizes its result.
+
+    Keyword arguments of every such layer, besides torch's own:
+
+    Args:
+        act_quant: quantizer of the result, or None.
+        input_quant: quantizer of the input, or None.
+        return_quant_tensor: return a `QuantTensor` that carries the result's grid.
+        device: of the quantizer's state.
+        dtype: of the quantizer's state.
+        **overrides: settings of ``act_quant``, without a prefix: ``bit_width=4``.
+
+    Attributes:
+        act_quant, input_quant: the resolved modules, or None.
+    """
+
+    act_quant: TensorQuant | None
+    input_quant: TensorQuant | None
+
+    def _attach(
+        self,
+        act_quant: Any,
+        input_quant: Any,
+        return_quant_tensor: bool,
+        device: Any,
+        dtype: torch.dtype | None,
+        overrides: dict[str, Any],
+    ) -> None:
+        """Resolve the slots; called by constructors."""
+        provided = {"device": device, "dtype": dtype}
+        for keyword, item in overrides.items():
+            prefix, _, rest = keyword.partition("_")
+            if prefix in ("weight", "bias", "act", "output") and rest:
+                what = "has no weight or bias, and its" if prefix in ("weight", "bias") else "has one set of keywords:"
+                raise QuantizerError(
+                    f"{Described(self)}: {keyword}={item!r} is for no quantizer of this layer. An activation layer "
+                    f"{what} settings take no prefix. Did you mean {rest}={item!r}?"
+                )
+            if act_quant is None:
+                raise QuantizerError(
+                    f"{Described(self)}: {keyword}={item!r} is given, but act_quant is None. Write act_quant=Int8Act "
+                    f"too, or leave {keyword} out."
+                )
+        self.act_quant = fill_slot(self, "act", act_quant, overrides, "", provided)
+        self.input_quant = fill_slot(self, "input", input_quant, {}, "input_", provided)
+        self.return_quant_tensor = return_quant_tensor
+        if return_quant_tensor and self.act_quant is None and self.input_quant is not None:
+            raise QuantizerError(
+                f"{Described(self)}: return_quant_tensor=True needs act_quant, which is None. Write act_quant=Int8Act."
+            )
+
+    def _function(self, x: Tensor) -> Tensor:
+        """What the layer computes before it quantizes."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The quantized result, of the input's shape; a `QuantTensor` with ``return_quant_tensor=True``."""
+        if self.input_quant is not None:
+            x = self.input_quant(_values(x))
+        if self.act_quant is None:
+            return self._function(x)
+        out, grid = self._quantized(_values(x), self.act_quant)
+        return QuantTensor.wrap(out, grid) if self.return_quant_tensor and grid is not None else out
+
+    def _quantized(self, x: Tensor, quant: TensorQuant) -> Any:
+        return quant.quantize(self._function(x))
+
+    def extra_repr(self) -> str:
+        extra = super().extra_repr()
+        flag = "return_quant_tensor=True" if self.return_quant_tensor else ""
+        return ", ".join(each for each in (extra, flag) if each)
+
+
+def _values(x: Tensor) -> Tensor:
+    return x.value if isinstance(x, QuantTensor) else x

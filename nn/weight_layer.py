@@ -1,0 +1,285 @@
+"""The base of layers with a weight."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..qcore import Grid, QuantizerError, QuantTensor, TensorQuant, path_of
+from .slots import Described, fill_slot, split_overrides
+
+__all__ = ["WeightLayer"]
+
+
+class WeightLayer(nn.Module):
+    """What quantized layers with a weight share; a subclass names the torch layer and its one line of arithmetic.
+
+    Keyword arguments of every such layer, besides torch's own:
+
+    Args:
+        weight_quant: quantizer of the weight, or None.
+        bias_quant: quantizer of the bias, or None (float).
+        input_quant: quantizer of the input, or None.
+        output_quant: quantizer of the output, or None.
+        return_quant_tensor: return a `QuantTensor` that carries the output's grid.
+        **overrides: settings of these quantizers, with the prefix of the slot: ``weight_bit_width=4``.
+
+    Attributes:
+        weight_quant, bias_quant, input_quant, output_quant: the resolved modules, or None.
+    """
+
+    channel_axis = 0  # the weight's dimension that runs over output channels
+    output_axis = 1  # the output's
+
+    weight: Tensor
+    bias: Tensor | None
+    weight_quant: TensorQuant | None
+    bias_quant: TensorQuant | None
+    input_quant: TensorQuant | None
+    output_quant: TensorQuant | None
+
+    def _attach(
+        self,
+        weight_quant: Any,
+        bias_quant: Any,
+        input_quant: Any,
+        output_quant: Any,
+        return_quant_tensor: bool,
+        overrides: dict[str, Any],
+    ) -> None:
+        """Resolve the slots; called by constructors once weight and bias exist."""
+        slots = {"weight": weight_quant, "bias": bias_quant, "input": input_quant, "output": output_quant}
+        given = split_overrides(self, slots, overrides)
+        where = {"device": self.weight.device, "dtype": self.weight.dtype}
+        shapes = {"weight": self.weight, "bias": self.bias}
+        for slot, quantizer in slots.items():
+            if slot == "bias" and quantizer is not None and self.bias is None:
+                raise QuantizerError(
+                    f"{Described(self)}: bias_quant={quantizer!r} is given, but there is no bias. Write bias=True, or "
+                    "leave bias_quant out."
+                )
+            provided: dict[str, Any] = dict(where)
+            tensor = shapes.get(slot)
+            if tensor is not None:
+                axis = self.channel_axis if slot == "weight" else 0
+                provided |= {"channel_axis": axis, "channels": tensor.shape[axis], "shape": tuple(tensor.shape)}
+            setattr(self, f"{slot}_quant", fill_slot(self, slot, quantizer, given[slot], f"{slot}_", provided))
+        self.return_quant_tensor = return_quant_tensor
+        if return_quant_tensor and self.output_quant is None:
+            self._check_output_grid()
+        self._start_state()
+        self._cached: tuple[Any, Tensor, Grid | None] | None = None
+        self._seen: Grid | None = None  # grid of the last input, for quant_bias() and output_bit_width
+
+    def _start_state(self) -> None:
+        for quant, tensor in ((self.weight_quant, self.weight), (self.bias_quant, self.bias)):
+            if quant is not None and tensor is not None and tensor.device.type != "meta":
+                quant.initialize(tensor)
+
+    def _check_output_grid(self) -> None:
+        lacking = ""
+        if self.weight_quant is None:
+            lacking = "the weight is not quantized. Set weight_quant=Int8WeightPerTensor"
+        elif self.bias is not None and not (self.bias_quant is not None and self.bias_quant.follows_input):
+            lacking = "the bias is not quantized on the scale of the products. Set bias_quant=Int32Bias"
+        if lacking:
+            raise QuantizerError(
+                f"{Described(self)}: return_quant_tensor=True needs outputs that lie on a grid, and {lacking}, or "
+                "output_quant=Int8Act to quantize the output."
+            )
+
+    # Forward
+
+    def _compute(self, x: Tensor, weight: Tensor, bias: Tensor | None, *extra: Any) -> Tensor:
+        """The torch operation of the layer."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor, *extra: Any) -> Tensor:
+        """The layer's output for an input of torch's shape; a `QuantTensor` with ``return_quant_tensor=True``."""
+        values, inputs = self._take_input(x)
+        weight, weights = self._take_weight()
+        bias, biases = self.bias, None
+        if self.bias_quant is not None and bias is not None:
+            context = (inputs, self._per_output(weights)) if self.bias_quant.follows_input else ()
+            bias, biases = self.bias_quant.quantize(bias, *context)
+        out = self._compute(values, weight, bias, *extra)
+        if self.output_quant is not None:
+            out, grid = self.output_quant.quantize(out)
+        elif self.return_quant_tensor and not self._lowered():
+            grid = self._output_grid(inputs, weights, biases, out.ndim)
+        else:
+            return out
+        return QuantTensor.wrap(out, grid) if self.return_quant_tensor and grid is not None else out
+
+    def _lowered(self) -> bool:
+        return self.weight_quant is not None and self.weight_quant.lowering is not None
+
+    def _take_input(self, x: Tensor) -> tuple[Tensor, Grid | None]:
+        grid = None
+        if isinstance(x, QuantTensor):
+            x, grid = x.value, x.grid
+        if self.input_quant is not None:
+            x, grid = self.input_quant.quantize(x)
+        if not torch.compiler.is_compiling():
+            self._seen = grid
+        return x, grid
+
+    def _take_weight(self) -> tuple[Tensor, Grid | None]:
+        """The quantized weight; in evaluation computed once for each version of the parameters."""
+        quant = self.weight_quant
+        if quant is None:
+            return self.weight, None
+        if self.training or quant.lowering is not None or torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return quant.quantize(self.weight)
+        if "weight" not in self._parameters or self.weight.is_inference():
+            return quant.quantize(self.weight)
+        version = (self.weight.data_ptr(), self.weight._version, *(each._version for each in quant.parameters()))
+        if self._cached is None or self._cached[0] != version:
+            self._cached = (version, *quant.quantize(self.weight))
+        return self._cached[1], self._cached[2]
+
+    def _per_output(self, weights: Grid | None) -> Grid | None:
+        """The weight's grid with one scale for each output channel, or one for all."""
+        return weights
+
+    def _output_grid(self, inputs: Grid | None, weights: Grid | None, biases: Grid | None, ndim: int) -> Grid:
+        """The grid of sums of products: input scale x weight scale."""
+        if inputs is None or weights is None:
+            raise QuantizerError(
+                f"{path_of(self)}: return_quant_tensor=True needs a quantized input, and the input is a plain tensor. "
+                "Set return_quant_tensor=True on the layer before, or give this one input_quant=Int8Act or "
+                "output_quant=Int8Act."
+            )
+        weights = self._per_output(weights)
+        assert weights is not None
+        if inputs.scale.numel() != 1:
+            raise QuantizerError(
+                f"{path_of(self)}: the input has {inputs.scale.numel()} scales (axis {inputs.axis}), so its products "
+                "with the weight lie on no common grid. Quantize the input per tensor (axis=None), or set "
+                "output_quant=Int8Act."
+            )
+        scale = inputs.scale.reshape(()) * weights.scale.reshape(-1)
+        axis = None
+        if scale.numel() == 1:
+            scale = scale.reshape(())
+        else:
+            axis = self.output_axis % ndim
+            scale = scale.reshape([-1 if dim == axis else 1 for dim in range(ndim)])
+        width = self._sum_bit_width(inputs, weights, biases)
+        return Grid(scale, None, width, True, False, axis, ("products", inputs.source, weights.source))
+
+    def _sum_bit_width(self, inputs: Grid, weights: Grid, biases: Grid | None) -> int:
+        """Bits that hold every sum the integer ranges allow, sign included."""
+        sides = []
+        for grid in (inputs, weights):
+            low, high = grid.bounds
+            if grid.zero_point is not None:  # integers are used minus the zero point, which lies in range
+                low, high = low - high, high - low
+            sides.append((low, high))
+        products = [one * other for one in sides[0] for other in sides[1]]
+        low, high = self._fan_in() * min(products), self._fan_in() * max(products)
+        if biases is not None:
+            low, high = low + biases.bounds[0], high + biases.bounds[1]
+        return max(high.bit_length(), (-low - 1).bit_length()) + 1  # and the sign
+
+    def _fan_in(self) -> int:
+        """How many products one output sums at most."""
+        return math.prod(self.weight.shape[1:])
+
+    # What the layer can be asked for
+
+    def quant_weight(self) -> Tensor:
+        """The quantized weight as a `QuantTensor`; the plain weight if it has no quantizer."""
+        if self.weight_quant is None:
+            return self.weight
+        values, grid = self.weight_quant.quantize(self.weight)
+        return values if grid is None else QuantTensor.wrap(values, grid)
+
+    def quant_bias(self) -> Tensor | None:
+        """The quantized bias as a `QuantTensor`; the plain bias, or None, if there is no quantizer or bias.
+
+        Raises:
+            QuantizerError: its scale depends on the input, and no input was seen yet.
+        """
+        if self.bias_quant is None or self.bias is None:
+            return self.bias
+        context: tuple[Grid | None, ...] = ()
+        if self.bias_quant.follows_input:
+            if self._seen is None:
+                raise QuantizerError(
+                    f"{Described(self)}: the scale of {self.bias_quant!r} depends on the input's, and the layer has "
+                    "seen no quantized input yet. Run the model on one batch first."
+                )
+            context = (self._seen, self._per_output(self._take_weight()[1]))
+        values, grid = self.bias_quant.quantize(self.bias, *context)
+        return values if grid is None else QuantTensor.wrap(values, grid)
+
+    def int_weight(self) -> Tensor:
+        """The weight's integers, in the smallest integer type that holds their range.
+
+        Raises:
+            QuantizerError: the weight has no quantizer.
+        """
+        weight = self.quant_weight()
+        if not isinstance(weight, QuantTensor):
+            raise QuantizerError(f"{Described(self)}: the weight has no quantizer, so it has no integers.")
+        return weight.int()
+
+    def int_bias(self) -> Tensor | None:
+        """The bias's integers, or None if there is no bias.
+
+        Raises:
+            QuantizerError: the bias has no quantizer, or its scale depends on an input that was not seen yet.
+        """
+        bias = self.quant_bias()
+        if bias is not None and not isinstance(bias, QuantTensor):
+            raise QuantizerError(
+                f"{Described(self)}: the bias has no quantizer, so it has no integers. Write bias_quant=Int32Bias."
+            )
+        return None if bias is None else bias.int()
+
+    @property
+    def output_bit_width(self) -> int | None:
+        """Bits of the output's integers: the output quantizer's, or what the sums of products need at most.
+
+        None where the output is no integers: without quantized weight or input, or before one was seen.
+        """
+        if self.output_quant is not None:
+            width = self.output_quant.bit_width
+            return int(width()) if isinstance(width, nn.Module) else int(width)  # type: ignore[arg-type]
+        with torch.no_grad():
+            weights = self._take_weight()[1]
+            if weights is None or self._seen is None:
+                return None
+            biases = None
+            if self.bias is not None and self.bias_quant is not None and self.bias_quant.follows_input:
+                biases = self.bias_quant.quantize(self.bias, self._seen, self._per_output(weights))[1]
+            return self._sum_bit_width(self._seen, weights, biases)
+
+    # State
+
+    def train(self, mode: bool = True) -> "WeightLayer":
+        """Switch to training or evaluation; forgets the cached quantized weight."""
+        self._cached = None
+        return super().train(mode)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "WeightLayer":
+        self._cached = self._seen = None
+        return super()._apply(fn, recurse)
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        self._cached = self._seen = None
+        for name in ("weight", "bias"):
+            quant = getattr(self, f"{name}_quant")
+            holds = any(key.startswith(f"{prefix}{name}_quant.") for key in state_dict)
+            if quant is not None and f"{prefix}{name}" in state_dict and not holds:
+                quant.rederive(getattr(self, name))  # a float checkpoint: scales start from its weights
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_cached": None, "_seen": None}
+
+    def extra_repr(self) -> str:
+        extra = super().extra_repr()
+        return f"{extra}, return_quant_tensor=True" if self.return_quant_tensor else extra

@@ -1,0 +1,169 @@
+"""describe: what a quantizer, layer or model is made of, who set each attribute and who uses it."""
+
+import ast
+import inspect
+import json
+import textwrap
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
+
+from .inject import ROOT, QuantizerType, Resolution, Setting, _show, resolution
+
+__all__ = ["Description", "describe"]
+
+
+@dataclass(frozen=True)
+class Description:
+    """One attribute with its value, who set it, who uses it and what it needs in turn. ``str()`` draws the tree.
+
+    Attributes:
+        attribute: its name; for a layer or a model, the path of the module.
+        value: its value, as written in source.
+        set_by: the class and line, the layer's keyword, or the default that it comes from.
+        used_by: the attributes whose constructor or function takes it.
+        needs: the attributes that it takes itself.
+    """
+
+    attribute: str
+    value: str
+    set_by: str = ""
+    used_by: tuple[str, ...] = ()
+    needs: tuple["Description", ...] = field(default=())
+
+    def to_dict(self) -> dict[str, Any]:
+        """The tree as plain dicts and lists."""
+        return {
+            "attribute": self.attribute,
+            "value": self.value,
+            "set_by": self.set_by,
+            "used_by": list(self.used_by),
+            "needs": [each.to_dict() for each in self.needs],
+        }
+
+    def to_json(self, indent: int | None = 2) -> str:
+        """The tree as JSON."""
+        return json.dumps(self.to_dict(), indent=indent)
+
+    def find(self, attribute: str) -> "Description":
+        """The first entry of that name in the tree.
+
+        Raises:
+            KeyError: there is none.
+        """
+        for each in self._walk():
+            if each.attribute == attribute:
+                return each
+        raise KeyError(attribute)
+
+    def _walk(self) -> Iterator["Description"]:
+        yield self
+        for each in self.needs:
+            yield from each._walk()
+
+    def __str__(self) -> str:
+        return "\n".join(self._lines("", ""))
+
+    def _lines(self, first: str, rest: str) -> Iterator[str]:
+        said = f"{first}{self.attribute} = {self.value}" if self.attribute else f"{first}{self.value}"
+        shared = f", also used by {', '.join(self.used_by[1:])}" if len(self.used_by) > 1 else ""
+        yield f"{said:<56}  {self.set_by}{shared}".rstrip()
+        for each in self.needs:
+            last = each is self.needs[-1]
+            yield from each._lines(rest + ("`- " if last else "|- "), rest + ("   " if last else "|  "))
+
+
+def describe(x: Any) -> Description:
+    """What a quantizer, a layer or a model is made of: a tree of attributes with value, origin and users.
+
+    Args:
+        x: a quantizer class, a module resolved from one, a quantized layer, or a model that contains some.
+
+    Returns:
+        A `Description`: print it, or take it as data with ``to_dict()`` and ``to_json()``.
+
+    Raises:
+        TypeError: something that is none of these.
+
+    Example:
+        >>> from bitwright.quantizers import Int8WeightPerTensor
+        >>> tree = describe(Int8WeightPerTensor(bit_width=4))
+        >>> tree.find("bit_width").value, tree.find("bit_width").set_by, tree.find("bit_width").used_by
+        ('4', 'keyword bit_width', ('int_range',))
+    """
+    if isinstance(x, QuantizerType):
+        return _tree(x, {}, {})
+    if hasattr(x, "named_modules"):
+        return _module(x)
+    raise TypeError(f"describe takes a quantizer class, a layer or a model; found {type(x).__name__}.")
+
+
+def _module(module: Any) -> Description:
+    if getattr(module, "quantizer", None) is not None:
+        return _tree(module.quantizer, module.provided, module.written)
+    found = []
+    for path, each in module.named_modules(remove_duplicate=False):
+        if each is not module and getattr(each, "quantizer", None) is not None:
+            tree = _tree(each.quantizer, each.provided, each.written)
+            found.append(Description(path, tree.value, tree.set_by, (), tree.needs))
+    return Description("", type(module).__name__, "", (), tuple(found))
+
+
+def _tree(quantizer: QuantizerType, provided: Any, written: Any) -> Description:
+    plan = resolution(quantizer, {**_UNKNOWN, **provided}, where=repr(quantizer), written=written)
+    shown: set[str] = set()
+
+    def entry(name: str) -> Description:
+        setting = plan.settings[name]
+        needs: list[Description] = []
+        if name not in shown:  # what several attributes share is drawn in full once
+            shown.add(name)
+            needs = [entry(child) for child in plan.children[name]]
+            needs += [
+                Description(given, _show(item), f"default of {_show(setting.injected)}", (name,))
+                for given, item in plan.defaults.get(name, {}).items()
+            ]
+        users = tuple(plan.consumers.get(name, ()))
+        return Description(name, _show(setting.declared), _origin(setting, plan), users, tuple(needs))
+
+    root = entry(ROOT)
+    return Description("", repr(quantizer), "", (), (root,))
+
+
+class _Unknown:
+    """Stands for what only a layer knows."""
+
+    def __repr__(self) -> str:
+        return "(from the layer)"
+
+
+_UNKNOWN = {"channel_axis": _Unknown(), "shape": _Unknown(), "channels": _Unknown()}
+
+
+def _origin(setting: Setting, plan: Resolution) -> str:
+    if setting.owner is None:
+        return "the layer"
+    if "__overrides__" in vars(setting.owner):
+        if setting.name not in vars(setting.owner)["__overrides__"]:
+            return "implied by scale"
+        return f"keyword {plan.written.get(setting.name, setting.name)}"
+    line = _lines_of(setting.owner).get(setting.name)
+    return f"{setting.owner.__name__}, {setting.owner.__module__}" + (f":{line}" if line else "")
+
+
+@lru_cache(maxsize=512)
+def _lines_of(cls: type) -> dict[str, int]:
+    """The line of each attribute in a class body, where its source is at hand."""
+    try:
+        source, start = inspect.getsourcelines(cls)
+        body = ast.parse(textwrap.dedent("".join(source))).body[0]
+    except (OSError, TypeError, SyntaxError, IndexError):
+        return {}
+    found: dict[str, int] = {}
+    for node in getattr(body, "body", []):
+        names = [target.id for target in getattr(node, "targets", []) if isinstance(target, ast.Name)]
+        names += [node.name] if isinstance(node, ast.FunctionDef) else []
+        names += [node.target.id] if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) else []
+        found.update(dict.fromkeys(names, start + node.lineno - 1))
+    return found

@@ -1,0 +1,69 @@
+"""The errors bitwright raises: one family, so that one ``except BitwrightError`` catches them all."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+__all__ = ["BitwrightError", "BitwrightWarning", "QuantTensorError", "QuantizerError", "SettingError", "nearest"]
+
+
+class BitwrightError(ValueError):
+    """Base class of every error that bitwright raises for a user's mistake.
+
+    Example:
+        >>> issubclass(QuantizerError, BitwrightError) and issubclass(BitwrightError, ValueError)
+        True
+    """
+
+
+class QuantizerError(BitwrightError):
+    """A quantizer can't be built as declared: unknown, missing, unused or impossible settings."""
+
+
+class SettingError(QuantizerError):
+    """A constructor refuses the value of one setting; the layer adds where the value came from.
+
+    Args:
+        setting: name of the attribute, e.g. ``"bit_width"``.
+        found: the value that was given.
+        expected: what is possible, e.g. ``"a whole number from 2 to 32"``.
+        remedy: a sentence that says what to write instead.
+
+    Example:
+        >>> str(SettingError("bit_width", 0, "a whole number from 2 to 32", "Write bit_width=2 or more."))
+        'bit_width=0 is not possible: expected a whole number from 2 to 32. Write bit_width=2 or more.'
+    """
+
+    def __init__(self, setting: str, found: object, expected: str, remedy: str = "") -> None:
+        self.setting = setting
+        self.found = found
+        self.expected = expected
+        self.remedy = remedy
+        super().__init__(self.message(setting))
+
+    def message(self, written: str) -> str:
+        """The text of the error, with the setting spelled as the user wrote it."""
+        remedy = self.remedy.replace(f"{self.setting}=", f"{written}=") if self.remedy else ""
+        text = f"{written}={self.found!r} is not possible: expected {self.expected}. {remedy}"
+        return text.rstrip()
+
+    def __reduce__(self) -> tuple[type["SettingError"], tuple[str, object, str, str]]:
+        return SettingError, (self.setting, self.found, self.expected, self.remedy)
+
+
+class QuantTensorError(BitwrightError):
+    """A quantized tensor was asked for something it does not have, such as integers off its grid."""
+
+
+class BitwrightWarning(UserWarning):
+    """Something works, but perhaps not as intended; the text says what to do."""
+
+
+def nearest(name: str, candidates: Iterable[str]) -> str | None:
+    """The candidate closest in spelling to ``name``, or None if none is close.
+
+    Example:
+        >>> nearest("bitwidth", ["scaling", "bit_width"])
+        'bit_width'
+    """
+    found = get_close_matches(name, sorted(set(candidates)), n=1, cutoff=0.6)
+    return found[0] if found else None

@@ -1,0 +1,87 @@
+"""The grid that quantized values lie on."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .int_range import int_bounds
+
+__all__ = ["Grid", "along_axis", "storage_dtype"]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Where quantized values lie: ``(integer - zero_point) * scale``, integers of ``bit_width`` bits.
+
+    Args:
+        scale: float tensor, 0-d or broadcastable to the values; detached.
+        zero_point: tensor of whole numbers shaped like the scale, or None for 0.
+        bit_width: number of bits; a 0-d tensor where it is learned.
+        signed: whether integers may be negative.
+        narrow_range: whether the range leaves out one end, see `int_bounds`.
+        axis: the dimension that has a scale for each index, or None for one scale.
+        source: which quantizer the grid came from; equal for values on one shared grid.
+
+    Example:
+        >>> Grid(torch.tensor(0.5), bit_width=4, signed=True).bounds
+        (-8, 7)
+    """
+
+    scale: Tensor
+    zero_point: Tensor | None = None
+    bit_width: int | Tensor = 8
+    signed: bool = True
+    narrow_range: bool = False
+    axis: int | None = None
+    source: Any = None
+
+    @property
+    def bounds(self) -> tuple[int, int]:
+        """The smallest and the largest integer, as plain numbers."""
+        return int_bounds(int(self.bit_width), self.signed, self.narrow_range)
+
+    def to_int(self, values: Tensor) -> Tensor:
+        """The integers of values that lie on the grid, in the smallest integer type that holds them."""
+        exact = torch.float64 if int(self.bit_width) > 24 else torch.promote_types(values.dtype, torch.float32)
+        codes = torch.round(values.to(exact) / self.scale)
+        if self.zero_point is not None:
+            codes = codes + self.zero_point
+        return codes.clamp(*self.bounds).to(storage_dtype(*self.bounds))
+
+    def from_int(self, codes: Tensor) -> Tensor:
+        """The values of integers."""
+        whole = codes.to(self.scale.dtype)
+        return (whole if self.zero_point is None else whole - self.zero_point) * self.scale
+
+    def replace(self, **changes: object) -> "Grid":
+        """The same grid with some fields replaced."""
+        return replace(self, **changes)  # type: ignore[arg-type]
+
+
+def along_axis(flat: Tensor, axis: int | None, ndim: int) -> Tensor:
+    """Shape one number per index of ``axis`` so that it broadcasts against a tensor of ``ndim`` dimensions.
+
+    Example:
+        >>> along_axis(torch.ones(3), 1, 4).shape
+        torch.Size([1, 3, 1, 1])
+    """
+    if axis is None or flat.ndim == 0:
+        return flat
+    shape = [1] * ndim
+    shape[axis] = -1
+    return flat.reshape(shape)
+
+
+def storage_dtype(low: int, high: int) -> torch.dtype:
+    """The smallest torch integer type that holds every integer from ``low`` to ``high``.
+
+    Example:
+        >>> storage_dtype(-7, 7), storage_dtype(0, 255), storage_dtype(0, 65535)
+        (torch.int8, torch.uint8, torch.int32)
+    """
+    for dtype in (torch.int8, torch.uint8, torch.int16, torch.int32):
+        if torch.iinfo(dtype).min <= low and high <= torch.iinfo(dtype).max:
+            return dtype
+    return torch.int64

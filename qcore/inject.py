@@ -1,0 +1,519 @@
+"""The declaration language: a quantizer is a class whose body is data.
+
+An attribute holds a plain value, a class (instantiated by matching the names of its ``__init__`` arguments to
+attributes), or a `value` function (an attribute derived from others). Nothing is built until a layer resolves the
+quantizer; the instantiation is done by the package ``dependencies``, which only this module imports.
+
+This module needs no torch.
+"""
+
+import copyreg
+import inspect
+import sys
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
+
+from .errors import QuantizerError, SettingError, nearest
+
+with warnings.catch_warnings():  # it deprecates itself on import; a user may have turned warnings into errors
+    warnings.simplefilter("ignore", DeprecationWarning)
+    import dependencies
+
+__all__ = [
+    "ROOT",
+    "Quantizer",
+    "QuantizerType",
+    "Resolution",
+    "Setting",
+    "diff",
+    "register_choices",
+    "resolution",
+    "resolve",
+    "settings",
+    "value",
+]
+
+ROOT = "tensor_quant"  # the attribute that a layer asks for; everything else is reached from it
+
+
+class value(dependencies.value):  # noqa: N801 - a decorator, spelled as such
+    """Marks a function in a quantizer's body: its result, computed from other attributes, is the attribute's value.
+
+    Args:
+        function: its parameters name the attributes it is computed from; a default makes one optional.
+
+    Example:
+        >>> class Narrow(Quantizer):
+        ...     bit_width = 4
+        ...
+        ...     @value
+        ...     def levels(bit_width):
+        ...         return 2**bit_width - 1
+        >>> Narrow.levels
+        value(levels)
+    """
+
+    def __init__(self, function: Callable[..., object]) -> None:
+        super().__init__(function)
+        self.function = function
+
+    def __repr__(self) -> str:
+        return f"value({self.function.__name__})"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One attribute of a quantizer: its name, what it was declared as, and the class that declared it."""
+
+    name: str
+    declared: Any  # as written in the class body or as keyword
+    owner: "QuantizerType | None"  # None: given by the layer (its shape, its device ...)
+
+    @property
+    def injected(self) -> Any:
+        """What is injected: a choice written as a string stands for a class."""
+        choices = _choices.get(self.name)
+        if choices is None or not isinstance(self.declared, str):
+            return self.declared
+        if self.declared not in choices:
+            guess = nearest(self.declared, choices)
+            remedy = f"Write {self.name}={guess!r}." if guess else ""
+            raise SettingError(self.name, self.declared, f"one of {', '.join(map(repr, choices))}", remedy)
+        return choices[self.declared]
+
+
+_choices: dict[str, Mapping[str, type]] = {}
+
+
+def register_choices(name: str, choices: Mapping[str, type]) -> Mapping[str, type]:
+    """Let the attribute ``name`` be written as one of the strings that ``choices`` maps to classes.
+
+    Returns ``choices``, so that the dict stands beside the classes it names.
+
+    Example:
+        >>> from bitwright.qcore import SCALINGS
+        >>> SCALINGS["learned"].__name__
+        'LearnedScaling'
+    """
+    _choices[name] = choices
+    return choices
+
+
+# Settings that say how another one is meant: `scale=2**-7` is a constant scale, whatever the base class collects.
+_IMPLIED = {"scale": ("scaling", "constant"), "max_value": ("scaling", "constant")}
+
+
+class QuantizerType(type):
+    """The type of quantizers: calling one derives another, and they compare, hash, print and pickle as values."""
+
+    def __new__(mcls, name: str, bases: tuple[type, ...], namespace: dict[str, Any]) -> "QuantizerType":
+        for base in bases:
+            if not isinstance(base, QuantizerType):
+                raise QuantizerError(
+                    f"{name} has the base {base.__name__}, which is not a quantizer. Put {base.__name__} into an "
+                    f"attribute of {name}, such as `scaling = {base.__name__}`."
+                )
+        for given, (implied, choice) in _IMPLIED.items():
+            if given in namespace and implied not in namespace and not _takes(bases, implied, given):
+                namespace[implied] = choice
+        return super().__new__(mcls, name, bases, namespace)
+
+    def __call__(cls, **overrides: Any) -> Any:  # Any: type checkers would take the result for an instance
+        """Derive a quantizer with some attributes replaced. ``Q()`` is ``Q``."""
+        if not overrides:
+            return cls
+        base, given = cls, dict(overrides)
+        if "__overrides__" in vars(cls):
+            base, given = cls.__base__, {**vars(cls)["__overrides__"], **overrides}
+        for name in given:
+            if name.startswith("__"):
+                raise QuantizerError(f"{base!r}: {name} can't be a setting, names with two underscores are Python's.")
+        expression = f"{base!r}({', '.join(f'{name}={_show(item)}' for name, item in given.items())})"
+        namespace = {**given, "__overrides__": given, "__module__": base.__module__, "__qualname__": expression}
+        derived = QuantizerType(expression, (base,), namespace)
+        key = derived._key()
+        try:
+            return _derived.setdefault(key, derived)
+        except TypeError:  # a value that can't be hashed: not interned, still equal to one built alike
+            return derived
+
+    def __setattr__(cls, name: str, item: Any) -> None:
+        raise QuantizerError(
+            f"{cls!r} is a value and can't be changed. Derive another: {cls!r}({name}={_show(item)}), or a subclass."
+        )
+
+    def __delattr__(cls, name: str) -> None:
+        raise QuantizerError(f"{cls!r} is a value and can't be changed. Derive another, with {name} set as you need.")
+
+    def __repr__(cls) -> str:
+        return cls.__qualname__ if "__overrides__" in vars(cls) else cls.__name__
+
+    def __eq__(cls, other: object) -> bool:
+        return cls is other or (isinstance(other, QuantizerType) and cls._key() == other._key())
+
+    def __hash__(cls) -> int:
+        return hash((cls.__module__, cls.__qualname__))
+
+    def __contains__(cls, name: str) -> bool:
+        return name in settings(cls)
+
+    def _key(cls) -> tuple[Any, ...]:
+        cached = vars(cls).get("__key__")
+        if cached is None:
+            bases = tuple(base._key() for base in cls.__bases__ if isinstance(base, QuantizerType))
+            if "__overrides__" in vars(cls):
+                own = tuple(sorted((name, _freeze(item)) for name, item in vars(cls)["__overrides__"].items()))
+                cached = (bases, own)
+            else:
+                own = tuple((name, _freeze(item)) for name, item in _own(cls).items())
+                cached = (cls.__module__, cls.__qualname__, bases, own)
+            type.__setattr__(cls, "__key__", cached)
+        return cached
+
+
+class Quantizer(metaclass=QuantizerType):
+    """Base class of every quantizer and of every fragment of one.
+
+    A quantizer is never instantiated by its user: a layer resolves it into modules. Calling it derives another.
+
+    Raises:
+        QuantizerError: where a layer resolves it, for settings that are unknown, missing, unused or impossible.
+
+    Example:
+        >>> class Declared(Quantizer):
+        ...     bit_width = 8
+        >>> Declared(bit_width=4)
+        Declared(bit_width=4)
+        >>> Declared(bit_width=4) == Declared(bit_width=4)
+        True
+        >>> Declared(bit_width=4).bit_width
+        4
+    """
+
+
+_derived: dict[Any, QuantizerType] = {}  # one object for one value
+
+
+def _own(cls: type) -> dict[str, Any]:
+    """The attributes in a class's own body; Python's own (dunder) names are no settings."""
+    return {name: item for name, item in vars(cls).items() if not (name.startswith("__") and name.endswith("__"))}
+
+
+def _show(item: Any) -> str:
+    """How a setting's value is written in source: classes and functions by name."""
+    return getattr(item, "__name__", None) or repr(item) if callable(item) else repr(item)
+
+
+def _takes(bases: tuple[type, ...], name: str, parameter: str) -> bool:
+    """Does what the bases declare as ``name`` take the parameter already?"""
+    for base in bases:
+        declared = getattr(base, name, None)
+        if declared is not None:
+            return parameter in {each.name for each in _needs(name, Setting(name, declared, None).injected)}
+    return False
+
+
+def _freeze(item: Any) -> Any:
+    """Something that is equal for equal settings, hashable where it can be."""
+    if isinstance(item, value):
+        return ("value", _freeze(item.function))
+    if inspect.isfunction(item):
+        return (item.__module__, item.__qualname__, item.__code__, item.__defaults__)
+    if isinstance(item, dict):
+        return ("dict", tuple(sorted((key, _freeze(each)) for key, each in item.items())))
+    if isinstance(item, (list, tuple)):
+        return (type(item).__name__, tuple(_freeze(each) for each in item))
+    if hasattr(item, "detach") and hasattr(item, "tolist"):  # a tensor: its == is elementwise
+        return ("tensor", str(item.dtype), tuple(item.shape), repr(item.detach().cpu().tolist()))
+    return (type(item).__name__, item)  # 4 and 4.0 and True are equal, but not alike
+
+
+def _rebuild(name: str, bases: tuple[type, ...], namespace: dict[str, Any]) -> QuantizerType:
+    return QuantizerType(name, bases, namespace)
+
+
+def _derive(base: QuantizerType, overrides: dict[str, Any]) -> QuantizerType:
+    return base(**overrides)
+
+
+def _reduce(cls: QuantizerType) -> Any:
+    """By expression if derived, by name if importable, else (a class made in a function) by content."""
+    if "__overrides__" in vars(cls):
+        return _derive, (cls.__base__, vars(cls)["__overrides__"])
+    found: Any = sys.modules.get(cls.__module__)
+    for part in cls.__qualname__.split("."):
+        found = getattr(found, part, None)
+    if found is cls:
+        return cls.__qualname__
+    names = {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__}
+    return _rebuild, (cls.__name__, cls.__bases__, {**names, **_own(cls)})
+
+
+copyreg.pickle(QuantizerType, _reduce)  # type: ignore[arg-type]  # it may return a name, as pickle documents
+
+
+def settings(quantizer: QuantizerType) -> dict[str, Setting]:
+    """Every attribute of a quantizer by name, with the class that has the last word on it (Python's own order).
+
+    Example:
+        >>> class Base(Quantizer):
+        ...     bit_width = 8
+        >>> settings(Base(bit_width=2))["bit_width"]
+        Setting(name='bit_width', declared=2, owner=Base(bit_width=2))
+    """
+    found: dict[str, Setting] = {}
+    for cls in reversed(quantizer.__mro__):
+        if isinstance(cls, QuantizerType):
+            for name, item in _own(cls).items():
+                found[name] = Setting(name, item, cls)
+    return found
+
+
+def diff(one: QuantizerType, other: QuantizerType) -> dict[str, tuple[Any, Any]]:
+    """The attributes in which two quantizers differ, each with both values; ``...`` where one has no such attribute.
+
+    Example:
+        >>> from bitwright.quantizers import Int8WeightPerTensor
+        >>> diff(Int8WeightPerTensor, Int8WeightPerTensor(bit_width=4, min_scale=1e-6))
+        {'bit_width': (8, 4), 'min_scale': (1e-10, 1e-06)}
+    """
+    left, right = settings(one), settings(other)
+    pairs = {
+        name: (left[name].declared if name in left else ..., right[name].declared if name in right else ...)
+        for name in {**left, **right}
+    }
+    return {name: pair for name, pair in pairs.items() if _freeze(pair[0]) != _freeze(pair[1])}
+
+
+@dataclass(frozen=True)
+class Resolution:
+    """What resolving a quantizer will do, worked out from signatures before anything is built.
+
+    `consumers` maps each attribute that is reached to the attributes whose constructor or function takes it;
+    `defaults` lists, for each consumer, parameters left at their own default.
+    """
+
+    quantizer: QuantizerType
+    settings: dict[str, Setting]
+    consumers: dict[str, list[str]]
+    children: dict[str, list[str]]
+    defaults: dict[str, dict[str, Any]]
+    written: Mapping[str, str] = field(default_factory=dict)  # attribute -> the keyword the user typed
+
+    def unused(self) -> list[Setting]:
+        """Settings that nobody takes, but for those whose consumer a later class replaced."""
+        return [
+            setting
+            for name, setting in self.settings.items()
+            if name not in self.children and setting.owner is not None and not _superseded(setting, self.quantizer)
+        ]
+
+
+@lru_cache(maxsize=4096)
+def _parameters(item: Any) -> tuple[inspect.Parameter, ...]:
+    """The parameters through which a class or a value function takes other attributes."""
+    if inspect.isclass(item) and not isinstance(item, QuantizerType):
+        if item.__init__ is object.__init__:
+            return ()
+        found = tuple(inspect.signature(item.__init__).parameters.values())[1:]
+        where = f"{item.__name__}.__init__"
+    elif isinstance(item, value):
+        found = tuple(inspect.signature(item.function).parameters.values())
+        where = item.function.__name__
+    else:
+        return ()
+    for each in found:
+        if each.kind in (each.VAR_POSITIONAL, each.VAR_KEYWORD, each.POSITIONAL_ONLY):
+            raise QuantizerError(
+                f"{where} takes {each}: attributes are handed in by name. Write every argument out, with its name."
+            )
+    return found
+
+
+def _needs(name: str, item: Any) -> tuple[inspect.Parameter, ...]:
+    if name.endswith("_class"):  # handed over as it is, not instantiated
+        return ()
+    return _parameters(item) if inspect.isclass(item) or isinstance(item, value) else ()
+
+
+def _trace(
+    quantizer: QuantizerType, found: dict[str, Setting], where: str, written: Mapping[str, str]
+) -> Resolution:
+    """Follow the parameters from the root attribute. A required one that nobody provides is an error, with its path."""
+    consumers: dict[str, list[str]] = {}
+    children: dict[str, list[str]] = {}
+    defaults: dict[str, dict[str, Any]] = {}
+
+    def visit(name: str, path: tuple[str, ...]) -> None:
+        if name in path:
+            loop = " > ".join([*path[path.index(name) :], name])
+            raise QuantizerError(f"{where}: {quantizer!r} goes in a circle: {loop}. Break it with a plain value.")
+        if name in children:
+            return
+        children[name] = []
+        for parameter in _needs(name, found[name].injected):
+            if parameter.name in found:
+                children[name].append(parameter.name)
+                consumers.setdefault(parameter.name, []).append(name)
+                visit(parameter.name, (*path, name))
+            elif parameter.default is parameter.empty:
+                asked = _show(found[name].injected)
+                chain = " > ".join((*path, name, parameter.name))
+                guess = nearest(parameter.name, found)
+                hint = f" It has {guess!r}: rename one of the two, or write" if guess else " Write"
+                raise QuantizerError(
+                    f"{where}: {asked} asks for {parameter.name!r}, which {quantizer!r} does not have ({chain})."
+                    f"{hint} `{parameter.name} = ...` in the quantizer, or give the argument a default."
+                )
+            else:
+                defaults.setdefault(name, {})[parameter.name] = parameter.default
+
+    visit(ROOT, ())
+    return Resolution(quantizer, found, consumers, children, defaults, written)
+
+
+def _superseded(setting: Setting, quantizer: QuantizerType) -> bool:
+    """Was the setting of use to a class that the quantizer builds on? Then only its consumer was replaced since."""
+    return any(
+        setting.owner in cls.__mro__ and setting.name in _reached(cls)
+        for cls in quantizer.__mro__[1:]
+        if isinstance(cls, QuantizerType)
+    )
+
+
+@lru_cache(maxsize=1024)
+def _reached(quantizer: QuantizerType) -> frozenset[str]:
+    """The attributes that resolving would use, as far as the quantizer itself provides them."""
+    found = settings(quantizer)
+    reached: set[str] = set()
+    queue = [ROOT]
+    while queue:
+        name = queue.pop()
+        if name in found and name not in reached:
+            reached.add(name)
+            queue += [each.name for each in _needs(name, found[name].injected)]
+    return frozenset(reached)
+
+
+def resolution(
+    quantizer: QuantizerType,
+    provided: Mapping[str, Any],
+    *,
+    where: str = "resolve",
+    written: Mapping[str, str] | None = None,
+) -> Resolution:
+    """Work out what resolving a quantizer does, without building anything.
+
+    Args:
+        quantizer: the class to resolve.
+        provided: attributes that the layer contributes; the quantizer's own come first.
+        where: who resolves it, for messages, e.g. ``"QuantLinear"``.
+        written: for each attribute given by keyword, the keyword as the user typed it.
+
+    Raises:
+        QuantizerError: an attribute is missing, unused or misspelled.
+    """
+    written = written or {}
+    found = {**{name: Setting(name, item, None) for name, item in provided.items()}, **settings(quantizer)}
+    if ROOT not in found:
+        raise QuantizerError(
+            f"{where}: {quantizer!r} has no attribute {ROOT!r}, so it is a fragment, not a quantizer. Build on a "
+            f"complete one: class {quantizer.__name__}Weight({quantizer.__name__}, Int8WeightPerTensor)."
+        )
+    try:
+        plan = _trace(quantizer, found, where, written)
+    except SettingError as error:
+        raise _located(error, quantizer, found, where, written) from None
+    for setting in plan.unused():
+        raise _nothing_uses(setting, plan, where)
+    return plan
+
+
+def resolve(
+    quantizer: QuantizerType,
+    provided: Mapping[str, Any] | None = None,
+    *,
+    where: str = "resolve",
+    written: Mapping[str, str] | None = None,
+) -> Any:
+    """Build the modules that a quantizer declares: each class instantiated once, shared by all that ask for it.
+
+    Args:
+        quantizer: the class to resolve.
+        provided: attributes that the layer contributes (a weight's shape, a device ...).
+        where: who resolves it, for messages.
+        written: for each attribute given by keyword, the keyword as the user typed it.
+
+    Returns:
+        The object at the attribute ``tensor_quant``.
+
+    Raises:
+        QuantizerError: a setting is unknown, missing, unused or impossible.
+
+    Example:
+        >>> class Doubler:
+        ...     def __init__(self, step):
+        ...         self.step = 2 * step
+        >>> class Doubled(Quantizer):
+        ...     tensor_quant = Doubler
+        ...     step = 4
+        >>> resolve(Doubled(step=5)).step
+        10
+    """
+    provided = provided or {}
+    try:
+        key = (quantizer, tuple(sorted((name, _freeze(item)) for name, item in provided.items())))
+        injector = _injectors.get(key)
+    except TypeError:  # something that can't be hashed is among the settings
+        key, injector = None, None
+    if injector is None:
+        plan = resolution(quantizer, provided, where=where, written=written)
+        injector = dependencies.Injector(**{name: plan.settings[name].injected for name in plan.children})
+        if key is not None:
+            if len(_injectors) > 4096:
+                _injectors.clear()
+            _injectors[key] = injector
+    try:
+        return getattr(injector, ROOT)
+    except SettingError as error:
+        found = {**{name: Setting(name, item, None) for name, item in provided.items()}, **settings(quantizer)}
+        raise _located(error, quantizer, found, where, written or {}) from None
+
+
+_injectors: dict[Any, Any] = {}  # resolving once and for all what does not change from layer to layer
+
+
+def _located(
+    error: SettingError,
+    quantizer: QuantizerType,
+    found: Mapping[str, Setting],
+    where: str,
+    written: Mapping[str, str],
+) -> SettingError:
+    """The same error, with the keyword that the user typed, or the class that holds the setting."""
+    name = error.setting
+    located = SettingError(name, error.found, error.expected, error.remedy)
+    if name in written:
+        located.args = (f"{where}: {error.message(written[name])}",)
+    else:
+        owner = found[name].owner if name in found else quantizer
+        holder = f"{where}: " if owner is None else f"{where}: in {owner!r}, "
+        located.args = (f"{holder}{error.message(name)}",)
+    return located
+
+
+def _nothing_uses(setting: Setting, plan: Resolution, where: str) -> QuantizerError:
+    name, quantizer = setting.name, plan.quantizer
+    typed = plan.written.get(name)
+    prefix = typed[: -len(name)] if typed else ""
+    base = quantizer.__base__ if "__overrides__" in vars(quantizer) else quantizer
+    known = {*plan.children, *(each for given in plan.defaults.values() for each in given), *_IMPLIED} - {ROOT}
+    provided = {each for each, at in plan.settings.items() if at.owner is None}
+    guess = nearest(name, known - provided)
+    said = f"{typed}={_show(setting.declared)}" if typed else f"{name} = {_show(setting.declared)}"
+    by = f" (set by {setting.owner!r})" if not typed and setting.owner is not quantizer else ""
+    tail = f"Did you mean {prefix}{guess}?" if guess else f"It takes: {', '.join(sorted(known - provided))}."
+    return QuantizerError(f"{where}: nothing in {base!r} uses {said}{by}. {tail}")

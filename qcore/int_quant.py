@@ -1,0 +1,193 @@
+"""Quantization to integers: the modules that integer quantizers resolve into."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .errors import QuantizerError
+from .fake_quant import fake_quant
+from .grid import Grid
+from .int_range import IntRange, check_flag
+from .locate import path_of
+from .rounding import HalfEven
+from .scaling import StatisticScaling
+from .tensor_quant import TensorQuant
+
+__all__ = ["BiasQuant", "IntQuant"]
+
+_HALF_EVEN = HalfEven()
+
+
+class IntQuant(TensorQuant):
+    """Quantization to integers: ``clamp(round(x / scale) + zero_point)``, and back to values.
+
+    Args:
+        int_range: the integers of the grid.
+        scaling: module ``x -> scale``.
+        rounding: callable on ``x / scale``.
+        zero_point: callable ``(x, scale) -> zero point``, or None for 0.
+        axis: the dimension that has a scale for each index, or None.
+        pass_clipped: let gradients through where values were clipped, too.
+
+    Example:
+        >>> from bitwright.quantizers import Int8WeightPerTensor
+        >>> from bitwright.qcore import resolve
+        >>> quant = resolve(Int8WeightPerTensor(bit_width=2), {"channel_axis": 0})
+        >>> quant(torch.tensor([0.2, -0.6, 1.0]))
+        tensor([0., -1.,  1.])
+    """
+
+    def __init__(
+        self,
+        int_range: IntRange,
+        scaling: nn.Module,
+        rounding: Any = _HALF_EVEN,
+        zero_point: Any = None,
+        axis: int | None = None,
+        pass_clipped: bool = False,
+    ) -> None:
+        super().__init__()
+        self.int_range = int_range
+        self.axis = axis
+        self.scaling = scaling
+        self.rounding = rounding
+        self.zero_point = zero_point
+        self.bit_width = int_range.width
+        self.clips = not (check_flag("pass_clipped", pass_clipped) or _covers(int_range, scaling, zero_point))
+
+    @property
+    def signed(self) -> bool:
+        """Whether integers may be negative."""
+        return self.int_range.signed
+
+    @property
+    def narrow_range(self) -> bool:
+        """Whether the range leaves out one end."""
+        return self.int_range.narrow_range
+
+    @property
+    def folds_relu(self) -> bool:
+        """Whether a ReLU before it costs nothing: the clamp at the smallest integer does it."""
+        return not self.signed and self.zero_point is None
+
+    def _quantize(self, x: Tensor, relu: bool = False) -> tuple[Tensor, Grid]:
+        measured = relu and getattr(self.scaling, "measuring", True)
+        seen = x.clamp_min(0) if measured else x  # statistics are those of the activation
+        scale = self.scaling(seen)
+        zero_point = None if self.zero_point is None else self.zero_point(seen, scale)
+        low, high = self.int_range.bounds()
+        values = fake_quant(x, scale, low, high, zero_point, self.rounding, relu=relu, clips=self.clips)
+        return values, self._grid(scale, zero_point)
+
+    def _grid(self, scale: Tensor, zero_point: Tensor | None) -> Grid:
+        width = self.int_range.bit_width
+        return Grid(
+            scale.detach(),
+            None if zero_point is None else zero_point.detach(),
+            width.detach() if isinstance(width, Tensor) else width,
+            self.signed,
+            self.narrow_range,
+            self.axis,
+            self.source,
+        )
+
+    @torch.no_grad()
+    def grid(self, x: Tensor) -> Grid:
+        """The grid that ``x`` would be moved to."""
+        scale = self.scaling(x)
+        return self._grid(scale, None if self.zero_point is None else self.zero_point(x, scale))
+
+    def initialize(self, x: Tensor) -> None:
+        """Set a learned scale from a weight."""
+        if getattr(self.scaling, "follows", False):
+            self.scaling.observe(x.detach())  # type: ignore[operator]
+
+    def rederive(self, x: Tensor) -> None:
+        """Set a learned scale from a weight, also if it was trained since."""
+        if hasattr(self.scaling, "follows"):
+            self.scaling.observe(x.detach())  # type: ignore[operator]
+
+    def scheme(self) -> str:
+        """Such as ``int4 narrow, axis 0, scale learned``."""
+        kind = "int" if self.signed else "uint"
+        width = "learned " + kind if self.int_range.learned else f"{kind}{self.int_range.width}"
+        narrow = " narrow" if self.narrow_range else ""
+        where = "per tensor" if self.axis is None else f"axis {self.axis}"
+        zero = "" if self.zero_point is None else f", zero point {type(self.zero_point).__name__}"
+        return f"{width}{narrow}, {where}, scale {type(self.scaling).__name__}{zero}, {_name(self.rounding)}"
+
+    def extra_repr(self) -> str:
+        return self.scheme()
+
+
+class BiasQuant(TensorQuant):
+    """Quantization of a bias to integers on the scale of the products it is added to: input scale x weight scale.
+
+    Args:
+        int_range: the integers of the grid.
+        rounding: callable on ``bias / scale``.
+
+    Raises:
+        QuantizerError: in forward, where the input has no single scale.
+
+    Example:
+        >>> quant = BiasQuant(IntRange(32, signed=True))
+        >>> inputs, weights = Grid(torch.tensor(0.5)), Grid(torch.tensor(0.25))
+        >>> quant(torch.tensor([0.3]), inputs, weights)
+        tensor([0.2500])
+    """
+
+    follows_input = True
+
+    def __init__(self, int_range: IntRange, rounding: Any = _HALF_EVEN) -> None:
+        super().__init__()
+        self.int_range = int_range
+        self.rounding = rounding
+        self.bit_width = int_range.width
+
+    def _quantize(self, bias: Tensor, inputs: Grid | None = None, weights: Grid | None = None) -> tuple[Tensor, Grid]:
+        if inputs is None or weights is None:
+            lacking = "the input is a plain tensor" if inputs is None else "the weight is not quantized"
+            remedy = (
+                "Set return_quant_tensor=True on the layer before, or give this one input_quant=Int8Act, or choose a "
+                "bias with a scale of its own: bias_quant=Int8BiasOwnScale."
+                if inputs is None
+                else "Set weight_quant=Int8WeightPerTensor, or bias_quant=Int8BiasOwnScale."
+            )
+            raise QuantizerError(
+                f"{path_of(self)}: this bias quantizer needs the scales of input and weight, and {lacking}. {remedy}"
+            )
+        if inputs.scale.numel() != 1:
+            raise QuantizerError(
+                f"{path_of(self)}: the input has {inputs.scale.numel()} scales (axis {inputs.axis}), so its products "
+                "with the weight have no common one for the bias. Quantize the input per tensor (axis=None), or "
+                "choose bias_quant=Int8BiasOwnScale."
+            )
+        scale = inputs.scale.reshape(()) * weights.scale.reshape(-1)
+        scale = scale.reshape(()) if scale.numel() == 1 else scale
+        low, high = self.int_range.bounds()
+        values = fake_quant(bias, scale, low, high, None, self.rounding)
+        axis = None if scale.ndim == 0 else 0
+        width = self.int_range.bit_width
+        return values, Grid(scale, None, width, self.int_range.signed, self.int_range.narrow_range, axis, self.source)
+
+    def scheme(self) -> str:
+        """Such as ``int32 bias``."""
+        return f"int{self.int_range.width} bias, scale of the products, {_name(self.rounding)}"
+
+    def extra_repr(self) -> str:
+        return self.scheme()
+
+
+def _covers(int_range: IntRange, scaling: nn.Module, zero_point: Any) -> bool:
+    """Can nothing be clipped? Then the gradient needs no mask."""
+    symmetric = int_range.signed and int_range.narrow_range and zero_point is None and not int_range.learned
+    statistic = getattr(scaling, "statistic", None)
+    return symmetric and type(scaling) is StatisticScaling and getattr(statistic, "covers", False)
+
+
+def _name(rounding: Any) -> str:
+    return getattr(rounding, "name", None) or getattr(rounding, "__name__", type(rounding).__name__)
+
+

@@ -1,0 +1,138 @@
+"""The integers that a quantizer may use."""
+
+from operator import index
+
+from torch import Tensor, nn
+
+from .errors import SettingError
+
+__all__ = ["IntRange", "int_bounds", "representable_bounds"]
+
+MIN_BIT_WIDTH, MAX_BIT_WIDTH = 2, 32
+
+
+def int_bounds(bit_width: int, signed: bool, narrow_range: bool) -> tuple[int, int]:
+    """The smallest and the largest integer of a range.
+
+    Signed: ``-2**(b-1)`` to ``2**(b-1) - 1``; narrow drops the smallest, which makes the range symmetric.
+    Unsigned: 0 to ``2**b - 1``; narrow drops the largest.
+
+    Example:
+        >>> int_bounds(8, signed=True, narrow_range=True), int_bounds(4, signed=False, narrow_range=False)
+        ((-127, 127), (0, 15))
+    """
+    if signed:
+        return -(2 ** (bit_width - 1)) + narrow_range, 2 ** (bit_width - 1) - 1
+    return 0, 2**bit_width - 1 - narrow_range
+
+
+def representable_bounds(low: int, high: int, mantissa_bits: int) -> tuple[int, int]:
+    """The bounds pulled in to whole numbers that a float with so many bits of mantissa holds exactly.
+
+    float32 has 24, so that 2**31 - 1 would be rounded up to 2**31, which no int32 holds.
+
+    Example:
+        >>> representable_bounds(-(2**31), 2**31 - 1, 24)
+        (-2147483648, 2147483520)
+    """
+
+    def pull(bound: int) -> int:
+        spare = max(0, abs(bound).bit_length() - mantissa_bits)
+        kept = abs(bound) >> spare << spare
+        return kept if bound >= 0 else -kept
+
+    return pull(low), pull(high)
+
+
+class IntRange:
+    """The integers that a quantizer may use, from its attributes ``bit_width``, ``signed`` and ``narrow_range``.
+
+    Inject it (as ``int_range``) into a scaling, statistic or zero point of your own to know the bounds.
+
+    Args:
+        bit_width: whole number from 2 to 32, or a module that computes it, such as `LearnedBitWidth`.
+        signed: whether there are negative integers.
+        narrow_range: leave out the smallest (signed) or largest (unsigned) integer.
+
+    Raises:
+        SettingError: a bit width out of range, or something that is not a truth value.
+
+    Example:
+        >>> four = IntRange(4, signed=True, narrow_range=True)
+        >>> four.min_int, four.max_int, four.threshold
+        (-7, 7, 7)
+    """
+
+    def __init__(self, bit_width: int | nn.Module, signed: bool, narrow_range: bool = False) -> None:
+        self.width = bit_width if isinstance(bit_width, nn.Module) else check_bit_width("bit_width", bit_width)
+        self.signed = check_flag("signed", signed)
+        self.narrow_range = check_flag("narrow_range", narrow_range)
+
+    @property
+    def learned(self) -> bool:
+        """Whether the bit width is computed by a module, so that the bounds are tensors."""
+        return isinstance(self.width, nn.Module)
+
+    @property
+    def bit_width(self) -> int | Tensor:
+        """The current bit width: a plain number, or a 0-d tensor where it is learned."""
+        return self.width() if isinstance(self.width, nn.Module) else self.width
+
+    def bounds(self) -> tuple[int, int] | tuple[Tensor | int, Tensor]:
+        """The smallest and the largest integer; tensors where the bit width is learned."""
+        return int_bounds(self.bit_width, self.signed, self.narrow_range)  # type: ignore[arg-type]
+
+    @property
+    def min_int(self) -> int | Tensor:
+        """The smallest integer."""
+        return self.bounds()[0]
+
+    @property
+    def max_int(self) -> int | Tensor:
+        """The largest integer."""
+        return self.bounds()[1]
+
+    @property
+    def threshold(self) -> int | Tensor:
+        """The integer that the largest magnitude is mapped to: scale = magnitude / threshold."""
+        low, high = self.bounds()
+        return -low if self.signed else high
+
+    @property
+    def power_of_two_threshold(self) -> int | Tensor:
+        """The same for scales that are powers of two: a power of two itself."""
+        return int_bounds(self.bit_width, self.signed, False)[1] + 1  # type: ignore[arg-type]
+
+
+def check_bit_width(setting: str, bit_width: object, minimum: int = MIN_BIT_WIDTH) -> int:
+    """The bit width as an int, or a `SettingError` that says what is possible."""
+    expected = f"a whole number from {minimum} to {MAX_BIT_WIDTH}"
+    try:
+        if isinstance(bit_width, bool):
+            raise TypeError
+        width = index(bit_width)  # type: ignore[arg-type]
+    except TypeError:
+        remedy = ""
+        if isinstance(bit_width, float) and minimum <= bit_width <= MAX_BIT_WIDTH:
+            remedy = f"Write {setting}={int(bit_width)}."
+        raise SettingError(setting, bit_width, expected, remedy) from None
+    if width == 1:
+        raise SettingError(
+            setting,
+            bit_width,
+            expected,
+            "A narrow signed range of 1 bit has no levels but 0: one bit is binary quantization (signs times a "
+            f"scale), which is not an integer grid. Write {setting}=2 for the levels -1, 0, 1.",
+        )
+    if not minimum <= width <= MAX_BIT_WIDTH:
+        raise SettingError(
+            setting, bit_width, expected, f"Write {setting}={min(max(width, minimum), MAX_BIT_WIDTH)}."
+        )
+    return width
+
+
+def check_flag(setting: str, flag: object) -> bool:
+    """The flag, or a `SettingError`: anything but True and False is a slip."""
+    if flag is True or flag is False:
+        return flag
+    raise SettingError(setting, flag, "True or False")

@@ -1,0 +1,536 @@
+"""Where a scale comes from.
+
+A scaling is a module ``x -> scale``: the scale is positive, and 0-d or broadcastable to ``x``. One of your own needs
+nothing else; ask in its ``__init__`` for whatever attributes of the quantizer it depends on.
+"""
+
+import itertools
+import math
+import sys
+import warnings
+import weakref
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .errors import BitwrightWarning, QuantizerError, SettingError
+from .grid import along_axis
+from .inject import register_choices
+from .int_range import IntRange, check_flag
+from .locate import path_of
+from .restriction import FloatScale
+from .statistic import AbsMax, Statistic
+
+__all__ = ["SCALINGS", "CollectedScaling", "ConstantScaling", "LearnedScaling", "RunningScaling", "StatisticScaling"]
+
+_FLOAT_SCALE = FloatScale()
+_ABS_MAX = AbsMax()
+
+
+class _MagnitudeScaling(nn.Module):
+    """What the shipped scalings share: a magnitude (in units of ``x``) becomes a scale."""
+
+    measuring = True  # whether the next forward measures its input
+
+    def __init__(self, int_range: IntRange, restriction: FloatScale, min_scale: float, axis: int | None) -> None:
+        super().__init__()
+        if isinstance(min_scale, bool) or not isinstance(min_scale, (int, float)) or not min_scale > 0:
+            raise SettingError("min_scale", min_scale, "a number above 0")
+        if axis is not None and (isinstance(axis, bool) or not isinstance(axis, int)):
+            raise SettingError("axis", axis, "a dimension such as 1, or None for one scale per tensor")
+        self.int_range = int_range
+        self.restriction = restriction
+        self.min_scale = float(min_scale)
+        self.axis = axis
+
+    def _scale(self, magnitude: Tensor, ndim: int) -> Tensor:
+        """The scale that maps a magnitude to the largest integer; never below the minimum, never half precision."""
+        magnitude = magnitude if magnitude.dtype in (torch.float32, torch.float64) else magnitude.float()
+        threshold = self.restriction.int_threshold(self.int_range)
+        floor = self.min_scale * threshold
+        at_least = torch.clamp_min(magnitude, floor) if isinstance(floor, float) else torch.maximum(magnitude, floor)
+        return along_axis(self.restriction.restrict(at_least) / threshold, self.axis, ndim)
+
+    def _floor(self) -> float:
+        return self.min_scale * float(self.restriction.int_threshold(self.int_range))
+
+    def extra_repr(self) -> str:
+        restriction = "" if type(self.restriction) is FloatScale else f", {self.restriction!r}"
+        return ("per tensor" if self.axis is None else f"per index of axis {self.axis}") + restriction
+
+
+class ConstantScaling(_MagnitudeScaling):
+    """A scale that is given and stays: ``scale=2**-7``, or from the range that it must cover.
+
+    Args:
+        int_range: the integers of the grid.
+        scale: the scale itself: a number, or one for each index of ``axis``.
+        max_value: with ``min_value``, the range to cover instead; the larger magnitude sets the scale.
+        min_value: lower end of that range; by default ``-max_value``, or 0 where integers are unsigned.
+        restriction: which scales are allowed.
+        axis: the dimension of several scales.
+
+    Raises:
+        SettingError: neither or both of scale and max_value, or numbers that are not positive and finite.
+
+    Example:
+        >>> ConstantScaling(IntRange(8, signed=True), scale=2**-7)(torch.ones(3))
+        tensor(0.0078)
+    """
+
+    measuring = False
+    scale: Tensor
+
+    def __init__(
+        self,
+        int_range: IntRange,
+        scale: Any = None,
+        max_value: float | None = None,
+        min_value: float | None = None,
+        restriction: FloatScale = _FLOAT_SCALE,
+        min_scale: float = 1e-10,
+        axis: int | None = None,
+        device: Any = None,
+    ) -> None:
+        super().__init__(int_range, restriction, min_scale, axis)
+        if scale is None and max_value is None:
+            raise SettingError("scale", None, "a positive number such as 2**-7", "Or give the range: max_value=1.0.")
+        if scale is not None and max_value is not None:
+            raise SettingError("scale", scale, f"a scale or a range, not both (max_value={max_value})")
+        if scale is not None:
+            constant = self._positive("scale", scale, device)
+        else:
+            reach = max(abs(_finite("max_value", max_value)), abs(_finite("min_value", min_value or 0.0)))
+            constant = self._scale(self._positive("max_value", reach, device), 1).detach()
+        if axis is None and constant.numel() != 1:
+            raise SettingError("scale", scale, "one number", "Say which dimension the numbers are for: axis=1.")
+        self.register_buffer("scale", constant.reshape(() if axis is None else -1), persistent=False)
+
+    def _positive(self, setting: str, number: Any, device: Any) -> Tensor:
+        try:
+            found = torch.as_tensor(number, dtype=torch.float32, device=device).detach().clone()
+        except (TypeError, ValueError, RuntimeError):
+            raise SettingError(setting, number, "a positive number such as 2**-7") from None
+        if not bool(((found > 0) & found.isfinite()).all()):
+            raise SettingError(setting, number, "a positive, finite number")
+        return found
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The constant, shaped for ``x``."""
+        return along_axis(self.scale, self.axis, x.ndim)
+
+
+class StatisticScaling(_MagnitudeScaling):
+    """The scale follows a statistic of the tensor at hand, at each forward: the default for weights.
+
+    Args:
+        int_range: the integers of the grid.
+        statistic: what is measured, see `STATISTICS`.
+        restriction: which scales are allowed.
+        min_scale: no scale is smaller.
+        axis: one scale for each index of this dimension, or None for one.
+        detach_scale: no gradient through the statistic: training is faster, the largest weight gets no extra pull.
+
+    Example:
+        >>> StatisticScaling(IntRange(8, signed=True, narrow_range=True))(torch.tensor([0.5, -1.27]))
+        tensor(0.0100)
+    """
+
+    def __init__(
+        self,
+        int_range: IntRange,
+        statistic: Statistic = _ABS_MAX,
+        restriction: FloatScale = _FLOAT_SCALE,
+        min_scale: float = 1e-10,
+        axis: int | None = None,
+        detach_scale: bool = False,
+    ) -> None:
+        super().__init__(int_range, restriction, min_scale, axis)
+        self.statistic = statistic
+        self.detach_scale = check_flag("detach_scale", detach_scale)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The scale of ``x``."""
+        source = x.detach() if self.detach_scale else x
+        return self._scale(_usable(self.statistic(source, self.axis)), x.ndim)
+
+    def low_of(self, x: Tensor) -> Tensor:
+        """The lower end of the range of ``x``, for a zero point."""
+        return self.statistic.low(x.detach(), self.axis)  # type: ignore[attr-defined]
+
+    def extra_repr(self) -> str:
+        return f"{self.statistic!r}, {super().extra_repr()}"
+
+
+class _StoredScaling(_MagnitudeScaling):
+    """A magnitude kept as state, with the lower end of the range where the statistic has one.
+
+    Invariant: the state dict has the same keys from construction on, and tensors are only ever changed in place.
+    """
+
+    magnitude: Tensor
+    low: Tensor
+    steps: Tensor
+
+    def __init__(
+        self,
+        int_range: IntRange,
+        statistic: Statistic,
+        restriction: FloatScale,
+        min_scale: float,
+        axis: int | None,
+        channels: int | None,
+        device: Any,
+        dtype: torch.dtype | None,
+        learned: bool,
+    ) -> None:
+        super().__init__(int_range, restriction, min_scale, axis)
+        self.statistic = statistic
+        shape = () if axis is None else (channels or 1,)
+        names = ("magnitude", "low") if hasattr(statistic, "low") else ("magnitude",)
+        for name in names:
+            start = torch.zeros(shape, device=device, dtype=dtype) if name == "low" else self._one(shape, device, dtype)
+            if learned:
+                self.register_parameter(name, nn.Parameter(start))
+            else:
+                self.register_buffer(name, start)
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64, device=device))
+        self.observed = False  # whether the state comes from data (or a file): read in evaluation only
+
+    @property
+    def measuring(self) -> bool:
+        """Whether the next forward measures its input."""
+        return not self.observed
+
+    def _one(self, shape: tuple[int, ...], device: Any, dtype: torch.dtype | None) -> Tensor:
+        return self.restriction.store(torch.ones(shape, device=device, dtype=dtype))
+
+    def _fit(self, channels: int) -> None:
+        """Give the state its length along the axis, once the first data tells it. Tensors stay the same objects."""
+        if self.magnitude.shape[0] == channels:
+            return
+        if self.observed:
+            raise QuantizerError(
+                f"{path_of(self)}: the input has {channels} entries along axis {self.axis}, but the "
+                f"{self.magnitude.shape[0]} scales were collected for as many. Use another quantizer for this input."
+            )
+        for name in ("magnitude", "low"):
+            if hasattr(self, name):
+                tensor = getattr(self, name)
+                tensor.data = tensor.data[:1].repeat(channels)
+
+    @torch.no_grad()
+    def observe(self, x: Tensor) -> None:
+        """Set the state from one tensor."""
+        if self.axis is not None:
+            self._fit(x.shape[self.axis])
+        measured = _usable(self.statistic(x, self.axis)).clamp_min(self._floor())
+        self.magnitude.copy_(self.restriction.store(measured))
+        if hasattr(self, "low"):
+            self.low.copy_(_usable(self.statistic.low(x, self.axis)))  # type: ignore[attr-defined]
+        self.steps.fill_(1)
+        self.observed = True
+
+    def _at_hand(self, x: Tensor) -> Tensor:
+        """The magnitude of the tensor at hand, for a quantizer that saw no data yet."""
+        if not getattr(self, "_warned", False) and not torch.compiler.is_compiling():
+            self._warned = True
+            warnings.warn(
+                f"{path_of(self)} is evaluated before it saw any data: it uses the range of the tensor at hand. "
+                "Run some batches in training mode first, or load a checkpoint.",
+                BitwrightWarning,
+                stacklevel=2,
+            )
+        return _usable(self.statistic(x.detach(), self.axis))
+
+    def low_of(self, x: Tensor) -> Tensor:
+        """The lower end of the range, for a zero point."""
+        if not self.training and not self.observed:
+            return _usable(self.statistic.low(x.detach(), self.axis))  # type: ignore[attr-defined]
+        return self.low
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        loaded = state_dict.get(prefix + "magnitude")
+        if loaded is not None and self.axis is not None and not self.observed and loaded.ndim == 1:
+            self._fit(loaded.shape[0])
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        if loaded is not None and prefix + "steps" in state_dict:
+            self.observed = bool(self.steps > 0)
+
+    def extra_repr(self) -> str:
+        return f"{self.statistic!r}, {super().extra_repr()}"
+
+
+class LearnedScaling(_StoredScaling):
+    """A scale that is a parameter from the start (LSQ), first set from a statistic of the weight or the first input.
+
+    A weight's scale follows the weight until the first forward, so that weights may be initialised or loaded after
+    construction. What is stored is the magnitude that the largest integer stands for, in the restriction's domain.
+
+    Args:
+        int_range: the integers of the grid.
+        statistic: what the first value is measured by.
+        restriction: which scales are allowed, and the domain of the parameter.
+        min_scale: no scale is smaller.
+        axis: one scale for each index of this dimension, or None for one.
+        channels: how many indices the axis has, where known.
+        max_value: start from this magnitude instead of a statistic.
+
+    Example:
+        >>> scaling = LearnedScaling(IntRange(4, signed=False), max_value=6.0)
+        >>> scaling(torch.ones(2))
+        tensor(0.4000, grad_fn=<DivBackward0>)
+    """
+
+    def __init__(
+        self,
+        int_range: IntRange,
+        statistic: Statistic = _ABS_MAX,
+        restriction: FloatScale = _FLOAT_SCALE,
+        min_scale: float = 1e-10,
+        axis: int | None = None,
+        channels: int | None = None,
+        max_value: float | None = None,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(int_range, statistic, restriction, min_scale, axis, channels, device, dtype, learned=True)
+        self.follows = max_value is None  # until the first forward
+        if max_value is not None:
+            reach = _finite("max_value", max_value)
+            if reach <= 0:
+                raise SettingError("max_value", max_value, "a number above 0")
+            with torch.no_grad():
+                self.magnitude.copy_(restriction.store(torch.full_like(self.magnitude, reach)))
+                self.steps.fill_(1)
+            self.observed = True
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The scale in use."""
+        if self.follows and (self.observed or self.training):
+            self.observe(x.detach())
+            self.follows = False
+        magnitude = self.restriction.load(self.magnitude) if self.observed else self._at_hand(x)
+        return self._scale(magnitude, x.ndim)
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        if prefix + "magnitude" in state_dict:
+            self.follows = not self.observed
+
+
+class CollectedScaling(_StoredScaling):
+    """A scale collected from the first training batches, then learned: the default for activations.
+
+    For ``collect_steps`` training forwards the state is a running average of the statistic (and is used as it stands
+    after each batch, in training and evaluation alike); from then on it is an ordinary parameter. Batches whose
+    statistic is not finite are left out of the average.
+
+    Args:
+        int_range: the integers of the grid.
+        statistic: what is measured.
+        restriction: which scales are allowed, and the domain of the parameter.
+        min_scale: no scale is smaller.
+        axis: one scale for each index of this dimension, or None for one.
+        channels: how many indices the axis has; found from the first input otherwise.
+        collect_steps: training forwards that are averaged, 1 or more.
+        momentum: weight of each new batch in the average; None for the plain mean.
+
+    Raises:
+        SettingError: a number of steps below 1, or a momentum outside (0, 1].
+
+    Example:
+        >>> scaling = CollectedScaling(IntRange(8, signed=False), collect_steps=1)
+        >>> _ = scaling(torch.tensor([0.0, 2.55]))
+        >>> scaling(torch.ones(2)), scaling.collecting
+        (tensor(0.0100, grad_fn=<DivBackward0>), False)
+    """
+
+    learned = True
+
+    def __init__(
+        self,
+        int_range: IntRange,
+        statistic: Statistic = _ABS_MAX,
+        restriction: FloatScale = _FLOAT_SCALE,
+        min_scale: float = 1e-10,
+        axis: int | None = None,
+        channels: int | None = None,
+        collect_steps: int = 300,
+        momentum: float | None = 0.1,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(int_range, statistic, restriction, min_scale, axis, channels, device, dtype, self.learned)
+        if isinstance(collect_steps, bool) or not isinstance(collect_steps, int) or collect_steps < 1:
+            raise SettingError("collect_steps", collect_steps, "a whole number of training steps, 1 or more")
+        if momentum is not None and (isinstance(momentum, bool) or not 0 < momentum <= 1):
+            raise SettingError("momentum", momentum, "a number above 0, up to 1, or None for the plain mean")
+        self.collect_steps = collect_steps
+        self.momentum = momentum
+        self.collecting = True  # the one flag that traced code branches on; it flips once
+        self._forwards = 0
+        self._handle = _registered(self)
+
+    @property
+    def measuring(self) -> bool:
+        """Whether the next forward measures its input."""
+        return (self.training and self.collecting) or not self.observed
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The scale in use; in training, while collecting, ``x`` counts first."""
+        if self.training and self.collecting:
+            with torch.no_grad():
+                self._collect(x)
+            return self._scale(self.restriction.load(self.magnitude.detach()), x.ndim)
+        if not self.training and not self.observed:
+            return self._scale(self._at_hand(x), x.ndim)
+        return self._scale(self.restriction.load(self.magnitude), x.ndim)
+
+    def low_of(self, x: Tensor) -> Tensor:
+        """The lower end of the range, for a zero point."""
+        return super().low_of(x).detach() if self.training and self.collecting else super().low_of(x)
+
+    def _collect(self, x: Tensor) -> None:
+        if x.numel() == 0:
+            return
+        if self.axis is not None:
+            self._fit(x.shape[self.axis])
+        self.observed = True
+        found = [self.statistic(x.detach(), self.axis)]
+        state = [self.magnitude.detach()]
+        if hasattr(self, "low"):
+            found.append(self.statistic.low(x.detach(), self.axis))  # type: ignore[attr-defined]
+            state.append(self.low.detach())
+        if torch.compiler.is_compiling():
+            _collect_op()(state, self.steps, found, self._handle)
+        else:
+            self._average(state, self.steps, found)
+
+    def _average(self, state: list[Tensor], steps: Tensor, found: list[Tensor]) -> None:
+        """One step of the running average, in place, and of the counter; ends the collection when it is due."""
+        found = _pooled(found, self.statistic)
+        finite = torch.stack([each.isfinite().all() for each in found]).all()
+        mean = 1 / (steps + 1) if self.momentum is None else torch.full_like(steps, self.momentum, dtype=torch.float32)
+        share = torch.where(steps == 0, 1.0, mean)
+        for index, (tensor, new) in enumerate(zip(state, found, strict=True)):
+            old = self.restriction.load(tensor) if index == 0 else tensor
+            average = torch.where(finite, old + share * (new.to(old.dtype) - old), old)
+            floored = average.clamp_min(self._floor()) if index == 0 else average
+            tensor.copy_(self.restriction.store(floored) if index == 0 else floored)
+        steps += finite.to(steps.dtype)
+        self._advance()
+
+    def _advance(self) -> None:
+        self._forwards += 1
+        if self._forwards >= self.collect_steps:
+            self.collecting = False
+
+    def finish_collecting(self) -> None:
+        """End the collection now: from the next forward on the scale is learned."""
+        self.collecting = False
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        if prefix + "steps" in state_dict:
+            self._forwards = int(self.steps)
+            self.collecting = self._forwards < self.collect_steps
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._handle = _registered(self)  # copies and loaded models count for themselves
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, {'collecting' if self.collecting else 'learned'}"
+
+
+class RunningScaling(CollectedScaling):
+    """A running average of the statistic, as in batch normalisation: updated by every training forward, never learned.
+
+    Args are those of `CollectedScaling`, without ``collect_steps``.
+
+    Example:
+        >>> scaling = RunningScaling(IntRange(8, signed=False), momentum=0.5)
+        >>> _ = scaling(torch.tensor([1.0])), scaling(torch.tensor([2.0]))
+        >>> scaling.magnitude
+        tensor(1.5000)
+    """
+
+    learned = False
+
+    def __init__(
+        self,
+        int_range: IntRange,
+        statistic: Statistic = _ABS_MAX,
+        restriction: FloatScale = _FLOAT_SCALE,
+        min_scale: float = 1e-10,
+        axis: int | None = None,
+        channels: int | None = None,
+        momentum: float | None = 0.1,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(
+            int_range, statistic, restriction, min_scale, axis, channels, sys.maxsize, momentum, device, dtype
+        )
+
+
+def _usable(statistic: Tensor) -> Tensor:
+    """A statistic fit to set a scale by: one that is not finite (from NaN or infinite values) counts as 1."""
+    return torch.where(statistic.isfinite(), statistic, 1.0)
+
+
+def _finite(setting: str, number: object) -> float:
+    if isinstance(number, bool) or not isinstance(number, (int, float)) or not math.isfinite(number):
+        raise SettingError(setting, number, "a finite number")
+    return float(number)
+
+
+def _pooled(found: list[Tensor], statistic: object) -> list[Tensor]:
+    """The statistics over all ranks, where training is distributed: extremes as extremes, others averaged."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return found
+    ranks = torch.distributed.get_world_size()
+    pooled = []
+    for each in found:
+        total = each.clone()
+        if getattr(statistic, "covers", False):
+            torch.distributed.all_reduce(total, torch.distributed.ReduceOp.MAX)
+        else:
+            torch.distributed.all_reduce(total)
+            total /= ranks
+        pooled.append(total)
+    return pooled
+
+
+# Under torch.compile the average is one opaque operation: its Python can end the collection without a graph break.
+_collecting: "weakref.WeakValueDictionary[int, CollectedScaling]" = weakref.WeakValueDictionary()
+_handles = itertools.count()
+
+
+def _registered(scaling: CollectedScaling) -> int:
+    handle = next(_handles)
+    _collecting[handle] = scaling
+    return handle
+
+
+def _collect_op() -> Any:
+    return torch.ops.bitwright.collect.default
+
+
+@torch.library.custom_op("bitwright::collect", mutates_args=("state", "steps"))
+def _collect(state: list[Tensor], steps: Tensor, found: list[Tensor], handle: int) -> None:
+    _collecting[handle]._average(state, steps, found)
+
+
+SCALINGS = register_choices(
+    "scaling",
+    {
+        "constant": ConstantScaling,
+        "statistic": StatisticScaling,
+        "learned": LearnedScaling,
+        "collected": CollectedScaling,
+        "running": RunningScaling,
+    },
+)

@@ -1,0 +1,54 @@
+"""Where a zero point comes from: the integer that stands for 0 in a range that is not centred on it.
+
+A zero point is a callable ``(x, scale) -> Tensor`` of whole numbers shaped like the scale. It must lie in range, so
+that 0 is on the grid (padding, ReLU).
+"""
+
+import torch
+from torch import Tensor, nn
+
+from .grid import along_axis
+from .inject import register_choices
+from .int_range import IntRange
+from .rounding import HalfEven, round_straight_through
+
+__all__ = ["ZERO_POINTS", "RangeZeroPoint"]
+
+
+class RangeZeroPoint:
+    """The integer for 0 when the smallest integer stands for the lower end of the range.
+
+    The lower end is the scaling's: measured, collected or learned together with the scale, so that both end their
+    collection in the same step. Where it is learned, gradients pass through the rounding.
+
+    Args:
+        scaling: a scaling that knows the lower end (``low_of``): with a statistic such as `MinMax`.
+        int_range: the integers of the grid.
+        axis: as for the scaling.
+
+    Example:
+        >>> from bitwright.qcore import MinMax, StatisticScaling
+        >>> eight = IntRange(8, signed=False)
+        >>> scaling = StatisticScaling(eight, MinMax())
+        >>> x = torch.tensor([-1.0, 1.55])
+        >>> RangeZeroPoint(scaling, eight)(x, scaling(x))
+        tensor(100.)
+    """
+
+    def __init__(self, scaling: nn.Module, int_range: IntRange, axis: int | None = None) -> None:
+        self.scaling = scaling
+        self.int_range = int_range
+        self.axis = axis
+
+    def __call__(self, x: Tensor, scale: Tensor) -> Tensor:
+        """The zero point for the scale that the scaling just gave for ``x``."""
+        low = self.scaling.low_of(x)  # type: ignore[operator]
+        smallest, largest = self.int_range.bounds()
+        offset = along_axis(low, self.axis, x.ndim).to(scale.dtype) / scale
+        return torch.clamp(smallest - round_straight_through(offset, HalfEven()), smallest, largest)
+
+    def __repr__(self) -> str:
+        return "RangeZeroPoint()"
+
+
+ZERO_POINTS = register_choices("zero_point", {"range": RangeZeroPoint})

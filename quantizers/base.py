@@ -1,0 +1,64 @@
+"""Fragments that the shipped quantizers are put together from."""
+
+from ..qcore import BiasQuant, IntQuant, IntRange, Quantizer, value
+
+__all__ = ["BiasBase", "IntBase", "PerOutputChannel", "PowerOfTwo", "Shifted"]
+
+
+class IntBase(Quantizer):
+    """Quantization to integers: everything but where the scale comes from.
+
+    Example:
+        >>> IntBase.rounding, IntBase.restriction
+        ('half_even', 'float')
+    """
+
+    tensor_quant = IntQuant
+    int_range = IntRange
+    bit_width = 8
+    signed = True
+    narrow_range = False
+    rounding = "half_even"
+    restriction = "float"
+    min_scale = 1e-10
+    axis = None
+
+
+class PerOutputChannel(Quantizer):
+    """Fragment: one scale for each output channel of the layer."""
+
+    @value
+    def axis(channel_axis):  # noqa: N805 - not a method: `channel_axis` is an attribute that the layer provides
+        """The dimension of the weight that runs over output channels."""
+        return channel_axis
+
+
+class PowerOfTwo(Quantizer):
+    """Fragment: scales that are powers of two, the next one above."""
+
+    restriction = "power_of_two"
+    power_of_two_rounding = "ceil"
+
+
+class Shifted(Quantizer):
+    """Fragment: unsigned integers with a zero point, for ranges that are not centred on 0."""
+
+    signed = False
+    narrow_range = False
+    zero_point = "range"
+
+
+class BiasBase(Quantizer):
+    """Bias quantization on the scale of the products: input scale x weight scale.
+
+    Example:
+        >>> BiasBase.bit_width
+        32
+    """
+
+    tensor_quant = BiasQuant
+    int_range = IntRange
+    bit_width = 32
+    signed = True
+    narrow_range = False
+    rounding = "half_even"

@@ -1,0 +1,147 @@
+"""The folders of the repository, what pyproject.toml says of them, and what an install of them brings."""
+
+import ast
+import importlib
+import subprocess
+import sys
+import tomllib
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+import bitwright
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+PACKAGES = PROJECT["tool"]["setuptools"]["packages"]
+FOLDERS = PROJECT["tool"]["setuptools"]["package-dir"]
+NOT_INSTALLED = {"tests", "examples", "benchmarks", "docs"}
+IN_CHECKOUT = (ROOT / "bitwright").is_dir()  # else the tests lie alone and run on the installed wheel
+
+# What the code of a folder may import. The order is the architecture: nothing in qcore knows a layer.
+MAY_IMPORT = {
+    "qcore": {"qcore"},
+    "quantizers": {"qcore", "quantizers"},
+    "nn": {"qcore", "quantizers", "nn"},
+    "graph": {"qcore", "quantizers", "nn", "graph"},
+    "export": {"qcore", "quantizers", "nn", "export"},
+    "testing": {"qcore", "quantizers", "nn", "graph", "export", "testing"},
+}
+
+only_in_checkout = pytest.mark.skipif(not IN_CHECKOUT, reason="about the checkout, and this is a run on the wheel")
+only_on_wheel = pytest.mark.skipif(IN_CHECKOUT, reason="about the wheel, and this is a run on the checkout")
+
+
+def imported(path: Path) -> set[str]:
+    """The folders that a file imports from, and what it imports of bitwright by absolute name."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 1:
+            found.add(path.parent.name)
+        elif isinstance(node, ast.ImportFrom):
+            found |= {node.module.split(".")[0]} if node.module else {alias.name for alias in node.names}
+    return {name for name in found if name in MAY_IMPORT or name.startswith("bitwright.")}
+
+
+def test_packages_are_mapped_to_the_folders_of_their_names():
+    assert PACKAGES == ["bitwright", *FOLDERS]
+    assert {name: f"bitwright.{folder}" for name, folder in FOLDERS.items()} == {name: name for name in FOLDERS}
+
+
+@pytest.mark.parametrize("name", PACKAGES)
+def test_package_is_importable(name):
+    assert importlib.import_module(name).__name__ == name
+
+
+@only_in_checkout
+def test_every_folder_of_code_is_listed():
+    """One that isn't would be missing from the wheel, without a word."""
+    found = {path.parent.name for path in ROOT.glob("[!.]*/*.py")} - NOT_INSTALLED
+    assert found == {"bitwright", *FOLDERS.values()}
+
+
+@only_in_checkout
+@pytest.mark.parametrize("folder", ["bitwright", *FOLDERS.values()])
+def test_folder_is_flat(folder):
+    assert (ROOT / folder / "__init__.py").is_file()
+    assert list(ROOT.glob(f"{folder}/*/**/*.py")) == []
+
+
+@only_in_checkout
+def test_repository_is_not_a_package():
+    assert not (ROOT / "__init__.py").exists()
+
+
+@only_in_checkout
+@pytest.mark.parametrize("folder", FOLDERS.values())
+def test_imports_point_one_way_and_are_relative(folder):
+    allowed = MAY_IMPORT[folder] | {"bitwright.__version__"}
+    astray = {path.name: imported(path) - allowed for path in sorted((ROOT / folder).glob("*.py"))}
+    assert {name: names for name, names in astray.items() if names} == {}
+
+
+def test_imports_are_recognised(tmp_path):
+    file = tmp_path / "nn" / "linear.py"
+    file.parent.mkdir()
+    file.write_text(
+        "import torch.nn, bitwright.export\n"
+        "from torch import nn\n"
+        "from bitwright import __version__\n"
+        "from bitwright.qcore.scaling import Scaling\n"
+        "from .base import Base\n"
+        "from ..quantizers import Int8Act\n"
+        "from .. import graph\n"
+    )
+    by_name = {"bitwright.export", "bitwright.__version__", "bitwright.qcore.scaling.Scaling"}
+    assert imported(file) == by_name | {"nn", "quantizers", "graph"}
+
+
+def test_front_door_is_light():
+    """Everything heavy waits until it is imported by name."""
+    code = "import sys, bitwright; print(bitwright.__version__, sorted({'torch', 'numpy', 'onnx'} & set(sys.modules)))"
+    ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert ran.stdout == f"{bitwright.__version__} []\n"
+
+
+def test_front_door_is_typed():
+    assert (Path(bitwright.__file__).parent / "py.typed").is_file()
+
+
+def test_version_of_the_install():
+    try:
+        installed = distribution("bitwright").version
+    except PackageNotFoundError:
+        pytest.skip("bitwright is not installed, it runs from the checkout")
+    assert installed == bitwright.__version__
+
+
+@only_on_wheel
+def test_wheel_brings_one_name():
+    """Folders named nn, export or quantizers at the top of site-packages would be other people's packages."""
+    top = {file.parts[0] for file in distribution("bitwright").files or []}
+    assert top == {"bitwright", f"bitwright-{bitwright.__version__}.dist-info"}
+
+
+@only_in_checkout
+@pytest.mark.parametrize("file", [PROJECT["project"]["readme"], *PROJECT["project"]["license-files"]])
+def test_what_the_metadata_names_is_there(file):
+    assert (ROOT / file).is_file()
+
+
+@only_in_checkout
+def test_every_requirement_has_a_tested_version():
+    project = PROJECT["project"]
+    extras = [line for extra in project["optional-dependencies"].values() for line in extra]
+    asked = [*PROJECT["build-system"]["requires"], *project["dependencies"], *extras, "mlxtend"]
+    pins = [line for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines() if "==" in line]
+    pinned = {canonicalize_name(Requirement(line).name): Requirement(line).specifier for line in pins}
+    for requirement in map(Requirement, asked):
+        version = str(pinned[canonicalize_name(requirement.name)]).removeprefix("==")
+        assert requirement.specifier.contains(version), f"{requirement}, but tested with {version}"
