@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..qcore import QuantizerError, QuantTensor, TensorQuant
+from ..qcore import QuantizerError, QuantTensor, TensorQuant, values_of
 from .slots import Described, fill_slot
 
 __all__ = ["ActivationLayer"]
@@ -70,10 +70,10 @@ class ActivationLayer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """The quantized result, of the input's shape; a `QuantTensor` with ``return_quant_tensor=True``."""
         if self.input_quant is not None:
-            x = self.input_quant(_values(x))
+            x = self.input_quant(values_of(x))
         if self.act_quant is None:
             return self._function(x)
-        out, grid = self._quantized(_values(x), self.act_quant)
+        out, grid = self._quantized(values_of(x), self.act_quant)
         return QuantTensor.wrap(out, grid) if self.return_quant_tensor and grid is not None else out
 
     def _quantized(self, x: Tensor, quant: TensorQuant) -> Any:
@@ -84,6 +84,3 @@ class ActivationLayer(nn.Module):
         flag = "return_quant_tensor=True" if self.return_quant_tensor else ""
         return ", ".join(each for each in (extra, flag) if each)
 
-
-def _values(x: Tensor) -> Tensor:
-    return x.value if isinstance(x, QuantTensor) else x

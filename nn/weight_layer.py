@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..qcore import Grid, QuantizerError, QuantTensor, TensorQuant, path_of
+from ..qcore import Grid, QuantizerError, QuantTensor, TensorQuant, grid_of, path_of, values_of
 from .slots import Described, fill_slot, split_overrides
 
 __all__ = ["WeightLayer"]
@@ -116,9 +116,7 @@ class WeightLayer(nn.Module):
         return self.weight_quant is not None and self.weight_quant.lowering is not None
 
     def _take_input(self, x: Tensor) -> tuple[Tensor, Grid | None]:
-        grid = None
-        if isinstance(x, QuantTensor):
-            x, grid = x.value, x.grid
+        grid, x = grid_of(x), values_of(x)
         if self.input_quant is not None:
             x, grid = self.input_quant.quantize(x)
         if not torch.compiler.is_compiling():

@@ -9,7 +9,7 @@ from .inject import Quantizer, diff, register_choices, resolve, settings, value
 from .int_quant import BiasQuant, IntQuant
 from .int_range import IntRange, int_bounds
 from .locate import path_of
-from .quant_tensor import QuantTensor
+from .quant_tensor import QuantTensor, grid_of, values_of
 from .restriction import RESTRICTIONS, FloatScale, LogScale, PowerOfTwoScale
 from .rounding import ROUNDINGS, Ceil, Floor, HalfEven, HalfUp, Rounding, StochasticRounding, TowardZero
 from .scaling import (
@@ -79,6 +79,7 @@ __all__ = [
     "describe",
     "diff",
     "fake_quant",
+    "grid_of",
     "int_bounds",
     "path_of",
     "quantize_to_int",
@@ -87,4 +88,5 @@ __all__ = [
     "settings",
     "size_penalty",
     "value",
+    "values_of",
 ]

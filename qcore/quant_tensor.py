@@ -9,7 +9,7 @@ from torch import Tensor
 from .errors import QuantTensorError
 from .grid import Grid
 
-__all__ = ["QuantTensor"]
+__all__ = ["QuantTensor", "grid_of", "values_of"]
 
 aten = torch.ops.aten
 
@@ -30,11 +30,15 @@ class QuantTensor(torch.Tensor):
         (tensor([ 2, -4], dtype=torch.int8), tensor(0.2500), 4, 'QuantTensor', 'Tensor')
     """
 
+    scale: Tensor  # step between neighbouring values: 0-d, or broadcastable to the values
     _inner: Tensor
-    _grid: Grid | None
+    _zero_point: Tensor | None
+    _form: tuple[Any, ...] | None  # the rest of the grid, constants; None once the values may have left it
 
     @staticmethod
-    def __new__(cls, values: Tensor, grid: Grid | None) -> "QuantTensor":
+    def __new__(
+        cls, values: Tensor, scale: Tensor | None, zero_point: Tensor | None, form: tuple[Any, ...] | None
+    ) -> "QuantTensor":
         self = torch.Tensor._make_wrapper_subclass(
             cls,
             values.size(),
@@ -45,54 +49,46 @@ class QuantTensor(torch.Tensor):
             layout=values.layout,
             requires_grad=values.requires_grad,
         )
-        self._inner = values
-        self._grid = grid
-        if grid is not None:
-            self._scale = grid.scale
-            self._zero_point = grid.zero_point
+        self._inner, self.scale, self._zero_point, self._form = values, scale, zero_point, form
         return self
 
-    def __init__(self, values: Tensor, grid: Grid | None) -> None:
+    def __init__(self, *parts: Any) -> None:
         pass
 
     @staticmethod
     def wrap(values: Tensor, grid: Grid) -> "QuantTensor":
         """A QuantTensor of values that lie on a grid; gradients pass through to ``values``."""
-        return _Wrap.apply(values, grid)  # type: ignore[return-value]
+        return _Wrap.apply(values, grid.scale, grid.zero_point, _form_of(grid))  # type: ignore[return-value]
 
     @property
     def value(self) -> Tensor:
         """The plain tensor of values; gradients pass through."""
-        return _Unwrap.apply(self)  # type: ignore[return-value]
+        return values_of(self)
 
     @property
     def grid(self) -> Grid | None:
         """The grid, or None after an in-place operation that left it."""
-        return self._grid
+        return grid_of(self)
 
     def _known(self) -> Grid:
-        if self._grid is None:
+        grid = self.grid
+        if grid is None:
             raise QuantTensorError(
                 "This QuantTensor was changed in place by an operation that leaves its grid. Use the operation that "
                 "returns a new tensor (x = x * 2 instead of x.mul_(2)), or quantize the result again."
             )
-        return self._grid
-
-    @property
-    def scale(self) -> Tensor:
-        """Step between neighbouring values; 0-d, or broadcastable to the values."""
-        return self._known().scale
+        return grid
 
     @property
     def zero_point(self) -> Tensor:
         """The integer that stands for 0, shaped like the scale."""
-        grid = self._known()
-        return torch.zeros_like(grid.scale) if grid.zero_point is None else grid.zero_point
+        self._known()
+        return torch.zeros_like(self.scale) if self._zero_point is None else self._zero_point
 
     @property
-    def bit_width(self) -> int | Tensor:
-        """Bits of the integers; a 0-d tensor where it is learned."""
-        return self._known().bit_width
+    def bit_width(self) -> int:
+        """Bits of the integers."""
+        return int(self._known().bit_width)
 
     @property
     def signed(self) -> bool:
@@ -102,12 +98,13 @@ class QuantTensor(torch.Tensor):
     @property
     def is_valid(self) -> bool:
         """Whether every value lies on the grid (to within a fifth of a step) and in its range."""
-        if self._grid is None:
+        grid = self.grid
+        if grid is None:
             return False
         with torch.no_grad():
-            steps = self._inner.double() / self._grid.scale
-            codes = steps.round() if self._grid.zero_point is None else steps.round() + self._grid.zero_point
-            low, high = self._grid.bounds
+            steps = self._inner.double() / grid.scale
+            codes = steps.round() if grid.zero_point is None else steps.round() + grid.zero_point
+            low, high = grid.bounds
             near = (steps - steps.round()).abs() < (0.2 if self.dtype in (torch.float32, torch.float64) else 0.5)
             return bool((near & (codes >= low) & (codes <= high)).all())
 
@@ -126,7 +123,8 @@ class QuantTensor(torch.Tensor):
         return grid.to_int(self._inner.detach())
 
     def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
-        grid = "off its grid" if self._grid is None else f"scale={_short(self._grid.scale)}, {_bits(self._grid)}"
+        known = self.grid
+        grid = "off its grid" if known is None else f"scale={_short(known.scale)}, {_bits(known)}"
         gradient = ", requires_grad=True" if self.requires_grad else ""
         return f"QuantTensor({_contents(self._inner)}, {grid}{gradient})"
 
@@ -140,28 +138,24 @@ class QuantTensor(torch.Tensor):
         return self * other
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        return _restore, (self._inner.detach(), self._grid, self.requires_grad)
+        return _restore, (self._inner.detach(), self.scale, self._zero_point, self._form, self.requires_grad)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "QuantTensor":
-        copied = QuantTensor(self._inner.detach().clone(), self._grid).requires_grad_(self.requires_grad)
+        copied = _restore(self._inner.detach().clone(), self.scale, self._zero_point, self._form, self.requires_grad)
         memo[id(self)] = copied
         return copied
 
     # What torch.compile and torch.autograd need to take the tensor apart and put it together again.
 
     def __tensor_flatten__(self) -> tuple[list[str], Any]:
-        grid = self._grid
-        if grid is None:
-            return ["_inner"], None
-        names = ["_inner", "_scale"] + (["_zero_point"] if grid.zero_point is not None else [])
-        width = grid.bit_width
-        return names, (int(width), grid.signed, grid.narrow_range, grid.axis, grid.source)
+        names = ["_inner"]
+        if self._form is not None:
+            names += ["scale"] if self._zero_point is None else ["scale", "_zero_point"]
+        return names, self._form
 
     @staticmethod
     def __tensor_unflatten__(inner: dict[str, Tensor], context: Any, size: Any, stride: Any) -> "QuantTensor":
-        if context is None:
-            return QuantTensor(inner["_inner"], None)
-        return QuantTensor(inner["_inner"], Grid(inner["_scale"], inner.get("_zero_point"), *context))
+        return QuantTensor(inner["_inner"], inner.get("scale"), inner.get("_zero_point"), context)
 
     def __coerce_same_metadata_as_tangent__(self, expected: Any, expected_type: type | None = None) -> Tensor | None:
         return self._inner if expected_type is None or not issubclass(expected_type, QuantTensor) else self
@@ -185,18 +179,35 @@ class QuantTensor(torch.Tensor):
         if grid is None:
             return out
         if not isinstance(out, (tuple, list)):
-            return QuantTensor(out, grid)
-        return type(out)(QuantTensor(each, grid) if each.dtype == first.dtype else each for each in out)
+            return _on(out, grid)
+        return type(out)(_on(each, grid) if each.dtype == first.dtype else each for each in out)
+
+
+def values_of(x: Tensor) -> Tensor:
+    """The plain values of a tensor that may be a QuantTensor; gradients pass through.
+
+    Functions, not properties: compilers trace into them.
+    """
+    return _Unwrap.apply(x) if isinstance(x, QuantTensor) else x  # type: ignore[return-value]
+
+
+def grid_of(x: Tensor) -> Grid | None:
+    """The grid of a tensor; None for plain tensors, and for one that an in-place operation moved off its grid."""
+    if not isinstance(x, QuantTensor) or x._form is None:
+        return None
+    return Grid(x.scale, x._zero_point, *x._form)
 
 
 class _Wrap(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, values: Tensor, grid: Grid) -> QuantTensor:
-        return QuantTensor(values.detach(), grid)
+    def forward(
+        ctx: Any, values: Tensor, scale: Tensor, zero_point: Tensor | None, form: tuple[Any, ...]
+    ) -> QuantTensor:
+        return QuantTensor(values.detach(), scale, zero_point, form)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
-        return _inner_of(grad), None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:  # type: ignore[override]
+        return grad, None, None, None
 
 
 class _Unwrap(torch.autograd.Function):
@@ -209,8 +220,18 @@ class _Unwrap(torch.autograd.Function):
         return grad
 
 
-def _restore(values: Tensor, grid: Grid | None, requires_grad: bool) -> QuantTensor:
-    return QuantTensor(values, grid).requires_grad_(requires_grad)
+def _form_of(grid: Grid) -> tuple[Any, ...]:
+    return (int(grid.bit_width), grid.signed, grid.narrow_range, grid.axis, grid.source)
+
+
+def _on(values: Tensor, grid: Grid) -> QuantTensor:
+    """A QuantTensor below autograd, where operations are dispatched."""
+    return QuantTensor(values, grid.scale, grid.zero_point, _form_of(grid))
+
+
+def _restore(values: Tensor, *rest: Any) -> QuantTensor:
+    *parts, requires_grad = rest
+    return QuantTensor(values, *parts).requires_grad_(requires_grad)
 
 
 def _inner_of(tensor: Any) -> Any:
@@ -232,7 +253,8 @@ def _in_place(func: Any, args: Any, kwargs: Any) -> Any:
     target = kwargs.get("out", args[0] if args else None)
     if isinstance(target, QuantTensor):
         if func not in _IN_PLACE:
-            target._grid = None
+            target._form = None
+            target.scale = None  # type: ignore[assignment]
         return target
     return result
 
@@ -263,14 +285,14 @@ def _keeps(*operations: Any) -> Callable[[Rule], Rule]:
 )
 def _in_place_of_each(func: Any, args: Any, kwargs: Any, out: Tensor) -> Grid | None:
     """Values stay where they are, or move among values of one scale, or become 0."""
-    grid = args[0]._grid
+    grid = args[0].grid
     moves = func in (aten.flip.default, aten.roll.default)
     return None if grid is None or (moves and grid.axis is not None) else grid
 
 
 @_keeps(aten._to_copy.default)
 def _converted(func: Any, args: Any, kwargs: Any, out: Tensor) -> Grid | None:
-    grid = args[0]._grid
+    grid = args[0].grid
     if grid is None or not out.dtype.is_floating_point:
         return None
     zero_point = None if grid.zero_point is None else grid.zero_point.to(out.device)
@@ -297,7 +319,7 @@ def _converted(func: Any, args: Any, kwargs: Any, out: Tensor) -> Grid | None:
 )
 def _spatial(func: Any, args: Any, kwargs: Any, out: Tensor) -> Grid | None:
     """Values are selected along the last dimensions; batch and channels stay."""
-    grid = args[0]._grid
+    grid = args[0].grid
     return grid if grid is not None and (grid.axis is None or grid.axis <= 1) else None
 
 
@@ -323,7 +345,7 @@ def _anywhere(func: Any, args: Any, kwargs: Any, out: Tensor) -> Grid | None:
 
 @_keeps(aten.constant_pad_nd.default)
 def _padded(func: Any, args: Any, kwargs: Any, out: Tensor) -> Grid | None:
-    grid = args[0]._grid
+    grid = args[0].grid
     value = args[2] if len(args) > 2 else kwargs.get("value", 0)
     if grid is None or value != 0:  # 0 is on every grid, other values may not be
         return None
@@ -333,7 +355,7 @@ def _padded(func: Any, args: Any, kwargs: Any, out: Tensor) -> Grid | None:
 
 @_keeps(aten.view.default)
 def _viewed(func: Any, args: Any, kwargs: Any, out: Tensor) -> Grid | None:
-    tensor, grid = args[0], args[0]._grid
+    tensor, grid = args[0], args[0].grid
     if grid is None or grid.axis is None:
         return grid
     kept = grid.axis + 1
@@ -357,7 +379,7 @@ def _viewed(func: Any, args: Any, kwargs: Any, out: Tensor) -> Grid | None:
 )
 def _dimensions(func: Any, args: Any, kwargs: Any, out: Tensor) -> Grid | None:
     """Dimensions are exchanged, dropped or cut; a stride that only the axis has tells where it went."""
-    tensor, grid = args[0], args[0]._grid
+    tensor, grid = args[0], args[0].grid
     if grid is None or grid.axis is None:
         return grid
     mark = 7919
@@ -380,7 +402,7 @@ def _moved(grid: Grid, axis: int, ndim: int) -> Grid:
 
 
 def _inner_grid(tensor: Any) -> Grid | None:
-    return tensor._grid if isinstance(tensor, QuantTensor) else None
+    return tensor.grid if isinstance(tensor, QuantTensor) else None
 
 
 @_keeps(aten.cat.default, aten.stack.default)
