@@ -67,8 +67,9 @@ class ActivationLayer(nn.Module):
         """What the layer computes before it quantizes."""
         raise NotImplementedError
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch's name for it
         """The quantized result, of the input's shape; a `QuantTensor` with ``return_quant_tensor=True``."""
+        x = input
         if self.input_quant is not None:
             x = self.input_quant(values_of(x))
         if self.act_quant is None:
@@ -83,4 +84,3 @@ class ActivationLayer(nn.Module):
         extra = super().extra_repr()
         flag = "return_quant_tensor=True" if self.return_quant_tensor else ""
         return ", ".join(each for each in (extra, flag) if each)
-

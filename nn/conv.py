@@ -10,7 +10,52 @@ from .weight_layer import WeightLayer
 __all__ = ["QuantConv1d", "QuantConv2d", "QuantConv3d"]
 
 
-class QuantConv1d(WeightLayer, nn.Conv1d):
+class _ConvLayer(WeightLayer):
+    """The constructor that convolutions of every dimension share; torch's class comes second among the bases."""
+
+    _conv_forward: Any
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Any,
+        stride: Any = 1,
+        padding: Any = 0,
+        dilation: Any = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: Any = "zeros",
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        weight_quant: Any = Int8WeightPerTensor,
+        bias_quant: Any = None,
+        input_quant: Any = None,
+        output_quant: Any = None,
+        return_quant_tensor: bool = False,
+        **overrides: Any,
+    ) -> None:
+        super().__init__(
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride,
+            padding,
+            dilation,
+            groups,
+            bias,
+            padding_mode,
+            device,
+            dtype,
+        )
+        self._attach(weight_quant, bias_quant, input_quant, output_quant, return_quant_tensor, overrides)
+
+    def _compute(self, x: Tensor, weight: Tensor, bias: Tensor | None, *extra: Any) -> Tensor:
+        return self._conv_forward(x, weight, bias)
+
+
+class QuantConv1d(_ConvLayer, nn.Conv1d):
     """`torch.nn.Conv1d` with quantized weight and, on request, bias, input and output; input (N, C, L).
 
     Positional arguments are torch's; for the keyword-only ones see `WeightLayer`.
@@ -24,48 +69,8 @@ class QuantConv1d(WeightLayer, nn.Conv1d):
         torch.Size([1, 6, 4])
     """
 
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: Any,
-        stride: Any = 1,
-        padding: Any = 0,
-        dilation: Any = 1,
-        groups: int = 1,
-        bias: bool = True,
-        padding_mode: str = "zeros",
-        device: Any = None,
-        dtype: Any = None,
-        *,
-        weight_quant: Any = Int8WeightPerTensor,
-        bias_quant: Any = None,
-        input_quant: Any = None,
-        output_quant: Any = None,
-        return_quant_tensor: bool = False,
-        **overrides: Any,
-    ) -> None:
-        nn.Conv1d.__init__(
-            self,
-            in_channels,
-            out_channels,
-            kernel_size,
-            stride,
-            padding,
-            dilation,
-            groups,
-            bias,
-            padding_mode,
-            device,
-            dtype,
-        )
-        self._attach(weight_quant, bias_quant, input_quant, output_quant, return_quant_tensor, overrides)
 
-    def _compute(self, x: Tensor, weight: Tensor, bias: Tensor | None, *extra: Any) -> Tensor:
-        return self._conv_forward(x, weight, bias)
-
-
-class QuantConv2d(WeightLayer, nn.Conv2d):
+class QuantConv2d(_ConvLayer, nn.Conv2d):
     """`torch.nn.Conv2d` with quantized weight and, on request, bias, input and output; input (N, C, H, W).
 
     Positional arguments are torch's; for the keyword-only ones see `WeightLayer`.
@@ -79,48 +84,8 @@ class QuantConv2d(WeightLayer, nn.Conv2d):
         torch.Size([1, 6, 4, 4])
     """
 
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: Any,
-        stride: Any = 1,
-        padding: Any = 0,
-        dilation: Any = 1,
-        groups: int = 1,
-        bias: bool = True,
-        padding_mode: str = "zeros",
-        device: Any = None,
-        dtype: Any = None,
-        *,
-        weight_quant: Any = Int8WeightPerTensor,
-        bias_quant: Any = None,
-        input_quant: Any = None,
-        output_quant: Any = None,
-        return_quant_tensor: bool = False,
-        **overrides: Any,
-    ) -> None:
-        nn.Conv2d.__init__(
-            self,
-            in_channels,
-            out_channels,
-            kernel_size,
-            stride,
-            padding,
-            dilation,
-            groups,
-            bias,
-            padding_mode,
-            device,
-            dtype,
-        )
-        self._attach(weight_quant, bias_quant, input_quant, output_quant, return_quant_tensor, overrides)
 
-    def _compute(self, x: Tensor, weight: Tensor, bias: Tensor | None, *extra: Any) -> Tensor:
-        return self._conv_forward(x, weight, bias)
-
-
-class QuantConv3d(WeightLayer, nn.Conv3d):
+class QuantConv3d(_ConvLayer, nn.Conv3d):
     """`torch.nn.Conv3d` with quantized weight and, on request, bias, input and output; input (N, C, D, H, W).
 
     Positional arguments are torch's; for the keyword-only ones see `WeightLayer`.
@@ -133,43 +98,3 @@ class QuantConv3d(WeightLayer, nn.Conv3d):
         >>> QuantConv3d(3, 6, 5, weight_bit_width=4)(torch.ones(1, 3, 8, 8, 8)).shape
         torch.Size([1, 6, 4, 4, 4])
     """
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: Any,
-        stride: Any = 1,
-        padding: Any = 0,
-        dilation: Any = 1,
-        groups: int = 1,
-        bias: bool = True,
-        padding_mode: str = "zeros",
-        device: Any = None,
-        dtype: Any = None,
-        *,
-        weight_quant: Any = Int8WeightPerTensor,
-        bias_quant: Any = None,
-        input_quant: Any = None,
-        output_quant: Any = None,
-        return_quant_tensor: bool = False,
-        **overrides: Any,
-    ) -> None:
-        nn.Conv3d.__init__(
-            self,
-            in_channels,
-            out_channels,
-            kernel_size,
-            stride,
-            padding,
-            dilation,
-            groups,
-            bias,
-            padding_mode,
-            device,
-            dtype,
-        )
-        self._attach(weight_quant, bias_quant, input_quant, output_quant, return_quant_tensor, overrides)
-
-    def _compute(self, x: Tensor, weight: Tensor, bias: Tensor | None, *extra: Any) -> Tensor:
-        return self._conv_forward(x, weight, bias)

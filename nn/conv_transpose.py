@@ -1,5 +1,6 @@
 """Quantized transposed convolutions."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch.nn.functional as F
@@ -13,10 +14,66 @@ __all__ = ["QuantConvTranspose1d", "QuantConvTranspose2d", "QuantConvTranspose3d
 
 
 class _TransposedLayer(WeightLayer):
-    """Weights are (in, out / groups, *kernel): output channels run over dimension 1, once for each group."""
+    """What transposed convolutions of every dimension share; torch's class comes second among the bases.
+
+    Weights are (in, out / groups, *kernel): output channels run over dimension 1, once for each group.
+    """
 
     channel_axis = 1
+    operation: Callable[..., Tensor]
     groups: int
+    _output_padding: Any
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Any,
+        stride: Any = 1,
+        padding: Any = 0,
+        output_padding: Any = 0,
+        groups: int = 1,
+        bias: bool = True,
+        dilation: Any = 1,
+        padding_mode: Any = "zeros",
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        weight_quant: Any = Int8WeightPerTensor,
+        bias_quant: Any = None,
+        input_quant: Any = None,
+        output_quant: Any = None,
+        return_quant_tensor: bool = False,
+        **overrides: Any,
+    ) -> None:
+        super().__init__(
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride,
+            padding,
+            output_padding,
+            groups,
+            bias,
+            dilation,
+            padding_mode,
+            device,
+            dtype,
+        )
+        self._attach(weight_quant, bias_quant, input_quant, output_quant, return_quant_tensor, overrides)
+
+    def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:  # type: ignore[override]  # noqa: A002
+        """The layer's output; ``output_size`` settles which of several sizes is meant, as in torch."""
+        return super().forward(input, output_size)
+
+    def _compute(self, x: Tensor, weight: Tensor, bias: Tensor | None, *extra: Any) -> Tensor:
+        kernel, stride, dilation, padding = (
+            getattr(self, name) for name in ("kernel_size", "stride", "dilation", "padding")
+        )
+        output_padding = self._output_padding(
+            x, extra[0] if extra else None, stride, padding, kernel, len(kernel), dilation
+        )
+        return self.operation(x, weight, bias, stride, padding, output_padding, self.groups, dilation)
 
     def _per_output(self, weights: Grid | None) -> Grid | None:
         if weights is None or weights.scale.numel() == 1 or self.groups == 1:
@@ -35,7 +92,7 @@ class _TransposedLayer(WeightLayer):
 class QuantConvTranspose1d(_TransposedLayer, nn.ConvTranspose1d):
     """`torch.nn.ConvTranspose1d` with quantized weight and, on request, bias, input and output; input (N, C, L).
 
-    Positional arguments are torch's; for the keyword-only ones see `WeightLayer`. ``forward(x, output_size=None)``.
+    Positional arguments are torch's; for the keyword-only ones see `WeightLayer`.
 
     Raises:
         QuantizerError: a keyword or setting that nothing uses, or an impossible one.
@@ -46,68 +103,13 @@ class QuantConvTranspose1d(_TransposedLayer, nn.ConvTranspose1d):
         torch.Size([1, 3, 8])
     """
 
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: Any,
-        stride: Any = 1,
-        padding: Any = 0,
-        output_padding: Any = 0,
-        groups: int = 1,
-        bias: bool = True,
-        dilation: Any = 1,
-        padding_mode: str = "zeros",
-        device: Any = None,
-        dtype: Any = None,
-        *,
-        weight_quant: Any = Int8WeightPerTensor,
-        bias_quant: Any = None,
-        input_quant: Any = None,
-        output_quant: Any = None,
-        return_quant_tensor: bool = False,
-        **overrides: Any,
-    ) -> None:
-        nn.ConvTranspose1d.__init__(
-            self,
-            in_channels,
-            out_channels,
-            kernel_size,
-            stride,
-            padding,
-            output_padding,
-            groups,
-            bias,
-            dilation,
-            padding_mode,
-            device,
-            dtype,
-        )
-        self._attach(weight_quant, bias_quant, input_quant, output_quant, return_quant_tensor, overrides)
-
-    def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
-        """The layer's output; ``output_size`` settles which of several sizes is meant, as in torch."""
-        return super().forward(x, output_size)
-
-    def _compute(self, x: Tensor, weight: Tensor, bias: Tensor | None, *extra: Any) -> Tensor:
-        padding = self._output_padding(
-            x,
-            extra[0] if extra else None,
-            self.stride,  # type: ignore[arg-type]
-            self.padding,  # type: ignore[arg-type]
-            self.kernel_size,  # type: ignore[arg-type]
-            1,
-            self.dilation,  # type: ignore[arg-type]
-        )
-        return F.conv_transpose1d(
-            x, weight, bias, self.stride, self.padding, padding, self.groups, self.dilation  # type: ignore[arg-type]
-        )
+    operation = staticmethod(F.conv_transpose1d)
 
 
 class QuantConvTranspose2d(_TransposedLayer, nn.ConvTranspose2d):
     """`torch.nn.ConvTranspose2d` with quantized weight and, on request, bias, input and output; input (N, C, H, W).
 
-    Positional arguments are torch's; for the keyword-only ones see `WeightLayer`. ``forward(x, output_size=None)``.
+    Positional arguments are torch's; for the keyword-only ones see `WeightLayer`.
 
     Raises:
         QuantizerError: a keyword or setting that nothing uses, or an impossible one.
@@ -118,68 +120,13 @@ class QuantConvTranspose2d(_TransposedLayer, nn.ConvTranspose2d):
         torch.Size([1, 3, 8, 8])
     """
 
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: Any,
-        stride: Any = 1,
-        padding: Any = 0,
-        output_padding: Any = 0,
-        groups: int = 1,
-        bias: bool = True,
-        dilation: Any = 1,
-        padding_mode: str = "zeros",
-        device: Any = None,
-        dtype: Any = None,
-        *,
-        weight_quant: Any = Int8WeightPerTensor,
-        bias_quant: Any = None,
-        input_quant: Any = None,
-        output_quant: Any = None,
-        return_quant_tensor: bool = False,
-        **overrides: Any,
-    ) -> None:
-        nn.ConvTranspose2d.__init__(
-            self,
-            in_channels,
-            out_channels,
-            kernel_size,
-            stride,
-            padding,
-            output_padding,
-            groups,
-            bias,
-            dilation,
-            padding_mode,
-            device,
-            dtype,
-        )
-        self._attach(weight_quant, bias_quant, input_quant, output_quant, return_quant_tensor, overrides)
-
-    def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
-        """The layer's output; ``output_size`` settles which of several sizes is meant, as in torch."""
-        return super().forward(x, output_size)
-
-    def _compute(self, x: Tensor, weight: Tensor, bias: Tensor | None, *extra: Any) -> Tensor:
-        padding = self._output_padding(
-            x,
-            extra[0] if extra else None,
-            self.stride,  # type: ignore[arg-type]
-            self.padding,  # type: ignore[arg-type]
-            self.kernel_size,  # type: ignore[arg-type]
-            2,
-            self.dilation,  # type: ignore[arg-type]
-        )
-        return F.conv_transpose2d(
-            x, weight, bias, self.stride, self.padding, padding, self.groups, self.dilation  # type: ignore[arg-type]
-        )
+    operation = staticmethod(F.conv_transpose2d)
 
 
 class QuantConvTranspose3d(_TransposedLayer, nn.ConvTranspose3d):
     """`torch.nn.ConvTranspose3d` with quantized weight and, on request, bias, input and output; input (N, C, D, H, W).
 
-    Positional arguments are torch's; for the keyword-only ones see `WeightLayer`. ``forward(x, output_size=None)``.
+    Positional arguments are torch's; for the keyword-only ones see `WeightLayer`.
 
     Raises:
         QuantizerError: a keyword or setting that nothing uses, or an impossible one.
@@ -190,59 +137,4 @@ class QuantConvTranspose3d(_TransposedLayer, nn.ConvTranspose3d):
         torch.Size([1, 3, 8, 8, 8])
     """
 
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: Any,
-        stride: Any = 1,
-        padding: Any = 0,
-        output_padding: Any = 0,
-        groups: int = 1,
-        bias: bool = True,
-        dilation: Any = 1,
-        padding_mode: str = "zeros",
-        device: Any = None,
-        dtype: Any = None,
-        *,
-        weight_quant: Any = Int8WeightPerTensor,
-        bias_quant: Any = None,
-        input_quant: Any = None,
-        output_quant: Any = None,
-        return_quant_tensor: bool = False,
-        **overrides: Any,
-    ) -> None:
-        nn.ConvTranspose3d.__init__(
-            self,
-            in_channels,
-            out_channels,
-            kernel_size,
-            stride,
-            padding,
-            output_padding,
-            groups,
-            bias,
-            dilation,
-            padding_mode,
-            device,
-            dtype,
-        )
-        self._attach(weight_quant, bias_quant, input_quant, output_quant, return_quant_tensor, overrides)
-
-    def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
-        """The layer's output; ``output_size`` settles which of several sizes is meant, as in torch."""
-        return super().forward(x, output_size)
-
-    def _compute(self, x: Tensor, weight: Tensor, bias: Tensor | None, *extra: Any) -> Tensor:
-        padding = self._output_padding(
-            x,
-            extra[0] if extra else None,
-            self.stride,  # type: ignore[arg-type]
-            self.padding,  # type: ignore[arg-type]
-            self.kernel_size,  # type: ignore[arg-type]
-            3,
-            self.dilation,  # type: ignore[arg-type]
-        )
-        return F.conv_transpose3d(
-            x, weight, bias, self.stride, self.padding, padding, self.groups, self.dilation  # type: ignore[arg-type]
-        )
+    operation = staticmethod(F.conv_transpose3d)

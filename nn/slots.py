@@ -21,7 +21,7 @@ class Described:
     def __str__(self) -> str:
         for base in type(self.layer).__mro__:
             if base.__module__.startswith("torch.nn") and base is not nn.Module:
-                return f"{type(self.layer).__name__}({base.extra_repr(self.layer)})"  # type: ignore[attr-defined]
+                return f"{type(self.layer).__name__}({base.extra_repr(self.layer)})"
         return type(self.layer).__name__
 
 
@@ -61,10 +61,7 @@ def _misplaced(layer: nn.Module, slots: Mapping[str, Any], keyword: str, item: A
     }
     known |= {f"{slot}_quant" for slot in slots} | {"return_quant_tensor"}
     inner = {name.split("_", 1)[1] for name in known if "_" in name}
-    if keyword in inner:
-        guess = f"{next(iter(slots))}_{keyword}"
-    else:
-        guess = nearest(keyword, known)
+    guess = f"{next(iter(slots))}_{keyword}" if keyword in inner else nearest(keyword, known)
     tail = f" Did you mean {guess}={item!r}?" if guess else ""
     return (
         f"{Described(layer)}: {keyword}={item!r} is for no quantizer of this layer: keywords start with one of "
@@ -116,5 +113,3 @@ def fill_slot(
         )
     module.quantizer, module.provided, module.written = declared, dict(provided), written
     return module
-
-

@@ -95,9 +95,9 @@ class WeightLayer(nn.Module):
         """The torch operation of the layer."""
         raise NotImplementedError
 
-    def forward(self, x: Tensor, *extra: Any) -> Tensor:
+    def forward(self, input: Tensor, *extra: Any) -> Tensor:  # noqa: A002 - torch's name for it
         """The layer's output for an input of torch's shape; a `QuantTensor` with ``return_quant_tensor=True``."""
-        values, inputs = self._take_input(x)
+        values, inputs = self._take_input(input)
         weight, weights = self._take_weight()
         bias, biases = self.bias, None
         if self.bias_quant is not None and bias is not None:
@@ -245,7 +245,7 @@ class WeightLayer(nn.Module):
         """
         if self.output_quant is not None:
             width = self.output_quant.bit_width
-            return int(width()) if isinstance(width, nn.Module) else int(width)  # type: ignore[arg-type]
+            return int(width()) if isinstance(width, nn.Module) else int(width)
         with torch.no_grad():
             weights = self._take_weight()[1]
             if weights is None or self._seen is None:
@@ -266,8 +266,8 @@ class WeightLayer(nn.Module):
         self._cached = self._seen = None
         return super()._apply(fn, recurse)
 
-    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
-        super()._load_from_state_dict(state_dict, prefix, *args)
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         self._cached = self._seen = None
         for name in ("weight", "bias"):
             quant = getattr(self, f"{name}_quant")

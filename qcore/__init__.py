@@ -1,4 +1,4 @@
-"""What quantizers are made of: the declaration language, numerics, scales, zero points, bit widths, quantized tensors."""
+"""What quantizers are made of: the declaration language, numerics, scales, zero points, bit widths, QuantTensor."""
 
 from .bit_width import LearnedBitWidth, bit_width_report, size_penalty
 from .describe import Description, describe

@@ -64,7 +64,7 @@ def fake_quant(
         return composed_fake_quant(x.clamp_min(0) if relu else x, scale, low, high, zero_point, rounding)
     low, high = representable_bounds(low, high, _MANTISSA_BITS[x.dtype])
     fused = _EagerFakeQuant if x.device.type == "cpu" and not torch.compiler.is_compiling() else _TracedFakeQuant
-    return fused.apply(x, scale, zero_point, low, high, rounding, relu, clips)  # type: ignore[return-value]
+    return fused.apply(x, scale, zero_point, low, high, rounding, relu, clips)
 
 
 def composed_fake_quant(

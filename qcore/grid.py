@@ -57,7 +57,7 @@ class Grid:
 
     def replace(self, **changes: object) -> "Grid":
         """The same grid with some fields replaced."""
-        return replace(self, **changes)  # type: ignore[arg-type]
+        return replace(self, **changes)
 
 
 def along_axis(flat: Tensor, axis: int | None, ndim: int) -> Tensor:

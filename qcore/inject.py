@@ -125,9 +125,10 @@ class QuantizerType(type):
         """Derive a quantizer with some attributes replaced. ``Q()`` is ``Q``."""
         if not overrides:
             return cls
-        base, given = cls, dict(overrides)
+        base: QuantizerType = cls
+        given = dict(overrides)
         if "__overrides__" in vars(cls):
-            base, given = cls.__base__, {**vars(cls)["__overrides__"], **overrides}
+            base, given = cls.__bases__[0], {**vars(cls)["__overrides__"], **overrides}
         for name in given:
             if name.startswith("__"):
                 raise QuantizerError(f"{base!r}: {name} can't be a setting, names with two underscores are Python's.")
@@ -252,7 +253,7 @@ def _reduce(cls: QuantizerType) -> Any:
     return _rebuild, (cls.__name__, cls.__bases__, {**names, **_own(cls)})
 
 
-copyreg.pickle(QuantizerType, _reduce)  # type: ignore[arg-type]  # it may return a name, as pickle documents
+copyreg.pickle(QuantizerType, _reduce)  # it may return a name, as pickle documents
 
 
 def settings(quantizer: QuantizerType) -> dict[str, Setting]:
@@ -339,9 +340,7 @@ def _needs(name: str, item: Any) -> tuple[inspect.Parameter, ...]:
     return _parameters(item) if inspect.isclass(item) or isinstance(item, value) else ()
 
 
-def _trace(
-    quantizer: QuantizerType, found: dict[str, Setting], where: str, written: Mapping[str, str]
-) -> Resolution:
+def _trace(quantizer: QuantizerType, found: dict[str, Setting], where: str, written: Mapping[str, str]) -> Resolution:
     """Follow the parameters from the root attribute. A required one that nobody provides is an error, with its path."""
     consumers: dict[str, list[str]] = {}
     children: dict[str, list[str]] = {}

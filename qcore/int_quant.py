@@ -189,5 +189,3 @@ def _covers(int_range: IntRange, scaling: nn.Module, zero_point: Any) -> bool:
 
 def _name(rounding: Any) -> str:
     return getattr(rounding, "name", None) or getattr(rounding, "__name__", type(rounding).__name__)
-
-

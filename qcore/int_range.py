@@ -125,9 +125,7 @@ def check_bit_width(setting: str, bit_width: object, minimum: int = MIN_BIT_WIDT
             f"scale), which is not an integer grid. Write {setting}=2 for the levels -1, 0, 1.",
         )
     if not minimum <= width <= MAX_BIT_WIDTH:
-        raise SettingError(
-            setting, bit_width, expected, f"Write {setting}={min(max(width, minimum), MAX_BIT_WIDTH)}."
-        )
+        raise SettingError(setting, bit_width, expected, f"Write {setting}={min(max(width, minimum), MAX_BIT_WIDTH)}.")
     return width
 
 

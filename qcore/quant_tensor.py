@@ -37,7 +37,11 @@ class QuantTensor(torch.Tensor):
 
     @staticmethod
     def __new__(
-        cls, values: Tensor, scale: Tensor | None, zero_point: Tensor | None, form: tuple[Any, ...] | None
+        cls: type["QuantTensor"],
+        values: Tensor,
+        scale: Tensor | None,
+        zero_point: Tensor | None,
+        form: tuple[Any, ...] | None,
     ) -> "QuantTensor":
         self = torch.Tensor._make_wrapper_subclass(
             cls,
@@ -49,7 +53,8 @@ class QuantTensor(torch.Tensor):
             layout=values.layout,
             requires_grad=values.requires_grad,
         )
-        self._inner, self.scale, self._zero_point, self._form = values, scale, zero_point, form
+        self._inner, self._zero_point, self._form = values, zero_point, form
+        self.scale = scale  # type: ignore[assignment]  # None off the grid
         return self
 
     def __init__(self, *parts: Any) -> None:
@@ -58,7 +63,7 @@ class QuantTensor(torch.Tensor):
     @staticmethod
     def wrap(values: Tensor, grid: Grid) -> "QuantTensor":
         """A QuantTensor of values that lie on a grid; gradients pass through to ``values``."""
-        return _Wrap.apply(values, grid.scale, grid.zero_point, _form_of(grid))  # type: ignore[return-value]
+        return _Wrap.apply(values, grid.scale, grid.zero_point, _form_of(grid))
 
     @property
     def value(self) -> Tensor:
@@ -108,7 +113,7 @@ class QuantTensor(torch.Tensor):
             near = (steps - steps.round()).abs() < (0.2 if self.dtype in (torch.float32, torch.float64) else 0.5)
             return bool((near & (codes >= low) & (codes <= high)).all())
 
-    def int(self) -> Tensor:  # type: ignore[override]
+    def int(self) -> Tensor:
         """The integers, in the smallest integer type that holds the grid's range.
 
         Raises:
@@ -122,32 +127,32 @@ class QuantTensor(torch.Tensor):
             )
         return grid.to_int(self._inner.detach())
 
-    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
+    def __repr__(self, *, tensor_contents: Any = None) -> str:
         known = self.grid
         grid = "off its grid" if known is None else f"scale={_short(known.scale)}, {_bits(known)}"
         gradient = ", requires_grad=True" if self.requires_grad else ""
         return f"QuantTensor({_contents(self._inner)}, {grid}{gradient})"
 
-    def __iadd__(self, other: Any) -> Tensor:  # type: ignore[override]
+    def __iadd__(self, other: Any) -> Tensor:
         return self + other  # rebinds: x += y must not write values off the grid into x
 
-    def __isub__(self, other: Any) -> Tensor:  # type: ignore[override]
+    def __isub__(self, other: Any) -> Tensor:
         return self - other
 
-    def __imul__(self, other: Any) -> Tensor:  # type: ignore[override]
+    def __imul__(self, other: Any) -> Tensor:
         return self * other
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         return _restore, (self._inner.detach(), self.scale, self._zero_point, self._form, self.requires_grad)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> "QuantTensor":
+    def __deepcopy__(self, memo: dict[Any, Any]) -> "QuantTensor":
         copied = _restore(self._inner.detach().clone(), self.scale, self._zero_point, self._form, self.requires_grad)
         memo[id(self)] = copied
         return copied
 
     # What torch.compile and torch.autograd need to take the tensor apart and put it together again.
 
-    def __tensor_flatten__(self) -> tuple[list[str], Any]:
+    def __tensor_flatten__(self) -> Any:
         names = ["_inner"]
         if self._form is not None:
             names += ["scale"] if self._zero_point is None else ["scale", "_zero_point"]
@@ -160,7 +165,7 @@ class QuantTensor(torch.Tensor):
     def __coerce_same_metadata_as_tangent__(self, expected: Any, expected_type: type | None = None) -> Tensor | None:
         return self._inner if expected_type is None or not issubclass(expected_type, QuantTensor) else self
 
-    __torch_function__ = torch._C._disabled_torch_function_impl
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -188,7 +193,7 @@ def values_of(x: Tensor) -> Tensor:
 
     Functions, not properties: compilers trace into them.
     """
-    return _Unwrap.apply(x) if isinstance(x, QuantTensor) else x  # type: ignore[return-value]
+    return _Unwrap.apply(x) if isinstance(x, QuantTensor) else x
 
 
 def grid_of(x: Tensor) -> Grid | None:
@@ -231,7 +236,9 @@ def _on(values: Tensor, grid: Grid) -> QuantTensor:
 
 def _restore(values: Tensor, *rest: Any) -> QuantTensor:
     *parts, requires_grad = rest
-    return QuantTensor(values, *parts).requires_grad_(requires_grad)
+    restored = QuantTensor(values, *parts)
+    restored.requires_grad_(requires_grad)
+    return restored
 
 
 def _inner_of(tensor: Any) -> Any:
@@ -433,7 +440,7 @@ def _summed(func: Any, args: Any, kwargs: Any, out: Tensor) -> Grid | None:
     spare = 2 if one.signed != other.signed else 1  # an unsigned range of b bits needs b + 1 signed ones
     width = max(int(one.bit_width), int(other.bit_width)) + spare
     source = (_origin(one.source), "-" if subtracts else "+", one.source, other.source)
-    return Grid(one.scale, zero_point, width, signed, False, one.axis, source)  # type: ignore[arg-type]
+    return Grid(one.scale, zero_point, width, signed, False, one.axis, source)
 
 
 def _origin(source: Any) -> Any:

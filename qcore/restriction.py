@@ -101,6 +101,4 @@ def next_power_of_two(magnitude: Tensor, rounding: str = "ceil") -> Tensor:
     return torch.ldexp(torch.ones_like(magnitude), exponent - drop.to(exponent.dtype))
 
 
-RESTRICTIONS = register_choices(
-    "restriction", {"float": FloatScale, "log": LogScale, "power_of_two": PowerOfTwoScale}
-)
+RESTRICTIONS = register_choices("restriction", {"float": FloatScale, "log": LogScale, "power_of_two": PowerOfTwoScale})

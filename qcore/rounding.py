@@ -238,4 +238,4 @@ def round_straight_through(x: Tensor, rounding: Any) -> Tensor:
         return rounding(x)
     with torch.no_grad():
         rounded = rounding(x)
-    return _StraightThrough.apply(x, rounded)  # type: ignore[return-value]
+    return _StraightThrough.apply(x, rounded)

@@ -49,7 +49,7 @@ class _MagnitudeScaling(nn.Module):
         magnitude = magnitude if magnitude.dtype in (torch.float32, torch.float64) else magnitude.float()
         threshold = self.restriction.int_threshold(self.int_range)
         floor = self.min_scale * threshold
-        at_least = torch.clamp_min(magnitude, floor) if isinstance(floor, float) else torch.maximum(magnitude, floor)
+        at_least = torch.maximum(magnitude, floor) if isinstance(floor, Tensor) else torch.clamp_min(magnitude, floor)
         return along_axis(self.restriction.restrict(at_least) / threshold, self.axis, ndim)
 
     def _floor(self) -> float:
@@ -250,11 +250,11 @@ class _StoredScaling(_MagnitudeScaling):
             return _usable(self.statistic.low(x.detach(), self.axis))  # type: ignore[attr-defined]
         return self.low
 
-    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any, **kwargs: Any) -> None:
         loaded = state_dict.get(prefix + "magnitude")
         if loaded is not None and self.axis is not None and not self.observed and loaded.ndim == 1:
             self._fit(loaded.shape[0])
-        super()._load_from_state_dict(state_dict, prefix, *args)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         if loaded is not None and prefix + "steps" in state_dict:
             self.observed = bool(self.steps > 0)
 
@@ -314,8 +314,8 @@ class LearnedScaling(_StoredScaling):
         magnitude = self.restriction.load(self.magnitude) if self.observed else self._at_hand(x)
         return self._scale(magnitude, x.ndim)
 
-    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
-        super()._load_from_state_dict(state_dict, prefix, *args)
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         if prefix + "magnitude" in state_dict:
             self.follows = not self.observed
 
@@ -431,8 +431,8 @@ class CollectedScaling(_StoredScaling):
         """End the collection now: from the next forward on the scale is learned."""
         self.collecting = False
 
-    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
-        super()._load_from_state_dict(state_dict, prefix, *args)
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         if prefix + "steps" in state_dict:
             self._forwards = int(self.steps)
             self.collecting = self._forwards < self.collect_steps

@@ -54,7 +54,8 @@ class AbsMax:
     Its gradient goes to the first element that has it.
 
     Example:
-        >>> AbsMax()(torch.tensor([[1.0, -3.0], [0.5, 0.25]])), AbsMax()(torch.tensor([[1.0, -3.0], [0.5, 0.25]]), 0)
+        >>> x = torch.tensor([[1.0, -3.0], [0.5, 0.25]])
+        >>> AbsMax()(x), AbsMax()(x, axis=0)
         (tensor(3.), tensor([3.0000, 0.5000]))
     """
 
@@ -66,14 +67,14 @@ class AbsMax:
             return _zeros(x, axis)
         if torch.compiler.is_compiling():
             return _shaped(_rows(x, axis).abs().amax(1), axis)
-        return _AbsMax.apply(x if x.dtype in (torch.float32, torch.float64) else x.float(), axis)  # type: ignore[return-value]
+        return _AbsMax.apply(x if x.dtype in (torch.float32, torch.float64) else x.float(), axis)
 
     def __repr__(self) -> str:
         return "AbsMax()"
 
 
 class _AbsMax(torch.autograd.Function):
-    """abs().max() without its dense backward: two vectorised reductions, then one element (per index) gets the gradient."""
+    """abs().max() without its dense backward: two vectorised reductions; one element (per index) gets the gradient."""
 
     @staticmethod
     def forward(x: Tensor, axis: int | None) -> Tensor:
@@ -103,8 +104,9 @@ class MinMax:
     """The width of the smallest interval that holds every value and zero. Serves zero points.
 
     Example:
-        >>> MinMax()(torch.tensor([-1.0, 3.0])), MinMax().low(torch.tensor([-1.0, 3.0])), MinMax()(torch.tensor([2.0, 3.0]))
-        (tensor(4.), tensor(-1.), tensor(3.))
+        >>> x = torch.tensor([-1.0, 3.0])
+        >>> MinMax()(x), MinMax().low(x), MinMax()(x + 3)
+        (tensor(4.), tensor(-1.), tensor(6.))
     """
 
     def __call__(self, x: Tensor, axis: int | None = None) -> Tensor:
@@ -313,5 +315,3 @@ def _checked_percentile(setting: str, percentile: object, lowest: float = math.u
         remedy = f"Write {setting}=99.9 for 99.9 percent." if setting != "low_percentile" else ""
         raise SettingError(setting, percentile, expected, remedy)
     return float(percentile)
-
-

@@ -2,7 +2,7 @@
 
 import itertools
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -34,6 +34,7 @@ class TensorQuant(nn.Module):
     provided: Mapping[str, Any] = {}
     written: Mapping[str, str] = {}
     lowering: Any = None
+    _quantize: Callable[..., tuple[Tensor, Grid]]  # what subclasses implement
     follows_input = False  # whether its grid is derived from the input's and the weight's (biases)
 
     def __init__(self) -> None:
@@ -47,9 +48,6 @@ class TensorQuant(nn.Module):
     def forward(self, x: Tensor, *context: Any) -> Tensor:
         """The values moved onto the grid."""
         return self.quantize(x, *context)[0]
-
-    def _quantize(self, x: Tensor, *context: Any) -> tuple[Tensor, Grid]:
-        raise NotImplementedError
 
     def scheme(self) -> str:
         """One line that says what the numbers mean; saved with the state, and compared when it is loaded."""
@@ -81,17 +79,15 @@ class TensorQuant(nn.Module):
             found = bytes(saved.tolist()).decode()
             if found != self.scheme():
                 message = (
-                    f"{prefix.removesuffix('.')}: the file holds {found}, the model is {self.scheme()}. Build the model "
-                    "with the file's quantizers, or load with strict=False to keep this one's scheme."
+                    f"{prefix.removesuffix('.')}: the file holds {found}, the model is {self.scheme()}. Build the "
+                    "model with the file's quantizers, or load with strict=False to keep this one's scheme."
                 )
                 if strict:
                     error_msgs.append(message)
                     return
                 warnings.warn(message, BitwrightWarning, stacklevel=2)
         own: list[str] = []
-        super()._load_from_state_dict(
-            state_dict, prefix, local_metadata, strict, own, unexpected_keys, error_msgs
-        )
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, own, unexpected_keys, error_msgs)
         if saved is not None:  # a float checkpoint has no quantizer state: it is derived, not missing
             missing_keys += own
 

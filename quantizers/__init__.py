@@ -25,13 +25,13 @@ from .activations import (
 )
 from .base import BiasBase, IntBase, PerOutputChannel, PowerOfTwo, Shifted
 from .biases import (
+    Int8Bias,
+    Int8BiasOwnScale,
+    Int8BiasPowerOfTwo,
     Int16Bias,
     Int16BiasOwnScale,
     Int24Bias,
     Int32Bias,
-    Int8Bias,
-    Int8BiasOwnScale,
-    Int8BiasPowerOfTwo,
 )
 from .weights import (
     Int2WeightPerChannel,
@@ -66,13 +66,9 @@ from .weights import (
 
 __all__ = [
     "BiasBase",
-    "Int16Bias",
-    "Int16BiasOwnScale",
-    "Int24Bias",
     "Int2Act",
     "Int2WeightPerChannel",
     "Int2WeightPerTensor",
-    "Int32Bias",
     "Int3Act",
     "Int3WeightPerChannel",
     "Int3WeightPerTensor",
@@ -102,6 +98,10 @@ __all__ = [
     "Int8WeightPerTensorLearned",
     "Int8WeightPerTensorMSE",
     "Int8WeightPerTensorPowerOfTwo",
+    "Int16Bias",
+    "Int16BiasOwnScale",
+    "Int24Bias",
+    "Int32Bias",
     "IntBase",
     "PerOutputChannel",
     "PowerOfTwo",

@@ -1,4 +1,4 @@
-"""Quantizers for activations. Names: ``[Shifted](Int|Uint)<bits>Act[PerChannel][kind of scale]``, see docs/quantizers.md."""
+"""Quantizers for activations: ``[Shifted](Int|Uint)<bits>Act[PerChannel][kind of scale]``, see docs/quantizers.md."""
 
 from .base import IntBase, PowerOfTwo, Shifted
 
@@ -152,6 +152,7 @@ class Uint8ActPowerOfTwo(PowerOfTwo, Uint8Act):
 
 class ShiftedUint8Act(Shifted, Int8Act):
     """Activations as integers from 0 to 255 with a zero point; scale and lower end collected, then learned.
+
     Brevitas: ``ShiftedUint8ActPerTensorFloat``.
     """
 
@@ -163,6 +164,7 @@ class ShiftedUint8Act(Shifted, Int8Act):
 
 class ShiftedUint4Act(Shifted, Int8Act):
     """Activations as integers from 0 to 15 with a zero point; scale and lower end collected, then learned.
+
     Brevitas: ``ShiftedUint8ActPerTensorFloat``.
     """
 

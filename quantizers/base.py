@@ -28,7 +28,7 @@ class PerOutputChannel(Quantizer):
     """Fragment: one scale for each output channel of the layer."""
 
     @value
-    def axis(channel_axis):  # noqa: N805 - not a method: `channel_axis` is an attribute that the layer provides
+    def axis(channel_axis):  # noqa: ANN201, N805 - channel_axis is an attribute, not an instance
         """The dimension of the weight that runs over output channels."""
         return channel_axis
 

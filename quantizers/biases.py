@@ -3,13 +3,13 @@
 from .base import BiasBase, IntBase, PowerOfTwo
 
 __all__ = [
+    "Int8Bias",
+    "Int8BiasOwnScale",
+    "Int8BiasPowerOfTwo",
     "Int16Bias",
     "Int16BiasOwnScale",
     "Int24Bias",
     "Int32Bias",
-    "Int8Bias",
-    "Int8BiasOwnScale",
-    "Int8BiasPowerOfTwo",
 ]
 
 
@@ -68,5 +68,6 @@ class Int16BiasOwnScale(Int8BiasOwnScale):
 
 class Int8BiasPowerOfTwo(PowerOfTwo, Int8BiasOwnScale):
     """`Int8BiasOwnScale` with a scale that is a power of two.
+
     Brevitas: ``Int8BiasPerTensorFixedPointInternalScaling``.
     """

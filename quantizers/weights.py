@@ -151,6 +151,7 @@ class Uint8WeightPerChannel(Int8WeightPerChannel):
 
 class ShiftedUint8WeightPerTensor(Shifted, Int8WeightPerTensor):
     """Weights as integers from 0 to 255 with a zero point, so that the range need not be centred on 0.
+
     Brevitas: ``ShiftedUint8WeightPerTensorFloat``.
     """
 
@@ -180,6 +181,7 @@ class Uint4WeightPerChannel(Int8WeightPerChannel):
 
 class ShiftedUint4WeightPerTensor(Shifted, Int8WeightPerTensor):
     """Weights as integers from 0 to 15 with a zero point, so that the range need not be centred on 0.
+
     Brevitas: ``ShiftedUint8WeightPerTensorFloat``.
     """
 
@@ -203,6 +205,7 @@ class Int8WeightPerTensorLearned(Int8WeightPerTensor):
 
 class Int8WeightPerTensorMSE(Int8WeightPerTensorLearned):
     """`Int8WeightPerTensorLearned`, first set by a search for the least squared error.
+
     Brevitas: ``Int8WeightPerTensorFloatMSE``.
     """
 
@@ -221,6 +224,7 @@ class Int8WeightPerChannelLearned(Int8WeightPerChannel):
 
 class Int8WeightPerChannelMSE(Int8WeightPerChannelLearned):
     """`Int8WeightPerChannelLearned`, first set by a search for the least squared error.
+
     Brevitas: ``Int8WeightPerChannelFloatMSE``.
     """
 
