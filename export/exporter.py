@@ -2,6 +2,7 @@
 
 import inspect
 import os
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -155,5 +156,8 @@ def _checked(call: str, path: Any, options: dict[str, Any]) -> tuple[Any, dict[s
             close = nearest(name, known - {"model", "args", "f"} | {"verify", "export_path"})
             hint = f" Did you mean {close}?" if close else " help(torch.onnx.export) lists them."
             raise ExportError(f"{call}({name}=...) is no keyword of torch.onnx.export.{hint}")
+    if path is not None and not Path(path).parent.is_dir():
+        folder = str(Path(path).parent)
+        raise ExportError(f"{call}(export_path={str(path)!r}): there is no folder {folder!r}. Make it first.")
     options.setdefault("verbose", False)
     return path, options

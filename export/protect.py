@@ -1,13 +1,16 @@
 """A graph that onnxruntime's optimizer leaves at the numbers it stands for.
 
-Some of its passes change results (onnxruntime 1.32, CPU, all optimizations on; found by experiment):
+Some of its passes change results, or fail (onnxruntime 1.32, CPU, all optimizations on; found by experiment):
 
 - *WeightBiasQuantization* rounds a float bias, and the float weight of a layer that is not quantized, to integers
   where the input comes from DequantizeLinear: at 4 bits every output moves.
 - A bias on a scale of its own, added to a MatMul, is taken for one on the scale of the products (QGemm).
 - *DoubleQDQPairsRemover* merges two quantizations in a row, also on different grids.
 - *MatMulNBits* takes over a MatMul with a dequantized weight and rounds its input to 8 bits.
-- QLinearSoftmax is off by one in 3% of its codes; QLinearAdd and the average pools break ties their own way.
+- QLinearSoftmax is off by one in 3% of its codes; QLinearAdd, QLinearMul and the average pools break ties their own way.
+- Around 2- and 4-bit activations, integer kernels are chosen that do not exist (MaxPool, Reshape, ...), and a Relu in
+  front of one is dropped although the zero point is not the smallest integer.
+- From opset 21 on, the load fails where a signed 8-bit activation goes through MaxPool, Reshape, Transpose, ...
 
 Two forms are left alone by all of them: a bias that is subtracted, negated; and a Sum of one input, a fence.
 """
@@ -36,9 +39,9 @@ def protect(model: Any) -> None:
     """
     guard = Guard(model)
     for node in list(model.graph):
-        if node.graph is not None:  # a rule may have replaced it
-            for rule in _RULES.get(node.op_type, ()):
-                rule(guard, node)
+        rule = _RULES.get(node.op_type)
+        if rule is not None and node.graph is not None:  # another rule may have replaced it
+            rule(guard, node)
 
 
 class Guard:
@@ -47,6 +50,7 @@ class Guard:
     def __init__(self, model: Any) -> None:
         self.ir = required("onnx_ir", "export")
         self.graph = model.graph
+        self.opset = model.opset_imports[""]
         self.names = {value.name for node in model.graph for value in node.outputs}
 
     def dequantize(self, value: Any) -> Any:
@@ -62,6 +66,17 @@ class Guard:
         value = node.inputs[index]
         fence = self.add(node, "Sum", [value], like=value, name=f"{value.name}.fence")
         node.replace_input_with(index, fence)
+
+    def fence_uses(self, value: Any) -> None:
+        """Let all users of a value have it through one Sum of one."""
+        users = list(value.uses())
+        if users:
+            node = self.ir.node("Sum", [value], name=self.unused(f"{value.name}.fence"))
+            fence = node.outputs[0]
+            fence.name, fence.dtype, fence.shape = node.name, value.dtype, value.shape
+            self.graph.insert_after(value.producer(), node)
+            for user, index in users:
+                user.replace_input_with(index, fence)
 
     def subtract(self, node: Any, bias: Any, unsqueezed: int) -> None:
         """After a node, subtract its negated bias."""
@@ -116,6 +131,10 @@ class Guard:
             free = f"{name}.{number}"
         self.names.add(free)
         return free
+
+    def narrow(self, codes: Any) -> bool:
+        """Whether integers have fewer than 8 bits."""
+        return codes.dtype is not None and codes.dtype.bitwidth < 8
 
     def on_scale_of_products(self, bias: Any, inputs: Any, weights: Any) -> bool:
         """Whether a bias is int32 on input scale x weight scale: the only kind that the integer kernels take."""
@@ -174,9 +193,21 @@ def _matmul(guard: Guard, node: Any) -> None:
 
 
 def _quantize(guard: Guard, node: Any) -> None:
-    """QuantizeLinear: two in a row are kept apart."""
-    if guard.dequantize(node.inputs[0]) is not None:
+    """QuantizeLinear: two in a row are kept apart, and so are narrow ones and what they could be moved or merged with."""
+    producer = node.inputs[0].producer()
+    exposed = guard.narrow(node.outputs[0]) and producer is not None and producer.op_type in _MOVEMENT
+    if exposed or guard.dequantize(node.inputs[0]) is not None:
         guard.fence(node, 0)
+
+
+def _dequantize(guard: Guard, node: Any) -> None:
+    """DequantizeLinear of an activation: where the integers must not be moved on."""
+    codes, value = node.inputs[0], node.outputs[0]
+    if _is_constant(codes):
+        return
+    moved = any(user.op_type in _MOVEMENT for user, _ in value.uses())
+    if guard.narrow(codes) or (moved and guard.opset >= 21 and codes.dtype == guard.ir.DataType.INT8):
+        guard.fence_uses(value)
 
 
 def _requantized(guard: Guard, node: Any) -> None:
@@ -199,25 +230,23 @@ def _is_initializer(value: Any) -> bool:
 
 
 def _is_constant(value: Any) -> bool:
-    """An initializer, also one that is dequantized."""
+    """An initializer, also one that is clipped and dequantized."""
     producer = value.producer()
     if producer is None:
         return value.is_initializer()
-    return producer.op_type == "DequantizeLinear" and _is_constant(producer.inputs[0])
+    return producer.op_type in ("DequantizeLinear", "Clip") and _is_constant(producer.inputs[0])
 
 
 def _eight_bits(guard: Guard) -> tuple[Any, Any]:
     return guard.ir.DataType.INT8, guard.ir.DataType.UINT8
 
 
-_RULES: dict[str, tuple[Callable[[Guard, Any], None], ...]] = {
-    "Conv": (_layer,),
-    "ConvTranspose": (_layer,),
-    "Gemm": (_layer,),
-    "MatMul": (_matmul,),
-    "QuantizeLinear": (_quantize,),
-    "Softmax": (_requantized,),
-    "Add": (_requantized,),
-    "AveragePool": (_requantized,),
-    "GlobalAveragePool": (_requantized,),
+_RULES: dict[str, Callable[[Guard, Any], None]] = {
+    "Conv": _layer,
+    "ConvTranspose": _layer,
+    "Gemm": _layer,
+    "MatMul": _matmul,
+    "QuantizeLinear": _quantize,
+    "DequantizeLinear": _dequantize,
+    **dict.fromkeys(("Add", "AveragePool", "GlobalAveragePool", "Mul", "Softmax"), _requantized),
 }

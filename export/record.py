@@ -25,7 +25,6 @@ class Call:
         codes: the integers, shaped like the input.
         dtype: of the input.
         stored: whether the input is a parameter or buffer of the model.
-        relu: whether the input goes through a ReLU first.
         on_grid: whether the values it answered with lie on that grid.
         follows_input: whether another input would get another grid, although the quantizer has seen data.
     """
@@ -37,7 +36,6 @@ class Call:
     codes: Tensor
     dtype: torch.dtype
     stored: bool
-    relu: bool = False
     on_grid: bool = True
     follows_input: bool = False
 
@@ -131,7 +129,6 @@ def record(module: nn.Module, quantizers: dict[str, TensorQuant], args: tuple[An
                     codes,
                     x.dtype,
                     stored,
-                    relu=bool(context) and context[0] is True,
                     on_grid=_lie_on(grid, codes, values.detach()),
                     follows_input=not stored and _follows_input(quantizer, x),
                 )

@@ -70,8 +70,6 @@ def _call(recording: Recording, path: str, index: int) -> Call:
 
 def _placeholders(call: Call, x: Tensor) -> Tensor:
     which = {"path": call.path, "index": call.index}
-    if call.relu:
-        x = torch.relu(x)
     if not (call.half_even or call.stored):
         x = torch.onnx.ops.symbolic(f"{DOMAIN}::Divide", (x,), which, dtype=x.dtype, shape=x.shape, version=1)
         x = call.quantizer.rounding(x)  # type: ignore[operator]

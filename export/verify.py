@@ -150,8 +150,7 @@ class Comparison:
             values, grid = quantizer._quantize(x, *context)
             name = path if index == 0 else f"{path}.{index}"
             if f"{name}.codes" in self.found:
-                relu = bool(context) and context[0] is True
-                return self._activation(name, quantizer, x.clamp_min(0) if relu else x, values, grid), grid
+                return self._activation(name, quantizer, x, values, grid), grid
             stored = self.grids.get(name) or self.grids.get(path)
             if stored is not None and stored.codes is not None:
                 self._stored(name, values, grid, stored)

@@ -5,8 +5,6 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from .errors import ExportError
-
 __all__ = ["write"]
 
 LARGEST_FILE = 2**31 - 2**24  # protobuf's limit, less room for the graph
@@ -22,8 +20,6 @@ def write(program: Any, path: str | os.PathLike[str], options: dict[str, Any]) -
             ``keep_initializers_as_inputs``: as for `torch.onnx.export`.
     """
     target = Path(path)
-    if not target.parent.is_dir():
-        raise ExportError(f"export_path={str(path)!r}: there is no folder {str(target.parent)!r}. Make it first.")
     external = options.get("external_data")
     if external is None:
         external = _bytes(program.model) > LARGEST_FILE

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ..qcore import QuantizerError, QuantTensor, TensorQuant, values_of
+from ..qcore.attributes import assign
 from .slots import Described, fill_slot
 
 __all__ = ["ActivationLayer"]
@@ -30,6 +31,7 @@ class ActivationLayer(nn.Module):
 
     act_quant: TensorQuant | None
     input_quant: TensorQuant | None
+    return_quant_tensor: bool
 
     def _attach(
         self,
@@ -55,9 +57,9 @@ class ActivationLayer(nn.Module):
                     f"{Described(self)}: {keyword}={item!r} is given, but act_quant is None. Write act_quant=Int8Act "
                     f"too, or leave {keyword} out."
                 )
-        self.act_quant = fill_slot(self, "act", act_quant, overrides, "", provided)
-        self.input_quant = fill_slot(self, "input", input_quant, {}, "input_", provided)
-        self.return_quant_tensor = return_quant_tensor
+        assign(self, act_quant=fill_slot(self, "act", act_quant, overrides, "", provided))
+        assign(self, input_quant=fill_slot(self, "input", input_quant, {}, "input_", provided))
+        assign(self, return_quant_tensor=return_quant_tensor)
         if return_quant_tensor and self.act_quant is None and self.input_quant is not None:
             raise QuantizerError(
                 f"{Described(self)}: return_quant_tensor=True needs act_quant, which is None. Write act_quant=Int8Act."

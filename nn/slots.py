@@ -6,6 +6,7 @@ from typing import Any
 from torch import nn
 
 from ..qcore import QuantizerError, TensorQuant, resolve, settings
+from ..qcore.attributes import assign
 from ..qcore.errors import nearest
 from ..qcore.inject import QuantizerType
 
@@ -111,5 +112,5 @@ def fill_slot(
             f"{Described(layer)}: {quantizer!r} quantizes biases and can't be {slot}_quant. Write "
             f"{slot}_quant={_EXAMPLES.get(slot, 'Int8Act')}."
         )
-    module.quantizer, module.provided, module.written = declared, dict(provided), written
+    assign(module, quantizer=declared, provided=dict(provided), written=written)
     return module

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ..qcore import Grid, QuantizerError, QuantTensor, TensorQuant, grid_of, path_of, values_of
+from ..qcore.attributes import assign
 from .slots import Described, fill_slot, split_overrides
 
 __all__ = ["WeightLayer"]
@@ -38,6 +39,9 @@ class WeightLayer(nn.Module):
     bias_quant: TensorQuant | None
     input_quant: TensorQuant | None
     output_quant: TensorQuant | None
+    return_quant_tensor: bool
+    _cached: tuple[Any, Tensor, Grid | None] | None
+    _seen: Grid | None
 
     def _attach(
         self,
@@ -64,13 +68,13 @@ class WeightLayer(nn.Module):
             if tensor is not None:
                 axis = self.channel_axis if slot == "weight" else 0
                 provided |= {"channel_axis": axis, "channels": tensor.shape[axis], "shape": tuple(tensor.shape)}
-            setattr(self, f"{slot}_quant", fill_slot(self, slot, quantizer, given[slot], f"{slot}_", provided))
-        self.return_quant_tensor = return_quant_tensor
+            filled = fill_slot(self, slot, quantizer, given[slot], f"{slot}_", provided)
+            assign(self, **{f"{slot}_quant": filled})
+        # `_seen` is the grid of the last input, for quant_bias() and output_bit_width
+        assign(self, return_quant_tensor=return_quant_tensor, _cached=None, _seen=None)
         if return_quant_tensor and self.output_quant is None:
             self._check_output_grid()
         self._start_state()
-        self._cached: tuple[Any, Tensor, Grid | None] | None = None
-        self._seen: Grid | None = None  # grid of the last input, for quant_bias() and output_bit_width
 
     def _start_state(self) -> None:
         for quant, tensor in ((self.weight_quant, self.weight), (self.bias_quant, self.bias)):

@@ -11,6 +11,7 @@ import copyreg
 import inspect
 import sys
 import warnings
+import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -132,14 +133,18 @@ class QuantizerType(type):
         for name in given:
             if name.startswith("__"):
                 raise QuantizerError(f"{base!r}: {name} can't be a setting, names with two underscores are Python's.")
-        expression = f"{base!r}({', '.join(f'{name}={_show(item)}' for name, item in given.items())})"
-        namespace = {**given, "__overrides__": given, "__module__": base.__module__, "__qualname__": expression}
-        derived = QuantizerType(expression, (base,), namespace)
-        key = derived._key()
+        key: Any = (base, tuple(sorted((name, _freeze(item)) for name, item in given.items())))
         try:
-            return _derived.setdefault(key, derived)
+            found = _derived.get(key)
         except TypeError:  # a value that can't be hashed: not interned, still equal to one built alike
-            return derived
+            found, key = None, None
+        if found is None:
+            expression = f"{base!r}({', '.join(f'{name}={_show(item)}' for name, item in given.items())})"
+            namespace = {**given, "__overrides__": given, "__module__": base.__module__, "__qualname__": expression}
+            found = QuantizerType(expression, (base,), namespace)
+            if key is not None:
+                _derived[key] = found
+        return found
 
     def __setattr__(cls, name: str, item: Any) -> None:
         raise QuantizerError(
@@ -195,7 +200,7 @@ class Quantizer(metaclass=QuantizerType):
     """
 
 
-_derived: dict[Any, QuantizerType] = {}  # one object for one value
+_derived: "weakref.WeakValueDictionary[Any, QuantizerType]" = weakref.WeakValueDictionary()  # one object a value
 
 
 def _own(cls: type) -> dict[str, Any]:
@@ -219,6 +224,8 @@ def _takes(bases: tuple[type, ...], name: str, parameter: str) -> bool:
 
 def _freeze(item: Any) -> Any:
     """Something that is equal for equal settings, hashable where it can be."""
+    if type(item) in _PLAIN:
+        return (type(item), item)  # 4 and 4.0 and True are equal, but not alike
     if isinstance(item, value):
         return ("value", _freeze(item.function))
     if inspect.isfunction(item):
@@ -229,7 +236,10 @@ def _freeze(item: Any) -> Any:
         return (type(item).__name__, tuple(_freeze(each) for each in item))
     if hasattr(item, "detach") and hasattr(item, "tolist"):  # a tensor: its == is elementwise
         return ("tensor", str(item.dtype), tuple(item.shape), repr(item.detach().cpu().tolist()))
-    return (type(item).__name__, item)  # 4 and 4.0 and True are equal, but not alike
+    return (type(item), item)
+
+
+_PLAIN = (int, float, str, bool, type(None), type)
 
 
 def _rebuild(name: str, bases: tuple[type, ...], namespace: dict[str, Any]) -> QuantizerType:
@@ -464,25 +474,60 @@ def resolve(
     """
     provided = provided or {}
     try:
-        key = (quantizer, tuple(sorted((name, _freeze(item)) for name, item in provided.items())))
-        injector = _injectors.get(key)
+        key: Any = (quantizer, tuple((name, _freeze(item)) for name, item in provided.items()))
+        recipe = _recipes.get(key)
     except TypeError:  # something that can't be hashed is among the settings
-        key, injector = None, None
-    if injector is None:
-        plan = resolution(quantizer, provided, where=where, written=written)
-        injector = dependencies.Injector(**{name: plan.settings[name].injected for name in plan.children})
-        if key is not None:
-            if len(_injectors) > 4096:
-                _injectors.clear()
-            _injectors[key] = injector
+        recipe, key = None, None
+    if recipe is not None:
+        return recipe.build()
+    plan = resolution(quantizer, provided, where=where, written=written)
+    injector = dependencies.Injector(**{name: plan.settings[name].injected for name in plan.children})
     try:
-        return getattr(injector, ROOT)
+        built = getattr(injector, ROOT)
     except SettingError as error:
-        found = {**{name: Setting(name, item, None) for name, item in provided.items()}, **settings(quantizer)}
-        raise _located(error, quantizer, found, where, written or {}) from None
+        raise _located(error, quantizer, plan.settings, where, plan.written) from None
+    if key is not None:
+        if len(_recipes) > 4096:
+            _recipes.clear()
+        _recipes[key] = _Recipe(plan)
+    return built
 
 
-_injectors: dict[Any, Any] = {}  # resolving once and for all what does not change from layer to layer
+class _Recipe:
+    """The constructor calls of a resolution that succeeded, to be made again for the next layer like it.
+
+    Injection decides once for each quantizer and shape; a model of a hundred equal layers pays for it once.
+    """
+
+    def __init__(self, plan: Resolution) -> None:
+        self.constants: dict[str, Any] = {}
+        self.calls: list[tuple[str, Callable[..., Any], list[str]]] = []
+        done: set[str] = set()
+
+        def visit(name: str) -> None:
+            if name in done:
+                return
+            done.add(name)
+            for child in plan.children[name]:
+                visit(child)
+            item = plan.settings[name].injected
+            if isinstance(item, value):
+                self.calls.append((name, item.function, plan.children[name]))
+            elif inspect.isclass(item) and not isinstance(item, QuantizerType) and not name.endswith("_class"):
+                self.calls.append((name, item, plan.children[name]))
+            else:
+                self.constants[name] = item
+
+        visit(ROOT)
+
+    def build(self) -> Any:
+        made = dict(self.constants)
+        for name, call, needs in self.calls:
+            made[name] = call(**{each: made[each] for each in needs})
+        return made[ROOT]
+
+
+_recipes: dict[Any, _Recipe] = {}
 
 
 def _located(

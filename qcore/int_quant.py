@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .attributes import assign
 from .errors import QuantizerError
 from .fake_quant import fake_quant
 from .grid import Grid
@@ -38,6 +39,14 @@ class IntQuant(TensorQuant):
         tensor([0., -1.,  1.])
     """
 
+    int_range: IntRange
+    axis: int | None
+    scaling: nn.Module
+    rounding: Any
+    zero_point: Any
+    bit_width: Any
+    clips: bool
+
     def __init__(
         self,
         int_range: IntRange,
@@ -48,13 +57,9 @@ class IntQuant(TensorQuant):
         pass_clipped: bool = False,
     ) -> None:
         super().__init__()
-        self.int_range = int_range
-        self.axis = axis
-        self.scaling = scaling
-        self.rounding = rounding
-        self.zero_point = zero_point
-        self.bit_width = int_range.width
-        self.clips = not (check_flag("pass_clipped", pass_clipped) or _covers(int_range, scaling, zero_point))
+        clips = not (check_flag("pass_clipped", pass_clipped) or _covers(int_range, scaling, zero_point))
+        assign(self, int_range=int_range, axis=axis, clips=clips, scaling=scaling)
+        assign(self, zero_point=zero_point, bit_width=int_range.width, rounding=rounding)
 
     @property
     def signed(self) -> bool:
@@ -139,12 +144,12 @@ class BiasQuant(TensorQuant):
     """
 
     follows_input = True
+    int_range: IntRange
+    bit_width: Any
 
     def __init__(self, int_range: IntRange, rounding: Any = _HALF_EVEN) -> None:
         super().__init__()
-        self.int_range = int_range
-        self.rounding = rounding
-        self.bit_width = int_range.width
+        assign(self, int_range=int_range, bit_width=int_range.width, rounding=rounding)
 
     def _quantize(self, bias: Tensor, inputs: Grid | None = None, weights: Grid | None = None) -> tuple[Tensor, Grid]:
         if inputs is None or weights is None:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .attributes import assign
 from .errors import BitwrightWarning, QuantizerError, SettingError
 from .grid import along_axis
 from .inject import register_choices
@@ -32,6 +33,10 @@ class _MagnitudeScaling(nn.Module):
     """What the shipped scalings share: a magnitude (in units of ``x``) becomes a scale."""
 
     measuring = True  # whether the next forward measures its input
+    int_range: IntRange
+    restriction: FloatScale
+    min_scale: float
+    axis: int | None
 
     def __init__(self, int_range: IntRange, restriction: FloatScale, min_scale: float, axis: int | None) -> None:
         super().__init__()
@@ -39,10 +44,7 @@ class _MagnitudeScaling(nn.Module):
             raise SettingError("min_scale", min_scale, "a number above 0")
         if axis is not None and (isinstance(axis, bool) or not isinstance(axis, int)):
             raise SettingError("axis", axis, "a dimension such as 1, or None for one scale per tensor")
-        self.int_range = int_range
-        self.restriction = restriction
-        self.min_scale = float(min_scale)
-        self.axis = axis
+        assign(self, int_range=int_range, restriction=restriction, min_scale=float(min_scale), axis=axis)
 
     def _scale(self, magnitude: Tensor, ndim: int) -> Tensor:
         """The scale that maps a magnitude to the largest integer; never below the minimum, never half precision."""
@@ -147,8 +149,7 @@ class StatisticScaling(_MagnitudeScaling):
         detach_scale: bool = False,
     ) -> None:
         super().__init__(int_range, restriction, min_scale, axis)
-        self.statistic = statistic
-        self.detach_scale = check_flag("detach_scale", detach_scale)
+        assign(self, statistic=statistic, detach_scale=check_flag("detach_scale", detach_scale))
 
     def forward(self, x: Tensor) -> Tensor:
         """The scale of ``x``."""
@@ -172,6 +173,8 @@ class _StoredScaling(_MagnitudeScaling):
     magnitude: Tensor
     low: Tensor
     steps: Tensor
+    statistic: Statistic
+    observed: bool
 
     def __init__(
         self,
@@ -186,7 +189,7 @@ class _StoredScaling(_MagnitudeScaling):
         learned: bool,
     ) -> None:
         super().__init__(int_range, restriction, min_scale, axis)
-        self.statistic = statistic
+        assign(self, statistic=statistic, observed=False)  # observed: the state comes from data, or a file
         shape = () if axis is None else (channels or 1,)
         names = ("magnitude", "low") if hasattr(statistic, "low") else ("magnitude",)
         for name in names:
@@ -196,7 +199,6 @@ class _StoredScaling(_MagnitudeScaling):
             else:
                 self.register_buffer(name, start)
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64, device=device))
-        self.observed = False  # whether the state comes from data (or a file): read in evaluation only
 
     @property
     def measuring(self) -> bool:
@@ -348,6 +350,11 @@ class CollectedScaling(_StoredScaling):
     """
 
     learned = True
+    collect_steps: int
+    momentum: float | None
+    collecting: bool
+    _forwards: int
+    _handle: int
 
     def __init__(
         self,
@@ -367,11 +374,9 @@ class CollectedScaling(_StoredScaling):
             raise SettingError("collect_steps", collect_steps, "a whole number of training steps, 1 or more")
         if momentum is not None and (isinstance(momentum, bool) or not 0 < momentum <= 1):
             raise SettingError("momentum", momentum, "a number above 0, up to 1, or None for the plain mean")
-        self.collect_steps = collect_steps
-        self.momentum = momentum
-        self.collecting = True  # the one flag that traced code branches on; it flips once
-        self._forwards = 0
-        self._handle = _registered(self)
+        # `collecting` is the one flag that traced code branches on; it flips once
+        assign(self, collect_steps=collect_steps, momentum=momentum, collecting=True, _forwards=0)
+        assign(self, _handle=_registered(self))
 
     @property
     def measuring(self) -> bool:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .attributes import assign
 from .errors import BitwrightWarning
 from .grid import Grid
 from .inject import QuantizerType
@@ -39,7 +40,7 @@ class TensorQuant(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.source = next(_sources)
+        assign(self, source=next(_sources))
 
     def quantize(self, x: Tensor, *context: Any) -> tuple[Tensor, Grid | None]:
         """The values moved onto the grid, and the grid; while being exported the grid may be None."""
