@@ -27,6 +27,17 @@ class ActivationLayer(nn.Module):
 
     Attributes:
         act_quant, input_quant: the resolved modules, or None.
+
+    Raises:
+        QuantizerError: in the constructor, for a keyword or setting that nothing uses, or an impossible one.
+
+    Example:
+        >>> from bitwright.nn import QuantReLU
+        >>> from bitwright.quantizers import Uint8Act
+        >>> layer = QuantReLU(act_quant=Uint8Act, bit_width=4, scale=0.5, return_quant_tensor=True)
+        >>> out = layer(torch.tensor([-1.0, 1.2, 99.0]))
+        >>> out.int(), out.scale, out.bit_width
+        (tensor([ 0,  2, 15], dtype=torch.int8), tensor(0.5000), 4)
     """
 
     act_quant: TensorQuant | None

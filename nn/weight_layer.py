@@ -28,6 +28,18 @@ class WeightLayer(nn.Module):
 
     Attributes:
         weight_quant, bias_quant, input_quant, output_quant: the resolved modules, or None.
+
+    Raises:
+        QuantizerError: in the constructor, for a keyword or setting that nothing uses, or an impossible one; in forward,
+            where a bias or output on the scale of the products finds no quantized input.
+
+    Example:
+        >>> from bitwright.nn import QuantLinear
+        >>> from bitwright.quantizers import Int8Act, Int32Bias
+        >>> layer = QuantLinear(8, 4, weight_bit_width=4, bias_quant=Int32Bias, input_quant=Int8Act, input_scale=2**-7)
+        >>> _ = layer(torch.randn(2, 8))
+        >>> layer.int_weight().shape, layer.int_bias().dtype, layer.output_bit_width
+        (torch.Size([4, 8]), torch.int32, 33)
     """
 
     channel_axis = 0  # the weight's dimension that runs over output channels
@@ -41,6 +53,7 @@ class WeightLayer(nn.Module):
     output_quant: TensorQuant | None
     return_quant_tensor: bool
     _cached: tuple[Any, Tensor, Grid | None] | None
+    _cached_bias: tuple[Any, Any, Tensor, Grid | None] | None
     _seen: Grid | None
 
     def _attach(
@@ -71,7 +84,7 @@ class WeightLayer(nn.Module):
             filled = fill_slot(self, slot, quantizer, given[slot], f"{slot}_", provided)
             assign(self, **{f"{slot}_quant": filled})
         # `_seen` is the grid of the last input, for quant_bias() and output_bit_width
-        assign(self, return_quant_tensor=return_quant_tensor, _cached=None, _seen=None)
+        assign(self, return_quant_tensor=return_quant_tensor, _cached=None, _cached_bias=None, _seen=None)
         if return_quant_tensor and self.output_quant is None:
             self._check_output_grid()
         self._start_state()
@@ -106,7 +119,7 @@ class WeightLayer(nn.Module):
         bias, biases = self.bias, None
         if self.bias_quant is not None and bias is not None:
             context = (inputs, self._per_output(weights)) if self.bias_quant.follows_input else ()
-            bias, biases = self.bias_quant.quantize(bias, *context)
+            bias, biases = self._take_bias(self.bias_quant, bias, context)
         out = self._compute(values, weight, bias, *extra)
         if self.output_quant is not None:
             out, grid = self.output_quant.quantize(out)
@@ -140,6 +153,19 @@ class WeightLayer(nn.Module):
         if self._cached is None or self._cached[0] != version:
             self._cached = (version, *quant.quantize(self.weight))
         return self._cached[1], self._cached[2]
+
+    def _take_bias(self, quant: TensorQuant, bias: Tensor, context: Any) -> tuple[Tensor, Grid | None]:
+        """The quantized bias; in evaluation computed once for each version of the bias and the scales it follows."""
+        if self.training or quant.lowering is not None or torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return quant.quantize(bias, *context)
+        if "bias" not in self._parameters or bias.is_inference():
+            return quant.quantize(bias, *context)
+        scales = tuple(None if grid is None else grid.scale for grid in context)
+        version = (bias.data_ptr(), bias._version, *(each._version for each in quant.parameters()))
+        held = self._cached_bias
+        if held is None or held[0] != version or any(a is not b for a, b in zip(held[1], scales, strict=True)):
+            self._cached_bias = held = (version, scales, *quant.quantize(bias, *context))
+        return held[2], held[3]
 
     def _per_output(self, weights: Grid | None) -> Grid | None:
         """The weight's grid with one scale for each output channel, or one for all."""
@@ -263,16 +289,16 @@ class WeightLayer(nn.Module):
 
     def train(self, mode: bool = True) -> "WeightLayer":
         """Switch to training or evaluation; forgets the cached quantized weight."""
-        self._cached = None
+        self._cached = self._cached_bias = None
         return super().train(mode)
 
     def _apply(self, fn: Any, recurse: bool = True) -> "WeightLayer":
-        self._cached = self._seen = None
+        self._cached = self._cached_bias = self._seen = None
         return super()._apply(fn, recurse)
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-        self._cached = self._seen = None
+        self._cached = self._cached_bias = self._seen = None
         for name in ("weight", "bias"):
             quant = getattr(self, f"{name}_quant")
             holds = any(key.startswith(f"{prefix}{name}_quant.") for key in state_dict)
@@ -280,7 +306,7 @@ class WeightLayer(nn.Module):
                 quant.rederive(getattr(self, name))  # a float checkpoint: scales start from its weights
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_cached": None, "_seen": None}
+        return {**self.__dict__, "_cached": None, "_cached_bias": None, "_seen": None}
 
     def extra_repr(self) -> str:
         extra = super().extra_repr()

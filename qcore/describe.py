@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
-from .inject import ROOT, QuantizerType, Resolution, Setting, _show, resolution
+from .inject import IMPLIED, ROOT, QuantizerType, Resolution, Setting, _show, resolution
 
 __all__ = ["Description", "describe"]
 
@@ -24,6 +24,14 @@ class Description:
         set_by: the class and line, the layer's keyword, or the default that it comes from.
         used_by: the attributes whose constructor or function takes it.
         needs: the attributes that it takes itself.
+
+    Example:
+        >>> from bitwright.quantizers import Int32Bias
+        >>> found = describe(Int32Bias(bit_width=16)).find("int_range")
+        >>> [(each.attribute, each.value) for each in found.needs]
+        [('bit_width', '16'), ('signed', 'True'), ('narrow_range', 'False')]
+        >>> found.to_dict()["used_by"]
+        ['tensor_quant']
     """
 
     attribute: str
@@ -145,8 +153,12 @@ def _origin(setting: Setting, plan: Resolution) -> str:
     if setting.owner is None:
         return "the layer"
     if "__overrides__" in vars(setting.owner):
-        if setting.name not in vars(setting.owner)["__overrides__"]:
-            return "implied by scale"
+        overrides = vars(setting.owner)["__overrides__"]
+        if setting.name not in overrides:
+            given = next(
+                each for each, (implied, _) in IMPLIED.items() if implied == setting.name and each in overrides
+            )
+            return f"implied by {plan.written.get(given, given)}"
         return f"keyword {plan.written.get(setting.name, setting.name)}"
     line = _lines_of(setting.owner).get(setting.name)
     return f"{setting.owner.__name__}, {setting.owner.__module__}" + (f":{line}" if line else "")

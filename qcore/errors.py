@@ -16,7 +16,14 @@ class BitwrightError(ValueError):
 
 
 class QuantizerError(BitwrightError):
-    """A quantizer can't be built as declared: unknown, missing, unused or impossible settings."""
+    """A quantizer can't be built as declared: unknown, missing, unused or impossible settings.
+
+    Example:
+        >>> import bitwright.nn as qnn
+        >>> qnn.QuantReLU(bitwidth=4)
+        Traceback (most recent call last):
+        bitwright.qcore.errors.QuantizerError: QuantReLU(): nothing in Uint8Act uses bitwidth=4. Did you mean bit_width?
+    """
 
 
 class SettingError(QuantizerError):
@@ -46,16 +53,36 @@ class SettingError(QuantizerError):
         text = f"{written}={self.found!r} is not possible: expected {self.expected}. {remedy}"
         return text.rstrip()
 
-    def __reduce__(self) -> tuple[type["SettingError"], tuple[str, object, str, str]]:
-        return SettingError, (self.setting, self.found, self.expected, self.remedy)
+    def __reduce__(self) -> tuple[type["SettingError"], tuple[str, object, str, str], dict[str, object]]:
+        given = (self.setting, self.found, self.expected, self.remedy)
+        return SettingError, given, {"args": self.args}  # the text may have been located since
 
 
 class QuantTensorError(BitwrightError):
-    """A quantized tensor was asked for something it does not have, such as integers off its grid."""
+    """A quantized tensor was asked for something it does not have, such as integers off its grid.
+
+    Example:
+        >>> import torch
+        >>> from bitwright.qcore import Grid, QuantTensor
+        >>> QuantTensor.wrap(torch.tensor([0.3]), Grid(torch.tensor(0.5))).int()
+        Traceback (most recent call last):
+        bitwright.qcore.errors.QuantTensorError: Not every value lies on the grid of scale 0.5 and int8, so there are no \
+integers to return. Quantize the tensor again, for example with QuantIdentity.
+    """
 
 
 class BitwrightWarning(UserWarning):
-    """Something works, but perhaps not as intended; the text says what to do."""
+    """Something works, but perhaps not as intended; the text says what to do.
+
+    Example:
+        >>> import warnings
+        >>> import torch, bitwright.nn as qnn
+        >>> with warnings.catch_warnings(record=True) as caught:
+        ...     warnings.simplefilter("always", BitwrightWarning)
+        ...     _ = qnn.QuantReLU().eval()(torch.ones(2))  # its range is not known yet
+        >>> [each.category.__name__ for each in caught]
+        ['BitwrightWarning']
+    """
 
 
 def nearest(name: str, candidates: Iterable[str]) -> str | None:

@@ -8,16 +8,16 @@ The arithmetic is that of ONNX ``QuantizeLinear`` and ``DequantizeLinear``::
 Gradients are straight through where the rounded integer lies in range, zero where it was clipped; the scale's is
 LSQ's (Esser et al., "Learned Step Size Quantization", 2020): ``q - x / scale`` inside, the bound outside.
 
-Three forms compute it: `composed_fake_quant` in plain autograd (the definition; serves learned bit widths and roundings
-of the user's own), and two fused ones, for eager CPU tensors and for everything that is traced.
+`composed_fake_quant` computes it in plain autograd: the definition, which also serves learned bit widths and roundings
+of the user's own. The fast forms are in `fused`.
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from .fused import EagerFakeQuant, TracedFakeQuant, apply_eagerly, quantize_eagerly, runs_eagerly
 from .int_range import representable_bounds
 from .rounding import HalfEven, Rounding, round_straight_through
 
@@ -61,10 +61,14 @@ def fake_quant(
         wide = fake_quant(x.float(), scale.float(), low, high, zero_point, rounding, relu=relu, clips=clips)
         return wide.to(x.dtype)
     if not isinstance(rounding, Rounding) or not (isinstance(low, int) and isinstance(high, int)):
-        return composed_fake_quant(x.clamp_min(0) if relu else x, scale, low, high, zero_point, rounding)
+        return composed_fake_quant(x.relu() if relu else x, scale, low, high, zero_point, rounding)
     low, high = representable_bounds(low, high, _MANTISSA_BITS[x.dtype])
-    fused = _EagerFakeQuant if x.device.type == "cpu" and not torch.compiler.is_compiling() else _TracedFakeQuant
-    return fused.apply(x, scale, zero_point, low, high, rounding, relu, clips)
+    eager = runs_eagerly(x)
+    if eager and not torch.is_grad_enabled():
+        return quantize_eagerly(x, scale, zero_point, low, high, rounding, relu)
+    arguments = (x, scale, zero_point, low, high, rounding, relu, clips)
+    moved = apply_eagerly(EagerFakeQuant, *arguments) if eager else None
+    return TracedFakeQuant.apply(*arguments) if moved is None else moved
 
 
 def composed_fake_quant(
@@ -113,113 +117,3 @@ def quantize_to_int(
     low, high = representable_bounds(low, high, _MANTISSA_BITS[x.dtype])
     codes = rounding(x / scale)
     return (codes if zero_point is None else codes + zero_point).clamp(low, high)
-
-
-class _EagerFakeQuant(torch.autograd.Function):
-    """Four passes over memory, three of them in place; keeps the input and the output, no masks."""
-
-    @staticmethod
-    def forward(
-        x: Tensor,
-        scale: Tensor,
-        zero_point: Tensor | None,
-        low: int,
-        high: int,
-        rounding: Rounding,
-        relu: bool,
-        clips: bool,
-    ) -> Tensor:
-        y = rounding.inplace(torch.div(x, scale))
-        if zero_point is None:
-            y.clamp_(0 if relu else low, high)
-        elif zero_point.numel() == 1:
-            shift = zero_point.item()
-            y.clamp_(low - shift, high - shift)
-        else:
-            y.add_(zero_point).clamp_(low, high).sub_(zero_point)
-        return y.mul_(scale)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        x, scale, zero_point, ctx.low, ctx.high, ctx.rounding, ctx.relu, ctx.clips = inputs
-        if ctx.needs_input_grad[1]:
-            ctx.save_for_backward(x, scale, zero_point, output)
-        elif ctx.clips:
-            ctx.save_for_backward(x, scale, zero_point, None)
-        else:
-            ctx.save_for_backward(None, scale, zero_point, None)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        x, scale, zero_point, y = ctx.saved_tensors
-        passed = _inside(ctx, grad, x, scale, zero_point) if ctx.clips else grad
-        scale_grad = zero_point_grad = None
-        if ctx.needs_input_grad[1]:
-            if scale.numel() == 1 and ctx.high - ctx.low < 512:
-                flat = torch.dot(grad.reshape(-1), y.reshape(-1)) - torch.dot(passed.reshape(-1), x.reshape(-1))
-                scale_grad = (flat / scale.reshape(())).reshape(scale.shape)
-            else:  # y - x first: with many integers, or few numbers, the two products would cancel
-                scale_grad = ((passed * (y - x) + (grad - passed) * y).sum_to_size(scale.shape)) / scale
-        if ctx.needs_input_grad[2]:
-            zero_point_grad = (passed - grad).mul_(scale).sum_to_size(zero_point.shape)
-        return passed, scale_grad, zero_point_grad, None, None, None, None, None
-
-
-def _inside(ctx: Any, grad: Tensor, x: Tensor, scale: Tensor, zero_point: Tensor | None) -> Tensor:
-    """The gradient where the rounded integer is in range, else 0, by the one vectorised kernel that does it."""
-    low, high = ctx.low, ctx.high
-    if isinstance(ctx.rounding, HalfEven) and scale.numel() == 1 and (zero_point is None or zero_point.numel() == 1):
-        step, shift = scale.item(), 0.0 if zero_point is None else zero_point.item()
-        lowest = 0.0 if ctx.relu else (low - shift - 0.5) * step
-        return torch.ops.aten.hardtanh_backward(grad, x, lowest, (high - shift + 0.5) * step)
-    codes = ctx.rounding.inplace(torch.div(x, scale))
-    if ctx.relu:
-        codes.masked_fill_(x <= 0, low - 1)
-    if zero_point is not None:
-        codes.add_(zero_point)
-    return torch.ops.aten.hardtanh_backward(grad, codes, low - 0.5, high + 0.5)
-
-
-class _TracedFakeQuant(torch.autograd.Function):
-    """Pointwise operations only, recomputed in backward: a compiler fuses each direction into one loop."""
-
-    @staticmethod
-    def forward(
-        x: Tensor,
-        scale: Tensor,
-        zero_point: Tensor | None,
-        low: int,
-        high: int,
-        rounding: Rounding,
-        relu: bool,
-        clips: bool,
-    ) -> Tensor:
-        codes = rounding(x / scale)
-        if zero_point is None:
-            return torch.clamp(codes, 0 if relu else low, high) * scale
-        return (torch.clamp(codes + zero_point, low, high) - zero_point) * scale
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        x, scale, zero_point, ctx.low, ctx.high, ctx.rounding, ctx.relu, ctx.clips = inputs
-        ctx.save_for_backward(x, scale, zero_point)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        x, scale, zero_point = ctx.saved_tensors
-        steps = x / scale
-        codes = ctx.rounding(steps)
-        shifted = codes if zero_point is None else codes + zero_point
-        inside = (shifted >= ctx.low) & (shifted <= ctx.high)
-        if ctx.relu:
-            inside = inside & (x > 0)
-        passed = torch.where(inside, grad, 0.0) if ctx.clips else grad
-        scale_grad = zero_point_grad = None
-        if ctx.needs_input_grad[1]:
-            clamped = torch.clamp(shifted, ctx.low, ctx.high)
-            bound = clamped if zero_point is None else clamped - zero_point
-            moved = torch.where(inside, codes - steps, bound.clamp_min(0) if ctx.relu else bound)
-            scale_grad = (grad * moved).sum_to_size(scale.shape)
-        if ctx.needs_input_grad[2]:
-            zero_point_grad = torch.where(inside, 0.0, -grad * scale).sum_to_size(zero_point.shape)  # type: ignore[union-attr]
-        return passed, scale_grad, zero_point_grad, None, None, None, None, None

@@ -1,7 +1,6 @@
 """The grid that quantized values lie on."""
 
-from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,8 +10,7 @@ from .int_range import int_bounds
 __all__ = ["Grid", "along_axis", "storage_dtype"]
 
 
-@dataclass(frozen=True)
-class Grid:
+class Grid(NamedTuple):
     """Where quantized values lie: ``(integer - zero_point) * scale``, integers of ``bit_width`` bits.
 
     Args:
@@ -44,7 +42,7 @@ class Grid:
 
     def to_int(self, values: Tensor) -> Tensor:
         """The integers of values that lie on the grid, in the smallest integer type that holds them."""
-        exact = torch.float64 if int(self.bit_width) > 24 else torch.promote_types(values.dtype, torch.float32)
+        exact = torch.float64 if int(self.bit_width) > 22 else torch.promote_types(values.dtype, torch.float32)
         codes = torch.round(values.to(exact) / self.scale)
         if self.zero_point is not None:
             codes = codes + self.zero_point
@@ -57,7 +55,7 @@ class Grid:
 
     def replace(self, **changes: object) -> "Grid":
         """The same grid with some fields replaced."""
-        return replace(self, **changes)
+        return self._replace(**changes)
 
 
 def along_axis(flat: Tensor, axis: int | None, ndim: int) -> Tensor:

@@ -22,8 +22,10 @@ from .errors import QuantizerError, SettingError, nearest
 with warnings.catch_warnings():  # it deprecates itself on import; a user may have turned warnings into errors
     warnings.simplefilter("ignore", DeprecationWarning)
     import dependencies
+    from dependencies.exceptions import DependencyError
 
 __all__ = [
+    "IMPLIED",
     "ROOT",
     "Quantizer",
     "QuantizerType",
@@ -58,6 +60,8 @@ class value(dependencies.value):  # noqa: N801 - a decorator, spelled as such
     """
 
     def __init__(self, function: Callable[..., object]) -> None:
+        if not inspect.isfunction(function):
+            raise QuantizerError(f"@value marks a function, not {function!r}. Write `name = ...` for anything else.")
         super().__init__(function)
         self.function = function
 
@@ -104,7 +108,7 @@ def register_choices(name: str, choices: Mapping[str, type]) -> Mapping[str, typ
 
 
 # Settings that say how another one is meant: `scale=2**-7` is a constant scale, whatever the base class collects.
-_IMPLIED = {"scale": ("scaling", "constant"), "max_value": ("scaling", "constant")}
+IMPLIED = {"scale": ("scaling", "constant"), "max_value": ("scaling", "constant")}
 
 
 class QuantizerType(type):
@@ -117,7 +121,7 @@ class QuantizerType(type):
                     f"{name} has the base {base.__name__}, which is not a quantizer. Put {base.__name__} into an "
                     f"attribute of {name}, such as `scaling = {base.__name__}`."
                 )
-        for given, (implied, choice) in _IMPLIED.items():
+        for given, (implied, choice) in IMPLIED.items():
             if given in namespace and implied not in namespace and not _takes(bases, implied, given):
                 namespace[implied] = choice
         return super().__new__(mcls, name, bases, namespace)
@@ -161,6 +165,8 @@ class QuantizerType(type):
         return cls is other or (isinstance(other, QuantizerType) and cls._key() == other._key())
 
     def __hash__(cls) -> int:
+        if "__overrides__" in vars(cls):  # their order is of no account
+            return hash((cls.__bases__, frozenset(vars(cls)["__overrides__"])))
         return hash((cls.__module__, cls.__qualname__))
 
     def __contains__(cls, name: str) -> bool:
@@ -229,13 +235,14 @@ def _freeze(item: Any) -> Any:
     if isinstance(item, value):
         return ("value", _freeze(item.function))
     if inspect.isfunction(item):
-        return (item.__module__, item.__qualname__, item.__code__, item.__defaults__)
+        code = (item.__module__, item.__qualname__, item.__code__, item.__defaults__)
+        return (*code, item.__closure__) if item.__closure__ else code  # cells compare by content
     if isinstance(item, dict):
         return ("dict", tuple(sorted((key, _freeze(each)) for key, each in item.items())))
     if isinstance(item, (list, tuple)):
         return (type(item).__name__, tuple(_freeze(each) for each in item))
-    if hasattr(item, "detach") and hasattr(item, "tolist"):  # a tensor: its == is elementwise
-        return ("tensor", str(item.dtype), tuple(item.shape), repr(item.detach().cpu().tolist()))
+    if hasattr(item, "tolist") and hasattr(item, "shape"):  # a tensor or an array: its == is elementwise
+        return (type(item), str(item.dtype), tuple(item.shape), repr(item.tolist()))
     return (type(item), item)
 
 
@@ -327,7 +334,7 @@ class Resolution:
 def _parameters(item: Any) -> tuple[inspect.Parameter, ...]:
     """The parameters through which a class or a value function takes other attributes."""
     if inspect.isclass(item) and not isinstance(item, QuantizerType):
-        if item.__init__ is object.__init__:
+        if item.__init__ is object.__init__ or _passes_on(item):
             return ()
         found = tuple(inspect.signature(item.__init__).parameters.values())[1:]
         where = f"{item.__name__}.__init__"
@@ -342,6 +349,14 @@ def _parameters(item: Any) -> tuple[inspect.Parameter, ...]:
                 f"{where} takes {each}: attributes are handed in by name. Write every argument out, with its name."
             )
     return found
+
+
+def _passes_on(cls: type) -> bool:
+    """Does a class inherit a constructor that takes anything, such as nn.Module's? Then it needs nothing."""
+    if "__init__" in vars(cls):
+        return False
+    kinds = {each.kind for each in tuple(inspect.signature(cls.__init__).parameters.values())[1:]}
+    return kinds == {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}
 
 
 def _needs(name: str, item: Any) -> tuple[inspect.Parameter, ...]:
@@ -481,16 +496,27 @@ def resolve(
     if recipe is not None:
         return recipe.build()
     plan = resolution(quantizer, provided, where=where, written=written)
-    injector = dependencies.Injector(**{name: plan.settings[name].injected for name in plan.children})
+    injector = dependencies.Injector(
+        **{name: _injectable(name, plan.settings[name].injected) for name in plan.children}
+    )
     try:
         built = getattr(injector, ROOT)
     except SettingError as error:
         raise _located(error, quantizer, plan.settings, where, plan.written) from None
+    except DependencyError as error:
+        raise QuantizerError(f"{where}: {quantizer!r} can't be resolved. {error}") from None
     if key is not None:
         if len(_recipes) > 4096:
             _recipes.clear()
         _recipes[key] = _Recipe(plan)
     return built
+
+
+def _injectable(name: str, item: Any) -> Any:
+    """What the injector is given for a setting: it refuses constructors that take anything."""
+    if inspect.isclass(item) and not name.endswith("_class") and not _needs(name, item) and _passes_on(item):
+        return value(lambda: item())
+    return item
 
 
 class _Recipe:
@@ -554,7 +580,7 @@ def _nothing_uses(setting: Setting, plan: Resolution, where: str) -> QuantizerEr
     typed = plan.written.get(name)
     prefix = typed[: -len(name)] if typed else ""
     base = quantizer.__base__ if "__overrides__" in vars(quantizer) else quantizer
-    known = {*plan.children, *(each for given in plan.defaults.values() for each in given), *_IMPLIED} - {ROOT}
+    known = {*plan.children, *(each for given in plan.defaults.values() for each in given), *IMPLIED} - {ROOT}
     provided = {each for each, at in plan.settings.items() if at.owner is None}
     guess = nearest(name, known - provided)
     said = f"{typed}={_show(setting.declared)}" if typed else f"{name} = {_show(setting.declared)}"

@@ -8,11 +8,13 @@ from torch import Tensor, nn
 from .attributes import assign
 from .errors import QuantizerError
 from .fake_quant import fake_quant
+from .fused import runs_eagerly
 from .grid import Grid
 from .int_range import IntRange, check_flag
 from .locate import path_of
-from .rounding import HalfEven
-from .scaling import StatisticScaling
+from .restriction import FloatScale, LogScale
+from .rounding import HalfEven, Rounding
+from .scaling import MagnitudeScaling, StatisticScaling
 from .tensor_quant import TensorQuant
 
 __all__ = ["BiasQuant", "IntQuant"]
@@ -36,7 +38,7 @@ class IntQuant(TensorQuant):
         >>> from bitwright.qcore import resolve
         >>> quant = resolve(Int8WeightPerTensor(bit_width=2), {"channel_axis": 0})
         >>> quant(torch.tensor([0.2, -0.6, 1.0]))
-        tensor([0., -1.,  1.])
+        tensor([ 0., -1.,  1.])
     """
 
     int_range: IntRange
@@ -46,6 +48,7 @@ class IntQuant(TensorQuant):
     zero_point: Any
     bit_width: Any
     clips: bool
+    _settled: tuple[Any, Grid] | None = None
 
     def __init__(
         self,
@@ -79,11 +82,38 @@ class IntQuant(TensorQuant):
     def _quantize(self, x: Tensor, relu: bool = False) -> tuple[Tensor, Grid]:
         measured = relu and getattr(self.scaling, "measuring", True)
         seen = x.clamp_min(0) if measured else x  # statistics are those of the activation
+        low, high = self.int_range.bounds()
+        settled = self._settled_grid(x)
+        if settled is not None:
+            y = fake_quant(x, settled.scale, low, high, settled.zero_point, self.rounding, relu=relu)
+            return y, settled
+        if not measured and self._fusible(x, high):
+            fused = self.scaling.fused(x, low, high, self.rounding, relu, self.clips)  # type: ignore[operator]
+            if fused is not None:
+                return fused[0], self._grid(fused[1], None)
         scale = self.scaling(seen)
         zero_point = None if self.zero_point is None else self.zero_point(seen, scale)
-        low, high = self.int_range.bounds()
         values = fake_quant(x, scale, low, high, zero_point, self.rounding, relu=relu, clips=self.clips)
         return values, self._grid(scale, zero_point)
+
+    def _settled_grid(self, x: Tensor) -> Grid | None:
+        """The grid where it no longer depends on the input, worked out once for each version of the state."""
+        if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return None
+        version = self.scaling.version() if isinstance(self.scaling, MagnitudeScaling) else None
+        if version is None or self.int_range.learned:
+            return None
+        key = (version, x.ndim if self.axis is not None else 0)
+        if self._settled is None or self._settled[0] != key:
+            self._settled = (key, self.grid(x))
+        return self._settled[1]
+
+    def _fusible(self, x: Tensor, high: int | Tensor) -> bool:
+        """Whether a scaling may do the whole work in one step: plain integers, nothing of the user's own."""
+        if self.zero_point is not None or not isinstance(high, int) or high >= 1 << 23:
+            return False
+        ours = isinstance(self.scaling, MagnitudeScaling) and isinstance(self.rounding, Rounding)
+        return ours and torch.is_grad_enabled() and runs_eagerly(x)
 
     def _grid(self, scale: Tensor, zero_point: Tensor | None) -> Grid:
         width = self.int_range.bit_width
@@ -113,14 +143,16 @@ class IntQuant(TensorQuant):
         if hasattr(self.scaling, "follows"):
             self.scaling.observe(x.detach())  # type: ignore[operator]
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_settled": None}
+
     def scheme(self) -> str:
         """Such as ``int4 narrow, axis 0, scale learned``."""
-        kind = "int" if self.signed else "uint"
-        width = "learned " + kind if self.int_range.learned else f"{kind}{self.int_range.width}"
-        narrow = " narrow" if self.narrow_range else ""
         where = "per tensor" if self.axis is None else f"axis {self.axis}"
         zero = "" if self.zero_point is None else f", zero point {type(self.zero_point).__name__}"
-        return f"{width}{narrow}, {where}, scale {type(self.scaling).__name__}{zero}, {_name(self.rounding)}"
+        restriction = getattr(self.scaling, "restriction", None)
+        allowed = "" if restriction is None or type(restriction) is FloatScale else f" {restriction!r}"
+        return f"{self.int_range}, {where}, scale {type(self.scaling).__name__}{allowed}{zero}, {_name(self.rounding)}"
 
     def extra_repr(self) -> str:
         return self.scheme()
@@ -146,6 +178,7 @@ class BiasQuant(TensorQuant):
     follows_input = True
     int_range: IntRange
     bit_width: Any
+    rounding: Any
 
     def __init__(self, int_range: IntRange, rounding: Any = _HALF_EVEN) -> None:
         super().__init__()
@@ -179,7 +212,7 @@ class BiasQuant(TensorQuant):
 
     def scheme(self) -> str:
         """Such as ``int32 bias``."""
-        return f"int{self.int_range.width} bias, scale of the products, {_name(self.rounding)}"
+        return f"{self.int_range} bias, scale of the products, {_name(self.rounding)}"
 
     def extra_repr(self) -> str:
         return self.scheme()
@@ -188,8 +221,9 @@ class BiasQuant(TensorQuant):
 def _covers(int_range: IntRange, scaling: nn.Module, zero_point: Any) -> bool:
     """Can nothing be clipped? Then the gradient needs no mask."""
     symmetric = int_range.signed and int_range.narrow_range and zero_point is None and not int_range.learned
-    statistic = getattr(scaling, "statistic", None)
-    return symmetric and type(scaling) is StatisticScaling and getattr(statistic, "covers", False)
+    if not symmetric or type(scaling) is not StatisticScaling:
+        return False
+    return getattr(scaling.statistic, "covers", False) and type(scaling.restriction) in (FloatScale, LogScale)
 
 
 def _name(rounding: Any) -> str:

@@ -68,6 +68,11 @@ class IntRange:
         self.signed = check_flag("signed", signed)
         self.narrow_range = check_flag("narrow_range", narrow_range)
 
+    def __str__(self) -> str:
+        kind = "int" if self.signed else "uint"
+        width = f"learned {kind}" if self.learned else f"{kind}{self.width}"
+        return f"{width} narrow" if self.narrow_range else width
+
     @property
     def learned(self) -> bool:
         """Whether the bit width is computed by a module, so that the bounds are tensors."""

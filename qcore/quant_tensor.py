@@ -12,6 +12,7 @@ from .grid import Grid
 __all__ = ["QuantTensor", "grid_of", "values_of"]
 
 aten = torch.ops.aten
+_COMPOSITE = torch._C.DispatchKey.CompositeImplicitAutograd
 
 
 class QuantTensor(torch.Tensor):
@@ -63,7 +64,9 @@ class QuantTensor(torch.Tensor):
     @staticmethod
     def wrap(values: Tensor, grid: Grid) -> "QuantTensor":
         """A QuantTensor of values that lie on a grid; gradients pass through to ``values``."""
-        return _Wrap.apply(values, grid.scale, grid.zero_point, _form_of(grid))
+        if torch.compiler.is_compiling() or (values.requires_grad and torch.is_grad_enabled()):
+            return _Wrap.apply(values, grid.scale, grid.zero_point, _form_of(grid))
+        return _on(values, grid)
 
     @property
     def value(self) -> Tensor:
@@ -174,9 +177,8 @@ class QuantTensor(torch.Tensor):
         if keep is None and func._schema.is_mutable:
             return _in_place(func, args, kwargs)
         if keep is None:
-            decomposed = func.decompose(*args, **kwargs)  # inference mode hands over composite operations whole
-            if decomposed is not NotImplemented:
-                return decomposed
+            if torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd"):
+                return func._op_dk(_COMPOSITE, *args, **kwargs)  # inference mode hands over composite operations whole
             return func(*_plain(args), **_plain(kwargs))
         out = func(*_plain(args), **_plain(kwargs))
         first = out[0] if isinstance(out, (tuple, list)) else out
@@ -192,12 +194,27 @@ def values_of(x: Tensor) -> Tensor:
     """The plain values of a tensor that may be a QuantTensor; gradients pass through.
 
     Functions, not properties: compilers trace into them.
+
+    Example:
+        >>> q = QuantTensor.wrap(torch.tensor([0.5, -1.0]), Grid(torch.tensor(0.25)))
+        >>> values_of(q), values_of(torch.ones(1))
+        (tensor([ 0.5000, -1.0000]), tensor([1.]))
     """
-    return _Unwrap.apply(x) if isinstance(x, QuantTensor) else x
+    if not isinstance(x, QuantTensor):
+        return x
+    if torch.compiler.is_compiling() or (x.requires_grad and torch.is_grad_enabled()):
+        return _Unwrap.apply(x)
+    return x._inner
 
 
 def grid_of(x: Tensor) -> Grid | None:
-    """The grid of a tensor; None for plain tensors, and for one that an in-place operation moved off its grid."""
+    """The grid of a tensor; None for plain tensors, and for one that an in-place operation moved off its grid.
+
+    Example:
+        >>> q = QuantTensor.wrap(torch.tensor([0.5, -1.0]), Grid(torch.tensor(0.25), bit_width=4))
+        >>> grid_of(q).bounds, grid_of(torch.ones(1))
+        ((-8, 7), None)
+    """
     if not isinstance(x, QuantTensor) or x._form is None:
         return None
     return Grid(x.scale, x._zero_point, *x._form)

@@ -16,11 +16,13 @@ from torch import Tensor, nn
 
 from .attributes import assign
 from .errors import BitwrightWarning, QuantizerError, SettingError
+from .fused import AbsMaxFakeQuant, AbsMaxRowsFakeQuant, MagnitudeFakeQuant, apply_eagerly
 from .grid import along_axis
 from .inject import register_choices
 from .int_range import IntRange, check_flag
 from .locate import path_of
 from .restriction import FloatScale
+from .rounding import Rounding
 from .statistic import AbsMax, Statistic
 
 __all__ = ["SCALINGS", "CollectedScaling", "ConstantScaling", "LearnedScaling", "RunningScaling", "StatisticScaling"]
@@ -29,7 +31,7 @@ _FLOAT_SCALE = FloatScale()
 _ABS_MAX = AbsMax()
 
 
-class _MagnitudeScaling(nn.Module):
+class MagnitudeScaling(nn.Module):
     """What the shipped scalings share: a magnitude (in units of ``x``) becomes a scale."""
 
     measuring = True  # whether the next forward measures its input
@@ -54,6 +56,16 @@ class _MagnitudeScaling(nn.Module):
         at_least = torch.maximum(magnitude, floor) if isinstance(floor, Tensor) else torch.clamp_min(magnitude, floor)
         return along_axis(self.restriction.restrict(at_least) / threshold, self.axis, ndim)
 
+    def version(self) -> Any:
+        """Something that changes with the scale, or None where the scale depends on the input."""
+        return None
+
+    def fused(
+        self, x: Tensor, low: int, high: int, rounding: Rounding, relu: bool, clips: bool
+    ) -> tuple[Tensor, Tensor] | None:
+        """Values and scale in one step where there is a fast form for this scaling, else None."""
+        return None
+
     def _floor(self) -> float:
         return self.min_scale * float(self.restriction.int_threshold(self.int_range))
 
@@ -62,7 +74,7 @@ class _MagnitudeScaling(nn.Module):
         return ("per tensor" if self.axis is None else f"per index of axis {self.axis}") + restriction
 
 
-class ConstantScaling(_MagnitudeScaling):
+class ConstantScaling(MagnitudeScaling):
     """A scale that is given and stays: ``scale=2**-7``, or from the range that it must cover.
 
     Args:
@@ -98,10 +110,15 @@ class ConstantScaling(_MagnitudeScaling):
         super().__init__(int_range, restriction, min_scale, axis)
         if scale is None and max_value is None:
             raise SettingError("scale", None, "a positive number such as 2**-7", "Or give the range: max_value=1.0.")
-        if scale is not None and max_value is not None:
-            raise SettingError("scale", scale, f"a scale or a range, not both (max_value={max_value})")
+        for name, bound in (("max_value", max_value), ("min_value", min_value)):
+            if scale is not None and bound is not None:
+                raise SettingError("scale", scale, f"a scale or a range, not both ({name}={bound})")
         if scale is not None:
             constant = self._positive("scale", scale, device)
+            allowed = restriction.restrict(constant)
+            if not torch.equal(allowed, constant):
+                remedy = f"Write scale={allowed.tolist()}."
+                raise SettingError("scale", scale, f"a scale that {restriction!r} allows", remedy)
         else:
             reach = max(abs(_finite("max_value", max_value)), abs(_finite("min_value", min_value or 0.0)))
             constant = self._scale(self._positive("max_value", reach, device), 1).detach()
@@ -118,12 +135,16 @@ class ConstantScaling(_MagnitudeScaling):
             raise SettingError(setting, number, "a positive, finite number")
         return found
 
+    def version(self) -> Any:
+        """The constant's place in memory: it never changes there."""
+        return self.scale.data_ptr()
+
     def forward(self, x: Tensor) -> Tensor:
         """The constant, shaped for ``x``."""
         return along_axis(self.scale, self.axis, x.ndim)
 
 
-class StatisticScaling(_MagnitudeScaling):
+class StatisticScaling(MagnitudeScaling):
     """The scale follows a statistic of the tensor at hand, at each forward: the default for weights.
 
     Args:
@@ -139,6 +160,9 @@ class StatisticScaling(_MagnitudeScaling):
         tensor(0.0100)
     """
 
+    statistic: Statistic
+    detach_scale: bool
+
     def __init__(
         self,
         int_range: IntRange,
@@ -151,6 +175,17 @@ class StatisticScaling(_MagnitudeScaling):
         super().__init__(int_range, restriction, min_scale, axis)
         assign(self, statistic=statistic, detach_scale=check_flag("detach_scale", detach_scale))
 
+    def fused(
+        self, x: Tensor, low: int, high: int, rounding: Rounding, relu: bool, clips: bool
+    ) -> tuple[Tensor, Tensor] | None:
+        """Values and scale of a weight whose largest magnitude sets the scale."""
+        if clips or type(self.statistic) is not AbsMax or type(self.restriction) is not FloatScale:
+            return None
+        if x.numel() == 0 or self.axis not in (None, 0) or high >= 1 << 20:
+            return None
+        function = AbsMaxFakeQuant if self.axis is None else AbsMaxRowsFakeQuant
+        return apply_eagerly(function, x, self._floor(), high, rounding, self.detach_scale)
+
     def forward(self, x: Tensor) -> Tensor:
         """The scale of ``x``."""
         source = x.detach() if self.detach_scale else x
@@ -158,13 +193,13 @@ class StatisticScaling(_MagnitudeScaling):
 
     def low_of(self, x: Tensor) -> Tensor:
         """The lower end of the range of ``x``, for a zero point."""
-        return self.statistic.low(x.detach(), self.axis)  # type: ignore[attr-defined]
+        return _usable(self.statistic.low(x.detach(), self.axis))  # type: ignore[attr-defined]
 
     def extra_repr(self) -> str:
         return f"{self.statistic!r}, {super().extra_repr()}"
 
 
-class _StoredScaling(_MagnitudeScaling):
+class _StoredScaling(MagnitudeScaling):
     """A magnitude kept as state, with the lower end of the range where the statistic has one.
 
     Invariant: the state dict has the same keys from construction on, and tensors are only ever changed in place.
@@ -233,6 +268,34 @@ class _StoredScaling(_MagnitudeScaling):
             self.low.copy_(_usable(self.statistic.low(x, self.axis)))  # type: ignore[attr-defined]
         self.steps.fill_(1)
         self.observed = True
+
+    def version(self) -> Any:
+        """Counts the changes of the state, once there is any."""
+        if not self.observed or self.magnitude.is_inference():
+            return None
+        low = self.low._version if hasattr(self, "low") else 0
+        return self.magnitude.data_ptr(), self.magnitude._version, low
+
+    def stored(self, x: Tensor) -> Tensor:
+        """The magnitude in use, as it is stored; counts ``x`` where data is collected."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The scale in use; where data is collected, ``x`` counts first."""
+        return self._scale(self.restriction.load(self.stored(x)), x.ndim)
+
+    def fused(
+        self, x: Tensor, low: int, high: int, rounding: Rounding, relu: bool, clips: bool
+    ) -> tuple[Tensor, Tensor] | None:
+        """Values and scale where the scale is being learned."""
+        if type(self.restriction) is not FloatScale or self.measuring or not self.magnitude.requires_grad:
+            return None
+        shape = [1] * x.ndim if self.axis is not None else []
+        if self.axis is not None:
+            shape[self.axis] = -1
+        threshold = self.int_range.threshold
+        rest = (shape, threshold, self._floor(), low, high, rounding, relu, clips)
+        return apply_eagerly(MagnitudeFakeQuant, x, self.stored(x), *rest)
 
     def _at_hand(self, x: Tensor) -> Tensor:
         """The magnitude of the tensor at hand, for a quantizer that saw no data yet."""
@@ -308,13 +371,14 @@ class LearnedScaling(_StoredScaling):
                 self.steps.fill_(1)
             self.observed = True
 
-    def forward(self, x: Tensor) -> Tensor:
-        """The scale in use."""
-        if self.follows and (self.observed or self.training):
+    def stored(self, x: Tensor) -> Tensor:
+        """The magnitude in use, as it is stored."""
+        if self.follows and x.numel() > 0 and (self.observed or self.training):
             self.observe(x.detach())
             self.follows = False
-        magnitude = self.restriction.load(self.magnitude) if self.observed else self._at_hand(x)
-        return self._scale(magnitude, x.ndim)
+        if self.observed or self.training:
+            return self.magnitude
+        return self.restriction.store(self._at_hand(x))
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
@@ -383,15 +447,15 @@ class CollectedScaling(_StoredScaling):
         """Whether the next forward measures its input."""
         return (self.training and self.collecting) or not self.observed
 
-    def forward(self, x: Tensor) -> Tensor:
-        """The scale in use; in training, while collecting, ``x`` counts first."""
+    def stored(self, x: Tensor) -> Tensor:
+        """The magnitude in use, as it is stored; in training, while collecting, ``x`` counts first."""
         if self.training and self.collecting:
             with torch.no_grad():
                 self._collect(x)
-            return self._scale(self.restriction.load(self.magnitude.detach()), x.ndim)
+            return self.magnitude.detach()
         if not self.training and not self.observed:
-            return self._scale(self._at_hand(x), x.ndim)
-        return self._scale(self.restriction.load(self.magnitude), x.ndim)
+            return self.restriction.store(self._at_hand(x))
+        return self.magnitude
 
     def low_of(self, x: Tensor) -> Tensor:
         """The lower end of the range, for a zero point."""
@@ -402,7 +466,6 @@ class CollectedScaling(_StoredScaling):
             return
         if self.axis is not None:
             self._fit(x.shape[self.axis])
-        self.observed = True
         found = [self.statistic(x.detach(), self.axis)]
         state = [self.magnitude.detach()]
         if hasattr(self, "low"):
@@ -425,6 +488,7 @@ class CollectedScaling(_StoredScaling):
             floored = average.clamp_min(self._floor()) if index == 0 else average
             tensor.copy_(self.restriction.store(floored) if index == 0 else floored)
         steps += finite.to(steps.dtype)
+        self.observed = self.observed or bool(steps > 0)
         self._advance()
 
     def _advance(self) -> None:

@@ -1,7 +1,6 @@
 """What every resolved quantizer has in common: how it is called, lowered, saved and told apart."""
 
 import itertools
-import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -9,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from .attributes import assign
-from .errors import BitwrightWarning
 from .grid import Grid
 from .inject import QuantizerType
 
@@ -29,6 +27,18 @@ class TensorQuant(nn.Module):
         written: for each setting given by keyword, the keyword.
         lowering: set by an exporter for the time of an export: called instead of `_quantize`.
         source: a number that no other quantizer of this process has; marks the grids that come from it.
+
+    Example:
+        >>> class Signs(TensorQuant):  # a kind of its own: what `_quantize` returns must lie on the grid it returns
+        ...     def _quantize(self, x, *context):
+        ...         scale = x.detach().abs().mean()
+        ...         return torch.where(x < 0, -scale, scale), Grid(scale, bit_width=2, narrow_range=True, source=self.source)
+        ...
+        ...     def scheme(self):
+        ...         return "signs"
+        >>> values, grid = Signs().quantize(torch.tensor([0.5, -1.5]))
+        >>> values, grid.to_int(values)
+        (tensor([ 1., -1.]), tensor([ 1, -1], dtype=torch.int8))
     """
 
     quantizer: QuantizerType | None = None
@@ -37,10 +47,12 @@ class TensorQuant(nn.Module):
     lowering: Any = None
     _quantize: Callable[..., tuple[Tensor, Grid]]  # what subclasses implement
     follows_input = False  # whether its grid is derived from the input's and the weight's (biases)
+    _absent: str | None  # while a file is loaded that says nothing of this quantizer: the prefix of its keys
 
     def __init__(self) -> None:
         super().__init__()
-        assign(self, source=next(_sources))
+        assign(self, source=next(_sources), _absent=None)
+        self.register_load_state_dict_post_hook(_forgive)
 
     def quantize(self, x: Tensor, *context: Any) -> tuple[Tensor, Grid | None]:
         """The values moved onto the grid, and the grid; while being exported the grid may be None."""
@@ -76,22 +88,25 @@ class TensorQuant(nn.Module):
         error_msgs: list[str],
     ) -> None:
         saved = state_dict.pop(prefix + "scheme", None)
-        if saved is not None:
-            found = bytes(saved.tolist()).decode()
-            if found != self.scheme():
-                message = (
-                    f"{prefix.removesuffix('.')}: the file holds {found}, the model is {self.scheme()}. Build the "
-                    "model with the file's quantizers, or load with strict=False to keep this one's scheme."
-                )
-                if strict:
-                    error_msgs.append(message)
-                    return
-                warnings.warn(message, BitwrightWarning, stacklevel=2)
-        own: list[str] = []
-        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, own, unexpected_keys, error_msgs)
-        if saved is not None:  # a float checkpoint has no quantizer state: it is derived, not missing
-            missing_keys += own
+        assign(self, _absent=prefix if saved is None else None)
+        found = self.scheme() if saved is None else bytes(saved.tolist()).decode()
+        if found != self.scheme():  # told as an unexpected key: those are errors with strict=True only
+            unexpected_keys.append(
+                f"{prefix.removesuffix('.') or type(self).__name__}: the file holds {found}, the model is "
+                f"{self.scheme()}. Build the model with the file's quantizers, or load with strict=False to keep this "
+                "one's scheme."
+            )
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self.source = next(_sources)  # a copy's grid is another grid: its scale goes its own way
+
+
+def _forgive(quant: TensorQuant, keys: Any) -> None:
+    """A float checkpoint holds no state of quantizers: it is derived, not missing."""
+    if quant._absent is not None:
+        keys.missing_keys[:] = [key for key in keys.missing_keys if not key.startswith(quant._absent)]
+        assign(quant, _absent=None)

@@ -7,6 +7,7 @@ that 0 is on the grid (padding, ReLU).
 import torch
 from torch import Tensor, nn
 
+from .errors import SettingError
 from .grid import along_axis
 from .inject import register_choices
 from .int_range import IntRange
@@ -26,6 +27,9 @@ class RangeZeroPoint:
         int_range: the integers of the grid.
         axis: as for the scaling.
 
+    Raises:
+        SettingError: the scaling, or its statistic, knows no lower end.
+
     Example:
         >>> from bitwright.qcore import MinMax, StatisticScaling
         >>> eight = IntRange(8, signed=False)
@@ -36,6 +40,21 @@ class RangeZeroPoint:
     """
 
     def __init__(self, scaling: nn.Module, int_range: IntRange, axis: int | None = None) -> None:
+        if not hasattr(scaling, "low_of"):
+            raise SettingError(
+                "scaling",
+                type(scaling).__name__,
+                "a scaling that knows the lower end of the range (`low_of`), for the zero point",
+                "Write scaling='statistic', 'learned', 'collected' or 'running', or zero_point=None.",
+            )
+        statistic = getattr(scaling, "statistic", None)
+        if statistic is not None and not hasattr(statistic, "low"):
+            raise SettingError(
+                "statistic",
+                statistic,
+                "a statistic with a lower end (`low`), for the zero point",
+                "Write statistic='min_max' or statistic='percentile_interval', or zero_point=None.",
+            )
         self.scaling = scaling
         self.int_range = int_range
         self.axis = axis

@@ -163,10 +163,7 @@ class ShiftedUint8Act(Shifted, Int8Act):
 
 
 class ShiftedUint4Act(Shifted, Int8Act):
-    """Activations as integers from 0 to 15 with a zero point; scale and lower end collected, then learned.
-
-    Brevitas: ``ShiftedUint8ActPerTensorFloat``.
-    """
+    """Activations as integers from 0 to 15 with a zero point; scale and lower end collected, then learned."""
 
     bit_width = 4
     statistic = "percentile_interval"

@@ -25,7 +25,16 @@ class IntBase(Quantizer):
 
 
 class PerOutputChannel(Quantizer):
-    """Fragment: one scale for each output channel of the layer."""
+    """Fragment: one scale for each output channel of the layer.
+
+    Example:
+        >>> import bitwright.nn as qnn
+        >>> from bitwright.quantizers import Int8WeightPerTensor
+        >>> class PerChannel(PerOutputChannel, Int8WeightPerTensor):
+        ...     pass
+        >>> qnn.QuantConv2d(3, 6, 5, weight_quant=PerChannel).quant_weight().scale.shape
+        torch.Size([6, 1, 1, 1])
+    """
 
     @value
     def axis(channel_axis):  # noqa: ANN201, N805 - channel_axis is an attribute, not an instance

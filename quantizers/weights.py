@@ -1,4 +1,4 @@
-"""Quantizers for weights. Names: ``[Shifted]Int<bits>Weight<granularity>[kind of scale]``, see docs/quantizers.md."""
+"""Quantizers for weights. Names: ``[Shifted](Int|Uint)<bits>Weight<granularity>[kind of scale]``, see docs/quantizers.md."""
 
 from .base import IntBase, PerOutputChannel, PowerOfTwo, Shifted
 
@@ -160,7 +160,7 @@ class ShiftedUint8WeightPerTensor(Shifted, Int8WeightPerTensor):
 
 
 class ShiftedUint8WeightPerChannel(PerOutputChannel, ShiftedUint8WeightPerTensor):
-    """The same with scale and zero point for each output channel."""
+    """The same with scale and zero point for each output channel. Brevitas: ``ShiftedUint8WeightPerChannelFloat``."""
 
 
 class Uint4WeightPerTensor(Int8WeightPerTensor):
@@ -180,10 +180,7 @@ class Uint4WeightPerChannel(Int8WeightPerChannel):
 
 
 class ShiftedUint4WeightPerTensor(Shifted, Int8WeightPerTensor):
-    """Weights as integers from 0 to 15 with a zero point, so that the range need not be centred on 0.
-
-    Brevitas: ``ShiftedUint8WeightPerTensorFloat``.
-    """
+    """Weights as integers from 0 to 15 with a zero point, so that the range need not be centred on 0."""
 
     bit_width = 4
     statistic = "min_max"

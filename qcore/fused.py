@@ -1,0 +1,306 @@
+"""The fast forms of `fake_quant`: one autograd function for each kind of quantization.
+
+Eager forms, for float32 and float64 on the CPU: four passes over memory, three of them in place; what backward needs is
+the input and the output, which are alive anyway, and no masks. Those that start from a magnitude or from the tensor
+itself spare the small operations between it and the scale. The traced form is pointwise and recomputes in backward, so
+that a compiler turns each direction into one loop; it serves every device, and torch.func, which takes no functions
+in the older form that the eager ones have (the newer one inspects its signature at every call: 40 us).
+"""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .rounding import HalfEven, Rounding
+
+__all__ = [
+    "AbsMaxFakeQuant",
+    "AbsMaxRowsFakeQuant",
+    "EagerFakeQuant",
+    "MagnitudeFakeQuant",
+    "TracedFakeQuant",
+    "runs_eagerly",
+]
+
+_FEW = 512  # integers up to which the scale's gradient may be taken as the difference of two dot products
+
+
+def runs_eagerly(x: Tensor) -> bool:
+    """Whether the eager forms can take a tensor."""
+    wide = x.dtype == torch.float32 or x.dtype == torch.float64
+    return wide and x.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def apply_eagerly(function: type[torch.autograd.Function], *args: Any) -> Any:
+    """The function's outputs, or None under a transform of torch.func."""
+    try:
+        return function.apply(*args)
+    except RuntimeError as error:
+        if "setup_context" not in str(error):
+            raise
+        return None
+
+
+def quantize_eagerly(
+    x: Tensor, scale: Tensor, zero_point: Tensor | None, low: int, high: int, rounding: Rounding, relu: bool
+) -> Tensor:
+    """Values on the grid, in one allocation; no gradients."""
+    y = rounding.inplace(torch.div(x, scale))
+    if zero_point is None:
+        y.clamp_(0 if relu else low, high)
+    elif zero_point.numel() == 1:
+        shift = zero_point.item()
+        y.clamp_(low - shift, high - shift)
+    else:
+        y.add_(zero_point).clamp_(low, high).sub_(zero_point)
+    return y.mul_(scale)
+
+
+def _inside(
+    grad: Tensor,
+    x: Tensor,
+    scale: Tensor,
+    zero_point: Tensor | None,
+    low: int,
+    high: int,
+    rounding: Rounding,
+    relu: bool,
+) -> Tensor:
+    """The gradient where the rounded integer is in range, else 0, by the one vectorised kernel that does it."""
+    one_shift = zero_point is None or zero_point.numel() == 1
+    if isinstance(rounding, HalfEven) and scale.numel() == 1 and one_shift:
+        step, shift = scale.item(), 0.0 if zero_point is None else zero_point.item()
+        lowest = 0.0 if relu else (low - shift - 0.5) * step
+        return torch.ops.aten.hardtanh_backward(grad, x, lowest, (high - shift + 0.5) * step)
+    codes = rounding.inplace(torch.div(x, scale))
+    if relu:
+        codes.masked_fill_(x <= 0, low - 1)
+    if zero_point is not None:
+        codes.add_(zero_point)
+    return torch.ops.aten.hardtanh_backward(grad, codes, low - 0.5, high + 0.5)
+
+
+def _step_grad(grad: Tensor, passed: Tensor, x: Tensor, y: Tensor, step: float, few: bool) -> float:
+    """LSQ's gradient of one scale, from what is at hand: inside ``(y - x) / scale``, outside ``y / scale``."""
+    if few:
+        total = torch.dot(grad.reshape(-1), y.reshape(-1)) - torch.dot(passed.reshape(-1), x.reshape(-1))
+    else:  # with many integers the two products would cancel
+        total = (passed * (y - x) + (grad - passed) * y).sum()
+    return total.item() / step
+
+
+def _steps_grad(grad: Tensor, passed: Tensor, x: Tensor, y: Tensor, scale: Tensor) -> Tensor:
+    """The same for several scales."""
+    return (passed * (y - x) + (grad - passed) * y).sum_to_size(scale.shape) / scale
+
+
+class EagerFakeQuant(torch.autograd.Function):
+    """``(x, scale, zero_point) -> y``."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        scale: Tensor,
+        zero_point: Tensor | None,
+        low: int,
+        high: int,
+        rounding: Rounding,
+        relu: bool,
+        clips: bool,
+    ) -> Tensor:
+        y = quantize_eagerly(x, scale, zero_point, low, high, rounding, relu)
+        ctx.rest = low, high, rounding, relu, clips
+        learned = ctx.needs_input_grad[1]
+        ctx.save_for_backward(x if learned or clips else None, scale, zero_point, y if learned else None)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        x, scale, zero_point, y = ctx.saved_tensors
+        low, high, rounding, relu, clips = ctx.rest
+        passed = _inside(grad, x, scale, zero_point, low, high, rounding, relu) if clips else grad
+        scale_grad = zero_point_grad = None
+        if ctx.needs_input_grad[1]:
+            if scale.numel() == 1:
+                scale_grad = torch.full_like(scale, _step_grad(grad, passed, x, y, scale.item(), high - low < _FEW))
+            else:
+                scale_grad = _steps_grad(grad, passed, x, y, scale)
+        if ctx.needs_input_grad[2]:
+            zero_point_grad = (passed - grad).mul_(scale).sum_to_size(zero_point.shape)
+        return passed, scale_grad, zero_point_grad, None, None, None, None, None
+
+
+class MagnitudeFakeQuant(torch.autograd.Function):
+    """``(x, magnitude) -> (y, scale)``, with scale = max(|magnitude|, floor) / threshold: learned scales."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        magnitude: Tensor,
+        shape: list[int],
+        threshold: int,
+        floor: float,
+        low: int,
+        high: int,
+        rounding: Rounding,
+        relu: bool,
+        clips: bool,
+    ) -> tuple[Tensor, Tensor]:
+        if magnitude.ndim == 0:
+            scale = _divided(max(abs(magnitude.item()), floor), threshold, magnitude)
+        else:
+            scale = (magnitude.abs().clamp_min_(floor) / threshold).reshape(shape)
+        y = quantize_eagerly(x, scale, None, low, high, rounding, relu)
+        ctx.rest = threshold, floor, low, high, rounding, relu, clips
+        ctx.mark_non_differentiable(scale)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(x, magnitude, y, scale)
+        return y, scale
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None, _: Any) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        x, magnitude, y, scale = ctx.saved_tensors
+        threshold, floor, low, high, rounding, relu, clips = ctx.rest
+        if grad is None:
+            return (None,) * 10
+        passed = _inside(grad, x, scale, None, low, high, rounding, relu) if clips else grad
+        if magnitude.ndim == 0:
+            number = magnitude.item()
+            factor = 0.0 if abs(number) < floor else math.copysign(1, number) / threshold
+            pull = _step_grad(grad, passed, x, y, scale.item(), high - low < _FEW)
+            magnitude_grad = torch.full_like(magnitude, pull * factor)
+        else:
+            factors = torch.where(magnitude.abs() < floor, 0.0, magnitude.sign() / threshold)
+            magnitude_grad = _steps_grad(grad, passed, x, y, scale).reshape(magnitude.shape) * factors
+        return passed, magnitude_grad, *(None,) * 8
+
+
+class AbsMaxFakeQuant(torch.autograd.Function):
+    """``x -> (y, scale)``, with scale = max(|x|, floor) / threshold: weights.
+
+    Nothing is clipped; detached, gradients pass as they are.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, floor: float, threshold: int, rounding: Rounding, detached: bool
+    ) -> tuple[Tensor, Tensor]:
+        rows = x.reshape(x.shape[0], -1) if x.ndim else x.reshape(1, 1)
+        highest, lowest = rows.amax(1), rows.amin(1)
+        largest = max(highest.amax().item(), -lowest.amin().item())
+        scale = _divided(max(largest, floor) if math.isfinite(largest) else 1.0, threshold, x)
+        y = rounding.inplace(torch.div(x, scale)).mul_(scale)
+        ctx.floor, ctx.threshold, ctx.detached = floor, threshold, detached
+        ctx.mark_non_differentiable(scale)
+        ctx.set_materialize_grads(False)
+        if not detached:
+            ctx.save_for_backward(x, y, scale, highest, lowest)
+        return y, scale
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None, _: Any) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        if grad is None or ctx.detached:
+            return grad, None, None, None, None
+        x, y, scale, highest, lowest = ctx.saved_tensors
+        result = grad.clone(memory_format=torch.contiguous_format)
+        up, down = highest.argmax().item(), lowest.argmin().item()
+        positive = highest[up].item() >= -lowest[down].item()
+        row = up if positive else down
+        largest = highest[up].item() if positive else -lowest[down].item()
+        if largest > ctx.floor and math.isfinite(largest):
+            values = x.select(0, row).reshape(-1) if x.ndim else x.reshape(1)
+            column = (values.argmax() if positive else values.argmin()).item()
+            pull = _step_grad(grad, grad, x, y, scale.item(), ctx.threshold * 2 < _FEW) / ctx.threshold
+            result.view(-1)[row * values.numel() + column].add_(pull if positive else -pull)
+        return result, None, None, None, None
+
+
+class AbsMaxRowsFakeQuant(torch.autograd.Function):
+    """The same with a scale for each index of the first dimension."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, floor: float, threshold: int, rounding: Rounding, detached: bool
+    ) -> tuple[Tensor, Tensor]:
+        rows = x.reshape(x.shape[0], -1)
+        magnitudes = torch.maximum(rows.amax(1), rows.amin(1).neg_()).clamp_min_(floor)
+        magnitudes = torch.where(magnitudes.isfinite(), magnitudes, 1.0)
+        scale = (magnitudes / threshold).reshape([-1] + [1] * (x.ndim - 1))
+        y = rounding.inplace(torch.div(x, scale)).mul_(scale)
+        ctx.floor, ctx.threshold, ctx.detached = floor, threshold, detached
+        ctx.mark_non_differentiable(scale)
+        ctx.set_materialize_grads(False)
+        if not detached:
+            ctx.save_for_backward(x, y, scale)
+        return y, scale
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None, _: Any) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        if grad is None or ctx.detached:
+            return grad, None, None, None, None
+        x, y, scale = ctx.saved_tensors
+        result = grad.clone(memory_format=torch.contiguous_format)
+        rows = x.reshape(x.shape[0], -1)
+        at = rows.abs().argmax(1, keepdim=True)
+        largest = rows.gather(1, at)
+        pull = (grad * (y - x)).sum_to_size(scale.shape).reshape(-1, 1) / (scale.reshape(-1, 1) * ctx.threshold)
+        pull.masked_fill_((largest.abs() <= ctx.floor) | ~largest.isfinite(), 0.0)
+        result.view(rows.shape).scatter_add_(1, at, largest.sign_().mul_(pull))
+        return result, None, None, None, None
+
+
+def _divided(magnitude: float, threshold: int, like: Tensor) -> Tensor:
+    """The quotient in the precision of a tensor: a double holds enough digits for it to be rounded once."""
+    return torch.full((), magnitude / threshold, dtype=like.dtype)
+
+
+class TracedFakeQuant(torch.autograd.Function):
+    """``(x, scale, zero_point) -> y`` in pointwise operations, recomputed in backward."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(
+        x: Tensor,
+        scale: Tensor,
+        zero_point: Tensor | None,
+        low: int,
+        high: int,
+        rounding: Rounding,
+        relu: bool,
+        clips: bool,
+    ) -> Tensor:
+        codes = rounding(x / scale)
+        if zero_point is None:
+            return torch.clamp(codes, 0 if relu else low, high) * scale
+        return (torch.clamp(codes + zero_point, low, high) - zero_point) * scale
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        x, scale, zero_point, ctx.low, ctx.high, ctx.rounding, ctx.relu, ctx.clips = inputs
+        ctx.save_for_backward(x, scale, zero_point)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        x, scale, zero_point = ctx.saved_tensors
+        steps = x / scale
+        codes = ctx.rounding(steps)
+        shifted = codes if zero_point is None else codes + zero_point
+        inside = (shifted >= ctx.low) & (shifted <= ctx.high)
+        if ctx.relu:
+            inside = inside & (x > 0)
+        passed = torch.where(inside, grad, 0.0) if ctx.clips else grad
+        scale_grad = zero_point_grad = None
+        if ctx.needs_input_grad[1]:
+            clamped = torch.clamp(shifted, 0 if ctx.relu else ctx.low, ctx.high)
+            bound = clamped if zero_point is None else clamped - zero_point
+            moved = torch.where(inside, codes - steps, bound)
+            scale_grad = (grad * moved).sum_to_size(scale.shape)
+        if ctx.needs_input_grad[2]:
+            outside = torch.where(inside, 0.0, -grad * scale)
+            zero_point_grad = outside.sum_to_size(scale.shape)
+        return passed, scale_grad, zero_point_grad, None, None, None, None, None
