@@ -88,7 +88,9 @@ class ActivationLayer(nn.Module):
         if self.act_quant is None:
             return self._function(x)
         out, grid = self._quantized(values_of(x), self.act_quant)
-        return QuantTensor.wrap(out, grid) if self.return_quant_tensor and grid is not None else out
+        if grid is None or not self.return_quant_tensor or torch.compiler.is_exporting():
+            return out
+        return QuantTensor.wrap(out, grid)
 
     def _quantized(self, x: Tensor, quant: TensorQuant) -> Any:
         return quant.quantize(self._function(x))

@@ -127,7 +127,9 @@ class WeightLayer(nn.Module):
             grid = self._output_grid(inputs, weights, biases, out.ndim)
         else:
             return out
-        return QuantTensor.wrap(out, grid) if self.return_quant_tensor and grid is not None else out
+        if grid is None or not self.return_quant_tensor or torch.compiler.is_exporting():
+            return out
+        return QuantTensor.wrap(out, grid)
 
     def _lowered(self) -> bool:
         return self.weight_quant is not None and self.weight_quant.lowering is not None
@@ -136,7 +138,9 @@ class WeightLayer(nn.Module):
         grid, x = grid_of(x), values_of(x)
         if self.input_quant is not None:
             x, grid = self.input_quant.quantize(x)
-        if not torch.compiler.is_compiling():
+        if torch.compiler.is_exporting():
+            grid = self._seen if grid is None else grid  # torch.export carries plain tensors: the grid is recorded
+        elif not torch.compiler.is_compiling():
             self._seen = grid
         return x, grid
 

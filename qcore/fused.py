@@ -86,14 +86,15 @@ def _step_grad(grad: Tensor, passed: Tensor, x: Tensor, y: Tensor, step: float, 
     """LSQ's gradient of one scale, from what is at hand: inside ``(y - x) / scale``, outside ``y / scale``."""
     if few:
         total = torch.dot(grad.reshape(-1), y.reshape(-1)) - torch.dot(passed.reshape(-1), x.reshape(-1))
-    else:  # with many integers the two products would cancel
-        total = (passed * (y - x) + (grad - passed) * y).sum()
-    return total.item() / step
+        if math.isfinite(total.item()):
+            return total.item() / step
+    # with many integers the two products would cancel; with an infinite value that was clipped, they are NaN
+    return (grad * torch.where(passed == 0, y, y - x)).sum().item() / step
 
 
 def _steps_grad(grad: Tensor, passed: Tensor, x: Tensor, y: Tensor, scale: Tensor) -> Tensor:
     """The same for several scales."""
-    return (passed * (y - x) + (grad - passed) * y).sum_to_size(scale.shape) / scale
+    return (grad * torch.where(passed == 0, y, y - x)).sum_to_size(scale.shape) / scale
 
 
 class EagerFakeQuant(torch.autograd.Function):

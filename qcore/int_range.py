@@ -21,9 +21,10 @@ def int_bounds(bit_width: int, signed: bool, narrow_range: bool) -> tuple[int, i
         >>> int_bounds(8, signed=True, narrow_range=True), int_bounds(4, signed=False, narrow_range=False)
         ((-127, 127), (0, 15))
     """
+    left_out = int(narrow_range)
     if signed:
-        return -(2 ** (bit_width - 1)) + narrow_range, 2 ** (bit_width - 1) - 1
-    return 0, 2**bit_width - 1 - narrow_range
+        return -(2 ** (bit_width - 1)) + left_out, 2 ** (bit_width - 1) - 1
+    return 0, 2**bit_width - 1 - left_out
 
 
 def representable_bounds(low: int, high: int, mantissa_bits: int) -> tuple[int, int]:

@@ -1,6 +1,7 @@
 """QuantTensor: a tensor of quantized values that knows its grid."""
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -105,15 +106,25 @@ class QuantTensor(torch.Tensor):
 
     @property
     def is_valid(self) -> bool:
-        """Whether every value lies on the grid (to within a fifth of a step) and in its range."""
+        """Whether every value lies on the grid (to within a fifth of a step) and in its range.
+
+        In half precision: whether every value stands for one integer only.
+        """
         grid = self.grid
         if grid is None:
             return False
         with torch.no_grad():
             steps = self._inner.double() / grid.scale
-            codes = steps.round() if grid.zero_point is None else steps.round() + grid.zero_point
+            whole = steps.round()
+            if self.dtype in (torch.float32, torch.float64):
+                near = (steps - whole).abs() < 0.2
+            else:
+                below, here, above = (
+                    ((whole + offset).float() * grid.scale).to(self.dtype) == self._inner for offset in (-1, 0, 1)
+                )
+                near = here & ~below & ~above
+            codes = whole if grid.zero_point is None else whole + grid.zero_point
             low, high = grid.bounds
-            near = (steps - steps.round()).abs() < (0.2 if self.dtype in (torch.float32, torch.float64) else 0.5)
             return bool((near & (codes >= low) & (codes <= high)).all())
 
     def int(self) -> Tensor:
@@ -129,6 +140,20 @@ class QuantTensor(torch.Tensor):
                 "integers to return. Quantize the tensor again, for example with QuantIdentity."
             )
         return grid.to_int(self._inner.detach())
+
+    def numpy(self, *, force: bool = False) -> Any:
+        """The values as a numpy array."""
+        return values_of(self).numpy(force=force)
+
+    def tolist(self) -> Any:
+        """The values as nested lists of numbers, or as a number."""
+        return values_of(self).tolist()
+
+    def __array__(self, dtype: Any = None) -> Any:
+        return values_of(self).__array__(dtype)
+
+    def __format__(self, format_spec: str) -> str:
+        return format(values_of(self), format_spec) if self.ndim == 0 else super().__format__(format_spec)
 
     def __repr__(self, *, tensor_contents: Any = None) -> str:
         known = self.grid
@@ -146,10 +171,12 @@ class QuantTensor(torch.Tensor):
         return self * other
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        return _restore, (self._inner.detach(), self.scale, self._zero_point, self._form, self.requires_grad)
+        form = None if self.grid is None else self._form
+        return _restore, (self._inner.detach(), self.scale, self._zero_point, form, self.requires_grad)
 
     def __deepcopy__(self, memo: dict[Any, Any]) -> "QuantTensor":
-        copied = _restore(self._inner.detach().clone(), self.scale, self._zero_point, self._form, self.requires_grad)
+        form = None if self.grid is None else self._form
+        copied = _restore(self._inner.detach().clone(), self.scale, self._zero_point, form, self.requires_grad)
         memo[id(self)] = copied
         return copied
 
@@ -177,8 +204,8 @@ class QuantTensor(torch.Tensor):
         if keep is None and func._schema.is_mutable:
             return _in_place(func, args, kwargs)
         if keep is None:
-            if torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd"):
-                return func._op_dk(_COMPOSITE, *args, **kwargs)  # inference mode hands over composite operations whole
+            if _is_composite(func.name()):
+                return func._op_dk(_COMPOSITE, *args, **kwargs)
             return func(*_plain(args), **_plain(kwargs))
         out = func(*_plain(args), **_plain(kwargs))
         first = out[0] if isinstance(out, (tuple, list)) else out
@@ -217,6 +244,8 @@ def grid_of(x: Tensor) -> Grid | None:
     """
     if not isinstance(x, QuantTensor) or x._form is None:
         return None
+    if not torch.compiler.is_compiling() and isinstance(x._base, QuantTensor) and x._base._form is None:
+        return None  # a view of one that left it
     return Grid(x.scale, x._zero_point, *x._form)
 
 
@@ -258,6 +287,13 @@ def _restore(values: Tensor, *rest: Any) -> QuantTensor:
     return restored
 
 
+@lru_cache(maxsize=1024)
+def _is_composite(operation: str) -> bool:
+    """Whether an operation is made of others, and nothing else: inference mode hands such a one over whole."""
+    known = torch._C._dispatch_has_kernel_for_dispatch_key
+    return known(operation, "CompositeImplicitAutograd") and not known(operation, "CPU")
+
+
 def _inner_of(tensor: Any) -> Any:
     return tensor._inner if isinstance(tensor, QuantTensor) else tensor
 
@@ -277,8 +313,10 @@ def _in_place(func: Any, args: Any, kwargs: Any) -> Any:
     target = kwargs.get("out", args[0] if args else None)
     if isinstance(target, QuantTensor):
         if func not in _IN_PLACE:
-            target._form = None
-            target.scale = None  # type: ignore[assignment]
+            for each in (target, target._base):  # what a view changes is its base's
+                if isinstance(each, QuantTensor):
+                    each._form = None
+                    each.scale = None  # type: ignore[assignment]
         return target
     return result
 

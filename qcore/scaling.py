@@ -21,9 +21,10 @@ from .grid import along_axis
 from .inject import register_choices
 from .int_range import IntRange, check_flag
 from .locate import path_of
+from .pooling import distributed
 from .restriction import FloatScale
 from .rounding import Rounding
-from .statistic import AbsMax, Statistic
+from .statistic import AbsMax, Statistic, measure
 
 __all__ = ["SCALINGS", "CollectedScaling", "ConstantScaling", "LearnedScaling", "RunningScaling", "StatisticScaling"]
 
@@ -452,33 +453,29 @@ class CollectedScaling(_StoredScaling):
         if self.training and self.collecting:
             with torch.no_grad():
                 self._collect(x)
-            return self.magnitude.detach()
+            return _idle(self.magnitude)
         if not self.training and not self.observed:
             return self.restriction.store(self._at_hand(x))
         return self.magnitude
 
     def low_of(self, x: Tensor) -> Tensor:
         """The lower end of the range, for a zero point."""
-        return super().low_of(x).detach() if self.training and self.collecting else super().low_of(x)
+        return _idle(self.low) if self.training and self.collecting else super().low_of(x)
 
     def _collect(self, x: Tensor) -> None:
-        if x.numel() == 0:
+        if x.numel() == 0 and not distributed():
             return
         if self.axis is not None:
             self._fit(x.shape[self.axis])
-        found = [self.statistic(x.detach(), self.axis)]
-        state = [self.magnitude.detach()]
-        if hasattr(self, "low"):
-            found.append(self.statistic.low(x.detach(), self.axis))  # type: ignore[attr-defined]
-            state.append(self.low.detach())
+        state = [self.magnitude.detach()] + ([self.low.detach()] if hasattr(self, "low") else [])
         if torch.compiler.is_compiling():
-            _collect_op()(state, self.steps, found, self._handle)
+            _collect_op()(state, self.steps, x.detach(), self._handle)
         else:
-            self._average(state, self.steps, found)
+            self._average(state, self.steps, x.detach())
 
-    def _average(self, state: list[Tensor], steps: Tensor, found: list[Tensor]) -> None:
+    def _average(self, state: list[Tensor], steps: Tensor, x: Tensor) -> None:
         """One step of the running average, in place, and of the counter; ends the collection when it is due."""
-        found = _pooled(found, self.statistic)
+        found = measure(self.statistic, x, self.axis)
         finite = torch.stack([each.isfinite().all() for each in found]).all()
         mean = 1 / (steps + 1) if self.momentum is None else torch.full_like(steps, self.momentum, dtype=torch.float32)
         share = torch.where(steps == 0, 1.0, mean)
@@ -545,6 +542,11 @@ class RunningScaling(CollectedScaling):
         )
 
 
+def _idle(parameter: Tensor) -> Tensor:
+    """A parameter that is not learned yet; distributed training wants a gradient from it all the same: zero."""
+    return parameter.detach() + 0.0 * parameter if distributed() and parameter.requires_grad else parameter.detach()
+
+
 def _usable(statistic: Tensor) -> Tensor:
     """A statistic fit to set a scale by: one that is not finite (from NaN or infinite values) counts as 1."""
     return torch.where(statistic.isfinite(), statistic, 1.0)
@@ -554,23 +556,6 @@ def _finite(setting: str, number: object) -> float:
     if isinstance(number, bool) or not isinstance(number, (int, float)) or not math.isfinite(number):
         raise SettingError(setting, number, "a finite number")
     return float(number)
-
-
-def _pooled(found: list[Tensor], statistic: object) -> list[Tensor]:
-    """The statistics over all ranks, where training is distributed: extremes as extremes, others averaged."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return found
-    ranks = torch.distributed.get_world_size()
-    pooled = []
-    for each in found:
-        total = each.clone()
-        if getattr(statistic, "covers", False):
-            torch.distributed.all_reduce(total, torch.distributed.ReduceOp.MAX)
-        else:
-            torch.distributed.all_reduce(total)
-            total /= ranks
-        pooled.append(total)
-    return pooled
 
 
 # Under torch.compile the average is one opaque operation: its Python can end the collection without a graph break.
@@ -589,8 +574,8 @@ def _collect_op() -> Any:
 
 
 @torch.library.custom_op("bitwright::collect", mutates_args=("state", "steps"))
-def _collect(state: list[Tensor], steps: Tensor, found: list[Tensor], handle: int) -> None:
-    _collecting[handle]._average(state, steps, found)
+def _collect(state: list[Tensor], steps: Tensor, x: Tensor, handle: int) -> None:
+    _collecting[handle]._average(state, steps, x)
 
 
 SCALINGS = register_choices(

@@ -16,6 +16,7 @@ from .errors import SettingError
 from .fake_quant import composed_fake_quant
 from .inject import register_choices
 from .int_range import IntRange
+from .pooling import distributed, gathered_kth_largest, highest, lowest, summed
 
 __all__ = [
     "STATISTICS",
@@ -26,6 +27,7 @@ __all__ = [
     "MinSquaredError",
     "PercentileInterval",
     "kth_largest",
+    "measure",
 ]
 
 _BLOCK = 4096  # columns of the block search; measured best between 256 and 16384 from 1e5 to 1e7 elements
@@ -68,6 +70,10 @@ class AbsMax:
         if torch.compiler.is_compiling():
             return _shaped(_rows(x, axis).abs().amax(1), axis)
         return _AbsMax.apply(x if x.dtype in (torch.float32, torch.float64) else x.float(), axis)
+
+    def pooled(self, x: Tensor, axis: int | None = None) -> list[Tensor]:
+        """The statistic over all ranks."""
+        return [highest(self(x, axis))]
 
     def __repr__(self) -> str:
         return "AbsMax()"
@@ -119,6 +125,12 @@ class MinMax:
         """The smallest value, or 0 if all are positive."""
         return _zeros(x, axis) if x.numel() == 0 else _shaped(_rows(x, axis).amin(1).clamp_max(0), axis)
 
+    def pooled(self, x: Tensor, axis: int | None = None) -> list[Tensor]:
+        """Width and lower end over all ranks."""
+        low = self.low(x, axis)
+        high, low = highest(self(x, axis) + low), lowest(low)
+        return [high - low, low]
+
     def __repr__(self) -> str:
         return "MinMax()"
 
@@ -148,6 +160,10 @@ class AbsPercentile:
         rows = _rows(x, axis).abs()
         rank = min(max(math.floor(self.percentile / 100 * rows.shape[1] + 0.5), 1), rows.shape[1])
         return _shaped(kth_largest(rows, rows.shape[1] - rank + 1), axis)
+
+    def pooled(self, x: Tensor, axis: int | None = None) -> list[Tensor]:
+        """The percentile over all ranks."""
+        return [_pooled_percentile(_rows(x, axis).abs(), axis, lambda n: math.floor(self.percentile / 100 * n + 0.5))]
 
     def __repr__(self) -> str:
         return f"AbsPercentile({self.percentile})"
@@ -191,6 +207,14 @@ class PercentileInterval:
         rank = min(max(math.ceil(self.low_percentile / 100 * rows.shape[1]), 1), rows.shape[1])
         return _shaped(-kth_largest(-rows, rank).clamp_min(0), axis)
 
+    def pooled(self, x: Tensor, axis: int | None = None) -> list[Tensor]:
+        """Width and lower end over all ranks."""
+        rows = _rows(x, axis)
+        high = _pooled_percentile(rows, axis, lambda n: math.floor(self.high_percentile / 100 * n + 0.5))
+        mirrored = _pooled_percentile(-rows, axis, lambda n: n + 1 - max(math.ceil(self.low_percentile / 100 * n), 1))
+        low = -mirrored.clamp_min(0)
+        return [high.clamp_min(0) - low, low]
+
     def __repr__(self) -> str:
         return f"PercentileInterval({self.low_percentile}, {self.high_percentile})"
 
@@ -223,6 +247,15 @@ class MeanSigma:
         spread = (rows - mean[:, None]).square().mean(1)
         deviation = torch.where(spread > 0, spread, 1.0).sqrt() * (spread > 0)  # no NaN gradient at zero spread
         return _shaped(mean + self.sigma * deviation, axis)
+
+    def pooled(self, x: Tensor, axis: int | None = None) -> list[Tensor]:
+        """The statistic over all ranks, from their sums."""
+        rows = _rows(x, axis).abs().double()
+        count = torch.full((rows.shape[0],), float(rows.shape[1]), dtype=torch.float64, device=x.device)
+        total, squares, count = summed(torch.stack([rows.sum(1), rows.square().sum(1), count])).clone()
+        mean = total / count.clamp_min(1)
+        deviation = (squares / count.clamp_min(1) - mean.square()).clamp_min(0).sqrt()
+        return [_shaped((mean + self.sigma * deviation).to(_zeros(x, axis).dtype), axis)]
 
     def __repr__(self) -> str:
         return f"MeanSigma({self.sigma})"
@@ -284,6 +317,32 @@ STATISTICS = register_choices(
 )
 
 Statistic = Callable[[Tensor, int | None], Tensor]
+
+
+def measure(statistic: Any, x: Tensor, axis: int | None) -> list[Tensor]:
+    """A statistic, and the lower end where it has one; over all ranks where training is distributed.
+
+    A statistic without a ``pooled`` of its own is averaged over ranks.
+
+    Example:
+        >>> measure(MinMax(), torch.tensor([-1.0, 3.0]), None)
+        [tensor(4.), tensor(-1.)]
+    """
+    if distributed() and hasattr(statistic, "pooled"):
+        return statistic.pooled(x, axis)
+    found = [statistic(x, axis)] + ([statistic.low(x, axis)] if hasattr(statistic, "low") else [])
+    if not distributed():
+        return found
+    ranks = summed(torch.ones_like(found[0]))
+    return [summed(each) / ranks for each in found]
+
+
+def _pooled_percentile(rows: Tensor, axis: int | None, rank: Callable[[int], int]) -> Tensor:
+    total = int(summed(torch.tensor(rows.shape[1], device=rows.device)))
+    if total == 0:
+        return _shaped(rows.new_zeros(rows.shape[0]), axis)
+    at = min(max(rank(total), 1), total)
+    return _shaped(gathered_kth_largest(rows, total - at + 1), axis)
 
 
 def kth_largest(rows: Tensor, k: int) -> Tensor:
