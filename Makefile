@@ -39,11 +39,11 @@ test-wheel: wheel
 	PYTHON="$(PYTHON)" JOBS="$(JOBS)" .ci/test_wheel dist/bitwright-*.whl
 
 lint: $(VENV)/.test
-	$(VENV)/bin/ruff check .
-	$(VENV)/bin/ruff format --check .
 	@mkdir -p .venv/typing/bitwright
 	@for folder in $(FOLDERS); do ln -sfn "../../../$$folder" ".venv/typing/bitwright/$$folder"; done
 	@ln -sf ../../../bitwright/__init__.py .venv/typing/bitwright/__init__.py
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/pyright --pythonpath $(VENV)/bin/python
 
 format: $(VENV)/.test

@@ -13,12 +13,12 @@ __all__ = ["check", "needed_opset", "storage_of"]
 
 
 def storage_of(call: Call, form: Format) -> Storage | None:
-    """The type that the integers of a call are stored in; wide parameters (biases) have int32."""
+    """The type that the integers of a call are stored in; a wide bias has int32."""
     signed = call.grid.signed
     if call.quantizer.follows_input:
         return BIAS if signed or call.bits < BIAS.bits else None
     fitting = form.storage(call.bits, signed)
-    if fitting is None and call.stored and signed:
+    if fitting is None and call.stored and call.codes.ndim == 1 and signed:
         return BIAS
     return fitting
 
@@ -93,7 +93,8 @@ def _width(call: Call, form: Format) -> str | None:
     if storage_of(call, form) is not None:
         return None
     kind = "signed" if call.grid.signed else "unsigned"
-    return f"{call.bits} bits, {kind}; {form.name} stores 2 to {form.widest}. Write bit_width={form.widest} or less."
+    remedy = f"Write {_setting(call, 'bit_width')}={form.widest} or less."
+    return f"{call.bits} bits, {kind}; {form.name} stores 2 to {form.widest}. {remedy}"
 
 
 def _rounding(call: Call, form: Format) -> str | None:
@@ -105,9 +106,15 @@ def _rounding(call: Call, form: Format) -> str | None:
         return None
     name = getattr(rounding, "name", None) or getattr(rounding, "__name__", type(rounding).__name__)
     return (
-        f"rounding {name!r} is random in evaluation, and a file can't repeat it. Write rounding='half_even', or make it "
-        "deterministic in evaluation."
+        f"rounding {name!r} is random in evaluation, and a file can't repeat it. Write "
+        f"{_setting(call, 'rounding')}='half_even', or one that is deterministic in evaluation."
     )
+
+
+def _setting(call: Call, name: str) -> str:
+    """A setting as the layer takes it: with the prefix of the quantizer's slot."""
+    slot = call.path.rsplit(".", 1)[-1].removesuffix("_quant")
+    return f"{slot}_{name}" if slot in ("weight", "bias", "input", "output") else name
 
 
 def _repeats(rounding: Callable[[torch.Tensor], torch.Tensor]) -> bool:

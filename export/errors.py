@@ -11,9 +11,9 @@ class ExportError(BitwrightError):
     The model is as it was before the call, and a file of that name, if there was one, is untouched.
 
     Example:
-        >>> print(with_causes("QDQ can't hold 1 quantizer:", ["conv1.weight_quant: 24 bits. Write weight_bit_width=16."]))
-        QDQ can't hold 1 quantizer:
-          conv1.weight_quant: 24 bits. Write weight_bit_width=16.
+        >>> print(with_causes("QDQ can't express 1 quantizer:", ["act: 24 bits. Write bit_width=16."]))
+        QDQ can't express 1 quantizer:
+          act: 24 bits. Write bit_width=16.
     """
 
 

@@ -19,7 +19,7 @@ from .protect import protect
 from .record import record
 from .trace import trace
 from .verify import compare
-from .write import write
+from .write import fits_one_file, write
 
 __all__ = ["export_onnx_qcdq", "export_onnx_qdq"]
 
@@ -42,7 +42,7 @@ def export_onnx_qcdq(
         args: example input: one tensor, or a tuple of all positional arguments.
         export_path: the file to write; None only returns the program.
         verify: run the model in onnxruntime, where that is installed, and compare every quantized tensor with torch's,
-            see `verify_onnx`; a difference raises and no file is written.
+            see `verify_onnx`; a difference raises and no file is written. Models over 2 GB are not compared.
         options: further keywords of `torch.onnx.export`, such as ``kwargs``, ``input_names``, ``dynamic_shapes`` or
             ``opset_version`` (by default the oldest that will do).
 
@@ -113,13 +113,13 @@ def _export(
     arguments = args if isinstance(args, tuple) else (args,)
     kwargs = options.get("kwargs")
     quantizers = quantizers_of(module)
-    with evaluating(module), unchanged(quantizers):
+    with evaluating(module), unchanged(module):
         recording = record(module, quantizers, arguments, kwargs)
         options["opset_version"] = check(recording, form, options.get("opset_version"))
         program = trace(module, quantizers, recording, arguments, options)
         lower(program.model, recording, form)
         protect(program.model)
-        if verify and installed("onnxruntime"):
+        if verify and installed("onnxruntime") and fits_one_file(program.model):
             report = compare(module, quantizers, program.model_proto, arguments, kwargs)
             if not report.ok:
                 raise ExportError(

@@ -3,7 +3,6 @@
 from collections.abc import Iterable
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -129,7 +128,9 @@ class Lowering:
 
     def _divide(self, call: Call, x: Any, node: Any) -> Any:
         """Values in steps of the scale, for a rounding that follows."""
-        divisor = self._float(call, "divisor", call.along_axis(call.scale)) if call.axis is not None else self._scale(call)
+        divisor = (
+            self._float(call, "divisor", call.along_axis(call.scale)) if call.axis is not None else self._scale(call)
+        )
         return self._add(node, "Div", [x, divisor], call, "divide", "steps")
 
     def _clips(self, call: Call, storage: Storage) -> bool:
@@ -175,17 +176,15 @@ class Lowering:
 
     def _initializer(self, call: Call, role: str, tensor: Tensor, storage: Storage) -> Any:
         dtype = self.ir.DataType[storage.name]
-        array = tensor.detach().cpu().numpy()
-        return self._register(
-            call, role, self.ir.tensor(array.astype(dtype.numpy()), dtype=dtype), array.astype(np.int64).tobytes()
-        )
+        array = tensor.detach().cpu().to(torch.int64).numpy()
+        return self._register(call, role, self.ir.tensor(array.astype(dtype.numpy()), dtype=dtype), array.tobytes())
 
     def _register(self, call: Call, role: str, tensor: Any, content: bytes) -> Any:
         """An initializer named by the quantizer; later calls share those that are alike."""
         key = (f"{call.path}.{role}", content)
         if key not in self.initializers:
-            taken = f"{call.path}.{role}" in self.graph.initializers
-            name = f"{call.name}.{role}" if taken else f"{call.path}.{role}"
+            shared = role != "codes" and f"{call.path}.{role}" not in self.graph.initializers
+            name = f"{call.path}.{role}" if shared else f"{call.name}.{role}"
             value = self.ir.Value(
                 name=name, shape=self.ir.Shape(tensor.shape), type=self.ir.TensorType(tensor.dtype), const_value=tensor
             )
@@ -228,6 +227,8 @@ class Lowering:
         common = required("onnx_ir.passes.common", "export")
         common.RemoveUnusedNodesPass()(self.model)
         common.ClearMetadataAndDocStringPass()(self.model)
+        for value in self.graph.initializers.values():
+            value.metadata_props.clear()
 
 
 def _alike(one: Call, other: Call) -> bool:

@@ -47,10 +47,13 @@ def lowered(quantizers: dict[str, TensorQuant], lowering: Callable[[str], Loweri
 
 
 @contextmanager
-def unchanged(quantizers: dict[str, TensorQuant]) -> Iterator[None]:
-    """Quantizers whose state (parameters, buffers, flags) is afterwards what it was, in the same tensors."""
-    parts = [part for each in quantizers.values() for part in each.modules()]
-    flags = [(part, {k: v for k, v in vars(part).items() if k not in _TENSORS}) for part in parts]
+def unchanged(module: nn.Module) -> Iterator[None]:
+    """A model whose flags, and whose quantizers' tensors, are afterwards what they were, in the same objects.
+
+    A forward in evaluation may still set state: a learned scale that starts from the weight, the last grid seen.
+    """
+    flags = [(part, {k: v for k, v in vars(part).items() if k not in _TENSORS}) for part in module.modules()]
+    parts = {part for each in quantizers_of(module).values() for part in each.modules()}
     tensors = [tensor for part in parts for tensor in _own_tensors(part)]
     copies = [tensor.detach().clone() for tensor in tensors]
     try:

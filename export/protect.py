@@ -7,9 +7,11 @@ Some of its passes change results, or fail (onnxruntime 1.32, CPU, all optimizat
 - A bias on a scale of its own, added to a MatMul, is taken for one on the scale of the products (QGemm).
 - *DoubleQDQPairsRemover* merges two quantizations in a row, also on different grids.
 - *MatMulNBits* takes over a MatMul with a dequantized weight and rounds its input to 8 bits.
-- QLinearSoftmax is off by one in 3% of its codes; QLinearAdd, QLinearMul and the average pools break ties their own way.
+- QLinearSoftmax is off by one in 3% of its codes; QLinearAdd, QLinearMul and the average pools break ties their own
+  way.
 - Around 2- and 4-bit activations, integer kernels are chosen that do not exist (MaxPool, Reshape, ...), and a Relu in
   front of one is dropped although the zero point is not the smallest integer.
+- Integer kernels are chosen for activations with several scales, and fail.
 - From opset 21 on, the load fails where a signed 8-bit activation goes through MaxPool, Reshape, Transpose, ...
 
 Two forms are left alone by all of them: a bias that is subtracted, negated; and a Sum of one input, a fence.
@@ -17,8 +19,6 @@ Two forms are left alone by all of them: a bias that is subtracted, negated; and
 
 from collections.abc import Callable
 from typing import Any
-
-import numpy as np
 
 from .optional import required
 
@@ -51,7 +51,9 @@ class Guard:
         self.ir = required("onnx_ir", "export")
         self.graph = model.graph
         self.opset = model.opset_imports[""]
-        self.names = {value.name for node in model.graph for value in node.outputs}
+        self.names = {
+            value.name for node in model.graph for value in (*node.inputs, *node.outputs) if value is not None
+        }
 
     def dequantize(self, value: Any) -> Any:
         """The DequantizeLinear that a value comes from, directly or through operators that move values; or None."""
@@ -84,7 +86,7 @@ class Guard:
         after = self.ir.Value(name=None)
         negated = self.add(node, "Neg", [bias], like=bias, name=f"{bias.name}.negated")
         if unsqueezed:
-            axes = self.constant(f"{bias.name}.axes", np.arange(1, 1 + unsqueezed, dtype=np.int64))
+            axes = self.constant(f"{bias.name}.axes", list(range(1, 1 + unsqueezed)))
             negated = self.add(node, "Unsqueeze", [negated, axes], like=None, name=f"{bias.name}.spatial")
             negated.dtype = bias.dtype
             negated.shape = self.ir.Shape([*bias.shape, *[1] * unsqueezed]) if bias.shape is not None else None
@@ -113,10 +115,10 @@ class Guard:
         self.graph.insert_before(before, node)
         return output
 
-    def constant(self, name: str, array: Any) -> Any:
+    def constant(self, name: str, numbers: list[int]) -> Any:
         """An initializer."""
         name = self.unused(name)
-        tensor = self.ir.tensor(array, name=name)
+        tensor = self.ir.tensor(numbers, dtype=self.ir.DataType.INT64, name=name)
         value = self.ir.Value(
             name=name, shape=self.ir.Shape(tensor.shape), type=self.ir.TensorType(tensor.dtype), const_value=tensor
         )
@@ -136,6 +138,11 @@ class Guard:
         """Whether integers have fewer than 8 bits."""
         return codes.dtype is not None and codes.dtype.bitwidth < 8
 
+    def per_channel(self, node: Any) -> bool:
+        """Whether a quantization has several scales."""
+        scale = node.inputs[1].shape
+        return scale is None or len(scale) > 0
+
     def on_scale_of_products(self, bias: Any, inputs: Any, weights: Any) -> bool:
         """Whether a bias is int32 on input scale x weight scale: the only kind that the integer kernels take."""
         source = None if bias is None else bias.producer()
@@ -145,7 +152,10 @@ class Guard:
         if any(scale is None for scale in scales) or source.inputs[0].dtype != self.ir.DataType.INT32:
             return False
         own, input_scale, weight_scale = scales
-        return input_scale.size == 1 and bool(np.array_equal(own, np.float32(input_scale) * weight_scale))
+        if input_scale.size != 1:
+            return False
+        products = input_scale.reshape(()) * weight_scale
+        return own.shape == products.shape and bool((own == products).all())
 
 
 def _number(value: Any) -> Any:
@@ -193,10 +203,10 @@ def _matmul(guard: Guard, node: Any) -> None:
 
 
 def _quantize(guard: Guard, node: Any) -> None:
-    """QuantizeLinear: two in a row are kept apart, and so are narrow ones and what they could be moved or merged with."""
+    """QuantizeLinear: two in a row are kept apart, and so are odd ones and what they could be moved or merged with."""
     producer = node.inputs[0].producer()
-    exposed = guard.narrow(node.outputs[0]) and producer is not None and producer.op_type in _MOVEMENT
-    if exposed or guard.dequantize(node.inputs[0]) is not None:
+    merges = guard.narrow(node.outputs[0]) and producer is not None and producer.op_type in _MOVEMENT
+    if merges or guard.per_channel(node) or guard.dequantize(node.inputs[0]) is not None:
         guard.fence(node, 0)
 
 
@@ -206,7 +216,11 @@ def _dequantize(guard: Guard, node: Any) -> None:
     if _is_constant(codes):
         return
     moved = any(user.op_type in _MOVEMENT for user, _ in value.uses())
-    if guard.narrow(codes) or (moved and guard.opset >= 21 and codes.dtype == guard.ir.DataType.INT8):
+    if (
+        guard.narrow(codes)
+        or guard.per_channel(node)
+        or (moved and guard.opset >= 21 and codes.dtype == guard.ir.DataType.INT8)
+    ):
         guard.fence_uses(value)
 
 

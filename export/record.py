@@ -88,7 +88,9 @@ class Call:
 
     def along_axis(self, flat: Tensor) -> Tensor:
         """A 1-d tensor shaped so that it broadcasts against the input."""
-        return flat if self.axis is None else flat.reshape([-1 if d == self.axis else 1 for d in range(self.codes.ndim)])
+        return (
+            flat if self.axis is None else flat.reshape([-1 if d == self.axis else 1 for d in range(self.codes.ndim)])
+        )
 
 
 @dataclass
@@ -141,8 +143,8 @@ def record(module: nn.Module, quantizers: dict[str, TensorQuant], args: tuple[An
         recording.outputs = module(*args, **(kwargs or {}))
     if quantizers and not recording.calls:
         raise ExportError(
-            f"the example input reached none of the {len(quantizers)} quantizers of {type(module).__name__}, so there "
-            "is nothing to export. Pass the args of a whole forward."
+            f"{type(module).__name__}: the example input reached no quantizer ({next(iter(quantizers))}, ...), so no "
+            "scale is known. Pass the args of a whole forward."
         )
     return recording
 

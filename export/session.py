@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from .errors import ExportError
 from .optional import required
 
 __all__ = ["Session", "with_codes"]
@@ -26,9 +26,16 @@ class Session:
         options = runtime.SessionOptions()
         levels = runtime.GraphOptimizationLevel
         options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimize else levels.ORT_DISABLE_ALL
-        options.log_severity_level = 3
+        options.log_severity_level = 4  # what fails is raised
         options.intra_op_num_threads = torch.get_num_threads()
-        self.session = runtime.InferenceSession(model.SerializeToString(), options, ["CPUExecutionProvider"])
+        try:
+            self.session = runtime.InferenceSession(model.SerializeToString(), options, ["CPUExecutionProvider"])
+        except Exception as error:  # onnxruntime's have no base class of their own
+            level = "on" if optimize else "off"
+            raise ExportError(
+                f"onnxruntime {runtime.__version__} does not load the exported model, optimizations {level}: {error}\n"
+                "verify=False writes the file all the same, for other runtimes."
+            ) from None
         self.inputs = [each.name for each in self.session.get_inputs()]
         self.shapes = [each.shape for each in self.session.get_inputs()]
         self.outputs = [each.name for each in self.session.get_outputs()]
@@ -37,7 +44,7 @@ class Session:
         """The outputs by name."""
         feed = {name: each.detach().cpu().numpy() for name, each in zip(self.inputs, inputs, strict=True)}
         found = self.session.run(None, feed)
-        return {name: torch.from_numpy(np.ascontiguousarray(each)) for name, each in zip(self.outputs, found, strict=True)}
+        return {name: torch.as_tensor(each) for name, each in zip(self.outputs, found, strict=True)}
 
 
 def with_codes(model: Any) -> tuple[Any, list[str]]:

@@ -39,12 +39,17 @@ def trace(
         options: further keywords of `torch.onnx.export`.
     """
     counts: dict[str, int] = {}
+    surplus: list[str] = []
 
     def emitter(path: str) -> Lowering:
         def emit(quantizer: TensorQuant, x: Tensor, *context: Any) -> tuple[Tensor, None]:
             index = counts.get(path, 0)
             counts[path] = index + 1
-            return _placeholders(_call(recording, path, index), x), None
+            calls = recording.calls.get(path, [])
+            if index >= len(calls):
+                surplus.append(path)
+                return x, None
+            return _placeholders(calls[index], x), None
 
         return emit
 
@@ -54,18 +59,13 @@ def trace(
             program = torch.onnx.export(module, args, **options)
     finally:
         handle.remove()
+    if surplus:
+        raise ExportError(
+            f"{surplus[0]} is called more often while the model is traced than when it runs on the example input. Let "
+            "the forward take the same path both times (no branch on torch.compiler.is_exporting())."
+        )
     assert program is not None  # it is for dynamo=False only
     return program
-
-
-def _call(recording: Recording, path: str, index: int) -> Call:
-    calls = recording.calls.get(path, [])
-    if index >= len(calls):
-        raise ExportError(
-            f"{path} is called {index + 1} times while the model is traced, but {len(calls)} times when it runs on the "
-            "example input. Make its forward take the same path both times (no branch on torch.compiler.is_exporting())."
-        )
-    return calls[index]
 
 
 def _placeholders(call: Call, x: Tensor) -> Tensor:

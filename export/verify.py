@@ -20,6 +20,7 @@ from .session import Session, with_codes
 __all__ = ["compare", "verify_onnx"]
 
 TIE = 1e-3  # of a step: as close to a rounding boundary as this, the order of summation decides
+RESOLUTION = 2.0**-20  # of a grid's range: float32 resolves 2**-24; more than TIE from 11 bits on
 FLOAT = 1e-5  # of the range of an output
 
 
@@ -36,8 +37,9 @@ def verify_onnx(
     Compared are integer codes, with the runtime's optimizations off and on: at each quantizer torch starts from the
     runtime's codes of the tensors before it, so that every tensor is compared from the same input. A code that is off
     by one where the value lay within 1e-3 of a step of a rounding boundary is a *tie flip*, as the order of summation
-    decides such values; any other differing code is a *difference*, and so is a float output off by more than 1e-5 of
-    its range. The outputs of the file as it is are compared with those of the copy that shows its codes.
+    decides such values (above 10 bits within 2**-20 of the range: float32 does not resolve 1e-3 of such steps); any
+    other differing code is a *difference*, and so is a float output off by more than 1e-5 of its range. The outputs of
+    the file as it is are compared with those of the copy that shows its codes.
 
     Args:
         module: the model that was exported; evaluated, and left as it was.
@@ -62,7 +64,7 @@ def verify_onnx(
     """
     arguments = inputs if isinstance(inputs, tuple) else (inputs,)
     quantizers = quantizers_of(module)
-    with evaluating(module), unchanged(quantizers):
+    with evaluating(module), unchanged(module):
         return compare(module, quantizers, _model(program), arguments, kwargs, batch_size)
 
 
@@ -76,13 +78,13 @@ def compare(
 ) -> Report:
     """`verify_onnx` for a model in evaluation mode and an ``onnx.ModelProto``."""
     watched, names = with_codes(model)
-    plain = Session(model, optimize=True)
+    plain, grids = Session(model, optimize=True), _grids(model)
     report = Report()
     for optimizations in ("off", "on"):
         session = Session(watched, optimize=optimizations == "on")
         for part in _parts(session, args, kwargs, batch_size):
             found = session.run(part.tensors)
-            comparison = Comparison(_grids(model), names, found, optimizations)
+            comparison = Comparison(grids, names, found, optimizations)
             with torch.no_grad(), lowered(quantizers, comparison.lowering), warnings.catch_warnings():
                 warnings.simplefilter("ignore", BitwrightWarning)  # no data yet: the export said so
                 expected = [values_of(each) for each in _tensors(module(*part.args, **part.kwargs))]
@@ -165,9 +167,9 @@ class Comparison:
         low, high = grid.bounds
         rounding: Any = getattr(quantizer, "rounding", torch.round)
         ours = quantize_to_int(x, scale, low, high, zero_point, rounding)
-        steps = x / scale
+        steps, near = x / scale, max(TIE, RESOLUTION * (high - low))
         below, above = (
-            (rounding(steps + distance) + zero_point).clamp(low, high).to(torch.int64) for distance in (-TIE, TIE)
+            (rounding(steps + distance) + zero_point).clamp(low, high).to(torch.int64) for distance in (-near, near)
         )
         off = (theirs - ours.to(torch.int64)).abs()
         differing = off > 0
@@ -285,7 +287,7 @@ def _grids(model: Any) -> dict[str, _Stored]:
         scale = tensor(node.input[1])
         zero_point = tensor(node.input[2]) if len(node.input) > 2 else torch.zeros(scale.shape, dtype=torch.int64)
         axis = next((each.i for each in node.attribute if each.name == "axis"), None)
-        codes = node.input[0] if node.input[0] in held else clipped.get(node.input[0])
+        codes = clipped.get(node.input[0], node.input[0])
         stored = tensor(codes) if codes in held else None
         grids[node.name.removesuffix(".dequantize")] = _Stored(scale, zero_point, axis, stored)
     return grids

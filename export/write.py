@@ -5,7 +5,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-__all__ = ["write"]
+__all__ = ["fits_one_file", "write"]
 
 LARGEST_FILE = 2**31 - 2**24  # protobuf's limit, less room for the graph
 
@@ -22,7 +22,7 @@ def write(program: Any, path: str | os.PathLike[str], options: dict[str, Any]) -
     target = Path(path)
     external = options.get("external_data")
     if external is None:
-        external = _bytes(program.model) > LARGEST_FILE
+        external = not fits_one_file(program.model)
     with tempfile.TemporaryDirectory(prefix=".", suffix=".export", dir=target.parent) as folder:
         program.save(
             Path(folder) / target.name,
@@ -34,6 +34,7 @@ def write(program: Any, path: str | os.PathLike[str], options: dict[str, Any]) -
             os.replace(made, target.parent / made.name)
 
 
-def _bytes(model: Any) -> int:
+def fits_one_file(model: Any) -> bool:
+    """Whether the weights of an ``onnx_ir.Model`` fit into the file of the graph."""
     values = model.graph.initializers.values()
-    return sum(value.const_value.nbytes for value in values if value.const_value is not None)
+    return sum(value.const_value.nbytes for value in values if value.const_value is not None) < LARGEST_FILE

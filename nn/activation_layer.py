@@ -87,7 +87,10 @@ class ActivationLayer(nn.Module):
             x = self.input_quant(values_of(x))
         if self.act_quant is None:
             return self._function(x)
-        out, grid = self._quantized(values_of(x), self.act_quant)
+        values = values_of(x)
+        if values is not x and getattr(self, "inplace", False):
+            values = values.clone()  # a function in place must not write into a QuantTensor behind its back
+        out, grid = self._quantized(values, self.act_quant)
         if grid is None or not self.return_quant_tensor or torch.compiler.is_exporting():
             return out
         return QuantTensor.wrap(out, grid)

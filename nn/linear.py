@@ -25,8 +25,6 @@ class QuantLinear(WeightLayer, nn.Linear):
         tensor(7, dtype=torch.int8)
     """
 
-    output_axis = -1
-
     def __init__(
         self,
         in_features: int,

@@ -43,7 +43,6 @@ class WeightLayer(nn.Module):
     """
 
     channel_axis = 0  # the weight's dimension that runs over output channels
-    output_axis = 1  # the output's
 
     weight: Tensor
     bias: Tensor | None
@@ -196,7 +195,7 @@ class WeightLayer(nn.Module):
         if scale.numel() == 1:
             scale = scale.reshape(())
         else:
-            axis = self.output_axis % ndim
+            axis = ndim - self.weight.ndim + 1  # also of outputs without a batch
             scale = scale.reshape([-1 if dim == axis else 1 for dim in range(ndim)])
         width = self._sum_bit_width(inputs, weights, biases)
         return Grid(scale, None, width, True, False, axis, ("products", inputs.source, weights.source))

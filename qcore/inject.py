@@ -489,7 +489,7 @@ def resolve(
     """
     provided = provided or {}
     try:
-        key: Any = (quantizer, tuple((name, _freeze(item)) for name, item in provided.items()))
+        key: Any = (quantizer, *provided.items())
         recipe = _recipes.get(key)
     except TypeError:  # something that can't be hashed is among the settings
         recipe, key = None, None

@@ -1,21 +1,30 @@
 """Models that hold many layers at once, so that one export tests them all."""
 
+from types import SimpleNamespace
 from typing import Any
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 import bitwright.nn as qnn
-from bitwright.quantizers import Int32Bias
+from bitwright.quantizers import Int8BiasOwnScale, Int8WeightPerTensor, Int32Bias
+
+pytest.importorskip("onnxruntime")
 
 BATCH, CHANNELS, SIZE = 2, 4, 6
 
 
 class WeightZoo(nn.Module):
-    """Every layer with a weight: on quantized inputs, with a float, a products-scaled and an own-scaled bias in turn."""
+    """Every layer with a weight, twice; quantizers of activations and weights and kinds of bias take turns."""
 
-    def __init__(self, act: Any, weight: dict[str, Any], biases: tuple[Any, ...] = (None, Int32Bias)) -> None:
+    def __init__(
+        self,
+        acts: tuple[Any, ...],
+        weights: tuple[Any, ...] = (Int8WeightPerTensor,),
+        biases: tuple[Any, ...] = (None, Int32Bias, Int8BiasOwnScale),
+    ) -> None:
         super().__init__()
         kinds = [
             (qnn.QuantConv1d, (CHANNELS, 6, 3)),
@@ -27,25 +36,29 @@ class WeightZoo(nn.Module):
             (qnn.QuantLinear, (CHANNELS * SIZE * SIZE, 10)),
             (qnn.QuantLinear, (SIZE, 10)),
         ]
-        self.entry = qnn.QuantIdentity(act_quant=act, return_quant_tensor=True)
+        self.entries = nn.ModuleList(qnn.QuantIdentity(act_quant=act, return_quant_tensor=True) for act in acts)
         self.layers = nn.ModuleList()
-        for number, (kind, shape) in enumerate(kinds):
-            self.layers.append(kind(*shape, bias=True, bias_quant=biases[number % len(biases)], **weight))
-            self.layers.append(kind(*shape, bias=True, bias_quant=biases[(number + 1) % len(biases)], **weight))
-        self.exits = nn.ModuleList(qnn.QuantIdentity(act_quant=act) for _ in self.layers)
+        self.exits = nn.ModuleList()
+        for number in range(2 * len(kinds)):
+            kind, shape = kinds[number // 2]
+            self.exits.append(qnn.QuantIdentity(act_quant=acts[number // 2 % len(acts)]))
+            weight, bias = weights[number % len(weights)], biases[number % len(biases)]
+            self.layers.append(kind(*shape, bias=True, bias_quant=bias, weight_quant=weight))
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        x = self.entry(x)
-        views = (x.flatten(2), x, x.unsqueeze(2), x.flatten(2), x, x.unsqueeze(2), x.flatten(1), x.flatten(1, 2))
+        entries = [entry(x) for entry in self.entries]
         outputs: list[Tensor] = []
         for number, (layer, out) in enumerate(zip(self.layers, self.exits, strict=True)):
+            # a kind's first layer has one quantizer of its input, its second the other
+            x = entries[(number // 2 + number) % len(entries)]
+            views = (x.flatten(2), x, x.unsqueeze(2), x.flatten(2), x, x.unsqueeze(2), x.flatten(1), x.flatten(1, 2))
             y = layer(views[number // 2])
-            outputs.append(out(y) if number % 2 else y)
+            outputs.append(out(y) if number % 4 in (1, 2) else y)
         return tuple(outputs)
 
 
 class ActivationZoo(nn.Module):
-    """Every activation layer, and what networks do between them."""
+    """Every activation layer, and what networks do between them; the modules are used twice."""
 
     def __init__(self, act: Any, positive: Any = None) -> None:
         super().__init__()
@@ -70,29 +83,43 @@ class ActivationZoo(nn.Module):
         x = self.entry(x)
         y = self.conv(x)
         outputs = [layer(y) for layer in self.layers]
-        quantized = [layer(x) for layer in self.layers]  # the same modules again: other codes, shared grids
+        leaky, tanh, hard, swish, silu, gelu, relu, relu6, sigmoid, softmax = (layer(x) for layer in self.layers)
         add, cat, mean, pool, twice, plain, head, mul = self.again
-        outputs.append(add(quantized[0] + quantized[1]))
-        outputs.append(cat(torch.cat([quantized[2], quantized[3]], 1)))
-        outputs.append(mean(quantized[4].mean((2, 3))))
-        outputs.append(pool(F.avg_pool2d(quantized[5], 2)))
-        outputs.append(twice(F.max_pool2d(quantized[6], 2)))
-        outputs.append(plain(self.plain(quantized[7])))
-        outputs.append(head(self.head(F.adaptive_avg_pool2d(quantized[8], 1).flatten(1))))
-        outputs.append(mul(quantized[0] * quantized[8]))
-        outputs.append(F.interpolate(quantized[9], scale_factor=2.0).transpose(1, 2))
+        outputs.append(add(leaky + tanh))
+        outputs.append(cat(torch.cat([hard, swish], 2)))
+        outputs.append(mean(silu.mean((2, 3))))
+        outputs.append(pool(F.avg_pool2d(gelu, 2)))
+        outputs.append(twice(F.max_pool2d(relu, 2)))
+        outputs.append(self.plain(plain(relu6)))
+        outputs.append(self.head(F.adaptive_avg_pool2d(head(sigmoid), 1).flatten(1)))
+        outputs.append(mul(leaky * sigmoid))
+        outputs.append(F.interpolate(softmax, scale_factor=2.0).transpose(1, 2))
         return tuple(outputs)
 
 
 def example(batch: int = BATCH) -> Tensor:
-    """One input of the zoos."""
+    """Input of the zoos."""
     return torch.randn(batch, CHANNELS, SIZE, SIZE)
 
 
 def trained(model: nn.Module, *args: Any) -> nn.Module:
-    """A model whose activation quantizers have seen data."""
+    """A model whose quantizers have seen data."""
     model.train()
     with torch.no_grad():
         for _ in range(2):
             model(*args)
     return model.eval()
+
+
+@pytest.fixture
+def zoo() -> SimpleNamespace:
+    """The zoos, and what they need."""
+    return SimpleNamespace(
+        WeightZoo=WeightZoo, ActivationZoo=ActivationZoo, example=example, trained=trained, batch=BATCH
+    )
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """The same random numbers in every test."""
+    torch.manual_seed(0)

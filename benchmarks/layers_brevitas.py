@@ -1,0 +1,58 @@
+"""The layers of Brevitas."""
+
+from typing import Any
+
+import brevitas.nn as qnn  # pyright: ignore[reportMissingImports] - it has an environment of its own
+from brevitas.quant import Int8ActPerTensorFloat, Int32Bias  # pyright: ignore[reportMissingImports]
+from torch import Tensor, nn
+
+from .layers import Layers
+
+__all__ = ["BrevitasLayers"]
+
+
+class BrevitasLayers(Layers):
+    """Quantized layers with the default quantizers, at the bit widths of the scheme."""
+
+    def identity(self) -> nn.Module:
+        return nn.Identity() if self.scheme.act_bits is None else qnn.QuantIdentity(**self._act())
+
+    def relu(self) -> nn.Module:
+        return nn.ReLU() if self.scheme.act_bits is None else qnn.QuantReLU(**self._act())
+
+    def conv(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        *,
+        stride: int = 1,
+        padding: int = 0,
+        bias: bool = True,
+        input_quant: bool = False,
+    ) -> nn.Module:
+        slots = self._slots(input_quant)
+        return qnn.QuantConv2d(
+            in_channels, out_channels, kernel_size, stride=stride, padding=padding, bias=bias, **slots
+        )
+
+    def linear(self, in_features: int, out_features: int, *, input_quant: bool = False) -> nn.Module:
+        return qnn.QuantLinear(in_features, out_features, bias=True, **self._slots(input_quant))
+
+    def quant_weight(self, layer: nn.Module) -> Tensor:
+        return layer.weight_quant(layer.weight).value
+
+    def _act(self) -> dict[str, Any]:
+        scheme = self.scheme
+        quantized = {"bit_width": scheme.act_bits, "collect_stats_steps": scheme.collect_steps}
+        return quantized | {"return_quant_tensor": scheme.int_bias}
+
+    def _slots(self, input_quant: bool) -> dict[str, Any]:
+        scheme = self.scheme
+        slots: dict[str, Any] = {"weight_bit_width": scheme.weight_bits}
+        if scheme.int_bias:
+            slots |= {"bias_quant": Int32Bias}
+        if input_quant:
+            slots |= {"input_quant": Int8ActPerTensorFloat, "input_bit_width": scheme.act_bits}
+            slots |= {"input_collect_stats_steps": scheme.collect_steps}
+        return slots

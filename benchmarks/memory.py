@@ -1,0 +1,24 @@
+"""How much memory a call needs."""
+
+from collections.abc import Callable
+
+from torch.profiler import ProfilerActivity, profile
+
+__all__ = ["peak_bytes"]
+
+
+def peak_bytes(call: Callable[[], object]) -> int:
+    """The most bytes that torch's CPU allocator has given out at one time during a call, beyond those before it.
+
+    The profiler records every allocation and every release, those inside of kernels included.
+    """
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recording:
+        call()
+    assert recording.profiler is not None
+    assert recording.profiler.kineto_results is not None
+    events = [event for event in recording.profiler.kineto_results.events() if event.name() == "[memory]"]
+    alive = peak = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        alive += event.nbytes()
+        peak = max(peak, alive)
+    return peak

@@ -1,0 +1,46 @@
+"""What is measured: one piece of work that several libraries do."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+__all__ = ["Workload", "absolute", "difference", "ratio"]
+
+Sampler = Callable[[], float]
+
+
+def ratio(sample: float, base: float) -> float:
+    """How many times what float needs."""
+    return sample / base
+
+
+def difference(sample: float, base: float) -> float:
+    """What comes on top of float."""
+    return sample - base
+
+
+def absolute(sample: float, base: float) -> float:
+    """The number itself."""
+    return sample
+
+
+@dataclass(frozen=True)
+class Workload:
+    """One piece of work, which each library does with the same shapes and the same network.
+
+    Attributes:
+        title: what it is, for tables.
+        libraries: those that can do it, float torch aside.
+        prepare: ``library -> sampler``, for "float" too; each call of the sampler gives one number.
+        compare: ``(sample, float's sample of the same round) -> number``.
+        unit: of that number; none for ratios.
+        scale: what a number is multiplied by to have that unit.
+        repeats: whether samples differ; a count is taken once.
+    """
+
+    title: str
+    libraries: tuple[str, ...]
+    prepare: Callable[[str], Sampler]
+    compare: Callable[[float, float], float] = ratio
+    unit: str = ""
+    scale: float = 1.0
+    repeats: bool = True

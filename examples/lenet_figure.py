@@ -1,0 +1,112 @@
+"""A picture of a quantized LeNet-5: weights on their grid, and the ranges that its activations have learned."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from lenet_models import LeNet
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+
+from bitwright.qcore import Grid, QuantTensor
+
+__all__ = ["draw"]
+
+INK, BLUE, RED = "#1f2933", "#2563eb", "#dc2626"
+
+
+def draw(
+    model: LeNet,
+    images: Tensor,  # (N, C, 32, 32)
+    path: Path,
+) -> None:
+    """Save the figure.
+
+    Args:
+        model: a LeNet-5 whose weights are quantized, and whose activations are returned as `QuantTensor`.
+        images: what the distributions of the activations are taken from.
+        path: the file; its suffix says the format.
+    """
+    figure = Figure(figsize=(12.5, 5.4), layout="constrained")
+    weights, activations = figure.subplots(1, 2, width_ratios=(1, 1.15))
+    _draw_weights(weights, "fc1", model.fc1)
+    _draw_activations(activations, _activations(model, images))
+    for axes in (weights, activations):
+        axes.spines[["top", "right", "left"]].set_visible(False)
+        axes.tick_params(axis="y", length=0)
+    figure.savefig(path, dpi=150)
+
+
+def _draw_weights(axes: Axes, name: str, layer: Any) -> None:
+    """The weights before quantization as a fine histogram, and after it as one bar for each level."""
+    codes = layer.int_weight().flatten().long()
+    grid = layer.quant_weight().grid
+    low, high = grid.bounds
+    fine = 10  # bins for each level
+    steps = (layer.weight.detach() / grid.scale).flatten()
+    edges = torch.linspace(low - 0.5, high + 0.5, fine * (high - low + 1) + 1)
+    counts, _ = torch.histogram(steps, edges)
+    levels = torch.arange(low, high + 1)
+    shares = torch.bincount(codes - low, minlength=len(levels)) / len(codes)
+    axes.bar(levels, shares, width=0.84, color=BLUE, alpha=0.3, label="on the grid: share of each level")
+    axes.stairs(counts * fine / len(codes), edges, color=INK, linewidth=0.9, label="as trained: density")
+    axes.set_xticks(levels)
+    axes.set_yticks([])
+    axes.margins(y=0.16)
+    axes.set_xlabel(f"integer  (one step is {grid.scale.item():.4f})")
+    axes.set_title(f"Weights: {len(codes):,} of {name} at {grid.bit_width} bits", loc="left", weight="bold")
+    axes.legend(frameon=False, loc="upper right")
+
+
+@dataclass(frozen=True)
+class _Activation:
+    """What came into a quantizer of activations, and the grid it left on."""
+
+    name: str
+    values: Tensor
+    grid: Grid
+
+
+def _activations(model: nn.Module, images: Tensor) -> list[_Activation]:
+    found: list[_Activation] = []
+
+    def look(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+        if isinstance(output, QuantTensor) and output.grid is not None:
+            values = args[0].relu() if isinstance(module, nn.ReLU) else args[0]
+            found.append(_Activation(names[module], values.flatten(), output.grid))
+
+    names = {module: name for name, module in model.named_children()}
+    handles = [module.register_forward_hook(look) for module in names]
+    with torch.no_grad():
+        model(images)
+    for handle in handles:
+        handle.remove()
+    return found
+
+
+def _draw_activations(axes: Axes, activations: list[_Activation]) -> None:
+    """One row for each, drawn from its lowest level (0) to its highest (1); what lies outside is clipped, in red."""
+    for row, each in enumerate(activations):
+        low, high = each.grid.bounds
+        scale = each.grid.scale.item()
+        place = (each.values[each.values != 0] / scale - low) / (high - low)
+        counts, edges = torch.histogram(place, torch.arange(-10, 146) / 100)
+        tops = row - 0.8 * counts.log1p() / counts.log1p().max()  # rows run down
+        middles = (edges[1:] + edges[:-1]) / 2
+        clips = (middles < 0) | (middles > 1)
+        axes.stairs(tops.where(~clips, row), edges, baseline=row, fill=True, color=BLUE, alpha=0.3)
+        axes.stairs(tops.where(clips, row), edges, baseline=row, fill=True, color=RED, alpha=0.6)
+        axes.vlines(torch.linspace(0, 1, high - low + 1), row, row + 0.09, color=INK, linewidth=1)
+        axes.hlines(row, 0, 1, color=INK, linewidth=1.5)
+        share = ((place < 0) | (place > 1)).sum().item() / each.values.numel()
+        axes.text(1.75, row - 0.24, f"{low * scale:.2f} to {high * scale:.2f}", ha="right", weight="bold", color=INK)
+        axes.text(1.75, row - 0.03, f"{share:.2%} beyond", ha="right", size="small", color=RED)
+    kinds = [f"{'' if each.grid.signed else 'u'}int{each.grid.bit_width}" for each in activations]
+    axes.set_yticks(range(len(kinds)), [f"{each.name}\n{kind}" for each, kind in zip(activations, kinds, strict=True)])
+    axes.set_ylim(len(kinds) - 0.7, -1)
+    axes.set_xlim(-0.05, 1.75)
+    axes.set_xticks([0, 1], ["lowest level", "highest level"])
+    axes.set_xlabel("frequencies on a log scale, zeros left out")
+    axes.set_title(f"Activations: learned ranges at {activations[0].grid.bit_width} bits", loc="left", weight="bold")

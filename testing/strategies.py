@@ -1,0 +1,173 @@
+"""Hypothesis strategies for what quantizers are tried on: grids, and tensors where rounding and clipping decide.
+
+Example:
+    >>> from hypothesis import given, settings
+    >>> from bitwright.testing import quantizer_strategies as strategies
+    >>> from bitwright.qcore import Grid, fake_quant
+    >>> grid = Grid(torch.tensor(0.1), bit_width=4)
+    >>> @settings(database=None, max_examples=20)
+    ... @given(strategies.tensors(grid))
+    ... def test_rounding_is_within_half_a_step(x):
+    ...     inside = x.clamp(-0.8, 0.7)
+    ...     assert ((fake_quant(inside, grid.scale, *grid.bounds) - inside).abs() <= 0.0500001).all()
+    >>> test_rounding_is_within_half_a_step()
+"""
+
+from typing import NamedTuple
+
+import torch
+from hypothesis import strategies as st
+from hypothesis.strategies import SearchStrategy
+from torch import Tensor
+
+from ..qcore import Grid
+
+__all__ = ["Placement", "bit_widths", "dtypes", "grids", "place", "placements", "scales", "shapes", "tensors"]
+
+_AWKWARD = (0.1, 0.3, 1 / 3, 1 / 127, 1 / 255, 0.7, 1.1, 3.0, 1e-6, 1e4)  # no powers of two: quotients round
+_FRACTIONS = (0.0, 0.5, -0.5, 0.25, -0.25, 0.49, -0.49)
+
+
+def bit_widths(smallest: int = 2, largest: int = 8) -> SearchStrategy[int]:
+    """Whole numbers of bits.
+
+    Example:
+        >>> from hypothesis import find
+        >>> find(bit_widths(), lambda bits: bits > 3)
+        4
+    """
+    return st.integers(smallest, largest)
+
+
+def dtypes(half: bool = True) -> SearchStrategy[torch.dtype]:
+    """Floating types; with ``half`` float16 and bfloat16 too.
+
+    Example:
+        >>> from hypothesis import find
+        >>> find(dtypes(), lambda dtype: True)
+        torch.float32
+    """
+    wide = [torch.float32, torch.float64]
+    return st.sampled_from([*wide, torch.float16, torch.bfloat16] if half else wide)
+
+
+def shapes(dims: int | None = None, longest: int = 4, empty: bool = False) -> SearchStrategy[tuple[int, ...]]:
+    """Small shapes.
+
+    Args:
+        dims: how many dimensions; None for 0 to 4.
+        longest: the longest side.
+        empty: whether a side may be 0.
+
+    Example:
+        >>> from hypothesis import find
+        >>> find(shapes(2, empty=True), lambda shape: 0 in shape)
+        (0, 0)
+    """
+    sides = st.integers(0 if empty else 1, longest)
+    low, high = (0, 4) if dims is None else (dims, dims)
+    return st.lists(sides, min_size=low, max_size=high).map(tuple)
+
+
+def scales() -> SearchStrategy[float]:
+    """Positive scales that float32 holds: powers of two, for which quotients are exact, and awkward ones.
+
+    Example:
+        >>> from hypothesis import find
+        >>> find(scales(), lambda scale: scale < 1)
+        0.5
+    """
+    powers = st.integers(0, 32).map(lambda code: 2.0 ** (-(code + 1) // 2 if code % 2 else code // 2))
+    awkward = st.sampled_from(_AWKWARD).map(lambda scale: torch.tensor(scale).item())
+    return st.one_of(powers, awkward)
+
+
+@st.composite
+def grids(draw: st.DrawFn, smallest: int = 2, largest: int = 8, zero_points: bool = True) -> Grid:
+    """Integer grids with one scale, of any width, signedness and range; with a zero point now and then.
+
+    Example:
+        >>> from hypothesis import find
+        >>> find(grids(), lambda grid: not grid.signed).bounds
+        (0, 3)
+    """
+    width = draw(bit_widths(smallest, largest))
+    signed, narrow = not draw(st.booleans()), draw(st.booleans())
+    grid = Grid(torch.tensor(draw(scales())), None, width, signed, narrow)
+    if zero_points and draw(st.booleans()):
+        grid = grid.replace(zero_point=torch.tensor(float(draw(st.integers(*grid.bounds)))))
+    return grid
+
+
+class Placement(NamedTuple):
+    """Where on a grid values lie, before the grid is known.
+
+    Attributes:
+        steps: integers of the grid plus fractions, float64: 2.5 is a tie between 2 and 3.
+        nudges: how many representable numbers each value lies beside that place: -1, 0 or 1.
+
+    Example:
+        >>> tie = Placement(torch.tensor([2.5], dtype=torch.float64), torch.tensor([0]))
+        >>> place(tie, Grid(torch.tensor(0.5), bit_width=4))
+        tensor([1.2500])
+    """
+
+    steps: Tensor
+    nudges: Tensor
+
+
+@st.composite
+def placements(draw: st.DrawFn, shape: tuple[int, ...], low: int, high: int) -> Placement:
+    """Places on a grid of integers from ``low`` to ``high``: on them, on ties, just beside, at and beyond the ends.
+
+    Example:
+        >>> from hypothesis import find
+        >>> find(placements((1,), -8, 7), lambda placement: (placement.steps > 7).all()).steps.item() > 7
+        True
+    """
+    around = st.integers(max(low - 2, -3), min(high + 2, 3)) if low <= 3 else st.integers(low, low + 3)
+    ends = st.sampled_from([low, high, low - 1, high + 1, low - 2, high + 2])
+    codes = st.one_of(around, ends, st.integers(low - 2, high + 2))
+    each = st.tuples(codes, st.sampled_from(_FRACTIONS), st.sampled_from([0, 1, -1]))
+    count = int(torch.Size(shape).numel())
+    drawn = draw(st.lists(each, min_size=count, max_size=count))
+    steps = torch.tensor([code + fraction for code, fraction, _ in drawn], dtype=torch.float64)
+    nudges = torch.tensor([nudge for *_, nudge in drawn], dtype=torch.int64)
+    return Placement(steps.reshape(shape), nudges.reshape(shape))
+
+
+def place(placement: Placement, grid: Grid, dtype: torch.dtype = torch.float32) -> Tensor:
+    """The values at these places of a grid, to the nearest number of a type (and its neighbour, where nudged).
+
+    Example:
+        >>> place(Placement(torch.zeros(1), torch.ones(1)), Grid(torch.tensor(0.5)))
+        tensor([1.4013e-45])
+    """
+    steps = placement.steps.double()
+    if grid.zero_point is not None:
+        steps = steps - grid.zero_point
+    values = (steps * grid.scale.double()).to(dtype)
+    toward = torch.where(placement.nudges > 0, torch.inf, -torch.inf).to(dtype)
+    return torch.where(placement.nudges == 0, values, torch.nextafter(values, toward))
+
+
+@st.composite
+def tensors(
+    draw: st.DrawFn, grid: Grid | None = None, shape: tuple[int, ...] | None = None, dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """Tensors of values where rounding and clipping on a grid decide: see `placements`.
+
+    Args:
+        draw: Hypothesis' own; not given.
+        grid: the grid, with one scale; None for a different one each time.
+        shape: None for a different one each time, empty ones too.
+        dtype: of the values.
+
+    Example:
+        >>> from hypothesis import find
+        >>> find(tensors(Grid(torch.tensor(0.5), bit_width=4), shape=(1,)), lambda x: bool(x > 3.5)).item() > 3.5
+        True
+    """
+    grid = draw(grids()) if grid is None else grid
+    shape = draw(shapes(empty=True)) if shape is None else shape
+    return place(draw(placements(shape, *grid.bounds)), grid, dtype)

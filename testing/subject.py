@@ -1,0 +1,340 @@
+"""What is checked: a quantizer in its role, and a quantizer with an input at hand."""
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import torch
+from hypothesis import strategies as st
+from hypothesis.strategies import SearchStrategy
+from torch import Tensor, nn
+
+from ..nn import (
+    QuantConv1d,
+    QuantConv2d,
+    QuantConv3d,
+    QuantConvTranspose1d,
+    QuantConvTranspose2d,
+    QuantConvTranspose3d,
+    QuantIdentity,
+    QuantLinear,
+)
+from ..nn.slots import fill_slot
+from ..qcore import Grid, IntQuant, QuantizerError, SettingError, TensorQuant
+from ..qcore.inject import QuantizerType
+from ..quantizers import Int8Act
+from .report import NotApplicable
+from .strategies import Placement, place, placements, scales, shapes
+
+__all__ = ["ROLES", "Case", "Draw", "Subject"]
+
+ROLES = {"weight": (4, 8), "activation": (3, 4), "bias": (6,)}  # with the shape of a tensor in that role
+_LAYERS = {
+    (2, 0): (QuantLinear, None),
+    (3, 0): (QuantConv1d, nn.Conv1d),
+    (4, 0): (QuantConv2d, nn.Conv2d),
+    (5, 0): (QuantConv3d, nn.Conv3d),
+    (3, 1): (QuantConvTranspose1d, nn.ConvTranspose1d),
+    (4, 1): (QuantConvTranspose2d, nn.ConvTranspose2d),
+    (5, 1): (QuantConvTranspose3d, nn.ConvTranspose3d),
+}
+
+
+class Draw(NamedTuple):
+    """What Hypothesis draws for one case."""
+
+    shape: tuple[int, ...]
+    unit: float  # the scale that the quantizer is to arrive at, about
+    placement: Placement
+    pinned: bool  # whether one value lies at the end of the range
+
+
+class Subject:
+    """A quantizer class with its role: makes modules, layers, and inputs for them.
+
+    Args:
+        quantizer: the class.
+        role: ``"weight"``, ``"activation"`` or ``"bias"``; by default what the shipped family it builds on is for.
+        shape: of every tensor tried; by default small ones of all lengths.
+        channel_axis: for weights, the dimension that runs over output channels.
+
+    Raises:
+        QuantizerError: no quantizer class, or one that can't be resolved.
+        SettingError: a role or shape that is none.
+
+    Example:
+        >>> from bitwright.quantizers import Int4WeightPerChannel
+        >>> subject = Subject(Int4WeightPerChannel)
+        >>> subject.role, subject.bounds, subject.fixed_grid
+        ('weight', (-7, 7), False)
+    """
+
+    def __init__(
+        self,
+        quantizer: Any,
+        role: str | None = None,
+        shape: tuple[int, ...] | None = None,
+        channel_axis: int = 0,
+    ) -> None:
+        if not isinstance(quantizer, QuantizerType):
+            raise QuantizerError(
+                f"check_quantizer({quantizer!r}): not a quantizer class. Pass a class such as Int8Act, or a subclass."
+            )
+        if role is not None and role not in ROLES:
+            raise SettingError("role", role, f"one of {', '.join(map(repr, ROLES))}")
+        self.quantizer = quantizer
+        self.channel_axis = channel_axis
+        self.role = role or self._guessed()
+        probe = self.build(shape or ROLES[self.role])
+        self.follows_input = probe.follows_input
+        self.integer = isinstance(probe, IntQuant)
+        self.axis: int | None = getattr(probe, "axis", None)
+        if shape is None and self.axis is not None and self.axis >= len(ROLES[self.role]):
+            self.given, self.example = None, (*ROLES[self.role], *(2,) * (self.axis - 1))
+        else:
+            self.given, self.example = shape, tuple(shape or ROLES[self.role])
+
+    def _guessed(self) -> str:
+        """By the shipped family that it builds on, else by how it is made."""
+        families = {"weights": "weight", "activations": "activation", "biases": "bias"}
+        for cls in self.quantizer.__mro__:
+            package, _, family = cls.__module__.rpartition(".")
+            if package.endswith("quantizers") and family in families:
+                return families[family]
+        module = self.build(ROLES["weight"], "weight")
+        if module.follows_input:
+            return "bias"
+        return "activation" if hasattr(getattr(module, "scaling", None), "collecting") else "weight"
+
+    # What is made of it
+
+    def build(self, shape: tuple[int, ...], role: str | None = None) -> TensorQuant:
+        """A module fresh from its declaration, for tensors of a shape."""
+        role = role or self.role
+        provided: dict[str, Any] = {"device": torch.device("cpu"), "dtype": torch.float32}
+        if role != "activation":
+            axis = self.channel_axis if role == "weight" else 0
+            provided |= {"channel_axis": axis, "channels": shape[axis], "shape": tuple(shape)}
+        slot = {"weight": "weight", "activation": "act", "bias": "bias"}[role]
+        module = fill_slot(_Layer(), "bias" if slot != "act" else slot, self.quantizer, {}, "", provided)
+        assert module is not None
+        return module
+
+    def context(self, shape: tuple[int, ...], unit: float) -> tuple[Grid, ...]:
+        """The grids of input and weight, for a bias that follows them."""
+        if not self.follows_input:
+            return ()
+        steps = 2.0 ** (torch.arange(shape[0]) % 3)
+        return Grid(torch.tensor(unit)), Grid(steps.reshape(-1, 1), axis=0)
+
+    def range_to_cover(self, shape: tuple[int, ...], unit: float) -> Tensor:
+        """A tensor that reaches both ends of the range at the scale ``unit``, in every channel where there is room."""
+        low, high = self.bounds
+        shift = low + 3 * (high - low) // 8 if self.zero_points else 0
+        ends = torch.tensor([high - shift, low - shift], dtype=torch.float64) * unit
+        along = len(shape) - 1 if self.axis in (0, -len(shape)) else 0
+        if self.role == "activation" and self.given is None and along != self.axis:
+            shape = tuple(side + 1 if dim == along else side for dim, side in enumerate(shape))
+        picks = (torch.arange(shape[along]) % 2).reshape([-1 if dim == along else 1 for dim in range(len(shape))])
+        return ends[picks].expand(shape).float().clone()
+
+    def settle(self, module: TensorQuant, x: Tensor, *context: Any) -> None:
+        """Let a module see data once, as training does, and switch it to evaluation."""
+        with torch.no_grad():
+            if self.role != "activation":
+                module.initialize(x)
+            module.train().quantize(x.clone(), *context)
+        module.eval()
+
+    def case(self, drawn: Draw) -> "Case":
+        """A module that has settled on about the drawn scale, and the input where it was drawn to lie."""
+        module = self.build(drawn.shape)
+        context = self.context(drawn.shape, drawn.unit)
+        seen = self.range_to_cover(drawn.shape, drawn.unit)
+        self.settle(module, seen, *context)
+        grid = self._grid(module, seen, context)
+        axis = grid.axis
+        x = place(drawn.placement, grid)
+        slices = x.movedim(axis, 0) if axis is not None else x[None]
+        if drawn.shape and x.numel():
+            first = (slice(None), *(0,) * (slices.ndim - 1))
+            size = grid.scale.reshape(-1)
+            if drawn.pinned:
+                shift = 0.0 if grid.zero_point is None else grid.zero_point.reshape(-1)
+                slices[first] = (self.bounds[1] - shift) * size
+            degenerate = (slices == 0).reshape(len(slices), -1).all(1)  # `constant_input` is about those
+            slices[first] = torch.where(degenerate, size, slices[first])
+        return Case(self, module, x, context)
+
+    def draws(self) -> SearchStrategy[Draw]:
+        """What cases are made of."""
+        shape = shapes(len(self.example)) if self.given is None else st.just(self.given)
+        return shape.flatmap(
+            lambda shape: st.builds(
+                Draw, st.just(shape), scales(), placements(shape, *self.bounds), st.booleans()
+            )
+        )
+
+    def simplest(self) -> "Case":
+        """One case, without Hypothesis: the codes -2, -1, 0, 1 ... of the range."""
+        low, high = self.bounds
+        steps = torch.arange(torch.Size(self.example).numel()) % min(high - low + 1, 5) + max(low, -2)
+        placement = Placement(steps.double().reshape(self.example), torch.zeros(self.example, dtype=torch.int64))
+        return self.case(Draw(self.example, 0.5, placement, False))
+
+    def tensor(self, seed: int = 0, shape: tuple[int, ...] | None = None) -> Tensor:
+        """An ordinary input: normal numbers, more of them positive."""
+        generator = torch.Generator().manual_seed(seed)
+        return torch.randn(shape or self.example, generator=generator) + 0.5
+
+    def settled(self, x: Tensor | None = None) -> "Case":
+        """A module that has seen an ordinary input, with that input."""
+        x = self.tensor() if x is None else x
+        module, context = self.build(tuple(x.shape)), self.context(tuple(x.shape), 2**-7)
+        self.settle(module, x, *context)
+        return Case(self, module, x, context)
+
+    # The layer that it would serve in
+
+    def layer(self, seed: int = 0) -> nn.Module:
+        """A quantized layer with it, and weights of its own."""
+        if self.role == "activation":
+            return QuantIdentity(act_quant=self.quantizer)
+        kind, arguments = self._arguments()
+        if self.role == "bias":
+            given: dict[str, Any] = {"bias_quant": self.quantizer, "input_quant": Int8Act(scale=2**-6)}
+        else:
+            given = {"bias": False, "weight_quant": self.quantizer}
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            layer = kind(*arguments, **given)
+        with torch.no_grad():
+            getattr(layer, self.role).copy_(self.tensor(seed))
+        return layer
+
+    def float_layer(self, seed: int = 0) -> nn.Module:
+        """The layer of torch in its place."""
+        if self.role == "activation":
+            return nn.Identity()
+        quantized = self.layer(seed)
+        kind, arguments = self._arguments(quantized=False)
+        layer = kind(*arguments, bias=self.role == "bias")
+        with torch.no_grad():
+            for name, parameter in layer.named_parameters():
+                parameter.copy_(getattr(quantized, name))
+        return layer
+
+    def layer_input(self, seed: int = 0) -> Tensor:
+        """An input for the layer."""
+        if self.role == "activation":
+            return self.tensor(seed)
+        if self.role == "bias" or len(self.example) == 2:
+            return self.tensor(seed, (3, 4 if self.role == "bias" else self.example[1]))
+        kernel = self.example[2:]
+        return self.tensor(seed, (2, self.example[1 - self.channel_axis], *(side + 2 for side in kernel)))
+
+    def quantizer_of(self, layer: Any) -> TensorQuant:
+        """The module of the layer that is checked."""
+        return getattr(layer, {"weight": "weight_quant", "activation": "act_quant", "bias": "bias_quant"}[self.role])
+
+    def _arguments(self, quantized: bool = True) -> tuple[Any, tuple[Any, ...]]:
+        """The layer class for a tensor of the example's shape, and its positional arguments."""
+        if self.role == "bias":
+            return (QuantLinear if quantized else nn.Linear), (4, self.example[0])
+        found = _LAYERS.get((len(self.example), self.channel_axis))
+        if found is None:
+            raise NotApplicable(
+                f"no layer has weights of shape {self.example} with output channels in dimension {self.channel_axis}"
+            )
+        kind = found[0] if quantized else found[1] or nn.Linear
+        if len(self.example) == 2:
+            return kind, (self.example[1], self.example[0])
+        inputs, outputs = (self.example[index] for index in ((1, 0) if self.channel_axis == 0 else (0, 1)))
+        return kind, (inputs, outputs, self.example[2:])
+
+    # What it turns out to be
+
+    def _grid(self, module: TensorQuant, x: Tensor, context: tuple[Any, ...]) -> Grid:
+        with torch.no_grad():
+            grid = module.quantize(x.clone(), *context)[1]
+        assert grid is not None
+        return grid
+
+    @cached_property
+    def _probed(self) -> tuple[Grid, Grid]:
+        """The grids of an ordinary tensor and of one much larger, by one settled module."""
+        case = self.settled()
+        with torch.no_grad():
+            return self._grid(case.module, case.x, case.context), self._grid(case.module, case.x * 64, case.context)
+
+    @property
+    def bounds(self) -> tuple[int, int]:
+        """The smallest and the largest integer."""
+        return self._probed[0].bounds
+
+    @property
+    def zero_points(self) -> bool:
+        """Whether its grids have zero points."""
+        return self._probed[0].zero_point is not None
+
+    @property
+    def fixed_grid(self) -> bool:
+        """Whether, once it has seen data, its grid stays where it is in evaluation, whatever the input."""
+        return torch.equal(self._probed[0].scale, self._probed[1].scale)
+
+
+@dataclass(eq=False)
+class Case:
+    """A quantizer module that has seen data, in evaluation, and an input for it: what a property is tried on.
+
+    Attributes:
+        subject: the quantizer class in its role.
+        module: the resolved quantizer.
+        x: the input; a slice of one channel is never all zero.
+        context: the grids that a bias follows.
+        grid: what `quantize` returned last.
+
+    Example:
+        >>> from bitwright.quantizers import Int4Act
+        >>> case = Subject(Int4Act).settled()
+        >>> values, grid = case.quantize()
+        >>> bool(case.codes(values, grid).max() <= 7)
+        True
+    """
+
+    subject: Subject
+    module: TensorQuant
+    x: Tensor
+    context: tuple[Any, ...] = ()
+    grid: Grid | None = field(default=None, init=False)
+
+    def quantize(self, x: Tensor | None = None) -> tuple[Tensor, Grid]:
+        """Values and grid of an input (by default `x`) in evaluation, without gradients."""
+        with torch.no_grad():
+            return self.run(self.x if x is None else x)
+
+    def run(self, x: Tensor) -> tuple[Tensor, Grid]:
+        """The same in whatever mode the module is; with gradients, where ``x`` wants them."""
+        handed = x.clone(memory_format=torch.preserve_format)  # whatever the quantizer does to its input is its own
+        values, grid = self.module.quantize(handed, *self.context)
+        assert grid is not None, "the quantizer returned no grid"
+        self.grid = grid
+        return values, grid
+
+    def each_way(self) -> list[tuple[Tensor, Grid]]:
+        """Values and grid in evaluation, without and with gradients: two paths through the code."""
+        plain = self.quantize()
+        values, grid = self.run(self.x.clone().requires_grad_())
+        return [plain, (values.detach(), grid)]
+
+    def codes(self, values: Tensor, grid: Grid) -> Tensor:
+        """The integers that values stand for, float64; whole numbers if they lie on the grid."""
+        steps = values.detach().double() / grid.scale.double()
+        return steps if grid.zero_point is None else steps + grid.zero_point
+
+
+class _Layer(nn.Module):
+    """Stands for the layer, in messages."""
+
+
+_Layer.__name__ = "check_quantizer"

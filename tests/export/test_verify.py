@@ -1,0 +1,120 @@
+"""A comparison finds what is wrong, and tells rounding ties from errors."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import bitwright.nn as qnn
+from bitwright.export import Report, Row, export_onnx_qcdq, verify_onnx
+from bitwright.quantizers import Int8Act, Uint8Act
+
+
+@pytest.fixture
+def model():
+    layers = [
+        qnn.QuantIdentity(act_quant=Int8Act(scale=0.05)),
+        qnn.QuantLinear(8, 8, bias=True, weight_bit_width=4),
+        qnn.QuantReLU(scale=0.01),
+        qnn.QuantLinear(8, 3, bias=True),
+    ]
+    return nn.Sequential(*layers).eval()
+
+
+def tampered(program, name, change):
+    proto = program.model_proto
+    for each in proto.graph.initializer:
+        if each.name == name:
+            each.raw_data = change(
+                np.frombuffer(each.raw_data, {1: "f4", 2: "u1", 3: "i1"}[each.data_type]).copy()
+            ).tobytes()
+            return proto
+    raise AssertionError(name)
+
+
+def test_table(model):
+    report = verify_onnx(model, export_onnx_qcdq(model, torch.randn(4, 8)), torch.randn(4, 8))
+    assert report.ok
+    assert str(report) == f"{report.compared} numbers compared: 0 differences, 0 tie flips"
+    names = ["0.act_quant", "1.weight_quant", "2.act_quant", "3.weight_quant", "linear_1"]
+    assert [row.name for row in report.only("off").rows] == names
+    assert [row.name for row in report.only("on").rows] == names
+    assert [row.compared for row in report.only("off").rows] == [32, 64, 32, 24, 12]
+    assert [(row.name, row.kind, row.compared) for row in report.only("plain").rows] == [("linear_1", "output", 12)]
+    assert report.table().splitlines()[2].split() == ["off", "0.act_quant", "32", "0", "0", "0"]
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "rows"),
+    [
+        (
+            "1.weight_quant.codes",
+            lambda codes: codes + np.eye(8, dtype="i1").reshape(-1),
+            {"1.weight_quant", "2.act_quant"},
+        ),
+        ("3.bias", lambda bias: bias + 1e-3, {"linear_1"}),
+        ("2.act_quant.scale", lambda scale: scale * np.float32(1.001), {"2.act_quant"}),
+        ("0.act_quant.zero_point", lambda zero: zero + 1, {"0.act_quant"}),
+    ],
+    ids=["weight", "bias", "scale", "zero_point"],
+)
+def test_an_error_is_found_where_it_is(model, name, change, rows):
+    x = torch.randn(64, 8)
+    proto = tampered(export_onnx_qcdq(model, x), name, change)
+    report = verify_onnx(model, proto, x)
+    assert not report.ok
+    for optimizations in ("off", "on"):
+        assert {row.name for row in report.only(optimizations).rows if row.differences} == rows
+    assert report.only("plain").differences == 0
+
+
+def test_a_model_trained_further_differs_from_its_file(model):
+    program = export_onnx_qcdq(model, torch.randn(4, 8))
+    with torch.no_grad():
+        model[1].weight.mul_(1.5)
+    report = verify_onnx(model, program, torch.randn(4, 8))
+    assert {row.name: row.note for row in report.rows if row.note} == {"1.weight_quant": "the file has another scale"}
+
+
+def test_ties_are_told_from_differences():
+    """The file's bias is moved across the rounding boundary of every value, from less and from more than 1e-3 away."""
+    layer = nn.Linear(1, 1)
+    model = nn.Sequential(layer, qnn.QuantIdentity(act_quant=Uint8Act(scale=1.0))).eval()
+    x = torch.arange(1.0, 9.0).reshape(-1, 1)
+    for bias, moved, found in (
+        (0.4995, 0.0, (0, 0)),
+        (0.4995, 0.001, (0, 16)),
+        (0.4985, 0.001, (0, 0)),
+        (0.4985, 0.002, (16, 0)),
+        (0.4995, 1.001, (16, 0)),  # off by two
+    ):
+        with torch.no_grad():
+            layer.weight.fill_(1.0)
+            layer.bias.fill_(bias)
+        proto = tampered(export_onnx_qcdq(model, x), "0.bias", lambda held, moved=moved: held + np.float32(moved))
+        report = verify_onnx(model, proto, x)
+        assert (report.differences, report.tie_flips) == found
+
+
+def test_samples_run_in_portions(model):
+    x = torch.randn(1000, 8)
+    fixed = export_onnx_qcdq(model, x[:50])
+    free = export_onnx_qcdq(model, x[:50], dynamic_shapes=({0: "batch"},))
+    reports = [
+        verify_onnx(model, fixed, x),
+        verify_onnx(model, free, x),
+        verify_onnx(model, free, x, batch_size=300),
+        verify_onnx(model, free.model_proto, (x,), batch_size=5000),
+    ]
+    for report in reports:
+        assert report.ok
+        assert {row.name: row.compared for row in report.only("on").rows}["2.act_quant"] == 8000
+
+
+def test_report_adds_up():
+    report = Report()
+    assert not report.ok  # nothing compared
+    report.add([Row("a", "activation", "on", 10, 0, 1, 1.0), Row("b", "output", "on", 5)])
+    report.add([Row("a", "activation", "on", 10, 2, 0, 3.0, "odd")])
+    assert report.rows[0] == Row("a", "activation", "on", 20, 2, 1, 3.0, "odd")
+    assert (report.compared, report.differences, report.tie_flips, report.ok) == (25, 2, 1, False)

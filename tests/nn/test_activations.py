@@ -1,0 +1,310 @@
+"""Quantized activations: torch's function, then the grid; ranges collected from data, then learned."""
+
+import warnings
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import bitwright.nn as qnn
+from bitwright.qcore import BitwrightWarning, QuantTensor, grid_of
+from bitwright.quantizers import (
+    Int8Act,
+    Int8ActPerChannel,
+    Int8ActPowerOfTwo,
+    Int8WeightPerTensor,
+    ShiftedUint8Act,
+    Uint4Act,
+    Uint8Act,
+    Uint8ActPerChannel,
+)
+
+X = torch.tensor([-9.0, -1.5, -0.3, 0.0, 0.3, 1.1, 2.5, 9.0])
+
+# layer, torch's function, signed by default, integers of X in steps of 1/8 with Int8Act
+LAYERS = {
+    "identity": (qnn.QuantIdentity(), lambda x: x, [-72, -12, -2, 0, 2, 9, 20, 72]),
+    "relu": (qnn.QuantReLU(), F.relu, [0, 0, 0, 0, 2, 9, 20, 72]),
+    "relu6": (qnn.QuantReLU6(), F.relu6, [0, 0, 0, 0, 2, 9, 20, 48]),
+    "leaky relu": (qnn.QuantLeakyReLU(0.5), lambda x: F.leaky_relu(x, 0.5), [-36, -6, -1, 0, 2, 9, 20, 72]),
+    "sigmoid": (qnn.QuantSigmoid(), torch.sigmoid, [0, 1, 3, 4, 5, 6, 7, 8]),
+    "tanh": (qnn.QuantTanh(), torch.tanh, [-8, -7, -2, 0, 2, 6, 8, 8]),
+    "hard tanh": (qnn.QuantHardTanh(-0.5, 2.0), lambda x: F.hardtanh(x, -0.5, 2.0), [-4, -4, -2, 0, 2, 9, 16, 16]),
+    "hard swish": (qnn.QuantHardSwish(), F.hardswish, [0, -3, -1, 0, 1, 6, 18, 72]),
+    "silu": (qnn.QuantSiLU(), F.silu, [0, -2, -1, 0, 1, 7, 18, 72]),
+    "gelu": (qnn.QuantGELU(), F.gelu, [0, -1, -1, 0, 1, 8, 20, 72]),
+    "gelu tanh": (qnn.QuantGELU("tanh"), lambda x: F.gelu(x, approximate="tanh"), [0, -1, -1, 0, 1, 8, 20, 72]),
+    "softmax": (qnn.QuantSoftmax(-1), lambda x: F.softmax(x, -1), [0, 0, 0, 0, 0, 0, 0, 8]),
+}
+DEFAULTS = {
+    "identity": Int8Act,
+    "relu": Uint8Act,
+    "relu6": Uint8Act,
+    "leaky relu": Int8Act,
+    "sigmoid": Uint8Act,
+    "tanh": Int8Act,
+    "hard tanh": Int8Act,
+    "hard swish": ShiftedUint8Act,
+    "silu": ShiftedUint8Act,
+    "gelu": ShiftedUint8Act,
+    "gelu tanh": ShiftedUint8Act,
+    "softmax": Uint8Act,
+}
+ARGUMENTS = {"leaky relu": (0.5,), "hard tanh": (-0.5, 2.0), "gelu tanh": ("tanh",), "softmax": (-1,)}
+
+
+def made(name, **kwargs):
+    return type(LAYERS[name][0])(*ARGUMENTS.get(name, ()), **kwargs)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_literal_numbers(name):
+    layer = made(name, act_quant=Int8Act, scale=0.125, return_quant_tensor=True)
+    out = layer(X.clone())
+    assert out.int().tolist() == LAYERS[name][2]
+    assert out.tolist() == [code / 8 for code in LAYERS[name][2]]
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_the_default_quantizer_suits_the_function(name):
+    layer = made(name)
+    assert layer.act_quant.quantizer == DEFAULTS[name]
+    assert layer.act_quant.signed == (DEFAULTS[name] is Int8Act)
+    assert (layer.act_quant.zero_point is None) == (DEFAULTS[name] is not ShiftedUint8Act)
+    x = torch.linspace(-4, 4, 1001)
+    expected = LAYERS[name][1](x)
+    step = (expected.max() - expected.min().clamp_max(0)) / 100
+    assert (layer(x.clone()) - expected).abs().max() < step  # nothing is clipped, 8 bits are fine
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_act_quant_none_is_torch(name):
+    assert torch.equal(made(name, act_quant=None)(X.clone()), LAYERS[name][1](X))
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_the_function_is_applied_to_the_quantized_input(name):
+    layer = made(name, act_quant=None, input_quant=Int8Act(scale=0.5))
+    assert torch.equal(layer(X.clone()), LAYERS[name][1]((X / 0.5).round() * 0.5))
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_quant_tensor_gives_what_its_values_give(name):
+    q = qnn.QuantIdentity(scale=0.5, return_quant_tensor=True)(X)
+    layer = made(name, act_quant=Int8Act, scale=0.125)
+    assert type(layer(q)) is torch.Tensor
+    assert torch.equal(layer(q), layer(q.value))
+
+
+@pytest.mark.parametrize("name", ["relu", "relu6", "leaky relu", "hard tanh", "hard swish", "silu"])
+def test_inplace_computes_the_same_and_never_writes_into_a_quant_tensor(name):
+    layer = made(name, inplace=True, scale=0.125, act_quant=Int8Act, return_quant_tensor=True)
+    assert layer.inplace
+    q = qnn.QuantIdentity(scale=0.5, return_quant_tensor=True)(X)
+    before = q.int().clone()
+    assert layer(X.clone()).int().tolist() == LAYERS[name][2]
+    layer(q)
+    assert torch.equal(q.int(), before)
+
+
+def test_inplace_does_not_disturb_gradients_of_a_quant_tensor_used_twice():
+    grads = []
+    for inplace in (False, True):
+        leaf = X.clone().requires_grad_()
+        q = qnn.QuantIdentity(scale=0.5, return_quant_tensor=True)(leaf)
+        (q * q + qnn.QuantSiLU(inplace, scale=0.125, act_quant=Int8Act)(q)).sum().backward()
+        grads.append(leaf.grad)
+    assert torch.equal(*grads)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_gradients_are_the_functions_inside_the_range_and_zero_outside(name):
+    x = torch.linspace(-4, 4, 801).add(1e-3).requires_grad_()
+    expected = LAYERS[name][1](x)
+    made(name, act_quant=Int8Act, scale=2**-6)(x * 1).sum().backward()
+    got, x.grad = x.grad, None
+    inside = ((expected / 2**-6).round() <= 127) & ((expected / 2**-6).round() >= -128)
+    expected.backward(inside.float())
+    torch.testing.assert_close(got, x.grad)
+
+
+# Bit widths, types, granularity
+
+
+@pytest.mark.parametrize(("bit_width", "top"), [(2, 3), (4, 15), (8, 255)])
+def test_bit_width(bit_width, top):
+    out = qnn.QuantReLU(bit_width=bit_width, scale=0.01, return_quant_tensor=True)(X)
+    assert out.int().max().item() == top
+    assert out.bit_width == bit_width
+    assert not out.signed
+
+
+def test_overrides_need_no_prefix():
+    layer = qnn.QuantReLU(act_quant=Uint4Act, bit_width=3, max_value=7.0, return_quant_tensor=True)
+    out = layer(torch.tensor([0.4, 3.6, 9.0]))
+    assert out.int().tolist() == [0, 4, 7]
+    assert out.scale.item() == 1.0
+
+
+def test_a_scale_per_channel_needs_no_shape():
+    layer = qnn.QuantIdentity(act_quant=Int8ActPerChannel, collect_steps=1, return_quant_tensor=True)
+    x = torch.tensor([[[1.27, -0.2]], [[-0.5, 0.1]]]).reshape(1, 2, 1, 2) * torch.tensor([1.0, 2.0]).reshape(1, 2, 1, 1)
+    out = layer(x)
+    assert out.scale.shape == (1, 2, 1, 1)
+    torch.testing.assert_close(out.scale.reshape(-1), torch.tensor([1.27, 1.0]) / 128)
+    assert out.int().tolist() == [[[[127, -20]], [[-128, 26]]]]
+    assert grid_of(out).axis == 1
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2, -1])
+def test_any_axis(axis):
+    torch.manual_seed(0)
+    x = torch.randn(3, 4, 5)
+    layer = qnn.QuantIdentity(axis=axis, collect_steps=1, statistic="abs_max", return_quant_tensor=True)
+    out = layer(x)
+    expected = x.abs().amax([dim for dim in range(3) if dim != axis % 3])
+    torch.testing.assert_close(out.scale.reshape(-1), expected / 128)
+    assert out.scale.ndim == 3
+    assert out.is_valid
+
+
+def test_an_input_with_other_channels_is_refused_with_the_path():
+    model = nn.Sequential(nn.Identity(), qnn.QuantIdentity(act_quant=Int8ActPerChannel))
+    model(torch.randn(2, 3, 4, 4))
+    with pytest.raises(ValueError, match="^1.act_quant.scaling: the input has 5 entries along axis 1, but the 3 scales"):
+        model(torch.randn(2, 5, 4, 4))
+
+
+# Ranges from data
+
+
+def test_the_range_is_a_running_average_of_the_first_batches_then_learned():
+    layer = qnn.QuantReLU(statistic="abs_max", collect_steps=3, momentum=0.5)
+    scaling = layer.act_quant.scaling
+    for batch, expected in [(2.0, 2.0), (4.0, 3.0), (7.0, 5.0)]:
+        assert scaling.collecting
+        layer(torch.tensor([batch, 1.0]))
+        assert scaling.magnitude.item() == expected
+    assert not scaling.collecting
+    layer(torch.tensor([100.0]))
+    assert scaling.magnitude.item() == 5.0
+    layer(torch.tensor([100.0])).sum().backward()
+    assert scaling.magnitude.grad.item() == pytest.approx(1.0)  # what is clipped asks for a larger range
+
+
+def test_while_collecting_the_range_is_not_learned():
+    layer = qnn.QuantReLU(collect_steps=2)
+    x = torch.tensor([1.0, 3.0], requires_grad=True)
+    layer(x).sum().backward()
+    assert layer.act_quant.scaling.magnitude.grad is None
+    assert x.grad.tolist() == [1.0, 1.0]
+
+
+def test_evaluation_uses_the_range_collected_so_far_and_does_not_change_it():
+    layer = qnn.QuantReLU(statistic="abs_max", collect_steps=300)
+    layer(torch.tensor([2.55]))
+    before = {name: tensor.clone() for name, tensor in layer.state_dict().items()}
+    layer.eval()
+    assert layer(torch.tensor([0.5, 9.0])).tolist() == pytest.approx([0.5, 2.55])
+    assert all(torch.equal(tensor, before[name]) for name, tensor in layer.state_dict().items())
+
+
+def test_batches_that_are_not_finite_do_not_poison_the_range():
+    layer = qnn.QuantReLU(statistic="abs_max", collect_steps=300)
+    layer(torch.tensor([2.0]))
+    layer(torch.tensor([torch.nan, 1.0]))
+    layer(torch.tensor([torch.inf]))
+    assert layer.act_quant.scaling.magnitude.item() == 2.0
+
+
+@pytest.mark.parametrize("quantizer", [Int8Act, Uint8Act, ShiftedUint8Act, Int8ActPowerOfTwo, Uint8ActPerChannel])
+def test_evaluated_before_it_saw_data_it_uses_the_range_at_hand_and_warns_once(quantizer):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.features = nn.Sequential(nn.Identity(), qnn.QuantIdentity(act_quant=quantizer))
+
+        def forward(self, x):
+            return self.features(x)
+
+    model = Net().eval()
+    x = torch.rand(2, 3, 4) * 50
+    with pytest.warns(BitwrightWarning) as caught:
+        out = model(x)
+    assert [str(each.message) for each in caught] == [
+        "features.1.act_quant.scaling is evaluated before it saw any data: it uses the range of the tensor at hand. "
+        "Run some batches in training mode first, or load a checkpoint."
+    ]
+    assert (out - x).abs().max() < 0.5  # far beyond 1.0, nothing is clipped
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert model(x * 3).max() > 100
+
+
+def test_no_data_no_harm():
+    layer = qnn.QuantReLU()
+    assert layer(torch.empty(0, 3)).shape == (0, 3)
+    layer(torch.tensor([2.0]))
+    assert layer.act_quant.scaling.magnitude.item() == 2.0
+
+
+def test_an_all_zero_batch_gives_zeros():
+    assert qnn.QuantReLU()(torch.zeros(4)).tolist() == [0.0] * 4
+    assert qnn.QuantGELU()(torch.zeros(4)).tolist() == [0.0] * 4
+
+
+# Composition
+
+
+def test_a_shared_quantizer_makes_one_grid():
+    first = qnn.QuantReLU(statistic="abs_max", return_quant_tensor=True, collect_steps=300)
+    second = qnn.QuantReLU(act_quant=first.act_quant, return_quant_tensor=True)
+    assert second.act_quant is first.act_quant
+    one, other = first(torch.tensor([1.0])), second(torch.tensor([3.0]))
+    assert first.act_quant.scaling.steps.item() == 2
+    for module in (first, second):
+        module.eval()
+    one, other = first(torch.tensor([1.0])), second(torch.tensor([3.0]))
+    assert isinstance(one + other, QuantTensor)
+    assert torch.equal((one + other).int(), one.int().short() + other.int())
+    assert isinstance(torch.cat([one, other]), QuantTensor)
+    assert len(list(nn.ModuleList([first, second]).parameters())) == 1
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_sums_of_differently_quantized_tensors_are_plain_in_training_and_evaluation(training):
+    layers = [qnn.QuantReLU(return_quant_tensor=True).train(training) for _ in range(2)]
+    for layer in layers:
+        layer.train()(torch.rand(4))
+        layer.train(training)
+    one, other = (layer(torch.rand(4)) for layer in layers)
+    assert type(one + other) is torch.Tensor
+    assert type(torch.cat([one, other])) is torch.Tensor
+
+
+def test_identity_passes_a_quant_tensor_on_without_a_quantizer():
+    q = qnn.QuantIdentity(scale=0.5, return_quant_tensor=True)(X)
+    assert qnn.QuantIdentity(act_quant=None)(q) is q
+    assert isinstance(qnn.QuantReLU(act_quant=None)(q), QuantTensor)
+
+
+def test_the_output_of_a_layer_feeds_the_next_ones_bias():
+    model = nn.Sequential(
+        qnn.QuantReLU(scale=0.5, return_quant_tensor=True), qnn.QuantLinear(8, 2, weight_quant=Int8WeightPerTensor)
+    )
+    assert model(X[None]).shape == (1, 2)
+    assert grid_of(model[0](X)).scale.item() == 0.5
+    assert model[1]._seen.scale.item() == 0.5
+
+
+def test_repr():
+    assert repr(qnn.QuantReLU(bit_width=4, return_quant_tensor=True)) == (
+        "QuantReLU(\n"
+        "  return_quant_tensor=True\n"
+        "  (act_quant): IntQuant(\n"
+        "    uint4, per tensor, scale CollectedScaling, half_even\n"
+        "    (scaling): CollectedScaling(AbsPercentile(99.999), per tensor, collecting)\n"
+        "  )\n"
+        ")"
+    )

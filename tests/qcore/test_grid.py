@@ -1,0 +1,106 @@
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bitwright.qcore import Grid, int_bounds
+from bitwright.qcore.grid import along_axis, storage_dtype
+
+HALF = torch.tensor(0.5)
+
+
+def test_defaults():
+    grid = Grid(HALF)
+    assert (grid.scale, grid.zero_point, grid.bit_width, grid.signed) == (HALF, None, 8, True)
+    assert (grid.narrow_range, grid.axis, grid.source) == (False, None, None)
+
+
+def test_bounds():
+    assert Grid(HALF, bit_width=4).bounds == (-8, 7)
+    assert Grid(HALF, bit_width=4, narrow_range=True).bounds == (-7, 7)
+    assert Grid(HALF, bit_width=torch.tensor(4.0), signed=False).bounds == (0, 15)
+
+
+def test_to_int():
+    codes = Grid(HALF, bit_width=4).to_int(torch.tensor([-4.0, 0.0, 1.5, 3.5]))
+    assert codes.tolist() == [-8, 0, 3, 7]
+    assert codes.dtype == torch.int8
+
+
+def test_to_int_with_zero_point():
+    grid = Grid(HALF, torch.tensor(2.0), bit_width=4, signed=False)
+    codes = grid.to_int(torch.tensor([-1.0, 0.0, 6.5]))
+    assert codes.tolist() == [0, 2, 15]
+    assert codes.dtype == torch.int8
+    assert grid.from_int(codes).tolist() == [-1.0, 0.0, 6.5]
+
+
+def test_to_int_per_channel():
+    grid = Grid(torch.tensor([[0.5], [0.25]]), torch.tensor([[0.0], [8.0]]), bit_width=8, signed=False, axis=0)
+    values = torch.tensor([[1.0, 2.0], [1.0, -2.0]])
+    assert grid.to_int(values).tolist() == [[2, 4], [12, 0]]
+    assert grid.from_int(grid.to_int(values)).tolist() == values.tolist()
+
+
+def test_to_int_keeps_range():
+    assert Grid(HALF, bit_width=2).to_int(torch.tensor([-9.0, 9.0])).tolist() == [-2, 1]
+
+
+@given(
+    st.integers(2, 24),
+    st.booleans(),
+    st.floats(2**-20, 2**20, width=32),
+    st.lists(st.floats(0, 1), min_size=1, max_size=20),
+)
+def test_integers_of_values_are_exact(bit_width, signed, scale, places):
+    """In float32, whose 24 bits hold them; from there on two integers may have one value."""
+    low, high = int_bounds(bit_width, signed, narrow_range=False)
+    if bit_width == 24 and not signed:
+        high = 2**23
+    codes = torch.tensor([low + round(place * (high - low)) for place in places], dtype=torch.float64)
+    grid = Grid(torch.tensor(scale), bit_width=bit_width, signed=signed)
+    values = grid.from_int(codes.long())
+    assert values.dtype == torch.float32
+    assert grid.to_int(values).tolist() == codes.tolist()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_to_int_of_other_dtypes(dtype):
+    assert Grid(HALF, bit_width=4).to_int(torch.tensor([-4.0, 3.5], dtype=dtype)).tolist() == [-8, 7]
+
+
+def test_replace():
+    grid = Grid(HALF, axis=1).replace(axis=0, bit_width=3)
+    assert (grid.axis, grid.bit_width, grid.scale) == (0, 3, HALF)
+
+
+def test_immutable():
+    with pytest.raises(AttributeError):
+        Grid(HALF).bit_width = 4
+
+
+def test_along_axis():
+    three = torch.arange(3.0)
+    assert along_axis(three, 0, 1).shape == (3,)
+    assert along_axis(three, 1, 4).shape == (1, 3, 1, 1)
+    assert along_axis(three, -1, 3).shape == (1, 1, 3)
+    assert along_axis(HALF, 1, 4).shape == ()
+    assert along_axis(three, None, 4) is three
+
+
+@pytest.mark.parametrize(
+    ("bounds", "dtype"),
+    [
+        ((-128, 127), torch.int8),
+        ((0, 127), torch.int8),
+        ((0, 128), torch.uint8),
+        ((0, 255), torch.uint8),
+        ((0, 256), torch.int16),
+        ((-129, 0), torch.int16),
+        ((0, 65535), torch.int32),
+        ((-(2**31), 2**31 - 1), torch.int32),
+        ((0, 2**32 - 1), torch.int64),
+    ],
+)
+def test_storage_dtype(bounds, dtype):
+    assert storage_dtype(*bounds) == dtype
