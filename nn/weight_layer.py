@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ..qcore import Grid, QuantizerError, QuantTensor, TensorQuant, grid_of, path_of, values_of
 from ..qcore.attributes import assign
+from ..qcore.version import version_of
 from .slots import Described, fill_slot, split_overrides
 
 __all__ = ["WeightLayer"]
@@ -51,8 +52,8 @@ class WeightLayer(nn.Module):
     input_quant: TensorQuant | None
     output_quant: TensorQuant | None
     return_quant_tensor: bool
-    _cached: tuple[Any, Tensor, Grid | None] | None
-    _cached_bias: tuple[Any, Any, Tensor, Grid | None] | None
+    _cached: tuple[Any, Tensor, Grid | None, list[Tensor]] | None
+    _cached_bias: tuple[Any, Tensor, Grid | None, list[Tensor]] | None
     _seen: Grid | None
 
     def _attach(
@@ -150,25 +151,26 @@ class WeightLayer(nn.Module):
             return self.weight, None
         if self.training or quant.lowering is not None or torch.is_grad_enabled() or torch.compiler.is_compiling():
             return quant.quantize(self.weight)
-        if "weight" not in self._parameters or self.weight.is_inference():
+        sources = (self.weight, *quant.parameters(), *quant.buffers())
+        version = version_of(*sources)
+        if "weight" not in self._parameters or version is None:
             return quant.quantize(self.weight)
-        version = (self.weight.data_ptr(), self.weight._version, *(each._version for each in quant.parameters()))
         if self._cached is None or self._cached[0] != version:
-            self._cached = (version, *quant.quantize(self.weight))
+            self._cached = (version, *quant.quantize(self.weight), [each.detach() for each in sources])
         return self._cached[1], self._cached[2]
 
     def _take_bias(self, quant: TensorQuant, bias: Tensor, context: Any) -> tuple[Tensor, Grid | None]:
         """The quantized bias; in evaluation computed once for each version of the bias and the scales it follows."""
         if self.training or quant.lowering is not None or torch.is_grad_enabled() or torch.compiler.is_compiling():
             return quant.quantize(bias, *context)
-        if "bias" not in self._parameters or bias.is_inference():
+        scales = [grid.scale for grid in context if grid is not None]
+        sources = (bias, *quant.parameters(), *quant.buffers(), *scales)
+        version = version_of(*sources)
+        if "bias" not in self._parameters or version is None:
             return quant.quantize(bias, *context)
-        scales = tuple(None if grid is None else grid.scale for grid in context)
-        version = (bias.data_ptr(), bias._version, *(each._version for each in quant.parameters()))
-        held = self._cached_bias
-        if held is None or held[0] != version or any(a is not b for a, b in zip(held[1], scales, strict=True)):
-            self._cached_bias = held = (version, scales, *quant.quantize(bias, *context))
-        return held[2], held[3]
+        if self._cached_bias is None or self._cached_bias[0] != version:
+            self._cached_bias = (version, *quant.quantize(bias, *context), [each.detach() for each in sources])
+        return self._cached_bias[1], self._cached_bias[2]
 
     def _per_output(self, weights: Grid | None) -> Grid | None:
         """The weight's grid with one scale for each output channel, or one for all."""
@@ -235,16 +237,19 @@ class WeightLayer(nn.Module):
         """
         if self.bias_quant is None or self.bias is None:
             return self.bias
-        context: tuple[Grid | None, ...] = ()
-        if self.bias_quant.follows_input:
-            if self._seen is None:
-                raise QuantizerError(
-                    f"{Described(self)}: the scale of {self.bias_quant!r} depends on the input's, and the layer has "
-                    "seen no quantized input yet. Run the model on one batch first."
-                )
-            context = (self._seen, self._per_output(self._take_weight()[1]))
-        values, grid = self.bias_quant.quantize(self.bias, *context)
+        values, grid = self.bias_quant.quantize(self.bias, *self._bias_context(self.bias_quant))
         return values if grid is None else QuantTensor.wrap(values, grid)
+
+    def _bias_context(self, quant: TensorQuant) -> tuple[Grid | None, ...]:
+        """The grids that the bias's follows, if it follows any: of the last input and of the weight."""
+        if not quant.follows_input:
+            return ()
+        if self._seen is None:
+            raise QuantizerError(
+                f"{Described(self)}: the scale of {quant!r} depends on the input's, and the layer has seen no "
+                "quantized input yet. Run the model on one batch first."
+            )
+        return self._seen, self._per_output(self._take_weight()[1])
 
     def int_weight(self) -> Tensor:
         """The weight's integers, in the smallest integer type that holds their range.
@@ -252,10 +257,9 @@ class WeightLayer(nn.Module):
         Raises:
             QuantizerError: the weight has no quantizer.
         """
-        weight = self.quant_weight()
-        if not isinstance(weight, QuantTensor):
+        if self.weight_quant is None:
             raise QuantizerError(f"{Described(self)}: the weight has no quantizer, so it has no integers.")
-        return weight.int()
+        return _integers(self.weight_quant, self.weight)
 
     def int_bias(self) -> Tensor | None:
         """The bias's integers, or None if there is no bias.
@@ -263,12 +267,13 @@ class WeightLayer(nn.Module):
         Raises:
             QuantizerError: the bias has no quantizer, or its scale depends on an input that was not seen yet.
         """
-        bias = self.quant_bias()
-        if bias is not None and not isinstance(bias, QuantTensor):
+        if self.bias is None:
+            return None
+        if self.bias_quant is None:
             raise QuantizerError(
                 f"{Described(self)}: the bias has no quantizer, so it has no integers. Write bias_quant=Int32Bias."
             )
-        return None if bias is None else bias.int()
+        return _integers(self.bias_quant, self.bias, *self._bias_context(self.bias_quant))
 
     @property
     def output_bit_width(self) -> int | None:
@@ -314,3 +319,11 @@ class WeightLayer(nn.Module):
     def extra_repr(self) -> str:
         extra = super().extra_repr()
         return f"{extra}, return_quant_tensor=True" if self.return_quant_tensor else extra
+
+
+@torch.no_grad()
+def _integers(quant: TensorQuant, tensor: Tensor, *context: Grid | None) -> Tensor:
+    """The integers that a weight or bias is moved to: from wide values, half precision can't tell all of them apart."""
+    values, grid = quant.quantize(tensor if tensor.dtype == torch.float64 else tensor.float(), *context)
+    assert grid is not None
+    return QuantTensor.wrap(values, grid).int()

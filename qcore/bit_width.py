@@ -58,7 +58,8 @@ class LearnedBitWidth(nn.Module):
 
     def exact(self) -> Tensor:
         """The width before rounding, differentiable."""
-        return (self.offset.abs() + self.min_bit_width).clamp(self.min_bit_width, self.max_bit_width)
+        above = torch.where(self.offset < 0, -self.offset, self.offset)  # abs has no gradient at 0, where some start
+        return (above + self.min_bit_width).clamp(self.min_bit_width, self.max_bit_width)
 
     def forward(self) -> Tensor:
         """The width in use: a whole number in a 0-d tensor."""

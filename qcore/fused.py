@@ -194,7 +194,10 @@ class AbsMaxFakeQuant(torch.autograd.Function):
         highest, lowest = rows.amax(1), rows.amin(1)
         largest = max(highest.amax().item(), -lowest.amin().item())
         scale = _divided(max(largest, floor) if math.isfinite(largest) else 1.0, threshold, x)
-        y = rounding.inplace(torch.div(x, scale)).mul_(scale)
+        y = rounding.inplace(torch.div(x, scale))
+        if not math.isfinite(largest):
+            y.clamp_(-threshold, threshold)
+        y.mul_(scale)
         ctx.floor, ctx.threshold, ctx.detached = floor, threshold, detached
         ctx.mark_non_differentiable(scale)
         ctx.set_materialize_grads(False)
@@ -229,9 +232,13 @@ class AbsMaxRowsFakeQuant(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         rows = x.reshape(x.shape[0], -1)
         magnitudes = torch.maximum(rows.amax(1), rows.amin(1).neg_()).clamp_min_(floor)
-        magnitudes = torch.where(magnitudes.isfinite(), magnitudes, 1.0)
+        finite = magnitudes.isfinite()
+        magnitudes = torch.where(finite, magnitudes, 1.0)
         scale = (magnitudes / threshold).reshape([-1] + [1] * (x.ndim - 1))
-        y = rounding.inplace(torch.div(x, scale)).mul_(scale)
+        y = rounding.inplace(torch.div(x, scale))
+        if not finite.all():
+            y.clamp_(-threshold, threshold)
+        y.mul_(scale)
         ctx.floor, ctx.threshold, ctx.detached = floor, threshold, detached
         ctx.mark_non_differentiable(scale)
         ctx.set_materialize_grads(False)

@@ -13,9 +13,10 @@ from .grid import Grid
 from .int_range import IntRange, check_flag
 from .locate import path_of
 from .restriction import FloatScale, LogScale
-from .rounding import HalfEven, Rounding
+from .rounding import HalfEven, HalfUp, Rounding
 from .scaling import MagnitudeScaling, StatisticScaling
 from .tensor_quant import TensorQuant
+from .version import version_of
 
 __all__ = ["BiasQuant", "IntQuant"]
 
@@ -48,7 +49,7 @@ class IntQuant(TensorQuant):
     zero_point: Any
     bit_width: Any
     clips: bool
-    _settled: tuple[Any, Grid] | None = None
+    _settled: tuple[Any, Grid, list[Tensor]] | None = None
 
     def __init__(
         self,
@@ -60,7 +61,7 @@ class IntQuant(TensorQuant):
         pass_clipped: bool = False,
     ) -> None:
         super().__init__()
-        clips = not (check_flag("pass_clipped", pass_clipped) or _covers(int_range, scaling, zero_point))
+        clips = not (check_flag("pass_clipped", pass_clipped) or _covers(int_range, scaling, zero_point, rounding))
         assign(self, int_range=int_range, axis=axis, clips=clips, scaling=scaling)
         assign(self, zero_point=zero_point, bit_width=int_range.width, rounding=rounding)
 
@@ -100,12 +101,13 @@ class IntQuant(TensorQuant):
         """The grid where it no longer depends on the input, worked out once for each version of the state."""
         if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling():
             return None
-        version = self.scaling.version() if isinstance(self.scaling, MagnitudeScaling) else None
-        if version is None or self.int_range.learned:
+        state = self.scaling.settled() if isinstance(self.scaling, MagnitudeScaling) else ()
+        version = version_of(*state) if state and not self.int_range.learned else None
+        if version is None:
             return None
-        key = (version, x.ndim if self.axis is not None else 0)
+        key = (version, None if self.axis is None else (x.ndim, x.shape[self.axis]))
         if self._settled is None or self._settled[0] != key:
-            self._settled = (key, self.grid(x))
+            self._settled = (key, self.grid(x), [each.detach() for each in state])
         return self._settled[1]
 
     def _fusible(self, x: Tensor, high: int | Tensor) -> bool:
@@ -218,10 +220,11 @@ class BiasQuant(TensorQuant):
         return self.scheme()
 
 
-def _covers(int_range: IntRange, scaling: nn.Module, zero_point: Any) -> bool:
+def _covers(int_range: IntRange, scaling: nn.Module, zero_point: Any, rounding: Any) -> bool:
     """Can nothing be clipped? Then the gradient needs no mask."""
     symmetric = int_range.signed and int_range.narrow_range and zero_point is None and not int_range.learned
-    if not symmetric or type(scaling) is not StatisticScaling:
+    nearest = type(rounding) in (HalfEven, HalfUp)  # the others may round the largest magnitude past its integer
+    if not symmetric or not nearest or type(scaling) is not StatisticScaling:
         return False
     return getattr(scaling.statistic, "covers", False) and type(scaling.restriction) in (FloatScale, LogScale)
 

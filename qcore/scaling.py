@@ -57,9 +57,9 @@ class MagnitudeScaling(nn.Module):
         at_least = torch.maximum(magnitude, floor) if isinstance(floor, Tensor) else torch.clamp_min(magnitude, floor)
         return along_axis(self.restriction.restrict(at_least) / threshold, self.axis, ndim)
 
-    def version(self) -> Any:
-        """Something that changes with the scale, or None where the scale depends on the input."""
-        return None
+    def settled(self) -> tuple[Tensor, ...]:
+        """The tensors that alone determine the scale; none where it depends on the input."""
+        return ()
 
     def fused(
         self, x: Tensor, low: int, high: int, rounding: Rounding, relu: bool, clips: bool
@@ -136,9 +136,9 @@ class ConstantScaling(MagnitudeScaling):
             raise SettingError(setting, number, "a positive, finite number")
         return found
 
-    def version(self) -> Any:
-        """The constant's place in memory: it never changes there."""
-        return self.scale.data_ptr()
+    def settled(self) -> tuple[Tensor, ...]:
+        """The constant."""
+        return (self.scale,)
 
     def forward(self, x: Tensor) -> Tensor:
         """The constant, shaped for ``x``."""
@@ -258,6 +258,11 @@ class _StoredScaling(MagnitudeScaling):
                 tensor = getattr(self, name)
                 tensor.data = tensor.data[:1].repeat(channels)
 
+    def _check(self, x: Tensor) -> None:
+        """Refuse an input of another length along the axis than the data that the state comes from."""
+        if self.axis is not None and self.observed:
+            self._fit(x.shape[self.axis])
+
     @torch.no_grad()
     def observe(self, x: Tensor) -> None:
         """Set the state from one tensor."""
@@ -270,12 +275,11 @@ class _StoredScaling(MagnitudeScaling):
         self.steps.fill_(1)
         self.observed = True
 
-    def version(self) -> Any:
-        """Counts the changes of the state, once there is any."""
-        if not self.observed or self.magnitude.is_inference():
-            return None
-        low = self.low._version if hasattr(self, "low") else 0
-        return self.magnitude.data_ptr(), self.magnitude._version, low
+    def settled(self) -> tuple[Tensor, ...]:
+        """The state, once there is any."""
+        if not self.observed:
+            return ()
+        return (self.magnitude, self.low) if hasattr(self, "low") else (self.magnitude,)
 
     def stored(self, x: Tensor) -> Tensor:
         """The magnitude in use, as it is stored; counts ``x`` where data is collected."""
@@ -283,6 +287,7 @@ class _StoredScaling(MagnitudeScaling):
 
     def forward(self, x: Tensor) -> Tensor:
         """The scale in use; where data is collected, ``x`` counts first."""
+        self._check(x)
         return self._scale(self.restriction.load(self.stored(x)), x.ndim)
 
     def fused(
@@ -291,6 +296,7 @@ class _StoredScaling(MagnitudeScaling):
         """Values and scale where the scale is being learned."""
         if type(self.restriction) is not FloatScale or self.measuring or not self.magnitude.requires_grad:
             return None
+        self._check(x)
         shape = [1] * x.ndim if self.axis is not None else []
         if self.axis is not None:
             shape[self.axis] = -1
@@ -437,7 +443,8 @@ class CollectedScaling(_StoredScaling):
         super().__init__(int_range, statistic, restriction, min_scale, axis, channels, device, dtype, self.learned)
         if isinstance(collect_steps, bool) or not isinstance(collect_steps, int) or collect_steps < 1:
             raise SettingError("collect_steps", collect_steps, "a whole number of training steps, 1 or more")
-        if momentum is not None and (isinstance(momentum, bool) or not 0 < momentum <= 1):
+        number = isinstance(momentum, (int, float)) and not isinstance(momentum, bool)
+        if momentum is not None and not (number and 0 < momentum <= 1):
             raise SettingError("momentum", momentum, "a number above 0, up to 1, or None for the plain mean")
         # `collecting` is the one flag that traced code branches on; it flips once
         assign(self, collect_steps=collect_steps, momentum=momentum, collecting=True, _forwards=0)
@@ -478,10 +485,11 @@ class CollectedScaling(_StoredScaling):
         found = measure(self.statistic, x, self.axis)
         finite = torch.stack([each.isfinite().all() for each in found]).all()
         mean = 1 / (steps + 1) if self.momentum is None else torch.full_like(steps, self.momentum, dtype=torch.float32)
-        share = torch.where(steps == 0, 1.0, mean)
         for index, (tensor, new) in enumerate(zip(state, found, strict=True)):
             old = self.restriction.load(tensor) if index == 0 else tensor
-            average = torch.where(finite, old + share * (new.to(old.dtype) - old), old)
+            new = new.to(old.dtype)
+            average = torch.where(steps == 0, new, old + mean * (new - old))
+            average = torch.where(finite, average, old)
             floored = average.clamp_min(self._floor()) if index == 0 else average
             tensor.copy_(self.restriction.store(floored) if index == 0 else floored)
         steps += finite.to(steps.dtype)

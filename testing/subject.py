@@ -20,7 +20,7 @@ from ..nn import (
     QuantLinear,
 )
 from ..nn.slots import fill_slot
-from ..qcore import Grid, IntQuant, QuantizerError, SettingError, TensorQuant
+from ..qcore import BiasQuant, Grid, IntQuant, QuantizerError, SettingError, TensorQuant
 from ..qcore.inject import QuantizerType
 from ..quantizers import Int8Act
 from .report import NotApplicable
@@ -29,8 +29,9 @@ from .strategies import Placement, place, placements, scales, shapes
 __all__ = ["ROLES", "Case", "Draw", "Subject"]
 
 ROLES = {"weight": (4, 8), "activation": (3, 4), "bias": (6,)}  # with the shape of a tensor in that role
+_SLOTS = {"weight": "weight", "activation": "act", "bias": "bias"}
 _LAYERS = {
-    (2, 0): (QuantLinear, None),
+    (2, 0): (QuantLinear, nn.Linear),
     (3, 0): (QuantConv1d, nn.Conv1d),
     (4, 0): (QuantConv2d, nn.Conv2d),
     (5, 0): (QuantConv3d, nn.Conv3d),
@@ -87,7 +88,7 @@ class Subject:
         self.role = role or self._guessed()
         probe = self.build(shape or ROLES[self.role])
         self.follows_input = probe.follows_input
-        self.integer = isinstance(probe, IntQuant)
+        self.integer = isinstance(probe, (IntQuant, BiasQuant))
         self.axis: int | None = getattr(probe, "axis", None)
         if shape is None and self.axis is not None and self.axis >= len(ROLES[self.role]):
             self.given, self.example = None, (*ROLES[self.role], *(2,) * (self.axis - 1))
@@ -101,24 +102,21 @@ class Subject:
             package, _, family = cls.__module__.rpartition(".")
             if package.endswith("quantizers") and family in families:
                 return families[family]
-        module = self.build(ROLES["weight"], "weight")
+        provided = {"channel_axis": 0, "channels": 4, "shape": ROLES["weight"], "device": None, "dtype": None}
+        module = _filled(self.quantizer, "bias", provided)  # the slot that takes every kind
         if module.follows_input:
             return "bias"
         return "activation" if hasattr(getattr(module, "scaling", None), "collecting") else "weight"
 
     # What is made of it
 
-    def build(self, shape: tuple[int, ...], role: str | None = None) -> TensorQuant:
+    def build(self, shape: tuple[int, ...]) -> TensorQuant:
         """A module fresh from its declaration, for tensors of a shape."""
-        role = role or self.role
         provided: dict[str, Any] = {"device": torch.device("cpu"), "dtype": torch.float32}
-        if role != "activation":
-            axis = self.channel_axis if role == "weight" else 0
+        if self.role != "activation":
+            axis = self.channel_axis if self.role == "weight" else 0
             provided |= {"channel_axis": axis, "channels": shape[axis], "shape": tuple(shape)}
-        slot = {"weight": "weight", "activation": "act", "bias": "bias"}[role]
-        module = fill_slot(_Layer(), "bias" if slot != "act" else slot, self.quantizer, {}, "", provided)
-        assert module is not None
-        return module
+        return _filled(self.quantizer, _SLOTS[self.role], provided)
 
     def context(self, shape: tuple[int, ...], unit: float) -> tuple[Grid, ...]:
         """The grids of input and weight, for a bias that follows them."""
@@ -235,7 +233,7 @@ class Subject:
 
     def quantizer_of(self, layer: Any) -> TensorQuant:
         """The module of the layer that is checked."""
-        return getattr(layer, {"weight": "weight_quant", "activation": "act_quant", "bias": "bias_quant"}[self.role])
+        return getattr(layer, f"{_SLOTS[self.role]}_quant")
 
     def _arguments(self, quantized: bool = True) -> tuple[Any, tuple[Any, ...]]:
         """The layer class for a tensor of the example's shape, and its positional arguments."""
@@ -246,7 +244,7 @@ class Subject:
             raise NotApplicable(
                 f"no layer has weights of shape {self.example} with output channels in dimension {self.channel_axis}"
             )
-        kind = found[0] if quantized else found[1] or nn.Linear
+        kind = found[0] if quantized else found[1]
         if len(self.example) == 2:
             return kind, (self.example[1], self.example[0])
         inputs, outputs = (self.example[index] for index in ((1, 0) if self.channel_axis == 0 else (0, 1)))
@@ -338,3 +336,9 @@ class _Layer(nn.Module):
 
 
 _Layer.__name__ = "check_quantizer"
+
+
+def _filled(quantizer: QuantizerType, slot: str, provided: dict[str, Any]) -> TensorQuant:
+    module = fill_slot(_Layer(), slot, quantizer, {}, "", provided)
+    assert module is not None
+    return module

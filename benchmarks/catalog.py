@@ -1,0 +1,41 @@
+"""Everything that is measured, and the tables that it is shown in."""
+
+from dataclasses import dataclass
+
+from .constructing import CONSTRUCTING
+from .exporting import EXPORTING
+from .networks import NETWORKS
+from .quantizing import QUANTIZING
+from .storing import STORING
+
+__all__ = ["SECTIONS", "WORKLOADS", "Section"]
+
+
+@dataclass(frozen=True)
+class Section:
+    """A table of the results page."""
+
+    title: str
+    about: str
+    workloads: tuple[str, ...]
+
+
+WORKLOADS = {**NETWORKS, **QUANTIZING, **CONSTRUCTING, **STORING, **EXPORTING}
+
+SECTIONS = (
+    Section("Networks", "Ratios to the same network in float, eager or compiled alike.", tuple(NETWORKS)),
+    Section(
+        "Quantizers and layers",
+        "Quantizers: 8 bits, ratios to `clone` of the tensor, forward only. Layers: ratios to the float layer; a step is "
+        "forward and backward, to the input and the parameters, without an optimizer.",
+        tuple(QUANTIZING),
+    ),
+    Section("Construction and import", "Ratios to float where no unit is given.", tuple(CONSTRUCTING)),
+    Section("Copies and state", "Ratios to the float model.", tuple(STORING)),
+    Section(
+        "ONNX",
+        "Ratios to the float file. Sizes: bitwright's QDQ form, in the narrowest integer types; Brevitas's QCDQ, by its "
+        "TorchScript exporter. Latency in onnxruntime, one thread, default optimisations: QCDQ of both.",
+        tuple(EXPORTING),
+    ),
+)

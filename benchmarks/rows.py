@@ -1,0 +1,49 @@
+"""The budgets: what a piece of work may cost at most."""
+
+from dataclasses import dataclass
+
+__all__ = ["ROWS", "Row"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One budget. Where it has several limits, each is for one workload."""
+
+    number: str
+    work: str
+    workloads: tuple[str, ...]
+    limits: tuple[float, ...]
+
+    def met(self, measured: tuple[float, ...]) -> bool:
+        """Whether every number is within its limit, unrounded."""
+        return all(number <= limit for number, limit in zip(measured, self.limits, strict=True))
+
+
+def _row(number: str, work: str, workload: str, limit: float) -> Row:
+    return Row(number, work, (workload,), (limit,))
+
+
+ROWS = (
+    _row("1", "LeNet-5 batch 64, training step, W4", "lenet-w4-step", 1.15),
+    _row("2", "... W4A4, all scales learned", "lenet-w4a4-step", 1.8),
+    _row("2b", "... W4A4, the input quantizer's scale frozen", "lenet-w4a4-frozen-step", 1.30),
+    _row("3", "... W4A4 + Int32Bias, QuantTensors, all scales learned", "lenet-w4a4b32-step", 2.0),
+    _row("4", "... W4A4 while statistics are collected", "lenet-w4a4-collecting-step", 1.35),
+    _row("5", "LeNet-5 batch 64, evaluation, W4A4", "lenet-w4a4-eval", 1.10),
+    _row("6", "... W4A4 + Int32Bias, QuantTensors", "lenet-w4a4b32-eval", 1.20),
+    _row("7", "ResNet-18, 32x32, batch 16, training step, W4A4, learned scales", "resnet-step", 1.15),
+    _row("8", "... peak memory of the step, MB", "resnet-memory", 150),
+    _row("9", "... evaluation", "resnet-eval", 1.05),
+    _row("10", "Linear 1024x1024, batch 64, training step, W8A8", "linear-step", 1.8),
+    _row("11", "MLP 3 x 512, batch 64, training step, W4A4 learned", "mlp-step", 1.9),
+    _row("12", "compiled against compiled float: LeNet-5 training, W4A4", "lenet-step-compiled", 1.05),
+    _row("13", "... ResNet-18 training, W4A4", "resnet-step-compiled", 1.10),
+    _row("14", "graphs compiled over 400 training steps, QuantTensors and statistics", "graphs-quant-tensors", 2),
+    _row("15", "construct Conv2d(64, 64, 3) with weight, bias and input quantizers", "construct-conv", 1.3),
+    _row("16", "construct an activation layer, ms", "construct-relu", 0.08),
+    _row("17", "construct a 12-layer transformer's linears, initialisation skipped", "construct-linears", 2),
+    Row("18", "modules in a QuantLinear / in an activation layer", ("modules-linear", "modules-relu"), (6, 5)),
+    _row("19", "`import bitwright.nn` beyond torch, s", "import", 0.2),
+    _row("20", "ONNX file of LeNet-5 W4 against the float file", "onnx-size", 0.16),
+    _row("21", "fake-quant of an activation, 1e5 elements, forward + backward, against `clone`", "act-1e5-step", 20),
+)

@@ -1,0 +1,217 @@
+"""The integer-only reference: a model's own forward, on integers."""
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree
+
+from ..qcore import BitwrightWarning, Grid, HalfEven, IntQuant, TensorQuant, values_of
+from .errors import ExportError
+from .integer_grid import IntegerGrid, Quantized
+from .integer_journal import Journal, Sums, numbered
+from .integer_requantize import requantization
+from .integer_tensor import IntegerTensor, Term
+from .integers import Integers, integers
+from .lowering import Lowering, evaluating, lowered, quantizers_of, unchanged
+
+__all__ = ["IntegerRun", "run_integers", "run_lowered"]
+
+Take = Callable[[str, Tensor, Tensor, IntegerGrid, Any], Tensor]
+
+
+@dataclass
+class IntegerRun:
+    """What an integer-only run found.
+
+    Attributes:
+        outputs: what the model returned, its tensors as float32 values.
+        codes: the integers of every activation, int64, by the name of its quantizer.
+        sums: for each layer, the smallest and largest sum that its accumulators held.
+        floats: for each module, what was computed on values in place of integers, with how often; empty for a model
+            that needs no floats between its quantizers.
+        grids: for each module, the grids of its input and output, None for floats.
+        slots: for each layer, the names of its quantizers' calls by slot, ``weight`` and so on.
+
+    Example:
+        >>> run = IntegerRun(torch.ones(1), floats={"act": {"sigmoid": 1}})
+        >>> print(run)
+        0 tensors of integers, 0 layers with sums; computed in floats: sigmoid in act
+        >>> run.integer_only
+        False
+    """
+
+    outputs: Any
+    codes: dict[str, Tensor] = field(default_factory=dict)
+    sums: dict[str, Sums] = field(default_factory=dict)
+    floats: dict[str, dict[str, int]] = field(default_factory=dict)
+    grids: dict[str, tuple[IntegerGrid | None, IntegerGrid | None]] = field(default_factory=dict)
+    slots: dict[str, dict[str, str]] = field(default_factory=dict)
+
+    @property
+    def integer_only(self) -> bool:
+        """Whether everything after the first quantizer was computed with integers."""
+        return not self.floats
+
+    def __str__(self) -> str:
+        text = f"{len(self.codes)} tensors of integers, {len(self.sums)} layers with sums"
+        if self.integer_only:
+            return f"{text}; nothing computed in floats"
+        where = (f"{', '.join(names)} in {layer or 'the model'}" for layer, names in self.floats.items())
+        return f"{text}; computed in floats: {'; '.join(where)}"
+
+
+def run_integers(
+    model: nn.Module,
+    inputs: Tensor | tuple[Any, ...],
+    *,
+    integers: Integers | None = None,  # the function of that name is `integers_from` here
+    requantize: Any = "scale",
+    accumulator_bits: int = 32,
+    kwargs: dict[str, Any] | None = None,
+) -> IntegerRun:
+    """Run a model with integer arithmetic: its forward, on the integers of its weights, biases and activations.
+
+    Sums of products are integers; at each quantizer they are moved to the next grid. Pooling, ReLU, reshaping,
+    concatenation, addition and averaging need the integers alone. Any other operation (sigmoid, a batch norm that was
+    not folded ...) is computed on values, and listed in ``run.floats``.
+
+    Args:
+        model: gives the order of operations; it is left as it was.
+        inputs: one tensor, or a tuple of the positional arguments.
+        integers: weights, biases and grids, such as `Integers.load` returns; by default the model's own.
+        requantize: how sums move to the next grid: ``"scale"``, float scales as the fake-quantized model has them;
+            ``"multiplier"``, an integer multiplier and a shift; ``"shift"``, for scales that are powers of two; or a
+            callable such as ``ByMultiplier(bits=16)``.
+        accumulator_bits: width of the accumulators, up to 53.
+        kwargs: keyword arguments.
+
+    Returns:
+        An `IntegerRun`.
+
+    Raises:
+        ExportError: an accumulator overflows (the layer, the channel and the sum are named), or integers that are
+            not this model's.
+
+    Example:
+        >>> import bitwright.nn as qnn
+        >>> from bitwright.quantizers import Int8Act, Int32Bias
+        >>> layer = qnn.QuantLinear(8, 4, bias_quant=Int32Bias, input_quant=Int8Act(scale=0.5)).eval()
+        >>> run, x = run_integers(nn.Sequential(layer), torch.randn(2, 8)), torch.randn(2, 8)
+        >>> print(run)
+        1 tensors of integers, 1 layers with sums; nothing computed in floats
+        >>> torch.allclose(run_integers(nn.Sequential(layer), x).outputs, layer(x))
+        True
+    """
+    if not 2 <= accumulator_bits <= 53:
+        raise ExportError(f"accumulator_bits={accumulator_bits} is not possible: expected 2 to 53. Write 32.")
+    arguments = inputs if isinstance(inputs, tuple) else (inputs,)
+    found = integers_from(model, inputs, kwargs=kwargs) if integers is None else integers
+    with evaluating(model), unchanged(model):
+        return run_lowered(
+            model, quantizers_of(model), found.quantized(), arguments, kwargs, requantization(requantize), accumulator_bits
+        )
+
+
+integers_from = integers
+
+
+def run_lowered(
+    model: nn.Module,
+    quantizers: dict[str, TensorQuant],
+    found: dict[str, Quantized],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any] | None,
+    requantize: Any = None,
+    accumulator_bits: int = 32,
+    take: Take | None = None,
+) -> IntegerRun:
+    """`run_integers` for a model in evaluation mode.
+
+    Args:
+        model: the model.
+        quantizers: by path.
+        found: what each quantizer's call does, by name.
+        args: positional arguments.
+        kwargs: keyword arguments.
+        requantize: as a callable.
+        accumulator_bits: width of the accumulators.
+        take: called at each activation with its name, input, integers, grid and rounding; returns the integers to go on with.
+    """
+    run = IntegerRun(None)
+    journal = Journal(accumulator_bits)
+    known, counts, modules = found, dict[str, int](), dict(model.named_modules())
+    requantize = requantize or requantization("scale")
+
+    def lowering(path: str) -> Lowering:
+        def call(quantizer: TensorQuant, x: Tensor, *context: Any) -> tuple[Tensor, None]:
+            index = counts.get(path, 0)
+            counts[path] = index + 1
+            name = numbered(path, index)
+            run.slots.setdefault(journal.call, {})[_slot(modules[journal.layer], quantizer, path)] = name
+            part = known.get(name)
+            if part is None:
+                raise ExportError(
+                    f"{name}: the integers hold nothing for this quantizer. They have {', '.join(known)}. Take them "
+                    "from this model, with an example that takes the same path: integers(model, example)."
+                )
+            if part.codes is not None:
+                return _tensor(part, part.codes.to(x.device), journal), None
+            codes, rounding = _requantized(quantizer, x, part.grid, requantize, context)
+            if take is not None:
+                codes = take(name, x, codes, part.grid, rounding)
+            run.codes[name] = codes
+            return _tensor(part, codes, journal), None
+
+        return call
+
+    def passed(name: str, given: Any, output: Any) -> None:
+        run.grids[name] = (_grid_of(given), _grid_of(output))
+
+    with (
+        torch.no_grad(),
+        lowered(quantizers, lowering),
+        journal.following(model, passed),
+        warnings.catch_warnings(),
+    ):
+        warnings.simplefilter("ignore", BitwrightWarning)  # no data yet: taking the integers said so
+        outputs = model(*args, **(kwargs or {}))
+    run.outputs = _pytree.tree_map(_values, outputs)
+    run.sums, run.floats = journal.sums, journal.floats
+    return run
+
+
+def _tensor(part: Quantized, codes: Tensor, journal: Journal) -> IntegerTensor:
+    grid = part.grid
+    scale, zero_point = (grid.shaped(each, codes.ndim).to(codes.device) for each in (grid.scale, grid.zero_point))
+    return IntegerTensor((Term(codes.to(torch.int64) - zero_point, scale),), journal, grid)
+
+
+def _requantized(
+    quantizer: TensorQuant, x: Tensor, grid: IntegerGrid, requantize: Any, context: Any
+) -> tuple[Tensor, Any]:
+    """The integers of an activation; arithmetic of a quantizer's own is done on values."""
+    if isinstance(quantizer, IntQuant) and type(quantizer)._quantize is IntQuant._quantize:
+        return requantize(x, grid, quantizer.rounding), quantizer.rounding
+    values, own = quantizer._quantize(x.values if isinstance(x, IntegerTensor) else x, *context)
+    assert isinstance(own, Grid)
+    return own.to_int(values).to(torch.int64), HalfEven()
+
+
+def _values(each: Any) -> Any:
+    if not isinstance(each, Tensor):
+        return each
+    return each.values if isinstance(each, IntegerTensor) else values_of(each)
+
+
+def _slot(owner: nn.Module, quantizer: TensorQuant, path: str) -> str:
+    """What a quantizer is to the layer that calls it: ``weight``, ``bias``, ``act`` ..."""
+    own = (name for name, each in owner.named_children() if each is quantizer)
+    return next(own, path.rpartition(".")[2]).removesuffix("_quant")
+
+
+def _grid_of(x: Any) -> IntegerGrid | None:
+    return x.grid_ if isinstance(x, IntegerTensor) else None

@@ -1,0 +1,235 @@
+"""The integers of a model: weights, biases and grids, layer by layer."""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from torch import Tensor, nn
+
+from .errors import ExportError, with_causes
+from .integer_grid import IntegerGrid, Quantized
+from .lowering import evaluating, quantizers_of, unchanged
+from .record import Call, Recording, record
+
+__all__ = ["Integers", "LayerIntegers", "integers", "parts_of"]
+
+
+@dataclass(frozen=True)
+class LayerIntegers:
+    """One layer: what each of its quantizers does, and the grids of its input and output.
+
+    Attributes:
+        name: path of the layer; a later call of the same layer adds its number.
+        kind: class of the layer.
+        quantizers: by slot: ``weight``, ``bias``, ``input``, ``output``, ``act``.
+        input: the grid of the integers that it computes with, or None where those are floats.
+        output: the grid of its result: its quantizer's, or the sums' (input scale times weight scale); None for floats.
+        settings: of convolutions: ``stride``, ``padding``, ``dilation``, ``groups``, as numbers.
+
+    Example:
+        >>> import torch, bitwright.nn as qnn
+        >>> from bitwright.export import integers
+        >>> from bitwright.quantizers import Int8Act, Int32Bias
+        >>> layer = qnn.QuantLinear(8, 4, weight_bit_width=4, bias_quant=Int32Bias, input_quant=Int8Act(scale=0.5))
+        >>> fc = integers(nn.Sequential(layer), torch.randn(2, 8))["0"]
+        >>> fc.weight.codes.shape, fc.bias.codes.dtype, fc.input.bit_width
+        (torch.Size([4, 8]), torch.int32, 8)
+    """
+
+    name: str
+    kind: str
+    quantizers: dict[str, Quantized]
+    input: IntegerGrid | None = None
+    output: IntegerGrid | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def weight(self) -> Quantized | None:
+        """The integers of the weight, or None."""
+        return self.quantizers.get("weight")
+
+    @property
+    def bias(self) -> Quantized | None:
+        """The integers of the bias, or None where it is float or absent."""
+        return self.quantizers.get("bias")
+
+    def __str__(self) -> str:
+        parts = [f"{slot} {each}" for slot, each in self.quantizers.items()]
+        return f"{self.name} ({self.kind}): {'; '.join(parts)}"
+
+
+@dataclass(frozen=True)
+class Integers:
+    """The integers of a model: a mapping from the path of a layer to `LayerIntegers`, in order of execution.
+
+    `integers` takes them from a model. They can be saved and read back exactly, or written as a C header.
+
+    Example:
+        >>> import torch, bitwright.nn as qnn
+        >>> from bitwright.export import integers
+        >>> model = nn.Sequential(qnn.QuantIdentity(scale=0.5, bit_width=4), qnn.QuantReLU(scale=0.5))
+        >>> print(integers(model, torch.ones(2)))
+        0 (QuantIdentity): act int4, scale 0.5
+        1 (QuantReLU): act uint8, scale 0.5
+    """
+
+    layers: dict[str, LayerIntegers]
+
+    def __getitem__(self, path: str) -> LayerIntegers:
+        try:
+            return self.layers[path]
+        except KeyError:
+            known = ", ".join(self.layers)
+            raise KeyError(f"there is no quantized layer {path!r} in this model. It has {known}.") from None
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.layers)
+
+    def __len__(self) -> int:
+        return len(self.layers)
+
+    def items(self) -> Any:
+        """Paths and layers."""
+        return self.layers.items()
+
+    def quantized(self) -> dict[str, Quantized]:
+        """Every quantizer's part, by the name of its grid."""
+        return {each.grid.name: each for layer in self.layers.values() for each in layer.quantizers.values()}
+
+    def __str__(self) -> str:
+        return "\n".join(str(layer) for layer in self.layers.values())
+
+    def save_npz(self, path: str | os.PathLike[str]) -> None:
+        """Write a compressed numpy archive, integers packed without gaps; see `bitwright.export.integer_files`.
+
+        Raises:
+            ExportError: numpy is not installed.
+        """
+        from .integer_files import save_npz
+
+        save_npz(self, path)
+
+    def save_safetensors(self, path: str | os.PathLike[str]) -> None:
+        """Write a safetensors file of the same content.
+
+        Raises:
+            ExportError: safetensors is not installed.
+        """
+        from .integer_files import save_safetensors
+
+        save_safetensors(self, path)
+
+    @staticmethod
+    def load(path: str | os.PathLike[str]) -> "Integers":
+        """Read what `save_npz` or `save_safetensors` wrote; equal to what was saved.
+
+        Raises:
+            ExportError: the file is of neither kind, or damaged.
+        """
+        from .integer_files import load
+
+        return load(path)
+
+    def to_c_header(self, name: str = "model") -> str:
+        """The text of a C header with every array and number, see `bitwright.export.integer_header`."""
+        from .integer_header import to_c_header
+
+        return to_c_header(self, name)
+
+
+def integers(model: nn.Module, example: Tensor | tuple[Any, ...], *, kwargs: dict[str, Any] | None = None) -> Integers:
+    """The integers of a model as it evaluates.
+
+    Args:
+        model: a model with quantized layers; it is left as it was.
+        example: one tensor, or a tuple of all positional arguments; its numbers matter only to quantizers that saw no
+            data yet.
+        kwargs: keyword arguments.
+
+    Returns:
+        An `Integers`: a mapping from the path of each layer to its integers and grids.
+
+    Raises:
+        ExportError: a quantizer whose integers depend on the input's range, or that has no plain grid; all are listed.
+
+    Example:
+        >>> import torch, bitwright.nn as qnn
+        >>> layer = qnn.QuantLinear(3, 2, bias=False, weight_bit_width=4)
+        >>> _ = layer.weight.data.copy_(torch.tensor([[0.7, -0.3, 0.0], [0.1, 0.2, -0.7]]))
+        >>> integers(nn.Sequential(layer), torch.ones(1, 3))["0"].weight.codes
+        tensor([[ 7, -3,  0],
+                [ 1,  2, -7]], dtype=torch.int8)
+    """
+    from .integer_run import run_lowered
+
+    arguments = example if isinstance(example, tuple) else (example,)
+    quantizers = quantizers_of(model)
+    with evaluating(model), unchanged(model):
+        ungrouped = parts_of(record(model, quantizers, arguments, kwargs))
+        run = run_lowered(model, quantizers, ungrouped, arguments, kwargs, accumulator_bits=53)
+    modules = dict(model.named_modules())
+    layers: dict[str, LayerIntegers] = {}
+    for name, slots in run.slots.items():
+        module = modules[name] if name in modules else modules[name.rpartition(".")[0]]
+        parts = {slot: ungrouped[each] for slot, each in slots.items()}
+        entering, leaving = run.grids[name]
+        entering = parts["input"].grid if "input" in parts else entering
+        layer = LayerIntegers(name, type(module).__name__, parts, entering, leaving, _settings(module))
+        layers[name] = layer
+    return Integers({name: _with_widths(layer, layers) for name, layer in layers.items()})
+
+
+def parts_of(recording: Recording) -> dict[str, Quantized]:
+    """What a recording holds of each quantizer's call, by name."""
+    causes = [cause for cause in map(_problem, recording) if cause is not None]
+    if causes:
+        count = f"{len(causes)} quantizer{'s' * (len(causes) > 1)}"
+        raise ExportError(with_causes(f"integers: {count} of this model can't be given as integers:", causes))
+    parts = {}
+    for call in recording:
+        slot = call.path.rpartition(".")[2]
+        stored = call.stored or call.quantizer.follows_input or slot in ("weight_quant", "bias_quant")
+        codes = call.codes.detach().cpu().clone() if stored else None
+        parts[call.name] = Quantized(IntegerGrid.of(call), codes)
+    return parts
+
+
+def _problem(call: Call) -> str | None:
+    """Why a call can't be given as integers."""
+    scale = call.grid.scale
+    if call.axis == -1:
+        return (
+            f"{call.path}: its scale has the shape {tuple(scale.shape)} for values of shape {tuple(call.codes.shape)}. "
+            "Write axis=None for one scale, or axis=1 for one for each channel."
+        )
+    if not bool((scale.isfinite() & (scale > 0)).all()):
+        return f"{call.path}: a scale is not a positive, finite number. Check what its scaling computes."
+    if not call.on_grid:
+        kind = type(call.quantizer).__name__
+        return f"{call.path}: the values it returns do not lie on the grid it returns ({kind}._quantize)."
+    if call.follows_input:
+        scaling = type(getattr(call.quantizer, "scaling", None)).__name__
+        return (
+            f"{call.path}: its scale follows the input ({scaling}), so there is no grid to give. Write "
+            "scaling='collected' or scaling='running', and run some batches in training mode."
+        )
+    return None
+
+
+def _with_widths(layer: LayerIntegers, layers: dict[str, LayerIntegers]) -> LayerIntegers:
+    """Grids of sums get the bits that the sums of that layer may need."""
+    from .accumulators import worst_sums
+
+    def widened(grid: IntegerGrid | None) -> IntegerGrid | None:
+        sums = None if grid is None or grid.name not in layers else worst_sums(layers[grid.name])
+        return grid if grid is None or sums is None else replace(grid, bit_width=max(sums.bits, 2))
+
+    return replace(layer, input=widened(layer.input), output=widened(layer.output))
+
+
+def _settings(module: nn.Module) -> dict[str, Any]:
+    """What a convolution needs to know besides its integers."""
+    names = ("stride", "padding", "dilation", "groups", "output_padding")
+    found = {name: getattr(module, name) for name in names if hasattr(module, name)}
+    return {name: list(each) if isinstance(each, tuple) else each for name, each in found.items()}

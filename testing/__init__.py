@@ -1,0 +1,23 @@
+"""Is a quantizer sound? A conformance kit, strategies for tests of one's own, plots, and golden vectors."""
+
+from . import strategies as quantizer_strategies
+from .kit import check_quantizer
+from .registry import CHECKS, Check, register_check
+from .report import Failure, NotApplicable, QuantizerCheckError, Refused, Report, Result
+from .subject import Case, Subject
+
+__all__ = [
+    "CHECKS",
+    "Case",
+    "Check",
+    "Failure",
+    "NotApplicable",
+    "QuantizerCheckError",
+    "Refused",
+    "Report",
+    "Result",
+    "Subject",
+    "check_quantizer",
+    "quantizer_strategies",
+    "register_check",
+]

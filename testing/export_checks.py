@@ -1,0 +1,47 @@
+"""Exported files: onnxruntime gives the model's numbers, or the export refuses, clearly."""
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from ..export import ExportError, export_onnx_qcdq, export_onnx_qdq, verify_onnx
+from ..export.optional import installed
+from .registry import register_check
+from .report import Failure, NotApplicable, Refused
+from .state_checks import _feed
+from .subject import Subject
+
+__all__ = ["export_qcdq", "export_qdq"]
+
+
+@register_check
+def export_qcdq(subject: Subject) -> None:
+    """The QCDQ file gives the model's integers in onnxruntime, or the export refuses."""
+    _agrees(subject, export_onnx_qcdq)
+
+
+@register_check
+def export_qdq(subject: Subject) -> None:
+    """The QDQ file gives the model's integers in onnxruntime, or the export refuses."""
+    _agrees(subject, export_onnx_qdq)
+
+
+def _agrees(subject: Subject, export: Callable[..., Any]) -> None:
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        if not installed(package):
+            raise NotApplicable(f"needs the package {package}: pip install bitwright[onnx]")
+    model = nn.Sequential(subject.layer())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        _feed(model, [subject.layer_input(seed) for seed in range(2)])
+        model.eval()
+        try:
+            program = export(model, subject.layer_input(), verify=False)
+        except ExportError as error:
+            raise Refused(str(error)) from None
+        for seed in range(3):
+            report = verify_onnx(model, program, subject.layer_input(seed) * (1 + seed))
+            if not report.ok:
+                raise Failure("no differences between onnxruntime and the model", str(report))

@@ -1,0 +1,162 @@
+"""Where values go: onto the grid, into the range, in order, zero to zero, each to the integer next to it."""
+
+import torch
+from torch import Tensor
+
+from ..qcore import Grid, Rounding
+from ..qcore.int_range import representable_bounds
+from .registry import register_check
+from .report import Failure
+from .subject import Case
+
+__all__ = ["granularity", "grid_membership", "idempotence", "monotonicity", "rounding", "value_range", "zero"]
+
+_EXACT = 1 << 22  # integers up to which float32 has room for fractions
+
+
+@register_check
+def grid_membership(case: Case) -> None:
+    """Values are whole steps: ``(integer - zero_point) * scale``; the scale is positive and finite."""
+    for values, grid in case.each_way():
+        if not bool((grid.scale.isfinite() & (grid.scale > 0)).all()):
+            raise Failure("a positive, finite scale", shown(grid.scale))
+        if grid.scale.requires_grad or grid.scale.dtype not in (torch.float32, torch.float64):
+            raise Failure("the grid's scale detached, in float32 or float64", repr(grid.scale))
+        if grid.zero_point is not None and not torch.equal(grid.zero_point, grid.zero_point.round()):
+            raise Failure("a whole number as zero point", shown(grid.zero_point))
+        codes = case.codes(values, grid)
+        off = (codes - codes.round()).abs() > 1e-3 + codes.abs() * 1e-6
+        if bool((off | codes.isnan()).any()):
+            raise Failure("whole numbers of steps", first(codes, off | codes.isnan(), case))
+
+
+@register_check
+def value_range(case: Case) -> None:
+    """Integers stay within the range of the bit width, and values at or beyond an end of it go to that end."""
+    low, high = representable_bounds(*case.subject.bounds, 24)
+    for values, grid in case.each_way():
+        codes = case.codes(values, grid).round()
+        outside = (codes < case.subject.bounds[0]) | (codes > case.subject.bounds[1])
+        if bool(outside.any()):
+            raise Failure(f"integers from {low} to {high}", first(codes, outside, case))
+        if not case.subject.fixed_grid:
+            continue  # the range follows the input, so nothing lies beyond it
+        steps = case.codes(case.x, grid)
+        for end, beyond in ((low, steps <= low), (high, steps >= high)):
+            missed = beyond & ((codes - end).abs() > 1e-6 * abs(end))
+            if bool(missed.any()):
+                raise Failure(f"{end} for values at or beyond that end of the range", first(codes, missed, case))
+
+
+@register_check
+def rounding(case: Case) -> None:
+    """Within the range a value goes to the integer that its declared rounding says of ``x / scale``, a division."""
+    declared = getattr(case.module, "rounding", None)
+    low, high = case.subject.bounds
+    for values, grid in case.each_way():
+        steps = case.x / grid.scale  # in float32, as ONNX QuantizeLinear divides
+        codes = case.codes(values, grid).round()
+        shift = 0.0 if grid.zero_point is None else grid.zero_point
+        exact = isinstance(declared, Rounding) and case.subject.integer
+        expected = declared(steps) if exact else steps  # type: ignore[misc]
+        inside = (expected + shift > low) & (expected + shift < high) & (steps.abs() < _EXACT)
+        allowed = 0.0 if exact else 1.0
+        wrong = inside & ((codes - shift - expected).abs() > allowed)
+        if bool(wrong.any()):
+            what = f"{first(expected + shift, wrong)}, {declared!r} of" if exact else "a neighbour of"
+            raise Failure(f"{what} {first(steps + shift, wrong)} steps", first(codes, wrong, case))
+
+
+@register_check
+def idempotence(case: Case) -> None:
+    """Quantizing values that are quantized already changes nothing; at most one step where the scale is measured anew."""
+    values, grid = case.quantize()
+    again, _ = case.quantize(values)
+    moved = (again - values).abs()
+    # a percentile or a power of two may measure another scale; a scale that creeps moves values by many steps
+    allowed = torch.zeros_like(grid.scale) if case.subject.fixed_grid else grid.scale * 1.001
+    if bool((moved > allowed).any()):
+        raise Failure(f"{first(values, moved > allowed)} again", first(again, moved > allowed, case))
+
+
+@register_check
+def monotonicity(case: Case) -> None:
+    """A larger value never goes to a smaller one, among values of one scale."""
+    for values, grid in case.each_way():
+        if case.x.ndim == 0:
+            return
+        axis = grid.axis
+        given, moved = (each.movedim(axis, 0) if axis is not None else each[None] for each in (case.x, values))
+        for x, y in zip(given.reshape(len(given), -1), moved.reshape(len(moved), -1), strict=True):
+            order = x.argsort()
+            falls = y[order].diff() < 0
+            falls &= x[order].diff() > 0
+            if bool(falls.any()):
+                at = int(falls.nonzero()[0])
+                one, other = order[at], order[at + 1]
+                raise Failure(
+                    f"at least {y[one].item():.9g} for {x[other].item():.9g}, as for {x[one].item():.9g}",
+                    f"{y[other].item():.9g}",
+                )
+
+
+@register_check
+def zero(case: Case) -> None:
+    """Zero stays zero, exactly: padding and ReLU rely on it."""
+    at = torch.arange(case.x.numel()).reshape(case.x.shape) % 2 == 1
+    if case.x.ndim and case.x.numel() > 1:  # but no channel of zeros: `constant_input` is about those
+        slices = at[None] if case.subject.axis is None else at.movedim(case.subject.axis, 0)
+        slices[(slice(None), *(0,) * (slices.ndim - 1))] = False
+    some = case.x.masked_fill(at, 0.0)
+    values, _ = case.quantize(some)
+    if bool((values[at] != 0).any()):
+        raise Failure("0 for 0", first(values, at & (values != 0)))
+
+
+@register_check
+def granularity(case: Case) -> None:
+    """The scale is one number, or one for each index of the declared axis; other channels don't change a channel."""
+    values, grid = case.quantize()
+    if grid.axis is None:
+        if grid.scale.numel() != 1:
+            raise Failure("one scale, as axis is None", f"a scale of shape {tuple(grid.scale.shape)}")
+        return
+    axis = grid.axis % case.x.ndim
+    wanted = tuple(side if dim == axis else 1 for dim, side in enumerate(case.x.shape))
+    if tuple(grid.scale.shape) not in (wanted, wanted[axis:]):
+        raise Failure(f"a scale of shape {wanted}, for axis {grid.axis}", f"{tuple(grid.scale.shape)}")
+    if case.x.shape[axis] < 2:
+        return
+    changed = case.x.clone()
+    changed.select(axis, 0).mul_(8)  # with this the others' scales have nothing to do
+    before, after = (_newly(case, x)[0] for x in (case.x, changed))
+    rest = (torch.arange(case.x.shape[axis]) > 0).reshape(wanted)
+    moved = rest & (before != after)
+    if bool(moved.any()):
+        raise Failure(
+            f"{first(before, moved)} as before, when channel 0 of axis {grid.axis} is multiplied by 8",
+            first(after, moved, case),
+        )
+
+
+def _newly(case: Case, x: Tensor) -> tuple[Tensor, Grid]:
+    """What a module that has seen nothing else makes of a tensor."""
+    module = case.subject.build(tuple(x.shape))
+    case.subject.settle(module, x, *case.context)
+    return Case(case.subject, module, x, case.context).quantize()
+
+
+def first(values: Tensor, where: Tensor, case: Case | None = None) -> str:
+    """The first of the values at which a mask is set, and for which input that was."""
+    picked = values.expand(where.shape)[where].reshape(-1)[0].item()
+    if case is None:
+        return f"{picked:.9g}"
+    return f"{picked:.9g} for {case.x.expand(where.shape)[where].reshape(-1)[0].item():.9g}"
+
+
+def shown(tensor: Tensor) -> str:
+    """A small tensor in one line, with the digits that float32 needs."""
+    flat = tensor.detach().reshape(-1)
+    numbers = ", ".join(f"{each:.9g}" for each in flat[:8].tolist())
+    more = ", ..." if flat.numel() > 8 else ""
+    return numbers if tensor.ndim == 0 else f"[{numbers}{more}]"

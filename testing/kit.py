@@ -1,0 +1,170 @@
+"""Running the checks on a quantizer."""
+
+import time
+import warnings
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from hypothesis import HealthCheck, Phase, Verbosity, given, settings
+from hypothesis.errors import Flaky
+from torch import Tensor
+
+from . import declaration_checks, export_checks, gradient_checks, grid_checks, input_checks, mode_checks, state_checks
+from .registry import CHECKS, Check, selected
+from .report import Failure, NotApplicable, QuantizerCheckError, Refused, Report, Result
+from .subject import Case, Draw, Subject
+
+__all__ = ["check_quantizer"]
+
+FAMILIES = (
+    declaration_checks,
+    grid_checks,
+    gradient_checks,
+    input_checks,
+    state_checks,
+    mode_checks,
+    export_checks,
+)
+for _family in FAMILIES:  # the order of reports: what is quick and basic comes first
+    for _name in _family.__all__:
+        CHECKS[_name] = CHECKS.pop(_name)
+
+
+def check_quantizer(
+    quantizer: Any,
+    *,
+    checks: Iterable[str] | None = None,
+    skip: Iterable[str] = (),
+    role: str | None = None,
+    shape: tuple[int, ...] | None = None,
+    channel_axis: int = 0,
+    examples: int = 25,
+    raises: bool = True,
+) -> Report:
+    """Run the contract of quantizers over a class: is it sound?
+
+    Args:
+        quantizer: the class, shipped or your own.
+        checks: names of the checks to run; by default all of `CHECKS`.
+        skip: names of checks to leave out: rules that the quantizer breaks on purpose.
+        role: ``"weight"``, ``"activation"`` or ``"bias"``; by default what the shipped family it builds on is for.
+        shape: of every tensor tried, for a quantizer that takes no other (groups of 32, say); by default small ones.
+        channel_axis: for weights, the dimension that runs over output channels.
+        examples: inputs that Hypothesis tries for each property; the same ones at each call.
+        raises: raise an error if a check fails, so that a test is one line; False only returns the report.
+
+    Returns:
+        A `Report`: ``report.ok``, ``report.failed``, ``report["zero"].message``, ``print(report.table())``.
+
+    Raises:
+        QuantizerCheckError: a check failed, and ``raises``; its text is the report.
+        QuantizerError: no quantizer class, or one that no layer could resolve.
+        SettingError: a name that no check has.
+
+    Example:
+        >>> from bitwright.quantizers import Int4Act
+        >>> print(check_quantizer(Int4Act, checks=["grid_membership", "value_range", "idempotence"]))
+        Int4Act (activation): 3 checks, 3 passed
+        >>> class Clamped:  # a rounding of one's own, with an own idea of the range
+        ...     def __call__(self, x):
+        ...         return x.round().clamp(-4, 4)
+        >>> report = check_quantizer(Int4Act(rounding=Clamped), checks=["value_range"], raises=False)
+        >>> print(report)
+        Int4Act(rounding=Clamped) (activation): 1 checks, 1 failed
+          failed   value_range       expected -8 for values at or beyond that end of the range; found -4 for -8
+                                     smallest input: [[-8.]], float32
+                                     scale: 1
+    """
+    subject = Subject(quantizer, role, shape, channel_axis)
+    wanted = selected(checks, skip)
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # quantizers are used here in ways that they rightly warn about
+        results = tuple(_result(check, subject, examples) for check in wanted)
+    report = Report(repr(quantizer), subject.role, results)
+    if raises and not report.ok:
+        raise QuantizerCheckError(report)
+    return report
+
+
+def _result(check: Check, subject: Subject, examples: int) -> Result:
+    """Run one check; nothing that it raises gets out."""
+    start = time.perf_counter()
+    status, message, counterexample = "passed", "", None
+    try:
+        torch.manual_seed(0)
+        if check.searched:
+            counterexample, message = _search(check, subject, examples)
+            status = "failed" if message else "passed"
+        else:
+            check.function(subject)
+    except NotApplicable as reason:
+        status, message = "skipped", str(reason)
+    except Refused as reason:
+        status, message = "refused", str(reason)
+    except Exception as error:  # noqa: BLE001 - a quantizer may raise anything
+        status, message = "failed", _said(error)
+    return Result(check.name, status, message, time.perf_counter() - start, counterexample)
+
+
+def _search(check: Check, subject: Subject, examples: int) -> tuple[Tensor | None, str]:
+    """Try a property on many cases; the smallest input for which it fails, if any, and what is wrong there."""
+    try:
+        check.function(subject.simplest())
+    except NotApplicable:
+        raise
+    except Exception:  # noqa: BLE001, S110 - Hypothesis will find a smaller one, and report that
+        pass
+    latest: list[Case] = []
+
+    @settings(
+        max_examples=examples,
+        database=None,
+        deadline=None,
+        derandomize=True,
+        print_blob=False,
+        report_multiple_bugs=False,
+        phases=(Phase.generate, Phase.shrink),
+        suppress_health_check=list(HealthCheck),
+        verbosity=Verbosity.quiet,
+    )
+    @given(subject.draws())
+    def attempt(drawn: Draw) -> None:
+        torch.manual_seed(0)
+        latest.clear()
+        case = subject.case(drawn)
+        latest.append(case)
+        check.function(case)
+
+    try:
+        attempt()
+    except Exception as error:  # noqa: BLE001 - a quantizer may raise anything
+        case = latest[0] if latest else None
+        return (None, _said(error)) if case is None else (case.x, "\n".join([_said(error), *_facts(case)]))
+    return None, ""
+
+
+def _facts(case: Case) -> list[str]:
+    """The input and the grid of a failure."""
+    lines = [f"smallest input: {_numbers(case.x)}, {str(case.x.dtype).removeprefix('torch.')}"]
+    if case.grid is not None:
+        lines.append(f"scale: {_numbers(case.grid.scale)}")
+        if case.grid.zero_point is not None:
+            lines.append(f"zero point: {_numbers(case.grid.zero_point)}")
+    return lines
+
+
+def _numbers(x: Tensor) -> str:
+    """A tensor as nested lists, with the digits that tell float32 numbers apart."""
+    if x.ndim == 0:
+        return f"{x.item():.9g}"
+    return f"[{', '.join(_numbers(each) for each in x.detach())}]"
+
+
+def _said(error: BaseException) -> str:
+    if isinstance(error, Failure):
+        return str(error)
+    if isinstance(error, Flaky):
+        return "expected the same outcome for the same input; found now one, now another"
+    text = " ".join(str(error).split())
+    return f"raised {type(error).__name__}: {text[:400]}" if text else f"raised {type(error).__name__}"

@@ -1,0 +1,60 @@
+from pathlib import Path
+
+import pytest
+
+from bitwright.export import Report, Row
+
+MODELS = ["FloatLeNet", "WeightLeNet", "WeightActLeNet", "WeightActBiasLeNet"]
+QUANTIZED_FILES = [f"{model}.{dialect}.onnx" for model in MODELS[1:] for dialect in ("qcdq", "qdq")]
+
+
+def test_the_demo_runs(example, needs_digits, tmp_path, capsys):
+    assert example("lenet").main(["--fast", "--out", str(tmp_path / "new" / "out")]) == 0
+    written = {path.name: path for path in (tmp_path / "new" / "out").iterdir()}
+    assert sorted(written) == sorted(
+        ["FloatLeNet.pt", "FloatLeNet.float.onnx", *QUANTIZED_FILES, "lenet.png", "lenet.txt"]
+    )
+    printed = capsys.readouterr().out
+    for text in (printed, written["lenet.txt"].read_text(encoding="utf-8")):
+        assert "LeNet-5 on 200 test digits; files compared with torch on 840" in text
+        for model in MODELS:
+            assert model in text
+        rows = [line for line in text.splitlines() if "µs" in line]
+        assert len(rows) == 7
+        assert all(" 0 / 0 " in row for row in rows)
+    assert f"are in {tmp_path / 'new' / 'out'}." in printed.replace("\n", "")
+    assert written["lenet.png"].read_bytes().startswith(b"\x89PNG")
+    size = {name: path.stat().st_size for name, path in written.items()}
+    weights = 61470  # of LeNet-5, its biases left out
+    for model in MODELS[1:]:
+        assert weights / 2 < size[f"{model}.qdq.onnx"] < weights < size[f"{model}.qcdq.onnx"] < 2 * weights
+    assert size["FloatLeNet.float.onnx"] > 4 * weights
+
+
+def test_the_exit_status_tells_of_differences(example, monkeypatch, tmp_path):
+    lenet, files = example("lenet"), example("lenet_files")
+
+    def report(off, on, plain):
+        rows = [
+            Row("relu1.act_quant", "activation", "off", 10, off, 1),
+            Row("relu1.act_quant", "activation", "on", 10, on, 2),
+        ]
+        return Report([*rows, Row("logits", "output", "plain", 10, plain)])
+
+    file = files.File(Path("a.qdq.onnx"), "qdq", report(1, 3, 5))
+    assert file.differences == (1, 8)
+    assert file.tie_flips == (1, 2)
+    for found, status in ((report(0, 0, 0), 0), (report(0, 0, 1), 1)):
+        digits = example("digits").Digits(*[None] * 4)
+        monkeypatch.setattr(lenet, "load_digits", lambda seed, digits=digits: digits)
+        monkeypatch.setattr(lenet, "_trained", lambda *args: [None])
+        monkeypatch.setattr(lenet, "_exported", lambda *args, found=found: [[files.File(Path("a"), "qdq", found)]])
+        monkeypatch.setattr(lenet, "_table", lambda *args: "")
+        monkeypatch.setattr(lenet, "draw", lambda *args: None)
+        assert lenet.main(["--out", str(tmp_path)]) == status
+
+
+def test_an_unknown_argument_is_refused(example, capsys):
+    with pytest.raises(SystemExit):
+        example("lenet").main(["--epoch-count", "3"])
+    assert "unrecognized arguments: --epoch-count 3" in capsys.readouterr().err

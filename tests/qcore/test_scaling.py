@@ -1,0 +1,756 @@
+"""Where scales come from. `MinMax` stands for statistics with a lower end, `AbsMax` for those without."""
+
+import copy
+import io
+import math
+import pickle
+import warnings
+
+import pytest
+import torch
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from torch import nn
+
+from bitwright.qcore import (
+    RESTRICTIONS,
+    SCALINGS,
+    AbsMax,
+    BitwrightWarning,
+    CollectedScaling,
+    ConstantScaling,
+    IntRange,
+    LearnedBitWidth,
+    LearnedScaling,
+    LogScale,
+    MinMax,
+    PowerOfTwoScale,
+    QuantizerError,
+    RunningScaling,
+    SettingError,
+    StatisticScaling,
+)
+
+NARROW = IntRange(8, signed=True, narrow_range=True)  # threshold 127
+SIGNED = IntRange(8, signed=True)  # 128
+UNSIGNED = IntRange(8, signed=False)  # 255
+STORED = [LearnedScaling, CollectedScaling, RunningScaling]
+NAN, INF = float("nan"), float("inf")
+
+
+def value(scale):
+    return pytest.approx(scale, rel=1e-6)
+
+
+def feed(scaling, *largest):
+    """Forwards of tensors with these largest magnitudes; the last scale."""
+    for each in largest:
+        scale = scaling(torch.tensor([0.0, each]))
+    return scale
+
+
+# Constant
+
+
+def test_constant():
+    scale = ConstantScaling(SIGNED, scale=2**-7)(torch.ones(3))
+    assert (scale.item(), scale.shape, scale.dtype) == (2**-7, (), torch.float32)
+    assert ConstantScaling(SIGNED, scale=torch.tensor(0.25))(torch.ones(3)).item() == 0.25
+
+
+@pytest.mark.parametrize(
+    ("int_range", "given_range", "scale"),
+    [
+        (NARROW, {"max_value": 1.27}, 0.01),
+        (SIGNED, {"max_value": 1.28}, 0.01),
+        (UNSIGNED, {"max_value": 2.55}, 0.01),
+        (SIGNED, {"max_value": 1.0, "min_value": -1.28}, 0.01),
+        (SIGNED, {"max_value": 1.28, "min_value": -1}, 0.01),
+        (SIGNED, {"max_value": 6, "restriction": PowerOfTwoScale()}, 8 / 128),
+        (UNSIGNED, {"max_value": 6, "restriction": PowerOfTwoScale()}, 8 / 256),
+        (SIGNED, {"max_value": 1e-20}, 1e-10),
+        (SIGNED, {"max_value": 1e-20, "min_scale": 0.5}, 0.5),
+    ],
+)
+def test_constant_from_a_range(int_range, given_range, scale):
+    assert ConstantScaling(int_range, **given_range)(torch.ones(3)).item() == value(scale)
+
+
+def test_constant_for_each_index():
+    scaling = ConstantScaling(SIGNED, scale=[0.5, 0.25], axis=1)
+    assert scaling(torch.ones(3, 2)).tolist() == [[0.5, 0.25]]
+    assert scaling(torch.ones(3, 2, 4, 4)).shape == (1, 2, 1, 1)
+    assert ConstantScaling(SIGNED, scale=0.5, axis=1)(torch.ones(3, 2)).tolist() == [[0.5]]
+
+
+def test_constant_has_no_state():
+    scaling = ConstantScaling(SIGNED, scale=0.5)
+    assert scaling.state_dict() == {}
+    assert list(scaling.parameters()) == []
+    assert scaling.double()(torch.ones(3)).dtype == torch.float64
+    assert pickle.loads(pickle.dumps(scaling))(torch.ones(3)).item() == 0.5
+
+
+def test_constant_restricted_to_powers_of_two():
+    assert ConstantScaling(SIGNED, scale=0.25, restriction=PowerOfTwoScale())(torch.ones(1)).item() == 0.25
+    with pytest.raises(SettingError) as error:
+        ConstantScaling(SIGNED, scale=0.3, restriction=PowerOfTwoScale())
+    assert str(error.value) == (
+        "scale=0.3 is not possible: expected a scale that PowerOfTwoScale('ceil') allows. Write scale=0.5."
+    )
+    with pytest.raises(SettingError) as error:
+        ConstantScaling(SIGNED, scale=[0.3, 0.5], axis=0, restriction=PowerOfTwoScale("floor"))
+    assert str(error.value) == (
+        "scale=[0.3, 0.5] is not possible: expected a scale that PowerOfTwoScale('floor') allows. "
+        "Write scale=[0.25, 0.5]."
+    )
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({}, "scale=None is not possible: expected a positive number such as 2**-7. Or give the range: max_value=1.0."),
+        (
+            {"min_value": -1.0},
+            "scale=None is not possible: expected a positive number such as 2**-7. Or give the range: max_value=1.0.",
+        ),
+        (
+            {"scale": 0.5, "max_value": 2},
+            "scale=0.5 is not possible: expected a scale or a range, not both (max_value=2).",
+        ),
+        (
+            {"scale": 0.5, "min_value": -2},
+            "scale=0.5 is not possible: expected a scale or a range, not both (min_value=-2).",
+        ),
+        ({"scale": "one"}, "scale='one' is not possible: expected a positive number such as 2**-7."),
+        ({"scale": 0.0}, "scale=0.0 is not possible: expected a positive, finite number."),
+        ({"scale": -1}, "scale=-1 is not possible: expected a positive, finite number."),
+        ({"scale": INF}, "scale=inf is not possible: expected a positive, finite number."),
+        ({"scale": NAN}, "scale=nan is not possible: expected a positive, finite number."),
+        (
+            {"scale": [0.5, 0.25]},
+            "scale=[0.5, 0.25] is not possible: expected one number. Say which dimension the numbers are for: axis=1.",
+        ),
+        ({"max_value": 0}, "max_value=0.0 is not possible: expected a positive, finite number."),
+        ({"max_value": INF}, "max_value=inf is not possible: expected a finite number."),
+        ({"max_value": "6"}, "max_value='6' is not possible: expected a finite number."),
+        ({"max_value": 6, "min_value": NAN}, "min_value=nan is not possible: expected a finite number."),
+        ({"scale": 1, "min_scale": 0}, "min_scale=0 is not possible: expected a number above 0."),
+        ({"scale": 1, "min_scale": NAN}, "min_scale=nan is not possible: expected a number above 0."),
+        ({"scale": 1, "min_scale": True}, "min_scale=True is not possible: expected a number above 0."),
+        (
+            {"scale": 1, "axis": 1.0},
+            "axis=1.0 is not possible: expected a dimension such as 1, or None for one scale per tensor.",
+        ),
+        (
+            {"scale": 1, "axis": True},
+            "axis=True is not possible: expected a dimension such as 1, or None for one scale per tensor.",
+        ),
+    ],
+)
+def test_impossible_constant(settings, message):
+    with pytest.raises(SettingError) as error:
+        ConstantScaling(SIGNED, **settings)
+    assert str(error.value) == message
+
+
+# From a statistic of the tensor at hand
+
+
+@pytest.mark.parametrize(("int_range", "scale"), [(NARROW, 2.54 / 127), (SIGNED, 2.54 / 128), (UNSIGNED, 2.54 / 255)])
+def test_statistic(int_range, scale):
+    assert StatisticScaling(int_range)(torch.tensor([0.5, -2.54])).item() == value(scale)
+
+
+def test_statistic_is_taken_anew():
+    scaling = StatisticScaling(NARROW)
+    assert [scaling(torch.tensor([each])).item() for each in (127.0, 254.0, 127.0)] == [1, 2, 1]
+    assert scaling.state_dict() == {}
+
+
+def test_statistic_for_each_index():
+    x = torch.tensor([[127.0, -1.0], [1.27, 254.0], [0.0, 0.0]])
+    assert StatisticScaling(NARROW, axis=0)(x).tolist() == [[1], [2], [value(1e-10)]]
+    assert StatisticScaling(NARROW, axis=1)(x).tolist() == [[1, 2]]
+    assert StatisticScaling(NARROW, axis=-1)(torch.ones(2, 3, 4)).shape == (1, 1, 4)
+
+
+def test_statistic_is_differentiable():
+    x = torch.tensor([1.0, -2.0], requires_grad=True)
+    assert torch.autograd.grad(StatisticScaling(NARROW)(x), x)[0].tolist() == [0, value(-1 / 127)]
+    assert not StatisticScaling(NARROW, detach_scale=True)(x).requires_grad
+    assert StatisticScaling(NARROW, detach_scale=True)(x).item() == value(2 / 127)
+
+
+@given(st.floats(2**-20, 2**20, width=32), st.sampled_from(["ceil", "floor", "round"]))
+def test_power_of_two_by_definition(magnitude, rounding):
+    assume(rounding != "round" or abs(math.log2(magnitude) % 1 - 0.5) > 1e-6)
+    exponent = {"ceil": math.ceil, "floor": math.floor, "round": round}[rounding](math.log2(magnitude))
+    x = torch.tensor([magnitude, -magnitude / 3])
+    scale = StatisticScaling(NARROW, restriction=PowerOfTwoScale(rounding))(x).item()
+    assert scale == 2.0**exponent / 128
+
+
+def test_minimum_scale():
+    assert StatisticScaling(NARROW)(torch.zeros(3)).item() == value(1e-10)
+    assert StatisticScaling(NARROW, min_scale=0.5)(torch.ones(3)).item() == 0.5
+    assert StatisticScaling(NARROW, min_scale=0.5)(torch.full((3,), 127.0)).item() == 1
+    assert StatisticScaling(NARROW, min_scale=0.3, restriction=PowerOfTwoScale())(torch.zeros(3)).item() == 0.5
+    assert StatisticScaling(NARROW)(torch.zeros(0)).item() == value(1e-10)
+    x = torch.zeros(2, requires_grad=True)
+    assert torch.autograd.grad(StatisticScaling(NARROW)(x), x)[0].tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("strange", [NAN, INF, -INF])
+def test_no_scale_from_what_is_not_finite(strange):
+    for statistic in (AbsMax(), MinMax()):
+        assert StatisticScaling(NARROW, statistic)(torch.tensor([3.0, strange])).item() == value(1 / 127)
+        found = StatisticScaling(NARROW, statistic, axis=0)(torch.tensor([[3.0, strange], [0.0, 254.0]]))
+        assert found.tolist() == [[value(1 / 127)], [2]]
+
+
+def test_lower_end_of_a_statistic():
+    scaling = StatisticScaling(UNSIGNED, MinMax())
+    assert scaling(torch.tensor([-1.0, 1.55])).item() == value(0.01)
+    assert scaling.low_of(torch.tensor([-1.0, 1.55])).item() == -1
+    assert scaling.low_of(torch.tensor([NAN])).isfinite()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_scales_are_never_half_precision(dtype):
+    x = torch.tensor([1.0, 2.0], dtype=dtype)
+    assert StatisticScaling(NARROW)(x).dtype == torch.float32
+    for kind in STORED:
+        scaling = kind(NARROW, dtype=dtype)
+        assert scaling.magnitude.dtype == dtype
+        assert scaling(x).dtype == torch.float32
+        assert scaling(x).item() == value(2 / 127)
+        assert scaling.eval()(x).dtype == torch.float32
+    assert StatisticScaling(NARROW)(x.double()).dtype == torch.float64
+
+
+def test_scale_of_a_learned_bit_width():
+    """The scale follows the number of integers, and pulls on it."""
+    width = LearnedBitWidth(initial_bit_width=4)
+    x = torch.tensor([7.0, -1.0])
+    scaling = StatisticScaling(IntRange(width, signed=True, narrow_range=True))
+    scale = scaling(x)
+    assert scale.item() == 1
+    (slope,) = torch.autograd.grad(scale, width.offset)
+    assert slope.item() == value(-7 / 49 * 8 * math.log(2))
+    assert scaling(torch.zeros(2)).item() == value(1e-10)
+
+
+def test_impossible_statistic():
+    with pytest.raises(SettingError) as error:
+        StatisticScaling(NARROW, detach_scale=0)
+    assert str(error.value) == "detach_scale=0 is not possible: expected True or False."
+
+
+# What stored scalings share
+
+
+def build(kind, *args, **kwargs):
+    return kind(NARROW, *args, **kwargs)
+
+
+@pytest.mark.parametrize("kind", STORED)
+@pytest.mark.parametrize("statistic", [AbsMax(), MinMax()], ids=repr)
+@pytest.mark.parametrize("axis", [None, 1])
+def test_state_has_its_keys_from_the_start(kind, statistic, axis):
+    scaling = build(kind, statistic, axis=axis)
+    keys = ["magnitude", "low", "steps"] if statistic.__class__ is MinMax else ["magnitude", "steps"]
+    assert sorted(scaling.state_dict()) == sorted(keys)
+    learned = sorted(set(keys) - {"steps"}) if kind is not RunningScaling else []
+    assert sorted(name for name, _ in scaling.named_parameters()) == learned
+    before = {name: id(each) for name, each in [*scaling.named_parameters(), *scaling.named_buffers()]}
+    scaling(torch.randn(2, 5, 3))
+    scaling.load_state_dict(scaling.state_dict())
+    scaling.eval()(torch.randn(2, 5, 3))
+    assert {name: id(each) for name, each in [*scaling.named_parameters(), *scaling.named_buffers()]} == before
+    assert sorted(scaling.state_dict()) == sorted(keys)
+
+
+@pytest.mark.parametrize("kind", STORED)
+@pytest.mark.parametrize("axis", [None, 1])
+def test_loaded_in_place_into_a_model_that_saw_no_data(kind, axis):
+    x = torch.randn(2, 5, 3, generator=torch.Generator().manual_seed(0))
+    trained = build(kind, MinMax(), axis=axis)
+    expected = trained(x), trained.low_of(x)
+    saved = io.BytesIO()
+    torch.save(trained.state_dict(), saved)
+    saved.seek(0)
+    fresh = build(kind, MinMax(), axis=axis).eval()
+    state = fresh.magnitude, fresh.low, fresh.steps
+    fresh.load_state_dict(torch.load(saved, weights_only=True))
+    now = fresh.magnitude, fresh.low, fresh.steps
+    assert all(one is other for one, other in zip(now, state, strict=True))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert torch.equal(fresh(x * 9), expected[0])
+        assert torch.equal(fresh.low_of(x * 9), expected[1])
+    assert fresh.steps.item() == 1
+
+
+@pytest.mark.parametrize("kind", STORED)
+@pytest.mark.parametrize("way", ["deepcopy", "pickle", "save"])
+def test_copies_go_their_own_way(kind, way):
+    scaling = build(kind)
+    scaling(torch.tensor([1.0]))
+    if way == "deepcopy":
+        other = copy.deepcopy(scaling)
+    elif way == "pickle":
+        other = pickle.loads(pickle.dumps(scaling))
+    else:
+        file = io.BytesIO()
+        torch.save(scaling, file)
+        file.seek(0)
+        other = torch.load(file, weights_only=False)
+    assert torch.equal(other(torch.tensor([2.0])), copy.deepcopy(scaling)(torch.tensor([2.0])))
+    assert vars(other).get("_handle", -1) != vars(scaling).get("_handle")
+    with torch.no_grad():
+        other.magnitude.fill_(9.0)
+    assert scaling.magnitude.item() == 1
+
+
+@pytest.mark.parametrize("kind", STORED)
+def test_evaluated_before_it_saw_data(kind):
+    """The range at hand, one warning that says where, and no trace of it."""
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.block = nn.Sequential(nn.Identity(), build(kind, MinMax()))
+
+        def forward(self, x):
+            return self.block(x)
+
+    model = Model().eval()
+    with pytest.warns(BitwrightWarning) as caught:
+        assert model(torch.tensor([-120.0, 134.0])).item() == 2
+    assert [str(each.message) for each in caught] == [
+        "block.1 is evaluated before it saw any data: it uses the range of the tensor at hand. Run some batches in "
+        "training mode first, or load a checkpoint."
+    ]
+    assert model(torch.tensor([-100.0, 27.0])).item() == 1  # no second warning: they are errors here
+    assert model.block[1].low_of(torch.tensor([-100.0, 27.0])).item() == -100
+    assert model.block[1].steps.item() == 0
+    assert model.train()(torch.tensor([0.0, 381.0])).item() == 3
+    assert model.eval()(torch.tensor([0.0, 127.0])).item() == 3
+
+
+@pytest.mark.parametrize("kind", STORED)
+@pytest.mark.parametrize("restriction", [LogScale(), PowerOfTwoScale()])
+def test_range_at_hand_is_restricted_like_any_other(kind, restriction):
+    scaling = build(kind, restriction=restriction).eval()
+    with pytest.warns(BitwrightWarning):
+        found = scaling(torch.tensor([100.0])).item()
+    assert found == (1.0 if isinstance(restriction, PowerOfTwoScale) else value(100 / 127))
+    assert scaling(torch.zeros(3)).item() <= 2e-10
+
+
+@pytest.mark.parametrize("kind", STORED)
+def test_a_scale_for_each_index_needs_no_shape(kind):
+    scaling = build(kind, MinMax(), axis=1)
+    optimizer = torch.optim.SGD([scaling.magnitude], lr=1.0) if kind is not RunningScaling else None
+    assert scaling.magnitude.shape == (1,)
+    x = torch.stack([torch.full((4, 4), 127.0), torch.full((4, 4), -254.0), torch.zeros(4, 4)])[None]
+    scale = scaling(x)
+    assert scale.shape == (1, 3, 1, 1)
+    assert scale.reshape(-1).tolist() == [1, 2, value(1e-10)]
+    assert scaling.low_of(x).tolist() == [0, -254, 0]
+    if optimizer is not None:
+        scaling.collecting = False
+        scaling(x).sum().backward()
+        optimizer.step()  # made before the parameter had its length
+        assert scaling.magnitude.tolist()[:2] == [value(127 - 1 / 127), value(254 - 1 / 127)]
+
+
+@pytest.mark.parametrize("kind", STORED)
+@pytest.mark.parametrize("training", [True, False])
+def test_wrong_number_of_channels(kind, training):
+    model = nn.Sequential(build(kind, axis=1))
+    model(torch.ones(2, 3))
+    with pytest.raises(QuantizerError) as error:
+        model.train(training)(torch.ones(2, 4))
+    assert str(error.value) == (
+        "0: the input has 4 entries along axis 1, but the 3 scales were collected for as many. Use another quantizer "
+        "for this input."
+    )
+
+
+@pytest.mark.parametrize("kind", STORED)
+def test_channels_known_from_the_start(kind):
+    assert build(kind, MinMax(), axis=0, channels=4).magnitude.shape == (4,)
+    assert build(kind, MinMax(), axis=0, channels=4).low.shape == (4,)
+
+
+@pytest.mark.parametrize("kind", STORED)
+def test_empty_input_is_no_data(kind):
+    scaling = build(kind)
+    scaling(torch.zeros(0))
+    assert scaling.steps.item() == 0
+    assert feed(scaling, 127.0).item() == 1
+
+
+@pytest.mark.parametrize("kind", [CollectedScaling, RunningScaling])
+@pytest.mark.parametrize("strange", [NAN, INF])
+def test_batches_that_are_not_finite_are_left_out(kind, strange):
+    scaling = build(kind, MinMax())
+    assert feed(scaling, 127.0, strange).item() == 1
+    assert scaling.steps.item() == 1
+    assert scaling.low.item() == 0
+    assert feed(scaling, 254.0).item() == value(1.1)
+    per_channel = build(kind, axis=1)
+    per_channel(torch.tensor([[127.0, 254.0]]))
+    per_channel(torch.tensor([[strange, 1.0]]))
+    assert per_channel.magnitude.tolist() == [127, 254]
+
+
+@pytest.mark.parametrize("kind", [CollectedScaling, RunningScaling])
+def test_batches_that_are_not_finite_are_no_data(kind):
+    scaling = build(kind)
+    assert feed(scaling, NAN).isfinite()
+    with pytest.warns(BitwrightWarning, match="is evaluated before it saw any data"):
+        assert scaling.eval()(torch.tensor([254.0])).item() == 2
+    assert feed(scaling.train(), 127.0).item() == 1
+
+
+def test_learned_from_what_is_not_finite_starts_at_one():
+    assert feed(build(LearnedScaling), NAN).item() == value(1 / 127)
+
+
+@pytest.mark.parametrize("kind", STORED)
+def test_stored_magnitude_may_be_negative(kind):
+    """A learned one may step over zero; a scale is positive all the same."""
+    scaling = build(kind)
+    feed(scaling, 127.0)
+    with torch.no_grad():
+        scaling.magnitude.fill_(-254.0)
+    assert scaling.eval()(torch.ones(1)).item() == 2
+    with torch.no_grad():
+        scaling.magnitude.fill_(0.0)
+    assert scaling.eval()(torch.ones(1)).item() == value(1e-10)
+
+
+@pytest.mark.parametrize("kind", STORED)
+def test_log_domain(kind):
+    scaling = build(kind, restriction=LogScale())
+    assert scaling.magnitude.item() == 0
+    assert feed(scaling, 8.0).item() == 8 / torch.tensor(127.0)
+    assert scaling.magnitude.item() == 3
+    feed(scaling, *[8.0] * 50)
+    assert scaling.magnitude.item() == 3
+    assert feed(build(kind, restriction=LogScale()), 0.0).item() == value(1e-10)
+
+
+@pytest.mark.parametrize("kind", STORED)
+@pytest.mark.parametrize("magnitude", [8.0, 2.0**-20, 1.0, 2.0**20])
+def test_powers_of_two_stay_exact(kind, magnitude):
+    """A thousand averages of 8.0 are 8.0, whose power of two is not 16."""
+    scaling = build(kind, restriction=PowerOfTwoScale())
+    feed(scaling, *[magnitude] * 1000)
+    assert scaling.magnitude.item() == magnitude
+    assert scaling.eval()(torch.ones(1)).item() == magnitude / 128
+
+
+@pytest.mark.parametrize("kind", STORED)
+def test_power_of_two_restricts_the_scale_not_the_state(kind):
+    scaling = build(kind, restriction=PowerOfTwoScale())
+    assert feed(scaling, 5.0).item() == 8 / 128
+    assert scaling.magnitude.item() == 5
+
+
+@pytest.mark.parametrize("kind", STORED)
+def test_meta_device(kind):
+    scaling = build(kind, device="meta")
+    assert scaling.magnitude.device.type == scaling.steps.device.type == "meta"
+
+
+# Learned
+
+
+def test_learned_starts_from_the_first_input():
+    scaling = build(LearnedScaling)
+    assert feed(scaling, 127.0).item() == 1
+    assert feed(scaling, 254.0).item() == 1
+    assert scaling.steps.item() == 1
+    assert scaling(torch.ones(1)).requires_grad
+
+
+def test_learned_follows_a_weight_until_the_first_forward():
+    scaling = build(LearnedScaling)
+    scaling.observe(torch.tensor([127.0]))
+    assert feed(scaling.eval(), 254.0).item() == 2
+    assert feed(scaling, 508.0).item() == 2
+
+
+def test_learned_gradient():
+    scaling = build(LearnedScaling)
+    feed(scaling, 127.0).backward()
+    assert scaling.magnitude.grad.item() == value(1 / 127)
+    scaling = build(LearnedScaling, restriction=LogScale())
+    feed(scaling, 8.0).backward()
+    assert scaling.magnitude.grad.item() == value(8 * math.log(2) / 127)
+    scaling = build(LearnedScaling, restriction=PowerOfTwoScale())
+    feed(scaling, 5.0).backward()
+    assert scaling.magnitude.grad.item() == value(8 / 5 / 128)
+
+
+def test_learned_from_a_given_magnitude():
+    scaling = build(LearnedScaling, max_value=12.7)
+    assert feed(scaling, 127.0).item() == value(0.1)
+    assert scaling.steps.item() == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert build(LearnedScaling, max_value=12.7).eval()(torch.ones(1)).item() == value(0.1)
+    assert build(LearnedScaling, max_value=12.7, axis=0, channels=2).magnitude.tolist() == [value(12.7)] * 2
+    assert build(LearnedScaling, max_value=8, restriction=LogScale()).magnitude.item() == 3
+
+
+def test_learned_stays_as_loaded():
+    trained, fresh = build(LearnedScaling), build(LearnedScaling)
+    feed(trained, 127.0)
+    fresh.load_state_dict(trained.state_dict())
+    assert feed(fresh, 254.0).item() == 1
+
+
+def test_file_that_saw_no_data_leaves_it_so():
+    fresh = build(LearnedScaling)
+    fresh.load_state_dict(build(LearnedScaling).state_dict())
+    assert feed(fresh, 254.0).item() == 2
+
+
+@pytest.mark.parametrize(
+    ("max_value", "message"),
+    [
+        (0, "max_value=0 is not possible: expected a number above 0."),
+        (-6.0, "max_value=-6.0 is not possible: expected a number above 0."),
+        (NAN, "max_value=nan is not possible: expected a finite number."),
+        ("6", "max_value='6' is not possible: expected a finite number."),
+    ],
+)
+def test_impossible_learned(max_value, message):
+    with pytest.raises(SettingError) as error:
+        build(LearnedScaling, max_value=max_value)
+    assert str(error.value) == message
+
+
+# Collected, then learned
+
+
+def test_running_average():
+    """Each batch weighs a tenth, but for the first; the scale in use is the one after the batch."""
+    scaling = CollectedScaling(NARROW, MinMax(), momentum=0.1)
+    found = []
+    for low, high in [(-1.0, 1.0), (-2.0, 4.0), (0.0, 1.0)]:
+        scale = scaling(torch.tensor([low, high])).item()
+        found.append((scale * 127, scaling.magnitude.item(), scaling.low.item(), scaling.steps.item()))
+    assert found == [
+        (value(2.0), value(2.0), value(-1.0), 1),
+        (value(2.4), value(2.4), value(-1.1), 2),
+        (value(2.26), value(2.26), value(-0.99), 3),
+    ]
+
+
+def test_plain_mean():
+    scaling = build(CollectedScaling, momentum=None)
+    found = [feed(scaling, each).item() * 127 for each in (1.0, 2.0, 6.0, 7.0)]
+    assert found == [value(1.0), value(1.5), value(3.0), value(4.0)]
+
+
+def test_full_momentum_keeps_the_last():
+    assert feed(build(CollectedScaling, momentum=1), 1.0, 127.0).item() == 1
+
+
+def test_collection_ends():
+    scaling = build(CollectedScaling, collect_steps=3)
+    for step in (1, 2, 3):
+        assert scaling.collecting
+        assert scaling.measuring
+        assert not feed(scaling, 127.0).requires_grad
+        assert scaling.steps.item() == step
+    assert not scaling.collecting
+    assert not scaling.measuring
+    scale = feed(scaling, 999.0)
+    assert scale.item() == 1
+    assert scale.requires_grad
+    scale.backward()
+    assert scaling.magnitude.grad.item() == value(1 / 127)
+    assert scaling.steps.item() == 3
+
+
+def test_default_number_of_steps():
+    scaling = build(CollectedScaling)
+    feed(scaling, *[1.0] * 299)
+    assert scaling.collecting
+    feed(scaling, 1.0)
+    assert not scaling.collecting
+
+
+def test_finish_collecting():
+    scaling = build(CollectedScaling)
+    feed(scaling, 127.0)
+    scaling.finish_collecting()
+    scale = feed(scaling, 999.0)
+    assert (scale.item(), scale.requires_grad) == (1, True)
+
+
+def test_evaluation_during_collection_reads_only():
+    scaling = build(CollectedScaling)
+    feed(scaling, 127.0)
+    assert feed(scaling.eval(), 999.0).item() == 1
+    assert scaling.steps.item() == 1
+    assert scaling.collecting
+    assert feed(scaling.train(), 254.0).item() == value(1.1)
+
+
+def test_lower_end_is_learned_too():
+    scaling = build(CollectedScaling, MinMax(), collect_steps=1)
+    x = torch.tensor([-1.0, 3.0])
+    scaling(x)
+    assert scaling.low_of(x).requires_grad
+    assert scaling.low_of(x).item() == -1
+    collecting = build(CollectedScaling, MinMax())
+    collecting(x)
+    assert not collecting.low_of(x).requires_grad
+
+
+@pytest.mark.parametrize("restriction", ["float", "log", "power_of_two"])
+@pytest.mark.parametrize("momentum", [0.1, None])
+def test_resumed_collection_is_the_same_to_the_bit(restriction, momentum):
+    def fresh():
+        return CollectedScaling(
+            UNSIGNED, MinMax(), RESTRICTIONS[restriction](), axis=1, collect_steps=9, momentum=momentum
+        )
+
+    torch.manual_seed(0)
+    batches = [torch.randn(8, 3) for _ in range(12)]
+    whole, first, second = fresh(), fresh(), fresh()
+    expected = [whole(each) for each in batches]
+    for each in batches[:5]:
+        first(each)
+    second.load_state_dict(first.state_dict())
+    assert second.collecting
+    found = [second(each) for each in batches[5:]]
+    for one, other in zip(expected[5:], found, strict=True):
+        assert torch.equal(one, other)
+        assert one.requires_grad == other.requires_grad
+    for name, tensor in whole.state_dict().items():
+        assert torch.equal(tensor, second.state_dict()[name])
+    assert not second.collecting
+
+
+def test_compiled_collection():
+    """Two graphs: one that collects, one that learns; eager's numbers."""
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    eager = build(CollectedScaling, MinMax(), collect_steps=3)
+    compiled = copy.deepcopy(eager)
+    forward = torch.compile(compiled, backend=backend, fullgraph=True)
+    torch.manual_seed(0)
+    for step in range(6):
+        x = torch.randn(16)
+        expected, found = eager(x), forward(x)
+        assert torch.equal(expected, found)
+        assert compiled.steps.item() == min(step + 1, 3)
+        assert compiled.collecting == eager.collecting
+        assert found.requires_grad == expected.requires_grad
+    assert len(graphs) == 2
+    assert torch.equal(eager.low, compiled.low)
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"collect_steps": 0},
+            "collect_steps=0 is not possible: expected a whole number of training steps, 1 or more.",
+        ),
+        (
+            {"collect_steps": 1.5},
+            "collect_steps=1.5 is not possible: expected a whole number of training steps, 1 or more.",
+        ),
+        (
+            {"collect_steps": True},
+            "collect_steps=True is not possible: expected a whole number of training steps, 1 or more.",
+        ),
+        *(
+            (
+                {"momentum": momentum},
+                f"momentum={momentum!r} is not possible: expected a number above 0, up to 1, or None for the plain mean.",
+            )
+            for momentum in (0, 1.5, -0.1, NAN, True, "0.1")
+        ),
+    ],
+)
+def test_impossible_collection(settings, message):
+    with pytest.raises(SettingError) as error:
+        build(CollectedScaling, **settings)
+    assert str(error.value) == message
+
+
+# Running average
+
+
+def test_running():
+    scaling = build(RunningScaling, momentum=0.5)
+    assert feed(scaling, 127.0).item() == 1
+    assert feed(scaling, 254.0).item() == 1.5
+    assert feed(scaling.eval(), 999.0).item() == 1.5
+    assert feed(scaling.train(), *[127.0] * 500).item() == value(1.0)
+    assert scaling.collecting
+    assert list(scaling.parameters()) == []
+    assert scaling.steps.item() == 502
+
+
+def test_running_mean_is_resumed():
+    first, second = build(RunningScaling, momentum=None), build(RunningScaling, momentum=None)
+    feed(first, 1.0, 2.0)
+    second.load_state_dict(first.state_dict())
+    assert feed(second, 6.0).item() * 127 == value(3.0)
+
+
+# The rest
+
+
+def test_choices():
+    assert SCALINGS == {
+        "constant": ConstantScaling,
+        "statistic": StatisticScaling,
+        "learned": LearnedScaling,
+        "collected": CollectedScaling,
+        "running": RunningScaling,
+    }
+
+
+def test_measuring():
+    assert not ConstantScaling(NARROW, scale=1.0).measuring
+    assert StatisticScaling(NARROW).measuring
+    learned = build(LearnedScaling)
+    assert learned.measuring
+    feed(learned, 1.0)
+    assert not learned.measuring
+    running = build(RunningScaling)
+    feed(running, 1.0)
+    assert running.measuring
+    assert not running.eval().measuring
+
+
+def test_printed():
+    assert repr(ConstantScaling(NARROW, scale=1.0)) == "ConstantScaling(per tensor)"
+    assert repr(ConstantScaling(NARROW, scale=1.0, axis=1, restriction=PowerOfTwoScale())) == (
+        "ConstantScaling(per index of axis 1, PowerOfTwoScale('ceil'))"
+    )
+    assert repr(StatisticScaling(NARROW, axis=0)) == "StatisticScaling(AbsMax(), per index of axis 0)"
+    assert repr(build(LearnedScaling, MinMax())) == "LearnedScaling(MinMax(), per tensor)"
+    scaling = build(CollectedScaling, collect_steps=1)
+    assert repr(scaling) == "CollectedScaling(AbsMax(), per tensor, collecting)"
+    feed(scaling, 1.0)
+    assert repr(scaling) == "CollectedScaling(AbsMax(), per tensor, learned)"

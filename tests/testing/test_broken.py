@@ -1,0 +1,464 @@
+"""Every check fails for a quantizer that breaks its rule, and for that one only."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from bitwright.qcore import Grid, IntQuant, IntRange, RunningScaling, TensorQuant, quantize_to_int
+from bitwright.quantizers import Int4Act, Int8Act, Int8WeightPerChannel, Int8WeightPerTensor, Uint8Act
+from bitwright.testing import CHECKS, check_quantizer
+
+COSTLY = ("compiled", "export_qcdq", "export_qdq")
+BROKEN = {}  # the quantizer -> the names of the checks that it fails
+
+
+def breaks(*checks):
+    def register(quantizer):
+        BROKEN[quantizer] = checks
+        return quantizer
+
+    return register
+
+
+class Respelled(IntQuant):
+    """Right gradients, and values that a subclass may change."""
+
+    def _quantize(self, x, relu=False):
+        values, grid = super()._quantize(x, relu)
+        return values + (self.respell(x, values, grid) - values).detach(), grid
+
+    def respell(self, x, values, grid):
+        return values
+
+
+class Scaling(nn.Module):
+    """From the largest magnitude, as a module of one's own."""
+
+    def __init__(self, int_range: IntRange):
+        super().__init__()
+        self.int_range = int_range
+
+    def forward(self, x):
+        largest = x.detach().float().abs().max() if x.numel() else torch.zeros(())
+        largest = torch.where(largest.isfinite(), largest, 1.0)
+        return largest.clamp_min(1e-10) / self.int_range.threshold
+
+
+# Where values go
+
+
+class HalfWay(Respelled):
+    def respell(self, x, values, grid):
+        return values + grid.scale / 4
+
+
+@breaks("grid_membership")
+class OffTheGrid(Int4Act):
+    tensor_quant = HalfWay
+
+
+class OneTooFar(Respelled):
+    def respell(self, x, values, grid):
+        return torch.where(x / grid.scale > 7.5, 8 * grid.scale, values)
+
+
+@breaks("value_range")
+class ClampedAtEight(Int4Act):
+    tensor_quant = OneTooFar
+
+
+class OneTooFew(Respelled):
+    def respell(self, x, values, grid):
+        return values.clamp(max=6 * grid.scale)
+
+
+@breaks("value_range")
+class OffByOneRange(Int4Act):
+    tensor_quant = OneTooFew
+
+
+class WrapsAround(Respelled):
+    def respell(self, x, values, grid):
+        return ((torch.round(x / grid.scale) + 8) % 16 - 8) * grid.scale
+
+
+@breaks("value_range", "monotonicity")
+class Overflowing(Int4Act):
+    tensor_quant = WrapsAround
+
+
+class AddsAHalf(Respelled):
+    def respell(self, x, values, grid):
+        return torch.floor(x / grid.scale + 0.5).clamp(*grid.bounds) * grid.scale
+
+
+@breaks("rounding")
+class HalfUpClaimedAsEven(Int4Act):
+    tensor_quant = AddsAHalf
+
+
+class Multiplies(Respelled):
+    def respell(self, x, values, grid):
+        return torch.round(x * (1 / grid.scale)).clamp(*grid.bounds) * grid.scale
+
+
+@breaks("rounding")
+class ByReciprocal(Int8Act):
+    tensor_quant = Multiplies
+
+
+class Shrinks(Scaling):
+    def forward(self, x):
+        return super().forward(x) * 0.9
+
+
+@breaks("idempotence")
+class ScaleThatCreeps(Int8WeightPerTensor):
+    scaling = Shrinks
+
+
+class ToEven:
+    """Up early, then down late: a larger value may get the smaller integer."""
+
+    def __call__(self, x):
+        fraction = x - x.floor()
+        up = ((fraction > 0.2) & (fraction < 0.3)) | (fraction > 0.6)
+        return x.floor() + up.to(x.dtype)
+
+
+@breaks("monotonicity")
+class Zigzag(Int4Act):
+    rounding = ToEven
+
+
+class BelowTheRange:
+    def __call__(self, x, scale):
+        return torch.full_like(scale.detach(), -11.0)
+
+
+@breaks("zero")
+class ZeroOffTheGrid(Int4Act):
+    zero_point = BelowTheRange
+
+
+class OtherAxis(Scaling):
+    def forward(self, x):
+        rows = x.detach().float().reshape(x.shape[0], -1)
+        largest = rows.abs().max() if x.numel() else torch.zeros(())
+        largest = torch.where(largest.isfinite(), largest, 1.0)
+        return (largest.clamp_min(1e-10) / 127).repeat(x.shape[0]).reshape(-1, *[1] * (x.ndim - 1))
+
+
+@breaks("granularity")
+class ScalesOfOtherChannels(Int8WeightPerChannel):
+    scaling = OtherAxis
+
+
+# Gradients
+
+
+class Detached(IntQuant):
+    def _quantize(self, x, relu=False):
+        values, grid = super()._quantize(x.detach(), relu)
+        return values, grid
+
+
+@breaks("gradient")
+class GradientMissing(Int8Act(scale=0.1)):
+    tensor_quant = Detached
+
+
+class PassesAll(IntQuant):
+    def _quantize(self, x, relu=False):
+        values, grid = super()._quantize(x.detach(), relu)
+        return values + x - x.detach(), grid
+
+
+@breaks("gradient")
+class GradientLeaks(Int4Act):
+    """Straight through, clipped or not, though pass_clipped is not set."""
+
+    tensor_quant = PassesAll
+
+
+class Doubled(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, scale):
+        return scale.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return 2 * grad
+
+
+class Heavy(IntQuant):
+    def _quantize(self, x, relu=False):
+        scale = self.scaling(x)
+        low, high = self.int_range.bounds()
+        steps = x / scale
+        codes = steps + (torch.round(steps) - steps).detach()
+        return codes.clamp(low, high) * Doubled.apply(scale), self._grid(scale, None)
+
+
+@breaks("scale_gradient")
+class ScaleGradientTwice(Int4Act):
+    tensor_quant = Heavy
+
+
+# Inputs
+
+
+class InFloat32(IntQuant):
+    def _quantize(self, x, relu=False):
+        return super()._quantize(x.float(), relu)
+
+
+@breaks("dtype")
+class AlwaysFloat32(Int8Act):
+    tensor_quant = InFloat32
+
+
+class Contiguous(IntQuant):
+    def _quantize(self, x, relu=False):
+        values, grid = super()._quantize(x, relu)
+        return values.contiguous(), grid
+
+
+@breaks("memory_format")
+class ForgetsChannelsLast(Int8Act):
+    tensor_quant = Contiguous
+
+
+class SumOfSquares(Scaling):
+    def forward(self, x):
+        if x.numel() == 0:
+            return torch.ones(())
+        norm = x.detach().square().sum().sqrt().float()
+        return torch.where(norm.isnan(), 1.0, norm).clamp(1e-10, 3e38) / 127
+
+
+@breaks("half_precision")
+class OverflowsInHalf(Int8WeightPerTensor):
+    scaling = SumOfSquares
+
+
+class NeedsElements(Scaling):
+    def forward(self, x):
+        largest = x.detach().float().abs().amax()
+        return torch.where(largest.isfinite(), largest, 1.0).clamp_min(1e-10) / 127
+
+
+@breaks("empty_input")
+class NothingIsTooLittle(Int8WeightPerTensor):
+    scaling = NeedsElements
+
+
+class Unfloored(Scaling):
+    def forward(self, x):
+        largest = x.detach().float().abs().max() if x.numel() else torch.ones(())
+        return torch.where(largest.isfinite(), largest, 1.0) / 127
+
+
+@breaks("constant_input")
+class NaNForZeros(Int8WeightPerTensor):
+    scaling = Unfloored
+
+
+class Trusting(Scaling):
+    def forward(self, x):
+        largest = x.detach().float().abs().max() if x.numel() else torch.ones(())
+        return largest.clamp_min(1e-10) / 127
+
+
+@breaks("non_finite_input")
+class SpoiltByOneNaN(Int8WeightPerTensor):
+    scaling = Trusting
+
+
+class Scribbles(IntQuant):
+    def _quantize(self, x, relu=False):
+        values, grid = super()._quantize(x.clone(), relu)
+        x.data.copy_(values.detach())
+        return values, grid
+
+
+@breaks("input_unchanged")
+class WritesIntoItsInput(Int8Act):
+    tensor_quant = Scribbles
+
+
+# State
+
+
+class Histories(RunningScaling):
+    def forward(self, x):
+        if self.training and "history" not in self._buffers:
+            self.register_buffer("history", torch.zeros(()))
+        return super().forward(x)
+
+    def _load_from_state_dict(self, state_dict, prefix, *args):
+        if prefix + "history" in state_dict and "history" not in self._buffers:
+            self.register_buffer("history", torch.zeros(()))
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+@breaks("state_keys")
+class KeysOfItsHistory(Int8Act):
+    scaling = Histories
+    collect_steps = 300
+
+
+del BROKEN[KeysOfItsHistory]  # collect_steps is not RunningScaling's: written below, as a quantizer of its own
+
+
+class Running(Int8Act):
+    scaling = "running"
+
+
+@breaks("state_keys")
+class Historical(Running):
+    scaling = Histories
+
+
+class Replaces(RunningScaling):
+    def _load_from_state_dict(self, state_dict, prefix, *args):
+        if prefix + "magnitude" in state_dict:
+            self.magnitude = self.magnitude.clone()
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+@breaks("load_in_place")
+class LoadsElsewhere(Running):
+    scaling = Replaces
+
+
+class Unsaved(Scaling):
+    """What it measured is no buffer, so it is not saved."""
+
+    def __init__(self, int_range: IntRange):
+        super().__init__(int_range)
+        self.kept = None
+
+    def forward(self, x):
+        if self.training or self.kept is None:
+            self.kept = super().forward(x)
+        return self.kept
+
+
+@breaks("state_dict", "resume")
+class StateNotSaved(Int8Act):
+    scaling = Unsaved
+    statistic = percentile = collect_steps = momentum = None
+
+
+del BROKEN[StateNotSaved]
+
+
+class Bare(Int8WeightPerTensor):
+    """Without settings that only the shipped scalings use."""
+
+
+@breaks("state_dict", "resume")
+class NotSaved(Int8Act):
+    scaling = Unsaved
+
+
+class WithLambda(IntQuant):
+    def __init__(self, int_range, scaling, rounding, axis=None):
+        super().__init__(int_range, scaling, rounding, axis=axis)
+        self.wrapper = lambda x: x
+
+    def _quantize(self, x, relu=False):
+        return super()._quantize(self.wrapper(x), relu)
+
+
+@breaks("pickling")
+class Unpicklable(Int8Act):
+    tensor_quant = WithLambda
+
+
+class Shared(RunningScaling):
+    def __deepcopy__(self, memo):
+        return self
+
+
+@breaks("deep_copy")
+class SharesItsState(Running):
+    scaling = Shared
+
+
+class Demanding(IntQuant):
+    def _load_from_state_dict(self, state_dict, prefix, metadata, strict, missing, unexpected, errors):
+        super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, unexpected, errors)
+        if not any(key.startswith(prefix) for key in state_dict):
+            errors.append(f"no state for {prefix}")
+
+
+@breaks("float_checkpoint")
+class NeedsItsKeys(Int8Act):
+    tensor_quant = Demanding
+
+
+class Forgetful(RunningScaling):
+    """An average that counts its batches in Python: a loaded one starts again from the first."""
+
+    calls = 0
+
+    def _collect(self, x):
+        self.calls += 1
+        self.steps.fill_(self.calls - 1)
+        self.momentum = None
+        super()._collect(x)
+
+
+@breaks("resume")
+class CountsInPython(Running):
+    scaling = Forgetful
+
+
+# Modes
+
+
+class UpOrDown:
+    """Up or down as a coin falls, also in evaluation: one toss for all values, so that they stay in order."""
+
+    def __call__(self, x):
+        return x.ceil() if torch.rand(()) < 0.5 else x.floor()
+
+
+@breaks("determinism")
+class Tossing(Int8Act):
+    rounding = UpOrDown
+
+
+class ByMode(Scaling):
+    def forward(self, x):
+        return super().forward(x) * (1.0 if self.training else 2.0)
+
+
+@breaks("train_eval")
+class OtherScaleInEvaluation(Int8WeightPerTensor):
+    scaling = ByMode
+
+
+class Careless:
+    """Equal to nothing, not even to itself when it is read again."""
+
+    def __call__(self, x):
+        return torch.round(x)
+
+
+@breaks("declaration")
+class UnreadableRepr(Int8Act):
+    pass
+
+
+del BROKEN[UnreadableRepr]
+
+
+@pytest.mark.parametrize("quantizer", BROKEN, ids=repr)
+def test_broken_quantizer_fails_its_check_alone(quantizer):
+    report = check_quantizer(quantizer, skip=COSTLY, raises=False)
+    assert report.failed == BROKEN[quantizer], report
