@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from lenet_models import LeNet
 from matplotlib.axes import Axes
@@ -41,17 +42,15 @@ def draw(
 
 def _draw_weights(axes: Axes, name: str, layer: Any) -> None:
     """The weights before quantization as a fine histogram, and after it as one bar for each level."""
-    codes = layer.int_weight().flatten().long()
+    codes = layer.int_weight().flatten().numpy()
     grid = layer.quant_weight().grid
     low, high = grid.bounds
-    fine = 10  # bins for each level
-    steps = (layer.weight.detach() / grid.scale).flatten()
-    edges = torch.linspace(low - 0.5, high + 0.5, fine * (high - low + 1) + 1)
-    counts, _ = torch.histogram(steps, edges)
-    levels = torch.arange(low, high + 1)
-    shares = torch.bincount(codes - low, minlength=len(levels)) / len(codes)
+    levels = np.arange(low, high + 1)
+    shares = [np.mean(codes == level) for level in levels]
+    steps = (layer.weight / grid.scale).detach().flatten().numpy()
+    density, edges = np.histogram(steps, np.linspace(low - 0.5, high + 0.5, 10 * len(levels) + 1), density=True)
     axes.bar(levels, shares, width=0.84, color=BLUE, alpha=0.3, label="on the grid: share of each level")
-    axes.stairs(counts * fine / len(codes), edges, color=INK, linewidth=0.9, label="as trained: density")
+    axes.stairs(density, edges, color=INK, linewidth=0.9, label="as trained: density")
     axes.set_xticks(levels)
     axes.set_yticks([])
     axes.margins(y=0.16)
@@ -65,7 +64,7 @@ class _Activation:
     """What came into a quantizer of activations, and the grid it left on."""
 
     name: str
-    values: Tensor
+    values: np.ndarray
     grid: Grid
 
 
@@ -75,7 +74,7 @@ def _activations(model: nn.Module, images: Tensor) -> list[_Activation]:
     def look(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
         if isinstance(output, QuantTensor) and output.grid is not None:
             values = args[0].relu() if isinstance(module, nn.ReLU) else args[0]
-            found.append(_Activation(names[module], values.flatten(), output.grid))
+            found.append(_Activation(names[module], values.flatten().numpy(), output.grid))
 
     names = {module: name for name, module in model.named_children()}
     handles = [module.register_forward_hook(look) for module in names]
@@ -92,15 +91,14 @@ def _draw_activations(axes: Axes, activations: list[_Activation]) -> None:
         low, high = each.grid.bounds
         scale = each.grid.scale.item()
         place = (each.values[each.values != 0] / scale - low) / (high - low)
-        counts, edges = torch.histogram(place, torch.arange(-10, 146) / 100)
-        tops = row - 0.8 * counts.log1p() / counts.log1p().max()  # rows run down
-        middles = (edges[1:] + edges[:-1]) / 2
-        clips = (middles < 0) | (middles > 1)
-        axes.stairs(tops.where(~clips, row), edges, baseline=row, fill=True, color=BLUE, alpha=0.3)
-        axes.stairs(tops.where(clips, row), edges, baseline=row, fill=True, color=RED, alpha=0.6)
-        axes.vlines(torch.linspace(0, 1, high - low + 1), row, row + 0.09, color=INK, linewidth=1)
+        counts, edges = np.histogram(place, np.arange(-10, 146) / 100)
+        tops = row - 0.8 * np.log1p(counts) / np.log1p(counts.max())  # rows run down
+        clips = (edges[:-1] < 0) | (edges[1:] > 1)
+        axes.stairs(np.where(clips, row, tops), edges, baseline=row, fill=True, color=BLUE, alpha=0.3)
+        axes.stairs(np.where(clips, tops, row), edges, baseline=row, fill=True, color=RED, alpha=0.6)
+        axes.vlines(np.linspace(0, 1, high - low + 1), row, row + 0.09, color=INK, linewidth=1)
         axes.hlines(row, 0, 1, color=INK, linewidth=1.5)
-        share = ((place < 0) | (place > 1)).sum().item() / each.values.numel()
+        share = ((place < 0) | (place > 1)).sum() / each.values.size
         axes.text(1.75, row - 0.24, f"{low * scale:.2f} to {high * scale:.2f}", ha="right", weight="bold", color=INK)
         axes.text(1.75, row - 0.03, f"{share:.2%} beyond", ha="right", size="small", color=RED)
     kinds = [f"{'' if each.grid.signed else 'u'}int{each.grid.bit_width}" for each in activations]

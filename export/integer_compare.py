@@ -162,10 +162,19 @@ class _File:
         self.proto, self.inputs, self.run = proto, inputs, run
         self.watched, self.names = with_codes(proto)
 
+    def codes_and_outputs(
+        self, optimizations: str, disabled: tuple[str, ...] = ()
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
+        """The codes by quantizer, the outputs beside them, and those of the file as it is (with optimizations only)."""
+        found = load(self.watched, optimizations == "on", disabled)(self.inputs)
+        codes = {name.removesuffix(".codes"): found[name if name in found else f"{name}.int32"] for name in self.names}
+        outputs = {each.name: found[each.name] for each in self.proto.graph.output}
+        plain = load(self.proto, True, disabled)(self.inputs) if optimizations == "on" else {}
+        return codes, outputs, plain
+
     def rows(self, optimizations: str, disabled: tuple[str, ...] = ()) -> list[Row]:
         """The rows of one way to load the file."""
-        found = load(self.watched, optimizations == "on", disabled)(self.inputs)
-        codes = {name.removesuffix(".codes"): found.get(name, found.get(f"{name}.int32")) for name in self.names}
+        codes, outputs, plain = self.codes_and_outputs(optimizations, disabled)
         rows: list[Row] = []
 
         def take(name: str, x: Tensor, ours: Tensor, grid: IntegerGrid, rounding: Any) -> Tensor:
@@ -177,12 +186,10 @@ class _File:
             return theirs
 
         ours = _tensors(self.run(take).outputs)
-        names = [each.name for each in self.proto.graph.output]
-        theirs = [found[name] for name in names]
-        rows += [_output(*each, optimizations) for each in zip(names, ours, theirs, strict=True)]
-        if optimizations == "on":
-            plain = load(self.proto, True, disabled)(self.inputs)
-            rows += [_output(name, each, plain[name], "plain") for name, each in zip(names, theirs, strict=True)]
+        rows += [
+            _output(name, each, outputs[name], optimizations) for name, each in zip(outputs, ours, strict=True)
+        ]
+        rows += [_output(name, outputs[name], each, "plain") for name, each in plain.items()]
         return rows
 
 

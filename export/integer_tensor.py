@@ -290,10 +290,13 @@ def _added(func: Any, args: Any, kwargs: Any) -> Any:
         return None
     if any(bound is not None for each in (one, other) for bound in (each.low, each.high)):
         return None
+    if len(one.terms) > 1 and len(other.terms) > 1:
+        return None  # terms are added from left to right
     shape = torch.broadcast_shapes(one.shape, other.shape)
     sign = -1 if func is aten.sub.Tensor else 1
     terms = [Term(each.codes.expand(shape), each.scale) for each in one.terms]
-    terms += [Term(sign * each.codes.expand(shape), each.scale) for each in other.terms]
+    others = [Term(sign * each.codes.expand(shape), each.scale) for each in other.terms]
+    terms = terms + others if len(other.terms) == 1 else others + terms
     if any(each.scale.ndim not in (0, len(shape)) for each in terms):
         return None
     return IntegerTensor(tuple(terms), one.journal)

@@ -19,6 +19,12 @@ class Row:
         tie_flips: how many codes are off by one because the value lay on a rounding boundary, within 1e-3 of a step.
         largest: the largest difference: in codes, or for outputs as a share of their range.
         note: what else is wrong.
+
+    Example:
+        >>> row = Row("act", "activation", "on", compared=1000, tie_flips=1)
+        >>> row.add(Row("act", "activation", "on", compared=500, differences=2, largest=3.0))
+        >>> row.compared, row.differences, row.tie_flips
+        (1500, 2, 1)
     """
 
     name: str

@@ -1,14 +1,15 @@
 """Quantizer slots: how a layer turns the classes and keywords it is given into modules."""
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
 
-from ..qcore import QuantizerError, TensorQuant, resolve, settings
+from ..qcore import QuantizerError, TensorQuant, resolve, settings, value
 from ..qcore.attributes import assign
 from ..qcore.errors import nearest
-from ..qcore.inject import QuantizerType
+from ..qcore.inject import ROOT, QuantizerType
 
 __all__ = ["Described", "fill_slot", "split_overrides"]
 
@@ -70,6 +71,10 @@ def _misplaced(layer: nn.Module, slots: Mapping[str, Any], keyword: str, item: A
     )
 
 
+def _asks_for_channels(declared: Any) -> bool:
+    return isinstance(declared, value) and "channel_axis" in inspect.signature(declared.function).parameters
+
+
 def fill_slot(
     layer: nn.Module,
     slot: str,
@@ -98,6 +103,18 @@ def fill_slot(
         raise QuantizerError(
             f"{Described(layer)}: {slot}_quant={quantizer!r} is not a quantizer. Pass a class such as "
             f"{_EXAMPLES.get(slot, 'Int8Act')}, the quantizer module of another layer to share it, or None."
+        )
+    example = _EXAMPLES.get(slot, "Int8Act")
+    declared_names = settings(quantizer)
+    if ROOT not in declared_names:
+        raise QuantizerError(
+            f"{Described(layer)}: {slot}_quant={quantizer!r} is a fragment, not a quantizer. Put it before a complete "
+            f"one: class My{example}({quantizer!r}, {example})."
+        )
+    if "channel_axis" not in provided and any(_asks_for_channels(each.declared) for each in declared_names.values()):
+        raise QuantizerError(
+            f"{Described(layer)}: {slot}_quant={quantizer!r} has a scale for each output channel of a weight. Write "
+            f"{slot}_quant=Int8ActPerChannel, which has one for each channel of its input."
         )
     written = {name: f"{prefix}{name}" for name in overrides}
     declared = quantizer(**overrides)

@@ -31,8 +31,8 @@ class WeightLayer(nn.Module):
         weight_quant, bias_quant, input_quant, output_quant: the resolved modules, or None.
 
     Raises:
-        QuantizerError: in the constructor, for a keyword or setting that nothing uses, or an impossible one; in forward,
-            where a bias or output on the scale of the products finds no quantized input.
+        QuantizerError: in the constructor, for a keyword or setting that nothing uses, or an impossible one; in
+            forward, where a bias or output on the scale of the products finds no quantized input.
 
     Example:
         >>> from bitwright.nn import QuantLinear

@@ -71,15 +71,17 @@ class Description:
             yield from each._walk()
 
     def __str__(self) -> str:
-        return "\n".join(self._lines("", ""))
+        return "\n".join(self._lines("", "", ""))
 
-    def _lines(self, first: str, rest: str) -> Iterator[str]:
+    def _lines(self, first: str, rest: str, user: str) -> Iterator[str]:
         said = f"{first}{self.attribute} = {self.value}" if self.attribute else f"{first}{self.value}"
-        shared = f", also used by {', '.join(self.used_by[1:])}" if len(self.used_by) > 1 else ""
+        others = [each for each in self.used_by if each != user]
+        shared = f", also used by {', '.join(others)}" if user and others else ""
         yield f"{said:<56}  {self.set_by}{shared}".rstrip()
         for each in self.needs:
             last = each is self.needs[-1]
-            yield from each._lines(rest + ("`- " if last else "|- "), rest + ("   " if last else "|  "))
+            inner = rest + ("   " if last else "|  ")
+            yield from each._lines(rest + ("`- " if last else "|- "), inner, self.attribute)
 
 
 def describe(x: Any) -> Description:
@@ -119,7 +121,8 @@ def _module(module: Any) -> Description:
 
 
 def _tree(quantizer: QuantizerType, provided: Any, written: Any) -> Description:
-    plan = resolution(quantizer, {**_UNKNOWN, **provided}, where=repr(quantizer), written=written)
+    known = provided or _UNKNOWN  # a class by itself does not know its layer
+    plan = resolution(quantizer, known, where=repr(quantizer), written=written)
     shown: set[str] = set()
 
     def entry(name: str) -> Description:

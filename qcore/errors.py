@@ -66,8 +66,8 @@ class QuantTensorError(BitwrightError):
         >>> from bitwright.qcore import Grid, QuantTensor
         >>> QuantTensor.wrap(torch.tensor([0.3]), Grid(torch.tensor(0.5))).int()
         Traceback (most recent call last):
-        bitwright.qcore.errors.QuantTensorError: Not every value lies on the grid of scale 0.5 and int8, so there are no \
-integers to return. Quantize the tensor again, for example with QuantIdentity.
+        bitwright.qcore.errors.QuantTensorError: Not every value lies on the grid of scale 0.5 and int8, so there are \
+no integers to return. Quantize the tensor again, for example with QuantIdentity.
     """
 
 
@@ -92,5 +92,36 @@ def nearest(name: str, candidates: Iterable[str]) -> str | None:
         >>> nearest("bitwidth", ["scaling", "bit_width"])
         'bit_width'
     """
-    found = get_close_matches(name, sorted(set(candidates)), n=1, cutoff=0.6)
+    known = set(candidates)
+    if _BREVITAS.get(name) in known:
+        return _BREVITAS[name]
+    found = get_close_matches(name, sorted(known), n=1, cutoff=0.6)
     return found[0] if found else None
+
+
+# What users of Brevitas may write, and what it is called here.
+_BREVITAS = {
+    "ave": "mean_sigma",
+    "bit_width_impl_type": "bit_width",
+    "collect_stats_steps": "collect_steps",
+    "float_to_int_impl_type": "rounding",
+    "fp": "float",
+    "high_percentile_q": "percentile",
+    "low_percentile_q": "low_percentile",
+    "max": "abs_max",
+    "max_val": "max_value",
+    "min_val": "min_value",
+    "parameter": "learned",
+    "parameter_from_stats": "collected",
+    "restrict_scaling_type": "restriction",
+    "round": "half_even",
+    "round_to_zero": "toward_zero",
+    "scaling_const": "scale",
+    "scaling_impl_type": "scaling",
+    "scaling_min_val": "min_scale",
+    "scaling_per_output_channel": "axis",
+    "scaling_stats_momentum": "momentum",
+    "scaling_stats_op": "statistic",
+    "stats": "statistic",
+    "stochastic_round": "stochastic",
+}

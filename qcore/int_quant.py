@@ -81,6 +81,11 @@ class IntQuant(TensorQuant):
         return not self.signed and self.zero_point is None
 
     def _quantize(self, x: Tensor, relu: bool = False) -> tuple[Tensor, Grid]:
+        if self.axis is not None and not -x.ndim <= self.axis < x.ndim:
+            raise QuantizerError(
+                f"{path_of(self)}: axis={self.axis} is not a dimension of an input of {x.ndim} dimensions. Write one "
+                f"from {-x.ndim} to {x.ndim - 1}, or axis=None for one scale."
+            )
         measured = relu and getattr(self.scaling, "measuring", True)
         seen = x.clamp_min(0) if measured else x  # statistics are those of the activation
         low, high = self.int_range.bounds()
@@ -131,9 +136,33 @@ class IntQuant(TensorQuant):
 
     @torch.no_grad()
     def grid(self, x: Tensor) -> Grid:
-        """The grid that ``x`` would be moved to."""
-        scale = self.scaling(x)
-        return self._grid(scale, None if self.zero_point is None else self.zero_point(x, scale))
+        """The grid that ``x`` would be moved to in evaluation; nothing is collected or learned from it."""
+        modes = [(module, module.training) for module in self.scaling.modules()]
+        self.scaling.eval()
+        try:
+            scale = self.scaling(x)
+            return self._grid(scale, None if self.zero_point is None else self.zero_point(x, scale))
+        finally:
+            for module, mode in modes:
+                module.training = mode
+
+    def scale(self) -> Tensor:
+        """The scale as it stands, where it depends on no input: constant, learned or collected. () or (channels,).
+
+        Raises:
+            QuantizerError: the scale follows the input, or has seen none yet.
+        """
+        settled = self.scaling.settled() if isinstance(self.scaling, MagnitudeScaling) else ()
+        if not settled:
+            raise QuantizerError(
+                f"{self.scheme()}: the scale follows the input, or has seen none yet. Ask for the grid of an input, "
+                "quant.grid(x).scale, or run some batches in training mode first."
+            )
+        shape = [1] * (1 if self.axis is None else max(self.axis + 1, -self.axis))
+        if self.axis is not None:
+            shape[self.axis] = settled[0].numel()
+        scale = self.grid(settled[0].new_empty(shape)).scale
+        return scale if self.axis is None else scale.reshape(-1)
 
     def initialize(self, x: Tensor) -> None:
         """Set a learned scale from a weight."""

@@ -136,6 +136,10 @@ class ConstantScaling(MagnitudeScaling):
             raise SettingError(setting, number, "a positive, finite number")
         return found
 
+    def extra_repr(self) -> str:
+        number = f"{self.scale.item():g}" if self.scale.numel() == 1 else f"{self.scale.numel()} numbers"
+        return f"{number}, {super().extra_repr()}"
+
     def settled(self) -> tuple[Tensor, ...]:
         """The constant."""
         return (self.scale,)

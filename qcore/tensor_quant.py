@@ -32,7 +32,8 @@ class TensorQuant(nn.Module):
         >>> class Signs(TensorQuant):  # a kind of its own: what `_quantize` returns must lie on the grid it returns
         ...     def _quantize(self, x, *context):
         ...         scale = x.detach().abs().mean()
-        ...         return torch.where(x < 0, -scale, scale), Grid(scale, bit_width=2, narrow_range=True, source=self.source)
+        ...         grid = Grid(scale, bit_width=2, narrow_range=True, source=self.source)
+        ...         return torch.where(x < 0, -scale, scale), grid
         ...
         ...     def scheme(self):
         ...         return "signs"

@@ -27,7 +27,7 @@ from .base import BiasBase, IntBase, PerOutputChannel, PowerOfTwo, Shifted
 from .biases import (
     Int8Bias,
     Int8BiasOwnScale,
-    Int8BiasPowerOfTwo,
+    Int8BiasOwnScalePowerOfTwo,
     Int16Bias,
     Int16BiasOwnScale,
     Int24Bias,
@@ -89,7 +89,7 @@ __all__ = [
     "Int8ActPowerOfTwo",
     "Int8Bias",
     "Int8BiasOwnScale",
-    "Int8BiasPowerOfTwo",
+    "Int8BiasOwnScalePowerOfTwo",
     "Int8WeightPerChannel",
     "Int8WeightPerChannelLearned",
     "Int8WeightPerChannelMSE",

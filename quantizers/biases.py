@@ -5,7 +5,7 @@ from .base import BiasBase, IntBase, PowerOfTwo
 __all__ = [
     "Int8Bias",
     "Int8BiasOwnScale",
-    "Int8BiasPowerOfTwo",
+    "Int8BiasOwnScalePowerOfTwo",
     "Int16Bias",
     "Int16BiasOwnScale",
     "Int24Bias",
@@ -66,7 +66,7 @@ class Int16BiasOwnScale(Int8BiasOwnScale):
     bit_width = 16
 
 
-class Int8BiasPowerOfTwo(PowerOfTwo, Int8BiasOwnScale):
+class Int8BiasOwnScalePowerOfTwo(PowerOfTwo, Int8BiasOwnScale):
     """`Int8BiasOwnScale` with a scale that is a power of two.
 
     Brevitas: ``Int8BiasPerTensorFixedPointInternalScaling``.

@@ -1,4 +1,4 @@
-"""Quantizers for weights. Names: ``[Shifted](Int|Uint)<bits>Weight<granularity>[kind of scale]``, see docs/quantizers.md."""
+"""Quantizers for weights: ``[Shifted](Int|Uint)<bits>Weight<granularity>[kind of scale]``, see docs/quantizers.md."""
 
 from .base import IntBase, PerOutputChannel, PowerOfTwo, Shifted
 

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..qcore import composed_fake_quant
+from ..qcore import Rounding, composed_fake_quant
 from .grid_checks import first, shown
 from .registry import register_check
 from .report import Failure, NotApplicable
@@ -129,9 +129,11 @@ def _at_an_end(case: Case) -> Tensor:
     low, high = case.subject.bounds
     near = 1e-5 * max(1, abs(low), abs(high))
     declared = getattr(case.module, "rounding", None)
-    reaches = (0.5,) if getattr(declared, "name", "").startswith("half") else (0.0, 0.5, 1.0)
-    ends = [end for reach in reaches for end in (low - reach, high + reach)]
-    return torch.stack([(steps - end).abs() < near for end in ends]).any(0)
+    if isinstance(declared, Rounding):
+        reaches = (0.5,) if declared.name.startswith("half") else (0.0, 1.0)
+        ends = [end for reach in reaches for end in (low - reach, high + reach)]
+        return torch.stack([(steps - end).abs() < near for end in ends]).any(0)
+    return ((steps - low).abs() < 1 + near) | ((steps - high).abs() < 1 + near)  # where it turns is its own affair
 
 
 def _closed_form(case: Case, values: Tensor, weights: Tensor) -> Tensor | None:

@@ -7,7 +7,7 @@ from ..qcore import Grid, Rounding
 from ..qcore.int_range import representable_bounds
 from .registry import register_check
 from .report import Failure
-from .subject import Case
+from .subject import Case, with_life
 
 __all__ = ["granularity", "grid_membership", "idempotence", "monotonicity", "rounding", "value_range", "zero"]
 
@@ -104,10 +104,8 @@ def monotonicity(case: Case) -> None:
 def zero(case: Case) -> None:
     """Zero stays zero, exactly: padding and ReLU rely on it."""
     at = torch.arange(case.x.numel()).reshape(case.x.shape) % 2 == 1
-    if case.x.ndim and case.x.numel() > 1:  # but no channel of zeros: `constant_input` is about those
-        slices = at[None] if case.subject.axis is None else at.movedim(case.subject.axis, 0)
-        slices[(slice(None), *(0,) * (slices.ndim - 1))] = False
-    some = case.x.masked_fill(at, 0.0)
+    some = with_life(case.x.masked_fill(at, 0.0), case.quantize()[1])  # `constant_input` is about zeros alone
+    at = some == 0
     values, _ = case.quantize(some)
     if bool((values[at] != 0).any()):
         raise Failure("0 for 0", first(values, at & (values != 0)))

@@ -25,7 +25,7 @@ from ..qcore import Grid
 __all__ = ["Placement", "bit_widths", "dtypes", "grids", "place", "placements", "scales", "shapes", "tensors"]
 
 _AWKWARD = (0.1, 0.3, 1 / 3, 1 / 127, 1 / 255, 0.7, 1.1, 3.0, 1e-6, 1e4)  # no powers of two: quotients round
-_FRACTIONS = (0.0, 0.5, -0.5, 0.25, -0.25, 0.49, -0.49)
+_FRACTIONS = (0.0, 0.5, -0.5, 0.25, 0.5, -0.5, 0.49)
 
 
 def bit_widths(smallest: int = 2, largest: int = 8) -> SearchStrategy[int]:
@@ -128,7 +128,7 @@ def placements(draw: st.DrawFn, shape: tuple[int, ...], low: int, high: int) -> 
     around = st.integers(max(low - 2, -3), min(high + 2, 3)) if low <= 3 else st.integers(low, low + 3)
     ends = st.sampled_from([low, high, low - 1, high + 1, low - 2, high + 2])
     codes = st.one_of(around, ends, st.integers(low - 2, high + 2))
-    each = st.tuples(codes, st.sampled_from(_FRACTIONS), st.sampled_from([0, 1, -1]))
+    each = st.tuples(codes, st.sampled_from(_FRACTIONS), st.sampled_from([0, 0, 0, 1, -1]))
     count = int(torch.Size(shape).numel())
     drawn = draw(st.lists(each, min_size=count, max_size=count))
     steps = torch.tensor([code + fraction for code, fraction, _ in drawn], dtype=torch.float64)

@@ -26,7 +26,7 @@ from ..quantizers import Int8Act
 from .report import NotApplicable
 from .strategies import Placement, place, placements, scales, shapes
 
-__all__ = ["ROLES", "Case", "Draw", "Subject"]
+__all__ = ["ROLES", "Case", "Draw", "Subject", "leading", "with_life"]
 
 ROLES = {"weight": (4, 8), "activation": (3, 4), "bias": (6,)}  # with the shape of a tensor in that role
 _SLOTS = {"weight": "weight", "activation": "act", "bias": "bias"}
@@ -151,17 +151,11 @@ class Subject:
         seen = self.range_to_cover(drawn.shape, drawn.unit)
         self.settle(module, seen, *context)
         grid = self._grid(module, seen, context)
-        axis = grid.axis
         x = place(drawn.placement, grid)
-        slices = x.movedim(axis, 0) if axis is not None else x[None]
-        if drawn.shape and x.numel():
-            first = (slice(None), *(0,) * (slices.ndim - 1))
-            size = grid.scale.reshape(-1)
-            if drawn.pinned:
-                shift = 0.0 if grid.zero_point is None else grid.zero_point.reshape(-1)
-                slices[first] = (self.bounds[1] - shift) * size
-            degenerate = (slices == 0).reshape(len(slices), -1).all(1)  # `constant_input` is about those
-            slices[first] = torch.where(degenerate, size, slices[first])
+        if drawn.pinned:
+            shift = 0.0 if grid.zero_point is None else grid.zero_point.reshape(-1)
+            leading(x, grid).copy_(((self.bounds[1] - shift) * grid.scale.reshape(-1)).expand(leading(x, grid).shape))
+        x = with_life(x, grid)
         return Case(self, module, x, context)
 
     def draws(self) -> SearchStrategy[Draw]:
@@ -329,6 +323,34 @@ class Case:
         """The integers that values stand for, float64; whole numbers if they lie on the grid."""
         steps = values.detach().double() / grid.scale.double()
         return steps if grid.zero_point is None else steps + grid.zero_point
+
+
+def leading(x: Tensor, grid: Grid) -> Tensor:
+    """The first element of each channel that has a scale, as a view.
+
+    Example:
+        >>> leading(torch.tensor([[1.0, 2.0], [3.0, 4.0]]), Grid(torch.ones(2, 1), axis=0))
+        tensor([1., 3.])
+    """
+    channels = x[None] if grid.axis is None else x.movedim(grid.axis, 0)
+    return channels[(slice(None), *(0,) * (channels.ndim - 1))]
+
+
+def with_life(x: Tensor, grid: Grid) -> Tensor:
+    """The tensor with one step in each channel that is all zero: what becomes of those is a question of its own.
+
+    Example:
+        >>> with_life(torch.tensor([[0.0, 0.0], [3.0, 4.0]]), Grid(torch.ones(2, 1), axis=0))
+        tensor([[1., 0.],
+                [3., 4.]])
+    """
+    if x.numel() == 0:
+        return x
+    x = x.clone()
+    channels = x[None] if grid.axis is None else x.movedim(grid.axis, 0)
+    dead = (channels == 0).reshape(len(channels), -1).all(1)
+    leading(x, grid).copy_(torch.where(dead, grid.scale.reshape(-1).to(x.dtype), leading(x, grid)))
+    return x
 
 
 class _Layer(nn.Module):

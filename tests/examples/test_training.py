@@ -19,7 +19,7 @@ def test_training_learns_and_repeats(example):
         torch.manual_seed(0)
         model = nn.Sequential(nn.Flatten(), nn.Linear(256, 2))
         with Progress(disable=True) as progress:
-            return train(model, digits, name="two", epochs=4, learning_rate=0.01, seed=3, progress=progress)
+            return train(model, digits, name="two", epochs=30, learning_rate=0.01, seed=3, progress=progress)
 
     model = trained()
     assert not model.training

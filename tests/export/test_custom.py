@@ -6,7 +6,7 @@ from torch import nn
 
 import bitwright.nn as qnn
 from bitwright.export import export_onnx_qcdq, export_onnx_qdq, verify_onnx
-from bitwright.quantizers import Int8Act, Int8WeightPerChannel, ShiftedUint8Act
+from bitwright.quantizers import Int8Act, Int8WeightPerTensor, ShiftedUint8Act
 
 
 class TowardInfinity:
@@ -61,8 +61,7 @@ def test_rounding(export, rounding, bits):
 
 
 def test_scaling():
-    class MyWeight(Int8WeightPerChannel):
-        axis = None
+    class MyWeight(Int8WeightPerTensor):
         scaling = RootMeanSquare
 
     model = nn.Sequential(

@@ -1,7 +1,9 @@
 """Every layer, quantizer, width and granularity exports in both dialects and agrees with onnxruntime."""
 
 import pytest
+from torch import nn
 
+import bitwright.nn as qnn
 from bitwright.export import export_onnx_qcdq, export_onnx_qdq, verify_onnx
 from bitwright.qcore import LearnedBitWidth
 from bitwright.quantizers import (
@@ -15,6 +17,7 @@ from bitwright.quantizers import (
     Int8WeightPerTensorLearned,
     Int8WeightPerTensorMSE,
     Int8WeightPerTensorPowerOfTwo,
+    Int32Bias,
     ShiftedUint8Act,
     ShiftedUint8ActPerChannel,
     ShiftedUint8WeightPerChannel,
@@ -91,6 +94,31 @@ def test_activation_layers(zoo, act, positive, bits, export):
     model = zoo.trained(zoo.ActivationZoo(act(bit_width=bits), positive(bit_width=bits)), zoo.example())
     report = verify_onnx(model, export(model, zoo.example()), zoo.example(4))
     assert report.differences == 0, report.table()
+
+
+@dialects
+@pytest.mark.parametrize("bits", [4, 8])
+def test_strides_groups_and_paddings(zoo, bits, export):
+    def act(kind=ShiftedUint8Act):
+        return qnn.QuantIdentity(act_quant=kind(bit_width=bits), return_quant_tensor=True)
+
+    def layer(kind, *shape, **options):
+        return kind(*shape, bias=True, bias_quant=Int32Bias, weight_bit_width=bits, **options)
+
+    model = nn.Sequential(
+        act(),
+        layer(qnn.QuantConv2d, 4, 8, 3, groups=4, padding="same", weight_quant=Int8WeightPerChannel),
+        act(Uint8Act),
+        layer(qnn.QuantConv2d, 8, 8, 3, padding=2, dilation=2, padding_mode="circular"),
+        act(),
+        layer(qnn.QuantConvTranspose2d, 8, 6, 3, stride=2, output_padding=1, groups=2),
+        act(),
+        layer(qnn.QuantConv2d, 6, 6, 3, stride=2, padding=1, groups=3),
+        nn.BatchNorm2d(6),
+        nn.Flatten(),
+    )
+    model = zoo.trained(model, zoo.example())
+    agrees(model, export, zoo.example(), zoo.example(8))
 
 
 @dialects

@@ -1,0 +1,356 @@
+"""Layers on dequantized integers become ConvInteger and MatMulInteger on the integers themselves."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .errors import ExportError
+from .optional import required
+
+__all__ = ["integerize"]
+
+# Operators that give the same whether integers or values go through them, where all have one scale.
+_MOVES = {
+    *("Flatten", "Gather", "GatherElements", "GatherND", "Identity", "MaxPool", "Reshape", "Slice", "Squeeze"),
+    *("Tile", "Transpose", "Unsqueeze", "Expand", "DepthToSpace", "SpaceToDepth"),
+}
+
+
+@dataclass(frozen=True)
+class Form:
+    """A value of the graph as integers: ``value = (codes - zero_point) * scale``.
+
+    Attributes:
+        codes: the ``onnx_ir.Value`` of the integers.
+        scale: float32 array, 0-d or 1-d.
+        zero_point: array of the integers' type, of the same shape.
+        axis: the dimension of several scales, or None.
+        name: of the quantizer.
+        constant: the integers, where they are stored.
+    """
+
+    codes: Any
+    scale: np.ndarray
+    zero_point: np.ndarray
+    axis: int | None
+    name: str
+    constant: np.ndarray | None = None
+
+    @property
+    def plain(self) -> bool:
+        """Whether there is one scale for all."""
+        return self.axis is None
+
+
+def integerize(model: Any) -> None:
+    """Rewrite the layers of an exported model, in place.
+
+    Args:
+        model: an ``onnx_ir.Model`` whose quantizations are QuantizeLinear, Clip and DequantizeLinear nodes of 8 bits.
+    """
+    graph = _Graph(model)
+    for node in list(model.graph):
+        rule = _RULES.get(node.op_type)
+        if rule is not None:
+            rule(graph, node)
+    common = required("onnx_ir.passes.common", "export_onnx_integer")
+    common.RemoveUnusedNodesPass()(model)
+
+
+class _Graph:
+    """Edits one graph, and knows its values as integers."""
+
+    def __init__(self, model: Any) -> None:
+        self.ir = required("onnx_ir", "export_onnx_integer")
+        self.graph = model.graph
+        self.forms: dict[Any, Form | None] = {}
+
+    def form(self, value: Any) -> Form | None:
+        """A value as integers, or None; operators that move values are repeated on them."""
+        if value is None:
+            return None
+        if value not in self.forms:
+            self.forms[value] = self._form(value)
+        return self.forms[value]
+
+    def _form(self, value: Any) -> Form | None:
+        node = value.producer()
+        if node is None:
+            return None
+        if node.op_type == "DequantizeLinear":
+            return self._dequantized(node)
+        inner = self.form(node.inputs[0]) if node.op_type in _MOVES or node.op_type in ("Relu", "Pad") else None
+        if inner is None:
+            return None
+        if inner.constant is not None:
+            return self._moved_constant(node, inner)
+        if not inner.plain or (node.op_type == "MaxPool" and len(node.outputs) > 1):
+            return None
+        return self._moved(node, inner)
+
+    def _dequantized(self, node: Any) -> Form:
+        codes, scale = node.inputs[0], node.inputs[1].const_value.numpy()
+        stored = codes
+        while stored.producer() is not None and stored.producer().op_type == "Clip":
+            stored = stored.producer().inputs[0]
+        constant = stored.const_value.numpy() if stored.producer() is None and stored.const_value is not None else None
+        kind = np.int32 if constant is not None and constant.dtype == np.int32 else None
+        has_zero_point = len(node.inputs) > 2 and node.inputs[2] is not None
+        zero_point = node.inputs[2].const_value.numpy() if has_zero_point else np.zeros(scale.shape, kind or np.int32)
+        axis = node.attributes.get_int("axis", 1) if scale.ndim else None
+        if axis is not None and axis < 0:
+            axis += len(node.inputs[0].shape)
+        name = node.name.removesuffix(".dequantize")
+        return Form(codes if constant is None else stored, scale, zero_point, axis, name, constant)
+
+    def _moved_constant(self, node: Any, inner: Form) -> Form | None:
+        assert inner.constant is not None
+        if node.op_type != "Transpose":
+            return None
+        given = node.attributes.get("perm")
+        order = list(reversed(range(inner.constant.ndim))) if given is None else list(given.as_ints())
+        axis = None if inner.axis is None else order.index(inner.axis)
+        return Form(None, inner.scale, inner.zero_point, axis, inner.name, np.transpose(inner.constant, order))
+
+    def _moved(self, node: Any, inner: Form) -> Form | None:
+        inputs = [inner.codes, *node.inputs[1:]]
+        attributes: Any = node.attributes
+        op_type = node.op_type
+        if op_type == "Relu":
+            op_type, inputs = "Clip", [inner.codes, self.constant(f"{inner.name}.zero", inner.zero_point)]
+        elif op_type == "Pad":
+            filled = node.inputs[2] if len(node.inputs) > 2 else None
+            mode = node.attributes.get_string("mode", "constant")
+            if mode != "constant" or (filled is not None and (filled.const_value is None or filled.const_value.numpy() != 0)):
+                return None
+            rest = list(node.inputs[3:])
+            inputs = [inner.codes, node.inputs[1], self.constant(f"{inner.name}.zero", inner.zero_point), *rest]
+        moved = self.add(node, op_type, inputs, attributes, f"{node.outputs[0].name}.codes_of", after=True)
+        moved.dtype, moved.shape = inner.codes.dtype, node.outputs[0].shape
+        return Form(moved, inner.scale, inner.zero_point, None, inner.name)
+
+    # Editing
+
+    def constant(self, name: str, array: np.ndarray) -> Any:
+        """An initializer."""
+        free, number = name, 0
+        while free in self.graph.initializers:
+            existing = self.graph.initializers[free].const_value.numpy()
+            if existing.dtype == array.dtype and np.array_equal(existing, array):
+                return self.graph.initializers[free]
+            number += 1
+            free = f"{name}.{number}"
+        tensor = self.ir.tensor(np.ascontiguousarray(array) if array.ndim else array, name=free)
+        value = self.ir.Value(
+            name=free, shape=self.ir.Shape(tensor.shape), type=self.ir.TensorType(tensor.dtype), const_value=tensor
+        )
+        self.graph.register_initializer(value)
+        return value
+
+    def add(self, place: Any, op_type: str, inputs: list[Any], attributes: Any, name: str, *, after: bool = False) -> Any:
+        """A node in front of another, or behind it; its result."""
+        given = attributes.values() if hasattr(attributes, "values") and not isinstance(attributes, dict) else attributes
+        if isinstance(given, dict):
+            node = self.ir.node(op_type, inputs, given, name=name)
+        else:
+            node = self.ir.Node("", op_type, inputs, list(given), name=name)
+        node.outputs[0].name = name
+        (self.graph.insert_after if after else self.graph.insert_before)(place, node)
+        return node.outputs[0]
+
+    def typed(self, value: Any, kind: str, like: Any) -> Any:
+        """A value with its type noted, and the shape of another."""
+        value.dtype, value.shape = self.ir.DataType[kind], like.shape
+        return value
+
+    def scaled(self, node: Any, sums: Any, scale: np.ndarray, layer: str) -> None:
+        """Sums as values, in place of a node's result: one conversion and one multiplication."""
+        result = node.outputs[0]
+        values = self.typed(self.add(node, "Cast", [sums], {"to": 1}, f"{layer}.cast"), "FLOAT", result)
+        factor = self.constant(f"{layer}.scale", scale)
+        product = self.typed(self.add(node, "Mul", [values, factor], {}, f"{layer}.scaled"), "FLOAT", result)
+        name = result.name
+        result.name = f"{name}.before"
+        self.ir.convenience.replace_all_uses_with(result, product, replace_graph_outputs=True)
+        product.name = name
+        self.graph.remove(node, safe=True)
+
+
+def _layer_of(weights: Form, node: Any) -> str:
+    return weights.name.removesuffix("weight_quant").removesuffix(".") or node.outputs[0].name
+
+
+def _one_zero_point(form: Form, layer: str) -> np.ndarray:
+    """The only zero point, 0-d."""
+    flat = form.zero_point.reshape(-1)
+    if (flat != flat[0]).any():
+        raise ExportError(f"{layer}: its weight has several zero points, and ConvInteger takes one.")
+    return flat[0].reshape(())
+
+
+def _unbiased(layer: str) -> ExportError:
+    return ExportError(
+        f"{layer}: its bias is not on the scale of the products when it is traced. Write bias_quant=Int32Bias."
+    )
+
+
+def _bias(graph: _Graph, value: Any, layer: str, scale: np.ndarray) -> np.ndarray | None:
+    """The integers of a bias, int32."""
+    if value is None:
+        return None
+    form = graph.form(value)
+    if form is None or form.constant is None or not (np.broadcast_to(form.scale, scale.shape) == scale).all():
+        raise _unbiased(layer)
+    return form.constant.astype(np.int32)
+
+
+def _conv(graph: _Graph, node: Any) -> None:
+    x, weights = graph.form(node.inputs[0]), graph.form(node.inputs[1])
+    if x is None or weights is None or not x.plain or weights.constant is None or weights.axis not in (None, 0):
+        return
+    layer, spatial = _layer_of(weights, node), weights.constant.ndim - 2
+    scale = x.scale * weights.scale  # float32
+    bias = _bias(graph, node.inputs[2] if len(node.inputs) > 2 else None, layer, scale)
+    inputs = [
+        x.codes,
+        graph.constant(f"{weights.name}.integers", weights.constant),
+        graph.constant(f"{x.name}.zero", x.zero_point),
+        graph.constant(f"{weights.name}.zero", _one_zero_point(weights, layer)),
+    ]
+    sums = graph.add(node, "ConvInteger", inputs, node.attributes, f"{layer}.products")
+    sums = graph.typed(sums, "INT32", node.outputs[0])
+    along = (-1, *[1] * spatial)
+    if bias is not None:
+        added = graph.constant(f"{layer}.bias.integers", np.broadcast_to(bias, bias.shape).reshape(along))
+        sums = graph.typed(graph.add(node, "Add", [sums, added], {}, f"{layer}.sums"), "INT32", node.outputs[0])
+    graph.scaled(node, sums, scale.reshape(along) if scale.ndim else scale, layer)
+
+
+def _gemm(graph: _Graph, node: Any) -> None:
+    get = node.attributes
+    if get.get_float("alpha", 1.0) != 1 or get.get_float("beta", 1.0) != 1 or get.get_int("transA", 0):
+        return
+    x, weights = graph.form(node.inputs[0]), graph.form(node.inputs[1])
+    if x is None or weights is None or not x.plain or weights.constant is None:
+        return
+    if get.get_int("transB", 0):
+        axis = None if weights.axis is None else 1 - weights.axis
+        weights = Form(None, weights.scale, weights.zero_point, axis, weights.name, weights.constant.T)
+    if weights.axis not in (None, 1):
+        return
+    _product(graph, node, x, weights, node.inputs[2] if len(node.inputs) > 2 else None, node)
+
+
+def _matmul(graph: _Graph, node: Any) -> None:
+    x, weights = graph.form(node.inputs[0]), graph.form(node.inputs[1])
+    if x is None or weights is None or not x.plain:
+        return
+    if weights.constant is None:
+        if weights.plain:
+            _product(graph, node, x, weights, None, node)
+        return
+    if weights.constant.ndim != 2 or weights.axis not in (None, 1):
+        return
+    users = node.outputs[0].uses()
+    addition = users[0].node if len(users) == 1 and users[0].node.op_type == "Add" else None
+    if addition is not None and not node.outputs[0].is_graph_output():
+        bias = addition.inputs[1 - users[0].idx]
+        known = graph.form(bias)
+        if known is not None and known.constant is not None and known.constant.ndim == 1:
+            _product(graph, node, x, weights, bias, addition)
+            return
+    _product(graph, node, x, weights, None, node)
+
+
+def _product(graph: _Graph, node: Any, x: Form, weights: Form, bias: Any, place: Any) -> None:
+    """MatMulInteger in front of a node whose result is replaced: the product, or the addition of its bias."""
+    stored = weights.constant is not None
+    layer = _layer_of(weights, node) if stored else node.outputs[0].name
+    scale = x.scale * weights.scale  # float32
+    integers = _bias(graph, bias, layer, scale)
+    factor = graph.constant(f"{weights.name}.integers", weights.constant) if weights.constant is not None else weights.codes
+    inputs = [
+        x.codes,
+        factor,
+        graph.constant(f"{x.name}.zero", x.zero_point),
+        graph.constant(f"{weights.name}.zero", _one_zero_point(weights, layer)),
+    ]
+    sums = graph.typed(graph.add(place, "MatMulInteger", inputs, {}, f"{layer}.products"), "INT32", place.outputs[0])
+    if integers is not None:
+        added = graph.constant(f"{layer}.bias.integers", integers)
+        sums = graph.typed(graph.add(place, "Add", [sums, added], {}, f"{layer}.sums"), "INT32", place.outputs[0])
+    graph.scaled(place, sums, scale, layer)
+
+
+def _reduce(graph: _Graph, node: Any) -> None:
+    """A mean or sum over dimensions: integers are added, and their number goes into the scale."""
+    x = graph.form(node.inputs[0])
+    axes = node.inputs[1].const_value if len(node.inputs) > 1 and node.inputs[1] is not None else None
+    shape = node.inputs[0].shape
+    if x is None or not x.plain or axes is None or x.constant is not None or shape is None:
+        return
+    sizes = [shape[int(axis)] for axis in axes.numpy()]
+    if not all(isinstance(size, int) for size in sizes):
+        return
+    result, name = node.outputs[0], node.outputs[0].name
+    wide = graph.typed(graph.add(node, "Cast", [x.codes], {"to": 6}, f"{name}.integers"), "INT32", node.inputs[0])
+    keep = {"keepdims": node.attributes.get_int("keepdims", 1)}
+    sums = graph.typed(graph.add(node, "ReduceSum", [wide, node.inputs[1]], keep, f"{name}.sums"), "INT32", result)
+    sums = _centred(graph, node, sums, int(x.zero_point) * math.prod(sizes), name)
+    count = math.prod(sizes) if node.op_type == "ReduceMean" else 1
+    graph.scaled(node, sums, x.scale / np.float32(count), name)
+
+
+def _centred(graph: _Graph, node: Any, sums: Any, offset: int, name: str) -> Any:
+    if not offset:
+        return sums
+    zero = graph.constant(f"{name}.offset", np.array(offset, np.int32))
+    return graph.typed(graph.add(node, "Sub", [sums, zero], {}, f"{name}.centred"), "INT32", node.outputs[0])
+
+
+def _global_average(graph: _Graph, node: Any) -> None:
+    x, shape = graph.form(node.inputs[0]), node.inputs[0].shape
+    sizes = [] if shape is None else list(shape)[2:]
+    if x is None or not x.plain or x.constant is not None or not sizes or not all(isinstance(each, int) for each in sizes):
+        return
+    _pool(graph, node, x, sizes, {})
+
+
+def _average(graph: _Graph, node: Any) -> None:
+    x, get = graph.form(node.inputs[0]), node.attributes
+    pads = list(get["pads"].as_ints()) if "pads" in get else []
+    if x is None or not x.plain or x.constant is not None or get.get_int("ceil_mode", 0):
+        return
+    if (any(pads) and not get.get_int("count_include_pad", 0)) or get.get_string("auto_pad", "NOTSET") != "NOTSET":
+        return
+    kept = {name: list(get[name].as_ints()) for name in ("strides", "pads", "dilations") if name in get}
+    _pool(graph, node, x, list(get["kernel_shape"].as_ints()), kept)
+
+
+def _pool(graph: _Graph, node: Any, x: Form, kernel: list[int], settings: dict[str, Any]) -> None:
+    """Sums over windows: a convolution of each channel with ones."""
+    channels = node.inputs[0].shape[1]
+    if not isinstance(channels, int):
+        return
+    name = node.outputs[0].name
+    inputs = [
+        x.codes,
+        graph.constant(f"{name}.ones", np.ones((channels, 1, *kernel), np.uint8)),
+        graph.constant(f"{x.name}.zero", x.zero_point),
+    ]
+    sums = graph.add(node, "ConvInteger", inputs, {**settings, "group": channels}, f"{name}.sums")
+    scale = x.scale / np.float32(math.prod(kernel))
+    graph.scaled(node, graph.typed(sums, "INT32", node.outputs[0]), scale, name)
+
+
+_RULES = {
+    "Conv": _conv,
+    "Gemm": _gemm,
+    "MatMul": _matmul,
+    "ReduceMean": _reduce,
+    "ReduceSum": _reduce,
+    "GlobalAveragePool": _global_average,
+    "AveragePool": _average,
+}

@@ -1,0 +1,175 @@
+"""Export to ONNX's integer operators: exact by construction."""
+
+import os
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree
+
+from ..qcore import BiasQuant
+from .check import check
+from .errors import ExportError, with_causes
+from .exporter import _checked
+from .formats import QCDQ, Format
+from .integer_compare import _File
+from .integer_lower import integerize
+from .integer_run import IntegerRun, run_lowered
+from .integers import Integers, LayerIntegers, integers
+from .lower import lower
+from .lowering import evaluating, quantizers_of, unchanged
+from .optional import installed, required
+from .protect import protect
+from .record import record
+from .report import Report, Row
+from .trace import trace
+from .write import fits_one_file, write
+
+__all__ = ["INTEGER", "export_onnx_integer"]
+
+INTEGER = Format("the integer dialect", tuple(each for each in QCDQ.types if each.bits == 8), clips_integers=True)
+
+
+def export_onnx_integer(
+    module: nn.Module,
+    args: Tensor | tuple[Any, ...],
+    export_path: str | os.PathLike[str] | None = None,
+    *,
+    verify: bool = True,
+    **options: Any,
+) -> torch.onnx.ONNXProgram:
+    """Export a model to ONNX with integer arithmetic: ``ConvInteger`` and ``MatMulInteger`` on 8-bit integers.
+
+    A layer's products are summed in int32, its bias is added in int32, and one multiplication by the scale turns the
+    sums to floats, which ``QuantizeLinear`` moves to the next grid. No sum of floats is left whose order could matter:
+    the runtime's bits are those of `run_integers`, and of a model evaluated on integer-valued floats. Averages are sums
+    of integers, too. Additions of tensors on different grids are done in floats, one rounding each, alike everywhere.
+    Layers without quantizers stay float.
+
+    Args:
+        module: a model with quantized layers, float32; left as it was.
+        args: example input: one tensor, or a tuple of all positional arguments.
+        export_path: the file to write; None only returns the program.
+        verify: run the file in onnxruntime, where that is installed, and compare its bits with `run_integers`; a
+            difference raises and no file is written. In a model that computes something in floats in between, codes
+            are compared as `verify_onnx` does.
+        options: further keywords of `torch.onnx.export`.
+
+    Returns:
+        What `torch.onnx.export` returns.
+
+    Raises:
+        ExportError: layers that the dialect can't hold (all of them are listed: more than 8 bits, a float bias, an
+            input without quantizer, a transposed convolution), or what `export_onnx_qcdq` raises.
+
+    Example:
+        >>> import bitwright.nn as qnn
+        >>> from bitwright.quantizers import Int8Act, Int32Bias
+        >>> layer = qnn.QuantLinear(8, 4, bias_quant=Int32Bias, input_quant=Int8Act(scale=0.1))
+        >>> program = export_onnx_integer(nn.Sequential(layer), torch.randn(2, 8))
+        >>> [node.op_type for node in program.model_proto.graph.node]
+        ['QuantizeLinear', 'MatMulInteger', 'Add', 'Cast', 'Mul']
+    """
+    call = "export_onnx_integer"
+    export_path, options = _checked(call, export_path, options)
+    for package in ("onnx", "onnxscript", "numpy"):
+        required(package, call)
+    arguments = args if isinstance(args, tuple) else (args,)
+    kwargs = options.get("kwargs")
+    quantizers = quantizers_of(module)
+    with evaluating(module), unchanged(module):
+        recording = record(module, quantizers, arguments, kwargs)
+        options["opset_version"] = check(recording, INTEGER, options.get("opset_version"))
+        found = integers(module, arguments, kwargs=kwargs)
+        check_layers(module, found)
+        program = trace(module, quantizers, recording, arguments, options)
+        lower(program.model, recording, INTEGER)
+        integerize(program.model)
+        protect(program.model)
+        if verify and installed("onnxruntime") and fits_one_file(program.model):
+            report = _verified(module, found, program.model_proto, arguments, kwargs)
+            if not report.ok:
+                raise ExportError(
+                    f"{call}: onnxruntime does not reproduce the integers, so no file was written.\n{report}\n"
+                    "Please report it. verify=False writes the file all the same."
+                )
+    if export_path is not None:
+        write(program, export_path, options)
+    return program
+
+
+def check_layers(module: nn.Module, found: Integers) -> None:
+    """Refuse layers that integer operators can't express, all of them in one error."""
+    causes = []
+    for name, layer in found.items():
+        if layer.weight is not None:
+            path = layer.weight.grid.name.partition(".weight_quant")[0]
+            owner = module.get_submodule(path) if path != "weight_quant" else module
+            causes += [f"{name or type(owner).__name__}: {problem}" for problem in _problems(owner, layer)]
+    if causes:
+        count = f"{len(causes)} thing{'s' * (len(causes) > 1)}"
+        raise ExportError(with_causes(f"the integer dialect can't express {count} of this model:", causes))
+
+
+def _problems(owner: nn.Module, layer: LayerIntegers) -> list[str]:
+    assert layer.weight is not None
+    problems = []
+    if layer.input is None:
+        problems.append("its input is not quantized. Write input_quant=Int8Act, or put a QuantIdentity in front of it.")
+    elif layer.input.axis is not None:
+        count = layer.input.scale.numel()
+        problems.append(f"its input has {count} scales. Quantize it per tensor: axis=None.")
+    elif layer.input.bit_width > 8:
+        bits = layer.input.bit_width
+        problems.append(f"its input has {bits} bits, and integer operators take 8. Put a QuantIdentity in front of it.")
+    if isinstance(owner, nn.modules.conv._ConvTransposeNd):
+        problems.append("ONNX has no transposed convolution of integers. Use export_onnx_qcdq, or upsample and convolve.")
+    bias, quantizer = getattr(owner, "bias", None), getattr(owner, "bias_quant", None)
+    if bias is not None and quantizer is None:
+        problems.append("its bias is float. Write bias_quant=Int32Bias.")
+    elif bias is not None and not isinstance(quantizer, BiasQuant):
+        problems.append("its bias has a scale of its own. Write bias_quant=Int32Bias, on the scale of the products.")
+    zero_point = layer.weight.grid.zero_point.reshape(-1)
+    if bool((zero_point != zero_point[:1]).any()):
+        problems.append(
+            f"its weight has {zero_point.numel()} zero points, and ConvInteger takes one. Write a weight_quant without "
+            "zero point, such as Int8WeightPerChannel, or per tensor."
+        )
+    return problems
+
+
+def _verified(module: nn.Module, found: Integers, proto: Any, args: tuple[Any, ...], kwargs: Any) -> Report:
+    """Equal bits, with the runtime's optimizations off and on; ties allowed where something was computed in floats."""
+    quantizers, parts = quantizers_of(module), found.quantized()
+
+    def run(take: Any = None) -> IntegerRun:
+        return run_lowered(module, quantizers, parts, args, kwargs, take=take)
+
+    inputs = [each for each in _pytree.tree_leaves((args, kwargs or {})) if isinstance(each, Tensor)]
+    file, own = _File(proto, inputs, run), run()
+    if not own.integer_only:
+        return Report([*file.rows("off"), *file.rows("on")])
+    report = Report()
+    for optimizations in ("off", "on"):
+        report.add(_bits(file, own, optimizations))
+    return report
+
+
+def _bits(file: _File, own: IntegerRun, optimizations: str) -> list[Row]:
+    codes, outputs, plain = file.codes_and_outputs(optimizations)
+    rows = [
+        _equal(name, "activation", optimizations, own.codes[name], each)
+        for name, each in codes.items()
+        if name in own.codes
+    ]
+    expected = [each for each in _pytree.tree_leaves(own.outputs) if isinstance(each, Tensor)]
+    for kind, found in ((optimizations, outputs), ("plain", plain)):
+        if found:  # the file as it is runs with optimizations only
+            pairs = zip(expected, found.items(), strict=True)
+            rows += [_equal(name, "output", kind, one, other) for one, (name, other) in pairs]
+    return rows
+
+
+def _equal(name: str, kind: str, where: str, ours: Tensor, theirs: Tensor) -> Row:
+    off = (ours.double() - theirs.reshape(ours.shape).double()).abs()
+    return Row(name, kind, where, off.numel(), int((~(off == 0)).sum()), 0, float(off.max()) if off.numel() else 0.0)
