@@ -7,10 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from .errors import ExportError, with_causes
-from .integer_journal import Sums, signed_bits
-from .integers import LayerIntegers, integers
+from .integer_reference import run_integers
+from .integers import integers
+from .sums import Sums, worst_sums
 
-__all__ = ["AccumulatorReport", "AccumulatorRow", "accumulator_report", "worst_sums"]
+__all__ = ["AccumulatorReport", "AccumulatorRow", "accumulator_report"]
 
 
 @dataclass(frozen=True)
@@ -92,12 +93,18 @@ class AccumulatorReport:
             causes.append(f"{row.name}: channel {channel} may reach {reached}, which takes {row.worst_bits} bits.")
         if causes:
             count = f"{len(causes)} layer{'s' * (len(causes) > 1)}"
-            head = f"accumulators of {bits} bits overflow in {count}. Use {self.bits} bits, or narrower weights or inputs:"
+            head = (
+                f"accumulators of {bits} bits overflow in {count}. Use {self.bits} bits, or narrower weights or inputs:"
+            )
             raise ExportError(with_causes(head, causes))
         return self
 
     def _require_grids(self, asked: str) -> None:
-        causes = [f"{row.name}: its input is not quantized. Write input_quant=Int8Act." for row in self.rows if row.worst is None]
+        causes = [
+            f"{row.name}: its input is not quantized. Write input_quant=Int8Act."
+            for row in self.rows
+            if row.worst is None
+        ]
         if causes:
             raise ExportError(with_causes(f"{asked}: no bound is known for every layer:", causes))
 
@@ -138,8 +145,6 @@ def accumulator_report(
         >>> row.worst, row.worst_bits, row.actual_bits
         (Sums(low=tensor([-45]), high=tensor([120])), 8, 4)
     """
-    from .integer_run import run_integers
-
     found = integers(model, example, kwargs=kwargs)
     run = run_integers(model, example, integers=found, accumulator_bits=53, kwargs=kwargs)
     rows = []
@@ -147,41 +152,3 @@ def accumulator_report(
         if layer.weight is not None and layer.weight.codes is not None:
             rows.append(AccumulatorRow(name, worst_sums(layer), run.sums.get(name)))
     return AccumulatorReport(rows)
-
-
-def worst_sums(layer: LayerIntegers) -> Sums | None:
-    """The smallest and largest sum of products and bias that a layer can reach, for each output channel.
-
-    Returns:
-        None where the input has no grid, or several scales.
-    """
-    weight, given = layer.weight, layer.input
-    if weight is None or weight.codes is None or given is None or given.axis is not None:
-        return None
-    centred = weight.codes.to(torch.int64) - weight.grid.shaped(weight.grid.zero_point, weight.codes.ndim)
-    transposed = "output_padding" in layer.settings and "Transpose" in layer.kind
-    rows = _rows_of_transposed(centred, layer.settings) if transposed else centred.flatten(1)  # (out, products)
-    low, high = (bound - int(given.zero_point) for bound in given.bounds)
-    low, high = min(low, 0), max(high, 0)  # padding, and partial sums
-    up, down = rows.clamp_min(0).sum(1), rows.clamp_max(0).sum(1)
-    smallest, largest = up * low + down * high, up * high + down * low
-    bias = layer.bias
-    if bias is not None and bias.codes is not None and bias.grid.name and _on_products(layer):
-        own = bias.codes.to(torch.int64)
-        smallest, largest = smallest + own.clamp_max(0), largest + own.clamp_min(0)
-    return Sums(smallest, largest)
-
-
-def _rows_of_transposed(weight: Tensor, settings: dict[str, Any]) -> Tensor:
-    """Weights (in, out / groups, *kernel) as rows of one output channel each: at most all of its taps meet."""
-    groups = settings["groups"]
-    taps = weight.reshape(groups, weight.shape[0] // groups, *weight.shape[1:]).transpose(1, 2)
-    return taps.flatten(0, 1).flatten(1)
-
-
-def _on_products(layer: LayerIntegers) -> bool:
-    """Whether the bias is on the scale of the products, and so added to them."""
-    assert layer.bias is not None and layer.weight is not None and layer.input is not None
-    products = layer.input.scale.reshape(()) * layer.weight.grid.scale.reshape(-1)
-    own = layer.bias.grid.scale.reshape(-1)
-    return own.numel() in (1, products.numel()) and bool((own == products).all())

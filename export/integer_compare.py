@@ -17,9 +17,10 @@ from .integer_journal import numbered
 from .integer_passes import culprits, load
 from .integer_requantize import requantization
 from .integer_run import IntegerRun, run_lowered
-from .integers import Integers, integers
+from .integers import integers as integers_from
+from .layer_integers import Integers
 from .lowering import Lowering, evaluating, lowered, quantizers_of, unchanged
-from .optional import required
+from .optional import installed, required
 from .report import Report, Row
 from .session import with_codes
 from .verify import FLOAT, RESOLUTION, TIE
@@ -122,11 +123,9 @@ def compare(
         >>> from bitwright.quantizers import Int8Act, Int32Bias
         >>> layer = qnn.QuantLinear(8, 4, bias_quant=Int32Bias, input_quant=Int8Act(scale=0.1))
         >>> print(compare(nn.Sequential(layer, qnn.QuantReLU(scale=0.05)), torch.randn(50, 8)))
-        2228 numbers compared: 0 differences, 0 tie flips
+        2636 numbers compared: 0 differences, 0 tie flips
     """
     arguments = example if isinstance(example, tuple) else (example,)
-    from .optional import installed
-
     if program is None and installed("onnxruntime"):
         program = export_onnx_qcdq(model, arguments, verify=False, kwargs=kwargs)
     found = integers_from(model, arguments, kwargs=kwargs) if integers is None else integers
@@ -150,9 +149,6 @@ def compare(
     with evaluating(model), unchanged(model):
         passes = culprits(lambda disabled: any(row.differences for row in file.rows("on", disabled))) if blamed else ()
     return IntegerComparison(report, own, passes)
-
-
-integers_from = integers  # `compare` has an argument of that name
 
 
 class _File:
@@ -186,15 +182,18 @@ class _File:
             return theirs
 
         ours = _tensors(self.run(take).outputs)
-        rows += [
-            _output(name, each, outputs[name], optimizations) for name, each in zip(outputs, ours, strict=True)
-        ]
+        rows += [_output(name, each, outputs[name], optimizations) for name, each in zip(outputs, ours, strict=True)]
         rows += [_output(name, outputs[name], each, "plain") for name, each in plain.items()]
         return rows
 
 
 def _against_torch(
-    model: nn.Module, quantizers: dict[str, TensorQuant], parts: dict[str, Quantized], run: IntegerRun, args: Any, kwargs: Any
+    model: nn.Module,
+    quantizers: dict[str, TensorQuant],
+    parts: dict[str, Quantized],
+    run: IntegerRun,
+    args: Any,
+    kwargs: Any,
 ) -> list[Row]:
     """The fake-quantized model, which goes on from the integers of the run at each quantizer."""
     rows: list[Row] = []
@@ -231,9 +230,7 @@ def _against_torch(
     return rows
 
 
-def compared(
-    name: str, where: str, x: Tensor, ours: Tensor, theirs: Tensor, grid: IntegerGrid, rounding: Any
-) -> Row:
+def compared(name: str, where: str, x: Tensor, ours: Tensor, theirs: Tensor, grid: IntegerGrid, rounding: Any) -> Row:
     """Two sets of codes of one tensor, from the same input, whose values before rounding are ``x``."""
     values = (x.values if hasattr(x, "terms") else x).double()  # type: ignore[attr-defined]
     scale, zero_point = (grid.shaped(each, x.ndim).to(values.device) for each in (grid.scale, grid.zero_point))

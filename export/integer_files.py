@@ -26,7 +26,7 @@ from torch import Tensor
 from .errors import ExportError
 from .integer_grid import IntegerGrid, Quantized
 from .integer_packing import pack, unpack
-from .integers import Integers, LayerIntegers
+from .layer_integers import Integers, LayerIntegers
 from .optional import required
 
 __all__ = ["load", "save_npz", "save_safetensors"]
@@ -63,7 +63,8 @@ def load(path: str | os.PathLike[str]) -> Integers:
         raise ExportError(f"Integers.load({os.fspath(path)!r}): the file is neither a numpy archive nor safetensors.")
     if text is None:
         raise ExportError(
-            f"Integers.load({os.fspath(path)!r}): the file has no entry {KEY!r}. Load what save_npz or save_safetensors wrote."
+            f"Integers.load({os.fspath(path)!r}): the file has no entry {KEY!r}. Load what save_npz or "
+            "save_safetensors wrote."
         )
     described = json.loads(text)
     if described["version"] != VERSION:

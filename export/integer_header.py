@@ -15,11 +15,17 @@ from torch import Tensor
 
 from .integer_grid import IntegerGrid, Quantized
 from .integer_requantize import multiplier_and_shift
-from .integers import Integers, LayerIntegers
+from .layer_integers import Integers, LayerIntegers
 
 __all__ = ["to_c_header"]
 
-_TYPES = {torch.int8: "int8_t", torch.uint8: "uint8_t", torch.int16: "int16_t", torch.int32: "int32_t", torch.int64: "int64_t"}
+_TYPES = {
+    torch.int8: "int8_t",
+    torch.uint8: "uint8_t",
+    torch.int16: "int16_t",
+    torch.int32: "int32_t",
+    torch.int64: "int64_t",
+}
 
 
 def to_c_header(integers: Integers, name: str = "model") -> str:
@@ -83,7 +89,12 @@ def _layer(prefix: str, layer: LayerIntegers) -> Iterable[str]:
 
 def _requantization(layer: LayerIntegers) -> tuple[Tensor | None, Tensor | None]:
     """The scale of the sums that come, and that of the grid that they go to, where both are known."""
-    act, output, weight, given = (layer.quantizers.get("act"), layer.quantizers.get("output"), layer.weight, layer.input)
+    act, output, weight, given = (
+        layer.quantizers.get("act"),
+        layer.quantizers.get("output"),
+        layer.weight,
+        layer.input,
+    )
     if act is not None and given is not None and (act.grid.axis is None or act.grid.axis == given.axis):
         return given.scale, act.grid.scale
     if output is not None and output.grid.axis is None and weight is not None and given is not None:

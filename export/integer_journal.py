@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,38 +9,11 @@ from torch import Tensor, nn
 
 from ..qcore import TensorQuant
 from .errors import ExportError
+from .sums import Sums
 
-__all__ = ["Journal", "Sums", "numbered", "signed_bits"]
+__all__ = ["Journal", "numbered"]
 
 EXACT = 2**53  # float64 holds every integer up to here, so that sums of products are exact whatever their order
-
-
-@dataclass
-class Sums:
-    """The smallest and the largest sum that a layer had, for each output channel.
-
-    Attributes:
-        low: int64, 1-d: one for each channel, or a single one.
-        high: the same for the largest.
-    """
-
-    low: Tensor
-    high: Tensor
-
-    @property
-    def bits(self) -> int:
-        """Bits that hold all of them, in two's complement."""
-        return signed_bits(int(self.low.min()), int(self.high.max()))
-
-
-def signed_bits(low: int, high: int) -> int:
-    """Bits of two's complement that hold every integer from ``low`` to ``high``.
-
-    Example:
-        >>> signed_bits(-128, 127), signed_bits(0, 128), signed_bits(0, 0)
-        (8, 9, 1)
-    """
-    return max(high.bit_length() if high > 0 else 0, (-low - 1).bit_length() if low < 0 else 0) + 1
 
 
 def numbered(path: str, index: int) -> str:
@@ -132,8 +104,8 @@ class Journal:
             where = "" if axis is None else f" in channel {channel}"
             raise ExportError(
                 f"{self.layer or 'the model'}: the accumulator overflows: a sum reaches {worst}{where}, and "
-                f"{self.accumulator_bits} bits hold {-reach} to {reach - 1}. Write accumulator_bits={needed} or more, or "
-                "lower the bit width of weight or input."
+                f"{self.accumulator_bits} bits hold {-reach} to {reach - 1}. Write accumulator_bits={needed} or "
+                "more, or lower the bit width of weight or input."
             )
 
     def require_exact(self, codes: Tensor, reach: Tensor | int) -> None:

@@ -123,7 +123,9 @@ class _Graph:
         elif op_type == "Pad":
             filled = node.inputs[2] if len(node.inputs) > 2 else None
             mode = node.attributes.get_string("mode", "constant")
-            if mode != "constant" or (filled is not None and (filled.const_value is None or filled.const_value.numpy() != 0)):
+            if mode != "constant" or (
+                filled is not None and (filled.const_value is None or filled.const_value.numpy() != 0)
+            ):
                 return None
             rest = list(node.inputs[3:])
             inputs = [inner.codes, node.inputs[1], self.constant(f"{inner.name}.zero", inner.zero_point), *rest]
@@ -149,9 +151,13 @@ class _Graph:
         self.graph.register_initializer(value)
         return value
 
-    def add(self, place: Any, op_type: str, inputs: list[Any], attributes: Any, name: str, *, after: bool = False) -> Any:
+    def add(
+        self, place: Any, op_type: str, inputs: list[Any], attributes: Any, name: str, *, after: bool = False
+    ) -> Any:
         """A node in front of another, or behind it; its result."""
-        given = attributes.values() if hasattr(attributes, "values") and not isinstance(attributes, dict) else attributes
+        given = (
+            attributes.values() if hasattr(attributes, "values") and not isinstance(attributes, dict) else attributes
+        )
         if isinstance(given, dict):
             node = self.ir.node(op_type, inputs, given, name=name)
         else:
@@ -270,7 +276,9 @@ def _product(graph: _Graph, node: Any, x: Form, weights: Form, bias: Any, place:
     layer = _layer_of(weights, node) if stored else node.outputs[0].name
     scale = x.scale * weights.scale  # float32
     integers = _bias(graph, bias, layer, scale)
-    factor = graph.constant(f"{weights.name}.integers", weights.constant) if weights.constant is not None else weights.codes
+    factor = (
+        graph.constant(f"{weights.name}.integers", weights.constant) if weights.constant is not None else weights.codes
+    )
     inputs = [
         x.codes,
         factor,
@@ -313,7 +321,13 @@ def _centred(graph: _Graph, node: Any, sums: Any, offset: int, name: str) -> Any
 def _global_average(graph: _Graph, node: Any) -> None:
     x, shape = graph.form(node.inputs[0]), node.inputs[0].shape
     sizes = [] if shape is None else list(shape)[2:]
-    if x is None or not x.plain or x.constant is not None or not sizes or not all(isinstance(each, int) for each in sizes):
+    if (
+        x is None
+        or not x.plain
+        or x.constant is not None
+        or not sizes
+        or not all(isinstance(each, int) for each in sizes)
+    ):
         return
     _pool(graph, node, x, sizes, {})
 

@@ -15,7 +15,8 @@ from .formats import QCDQ, Format
 from .integer_compare import _File
 from .integer_lower import integerize
 from .integer_run import IntegerRun, run_lowered
-from .integers import Integers, LayerIntegers, integers
+from .integers import integers
+from .layer_integers import Integers, LayerIntegers
 from .lower import lower
 from .lowering import evaluating, quantizers_of, unchanged
 from .optional import installed, required
@@ -107,8 +108,7 @@ def check_layers(module: nn.Module, found: Integers) -> None:
             owner = module.get_submodule(path) if path != "weight_quant" else module
             causes += [f"{name or type(owner).__name__}: {problem}" for problem in _problems(owner, layer)]
     if causes:
-        count = f"{len(causes)} thing{'s' * (len(causes) > 1)}"
-        raise ExportError(with_causes(f"the integer dialect can't express {count} of this model:", causes))
+        raise ExportError(with_causes("the integer dialect can't express this model:", causes))
 
 
 def _problems(owner: nn.Module, layer: LayerIntegers) -> list[str]:
@@ -123,7 +123,9 @@ def _problems(owner: nn.Module, layer: LayerIntegers) -> list[str]:
         bits = layer.input.bit_width
         problems.append(f"its input has {bits} bits, and integer operators take 8. Put a QuantIdentity in front of it.")
     if isinstance(owner, nn.modules.conv._ConvTransposeNd):
-        problems.append("ONNX has no transposed convolution of integers. Use export_onnx_qcdq, or upsample and convolve.")
+        problems.append(
+            "ONNX has no transposed convolution of integers. Use export_onnx_qcdq, or upsample and convolve."
+        )
     bias, quantizer = getattr(owner, "bias", None), getattr(owner, "bias_quant", None)
     if bias is not None and quantizer is None:
         problems.append("its bias is float. Write bias_quant=Int32Bias.")

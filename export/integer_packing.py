@@ -40,7 +40,8 @@ def pack(codes: Tensor, bit_width: int, signed: bool) -> Tensor:
         worst = int(numbers.min()) if int(numbers.min()) < low else int(numbers.max())
         kind = "signed" if signed else "unsigned"
         raise ExportError(
-            f"pack(bit_width={bit_width}): {worst} is not among the {kind} integers of {bit_width} bits, {low} to {high}."
+            f"pack(bit_width={bit_width}): {worst} is not among the {kind} integers of {bit_width} bits, {low} to "
+            f"{high}."
         )
     bits = numbers[:, None] >> torch.arange(bit_width) & 1  # (count, bit_width)
     padded = torch.zeros(-(-bits.numel() // 8) * 8, dtype=torch.int64)

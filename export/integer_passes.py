@@ -23,7 +23,13 @@ PASSES = (
     *("NhwcTransformer", "BiasDropoutFusion", "BiasGeluFusion", "BiasSoftmaxFusion", "BiasSkipLayerNormFusion"),
     *("GeluFusionL1", "GeluFusionL2", "FastGeluFusion", "QuickGeluFusion", "GeluApproximation", "LayerNormFusionL1"),
     *("LayerNormFusionL2", "SimplifiedLayerNormFusion", "SkipLayerNormFusion", "EmbedLayerNormFusion"),
-    *("AttentionFusion", "GroupQueryAttentionFusion", "SwiGluFusion", "ReshapeFusion", "SliceConcatToSpaceToDepthFusion"),
+    *(
+        "AttentionFusion",
+        "GroupQueryAttentionFusion",
+        "SwiGluFusion",
+        "ReshapeFusion",
+        "SliceConcatToSpaceToDepthFusion",
+    ),
     *("GatherSliceToSplitFusion", "GatherToSliceFusion", "LabelEncoderFusion", "NotWhereFusion", "DivMulFusion"),
     *("CastElimination", "CastChainElimination", "EliminateDropout", "EliminateIdentity", "EliminateSlice"),
     *("ExpandElimination", "UnsqueezeElimination", "NoopElimination", "PreShapeNodeElimination"),
@@ -79,6 +85,4 @@ def culprits(differs: Callable[[tuple[str, ...]], bool]) -> tuple[str, ...]:
     if differs(PASSES):
         return ()
     single = tuple(name for name in PASSES if not differs((name,)))
-    return single or tuple(
-        name for name in PASSES if differs(tuple(other for other in PASSES if other != name))
-    )
+    return single or tuple(name for name in PASSES if differs(tuple(other for other in PASSES if other != name)))

@@ -1,4 +1,4 @@
-"""From sums of products to the integers of the next grid: by float scales, by multiplier and shift, or by shift alone."""
+"""From sums of products to the integers of the next grid: by float scales, by multiplier and shift, or by shift."""
 
 from collections.abc import Callable
 from typing import Any
@@ -107,8 +107,8 @@ class ByShift(ByMultiplier):
         >>> x = IntegerTensor((Term(torch.tensor([5, 99]), torch.tensor(0.25)),), Journal())
         >>> ByShift()(x, IntegerGrid("act", torch.tensor(0.6), torch.tensor(0), 4, signed=False), HalfEven())
         Traceback (most recent call last):
-        bitwright.export.errors.ExportError: act: requantize='shift' needs scales that are powers of two, and the ratio \
-of input scale to scale 0.6 is none. Write act_quant=Uint8ActPowerOfTwo and the like for every quantizer, or \
+        bitwright.export.errors.ExportError: act: requantize='shift' needs scales that are powers of two, and the \
+ratio of input scale to scale 0.6 is none. Write act_quant=Uint8ActPowerOfTwo and the like for every quantizer, or \
 requantize='multiplier'.
     """
 

@@ -1,4 +1,4 @@
-"""The integer-only reference: a model's own forward, on integers."""
+"""One forward of a model on integers, and what was found on the way."""
 
 import warnings
 from collections.abc import Callable
@@ -12,13 +12,13 @@ from torch.utils import _pytree
 from ..qcore import BitwrightWarning, Grid, HalfEven, IntQuant, TensorQuant, values_of
 from .errors import ExportError
 from .integer_grid import IntegerGrid, Quantized
-from .integer_journal import Journal, Sums, numbered
+from .integer_journal import Journal, numbered
 from .integer_requantize import requantization
 from .integer_tensor import IntegerTensor, Term
-from .integers import Integers, integers
-from .lowering import Lowering, evaluating, lowered, quantizers_of, unchanged
+from .lowering import Lowering, lowered
+from .sums import Sums
 
-__all__ = ["IntegerRun", "run_integers", "run_lowered"]
+__all__ = ["IntegerRun", "run_lowered"]
 
 Take = Callable[[str, Tensor, Tensor, IntegerGrid, Any], Tensor]
 
@@ -64,61 +64,6 @@ class IntegerRun:
         return f"{text}; computed in floats: {'; '.join(where)}"
 
 
-def run_integers(
-    model: nn.Module,
-    inputs: Tensor | tuple[Any, ...],
-    *,
-    integers: Integers | None = None,  # the function of that name is `integers_from` here
-    requantize: Any = "scale",
-    accumulator_bits: int = 32,
-    kwargs: dict[str, Any] | None = None,
-) -> IntegerRun:
-    """Run a model with integer arithmetic: its forward, on the integers of its weights, biases and activations.
-
-    Sums of products are integers; at each quantizer they are moved to the next grid. Pooling, ReLU, reshaping,
-    concatenation, addition and averaging need the integers alone. Any other operation (sigmoid, a batch norm that was
-    not folded ...) is computed on values, and listed in ``run.floats``.
-
-    Args:
-        model: gives the order of operations; it is left as it was.
-        inputs: one tensor, or a tuple of the positional arguments.
-        integers: weights, biases and grids, such as `Integers.load` returns; by default the model's own.
-        requantize: how sums move to the next grid: ``"scale"``, float scales as the fake-quantized model has them;
-            ``"multiplier"``, an integer multiplier and a shift; ``"shift"``, for scales that are powers of two; or a
-            callable such as ``ByMultiplier(bits=16)``.
-        accumulator_bits: width of the accumulators, up to 53.
-        kwargs: keyword arguments.
-
-    Returns:
-        An `IntegerRun`.
-
-    Raises:
-        ExportError: an accumulator overflows (the layer, the channel and the sum are named), or integers that are
-            not this model's.
-
-    Example:
-        >>> import bitwright.nn as qnn
-        >>> from bitwright.quantizers import Int8Act, Int32Bias
-        >>> layer = qnn.QuantLinear(8, 4, bias_quant=Int32Bias, input_quant=Int8Act(scale=0.5)).eval()
-        >>> run, x = run_integers(nn.Sequential(layer), torch.randn(2, 8)), torch.randn(2, 8)
-        >>> print(run)
-        1 tensors of integers, 1 layers with sums; nothing computed in floats
-        >>> torch.allclose(run_integers(nn.Sequential(layer), x).outputs, layer(x))
-        True
-    """
-    if not 2 <= accumulator_bits <= 53:
-        raise ExportError(f"accumulator_bits={accumulator_bits} is not possible: expected 2 to 53. Write 32.")
-    arguments = inputs if isinstance(inputs, tuple) else (inputs,)
-    found = integers_from(model, inputs, kwargs=kwargs) if integers is None else integers
-    with evaluating(model), unchanged(model):
-        return run_lowered(
-            model, quantizers_of(model), found.quantized(), arguments, kwargs, requantization(requantize), accumulator_bits
-        )
-
-
-integers_from = integers
-
-
 def run_lowered(
     model: nn.Module,
     quantizers: dict[str, TensorQuant],
@@ -139,7 +84,8 @@ def run_lowered(
         kwargs: keyword arguments.
         requantize: as a callable.
         accumulator_bits: width of the accumulators.
-        take: called at each activation with its name, input, integers, grid and rounding; returns the integers to go on with.
+        take: called at each activation with its name, input, integers, grid and rounding; returns the
+            integers to go on with.
     """
     run = IntegerRun(None)
     journal = Journal(accumulator_bits)

@@ -140,8 +140,8 @@ def _in_place(func: Any, args: Any, kwargs: Any) -> Any:
     if not isinstance(out, IntegerTensor):
         where = target.journal.layer
         raise ExportError(
-            f"{where}: {name}_ changes a quantized tensor in place, and what comes out are no integers on a grid. Write "
-            f"the operation that returns a new tensor ({name}; inplace=False)."
+            f"{where}: {name}_ changes a quantized tensor in place, and what comes out are no integers on a grid. "
+            f"Write the operation that returns a new tensor ({name}; inplace=False)."
         )
     target.terms, target.grid_, target.low, target.high = out.terms, out.grid_, out.low, out.high
     return target
@@ -193,11 +193,10 @@ def _same(func: Any, args: Any, kwargs: Any) -> Any:
 
 
 @_does(
-    *(aten.view.default, aten._unsafe_view.default, aten._reshape_alias.default, aten.expand.default),
-    *(aten.permute.default, aten.t.default, aten.transpose.int, aten.unfold.default, aten.flip.default),
+    *(aten.expand.default, aten.permute.default, aten.t.default, aten.transpose.int, aten.unfold.default),
+    *(aten.flip.default, aten.roll.default, aten.gather.default, aten.index_select.default, aten.index.Tensor),
     *(aten.select.int, aten.slice.Tensor, aten.split.Tensor, aten.split_with_sizes.default, aten.unbind.int),
     *(aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims, aten.unsqueeze.default, aten.repeat.default),
-    *(aten.roll.default, aten.gather.default, aten.index_select.default, aten.index.Tensor),
     *(aten.pixel_shuffle.default, aten.pixel_unshuffle.default, aten.channel_shuffle.default),
 )
 def _moved(func: Any, args: Any, kwargs: Any) -> Any:
@@ -216,6 +215,17 @@ def _moved(func: Any, args: Any, kwargs: Any) -> Any:
         own = (each if scale.ndim == 0 else each[index] for each, scale in zip(moved, scales, strict=True))
         parts.append(_alike(tensor, tuple(map(Term, (each[index] for each in codes), own)), moved=True, aliased=True))
     return parts
+
+
+@_does(aten.view.default, aten._unsafe_view.default, aten._reshape_alias.default)
+def _reshaped(func: Any, args: Any, kwargs: Any) -> Any:
+    """The integers may lie in memory in another order than torch believes the tensor to."""
+    tensor, size = args[0], args[1]
+    terms = (
+        Term(each.codes.reshape(size), each.scale if each.scale.ndim == 0 else _spread(each).reshape(size))
+        for each in tensor.terms
+    )
+    return _alike(tensor, tuple(terms), moved=True, aliased=True)
 
 
 def _spread(term: Term) -> Tensor:

@@ -23,7 +23,8 @@ class ActivationLayer(nn.Module):
         return_quant_tensor: return a `QuantTensor` that carries the result's grid.
         device: of the quantizer's state.
         dtype: of the quantizer's state.
-        **overrides: settings of ``act_quant``, without a prefix: ``bit_width=4``.
+        **overrides: settings of ``act_quant``, without a prefix: ``bit_width=4``; those of ``input_quant`` with one:
+            ``input_bit_width=4``.
 
     Attributes:
         act_quant, input_quant: the resolved modules, or None.
@@ -55,10 +56,20 @@ class ActivationLayer(nn.Module):
     ) -> None:
         """Resolve the slots; called by constructors."""
         provided = {"device": device, "dtype": dtype}
+        inputs: dict[str, Any] = {}
         for keyword, item in overrides.items():
             prefix, _, rest = keyword.partition("_")
+            if prefix == "input" and rest:
+                if input_quant is None:
+                    raise QuantizerError(
+                        f"{Described(self)}: {keyword}={item!r} is given, but input_quant is None. Write "
+                        f"input_quant=Int8Act too, or leave {keyword} out."
+                    )
+                inputs[rest] = item
+                continue
             if prefix in ("weight", "bias", "act", "output") and rest:
                 what = "has no weight or bias, and its" if prefix in ("weight", "bias") else "has one set of keywords:"
+                rest = "act_quant" if rest == "quant" else rest
                 raise QuantizerError(
                     f"{Described(self)}: {keyword}={item!r} is for no quantizer of this layer. An activation layer "
                     f"{what} settings take no prefix. Did you mean {rest}={item!r}?"
@@ -68,8 +79,9 @@ class ActivationLayer(nn.Module):
                     f"{Described(self)}: {keyword}={item!r} is given, but act_quant is None. Write act_quant=Int8Act "
                     f"too, or leave {keyword} out."
                 )
-        assign(self, act_quant=fill_slot(self, "act", act_quant, overrides, "", provided))
-        assign(self, input_quant=fill_slot(self, "input", input_quant, {}, "input_", provided))
+        own = {keyword: item for keyword, item in overrides.items() if not keyword.startswith("input_")}
+        assign(self, act_quant=fill_slot(self, "act", act_quant, own, "", provided))
+        assign(self, input_quant=fill_slot(self, "input", input_quant, inputs, "input_", provided))
         assign(self, return_quant_tensor=return_quant_tensor)
         if return_quant_tensor and self.act_quant is None and self.input_quant is not None:
             raise QuantizerError(

@@ -1,5 +1,6 @@
 """The errors bitwright raises: one family, so that one ``except BitwrightError`` catches them all."""
 
+import re
 from collections.abc import Iterable
 from difflib import get_close_matches
 
@@ -49,9 +50,9 @@ class SettingError(QuantizerError):
 
     def message(self, written: str) -> str:
         """The text of the error, with the setting spelled as the user wrote it."""
-        remedy = self.remedy.replace(f"{self.setting}=", f"{written}=") if self.remedy else ""
-        text = f"{written}={self.found!r} is not possible: expected {self.expected}. {remedy}"
-        return text.rstrip()
+        prefix = written.removesuffix(self.setting)
+        expected, remedy = (re.sub(r"\b([a-z_]+)=", rf"{prefix}\1=", text) for text in (self.expected, self.remedy))
+        return f"{written}={self.found!r} is not possible: expected {expected}. {remedy}".rstrip()
 
     def __reduce__(self) -> tuple[type["SettingError"], tuple[str, object, str, str], dict[str, object]]:
         given = (self.setting, self.found, self.expected, self.remedy)

@@ -575,6 +575,12 @@ def _located(
     return located
 
 
+def _parameter_names(choice: tuple[str, str]) -> set[str]:
+    """What a choice such as ("scaling", "constant") takes."""
+    name, written = choice
+    return {each.name for each in _needs(name, _choices.get(name, {}).get(written))}
+
+
 def _nothing_uses(setting: Setting, plan: Resolution, where: str) -> QuantizerError:
     name, quantizer = setting.name, plan.quantizer
     typed = plan.written.get(name)
@@ -582,7 +588,8 @@ def _nothing_uses(setting: Setting, plan: Resolution, where: str) -> QuantizerEr
     base = quantizer.__base__ if "__overrides__" in vars(quantizer) else quantizer
     known = {*plan.children, *(each for given in plan.defaults.values() for each in given), *IMPLIED} - {ROOT}
     provided = {each for each, at in plan.settings.items() if at.owner is None}
-    guess = nearest(name, known - provided)
+    implied = {each for given in IMPLIED.values() for each in _parameter_names(given)}
+    guess = nearest(name, (known | implied) - provided)
     said = f"{typed}={_show(setting.declared)}" if typed else f"{name} = {_show(setting.declared)}"
     by = f" (set by {setting.owner!r})" if not typed and setting.owner is not quantizer else ""
     tail = f"Did you mean {prefix}{guess}?" if guess else f"It takes: {', '.join(sorted(known - provided))}."

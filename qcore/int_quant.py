@@ -1,5 +1,6 @@
 """Quantization to integers: the modules that integer quantizers resolve into."""
 
+import copy
 from typing import Any
 
 import torch
@@ -137,11 +138,13 @@ class IntQuant(TensorQuant):
     @torch.no_grad()
     def grid(self, x: Tensor) -> Grid:
         """The grid that ``x`` would be moved to in evaluation; nothing is collected or learned from it."""
-        modes = [(module, module.training) for module in self.scaling.modules()]
-        self.scaling.eval()
+        follows = getattr(self.scaling, "follows", False)  # then the first forward sets it, and this is none
+        quant = copy.deepcopy(self) if follows else self
+        modes = [(module, module.training) for module in quant.scaling.modules()]
+        quant.scaling.eval()
         try:
-            scale = self.scaling(x)
-            return self._grid(scale, None if self.zero_point is None else self.zero_point(x, scale))
+            scale = quant.scaling(x)
+            return self._grid(scale, None if quant.zero_point is None else quant.zero_point(x, scale))
         finally:
             for module, mode in modes:
                 module.training = mode

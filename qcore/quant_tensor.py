@@ -66,7 +66,7 @@ class QuantTensor(torch.Tensor):
     def wrap(values: Tensor, grid: Grid) -> "QuantTensor":
         """A QuantTensor of values that lie on a grid; gradients pass through to ``values``."""
         if torch.compiler.is_compiling() or (values.requires_grad and torch.is_grad_enabled()):
-            return _Wrap.apply(values, grid.scale, grid.zero_point, _form_of(grid))
+            return _Wrap.apply(values, grid.scale, grid.zero_point, _form_of(grid, values.ndim))
         return _on(values, grid)
 
     @property
@@ -271,13 +271,14 @@ class _Unwrap(torch.autograd.Function):
         return grad
 
 
-def _form_of(grid: Grid) -> tuple[Any, ...]:
-    return (int(grid.bit_width), grid.signed, grid.narrow_range, grid.axis, grid.source)
+def _form_of(grid: Grid, ndim: int) -> tuple[Any, ...]:
+    axis = None if grid.axis is None else grid.axis % ndim  # the rules below count from the first dimension
+    return (int(grid.bit_width), grid.signed, grid.narrow_range, axis, grid.source)
 
 
 def _on(values: Tensor, grid: Grid) -> QuantTensor:
     """A QuantTensor below autograd, where operations are dispatched."""
-    return QuantTensor(values, grid.scale, grid.zero_point, _form_of(grid))
+    return QuantTensor(values, grid.scale, grid.zero_point, _form_of(grid, values.ndim))
 
 
 def _restore(values: Tensor, *rest: Any) -> QuantTensor:

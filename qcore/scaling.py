@@ -146,6 +146,11 @@ class ConstantScaling(MagnitudeScaling):
 
     def forward(self, x: Tensor) -> Tensor:
         """The constant, shaped for ``x``."""
+        if self.axis is not None and self.scale.numel() not in (1, x.shape[self.axis]):
+            raise QuantizerError(
+                f"{path_of(self)}: the input has {x.shape[self.axis]} entries along axis {self.axis}, and "
+                f"{self.scale.numel()} scales are given. Give one scale, or one for each entry."
+            )
         return along_axis(self.scale, self.axis, x.ndim)
 
 
@@ -381,6 +386,10 @@ class LearnedScaling(_StoredScaling):
                 self.magnitude.copy_(restriction.store(torch.full_like(self.magnitude, reach)))
                 self.steps.fill_(1)
             self.observed = True
+
+    def settled(self) -> tuple[Tensor, ...]:
+        """The state, once the first forward has settled it."""
+        return () if self.follows else super().settled()
 
     def stored(self, x: Tensor) -> Tensor:
         """The magnitude in use, as it is stored."""

@@ -44,13 +44,15 @@ def memory_format(subject: Subject) -> None:
     if subject.axis is not None and subject.axis >= 4:
         raise NotApplicable(f"axis {subject.axis} is beyond images")
     x = subject.tensor(0, shape)
+    outputs = []
     for wanted, each in (("channels_last", x.to(memory_format=torch.channels_last)), ("contiguous", x)):
-        case = subject.settled(each)
-        for values, _ in case.each_way():
+        torch.manual_seed(0)
+        for values, _ in subject.settled(each).each_way():
             if values.stride() != each.stride():
                 raise Failure(f"strides {each.stride()}, {wanted}", f"{values.stride()}")
-            if not torch.equal(values, subject.settled(x).quantize()[0]):
-                raise Failure("the same values in every memory format", "others")
+            outputs.append(values)
+    if not torch.equal(torch.stack(outputs[:2]), torch.stack(outputs[2:])):
+        raise Failure("the same values in every memory format", "others")
 
 
 @register_check

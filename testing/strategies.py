@@ -13,6 +13,7 @@ Example:
     >>> test_rounding_is_within_half_a_step()
 """
 
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -22,10 +23,11 @@ from torch import Tensor
 
 from ..qcore import Grid
 
-__all__ = ["Placement", "bit_widths", "dtypes", "grids", "place", "placements", "scales", "shapes", "tensors"]
+__all__ = ["Placement", "bit_widths", "dtypes", "grids", "place", "placements", "scales", "shapes", "sweep", "tensors"]
 
 _AWKWARD = (0.1, 0.3, 1 / 3, 1 / 127, 1 / 255, 0.7, 1.1, 3.0, 1e-6, 1e4)  # no powers of two: quotients round
-_FRACTIONS = (0.0, 0.5, -0.5, 0.25, 0.5, -0.5, 0.49)
+# Beside an integer: fractions of a step, and representable numbers; ties twice as often as the rest.
+_BESIDE = ((0.0, 0), (0.5, 0), (0.5, 0), (0.25, 0), (0.0, 1), (0.0, -1), (0.5, 1), (0.5, -1), (-0.49, 0))
 
 
 def bit_widths(smallest: int = 2, largest: int = 8) -> SearchStrategy[int]:
@@ -125,15 +127,37 @@ def placements(draw: st.DrawFn, shape: tuple[int, ...], low: int, high: int) -> 
         >>> find(placements((1,), -8, 7), lambda placement: (placement.steps > 7).all()).steps.item() > 7
         True
     """
-    around = st.integers(max(low - 2, -3), min(high + 2, 3)) if low <= 3 else st.integers(low, low + 3)
-    ends = st.sampled_from([low, high, low - 1, high + 1, low - 2, high + 2])
-    codes = st.one_of(around, ends, st.integers(low - 2, high + 2))
-    each = st.tuples(codes, st.sampled_from(_FRACTIONS), st.sampled_from([0, 0, 0, 1, -1]))
     count = int(torch.Size(shape).numel())
-    drawn = draw(st.lists(each, min_size=count, max_size=count))
+    drawn = draw(st.lists(_beside(low, high), min_size=count, max_size=count))
     steps = torch.tensor([code + fraction for code, fraction, _ in drawn], dtype=torch.float64)
     nudges = torch.tensor([nudge for *_, nudge in drawn], dtype=torch.int64)
     return Placement(steps.reshape(shape), nudges.reshape(shape))
+
+
+@lru_cache(maxsize=256)
+def _beside(low: int, high: int) -> SearchStrategy[tuple[int, float, int]]:
+    """Code, fraction and nudge: one draw from a table, as drawing is most of what an example costs."""
+    return st.sampled_from([(code, *beside) for beside in _BESIDE for code in _codes(low, high, 16)])
+
+
+def _codes(low: int, high: int, count: int) -> list[int]:
+    """About so many integers of a range, small ones and the ends among them, and some beyond; simple ones first."""
+    spread = range(low, high + 1, max(1, (high - low) // count))
+    near = range(max(low, -3), min(high, max(low, 0) + 3) + 1)
+    ends = (low, high, low - 1, high + 1, low - 2, high + 2)
+    return sorted({*near, *spread, *ends}, key=lambda code: (abs(code), code < 0))
+
+
+def sweep(low: int, high: int, count: int = 64) -> Placement:
+    """Every kind of place beside about so many integers of a range, in one row.
+
+    Example:
+        >>> sweep(-2, 1).steps.unique()[:4]
+        tensor([-4.4900, -4.0000, -3.7500, -3.5000], dtype=torch.float64)
+    """
+    drawn = [(code, *beside) for code in _codes(low, high, count) for beside in dict.fromkeys(_BESIDE)]
+    steps = torch.tensor([code + fraction for code, fraction, _ in drawn], dtype=torch.float64)
+    return Placement(steps, torch.tensor([nudge for *_, nudge in drawn], dtype=torch.int64))
 
 
 def place(placement: Placement, grid: Grid, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -1,5 +1,6 @@
 """What is checked: a quantizer in its role, and a quantizer with an input at hand."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -24,7 +25,7 @@ from ..qcore import BiasQuant, Grid, IntQuant, QuantizerError, SettingError, Ten
 from ..qcore.inject import QuantizerType
 from ..quantizers import Int8Act
 from .report import NotApplicable
-from .strategies import Placement, place, placements, scales, shapes
+from .strategies import Placement, place, placements, scales, shapes, sweep
 
 __all__ = ["ROLES", "Case", "Draw", "Subject", "leading", "with_life"]
 
@@ -173,6 +174,31 @@ class Subject:
         steps = torch.arange(torch.Size(self.example).numel()) % min(high - low + 1, 5) + max(low, -2)
         placement = Placement(steps.double().reshape(self.example), torch.zeros(self.example, dtype=torch.int64))
         return self.case(Draw(self.example, 0.5, placement, False))
+
+    def sweeps(self) -> Iterator[Draw]:
+        """Every tie of the range and the numbers beside it, at scales for which quotients round."""
+        if self.given is None:
+            row = sweep(*self.bounds)
+            for unit in (0.1, 0.3, 1 / 3, 1.1):
+                yield self.laid_out(row, unit)
+
+    def pieces(self, drawn: Draw) -> Iterator[Draw]:
+        """The draws of one element, beside one at the end of the range, that a draw of a row consists of."""
+        end = torch.tensor([self.bounds[1]], dtype=torch.float64)
+        steps, nudges = (each.reshape(-1) for each in drawn.placement)
+        for step, nudge in zip(steps, nudges, strict=True):
+            for pinned in (False, True):
+                kept = Placement(step[None], nudge[None])
+                if pinned:
+                    kept = Placement(torch.cat([end, step[None]]), torch.cat([nudges[:1] * 0, nudge[None]]))
+                yield self.laid_out(kept, drawn.unit)
+
+    def laid_out(self, row: Placement, unit: float) -> Draw:
+        """A row of places as a tensor with one channel, or for biases one channel each."""
+        dims = len(self.example)
+        along = dims - 1 if self.axis in (0, -dims) else 0
+        shape = tuple(len(row.steps) if dim == along else 1 for dim in range(dims))
+        return Draw(shape, unit, Placement(row.steps.reshape(shape), row.nudges.reshape(shape)), len(row.steps) > 1)
 
     def tensor(self, seed: int = 0, shape: tuple[int, ...] | None = None) -> Tensor:
         """An ordinary input: normal numbers, more of them positive."""

@@ -66,7 +66,13 @@ def test_data():
         "needs": [],
     }
     spokes = {"attribute": "spokes", "value": "8", "set_by": "default of Wheel", "used_by": ["wheel"], "needs": []}
-    color = {"attribute": "color", "value": "None", "set_by": "default of Car", "used_by": ["tensor_quant"], "needs": []}
+    color = {
+        "attribute": "color",
+        "value": "None",
+        "set_by": "default of Car",
+        "used_by": ["tensor_quant"],
+        "needs": [],
+    }
     wheel = {
         "attribute": "wheel",
         "value": "Wheel",
@@ -91,7 +97,12 @@ def test_find():
     tree = describe(Base)
     assert isinstance(tree, Description)
     found = tree.find("spokes")
-    assert (found.attribute, found.value, found.set_by, found.used_by) == ("spokes", "8", "default of Wheel", ("wheel",))
+    assert (found.attribute, found.value, found.set_by, found.used_by) == (
+        "spokes",
+        "8",
+        "default of Wheel",
+        ("wheel",),
+    )
     assert str(found) == f"{'spokes = 8':<56}  default of Wheel"
     with pytest.raises(KeyError, match="color2"):
         tree.find("color2")
@@ -103,7 +114,9 @@ def test_find():
 def test_implied(overrides, implied):
     tree = describe(Uint8Act(**overrides))
     assert (tree.find("scaling").value, tree.find("scaling").set_by) == ("'constant'", implied)
-    layer = describe(qnn.QuantLinear(2, 2, input_quant=Int8Act, **{f"input_{key}": item for key, item in overrides.items()}))
+    layer = describe(
+        qnn.QuantLinear(2, 2, input_quant=Int8Act, **{f"input_{key}": item for key, item in overrides.items()})
+    )
     assert layer.find("input_quant").needs[0].attribute == "tensor_quant"
     scalings = [each for each in layer.find("input_quant")._walk() if each.attribute == "scaling"]
     assert scalings[0].set_by == implied.replace("by ", "by input_")
@@ -160,15 +173,13 @@ def test_setting_of_a_subclass_of_a_derived_one():
 def test_nothing_to_describe(thing):
     with pytest.raises(TypeError) as error:
         describe(thing)
-    assert str(error.value) == (
-        f"describe takes a quantizer class, a layer or a model; found {type(thing).__name__}."
-    )
+    assert str(error.value) == (f"describe takes a quantizer class, a layer or a model; found {type(thing).__name__}.")
 
 
 def test_fragment():
     with pytest.raises(QuantizerError) as error:
         describe(PowerOfTwo)
     assert str(error.value) == (
-        "PowerOfTwo: PowerOfTwo has no attribute 'tensor_quant', so it is a fragment, not a quantizer. Build on a complete "
-        "one: class PowerOfTwoWeight(PowerOfTwo, Int8WeightPerTensor)."
+        "PowerOfTwo: PowerOfTwo has no attribute 'tensor_quant', so it is a fragment, not a quantizer. Build on a "
+        "complete one: class PowerOfTwoWeight(PowerOfTwo, Int8WeightPerTensor)."
     )

@@ -48,3 +48,12 @@ def test_setting_error_pickles_with_its_location():
 )
 def test_nearest(name, guess):
     assert nearest(name, ["scaling", "bit_width", "rounding"]) == guess
+
+
+@pytest.mark.parametrize(
+    ("name", "guess"),
+    [("scaling_stats_op", "statistic"), ("scaling_impl_type", "scaling"), ("collect_stats_steps", "collect_steps")],
+)
+def test_nearest_to_what_brevitas_calls_it(name, guess):
+    assert nearest(name, ["scaling", "statistic", "collect_steps", "scale"]) == guess
+    assert nearest("scaling_const", ["rounding"]) is None

@@ -217,7 +217,11 @@ def test_value_may_have_defaults():
 
     assert resolve(Defaults).wheel.radius == 3.0
     assert resolve(Defaults(length=8.0)).wheel.radius == 4.0
-    assert resolution(Defaults, {}).defaults == {"radius": {"length": 6.0}, "wheel": {"spokes": 8}, ROOT: {"engine": None}}
+    assert resolution(Defaults, {}).defaults == {
+        "radius": {"length": 6.0},
+        "wheel": {"spokes": 8},
+        ROOT: {"engine": None},
+    }
 
 
 def test_one_object_in_one_resolution():
@@ -598,8 +602,8 @@ def test_keyword_that_nothing_uses_any_more():
 
 def test_fragment():
     assert mistake(Spoked, where="Layer(4)") == (
-        "Layer(4): Spoked has no attribute 'tensor_quant', so it is a fragment, not a quantizer. Build on a complete one: "
-        "class SpokedWeight(Spoked, Int8WeightPerTensor)."
+        "Layer(4): Spoked has no attribute 'tensor_quant', so it is a fragment, not a quantizer. Build on a complete "
+        "one: class SpokedWeight(Spoked, Int8WeightPerTensor)."
     )
 
 
@@ -616,8 +620,8 @@ def test_missing_attribute():
         "`radius = ...` in the quantizer, or give the argument a default."
     )
     assert mistake(Renamed) == (
-        "resolve: Wheel asks for 'radius', which Renamed does not have (tensor_quant > wheel > radius). It has 'radus': "
-        "rename one of the two, or write `radius = ...` in the quantizer, or give the argument a default."
+        "resolve: Wheel asks for 'radius', which Renamed does not have (tensor_quant > wheel > radius). It has "
+        "'radus': rename one of the two, or write `radius = ...` in the quantizer, or give the argument a default."
     )
 
 
@@ -678,9 +682,7 @@ def test_value_that_takes_anything():
 def test_value_that_is_no_function():
     with pytest.raises(QuantizerError) as error:
         value(Wheel)
-    assert str(error.value) == (
-        f"@value marks a function, not {Wheel!r}. Write `name = ...` for anything else."
-    )
+    assert str(error.value) == (f"@value marks a function, not {Wheel!r}. Write `name = ...` for anything else.")
 
 
 def test_base_that_is_no_quantizer():
@@ -709,8 +711,8 @@ def test_default_that_is_a_class():
         tensor_quant = Choosy
 
     assert mistake(Declared, where="Layer") == (
-        "Layer: Declared can't be resolved. 'Choosy' class has a default value of 'wheel' argument set to 'Wheel' class.\n"
-        "\n"
+        "Layer: Declared can't be resolved. 'Choosy' class has a default value of 'wheel' argument set to 'Wheel' "
+        "class.\n \n"
         "You should either change the name of the argument into 'wheel_class'\n"
         "or set the default value to an instance of that class."
     )
@@ -748,7 +750,7 @@ def test_refused_setting_is_located():
 def test_refused_setting_by_another_name():
     """A constructor may name a setting that the quantizer does not have."""
     assert mistake(Base(wheel=refusing("size")), where="Layer") == (
-        f"Layer: in Base(wheel=Refusing), size=3 is not possible: expected a whole number. Write size=3."
+        "Layer: in Base(wheel=Refusing), size=3 is not possible: expected a whole number. Write size=3."
     )
 
 

@@ -54,8 +54,9 @@ PLAIN_ROUNDINGS = ["half_even", "half_up", "floor", "ceil", "toward_zero"]
 @contextmanager
 def form(name):
     """The eager forms, those that a compiler would trace, or the ones without gradients."""
-    with mock.patch("torch.compiler.is_compiling", lambda: name == "traced"), torch.set_grad_enabled(name != "no grad"):
-        yield
+    with mock.patch("torch.compiler.is_compiling", return_value=name == "traced"):
+        with torch.set_grad_enabled(name != "no grad"):
+            yield
 
 
 def act(quantizer=Int8Act, **overrides):
@@ -115,6 +116,64 @@ def test_grid_of_an_input():
     grid = quant.grid(torch.tensor([1.27], requires_grad=True))
     assert grid.scale.item() == pytest.approx(0.01)
     assert not grid.scale.requires_grad
+
+
+@pytest.mark.parametrize("scaling", ["learned", "collected", "running"])
+def test_asking_for_a_grid_changes_nothing(scaling):
+    quant = act(ShiftedUint8Act, scaling=scaling)
+    quant(torch.tensor([-1.0, 1.55]))
+    before = {name: each.clone() for name, each in quant.state_dict().items()}
+    grid = quant.grid(torch.tensor([-9.0, 9.0]))
+    assert (grid.scale.item(), grid.zero_point.item()) == (pytest.approx(0.01), 100)
+    assert all(torch.equal(each, before[name]) for name, each in quant.state_dict().items())
+    assert quant.scaling.training
+
+
+def test_asking_a_weight_for_a_grid_before_the_first_forward():
+    """It still follows the weight."""
+    quant = weight(Int8WeightPerTensorLearned)
+    quant.initialize(torch.tensor([127.0]))
+    assert quant.grid(torch.tensor([254.0])).scale.item() == 2
+    assert quant.scaling.magnitude.item() == 127
+    assert quant.grid(torch.tensor([254.0])).source == quant.source
+    assert quant.quantize(torch.tensor([381.0]))[1].scale.item() == 3
+
+
+def test_scale_as_it_stands():
+    quant = act(scaling="learned")
+    quant(torch.tensor([128.0]))
+    assert (quant.scale().item(), quant.scale().shape) == (1, ())
+    assert act(scale=0.25).scale().item() == 0.25
+    per_channel = act(Int8ActPerChannel)
+    per_channel(torch.tensor([[128.0, 256.0]]))
+    assert per_channel.scale().tolist() == [1, 2]
+    assert act(Int8ActPerChannel, scale=[0.5, 0.25], axis=-2).scale().tolist() == [0.5, 0.25]
+    assert not quant.scale().requires_grad
+
+
+@pytest.mark.parametrize(
+    "quantizer", [Int8WeightPerTensor, Int8WeightPerTensorLearned, Int8Act, ShiftedUint8Act, Int8ActPerChannel]
+)
+def test_scale_that_does_not_stand_yet(quantizer):
+    quant = resolve(quantizer)
+    for _ in range(2):
+        with pytest.raises(QuantizerError) as error:
+            quant.scale()
+        assert str(error.value) == (
+            f"{quant.scheme()}: the scale follows the input, or has seen none yet. Ask for the grid of an input, "
+            "quant.grid(x).scale, or run some batches in training mode first."
+        )
+        quant.initialize(torch.ones(2, 3))
+
+
+def test_axis_that_the_input_does_not_have():
+    model = nn.Sequential(qnn.QuantIdentity(act_quant=Int8ActPerChannel))
+    with pytest.raises(QuantizerError) as error:
+        model(torch.ones(3))
+    assert str(error.value) == (
+        "0.act_quant: axis=1 is not a dimension of an input of 1 dimensions. Write one from -1 to 0, or axis=None for "
+        "one scale."
+    )
 
 
 def test_grid_is_detached():
@@ -181,8 +240,11 @@ def test_dtypes(dtype, quantizer):
     x = torch.tensor([[-1.0, 0.5], [0.25, 1.5]], dtype=dtype, requires_grad=True)
     values, grid = quant.quantize(x)
     assert values.dtype == dtype
-    assert grid.scale.dtype == (torch.float64 if dtype == torch.float64 and quantizer is not Int8Act
-                                and quantizer is not ShiftedUint8Act else torch.float32)
+    assert grid.scale.dtype == (
+        torch.float64
+        if dtype == torch.float64 and quantizer is not Int8Act and quantizer is not ShiftedUint8Act
+        else torch.float32
+    )
     torch.testing.assert_close(values, x, rtol=0.02, atol=0.02)
     assert torch.autograd.grad(values.sum(), x)[0].dtype == dtype
 
@@ -428,7 +490,9 @@ def test_bias_by_definition(numbers, input_scale, weight_scale, bit_width):
     inputs = Grid(torch.tensor(input_scale))
     per_channel = torch.full((len(numbers), 1), weight_scale)
     scale = np.float32(input_scale) * np.float32(weight_scale)
-    codes = np.clip(np.rint(np.array(numbers, np.float32) / scale), -(2.0 ** (bit_width - 1)), 2.0 ** (bit_width - 1) - 1)
+    codes = np.clip(
+        np.rint(np.array(numbers, np.float32) / scale), -(2.0 ** (bit_width - 1)), 2.0 ** (bit_width - 1) - 1
+    )
     for weights in (torch.tensor(weight_scale), per_channel):
         values, grid = quant.quantize(torch.tensor(numbers), inputs, Grid(weights))
         assert values.tolist() == (codes.astype(np.float32) * scale).tolist()
@@ -461,8 +525,8 @@ def test_bias_with_a_scale_of_its_own():
             None,
             Grid(torch.tensor(0.5)),
             "BiasQuant: this bias quantizer needs the scales of input and weight, and the input is a plain tensor. Set "
-            "return_quant_tensor=True on the layer before, or give this one input_quant=Int8Act, or choose a bias with a "
-            "scale of its own: bias_quant=Int8BiasOwnScale.",
+            "return_quant_tensor=True on the layer before, or give this one input_quant=Int8Act, or choose a bias "
+            "with a scale of its own: bias_quant=Int8BiasOwnScale.",
         ),
         (
             Grid(torch.tensor(0.5)),
@@ -552,8 +616,8 @@ def test_another_scheme_is_refused():
         four.load_state_dict(eight.state_dict())
     said = (
         "IntQuant: the file holds int8, per tensor, scale LearnedScaling, half_even, the model is int4, per tensor, "
-        "scale LearnedScaling, half_even. Build the model with the file's quantizers, or load with strict=False to keep "
-        "this one's scheme."
+        "scale LearnedScaling, half_even. Build the model with the file's quantizers, or load with strict=False to "
+        "keep this one's scheme."
     )
     assert str(error.value) == (
         f'Error(s) in loading state_dict for IntQuant:\n\tUnexpected key(s) in state_dict: "{said}". '
@@ -570,12 +634,14 @@ def test_another_scheme_is_refused_by_a_model():
     other = nn.Sequential(nn.Identity(), qnn.QuantLinear(2, 2, weight_rounding="floor"))
     with pytest.raises(RuntimeError) as error:
         other.load_state_dict(model.state_dict())
-    assert "1.weight_quant: the file holds int8 narrow, per tensor, scale StatisticScaling, half_even, " in str(error.value)
+    assert "1.weight_quant: the file holds int8 narrow, per tensor, scale StatisticScaling, half_even, " in str(
+        error.value
+    )
 
 
 def test_domain_of_the_state_is_part_of_the_scheme():
     """A logarithm must not be taken for a magnitude."""
-    with pytest.raises(RuntimeError, match="the file holds int8, per tensor, scale LearnedScaling LogScale()"):
+    with pytest.raises(RuntimeError, match=r"the file holds int8, per tensor, scale LearnedScaling LogScale\(\)"):
         act(scaling="learned").load_state_dict(act(scaling="learned", restriction="log").state_dict())
 
 
@@ -678,9 +744,9 @@ def test_impossible_flag():
         ),
         (
             {"statistic": "abs_max"},
-            "here: in ShiftedUint8Act(statistic='abs_max'), statistic=AbsMax() is not possible: expected a statistic with "
-            "a lower end (`low`), for the zero point. Write statistic='min_max' or statistic='percentile_interval', or "
-            "zero_point=None.",
+            "here: in ShiftedUint8Act(statistic='abs_max'), statistic=AbsMax() is not possible: expected a statistic "
+            "with a lower end (`low`), for the zero point. Write statistic='min_max' or "
+            "statistic='percentile_interval', or zero_point=None.",
         ),
     ],
 )

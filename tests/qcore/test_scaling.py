@@ -684,7 +684,8 @@ def test_compiled_collection():
         *(
             (
                 {"momentum": momentum},
-                f"momentum={momentum!r} is not possible: expected a number above 0, up to 1, or None for the plain mean.",
+                f"momentum={momentum!r} is not possible: expected a number above 0, up to 1, or None for the plain "
+                "mean.",
             )
             for momentum in (0, 1.5, -0.1, NAN, True, "0.1")
         ),
@@ -744,9 +745,9 @@ def test_measuring():
 
 
 def test_printed():
-    assert repr(ConstantScaling(NARROW, scale=1.0)) == "ConstantScaling(per tensor)"
-    assert repr(ConstantScaling(NARROW, scale=1.0, axis=1, restriction=PowerOfTwoScale())) == (
-        "ConstantScaling(per index of axis 1, PowerOfTwoScale('ceil'))"
+    assert repr(ConstantScaling(NARROW, scale=2**-7)) == "ConstantScaling(0.0078125, per tensor)"
+    assert repr(ConstantScaling(NARROW, scale=[1.0, 2.0], axis=1, restriction=PowerOfTwoScale())) == (
+        "ConstantScaling(2 numbers, per index of axis 1, PowerOfTwoScale('ceil'))"
     )
     assert repr(StatisticScaling(NARROW, axis=0)) == "StatisticScaling(AbsMax(), per index of axis 0)"
     assert repr(build(LearnedScaling, MinMax())) == "LearnedScaling(MinMax(), per tensor)"

@@ -144,8 +144,9 @@ def test_scaling_without_a_lower_end():
     with pytest.raises(SettingError) as error:
         RangeZeroPoint(ConstantScaling(UNSIGNED, scale=0.5), UNSIGNED)
     assert str(error.value) == (
-        "scaling='ConstantScaling' is not possible: expected a scaling that knows the lower end of the range (`low_of`), "
-        "for the zero point. Write scaling='statistic', 'learned', 'collected' or 'running', or zero_point=None."
+        "scaling='ConstantScaling' is not possible: expected a scaling that knows the lower end of the range "
+        "(`low_of`), for the zero point. Write scaling='statistic', 'learned', 'collected' or 'running', or "
+        "zero_point=None."
     )
 
 

@@ -1,0 +1,185 @@
+"""Every exported quantizer is what its name says."""
+
+import re
+
+import pytest
+import torch
+
+import bitwright.nn as qnn
+from bitwright import quantizers
+from bitwright.qcore import (
+    BiasQuant,
+    CollectedScaling,
+    FloatScale,
+    IntQuant,
+    LearnedScaling,
+    PowerOfTwoScale,
+    Quantizer,
+    QuantTensor,
+    RangeZeroPoint,
+    StatisticScaling,
+    int_bounds,
+    resolve,
+)
+from bitwright.quantizers import Int8Act
+
+FRAGMENTS = {"IntBase", "BiasBase", "PerOutputChannel", "PowerOfTwo", "Shifted"}
+NAME = re.compile(
+    r"(?P<shifted>Shifted)?(?P<kind>Int|Uint)(?P<bits>\d+)(?P<slot>Weight|Act|Bias)"
+    r"(?P<granularity>PerTensor|PerChannel)?(?P<own>OwnScale)?(?P<scale>PowerOfTwo|Learned|MSE)?"
+)
+QUANTIZERS = [getattr(quantizers, name) for name in quantizers.__all__ if name not in FRAGMENTS]
+every = pytest.mark.parametrize("quantizer", QUANTIZERS, ids=repr)
+
+
+def said(quantizer):
+    """The parts of a quantizer's name."""
+    return NAME.fullmatch(quantizer.__name__).groupdict()
+
+
+def layer(quantizer, **overrides):
+    """A layer that takes it."""
+    slot = said(quantizer)["slot"]
+    if slot == "Weight":
+        return qnn.QuantConv2d(2, 3, 3, weight_quant=quantizer, **overrides)
+    if slot == "Bias":
+        return qnn.QuantConv2d(2, 3, 3, input_quant=Int8Act(scale=0.1), bias_quant=quantizer, **overrides)
+    return qnn.QuantIdentity(act_quant=quantizer, return_quant_tensor=True, **overrides)
+
+
+def quant_of(module, quantizer):
+    return getattr(module, said(quantizer)["slot"].lower() + "_quant")
+
+
+@every
+def test_name_follows_the_rule(quantizer):
+    parts = said(quantizer)
+    assert (parts["granularity"] is not None) >= (parts["slot"] == "Weight")
+    assert (parts["own"] is None) or parts["slot"] == "Bias"
+    assert (parts["shifted"] is None) or parts["kind"] == "Uint"
+
+
+def test_names_are_those_of_the_classes():
+    for name in quantizers.__all__:
+        assert getattr(quantizers, name).__name__ == name
+        assert issubclass(getattr(quantizers, name), Quantizer)
+    assert len(set(quantizers.__all__)) == len(quantizers.__all__)
+    assert FRAGMENTS <= set(quantizers.__all__)
+
+
+def test_every_declared_one_is_exported():
+    for module in (quantizers.weights, quantizers.activations, quantizers.biases, quantizers.base):
+        assert set(module.__all__) <= set(quantizers.__all__)
+        declared = {name for name, item in vars(module).items() if getattr(item, "__module__", "") == module.__name__}
+        assert declared == set(module.__all__)
+
+
+@every
+def test_documented(quantizer):
+    assert quantizer.__doc__.strip().split("\n")[0].endswith(".")
+
+
+@every
+def test_two_bases_at_most(quantizer):
+    assert 1 <= len(quantizer.__bases__) <= 2
+
+
+@every
+def test_resolves_to_what_its_name_says(quantizer):
+    parts, quant = said(quantizer), quant_of(layer(quantizer), quantizer)
+    follows = parts["slot"] == "Bias" and not parts["own"]
+    assert type(quant) is (BiasQuant if follows else IntQuant)
+    assert quant.int_range.bit_width == int(parts["bits"])
+    assert quant.int_range.signed == (parts["kind"] == "Int")
+    assert quant.quantizer == quantizer
+    assert quant.follows_input == follows
+    if follows:
+        return
+    assert (type(quant.zero_point) is RangeZeroPoint) == bool(parts["shifted"])
+    axis = None if parts["granularity"] != "PerChannel" else 0 if parts["slot"] == "Weight" else 1
+    assert quant.axis == quant.scaling.axis == axis
+    assert type(quant.scaling.restriction) is (PowerOfTwoScale if parts["scale"] == "PowerOfTwo" else FloatScale)
+    learned = parts["scale"] in ("Learned", "MSE")
+    expected = CollectedScaling if parts["slot"] == "Act" else LearnedScaling if learned else StatisticScaling
+    assert type(quant.scaling) is expected
+    symmetric = parts["slot"] != "Act" and parts["kind"] == "Int"
+    assert quant.narrow_range == symmetric
+
+
+@every
+def test_granularity_of_the_scale(quantizer):
+    parts, module = said(quantizer), layer(quantizer)
+    torch.manual_seed(0)
+    y = module(torch.randn(4, 2, 5, 5))
+    if parts["slot"] == "Act":
+        shape = (1, 2, 1, 1) if parts["granularity"] else ()
+        assert isinstance(y, QuantTensor)
+        assert y.scale.shape == shape
+    else:
+        tensor = module.quant_weight() if parts["slot"] == "Weight" else module.quant_bias()
+        assert tensor.scale.shape == ((3, 1, 1, 1) if parts["granularity"] == "PerChannel" else ())
+
+
+@every
+def test_integers_are_in_range_and_of_the_smallest_type(quantizer):
+    module = layer(quantizer)
+    torch.manual_seed(0)
+    y = module(torch.randn(4, 2, 5, 5))
+    slot = said(quantizer)["slot"]
+    codes = y.int() if slot == "Act" else module.int_weight() if slot == "Weight" else module.int_bias()
+    quant = quant_of(module, quantizer)
+    low, high = int_bounds(int(said(quantizer)["bits"]), quant.int_range.signed, quant.int_range.narrow_range)
+    assert low <= codes.min()
+    assert codes.max() <= high
+    smallest = [torch.int8, torch.uint8, torch.int16, torch.int32]
+    holds = [each for each in smallest if torch.iinfo(each).min <= low and high <= torch.iinfo(each).max]
+    assert codes.dtype == holds[0]
+
+
+@every
+def test_powers_of_two(quantizer):
+    if said(quantizer)["scale"] != "PowerOfTwo":
+        return
+    module = layer(quantizer)
+    y = module(torch.linspace(-3, 3, 100).reshape(1, 2, 5, 10))
+    slot = said(quantizer)["slot"]
+    scale = y.scale if slot == "Act" else module.quant_weight().scale if slot == "Weight" else module.quant_bias().scale
+    assert torch.equal(torch.frexp(scale).mantissa, torch.full_like(scale, 0.5))
+
+
+@every
+@pytest.mark.parametrize("bit_width", [2, 5, 16, 32])
+def test_bit_width_by_keyword(quantizer, bit_width):
+    slot = said(quantizer)["slot"]
+    module = layer(quantizer, **{"bit_width" if slot == "Act" else f"{slot.lower()}_bit_width": bit_width})
+    quant = quant_of(module, quantizer)
+    assert quant.int_range.bit_width == bit_width
+    assert quant.quantizer == quantizer(bit_width=bit_width)
+
+
+@every
+def test_same_as_another_one_of_other_bits(quantizer):
+    """Widths differ in nothing else: Int4WeightPerTensor is Int8WeightPerTensor(bit_width=4)."""
+    parts = said(quantizer)
+    other = quantizer.__name__.replace(parts["bits"], "32" if parts["slot"] == "Bias" and not parts["own"] else "8", 1)
+    base = getattr(quantizers, other)
+    provided = {"channel_axis": 0}
+    schemes = [resolve(each, provided).scheme() for each in (quantizer, base(bit_width=int(parts["bits"])))]
+    assert schemes[0] == schemes[1]
+
+
+@pytest.mark.parametrize("quantizer", [each for each in QUANTIZERS if said(each)["slot"] == "Weight"], ids=repr)
+@pytest.mark.parametrize(
+    ("build", "axis"),
+    [
+        (lambda quantizer: qnn.QuantLinear(4, 6, weight_quant=quantizer), 0),
+        (lambda quantizer: qnn.QuantConv1d(4, 6, 3, weight_quant=quantizer), 0),
+        (lambda quantizer: qnn.QuantConvTranspose2d(4, 6, 3, weight_quant=quantizer), 1),
+    ],
+    ids=["linear", "conv1d", "conv_transpose2d"],
+)
+def test_output_channels_of_every_weight(quantizer, build, axis):
+    weight = build(quantizer).quant_weight()
+    expected = [1] * weight.ndim
+    expected[axis] = 6
+    assert weight.scale.shape == (tuple(expected) if said(quantizer)["granularity"] == "PerChannel" else ())
