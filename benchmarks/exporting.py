@@ -83,15 +83,11 @@ LIBRARIES = ("bitwright", "Brevitas")
 W4A4B32, W8A8B32 = Scheme(4, 4, int_bias=True), Scheme(8, 8, int_bias=True)
 
 EXPORTING = {
-    "onnx-size": Workload(
-        "ONNX file of LeNet-5, W4", LIBRARIES, partial(size, NARROW, Scheme(4)), repeats=False
-    ),
+    "onnx-size": Workload("ONNX file of LeNet-5, W4", LIBRARIES, partial(size, NARROW, Scheme(4)), repeats=False),
     "onnx-size-w4a4b32": Workload(
         "ONNX file of LeNet-5, W4A4 + Int32Bias", LIBRARIES, partial(size, NARROW, W4A4B32), repeats=False
     ),
-    "onnxruntime-w4": Workload(
-        "onnxruntime, LeNet-5 batch 64, W4", LIBRARIES, partial(latency, FAST, Scheme(4))
-    ),
+    "onnxruntime-w4": Workload("onnxruntime, LeNet-5 batch 64, W4", LIBRARIES, partial(latency, FAST, Scheme(4))),
     "onnxruntime-w4a4b32": Workload(
         "onnxruntime, LeNet-5 batch 64, W4A4 + Int32Bias", LIBRARIES, partial(latency, FAST, W4A4B32)
     ),

@@ -1,6 +1,7 @@
 """The layers of torch.ao.quantization: the fused fake-quant modules, the fastest that torch itself has.
 
-They do less: activation scales follow a moving average of the range and are not learned, and no gradient reaches a scale.
+They do less: activation scales follow a moving average of the range and are not learned, and no gradient reaches a
+scale.
 """
 
 from typing import Any
@@ -40,9 +41,7 @@ class AoLayers(Layers):
         bias: bool = True,
         input_quant: bool = False,
     ) -> nn.Module:
-        layer = qat.Conv2d(
-            in_channels, out_channels, kernel_size, stride, padding, bias=bias, qconfig=self._qconfig()
-        )
+        layer = qat.Conv2d(in_channels, out_channels, kernel_size, stride, padding, bias=bias, qconfig=self._qconfig())
         return nn.Sequential(self.identity(), layer) if input_quant else layer
 
     def linear(self, in_features: int, out_features: int, *, input_quant: bool = False) -> nn.Module:

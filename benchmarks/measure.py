@@ -64,44 +64,73 @@ def measure(key: str, workload: Workload, places: list[Place], effort: Effort) -
     place: what slows a machine down for a while slows both.
     """
     begun = time.monotonic()
-    taking_part = {place: [each for each in workload.libraries if each in place.libraries] for place in places}
-    taking_part = {place: libraries for place, libraries in taking_part.items() if libraries}
-    for place, libraries in reversed(taking_part.items()):  # the other process first: it prepares meanwhile
-        place.begin(key, libraries)
-    failures = {}
-    samples: dict[Place, dict[str, list[float]]] = {}
-    for place, libraries in taking_part.items():
-        failed = place.prepared()
-        ready = [] if "float" in failed else [each for each in ("float", *libraries) if each not in failed]
-        samples[place] = {library: [] for library in ready}
-        failures |= {library: failed.get(library, failed.get("float", "")) for library in libraries if library not in ready}
+    teams = [_Team(place, workload) for place in places if set(workload.libraries) & set(place.libraries)]
+    for team in reversed(teams):  # another process first: it prepares meanwhile
+        team.place.begin(key, team.libraries)
+    for team in teams:
+        team.get_ready()
     order = random.Random(0)
     rounds, since = 0, time.monotonic()
-    while not effort.suffices(rounds, since) and any(samples.values()):
-        for place, numbers in samples.items():
-            for library in order.sample(list(numbers), len(numbers)):
-                try:
-                    numbers[library].append(place.sample(library))
-                except Exception as error:  # a failure is a result, too
-                    failures[library] = str(error)
-                    del numbers[library]
+    while any(team.samples for team in teams) and not effort.suffices(rounds, since):
+        for team in teams:
+            team.play(order)
         rounds += 1
         if not workload.repeats:
             break
-    for place in taking_part:
-        place.end()
-    compared, base = _summaries(workload, list(samples.values()))
-    return Measurement(compared, base, failures, time.monotonic() - begun)
+    for team in teams:
+        team.place.end()
+    compared, failures = {}, {}
+    for team in teams:
+        compared |= team.compared(workload)
+        failures |= team.failures
+    return Measurement(compared, teams[0].base(workload), failures, time.monotonic() - begun)
 
 
-def _summaries(workload: Workload, samples: list[dict[str, list[float]]]) -> tuple[dict[str, Summary], Summary | None]:
-    """Of each library's comparisons, and of float's own numbers in the first place."""
-    compared = {}
-    for numbers in samples:
-        for library in numbers:
+class _Team:
+    """Float and the libraries that share a place with it.
+
+    Invariant: all in ``samples`` have as many; nobody is left in it once float has failed.
+    """
+
+    def __init__(self, place: Place, workload: Workload) -> None:
+        self.place = place
+        self.libraries = [library for library in workload.libraries if library in place.libraries]
+        self.samples: dict[str, list[float]] = {library: [] for library in ("float", *self.libraries)}
+        self.failures: dict[str, str] = {}
+
+    def get_ready(self) -> None:
+        """Wait until all are prepared."""
+        for library, error in self.place.prepared().items():
+            self._drop(library, error)
+
+    def play(self, order: random.Random) -> None:
+        """One round."""
+        for library in order.sample(list(self.samples), len(self.samples)):
+            try:
+                number = self.place.sample(library)
+            except Exception as error:  # a failure is a result, too
+                self._drop(library, str(error))
+            else:
+                if library in self.samples:
+                    self.samples[library].append(number)
+
+    def _drop(self, library: str, error: str) -> None:
+        lost = self.libraries if library == "float" else [library]
+        self.failures |= {each: error for each in lost if each not in self.failures}
+        for each in (library, *lost):
+            self.samples.pop(each, None)
+
+    def compared(self, workload: Workload) -> dict[str, Summary]:
+        """Each library's numbers beside float's."""
+        found = {}
+        for library in self.samples:
             if library != "float":
-                pairs = zip(numbers[library], numbers["float"], strict=True)
-                compared[library] = summarize([workload.compare(one, base) * workload.scale for one, base in pairs])
-    base = next((numbers["float"] for numbers in samples if numbers.get("float")), None)
-    in_unit = workload.scale if workload.unit else 1.0
-    return compared, None if base is None else summarize([each * in_unit for each in base])
+                pairs = zip(self.samples[library], self.samples["float"], strict=True)
+                found[library] = summarize([workload.compare(one, base) * workload.scale for one, base in pairs])
+        return found
+
+    def base(self, workload: Workload) -> Summary | None:
+        """Float's own numbers: in the workload's unit, in seconds or bytes where it is a ratio."""
+        numbers = self.samples.get("float")
+        in_unit = workload.scale if workload.unit else 1.0
+        return summarize([number * in_unit for number in numbers]) if numbers else None

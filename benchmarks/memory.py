@@ -1,5 +1,6 @@
 """How much memory a call needs."""
 
+import os
 from collections.abc import Callable
 
 from torch.profiler import ProfilerActivity, profile
@@ -12,6 +13,7 @@ def peak_bytes(call: Callable[[], object]) -> int:
 
     The profiler records every allocation and every release, those inside of kernels included.
     """
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else the profiler reports each start and stop
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recording:
         call()
     assert recording.profiler is not None

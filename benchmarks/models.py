@@ -116,7 +116,7 @@ class Mlp(nn.Module):
 
 
 class EncoderBlock(nn.Module):
-    """Self-attention and a feed-forward net, each after a normalisation; the inputs of all six linears are quantized."""
+    """Self-attention and a feed-forward net, each after a normalisation; all linears have quantized inputs."""
 
     def __init__(self, layers: Layers, width: int, heads: int) -> None:
         super().__init__()

@@ -37,7 +37,7 @@ class Step:
 
 
 def trained(network: Network, scheme: Scheme, library: str) -> nn.Module:
-    """A network, in training mode, that has seen a batch: with ``collect_steps=1`` its scales are learned from now on."""
+    """A network, in training mode, that has seen a batch: after ``collect_steps=1`` its scales are learned."""
     torch.manual_seed(0)
     model = network.build(layers_of(library, scheme)).train()
     with torch.no_grad():
@@ -155,9 +155,7 @@ NETWORKS = {
         repeats=False,
     ),
     "resnet-eval": Workload("ResNet-18, W4A4, evaluation", ALL, partial(evaluation, RESNET18, W4A4)),
-    "mlp-step": Workload(
-        "MLP 3 x 512, W4A4, training step", (*ALL, "torchao"), partial(training, MLP_512, W4A4)
-    ),
+    "mlp-step": Workload("MLP 3 x 512, W4A4, training step", (*ALL, "torchao"), partial(training, MLP_512, W4A4)),
     "encoder-step": Workload(
         "12-layer encoder, W8A8, training step", (*ALL, "torchao"), partial(training, ENCODER, W8A8)
     ),

@@ -42,8 +42,8 @@ def duration(seconds: float) -> str:
     """Seconds in a unit that suits them.
 
     Example:
-        >>> duration(1.2e-5), duration(0.25)
-        ('12.0 us', '250 ms')
+        >>> duration(1.24e-5), duration(0.25)
+        ('12.4 us', '250 ms')
     """
     for unit, size in (("s", 1.0), ("ms", 1e-3)):
         if seconds >= size:
@@ -77,7 +77,7 @@ def row_lines(rows: Iterable[Row], run: Run) -> list[str]:
 def page(run: Run | None) -> str:
     """The whole of docs/benchmarks.md; None before the first run."""
     if run is None:
-        return f"{INTRODUCTION}\n{REPEATING}\n{METHOD}"
+        return "\n".join([INTRODUCTION, "Not run yet.\n", REPEATING, METHOD])
     return "\n".join([INTRODUCTION, _setting(run), BUDGETS, _budgets(run), REPEATING, METHOD, *_sections(run)])
 
 
@@ -111,7 +111,8 @@ def _table(section: Section, run: Run) -> str:
         title = f"{workload.title}, {workload.unit}" if workload.unit else workload.title
         told = {library: _told(measurement, library) for library in LIBRARIES}
         spread = _spread([measurement.compared.get("bitwright")])
-        lines.append(_line([title, _base(workload, measurement), told["bitwright"], spread, *(told[each] for each in OTHERS)]))
+        cells = [title, _base(workload, measurement), told["bitwright"], spread]
+        lines.append(_line([*cells, *(told[library] for library in OTHERS)]))
     return "\n".join(lines) + "\n"
 
 
@@ -159,15 +160,15 @@ def _line(cells: Iterable[str]) -> str:
 INTRODUCTION = """\
 # Benchmarks
 
-What quantized training costs beside plain float torch, and beside other libraries that do it. Every number is a ratio to
-the same model in float, unless a row says otherwise: 1 would be free.
+What quantized training costs beside plain float torch, and beside other libraries that do it. Every number is a ratio
+to the same model in float, unless a row says otherwise: 1 would be free.
 """
 
 BUDGETS = """\
 ## Budgets
 
-What each piece of work may cost at most, and what it does. Missing a budget fails no test: tests count modules, operations
-and saved bytes instead (`tests/test_cost.py`).
+What each piece of work may cost at most, and what it does. Missing a budget fails no test: tests count modules,
+operations and saved bytes instead (`tests/test_cost.py`).
 """
 
 REPEATING = """\
@@ -180,32 +181,34 @@ make bench ARGS="--quick"               # all budgets, three rounds each: does e
 make bench ARGS="--no-brevitas"         # without Brevitas
 ```
 
-It makes two virtual environments of its own, `.venv/bench` and `.venv/brevitas`, and writes every number, with its spread,
-to `out/bench/results.json`. Let nothing else run meanwhile, and have 12 GB of memory free.
+It makes two virtual environments of its own, `.venv/bench` and `.venv/brevitas`, and writes every number, with its
+spread, to `out/bench/results.json`. Let nothing else run meanwhile, and have 12 GB of memory free.
 """
 
 METHOD = """\
 ## How it is measured
 
-- On the CPU, with one thread. The clock is the CPU time of that thread (`time.thread_time`), which stands still while another
-  process has the core; these are CPU seconds, not wall seconds. What other processes do to caches and memory still counts.
-- In rounds. In each round every library gives one sample, in random order, and each sample is divided by float's of the
-  same round. A sample lasts 5 ms or longer: shorter calls are repeated. What is shown is the median of the rounds' ratios,
-  with the quartiles as spread; 7 to 31 rounds, as many as fit into 4 seconds.
-- Float, bitwright, `torch.ao.quantization` and torchao share a process. Brevitas pins another version of `dependencies` than
-  bitwright, so it has an environment and a process of its own, and is compared with float in that process, round by round
-  beside the first.
-- Every network is written once, in `benchmarks/models.py`; a library only makes its layers. Weights have one scale a tensor,
-  from the largest magnitude. A training step is forward, loss, backward and SGD with momentum, at a learning rate of 0: the
-  same arithmetic at every step. "Learned": activation scales are parameters, as they are once statistics were collected.
-- The others do not always do the same work. torch.ao: the fused fake-quant modules; activation scales follow a moving average,
-  nothing is learned. torchao: a scale for each output channel and each token, linear layers only.
-- A learned scale at the network's input makes the first layer compute a gradient that the float network never needs; row
-  2b is without it.
-- Peak memory: the most bytes that torch's allocator has given out during a step beyond those before it, from the profiler's
-  record of allocations; weights and momentum are there before, gradients are not.
+- On the CPU, with one thread. The clock is the CPU time of that thread (`time.thread_time`), which stands still while
+  another process has the core; these are CPU seconds, not wall seconds. What other processes do to caches and memory
+  still counts.
+- In rounds. In each round every library gives one sample, in random order, and each sample is divided by float's of
+  the same round. A sample lasts 5 ms or longer: shorter calls are repeated. What is shown is the median of the
+  rounds' ratios, with the quartiles as spread; 7 to 31 rounds, as many as fit into 4 seconds.
+- Float, bitwright, `torch.ao.quantization` and torchao share a process. Brevitas pins another version of
+  `dependencies` than bitwright, so it has an environment and a process of its own, and is compared with float in that
+  process, round by round beside the first.
+- Every network is written once, in `benchmarks/models.py`; a library only makes its layers. Weights have one scale a
+  tensor, from the largest magnitude. A training step is forward, loss, backward and SGD with momentum, at a learning
+  rate of 0: the same arithmetic at every step. "Learned": activation scales are parameters, as they are once
+  statistics were collected.
+- The others do not always do the same work. torch.ao: the fused fake-quant modules; activation scales follow a moving
+  average, nothing is learned. torchao: a scale for each output channel and each token, linear layers only.
+- A learned scale at the network's input makes the first layer compute a gradient that the float network never needs;
+  row 2b is without it.
+- Peak memory: the most bytes that torch's allocator has given out during a step beyond those before it, from the
+  profiler's record of allocations; weights and momentum are there before, gradients are not.
 - Import: CPU time of a process that imports the library, less that of one which imports torch alone.
 - Graphs: how often `torch.compile` calls its backend during 400 training steps from the first, at batch 8.
-- Construction with initialisation skipped: `nn.Linear.reset_parameters` does nothing, so that filling weights with random numbers
-  doesn't hide the rest.
+- Construction with initialisation skipped: `nn.Linear.reset_parameters` does nothing, so that filling weights with
+  random numbers doesn't hide the rest.
 """

@@ -30,9 +30,6 @@ def main(arguments: list[str]) -> int:
     options = _parser().parse_args(arguments)
     rows = chosen_rows(options.rows)
     whole = not (options.rows or options.quick)
-    torch.set_num_threads(1)
-    warnings.simplefilter("ignore")  # of other libraries, like what they log
-    logging.disable(logging.WARNING)
     local = Station(tuple(library for library in LIBRARIES if library not in ("float", OWN_PROCESS)))
     remote = None if options.no_brevitas else RemoteStation(options.brevitas_python)
     places: list[Place] = [local] if remote is None else [local, remote]
@@ -64,9 +61,13 @@ def main(arguments: list[str]) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description=__doc__)
     parser.add_argument("--rows", help="only these budgets, by number: 1,2b,14")
-    parser.add_argument("--quick", action="store_true", help="only the budgets, three rounds each: does everything run?")
+    parser.add_argument(
+        "--quick", action="store_true", help="only the budgets, three rounds each: does everything run?"
+    )
     parser.add_argument("--no-brevitas", action="store_true", help="without Brevitas and its process")
-    parser.add_argument("--brevitas-python", default=sys.executable, help="the interpreter that Brevitas is installed in")
+    parser.add_argument(
+        "--brevitas-python", default=sys.executable, help="the interpreter that Brevitas is installed in"
+    )
     return parser
 
 
@@ -94,4 +95,7 @@ def workloads_of(rows: tuple[Row, ...], whole: bool) -> list[str]:
 
 
 if __name__ == "__main__":
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")  # of other libraries, like what they log
+    logging.disable(logging.WARNING)
     sys.exit(main(sys.argv[1:]))

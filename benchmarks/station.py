@@ -3,6 +3,7 @@
 import gc
 import json
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,8 @@ class Station:
     def end(self) -> None:
         """Forget the workload."""
         self._samplers.clear()
-        torch._dynamo.reset()
+        if "torch._dynamo" in sys.modules:  # importing it takes longer than most workloads
+            torch._dynamo.reset()
         gc.unfreeze()
         gc.collect()
 
@@ -74,9 +76,7 @@ class RemoteStation:
     def __init__(self, python: str) -> None:
         self.libraries = (OWN_PROCESS,)
         command = [python, "-m", f"{__package__}.worker"]
-        self._worker = subprocess.Popen(
-            command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
+        self._worker = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def versions(self) -> dict[str, str]:
         """Of what is installed there."""

@@ -58,11 +58,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="LeNet-5 on real digits: trained, quantized three ways, exported.")
-    parser.add_argument("--epochs", type=int, help="of each training (default: 20, or 1 with --fast)")
+    parser.add_argument("--epochs", type=_count, help="of each training (default: 20, or 1 with --fast)")
     parser.add_argument("--seed", type=int, default=0, help="of the split, the weights and the order (default: 0)")
     parser.add_argument("--out", type=Path, default=Path("out"), help="folder to write to (default: out)")
     parser.add_argument("--fast", action="store_true", help="few digits, to see that everything runs")
     return parser
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number, 1 or more")
+    return int(text)
 
 
 def _trained(digits: Digits, epochs: int, seed: int, checkpoint: Path, progress: Progress) -> list[LeNet]:

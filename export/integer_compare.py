@@ -17,6 +17,7 @@ from .integer_journal import numbered
 from .integer_passes import culprits, load
 from .integer_requantize import requantization
 from .integer_run import IntegerRun, run_lowered
+from .integer_tensor import IntegerTensor
 from .integers import integers as integers_from
 from .layer_integers import Integers
 from .lowering import Lowering, evaluating, lowered, quantizers_of, unchanged
@@ -232,7 +233,7 @@ def _against_torch(
 
 def compared(name: str, where: str, x: Tensor, ours: Tensor, theirs: Tensor, grid: IntegerGrid, rounding: Any) -> Row:
     """Two sets of codes of one tensor, from the same input, whose values before rounding are ``x``."""
-    values = (x.values if hasattr(x, "terms") else x).double()  # type: ignore[attr-defined]
+    values = (x.value if isinstance(x, IntegerTensor) else x).double()
     scale, zero_point = (grid.shaped(each, x.ndim).to(values.device) for each in (grid.scale, grid.zero_point))
     low, high = grid.bounds
     steps, near = values / scale, max(TIE, RESOLUTION * (high - low))

@@ -116,7 +116,7 @@ class _Graph:
 
     def _moved(self, node: Any, inner: Form) -> Form | None:
         inputs = [inner.codes, *node.inputs[1:]]
-        attributes: Any = node.attributes
+        attributes = list(node.attributes.values())
         op_type = node.op_type
         if op_type == "Relu":
             op_type, inputs = "Clip", [inner.codes, self.constant(f"{inner.name}.zero", inner.zero_point)]
@@ -155,13 +155,10 @@ class _Graph:
         self, place: Any, op_type: str, inputs: list[Any], attributes: Any, name: str, *, after: bool = False
     ) -> Any:
         """A node in front of another, or behind it; its result."""
-        given = (
-            attributes.values() if hasattr(attributes, "values") and not isinstance(attributes, dict) else attributes
-        )
-        if isinstance(given, dict):
-            node = self.ir.node(op_type, inputs, given, name=name)
+        if isinstance(attributes, dict):
+            node = self.ir.node(op_type, inputs, attributes, name=name)
         else:
-            node = self.ir.Node("", op_type, inputs, list(given), name=name)
+            node = self.ir.Node("", op_type, inputs, attributes, name=name)
         node.outputs[0].name = name
         (self.graph.insert_after if after else self.graph.insert_before)(place, node)
         return node.outputs[0]
@@ -225,7 +222,7 @@ def _conv(graph: _Graph, node: Any) -> None:
         graph.constant(f"{x.name}.zero", x.zero_point),
         graph.constant(f"{weights.name}.zero", _one_zero_point(weights, layer)),
     ]
-    sums = graph.add(node, "ConvInteger", inputs, node.attributes, f"{layer}.products")
+    sums = graph.add(node, "ConvInteger", inputs, list(node.attributes.values()), f"{layer}.products")
     sums = graph.typed(sums, "INT32", node.outputs[0])
     along = (-1, *[1] * spatial)
     if bias is not None:

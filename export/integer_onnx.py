@@ -13,7 +13,6 @@ from .errors import ExportError, with_causes
 from .exporter import _checked
 from .formats import QCDQ, Format
 from .integer_compare import _File
-from .integer_lower import integerize
 from .integer_run import IntegerRun, run_lowered
 from .integers import integers
 from .layer_integers import Integers, LayerIntegers
@@ -72,8 +71,11 @@ def export_onnx_integer(
         ['QuantizeLinear', 'MatMulInteger', 'Add', 'Cast', 'Mul']
     """
     call = "export_onnx_integer"
+    required("numpy", call)
+    from .integer_lower import integerize  # which can't be imported without numpy
+
     export_path, options = _checked(call, export_path, options)
-    for package in ("onnx", "onnxscript", "numpy"):
+    for package in ("onnx", "onnxscript"):
         required(package, call)
     arguments = args if isinstance(args, tuple) else (args,)
     kwargs = options.get("kwargs")

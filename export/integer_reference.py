@@ -27,7 +27,7 @@ def run_integers(
 
     Sums of products are integers; at each quantizer they are moved to the next grid. Pooling, ReLU, reshaping,
     concatenation, addition and averaging need the integers alone. Any other operation (sigmoid, a batch norm that was
-    not folded ...) is computed on values, and listed in ``run.floats``.
+    not folded ...) is computed on values, and ``run.floats`` says where.
 
     Args:
         model: gives the order of operations; it is left as it was.
@@ -52,7 +52,7 @@ def run_integers(
         >>> layer = qnn.QuantLinear(8, 4, bias_quant=Int32Bias, input_quant=Int8Act(scale=0.5)).eval()
         >>> run, x = run_integers(nn.Sequential(layer), torch.randn(2, 8)), torch.randn(2, 8)
         >>> print(run)
-        1 tensors of integers, 1 layers with sums; nothing computed in floats
+        1 tensor of integers, 1 layer with sums; nothing computed in floats
         >>> torch.allclose(run_integers(nn.Sequential(layer), x).outputs, layer(x))
         True
     """

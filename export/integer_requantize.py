@@ -30,7 +30,7 @@ class ByScale:
 
     def __call__(self, x: Tensor, grid: IntegerGrid, rounding: Any) -> Tensor:
         """The integers of ``x`` on a grid, int64."""
-        values = x.values if isinstance(x, IntegerTensor) else x
+        values = x.value if isinstance(x, IntegerTensor) else x
         scale, zero_point = (grid.shaped(each, x.ndim).to(x.device) for each in (grid.scale, grid.zero_point))
         return quantize_to_int(values, scale, *grid.bounds, zero_point, rounding).to(torch.int64)
 
@@ -75,9 +75,10 @@ class ByMultiplier:
             if term.codes.numel()
         )
         if reach >= 2**63:
+            bits = max(int(each.max()).bit_length() for each in multipliers) - (reach.bit_length() - 63)
             raise ExportError(
                 f"{grid.name}: the sum of its input times the multiplier reaches {reach}, more than 64 bits. Write "
-                f"requantize=ByMultiplier(bits={self.bits - (reach.bit_length() - 63)})."
+                f"requantize=ByMultiplier(bits={bits})."
             )
         total = sum(term.codes * each for term, each in zip(x.terms, multipliers, strict=True))
         assert isinstance(total, Tensor)

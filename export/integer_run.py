@@ -31,15 +31,16 @@ class IntegerRun:
         outputs: what the model returned, its tensors as float32 values.
         codes: the integers of every activation, int64, by the name of its quantizer.
         sums: for each layer, the smallest and largest sum that its accumulators held.
-        floats: for each module, what was computed on values in place of integers, with how often; empty for a model
-            that needs no floats between its quantizers.
+        floats: for each module, the operations that took integers and were computed on their values, with how often
+            (what follows up to the next quantizer is float, too); empty for a model that needs no floats between its
+            quantizers.
         grids: for each module, the grids of its input and output, None for floats.
         slots: for each layer, the names of its quantizers' calls by slot, ``weight`` and so on.
 
     Example:
         >>> run = IntegerRun(torch.ones(1), floats={"act": {"sigmoid": 1}})
         >>> print(run)
-        0 tensors of integers, 0 layers with sums; computed in floats: sigmoid in act
+        0 tensors of integers, 0 layers with sums; computed in floats from there on: sigmoid in act
         >>> run.integer_only
         False
     """
@@ -57,11 +58,13 @@ class IntegerRun:
         return not self.floats
 
     def __str__(self) -> str:
-        text = f"{len(self.codes)} tensors of integers, {len(self.sums)} layers with sums"
+        counts = (len(self.codes), "tensor"), (len(self.sums), "layer")
+        tensors, layers = (f"{count} {what}{'' if count == 1 else 's'}" for count, what in counts)
+        text = f"{tensors} of integers, {layers} with sums"
         if self.integer_only:
             return f"{text}; nothing computed in floats"
         where = (f"{', '.join(names)} in {layer or 'the model'}" for layer, names in self.floats.items())
-        return f"{text}; computed in floats: {'; '.join(where)}"
+        return f"{text}; computed in floats from there on: {'; '.join(where)}"
 
 
 def run_lowered(
@@ -142,7 +145,7 @@ def _requantized(
     """The integers of an activation; arithmetic of a quantizer's own is done on values."""
     if isinstance(quantizer, IntQuant) and type(quantizer)._quantize is IntQuant._quantize:
         return requantize(x, grid, quantizer.rounding), quantizer.rounding
-    values, own = quantizer._quantize(x.values if isinstance(x, IntegerTensor) else x, *context)
+    values, own = quantizer._quantize(x.value if isinstance(x, IntegerTensor) else x, *context)
     assert isinstance(own, Grid)
     return own.to_int(values).to(torch.int64), HalfEven()
 
@@ -150,7 +153,7 @@ def _requantized(
 def _values(each: Any) -> Any:
     if not isinstance(each, Tensor):
         return each
-    return each.values if isinstance(each, IntegerTensor) else values_of(each)
+    return each.value if isinstance(each, IntegerTensor) else values_of(each)
 
 
 def _slot(owner: nn.Module, quantizer: TensorQuant, path: str) -> str:

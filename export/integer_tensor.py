@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils import _pytree
 
 from .errors import ExportError
 from .integer_grid import IntegerGrid
@@ -51,7 +52,7 @@ class IntegerTensor(torch.Tensor):
 
     Example:
         >>> x = IntegerTensor((Term(torch.tensor([3, -1]), torch.tensor(0.5)),), Journal())
-        >>> x.relu().terms[0].codes, x.values, type(x.sin()).__name__
+        >>> x.relu().terms[0].codes, x.value, type(x.sin()).__name__
         (tensor([3, 0]), tensor([ 1.5000, -0.5000]), 'Tensor')
     """
 
@@ -84,7 +85,7 @@ class IntegerTensor(torch.Tensor):
         pass
 
     @property
-    def values(self) -> Tensor:
+    def value(self) -> Tensor:
         """The float32 values, terms added up in order."""
         total = self.terms[0].values
         for term in self.terms[1:]:
@@ -152,12 +153,12 @@ def _plain(arguments: Any) -> Any:
         return type(arguments)(_plain(each) for each in arguments)
     if isinstance(arguments, dict):
         return {name: _plain(each) for name, each in arguments.items()}
-    return arguments.values if isinstance(arguments, IntegerTensor) else arguments
+    return arguments.value if isinstance(arguments, IntegerTensor) else arguments
 
 
 def _journal(arguments: Any) -> Journal:
     """The journal of the first integer tensor among arguments."""
-    found = (each for each in torch.utils._pytree.tree_leaves(arguments) if isinstance(each, IntegerTensor))
+    found = (each for each in _pytree.tree_leaves(arguments) if isinstance(each, IntegerTensor))
     return next(found).journal
 
 
@@ -274,13 +275,15 @@ def _padded(func: Any, args: Any, kwargs: Any) -> Any:
     return _alike(tensor, tuple(terms), moved=True)
 
 
-@_does(aten.cat.default)
+@_does(aten.cat.default, aten.stack.default)
 def _joined(func: Any, args: Any, kwargs: Any) -> Any:
     """Integers side by side, each with its own scale."""
     tensors = args[0]
     if not all(isinstance(each, IntegerTensor) and each.single is not None for each in tensors):
         return None
     dim = args[1] if len(args) > 1 else kwargs.get("dim", 0)
+    if func is aten.stack.default:
+        tensors = [each.unsqueeze(dim) for each in tensors]
     first, terms = tensors[0], [each.terms[0] for each in tensors]
     scale = terms[0].scale
     shared = all(each.scale.ndim == 0 and bool(each.scale == scale) for each in terms)
@@ -452,7 +455,7 @@ def _with_bias(x: IntegerTensor, sums: Tensor, scale: Tensor, axis: int, bias: A
     if bias is None or isinstance(bias, IntegerTensor):
         return out
     journal.compute_in_float("a float bias")
-    return out.values + along(bias)
+    return out.value + along(bias)
 
 
 @_does(aten.mean.dim, aten.sum.dim_IntList)

@@ -82,9 +82,9 @@ def compare(
     report = Report()
     for optimizations in ("off", "on"):
         session = Session(watched, optimize=optimizations == "on")
-        for part in _parts(session, args, kwargs, batch_size):
+        for number, part in enumerate(_parts(session, args, kwargs, batch_size)):
             found = session.run(part.tensors)
-            comparison = Comparison(grids, names, found, optimizations)
+            comparison = Comparison(grids, names, found, optimizations, with_stored=number == 0)
             with torch.no_grad(), lowered(quantizers, comparison.lowering), warnings.catch_warnings():
                 warnings.simplefilter("ignore", BitwrightWarning)  # no data yet: the export said so
                 expected = [values_of(each) for each in _tensors(module(*part.args, **part.kwargs))]
@@ -132,14 +132,21 @@ class Comparison:
         names: the outputs that are codes.
         found: all outputs of the run.
         optimizations: ``off`` or ``on``, for the rows.
+        with_stored: whether integers in the file are compared, too: once is enough.
     """
 
     def __init__(
-        self, grids: dict[str, _Stored], names: list[str], found: dict[str, Tensor], optimizations: str
+        self,
+        grids: dict[str, _Stored],
+        names: list[str],
+        found: dict[str, Tensor],
+        optimizations: str,
+        with_stored: bool,
     ) -> None:
         self.grids = grids
         self.found = {name: found[name if name in found else f"{name}.int32"] for name in names}
         self.optimizations = optimizations
+        self.with_stored = with_stored
         self.rows: list[Row] = []
         self.counts: dict[str, int] = {}
 
@@ -154,7 +161,7 @@ class Comparison:
             if f"{name}.codes" in self.found:
                 return self._activation(name, quantizer, x, values, grid), grid
             stored = self.grids.get(name) or self.grids.get(path)
-            if stored is not None and stored.codes is not None:
+            if self.with_stored and stored is not None and stored.codes is not None:
                 self._stored(name, values, grid, stored)
             return values, grid
 

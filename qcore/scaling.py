@@ -115,21 +115,23 @@ class ConstantScaling(MagnitudeScaling):
             if scale is not None and bound is not None:
                 raise SettingError("scale", scale, f"a scale or a range, not both ({name}={bound})")
         if scale is not None:
-            constant = self._positive("scale", scale, device)
+            constant = self._positive("scale", scale)
             allowed = restriction.restrict(constant)
             if not torch.equal(allowed, constant):
                 remedy = f"Write scale={allowed.tolist()}."
                 raise SettingError("scale", scale, f"a scale that {restriction!r} allows", remedy)
         else:
             reach = max(abs(_finite("max_value", max_value)), abs(_finite("min_value", min_value or 0.0)))
-            constant = self._scale(self._positive("max_value", reach, device), 1).detach()
+            constant = self._scale(self._positive("max_value", reach), 1).detach()
         if axis is None and constant.numel() != 1:
             raise SettingError("scale", scale, "one number", "Say which dimension the numbers are for: axis=1.")
-        self.register_buffer("scale", constant.reshape(() if axis is None else -1), persistent=False)
+        self._given = constant.reshape(() if axis is None else -1)
+        there = self._given.to(device or torch.get_default_device(), copy=True)
+        self.register_buffer("scale", there, persistent=False)
 
-    def _positive(self, setting: str, number: Any, device: Any) -> Tensor:
+    def _positive(self, setting: str, number: Any) -> Tensor:
         try:
-            found = torch.as_tensor(number, dtype=torch.float32, device=device).detach().clone()
+            found = torch.as_tensor(number, dtype=torch.float32, device="cpu").detach().clone()
         except (TypeError, ValueError, RuntimeError):
             raise SettingError(setting, number, "a positive number such as 2**-7") from None
         if not bool(((found > 0) & found.isfinite()).all()):
@@ -137,8 +139,22 @@ class ConstantScaling(MagnitudeScaling):
         return found
 
     def extra_repr(self) -> str:
-        number = f"{self.scale.item():g}" if self.scale.numel() == 1 else f"{self.scale.numel()} numbers"
+        number = f"{self._given.item():g}" if self._given.numel() == 1 else f"{self._given.numel()} numbers"
         return f"{number}, {super().extra_repr()}"
+
+    # A constant is in no file: a model made on the meta device brings it along when it gets memory.
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "ConstantScaling":
+        left_meta = self.scale.is_meta
+        super()._apply(fn, recurse)
+        if left_meta and not self.scale.is_meta:
+            self.scale.copy_(self._given)
+        return self
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, metadata: Any, *args: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, metadata, *args)
+        if self.scale.is_meta and metadata.get("assign_to_params_buffers", False):
+            self.scale = self._given.clone()
 
     def settled(self) -> tuple[Tensor, ...]:
         """The constant."""
@@ -332,9 +348,11 @@ class _StoredScaling(MagnitudeScaling):
         return self.low
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any, **kwargs: Any) -> None:
-        loaded = state_dict.get(prefix + "magnitude")
-        if loaded is not None and self.axis is not None and not self.observed and loaded.ndim == 1:
-            self._fit(loaded.shape[0])
+        loaded, steps = (state_dict.get(prefix + name) for name in ("magnitude", "steps"))
+        if loaded is not None and self.axis is not None and loaded.ndim == 1:
+            self.observed = self.observed and (steps is None or bool(steps > 0))
+            if not self.observed:
+                self._fit(loaded.shape[0])
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         if loaded is not None and prefix + "steps" in state_dict:
             self.observed = bool(self.steps > 0)
@@ -517,6 +535,8 @@ class CollectedScaling(_StoredScaling):
     def finish_collecting(self) -> None:
         """End the collection now: from the next forward on the scale is learned."""
         self.collecting = False
+        if self.observed:
+            self.steps.clamp_(min=self.collect_steps)  # also in a file
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)

@@ -2,6 +2,8 @@
 
 from . import strategies as quantizer_strategies
 from .kit import check_quantizer
+from .oracle import golden_vectors
+from .plot import plot_model, plot_quantizer
 from .registry import CHECKS, Check, register_check
 from .report import Failure, NotApplicable, QuantizerCheckError, Refused, Report, Result
 from .subject import Case, Subject
@@ -18,6 +20,9 @@ __all__ = [
     "Result",
     "Subject",
     "check_quantizer",
+    "golden_vectors",
+    "plot_model",
+    "plot_quantizer",
     "quantizer_strategies",
     "register_check",
 ]

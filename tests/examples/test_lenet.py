@@ -54,7 +54,15 @@ def test_the_exit_status_tells_of_differences(example, monkeypatch, tmp_path):
         assert lenet.main(["--out", str(tmp_path)]) == status
 
 
-def test_an_unknown_argument_is_refused(example, capsys):
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--epoch-count", "3"], "unrecognized arguments: --epoch-count 3"),
+        (["--epochs", "0"], "argument --epochs: '0' is not a whole number, 1 or more"),
+        (["--epochs", "few"], "argument --epochs: 'few' is not a whole number, 1 or more"),
+    ],
+)
+def test_impossible_arguments_are_refused(example, capsys, arguments, message):
     with pytest.raises(SystemExit):
-        example("lenet").main(["--epoch-count", "3"])
-    assert "unrecognized arguments: --epoch-count 3" in capsys.readouterr().err
+        example("lenet").main(arguments)
+    assert capsys.readouterr().err.endswith(f"error: {message}\n")

@@ -1,5 +1,7 @@
 """Every layer, quantizer, width and granularity exports in both dialects and agrees with onnxruntime."""
 
+from typing import Any
+
 import pytest
 from torch import nn
 
@@ -99,7 +101,7 @@ def test_activation_layers(zoo, act, positive, bits, export):
 @dialects
 @pytest.mark.parametrize("bits", [4, 8])
 def test_strides_groups_and_paddings(zoo, bits, export):
-    def act(kind=ShiftedUint8Act):
+    def act(kind: Any = ShiftedUint8Act):
         return qnn.QuantIdentity(act_quant=kind(bit_width=bits), return_quant_tensor=True)
 
     def layer(kind, *shape, **options):

@@ -427,6 +427,7 @@ def test_meta_device_then_materialized():
             qnn.QuantIdentity(return_quant_tensor=True, device="meta"),
             qnn.QuantConv2d(3, 4, 3, weight_quant=Int8WeightPerChannelLearned, bias_quant=Int32Bias),
             qnn.QuantReLU(),
+            qnn.QuantHardTanh(-9, 9, scale=2**-4),
         )
     assert {tensor.device.type for tensor in [*model.parameters(), *model.buffers()]} == {"meta"}
     torch.manual_seed(0)

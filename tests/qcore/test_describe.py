@@ -1,5 +1,6 @@
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -23,7 +24,7 @@ class Car:
 class Base(Quantizer):
     tensor_quant = Car
     wheel = Wheel
-    radius: int = 3
+    radius: Any = 3
 
 
 class Racer(Base):
@@ -61,7 +62,7 @@ def test_data():
     radius = {
         "attribute": "radius",
         "value": "3",
-        "set_by": here("Base", "radius: int = 3"),
+        "set_by": here("Base", "radius: Any = 3"),
         "used_by": ["wheel", "tensor_quant"],
         "needs": [],
     }

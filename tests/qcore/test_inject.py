@@ -154,7 +154,7 @@ def test_body_may_hold_annotations_and_dunders():
         """A docstring."""
 
         radius: int = 4
-        spokes: "Undefined"  # noqa: F821 - annotations are no settings
+        spokes: "Wheel | None"  # an annotation is no setting
         __slots__ = ()
         __private__ = "not a setting"
 
@@ -415,7 +415,7 @@ def test_arrays_are_compared_whole():
         def __eq__(self, other):
             raise TypeError("no single truth value")
 
-        __hash__ = None
+        __hash__ = None  # type: ignore[assignment]
 
     assert Base(radius=Array(1, 2)) == Base(radius=Array(1, 2))
     assert Base(radius=Array(1, 2)) != Base(radius=Array(1, 3))
@@ -712,7 +712,7 @@ def test_default_that_is_a_class():
 
     assert mistake(Declared, where="Layer") == (
         "Layer: Declared can't be resolved. 'Choosy' class has a default value of 'wheel' argument set to 'Wheel' "
-        "class.\n \n"
+        "class.\n\n"
         "You should either change the name of the argument into 'wheel_class'\n"
         "or set the default value to an instance of that class."
     )

@@ -54,9 +54,9 @@ PLAIN_ROUNDINGS = ["half_even", "half_up", "floor", "ceil", "toward_zero"]
 @contextmanager
 def form(name):
     """The eager forms, those that a compiler would trace, or the ones without gradients."""
-    with mock.patch("torch.compiler.is_compiling", return_value=name == "traced"):
-        with torch.set_grad_enabled(name != "no grad"):
-            yield
+    traced = mock.patch("torch.compiler.is_compiling", return_value=name == "traced")
+    with traced, torch.set_grad_enabled(name != "no grad"):
+        yield
 
 
 def act(quantizer=Int8Act, **overrides):

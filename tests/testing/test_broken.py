@@ -1,13 +1,11 @@
 """Every check fails for a quantizer that breaks its rule, and for that one only."""
 
-import copy
-
 import pytest
 import torch
 from torch import nn
 
-from bitwright.qcore import Grid, IntQuant, IntRange, RunningScaling, TensorQuant, quantize_to_int
-from bitwright.quantizers import Int4Act, Int8Act, Int8WeightPerChannel, Int8WeightPerTensor, Uint8Act
+from bitwright.qcore import IntQuant, IntRange, RunningScaling
+from bitwright.quantizers import Int4Act, Int8Act, Int8WeightPerChannel, Int8WeightPerTensor
 from bitwright.testing import CHECKS, check_quantizer
 
 COSTLY = ("compiled", "export_qcdq", "export_qdq")
@@ -445,7 +443,75 @@ class Secretive:
 BROKEN[Running(rounding=Secretive())] = ("declaration",)
 
 
-@pytest.mark.parametrize("quantizer", BROKEN, ids=repr)
+@pytest.mark.parametrize("quantizer", BROKEN, ids=lambda quantizer: quantizer.__name__.split(" object")[0])
 def test_broken_quantizer_fails_its_check_alone(quantizer):
-    report = check_quantizer(quantizer, skip=COSTLY, raises=False)
+    report = check_quantizer(quantizer, skip=COSTLY, examples=12, raises=False)
     assert set(report.failed) == set(BROKEN[quantizer]), str(report)
+
+
+# The costly checks, each on its own
+
+
+class Breaking(Scaling):
+    def forward(self, x):
+        largest = x.detach().abs().max()
+        return (largest if largest.item() > 1 else torch.ones(())) / 127
+
+
+class GraphBreak(Int8WeightPerTensor):
+    scaling = Breaking
+
+
+class Counting(Scaling):
+    def __init__(self, int_range: IntRange):
+        super().__init__(int_range)
+        self.calls = 0
+
+    def forward(self, x):
+        self.calls += 1
+        return super().forward(x) * (1 + 1 / self.calls)
+
+
+class PythonCounter(Int8WeightPerTensor):
+    scaling = Counting
+
+
+class OtherwiseCompiled(Scaling):
+    def forward(self, x):
+        return super().forward(x) * (2.0 if torch.compiler.is_compiling() else 1.0)
+
+
+class OtherNumbersCompiled(Int8WeightPerTensor):
+    scaling = OtherwiseCompiled
+
+
+@pytest.mark.parametrize("quantizer", [GraphBreak, PythonCounter, OtherNumbersCompiled], ids=repr)
+def test_what_does_not_compile_fails(quantizer):
+    report = check_quantizer(quantizer, checks=["compiled", "determinism", "rounding"], examples=5, raises=False)
+    assert report["compiled"].status == "failed", str(report)
+    assert report["rounding"].ok
+
+
+class UpInFiles:
+    """Traced for a file it rounds up."""
+
+    def __call__(self, x):
+        return x.ceil() if torch.compiler.is_exporting() else torch.round(x)
+
+
+@pytest.mark.parametrize("check", ["export_qcdq", "export_qdq"])
+def test_what_a_file_does_differently_fails(check):
+    report = check_quantizer(Running(rounding=UpInFiles), checks=[check], raises=False)
+    assert report[check].status == "failed", str(report)
+
+
+@pytest.mark.parametrize("check", ["export_qcdq", "export_qdq"])
+def test_a_refusal_is_no_failure(check):
+    report = check_quantizer(Running(bit_width=20), checks=[check])
+    assert report[check].status == "refused"
+    assert "act_quant: 20 bits, signed;" in report[check].message
+
+
+def test_every_check_is_seen_to_fail():
+    """Adding a check asks for a quantizer that fails it."""
+    assert {check for checks in BROKEN.values() for check in checks} | set(COSTLY) == set(CHECKS)

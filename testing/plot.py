@@ -1,0 +1,236 @@
+"""Pictures of a quantizer and of a quantized model. They need matplotlib: ``pip install bitwright[plot]``."""
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from ..qcore import BitwrightError, Grid, TensorQuant, values_of
+from .subject import Subject
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["plot_model", "plot_quantizer"]
+
+_BLUE, _RED, _GREY, _LIGHT = "#1f5fa8", "#c23b22", "#777777", "#d9e4f2"
+
+
+def plot_quantizer(quantizer: Any, *, scale: float | None = None, role: str | None = None) -> "Figure":
+    """Staircase, error, gradient and grid of a quantizer on one page.
+
+    Args:
+        quantizer: a quantizer class, or a module resolved from one, as it stands (an 8-bit layer's ``weight_quant``).
+        scale: for a class, about the scale to show it at; by default the one that puts its range into -1 to 1.
+        role: for a class, as in `check_quantizer`.
+
+    Returns:
+        A matplotlib figure: ``figure.savefig("quantizer.png")``.
+
+    Raises:
+        BitwrightError: matplotlib is not installed.
+
+    Example:
+        >>> from bitwright.quantizers import Int4Act
+        >>> figure = plot_quantizer(Int4Act)
+        >>> [axes.get_title() for axes in figure.axes]
+        ['Staircase', 'Error', 'Gradient', 'Grid: 16 integers, -8 to 7']
+    """
+    figure_class = _figure_class("plot_quantizer")
+    module, context, grid = _ready(quantizer, scale, role)
+    step, shift = float(grid.scale.reshape(-1)[0]), _first(grid.zero_point)
+    low, high = ((end - shift) * step for end in grid.bounds)
+    margin = 0.15 * (high - low) if _stays(module, context, grid) else 0.0  # else what lies beyond would move the range
+    x, y, slope = _curve(module, context, torch.linspace(low - margin, high + margin, 4001))
+
+    figure = figure_class(figsize=(11, 7.5), layout="constrained")
+    figure.suptitle(_title(quantizer, grid), fontsize=12)
+    staircase, error, gradient, levels = figure.subplots(2, 2).reshape(-1)
+    for axes in (staircase, error, gradient):
+        axes.axvspan(low, high, color=_LIGHT, zorder=0, label="range")
+        axes.set_xlabel("x")
+        axes.margins(x=0)
+        axes.grid(alpha=0.25)
+    staircase.plot(x, x, color=_GREY, linewidth=0.8, label="x")
+    staircase.plot(x, y, color=_BLUE, linewidth=1.2, label="quantized")
+    staircase.set(title="Staircase", ylabel="value")
+    staircase.legend(loc="upper left", fontsize=8)
+    error.plot(x, (y - x) / step, color=_BLUE, linewidth=0.8)
+    error.axhspan(-0.5, 0.5, color=_GREY, alpha=0.15)
+    error.set(title="Error", ylabel="steps (band: half a step)")
+    gradient.plot(x, slope, color=_RED, linewidth=1.2)
+    gradient.set(title="Gradient", ylabel="d value / d x", ylim=(min(-0.1, slope.min()) - 0.05, max(1.1, slope.max()) + 0.05))
+    _draw_grid(levels, grid, step, shift)
+    return figure
+
+
+def plot_model(model: nn.Module, batch: Any, *, columns: int = 3) -> "Figure":
+    """Every quantizer of a model on one page: the values it gets, the range it has, and how often each integer is used.
+
+    The bars count integers; the titles give the share of values that are clipped, and of integers that are never used.
+
+    Args:
+        model: a model with quantized layers; evaluated on the batch, and left in the mode that it was in.
+        batch: its input, or a tuple of positional arguments.
+        columns: panels side by side.
+
+    Returns:
+        A matplotlib figure.
+
+    Raises:
+        BitwrightError: matplotlib is not installed, or nothing in the model quantizes.
+
+    Example:
+        >>> import bitwright.nn as qnn
+        >>> model = nn.Sequential(qnn.QuantLinear(8, 4, weight_bit_width=4), qnn.QuantReLU(max_value=6.0))
+        >>> figure = plot_model(model, torch.randn(16, 8))
+        >>> [axes.get_title().splitlines()[0] for axes in figure.axes]
+        ['0.weight_quant: int4', '1.act_quant: uint8']
+    """
+    figure_class = _figure_class("plot_model")
+    seen = _watched(model, batch)
+    if not seen:
+        raise BitwrightError(f"plot_model: nothing in {type(model).__name__} quantizes. Give it a model of bitwright.nn.")
+    columns = min(columns, len(seen))
+    rows = -(-len(seen) // columns)
+    figure = figure_class(figsize=(4.2 * columns, 2.9 * rows + 0.4), layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False).reshape(-1)
+    for axes, (path, (values, grid)) in zip(panels, seen.items(), strict=False):
+        _draw_codes(axes, path, values, grid)
+    for axes in panels[len(seen) :]:
+        axes.remove()
+    return figure
+
+
+def _figure_class(asked: str) -> "type[Figure]":
+    try:
+        from matplotlib.figure import Figure  # noqa: PLC0415 - an optional extra
+    except ModuleNotFoundError:
+        raise BitwrightError(f"{asked} needs the package matplotlib: pip install bitwright[plot]") from None
+    return Figure
+
+
+def _ready(quantizer: Any, scale: float | None, role: str | None) -> tuple[TensorQuant, tuple[Any, ...], Grid]:
+    """A module in evaluation that knows its range, what it follows, and its grid."""
+    if isinstance(quantizer, TensorQuant):
+        probe = torch.linspace(-1, 1, 64).reshape(1, -1)
+        with torch.no_grad():
+            grid = quantizer.quantize(probe)[1]
+        assert grid is not None
+        return quantizer, (), grid
+    subject = Subject(quantizer, role)
+    low, high = subject.bounds
+    unit = scale or 1 / max(-low, high)
+    shape = (1,) * (len(subject.example) - 1) + (64,) if len(subject.example) > 1 else (1,)
+    module, context = subject.build(shape), subject.context(shape, unit)
+    subject.settle(module, subject.range_to_cover(shape, unit), *context)
+    with torch.no_grad():
+        grid = module.quantize(subject.range_to_cover(shape, unit), *context)[1]
+    assert grid is not None
+    return module, context, grid
+
+
+def _stays(module: TensorQuant, context: tuple[Any, ...], grid: Grid) -> bool:
+    """Whether a larger input leaves the grid where it is."""
+    low, high = (float(end) for end in (grid.scale.min(), grid.scale.max()))
+    x = torch.full((1, 8) if not context else (1,), 1e3 * high * max(map(abs, grid.bounds)))
+    with torch.no_grad():
+        after = module.eval().quantize(x, *context)[1]
+    return after is not None and float(after.scale.max()) == high and float(after.scale.min()) == low
+
+
+def _curve(module: TensorQuant, context: tuple[Any, ...], x: Tensor) -> tuple[Any, Any, Any]:
+    """Values and slope."""
+    wanted = (x if context else x.reshape(1, -1)).clone().requires_grad_()
+    was = module.training
+    module.eval()
+    values = module.quantize(wanted, *context)[0]
+    (slope,) = torch.autograd.grad(values.sum(), wanted, allow_unused=True) if values.requires_grad else (None,)
+    module.train(was)
+    slope = torch.zeros_like(wanted) if slope is None else slope
+    return tuple(each.detach().reshape(-1).numpy() for each in (wanted, values, slope))
+
+
+def _draw_grid(axes: Any, grid: Grid, step: float, shift: float) -> None:
+    """The integers and the values they stand for; all of them, or as many as can be told apart."""
+    low, high = grid.bounds
+    count = high - low + 1
+    if count <= 257:
+        values = (torch.arange(low, high + 1) - shift) * step
+        axes.vlines(values.numpy(), 0, 1, color=_BLUE, linewidth=1.5 if count <= 64 else 0.5)
+    else:  # closer than a page can show
+        axes.fill_between([(low - shift) * step, (high - shift) * step], 0, 1, color=_BLUE)
+    sides = {low: "left", high: "right"}
+    for code in {low, int(shift), high}:
+        place = (code - shift) * step
+        axes.annotate(f"{code}\n{place:.4g}", (place, 1.05), ha=sides.get(code, "center"), va="bottom", fontsize=8)
+    axes.set(title=f"Grid: {count} integers, {low} to {high}", xlabel=f"value (scale {step:.6g})", ylim=(0, 1.6), yticks=[])
+
+
+def _draw_codes(axes: Any, path: str, values: Tensor, grid: Grid) -> None:
+    low, high = grid.bounds
+    steps = values.double() / grid.scale
+    codes = steps.round() + (0 if grid.zero_point is None else grid.zero_point)
+    clipped = float(((codes < low) | (codes > high)).double().mean()) if codes.numel() else 0.0
+    codes = codes.clamp(low, high).reshape(-1)
+    kind = f"{'' if grid.signed else 'u'}int{int(grid.bit_width)}{' narrow' if grid.narrow_range else ''}"
+    if high - low < 1 << 12:
+        used = torch.bincount((codes - low).long(), minlength=high - low + 1)
+        dead = f"{int((used == 0).sum())} of {len(used)} integers dead"
+        axes.bar(range(low, high + 1), used.numpy(), width=1.0, color=_BLUE)
+    else:
+        dead = f"{int(codes.unique().numel())} of {high - low + 1} integers used"
+        axes.hist(codes.numpy(), bins=64, color=_BLUE)
+        low, high = (int(codes.min()), int(codes.max())) if codes.numel() else (low, high)
+    axes.axvspan(low - 0.5, high + 0.5, color=_LIGHT, zorder=0)
+    axes.set_xlim(low - 0.03 * (high - low) - 0.5, high + 0.03 * (high - low) + 0.5)
+    axes.set_title(f"{path}: {kind}\n{100 * clipped:.3g} % clipped, {dead}", fontsize=9)
+    numbers = values.double()
+    found = f"values {numbers.min():.3g} to {numbers.max():.3g}" if values.numel() else "no values"
+    axes.set_xlabel(f"integer; {found}, scale {_scales(grid)}", fontsize=8)
+    axes.tick_params(labelsize=8)
+
+
+def _watched(model: nn.Module, batch: Any) -> dict[str, tuple[Tensor, Grid]]:
+    """What each quantizer of the model was given last, and its grid, by path."""
+    seen: dict[str, tuple[Tensor, Grid]] = {}
+    modes = {module: module.training for module in model.modules()}
+    watched = {path: each for path, each in model.named_modules() if isinstance(each, TensorQuant)}
+
+    def watch(path: str, quant: TensorQuant) -> Any:
+        def lowering(quant: TensorQuant, x: Tensor, *context: Any) -> tuple[Tensor, Grid]:
+            values, grid = quant._quantize(x, *context)
+            given = values_of(x).detach()
+            folds = bool(context) and context[0] is True  # a ReLU, done by the clamp
+            seen[path] = (given.clamp_min(0) if folds else given), grid
+            return values, grid
+
+        return lowering
+
+    model.eval()
+    try:
+        for path, quant in watched.items():
+            quant.lowering = watch(path, quant)
+        with torch.no_grad():
+            model(*(batch if isinstance(batch, tuple) else (batch,)))
+    finally:
+        for quant in watched.values():
+            quant.lowering = None
+        for module, mode in modes.items():
+            module.training = mode
+    return {path: seen[path] for path in watched if path in seen}
+
+
+def _title(quantizer: Any, grid: Grid) -> str:
+    if isinstance(quantizer, TensorQuant):
+        return f"{type(quantizer).__name__}({quantizer.scheme()})"
+    return repr(quantizer)
+
+
+def _scales(grid: Grid) -> str:
+    low, high = float(grid.scale.min()), float(grid.scale.max())
+    return f"{low:.3g}" if low == high else f"{low:.3g} to {high:.3g}"
+
+
+def _first(zero_point: Tensor | None) -> int:
+    return 0 if zero_point is None else int(zero_point.reshape(-1)[0])

@@ -1,0 +1,64 @@
+"""The registries: every budget is measured, every measurement is shown."""
+
+import pytest
+
+from benchmarks.catalog import SECTIONS, WORKLOADS
+from benchmarks.libraries import LIBRARIES
+from benchmarks.rows import ROWS, Row
+
+BUDGETS = {
+    "1": 1.15,
+    "2": 1.8,
+    "2b": 1.30,
+    "3": 2.0,
+    "4": 1.35,
+    "5": 1.10,
+    "6": 1.20,
+    "7": 1.15,
+    "8": 150,
+    "9": 1.05,
+    "10": 1.8,
+    "11": 1.9,
+    "12": 1.05,
+    "13": 1.10,
+    "14": 2,
+    "15": 1.3,
+    "16": 0.08,
+    "17": 2,
+    "18": (6, 5),
+    "19": 0.2,
+    "20": 0.16,
+    "21": 20,
+}
+
+
+def test_every_budget_is_a_row():
+    limits = {row.number: row.limits if len(row.limits) > 1 else row.limits[0] for row in ROWS}
+    assert list(limits.items()) == list(BUDGETS.items())
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.number)
+def test_row_measures_bitwright(row):
+    assert len(row.workloads) == len(row.limits)
+    assert all("bitwright" in WORKLOADS[key].libraries for key in row.workloads)
+
+
+def test_row_is_met_by_numbers_up_to_the_limit():
+    row = Row("1", "work", ("a", "b"), (6, 5))
+    assert row.met((6, 5))
+    assert not row.met((6, 5.001))
+
+
+def test_every_workload_is_in_one_table():
+    shown = [key for section in SECTIONS for key in section.workloads]
+    assert sorted(shown) == sorted(WORKLOADS)
+
+
+def test_titles_tell_workloads_apart():
+    titles = [workload.title for workload in WORKLOADS.values()]
+    assert sorted(set(titles)) == sorted(titles)
+
+
+def test_workloads_name_known_libraries():
+    named = {library for workload in WORKLOADS.values() for library in workload.libraries}
+    assert named == set(LIBRARIES) - {"float"}
