@@ -83,7 +83,6 @@ class Guard:
     def subtract(self, node: Any, bias: Any, unsqueezed: int) -> None:
         """After a node, subtract its negated bias."""
         output = node.outputs[0]
-        after = self.ir.Value(name=None)
         negated = self.add(node, "Neg", [bias], like=bias, name=f"{bias.name}.negated")
         if unsqueezed:
             axes = self.constant(f"{bias.name}.axes", list(range(1, 1 + unsqueezed)))

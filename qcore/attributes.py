@@ -1,10 +1,11 @@
 """Setting a module's attributes cheaply."""
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import nn
 
-__all__ = ["assign"]
+__all__ = ["assign", "reset_off_meta"]
 
 
 def assign(module: nn.Module, **attributes: Any) -> None:
@@ -22,3 +23,25 @@ def assign(module: nn.Module, **attributes: Any) -> None:
             setattr(module, name, item)
         else:
             plain[name] = item
+
+
+def reset_off_meta(module: Any, apply: Callable[..., Any], fn: Any, recurse: bool) -> Any:
+    """What a module's `_apply` does whose state no file may hold: memory that replaces the meta device is not left empty.
+
+    Example:
+        >>> import torch
+        >>> from bitwright.qcore import LearnedBitWidth
+        >>> LearnedBitWidth(6, device="meta").to_empty(device="cpu").report()["bit_width"]
+        6
+    """
+    left = _on_meta(module)
+    apply(fn, recurse)
+    if left and not _on_meta(module):
+        module.reset_parameters()
+    return module
+
+
+def _on_meta(module: nn.Module) -> bool:
+    return any(
+        each.is_meta for each in (*module._parameters.values(), *module._buffers.values()) if each is not None
+    )

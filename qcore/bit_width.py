@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .attributes import reset_off_meta
 from .errors import SettingError
 from .int_range import MAX_BIT_WIDTH, check_bit_width
 from .rounding import HalfEven, round_straight_through
@@ -53,8 +54,16 @@ class LearnedBitWidth(nn.Module):
                 f"Write max_bit_width={initial}." if self.max_bit_width < initial <= MAX_BIT_WIDTH else "",
             )
         self.elements = None if shape is None else int(torch.Size(shape).numel())
-        start = float(initial - self.min_bit_width)
-        self.offset = nn.Parameter(torch.tensor(start, device=device, dtype=dtype))
+        self.start = float(initial - self.min_bit_width)
+        self.offset = nn.Parameter(torch.tensor(self.start, device=device, dtype=dtype))
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Set the width to where training starts."""
+        self.offset.fill_(self.start)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "LearnedBitWidth":
+        return reset_off_meta(self, super()._apply, fn, recurse)
 
     def exact(self) -> Tensor:
         """The width before rounding, differentiable."""

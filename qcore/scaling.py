@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .attributes import assign
+from .attributes import assign, reset_off_meta
 from .errors import BitwrightWarning, QuantizerError, SettingError
 from .fused import AbsMaxFakeQuant, AbsMaxRowsFakeQuant, MagnitudeFakeQuant, apply_eagerly
 from .grid import along_axis
@@ -60,6 +60,12 @@ class MagnitudeScaling(nn.Module):
     def settled(self) -> tuple[Tensor, ...]:
         """The tensors that alone determine the scale; none where it depends on the input."""
         return ()
+
+    def reset_parameters(self) -> None:
+        """Set the state to what it is before any data, as torch's layers do with theirs."""
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "MagnitudeScaling":
+        return reset_off_meta(self, super()._apply, fn, recurse)
 
     def fused(
         self, x: Tensor, low: int, high: int, rounding: Rounding, relu: bool, clips: bool
@@ -142,19 +148,14 @@ class ConstantScaling(MagnitudeScaling):
         number = f"{self._given.item():g}" if self._given.numel() == 1 else f"{self._given.numel()} numbers"
         return f"{number}, {super().extra_repr()}"
 
-    # A constant is in no file: a model made on the meta device brings it along when it gets memory.
-
-    def _apply(self, fn: Any, recurse: bool = True) -> "ConstantScaling":
-        left_meta = self.scale.is_meta
-        super()._apply(fn, recurse)
-        if left_meta and not self.scale.is_meta:
-            self.scale.copy_(self._given)
-        return self
+    def reset_parameters(self) -> None:
+        """Set the constant to what was given."""
+        self.scale.copy_(self._given)
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, metadata: Any, *args: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, metadata, *args)
         if self.scale.is_meta and metadata.get("assign_to_params_buffers", False):
-            self.scale = self._given.clone()
+            self.scale = self._given.clone()  # a constant is in no file
 
     def settled(self) -> tuple[Tensor, ...]:
         """The constant."""
@@ -260,6 +261,15 @@ class _StoredScaling(MagnitudeScaling):
             else:
                 self.register_buffer(name, start)
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64, device=device))
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Set the state to what it is before any data."""
+        self.magnitude.copy_(self.restriction.store(torch.ones_like(self.magnitude)))
+        if hasattr(self, "low"):
+            self.low.zero_()
+        self.steps.zero_()
+        self.observed = False
 
     @property
     def measuring(self) -> bool:
@@ -395,14 +405,21 @@ class LearnedScaling(_StoredScaling):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(int_range, statistic, restriction, min_scale, axis, channels, device, dtype, learned=True)
+        if max_value is not None and _finite("max_value", max_value) <= 0:
+            raise SettingError("max_value", max_value, "a number above 0")
+        self.max_value = max_value
         self.follows = max_value is None  # until the first forward
         if max_value is not None:
-            reach = _finite("max_value", max_value)
-            if reach <= 0:
-                raise SettingError("max_value", max_value, "a number above 0")
-            with torch.no_grad():
-                self.magnitude.copy_(restriction.store(torch.full_like(self.magnitude, reach)))
-                self.steps.fill_(1)
+            self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Set the scale to what it is before any data."""
+        super().reset_parameters()
+        self.follows = self.max_value is None
+        if self.max_value is not None:
+            self.magnitude.copy_(self.restriction.store(torch.full_like(self.magnitude, self.max_value)))
+            self.steps.fill_(1)
             self.observed = True
 
     def settled(self) -> tuple[Tensor, ...]:

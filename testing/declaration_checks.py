@@ -39,7 +39,9 @@ def _from_repr(quantizer: QuantizerType) -> Any:
     try:
         return eval(repr(quantizer), known)  # noqa: S307 - of the class's own text
     except Exception as error:  # noqa: BLE001 - whatever the text leads to
-        raise Failure("a repr that makes the quantizer again", f"{quantizer!r} ({type(error).__name__}: {error})") from None
+        raise Failure(
+            "a repr that makes the quantizer again", f"{quantizer!r} ({type(error).__name__}: {error})"
+        ) from None
 
 
 def _from_pickle(quantizer: QuantizerType) -> Any:

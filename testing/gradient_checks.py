@@ -59,9 +59,7 @@ def scale_gradient(case: Case) -> None:
     expected = torch.autograd.grad(twin, wanted, weights, allow_unused=True, retain_graph=True)
     pull = _closed_form(case, values.detach(), weights)
     if pull is not None and scale.requires_grad:
-        expected = torch.autograd.grad(
-            scale, wanted, pull.to(scale.dtype), allow_unused=True, retain_graph=True
-        )
+        expected = torch.autograd.grad(scale, wanted, pull.to(scale.dtype), allow_unused=True, retain_graph=True)
     size = (weights.abs() * (values.detach().abs() + case.x.abs()) / grid.scale).sum()
     for (name, parameter), one, other in zip(parameters, found, expected, strict=True):
         slope = 1.0 if parameter.numel() == 0 else _slope(scale, parameter)

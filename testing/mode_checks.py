@@ -95,7 +95,9 @@ def compiled(subject: Subject) -> None:
                 _alike("evaluation", {"output": eager(x)}, {"output": traced(x)})
     except dynamo.exc.TorchDynamoException as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        raise Failure("one graph, compiled at most twice", f"{type(error).__name__}: {' '.join(lines[:2])[:300]}") from None
+        raise Failure(
+            "one graph, compiled at most twice", f"{type(error).__name__}: {' '.join(lines[:2])[:300]}"
+        ) from None
     finally:
         dynamo.reset()
 
@@ -117,7 +119,9 @@ def _step(layer: nn.Module, subject: Subject, seed: int) -> dict[str, Tensor]:
 def _alike(when: str, eager: dict[str, Tensor], traced: dict[str, Tensor]) -> None:
     for name in sorted(set(eager) | set(traced), key=lambda each: each != "output"):
         if name not in traced or name not in eager:
-            raise Failure(f"{name} compiled as in eager mode, {when}", f"{'none' if name in eager else 'one'}, compiled")
+            raise Failure(
+                f"{name} compiled as in eager mode, {when}", f"{'none' if name in eager else 'one'}, compiled"
+            )
         one, other = eager[name], traced[name]
         allowed = 1e-6 * one.abs().max() if name == "output" else 1e-4 * one.abs().max() + 1e-5
         wrong = ~((one - other).abs() <= allowed)

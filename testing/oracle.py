@@ -173,7 +173,14 @@ def written(form: Format) -> str:
     for each in made(form):
         first = shared.setdefault((each.scale, each.zero_point), each)
         if first is each:
-            vectors.append({"scale": _bits(np.float32([each.scale])), "zero_point": each.zero_point, "x": _bits(each.x), "codes": {}})
+            vectors.append(
+                {
+                    "scale": _bits(np.float32([each.scale])),
+                    "zero_point": each.zero_point,
+                    "x": _bits(each.x),
+                    "codes": {},
+                }
+            )
         vectors[-1]["codes"][each.rounding] = " ".join(map(str, each.codes.tolist()))
     head = {"version": VERSION, "format": form.name, "low": low, "high": high}
     return json.dumps({**head, "vectors": vectors}, indent=1) + "\n"

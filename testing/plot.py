@@ -59,7 +59,9 @@ def plot_quantizer(quantizer: Any, *, scale: float | None = None, role: str | No
     error.axhspan(-0.5, 0.5, color=_GREY, alpha=0.15)
     error.set(title="Error", ylabel="steps (band: half a step)")
     gradient.plot(x, slope, color=_RED, linewidth=1.2)
-    gradient.set(title="Gradient", ylabel="d value / d x", ylim=(min(-0.1, slope.min()) - 0.05, max(1.1, slope.max()) + 0.05))
+    gradient.set(
+        title="Gradient", ylabel="d value / d x", ylim=(min(-0.1, slope.min()) - 0.05, max(1.1, slope.max()) + 0.05)
+    )
     _draw_grid(levels, grid, step, shift)
     return figure
 
@@ -90,7 +92,9 @@ def plot_model(model: nn.Module, batch: Any, *, columns: int = 3) -> "Figure":
     figure_class = _figure_class("plot_model")
     seen = _watched(model, batch)
     if not seen:
-        raise BitwrightError(f"plot_model: nothing in {type(model).__name__} quantizes. Give it a model of bitwright.nn.")
+        raise BitwrightError(
+            f"plot_model: nothing in {type(model).__name__} quantizes. Give it a model of bitwright.nn."
+        )
     columns = min(columns, len(seen))
     rows = -(-len(seen) // columns)
     figure = figure_class(figsize=(4.2 * columns, 2.9 * rows + 0.4), layout="constrained")
@@ -164,7 +168,9 @@ def _draw_grid(axes: Any, grid: Grid, step: float, shift: float) -> None:
     for code in {low, int(shift), high}:
         place = (code - shift) * step
         axes.annotate(f"{code}\n{place:.4g}", (place, 1.05), ha=sides.get(code, "center"), va="bottom", fontsize=8)
-    axes.set(title=f"Grid: {count} integers, {low} to {high}", xlabel=f"value (scale {step:.6g})", ylim=(0, 1.6), yticks=[])
+    axes.set(
+        title=f"Grid: {count} integers, {low} to {high}", xlabel=f"value (scale {step:.6g})", ylim=(0, 1.6), yticks=[]
+    )
 
 
 def _draw_codes(axes: Any, path: str, values: Tensor, grid: Grid) -> None:

@@ -110,7 +110,9 @@ def resume(subject: Subject) -> None:
     _feed(late, batches[2:])
     for name, each in whole.state_dict().items():
         if not torch.equal(each, late.state_dict()[name]):
-            raise Failure(f"{each.tolist()} in {name}, as without the interruption", f"{late.state_dict()[name].tolist()}")
+            raise Failure(
+                f"{each.tolist()} in {name}, as without the interruption", f"{late.state_dict()[name].tolist()}"
+            )
     _same_output(subject, whole.eval(), late.eval(), "the layer that was not interrupted")
 
 

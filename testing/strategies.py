@@ -13,6 +13,7 @@ Example:
     >>> test_rounding_is_within_half_a_step()
 """
 
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -23,7 +24,19 @@ from torch import Tensor
 
 from ..qcore import Grid
 
-__all__ = ["Placement", "bit_widths", "dtypes", "grids", "place", "placements", "scales", "shapes", "sweep", "tensors"]
+__all__ = [
+    "Placement",
+    "bit_widths",
+    "dtypes",
+    "grids",
+    "place",
+    "placements",
+    "scales",
+    "shapes",
+    "single_places",
+    "sweep",
+    "tensors",
+]
 
 _AWKWARD = (0.1, 0.3, 1 / 3, 1 / 127, 1 / 255, 0.7, 1.1, 3.0, 1e-6, 1e4)  # no powers of two: quotients round
 # Beside an integer: fractions of a step, and representable numbers; ties twice as often as the rest.
@@ -137,7 +150,23 @@ def placements(draw: st.DrawFn, shape: tuple[int, ...], low: int, high: int) -> 
 @lru_cache(maxsize=256)
 def _beside(low: int, high: int) -> SearchStrategy[tuple[int, float, int]]:
     """Code, fraction and nudge: one draw from a table, as drawing is most of what an example costs."""
-    return st.sampled_from([(code, *beside) for beside in _BESIDE for code in _codes(low, high, 16)])
+    return st.sampled_from(_table(low, high))
+
+
+def _table(low: int, high: int) -> list[tuple[int, float, int]]:
+    """Simple entries first: that is what a failure shrinks to."""
+    return [(code, *beside) for beside in _BESIDE for code in _codes(low, high, 16)]
+
+
+def single_places(low: int, high: int) -> Iterator[Placement]:
+    """Every place that `placements` draws from, one by one, simple ones first.
+
+    Example:
+        >>> next(single_places(-8, 7)).steps
+        tensor([0.], dtype=torch.float64)
+    """
+    for code, fraction, nudge in dict.fromkeys(_table(low, high)):
+        yield Placement(torch.tensor([code + fraction], dtype=torch.float64), torch.tensor([nudge]))
 
 
 def _codes(low: int, high: int, count: int) -> list[int]:

@@ -25,7 +25,7 @@ from ..qcore import BiasQuant, Grid, IntQuant, QuantizerError, SettingError, Ten
 from ..qcore.inject import QuantizerType
 from ..quantizers import Int8Act
 from .report import NotApplicable
-from .strategies import Placement, place, placements, scales, shapes, sweep
+from .strategies import Placement, place, placements, scales, shapes, single_places, sweep
 
 __all__ = ["ROLES", "Case", "Draw", "Subject", "leading", "with_life"]
 
@@ -163,9 +163,7 @@ class Subject:
         """What cases are made of."""
         shape = shapes(len(self.example)) if self.given is None else st.just(self.given)
         return shape.flatmap(
-            lambda shape: st.builds(
-                Draw, st.just(shape), scales(), placements(shape, *self.bounds), st.booleans()
-            )
+            lambda shape: st.builds(Draw, st.just(shape), scales(), placements(shape, *self.bounds), st.booleans())
         )
 
     def simplest(self) -> "Case":
@@ -181,6 +179,12 @@ class Subject:
             row = sweep(*self.bounds)
             for unit in (0.1, 0.3, 1 / 3, 1.1):
                 yield self.laid_out(row, unit)
+
+    def single(self) -> Iterator[Draw]:
+        """One element at scale 1, simple ones first."""
+        if self.given is None:
+            for row in single_places(*self.bounds):
+                yield self.laid_out(row, 1.0)
 
     def pieces(self, drawn: Draw) -> Iterator[Draw]:
         """The draws of one element, beside one at the end of the range, that a draw of a row consists of."""

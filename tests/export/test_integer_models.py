@@ -331,19 +331,19 @@ def test_more_than_eight_bits_are_refused():
         export_onnx_integer(model, torch.randn(2, 4))
     assert str(raised.value) == (
         "the integer dialect can't express 2 quantizers of this model:\n"
-        "  0.weight_quant: 12 bits, signed; the integer dialect stores 2 to 8. Write bit_width=8 or less.\n"
-        "  0.input_quant: 9 bits, signed; the integer dialect stores 2 to 8. Write bit_width=8 or less."
+        "  0.input_quant: 9 bits, signed; the integer dialect stores 2 to 8. Write input_bit_width=8 or less.\n"
+        "  0.weight_quant: 12 bits, signed; the integer dialect stores 2 to 8. Write weight_bit_width=8 or less."
     )
 
 
 def test_sums_as_an_input_are_refused():
     model = nn.Sequential(
         qnn.QuantLinear(4, 4, bias=False, input_quant=Int8Act(scale=0.1), return_quant_tensor=True),
-        qnn.QuantLinear(4, 4, bias_quant=Int32Bias),
+        qnn.QuantLinear(4, 4, bias=False),
     ).eval()
     with pytest.raises(ExportError) as raised:
         export_onnx_integer(model, torch.randn(2, 4))
     assert str(raised.value) == (
         "the integer dialect can't express this model:\n"
-        "  1: its input has 18 bits, and integer operators take 8. Put a QuantIdentity in front of it."
+        "  1: its input has 17 bits, and integer operators take 8. Put a QuantIdentity in front of it."
     )

@@ -209,6 +209,20 @@ def test_weights_lie_on_their_grid(name, x, overrides):
 
 
 @pytest.mark.parametrize("name", ["eager", "traced", "no grad"])
+@pytest.mark.parametrize("axis", [None, 0])
+@pytest.mark.parametrize("rounding", ["ceil", "floor"])
+def test_largest_weight_is_not_rounded_past_the_last_integer(name, axis, rounding):
+    """x / (x / 127) may be a little more than 127."""
+    torch.manual_seed(0)
+    x = torch.randn(500, 3)
+    assert ((x / (x / 127)).abs() > 127).any()
+    with form(name):
+        for row in x if axis is None else [x]:
+            values, grid = weight(rounding=rounding, axis=axis).quantize(row)
+            assert (values / grid.scale).abs().max() < 127.5
+
+
+@pytest.mark.parametrize("name", ["eager", "traced", "no grad"])
 @pytest.mark.parametrize("quantizer", [Int8WeightPerTensor, Int8WeightPerChannel, Int8WeightPerTensorLearned])
 def test_weights_that_are_not_finite(name, quantizer):
     x = torch.tensor([[INF, -5.0, 0.5], [NAN, 2.0, -1.0], [-INF, 0.25, 0.0]])
@@ -327,6 +341,23 @@ def test_gradient_of_learned_scales(name, restriction, x, exponent, signed, per_
     torch.testing.assert_close(found[0], wanted[0], rtol=1e-5, atol=0)
     assert found[1].shape == quant.scaling.magnitude.shape
     torch.testing.assert_close(found[1], wanted[1], rtol=1e-3, atol=1e-4 * float(1 + steps.abs().max()))
+
+
+@pytest.mark.parametrize("name", ["eager", "traced"])
+@pytest.mark.parametrize("axis", [None, 0])
+@pytest.mark.parametrize("magnitude", [0.001, -0.001, 0.0])
+def test_gradient_below_the_minimum_scale(name, axis, magnitude):
+    """The scale does not follow a magnitude that it no longer comes from."""
+    quant = act(scaling="learned", max_value=1.0, min_scale=0.5, axis=axis, channels=2, bit_width=4)
+    with torch.no_grad():
+        quant.scaling.magnitude.fill_(magnitude)
+    x = torch.tensor([0.3, 99.0], requires_grad=True)
+    with form(name):
+        values, grid = quant.quantize(x)
+        of_x, of_magnitude = torch.autograd.grad(values.sum(), (x, quant.scaling.magnitude))
+    assert grid.scale.unique().tolist() == [0.5]
+    assert of_x.tolist() == [1, 0]
+    assert of_magnitude.unique().tolist() == [0]
 
 
 def test_gradient_of_a_learned_range():

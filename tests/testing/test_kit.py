@@ -55,7 +55,6 @@ def test_shipped_quantizer_compiles_and_exports(quantizer):
         Int8Act(statistic="mean_sigma", rounding="half_up", restriction="log"),
         Int4Act(rounding="floor", pass_clipped=True),
         Int8WeightPerTensor(detach_scale=True, narrow_range=False, bit_width=2),
-        Int8WeightPerChannel(statistic="mse"),
     ],
     ids=repr,
 )
@@ -65,7 +64,9 @@ def test_derived_quantizer_passes(quantizer):
 
 def test_transposed_weights_and_images():
     check_quantizer(Int8WeightPerChannel, shape=(4, 3, 2, 2), channel_axis=1, skip=COSTLY, examples=5)
-    check_quantizer(Int8WeightPerChannel, shape=(4, 3, 2, 2), checks=["state_dict", "float_checkpoint", "memory_format"])
+    check_quantizer(
+        Int8WeightPerChannel, shape=(4, 3, 2, 2), checks=["state_dict", "float_checkpoint", "memory_format"]
+    )
 
 
 # The report
@@ -81,12 +82,12 @@ def test_failure_is_explained_with_the_smallest_input():
         check_quantizer(Int4Act(rounding=Clamped), checks=["value_range", "zero"])
     assert str(caught.value) == (
         "Int4Act(rounding=Clamped) (activation): 2 checks, 1 failed, 1 passed\n"
-        "  failed   value_range       expected -8 for values at or beyond that end of the range; found -4 for -8\n"
-        "                             smallest input: [[-8]], float32\n"
+        "  failed   value_range       expected 7 for values at or beyond that end of the range; found 4 for 7\n"
+        "                             smallest input: [[7]], float32\n"
         "                             scale: 1"
     )
     result = caught.value.report["value_range"]
-    assert result.counterexample.tolist() == [[-8.0]]
+    assert result.counterexample.tolist() == [[7.0]]
     assert pickle.loads(pickle.dumps(caught.value)).report.failed == ("value_range",)
 
 
@@ -124,7 +125,7 @@ def test_unknown_check_is_named():
     ("given", "message"),
     [
         (torch.nn.ReLU(), r"check_quantizer\(ReLU\(\)\): not a quantizer class. Pass a class such as Int8Act"),
-        (PerOutputChannel, "PerOutputChannel has no attribute 'tensor_quant', so it is a fragment"),
+        (PerOutputChannel, "PerOutputChannel .*is a fragment"),
         (Int4Act(bit_width=1), "check_quantizer: in Int4Act.*bit_width=1 is not possible"),
     ],
 )

@@ -47,7 +47,9 @@ def test_module_as_it_stands():
 
 
 def test_model_counts_clipped_values_and_dead_integers():
-    model = nn.Sequential(qnn.QuantIdentity(bit_width=2, scale=1.0), nn.Identity(), qnn.QuantReLU(bit_width=2, scale=1.0))
+    model = nn.Sequential(
+        qnn.QuantIdentity(bit_width=2, scale=1.0), nn.Identity(), qnn.QuantReLU(bit_width=2, scale=1.0)
+    )
     model.train()
     figure = plot_model(model, torch.tensor([-1.0, 0.0, 0.2, 9.0]))
     assert [axes.get_title() for axes in figure.axes] == [
@@ -65,5 +67,7 @@ def test_model_without_quantizers_is_refused():
 
 def test_missing_matplotlib_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(BitwrightError, match=r"plot_quantizer needs the package matplotlib: pip install bitwright\[plot\]"):
+    with pytest.raises(
+        BitwrightError, match=r"plot_quantizer needs the package matplotlib: pip install bitwright\[plot\]"
+    ):
         plot_quantizer(Int4Act)

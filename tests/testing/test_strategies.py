@@ -26,7 +26,9 @@ def test_ties_their_neighbours_and_what_is_beyond_are_found():
     grid, shape = Grid(torch.tensor(0.5), bit_width=4), (1,)
     tie = torch.tensor([1.25])
     for wanted in (tie, torch.nextafter(tie, tie * 2), torch.nextafter(tie, tie * 0), torch.tensor([4.5])):
-        assert torch.equal(find(strategies.tensors(grid, shape), lambda x, wanted=wanted: torch.equal(x, wanted)), wanted)
+        assert torch.equal(
+            find(strategies.tensors(grid, shape), lambda x, wanted=wanted: torch.equal(x, wanted)), wanted
+        )
 
 
 def test_smallest_tensor_is_zero():
