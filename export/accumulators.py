@@ -23,6 +23,11 @@ class AccumulatorRow:
         worst: the smallest and largest sum that any input of the grid's integers can reach, for each output channel,
             partial sums in any order included; None where the input has no grid.
         actual: what the example reached, or None.
+
+    Example:
+        >>> row = AccumulatorRow("fc", Sums(torch.tensor([-8, -200]), torch.tensor([7, 100])), None)
+        >>> row.worst_bits, row.channel, row.actual_bits
+        (9, 1, None)
     """
 
     name: str

@@ -170,8 +170,16 @@ class _File:
         return codes, outputs, plain
 
     def rows(self, optimizations: str, disabled: tuple[str, ...] = ()) -> list[Row]:
-        """The rows of one way to load the file."""
+        """The rows of one way to load the file; with optimizations, of the file as it is, too."""
         codes, outputs, plain = self.codes_and_outputs(optimizations, disabled)
+        rows = self._rows(optimizations, codes, outputs)
+        as_it_is = [_output(name, outputs[name], each, "plain") for name, each in plain.items()]
+        if any(row.differences for row in as_it_is):  # showing codes changed what the runtime fuses: show one by one
+            as_it_is = self._rows("plain", self._codes_as_it_is(plain, disabled), plain)
+        return rows + as_it_is
+
+    def _rows(self, where: str, codes: dict[str, Tensor], outputs: dict[str, Tensor]) -> list[Row]:
+        """The integer run against codes and outputs of the file, going on from its codes."""
         rows: list[Row] = []
 
         def take(name: str, x: Tensor, ours: Tensor, grid: IntegerGrid, rounding: Any) -> Tensor:
@@ -179,13 +187,33 @@ class _File:
             if theirs is None:
                 return ours
             theirs = theirs.to(torch.int64).reshape(ours.shape)
-            rows.append(compared(name, optimizations, x, ours, theirs, grid, rounding))
+            rows.append(compared(name, where, x, ours, theirs, grid, rounding))
             return theirs
 
         ours = _tensors(self.run(take).outputs)
-        rows += [_output(name, each, outputs[name], optimizations) for name, each in zip(outputs, ours, strict=True)]
-        rows += [_output(name, outputs[name], each, "plain") for name, each in plain.items()]
-        return rows
+        return rows + [_output(name, each, outputs[name], where) for name, each in zip(outputs, ours, strict=True)]
+
+    def _codes_as_it_is(self, plain: dict[str, Tensor], disabled: tuple[str, ...]) -> dict[str, Tensor]:
+        """The codes of tensors that can be shown, one in each copy of the file, without changing its outputs."""
+        codes = {}
+        for name in self.names:
+            found = load(self._showing(name), True, disabled)(self.inputs)
+            if all(torch.equal(found[each], plain[each]) for each in plain):
+                codes[name.removesuffix(".codes")] = found[name if name in found else f"{name}.int32"]
+        return codes
+
+    def _showing(self, name: str) -> Any:
+        """A copy of the file that shows the codes of one tensor."""
+        copy = type(self.watched)()
+        copy.CopyFrom(self.watched)
+        shown = {name, f"{name}.int32", *(each.name for each in self.proto.graph.output)}
+        outputs = [each for each in copy.graph.output if each.name in shown]
+        casts = [each for each in copy.graph.node[len(self.proto.graph.node) :] if each.output[0] in shown]
+        del copy.graph.output[:]
+        del copy.graph.node[len(self.proto.graph.node) :]
+        copy.graph.output.extend(outputs)
+        copy.graph.node.extend(casts)
+        return copy
 
 
 def _against_torch(

@@ -15,6 +15,8 @@ from .errors import ExportError
 
 __all__ = ["pack", "unpack"]
 
+CHUNK = 2**17  # numbers at a time, which fill whole bytes: the bits take 64 times the space until they are packed
+
 
 def pack(codes: Tensor, bit_width: int, signed: bool) -> Tensor:
     """The bytes of integers.
@@ -43,10 +45,7 @@ def pack(codes: Tensor, bit_width: int, signed: bool) -> Tensor:
             f"pack(bit_width={bit_width}): {worst} is not among the {kind} integers of {bit_width} bits, {low} to "
             f"{high}."
         )
-    bits = numbers[:, None] >> torch.arange(bit_width) & 1  # (count, bit_width)
-    padded = torch.zeros(-(-bits.numel() // 8) * 8, dtype=torch.int64)
-    padded[: bits.numel()] = bits.reshape(-1)
-    return (padded.reshape(-1, 8) << torch.arange(8)).sum(1).to(torch.uint8)
+    return torch.cat([_packed(each, bit_width) for each in numbers.split(CHUNK)])
 
 
 def unpack(packed: Tensor, bit_width: int, signed: bool, shape: tuple[int, ...]) -> Tensor:
@@ -72,9 +71,22 @@ def unpack(packed: Tensor, bit_width: int, signed: bool, shape: tuple[int, ...])
             f"unpack(shape={tuple(shape)}): {packed.numel()} bytes are given, and {count} integers of {bit_width} bits "
             f"are {needed}. The file is damaged, or not ours."
         )
-    bits = packed.to(torch.int64)[:, None] >> torch.arange(8) & 1
-    bits = bits.reshape(-1)[: count * bit_width].reshape(count, bit_width)
+    dtype = storage_dtype(*int_bounds(bit_width, signed, False))
+    parts = packed.split(CHUNK * bit_width // 8)
+    numbers = [_unpacked(each, bit_width, signed).to(dtype) for each in parts]
+    return torch.cat(numbers)[:count].reshape(shape)
+
+
+def _packed(numbers: Tensor, bit_width: int) -> Tensor:
+    bits = numbers[:, None] >> torch.arange(bit_width) & 1  # (count, bit_width)
+    padded = torch.zeros(-(-bits.numel() // 8) * 8, dtype=torch.int64)
+    padded[: bits.numel()] = bits.reshape(-1)
+    return (padded.reshape(-1, 8) << torch.arange(8)).sum(1).to(torch.uint8)
+
+
+def _unpacked(packed: Tensor, bit_width: int, signed: bool) -> Tensor:
+    """As many numbers as the bytes hold whole, the bits that fill up the last byte included."""
+    bits = (packed.to(torch.int64)[:, None] >> torch.arange(8) & 1).reshape(-1)
+    bits = bits[: bits.numel() // bit_width * bit_width].reshape(-1, bit_width)
     numbers = (bits << torch.arange(bit_width)).sum(1)
-    if signed:
-        numbers = numbers - (bits[:, -1] << bit_width)
-    return numbers.reshape(shape).to(storage_dtype(*int_bounds(bit_width, signed, False)))
+    return numbers - (bits[:, -1] << bit_width) if signed else numbers

@@ -18,6 +18,10 @@ class Sums:
     Attributes:
         low: int64, 1-d: one for each channel, or a single one.
         high: the same for the largest.
+
+    Example:
+        >>> Sums(torch.tensor([-129, 0]), torch.tensor([5, 100])).bits
+        9
     """
 
     low: Tensor

@@ -159,7 +159,7 @@ class Comparison:
             values, grid = quantizer._quantize(x, *context)
             name = path if index == 0 else f"{path}.{index}"
             if f"{name}.codes" in self.found:
-                return self._activation(name, quantizer, x, values, grid), grid
+                return self._activation(name, quantizer, x, values, grid)
             stored = self.grids.get(name) or self.grids.get(path)
             if self.with_stored and stored is not None and stored.codes is not None:
                 self._stored(name, values, grid, stored)
@@ -167,7 +167,9 @@ class Comparison:
 
         return call
 
-    def _activation(self, name: str, quantizer: TensorQuant, x: Tensor, values: Tensor, grid: Grid) -> Tensor:
+    def _activation(
+        self, name: str, quantizer: TensorQuant, x: Tensor, values: Tensor, grid: Grid
+    ) -> tuple[Tensor, Grid]:
         stored = self.grids[name]
         theirs = self.found[f"{name}.codes"].to(torch.int64)
         scale, zero_point = (stored.shaped(each, x.ndim) for each in (stored.scale, stored.zero_point))
@@ -194,7 +196,9 @@ class Comparison:
         if calibrated:
             self._compare_grid(row, grid, stored)
         self.rows.append(row)
-        return (theirs - zero_point).to(values.dtype) * scale
+        # what comes next starts from the file's grid, too: before any data, a quantizer would answer with another
+        grid = grid.replace(scale=scale, zero_point=None if grid.zero_point is None else zero_point.to(scale.dtype))
+        return (theirs - zero_point).to(values.dtype) * scale, grid
 
     def _stored(self, name: str, values: Tensor, grid: Grid, stored: _Stored) -> None:
         assert stored.codes is not None

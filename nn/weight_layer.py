@@ -144,7 +144,7 @@ class WeightLayer(nn.Module):
         out = self._compute(values, weight, bias, *extra)
         if self.output_quant is not None:
             out, grid = self.output_quant.quantize(out)
-        elif self.return_quant_tensor and not self._lowered():
+        elif self.return_quant_tensor and not (self._lowered() and (inputs is None or weights is None)):
             grid = self._output_grid(inputs, weights, biases, out.ndim)
         else:
             return out

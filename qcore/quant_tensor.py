@@ -511,7 +511,10 @@ def _combined(one: Tensor | None, other: Tensor | None, subtracts: bool) -> Tens
 
 
 def _short(scale: Tensor) -> str:
-    return f"{scale.item():.6g}" if scale.numel() == 1 else f"[{scale.numel()} values]"
+    if scale.numel() != 1 or scale.is_meta:
+        return f"[{scale.numel()} values]"
+    number = scale.item()
+    return f"{number:.6g}" if isinstance(number, float) else str(number)  # a symbol while a compiler traces
 
 
 def _bits(grid: Grid) -> str:

@@ -37,8 +37,8 @@ def _from_repr(quantizer: QuantizerType) -> Any:
             if inspect.isclass(item) or inspect.isfunction(item) or isinstance(item, value):
                 known.setdefault(getattr(item, "__name__", ""), item)
     try:
-        return eval(repr(quantizer), known)  # noqa: S307 - of the class's own text
-    except Exception as error:  # noqa: BLE001 - whatever the text leads to
+        return eval(repr(quantizer), known)
+    except Exception as error:
         raise Failure(
             "a repr that makes the quantizer again", f"{quantizer!r} ({type(error).__name__}: {error})"
         ) from None
@@ -47,5 +47,5 @@ def _from_repr(quantizer: QuantizerType) -> Any:
 def _from_pickle(quantizer: QuantizerType) -> Any:
     try:
         return pickle.loads(pickle.dumps(quantizer))
-    except Exception as error:  # noqa: BLE001 - whatever it holds may object
+    except Exception as error:
         raise Failure("a class that pickles", f"{type(error).__name__}: {error}") from None

@@ -24,7 +24,7 @@ def gradient(case: Case) -> None:
         return  # the largest magnitude's gradient may go to either of two
     weights = _upstream(case.x)
     x = case.x.clone().requires_grad_()
-    values, grid = case.run(x)
+    values, _ = case.run(x)
     if not values.requires_grad:
         raise Failure("a gradient for the input", "values that require none (detached)")
     (found,) = torch.autograd.grad(values, x, weights, allow_unused=True)

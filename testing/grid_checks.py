@@ -69,7 +69,7 @@ def rounding(case: Case) -> None:
 
 @register_check
 def idempotence(case: Case) -> None:
-    """Quantizing again changes nothing; at most a step where the scale is measured anew, or rounding is not to nearest."""
+    """Quantizing again changes nothing; at most a step where the scale is measured anew or rounding has a direction."""
     values, grid = case.quantize()
     again, _ = case.quantize(values)
     moved = (again - values).abs()
@@ -131,7 +131,7 @@ def zero(case: Case) -> None:
 @register_check
 def granularity(case: Case) -> None:
     """The scale is one number, or one for each index of the declared axis; other channels don't change a channel."""
-    values, grid = case.quantize()
+    _, grid = case.quantize()
     if grid.axis is None:
         if grid.scale.numel() != 1:
             raise Failure("one scale, as axis is None", f"a scale of shape {tuple(grid.scale.shape)}")

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from .grid_checks import first
+from .grid_checks import first, shown
 from .registry import register_check
 from .report import Failure, NotApplicable
 from .subject import Case, Subject
@@ -93,7 +93,7 @@ def empty_input(subject: Subject) -> None:
         if values.shape != x.shape:
             raise Failure(f"values of shape {shape}", f"{tuple(values.shape)}")
         if not bool((grid.scale.isfinite() & (grid.scale > 0)).all()):
-            raise Failure("a positive, finite scale", f"{grid.scale.tolist()}")
+            raise Failure("a positive, finite scale", shown(grid.scale))
         if values.requires_grad:
             values.sum().backward()
     _state_is_finite(case)
@@ -112,14 +112,14 @@ def constant_input(subject: Subject) -> None:
             values, grid = case.run(x)
             facts = {"input": f"all {number:g}", "mode": "training" if mode else "evaluation"}
             if not bool((grid.scale.isfinite() & (grid.scale > 0)).all()):
-                raise Failure("a positive, finite scale", f"{grid.scale.tolist()}", facts)
+                raise Failure("a positive, finite scale", shown(grid.scale), facts)
             if not bool(values.isfinite().all()):
                 raise Failure("finite values", f"{values.reshape(-1)[0].item()}", facts)
             learned = [each for each in module.parameters() if each.requires_grad]
             if values.requires_grad:
                 for each in torch.autograd.grad(values.sum(), [x, *learned], allow_unused=True):
                     if each is not None and not bool(each.isfinite().all()):
-                        raise Failure("finite gradients", f"{each.tolist()}", facts)
+                        raise Failure("finite gradients", first(each, ~each.isfinite()), facts)
         _state_is_finite(case)
 
 
@@ -137,7 +137,7 @@ def non_finite_input(subject: Subject) -> None:
             values, grid = case.run(x)
             facts = {"input": f"one element is {number}", "mode": "training" if mode else "evaluation"}
             if not bool((grid.scale.isfinite() & (grid.scale > 0)).all()):
-                raise Failure("a positive, finite scale", f"{grid.scale.tolist()}", facts)
+                raise Failure("a positive, finite scale", shown(grid.scale), facts)
             if not bool(values.reshape(-1)[1:].isfinite().all()):
                 raise Failure("finite values for the finite elements", "others", facts)
             if number != number and not bool(values.reshape(-1)[0].isnan()):
@@ -166,7 +166,7 @@ def input_unchanged(subject: Subject) -> None:
 def _state_is_finite(case: Case) -> None:
     for name, each in case.module.state_dict().items():
         if each.is_floating_point() and not bool(each.isfinite().all()):
-            raise Failure(f"finite state in {name}", f"{each.tolist()}")
+            raise Failure(f"finite state in {name}", shown(each))
 
 
 def _short(x: Tensor) -> str:

@@ -42,7 +42,7 @@ def determinism(subject: Subject) -> None:
 
 @register_check
 def train_eval(subject: Subject) -> None:
-    """Evaluation uses the grid that the last training step used, also when parameters changed since it was looked up."""
+    """Evaluation uses the grid of the last training step, also when parameters changed since it was looked up."""
     case = subject.settled()
     module = case.module
     for seed in range(3):
@@ -75,7 +75,7 @@ def train_eval(subject: Subject) -> None:
 @register_check
 def compiled(subject: Subject) -> None:
     """Under ``torch.compile(fullgraph=True)`` a layer trains and evaluates as in eager mode, in at most two graphs."""
-    import torch._dynamo as dynamo  # noqa: PLC0415 - a second to import, for this check alone
+    import torch._dynamo as dynamo
 
     eager = subject.layer()
     layer = copy.deepcopy(eager)

@@ -149,12 +149,12 @@ def made(form: Format) -> Iterator[Vector]:
                 x = inputs(scale, zero_point, form)
                 pairs = [quantized(each, scale, zero_point, form, rounding) for each in x]
                 codes, values = np.array([pair[0] for pair in pairs]), np.array([pair[1] for pair in pairs])
-                yield Vector(scale, zero_point, rounding, np.float32(x), codes, np.float32(values))
+                yield Vector(scale, zero_point, rounding, np.asarray(x, np.float32), codes, values.astype(np.float32))
 
 
 def _agrees_with_ml_dtypes(form: Format) -> None:
     """Where it has the type, its integers are those of the range."""
-    import ml_dtypes  # noqa: PLC0415 - only needed to make the files
+    import ml_dtypes
 
     kind = getattr(ml_dtypes, f"{'int' if form.signed else 'uint'}{form.bit_width}", None)
     if kind is None or form.narrow_range:
@@ -175,7 +175,7 @@ def written(form: Format) -> str:
         if first is each:
             vectors.append(
                 {
-                    "scale": _bits(np.float32([each.scale])),
+                    "scale": _bits(np.array([each.scale])),
                     "zero_point": each.zero_point,
                     "x": _bits(each.x),
                     "codes": {},
@@ -213,7 +213,7 @@ def golden_vectors(name: str) -> list[Vector]:
         x = _numbers(each["x"])
         for rounding, text in each["codes"].items():
             codes = np.array(text.split(), dtype=np.int64)
-            values = np.float32(codes - zero_point) * np.float32(scale)
+            values = (codes - zero_point).astype(np.float32) * np.float32(scale)
             found.append(Vector(scale, zero_point, rounding, x, codes, values))
     return found
 

@@ -41,7 +41,9 @@ def plot_quantizer(quantizer: Any, *, scale: float | None = None, role: str | No
     step, shift = float(grid.scale.reshape(-1)[0]), _first(grid.zero_point)
     low, high = ((end - shift) * step for end in grid.bounds)
     margin = 0.15 * (high - low) if _stays(module, context, grid) else 0.0  # else what lies beyond would move the range
-    x, y, slope = _curve(module, context, torch.linspace(low - margin, high + margin, 4001))
+    x, y, slope, grid = _curve(module, context, torch.linspace(low - margin, high + margin, 4001))
+    step, shift = float(grid.scale.reshape(-1)[0]), _first(grid.zero_point)
+    low, high = ((end - shift) * step for end in grid.bounds)
 
     figure = figure_class(figsize=(11, 7.5), layout="constrained")
     figure.suptitle(_title(quantizer, grid), fontsize=12)
@@ -108,7 +110,7 @@ def plot_model(model: nn.Module, batch: Any, *, columns: int = 3) -> "Figure":
 
 def _figure_class(asked: str) -> "type[Figure]":
     try:
-        from matplotlib.figure import Figure  # noqa: PLC0415 - an optional extra
+        from matplotlib.figure import Figure
     except ModuleNotFoundError:
         raise BitwrightError(f"{asked} needs the package matplotlib: pip install bitwright[plot]") from None
     return Figure
@@ -143,16 +145,18 @@ def _stays(module: TensorQuant, context: tuple[Any, ...], grid: Grid) -> bool:
     return after is not None and float(after.scale.max()) == high and float(after.scale.min()) == low
 
 
-def _curve(module: TensorQuant, context: tuple[Any, ...], x: Tensor) -> tuple[Any, Any, Any]:
-    """Values and slope."""
+def _curve(module: TensorQuant, context: tuple[Any, ...], x: Tensor) -> tuple[Any, Any, Any, Grid]:
+    """Inputs, values, slope, and the grid that these inputs lead to."""
     wanted = (x if context else x.reshape(1, -1)).clone().requires_grad_()
     was = module.training
     module.eval()
-    values = module.quantize(wanted, *context)[0]
+    values, grid = module.quantize(wanted, *context)
+    assert grid is not None
     (slope,) = torch.autograd.grad(values.sum(), wanted, allow_unused=True) if values.requires_grad else (None,)
     module.train(was)
     slope = torch.zeros_like(wanted) if slope is None else slope
-    return tuple(each.detach().reshape(-1).numpy() for each in (wanted, values, slope))
+    found = [each.detach().reshape(-1).numpy() for each in (wanted, values, slope)]
+    return found[0], found[1], found[2], grid
 
 
 def _draw_grid(axes: Any, grid: Grid, step: float, shift: float) -> None:

@@ -8,7 +8,7 @@ from torch import Tensor
 __all__ = ["Failure", "NotApplicable", "QuantizerCheckError", "Refused", "Report", "Result"]
 
 
-class Failure(AssertionError):
+class Failure(AssertionError):  # noqa: N818 - a finding about someone's quantizer, no error of a program
     """A quantizer broke a rule: what a check raises.
 
     Args:
@@ -65,7 +65,8 @@ class Report:
     """All results for one quantizer; ``str()`` shows what did not pass, ``table()`` everything.
 
     Example:
-        >>> report = Report("MyAct", "activation", (Result("zero", "passed"), Result("value_range", "failed", "found 8")))
+        >>> results = Result("zero", "passed"), Result("value_range", "failed", "found 8")
+        >>> report = Report("MyAct", "activation", results)
         >>> report.ok, report.failed, report["zero"].status
         (False, ('value_range',), 'passed')
         >>> print(report)

@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from ..qcore import QuantizerError
-from .grid_checks import first
+from .grid_checks import first, shown
 from .registry import register_check
 from .report import Failure
-from .subject import Case, Subject
+from .subject import Subject
 
 __all__ = ["deep_copy", "float_checkpoint", "load_in_place", "pickling", "resume", "state_dict", "state_keys"]
 
@@ -110,9 +110,7 @@ def resume(subject: Subject) -> None:
     _feed(late, batches[2:])
     for name, each in whole.state_dict().items():
         if not torch.equal(each, late.state_dict()[name]):
-            raise Failure(
-                f"{each.tolist()} in {name}, as without the interruption", f"{late.state_dict()[name].tolist()}"
-            )
+            raise Failure(f"{shown(each)} in {name}, as without the interruption", shown(late.state_dict()[name]))
     _same_output(subject, whole.eval(), late.eval(), "the layer that was not interrupted")
 
 

@@ -99,7 +99,9 @@ def test_numbers_are_exact(model):
 
 
 def test_paths_become_names():
-    model = nn.Sequential(nn.ModuleDict({"a": qnn.QuantLinear(2, 2, bias=False)})["a"], nn.Sequential(qnn.QuantReLU(scale=0.5)))
+    model = nn.Sequential(
+        nn.ModuleDict({"a": qnn.QuantLinear(2, 2, bias=False)})["a"], nn.Sequential(qnn.QuantReLU(scale=0.5))
+    )
     header = integers(model, torch.ones(1, 2)).to_c_header()
     assert "L0_WEIGHT_BITS" in header
     assert "L1_0_ACT_BITS" in header

@@ -208,6 +208,21 @@ def test_a_file_of_other_weights_differs_in_the_first_layer():
     assert stored.first_difference.optimizations == "torch"
 
 
+def test_ties_are_counted_and_explain_outputs():
+    """Every odd sum lies halfway between two integers of the next grid, and the runtime fuses the file as it is."""
+    entry, weight, head = 0.0303, 0.0417, {"bias": False, "return_quant_tensor": True}
+    model = nn.Sequential(
+        qnn.QuantIdentity(scale=entry, return_quant_tensor=True),
+        qnn.QuantConv2d(1, 6, 5, weight_quant=Int8Act(scale=weight), **head),
+        qnn.QuantReLU(scale=2 * entry * weight, bit_width=8, return_quant_tensor=True),
+        nn.Flatten(),
+        qnn.QuantLinear(600, 10, bias=False),
+    ).eval()
+    comparison = compare(model, torch.randn(16, 1, 14, 14))
+    assert comparison.differences == 0, comparison.table()
+    assert comparison.tie_flips > 100
+
+
 def test_coarse_multipliers_differ():
     from bitwright.export import ByMultiplier
 

@@ -28,6 +28,13 @@ def test_packing_is_one_stream_of_bits(data, bits, signed):
     assert bytes(pack(torch.tensor(numbers), bits, signed).tolist()) == expected
 
 
+@pytest.mark.parametrize("bits", [3, 4])
+def test_many_numbers(bits):
+    codes = torch.arange(2**17 * 2 + 5) % 2**bits - 2 ** (bits - 1)
+    packed = pack(codes, bits, signed=True)
+    assert torch.equal(unpack(packed, bits, True, tuple(codes.shape)).to(torch.int64), codes)
+
+
 @pytest.mark.parametrize(
     ("bits", "numbers", "expected"),
     [

@@ -113,6 +113,27 @@ def test_an_untrained_model_takes_its_scales_from_the_example():
     assert onnx.numpy_helper.to_array(scale).item() == pytest.approx(0.01)
 
 
+@pytest.mark.filterwarnings("ignore:.*before it saw any data")
+@pytest.mark.parametrize("seed", range(4))
+def test_untrained_biases_agree_although_a_tie_moves_the_ranges_at_hand(seed):
+    """The ranges are multiples of the products' steps, so many values are ties; the file's scales are what counts."""
+    torch.manual_seed(seed)
+
+    def layer(kind, *shape):
+        return kind(*shape, bias=True, weight_bit_width=4, bias_quant=Int32Bias)
+
+    def act():
+        return qnn.QuantReLU(bit_width=4, return_quant_tensor=True)
+
+    model = nn.Sequential(
+        qnn.QuantIdentity(bit_width=4, return_quant_tensor=True),
+        *(layer(qnn.QuantConv2d, 3, 6, 5), act(), layer(qnn.QuantConv2d, 6, 16, 5), act()),
+        *(nn.Flatten(), layer(qnn.QuantLinear, 1024, 20), act(), layer(qnn.QuantLinear, 20, 10)),
+    )
+    program = export_onnx_qdq(model, torch.randn(1, 3, 16, 16), dynamic_shapes=({0: "batch"},))
+    assert verify_onnx(model, program, torch.randn(20, 3, 16, 16)).ok
+
+
 def test_a_quantizer_at_the_output_and_two_outputs_of_one_value():
     class Same(nn.Module):
         def __init__(self):

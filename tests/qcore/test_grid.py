@@ -64,6 +64,14 @@ def test_integers_of_values_are_exact(bit_width, signed, scale, places):
     assert grid.to_int(values).tolist() == codes.tolist()
 
 
+def test_every_integer_of_24_bits_is_exact():
+    """In float32 the quotient of value and scale may be off by one."""
+    grid, codes = Grid(torch.tensor(0.1), bit_width=24), torch.arange(-(2**23), 2**23, 97)
+    values = grid.from_int(codes)
+    assert not torch.equal(torch.round(values / grid.scale), codes.float())
+    assert torch.equal(grid.to_int(values).long(), codes)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_to_int_of_other_dtypes(dtype):
     assert Grid(HALF, bit_width=4).to_int(torch.tensor([-4.0, 3.5], dtype=dtype)).tolist() == [-8, 7]

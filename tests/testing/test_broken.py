@@ -26,8 +26,8 @@ class Respelling(torch.autograd.Function):
         return others.clone()
 
     @staticmethod
-    def backward(ctx, grad):
-        return grad, None
+    def backward(ctx, *grads):
+        return grads[0], None
 
 
 class Respelled(IntQuant):
@@ -205,8 +205,8 @@ class Doubled(torch.autograd.Function):
         return scale.clone()
 
     @staticmethod
-    def backward(ctx, grad):
-        return 2 * grad
+    def backward(ctx, *grads):
+        return 2 * grads[0]
 
 
 class Heavy(IntQuant):
@@ -380,10 +380,14 @@ class SharesItsState(Running):
 
 
 class Demanding(IntQuant):
-    def _load_from_state_dict(self, state_dict, prefix, metadata, strict, missing, unexpected, errors):
-        super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, unexpected, errors)
+    def _load_from_state_dict(
+        self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+    ):
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
         if not any(key.startswith(prefix) for key in state_dict):
-            errors.append(f"no state for {prefix}")
+            error_msgs.append(f"no state for {prefix}")
 
 
 @breaks("float_checkpoint")

@@ -1,0 +1,308 @@
+"""torch.compile: whole models, from the first step, in two graphs, with eager's numbers."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch._dynamo.testing import CompileCounterWithBackend
+
+import bitwright.nn as qnn
+from bitwright.qcore import LearnedBitWidth, grid_of
+from bitwright.quantizers import (
+    Int8Act,
+    Int8ActPowerOfTwo,
+    Int8BiasOwnScale,
+    Int8WeightPerChannel,
+    Int8WeightPerChannelLearned,
+    Int8WeightPerTensor,
+    Int8WeightPerTensorPowerOfTwo,
+    Int32Bias,
+    ShiftedUint8Act,
+    ShiftedUint8WeightPerChannel,
+    Uint8Act,
+)
+
+STEPS = 3  # of collection
+TRAIN = 7
+
+
+class MeanScaling(nn.Module):
+    """A scaling of the user's own."""
+
+    def __init__(self, int_range):
+        super().__init__()
+        self.top = int_range.max_int
+        self.factor = nn.Parameter(torch.tensor(4.0, dtype=torch.float64))
+
+    def forward(self, x):
+        return x.detach().abs().mean() * self.factor / self.top
+
+
+class NearestThird:
+    """A rounding of the user's own: up from a third."""
+
+    def __call__(self, x):
+        return torch.floor(x + 2 / 3)
+
+
+def coarse(x):
+    """A rounding that is a plain function."""
+    return torch.round(x / 2) * 2
+
+
+class Plain(nn.Module):
+    """Plain tensors between layers."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1 = qnn.QuantConv2d(3, 4, 3, weight_bit_width=4, input_quant=Int8Act, input_collect_steps=STEPS)
+        self.norm = nn.BatchNorm2d(4)
+        self.act1 = qnn.QuantReLU(bit_width=4, collect_steps=STEPS)
+        self.up = qnn.QuantConvTranspose2d(4, 4, 2, 2, groups=2, weight_quant=Int8WeightPerChannelLearned)
+        self.act2 = qnn.QuantGELU(collect_steps=STEPS)
+        self.conv2 = qnn.QuantConv2d(4, 4, 3, weight_quant=ShiftedUint8WeightPerChannel, bias_quant=Int8BiasOwnScale)
+        self.act3 = qnn.QuantHardSwish(act_quant=Int8ActPowerOfTwo, collect_steps=STEPS)
+        self.fc = qnn.QuantLinear(4, 5, output_quant=ShiftedUint8Act, output_collect_steps=STEPS)
+
+    def forward(self, x):
+        x = self.act1(self.norm(self.conv1(x)))
+        x = self.act3(self.conv2(self.act2(self.up(x))))
+        return self.fc(x.mean((2, 3)))
+
+
+class Carried(nn.Module):
+    """QuantTensors between layers: bias scales, sums on one grid, concatenation, pooling."""
+
+    def __init__(self):
+        super().__init__()
+        kwargs = {"return_quant_tensor": True, "collect_steps": STEPS}
+        self.inp = qnn.QuantIdentity(**kwargs)
+        self.conv1 = qnn.QuantConv2d(3, 4, 3, padding=1, bias_quant=Int32Bias, return_quant_tensor=True)
+        self.act1 = qnn.QuantReLU(return_quant_tensor=True, collect_steps=2 * STEPS)  # called twice in each forward
+        self.conv2 = qnn.QuantConv2d(4, 4, 3, padding=1, bias_quant=Int32Bias, weight_quant=Int8WeightPerChannel)
+        self.act2 = qnn.QuantReLU(act_quant=self.act1.act_quant, return_quant_tensor=True)
+        self.fc = qnn.QuantLinear(32, 5, bias_quant=Int32Bias, weight_quant=Int8WeightPerTensorPowerOfTwo)
+
+    def forward(self, x):
+        x = self.act1(self.conv1(self.inp(x)))
+        y = self.act2(self.conv2(x))
+        y += x
+        y = F.max_pool2d(F.pad(y, (1, 0, 0, 0))[:, :, :, 1:], 4)
+        return self.fc(torch.cat([y, y.flip(1)], 1).flatten(1))
+
+
+class PerChannel(nn.Module):
+    """Activations with a scale for each channel, found with the first data, and a running average."""
+
+    def __init__(self):
+        super().__init__()
+        self.inp = qnn.QuantIdentity(axis=1, collect_steps=STEPS)
+        self.conv = qnn.QuantConv2d(3, 4, 3)
+        self.act = qnn.QuantReLU(axis=1, scaling="running")
+        self.out = qnn.QuantTanh(scaling="statistic", statistic="abs_max")
+
+    def forward(self, x):
+        return self.out(self.act(self.conv(self.inp(x))).mean((2, 3)))
+
+
+class Custom(nn.Module):
+    """Scalings and roundings of the user's own, stochastic rounding, a learned bit width."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1 = qnn.QuantConv2d(3, 4, 3, weight_scaling=MeanScaling, weight_rounding=NearestThird)
+        self.act1 = qnn.QuantReLU(scaling=MeanScaling, rounding=coarse)
+        self.conv2 = qnn.QuantConv2d(4, 4, 3, weight_bit_width=LearnedBitWidth, weight_initial_bit_width=5)
+        self.act2 = qnn.QuantReLU(rounding=coarse, collect_steps=STEPS)
+
+    def forward(self, x):
+        return self.act2(self.conv2(self.act1(self.conv1(x)))).mean((2, 3))
+
+
+MODELS = {"plain": Plain, "carried": Carried, "per channel": PerChannel, "custom": Custom}
+
+
+def seeded(make):
+    """In double precision, where other orders of summation don't move a value over a rounding boundary."""
+    torch.manual_seed(0)
+    return make().double()
+
+
+def batch(step, size=4):
+    return torch.randn(size, 3, 8, 8, generator=torch.Generator().manual_seed(step)).double()
+
+
+def train(model, forward, steps=range(TRAIN)):
+    optimizer = torch.optim.SGD(model.parameters(), 0.02, momentum=0.9)
+    losses = []
+    for step in steps:
+        loss = forward(batch(step)).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+def close_states(one, other, rtol=1e-9, atol=1e-11):
+    for (name, tensor), twin in zip(one.state_dict().items(), other.state_dict().values(), strict=True):
+        torch.testing.assert_close(tensor, twin, rtol=rtol, atol=atol, msg=lambda text, name=name: f"{name}: {text}")
+
+
+@pytest.fixture(autouse=True)
+def _fresh_compiler():
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+@pytest.mark.parametrize("name", MODELS)
+def test_training_from_the_first_step_in_two_graphs_with_eagers_numbers(name, backend):
+    model = seeded(MODELS[name])
+    twin = copy.deepcopy(model)
+    counter = CompileCounterWithBackend(backend)
+    losses = train(twin, torch.compile(twin, backend=counter, fullgraph=True))
+    assert losses == pytest.approx(train(model, model), rel=1e-9)
+    close_states(model, twin)
+    assert counter.frame_count <= 2
+    model.eval(), twin.eval()
+    with torch.no_grad():
+        compiled = torch.compile(twin, backend=counter, fullgraph=True)(batch(99))
+        assert torch.equal(compiled, twin(batch(99)))
+        torch.testing.assert_close(compiled, model(batch(99)), rtol=1e-9, atol=1e-11)
+    assert counter.frame_count <= 3  # and one for evaluation
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_first_forward_is_eagers_to_the_bit(name):
+    for dtype in (torch.float32, torch.float64):
+        model = seeded(MODELS[name]).to(dtype)
+        twin = copy.deepcopy(model)
+        x = batch(0).to(dtype)
+        assert torch.equal(torch.compile(twin, backend="aot_eager", fullgraph=True)(x), model(x))
+        close_states(model, twin, rtol=0, atol=0)
+
+
+def test_inductor_trains_the_same():
+    model = seeded(Carried)
+    twin = copy.deepcopy(model)
+    losses = train(twin, torch.compile(twin, fullgraph=True), range(STEPS + 2))
+    assert losses == pytest.approx(train(model, model, range(STEPS + 2)), rel=1e-8)
+    close_states(model, twin, rtol=1e-8, atol=1e-10)
+
+
+def test_one_graph_once_the_ranges_are_collected():
+    model = seeded(Carried)
+    train(model, model, range(STEPS))
+    counter = CompileCounterWithBackend("eager")
+    train(model, torch.compile(model, backend=counter, fullgraph=True), range(6))
+    assert counter.frame_count == 1
+
+
+def test_a_long_collection_is_one_graph():
+    model = nn.Sequential(*(qnn.QuantReLU(collect_steps=300) for _ in range(3)))
+    counter = CompileCounterWithBackend("eager")
+    compiled = torch.compile(model, backend=counter, fullgraph=True)
+    for step in range(20):
+        compiled(batch(step))
+    assert counter.frame_count == 1
+    assert [layer.act_quant.scaling.steps.item() for layer in model] == [20] * 3
+    assert all(layer.act_quant.scaling.collecting for layer in model)
+
+
+def test_toggling_training_does_not_compile_again():
+    model = seeded(Plain)
+    counter = CompileCounterWithBackend("eager")
+    compiled = torch.compile(model, backend=counter, fullgraph=True)
+    for step in range(8):
+        model.train()
+        compiled(batch(step)).sum().backward()
+        model.eval()
+        with torch.no_grad():
+            compiled(batch(step))
+    assert counter.frame_count == 3
+
+
+def test_several_batch_sizes():
+    model = seeded(Carried)
+    twin = copy.deepcopy(model)
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(twin, backend=counter, fullgraph=True, dynamic=True)
+    for step, size in enumerate([4, 3, 6, 5, 7, 2]):
+        torch.testing.assert_close(compiled(batch(step, size)), model(batch(step, size)), rtol=1e-9, atol=1e-11)
+    assert counter.frame_count <= 2
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_evaluation_without_gradients(mode):
+    model = seeded(Carried)
+    train(model, model)
+    model.eval()
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    with mode():
+        assert torch.equal(compiled(batch(9)), model(batch(9)))
+
+
+def test_evaluation_follows_changed_weights():
+    model = qnn.QuantLinear(8, 4).eval()
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    x = torch.randn(2, 8)
+    with torch.no_grad():
+        for _ in range(3):
+            assert torch.equal(compiled(x), model(x))
+            model.weight.mul_(1.5)
+
+
+def test_a_compiled_model_is_saved_and_resumed_in_the_middle_of_its_collection():
+    model = seeded(Plain)
+    losses = train(model, torch.compile(model, backend="eager", fullgraph=True), range(2))
+    resumed = seeded(Plain)
+    resumed.load_state_dict(model.state_dict())
+    expected = train(copy.deepcopy(resumed), resumed.__class__.__call__.__get__(resumed), range(0))
+    assert expected == []
+    one, other = copy.deepcopy(model), resumed
+    first = train(one, one, range(2, 6))
+    second = train(other, torch.compile(other, backend="eager", fullgraph=True), range(2, 6))
+    assert losses
+    assert second == pytest.approx(first, rel=1e-9)
+
+
+def test_quant_tensors_cross_compiled_functions():
+    act = qnn.QuantIdentity(scale=0.25, return_quant_tensor=True)
+    made = torch.compile(lambda x: F.max_pool2d(act(x), 2), backend="aot_eager", fullgraph=True)
+    with torch.no_grad():
+        q = made(batch(0).float())
+    expected = F.max_pool2d(act(batch(0).float()), 2)
+    assert torch.equal(q.int(), expected.int())
+    assert grid_of(q).source == grid_of(expected).source
+    layer = qnn.QuantLinear(4, 2, bias_quant=Int32Bias)
+    taken = torch.compile(layer, backend="aot_eager", fullgraph=True)
+    with torch.no_grad():
+        assert torch.equal(taken(q), layer(expected))
+
+
+def test_mistakes_are_told_under_compile_too():
+    model = nn.Sequential(qnn.QuantLinear(4, 4, bias_quant=Int32Bias))
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    with pytest.raises(Exception, match="this bias quantizer needs the scales of input and weight"):
+        compiled(torch.ones(1, 4))
+
+
+def test_autocast():
+    model = seeded(Carried).float()
+    twin = copy.deepcopy(model)
+    compiled = torch.compile(twin, backend="aot_eager", fullgraph=True)
+    for step in range(2):
+        with torch.autocast("cpu", torch.bfloat16):
+            expected, out = model(batch(step).float()), compiled(batch(step).float())
+        assert out.dtype == torch.bfloat16
+        torch.testing.assert_close(out, expected, rtol=0.05, atol=0.05)
+        out.float().sum().backward()
+
+
+@pytest.mark.parametrize("layer", [qnn.QuantReLU(act_quant=Uint8Act), qnn.QuantLinear(8, 8, weight_quant=Int8WeightPerTensor)])
+def test_a_single_layer(layer):
+    x = torch.randn(2, 8)
+    twin = copy.deepcopy(layer)
+    assert torch.equal(torch.compile(twin, backend="aot_eager", fullgraph=True)(x), layer(x))
