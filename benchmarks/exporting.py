@@ -72,6 +72,7 @@ def latency(exporters: Exporters, scheme: Scheme, library: str) -> Callable[[], 
     onnxruntime: Any = importlib.import_module("onnxruntime")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = 3  # it warns of initializers that Brevitas lists as inputs
     with tempfile.TemporaryDirectory() as folder:
         path = exported(exporters, scheme, library, Path(folder))
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])

@@ -40,7 +40,8 @@ class BrevitasLayers(Layers):
         return qnn.QuantLinear(in_features, out_features, bias=True, **self._slots(input_quant))
 
     def quant_weight(self, layer: nn.Module) -> Tensor:
-        return layer.weight_quant(layer.weight).value
+        quantizer: Any = layer.weight_quant
+        return quantizer(layer.weight).value
 
     def _act(self) -> dict[str, Any]:
         scheme = self.scheme

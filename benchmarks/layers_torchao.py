@@ -4,6 +4,8 @@ They do something else: weights have a scale for each output channel, activation
 each forward. There is nothing for convolutions.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torchao.quantization.qat import (  # pyright: ignore[reportMissingImports] - only the benchmarks install it
@@ -16,7 +18,7 @@ from .layers import Layers
 
 __all__ = ["TorchaoLayers"]
 
-INTEGERS = {4: torch.int4, 8: torch.int8}
+INTEGERS = {4: torch.int4, 8: torch.int8}  # pyright: ignore[reportAttributeAccessIssue] - not in torch's stubs
 
 
 class TorchaoLayers(Layers):
@@ -34,7 +36,8 @@ class TorchaoLayers(Layers):
         return FakeQuantizedLinear(in_features, out_features, True, activation_config=act, weight_config=weight)
 
     def quant_weight(self, layer: nn.Module) -> Tensor:
-        return layer.weight_fake_quantizer(layer.weight)  # type: ignore[operator]
+        quantizer: Any = layer.weight_fake_quantizer
+        return quantizer(layer.weight)
 
     def _act(self) -> IntxFakeQuantizeConfig:
         assert self.scheme.act_bits is not None

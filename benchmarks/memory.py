@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from typing import Any
 
 from torch.profiler import ProfilerActivity, profile
 
@@ -18,7 +19,7 @@ def peak_bytes(call: Callable[[], object]) -> int:
         call()
     assert recording.profiler is not None
     assert recording.profiler.kineto_results is not None
-    events = [event for event in recording.profiler.kineto_results.events() if event.name() == "[memory]"]
+    events: list[Any] = [event for event in recording.profiler.kineto_results.events() if event.name() == "[memory]"]
     alive = peak = 0
     for event in sorted(events, key=lambda event: event.start_ns()):
         alive += event.nbytes()

@@ -5,7 +5,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional as F
 
 from .layers import COLLECTING, Scheme
@@ -24,7 +24,7 @@ WARM_UP = 3
 class Step:
     """A training step. The learning rate is 0: same arithmetic, and the weights stay where they are."""
 
-    def __init__(self, model: Callable[[Tensor], Tensor], parameters: list[nn.Parameter], network: Network) -> None:
+    def __init__(self, model: Any, parameters: list[nn.Parameter], network: Network) -> None:
         self.model = model
         self.inputs, self.labels = network.batch()
         self.optimizer = torch.optim.SGD(parameters, lr=0.0, momentum=network.momentum)

@@ -17,7 +17,7 @@ __all__ = ["QUANTIZING"]
 SHAPES = {"1e3": (10, 100), "1e4": (100, 100), "1e5": (100, 1000), "1e6": (1000, 1000), "1e7": (2500, 4000)}
 
 
-def forward_backward(call: Callable[[], Tensor], inputs: list[Tensor]) -> Callable[[], object]:
+def forward_backward(call: Callable[[], Tensor], inputs: list[Tensor]) -> Callable[[], tuple[Tensor, ...]]:
     """A call and its backward, to inputs that require gradients."""
     gradient = torch.randn_like(call().detach())
     return lambda: torch.autograd.grad(call(), inputs, gradient, allow_unused=True)

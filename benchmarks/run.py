@@ -32,7 +32,9 @@ def main(arguments: list[str]) -> int:
     whole = not (options.rows or options.quick)
     local = Station(tuple(library for library in LIBRARIES if library not in ("float", OWN_PROCESS)))
     remote = None if options.no_brevitas else RemoteStation(options.brevitas_python)
-    places: list[Place] = [local] if remote is None else [local, remote]
+    places: list[Place] = [local]
+    if remote is not None:
+        places.append(remote)
     versions = {library: number for place in reversed(places) for library, number in place.versions().items()}
 
     begun = time.monotonic()

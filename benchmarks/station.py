@@ -74,7 +74,7 @@ class RemoteStation:
     """A `Station` in another process, under another interpreter; see `worker`."""
 
     def __init__(self, python: str) -> None:
-        self.libraries = (OWN_PROCESS,)
+        self.libraries: tuple[str, ...] = (OWN_PROCESS,)
         command = [python, "-m", f"{__package__}.worker"]
         self._worker = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 

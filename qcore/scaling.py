@@ -472,6 +472,7 @@ class CollectedScaling(_StoredScaling):
     collect_steps: int
     momentum: float | None
     collecting: bool
+    measured = False  # whether the last forward counted its input, as the one that ends the collection does
     _forwards: int
     _handle: int
 
@@ -505,7 +506,8 @@ class CollectedScaling(_StoredScaling):
 
     def stored(self, x: Tensor) -> Tensor:
         """The magnitude in use, as it is stored; in training, while collecting, ``x`` counts first."""
-        if self.training and self.collecting:
+        self.measured = self.training and self.collecting
+        if self.measured:
             with torch.no_grad():
                 self._collect(x)
             return _idle(self.magnitude)
@@ -515,7 +517,7 @@ class CollectedScaling(_StoredScaling):
 
     def low_of(self, x: Tensor) -> Tensor:
         """The lower end of the range, for a zero point."""
-        return _idle(self.low) if self.training and self.collecting else super().low_of(x)
+        return _idle(self.low) if self.measured else super().low_of(x)
 
     def _collect(self, x: Tensor) -> None:
         if x.numel() == 0 and not distributed():

@@ -125,7 +125,7 @@ def _search(check: Check, subject: Subject, examples: int) -> tuple[Tensor | Non
         print_blob=False,
         report_multiple_bugs=False,
         phases=(Phase.generate, Phase.shrink),
-        suppress_health_check=list(HealthCheck),
+        suppress_health_check=list(HealthCheck),  # type: ignore[arg-type]  # it is a kind of enumeration
         verbosity=Verbosity.quiet,
     )
     @given(subject.draws())

@@ -1,9 +1,10 @@
 """The same numbers each time: called again, in evaluation as in training, compiled as in eager mode."""
 
 import copy
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .grid_checks import first, shown
 from .registry import register_check
@@ -76,6 +77,7 @@ def train_eval(subject: Subject) -> None:
 def compiled(subject: Subject) -> None:
     """Under ``torch.compile(fullgraph=True)`` a layer trains and evaluates as in eager mode, in at most two graphs."""
     import torch._dynamo as dynamo
+    from torch._dynamo.exc import TorchDynamoException
 
     eager = subject.layer()
     layer = copy.deepcopy(eager)
@@ -88,12 +90,13 @@ def compiled(subject: Subject) -> None:
                 _alike(f"training step {step + 1}", *outputs)
         dynamo.reset()
         with dynamo.config.patch(recompile_limit=_GRAPHS, fail_on_recompile_limit_hit=True), torch.no_grad():
-            eager.eval(), layer.eval()
+            eager.eval()
+            layer.eval()
             traced = torch.compile(layer, backend="aot_eager", fullgraph=True)
             for seed in range(2):
                 x = subject.layer_input(seed)
                 _alike("evaluation", {"output": eager(x)}, {"output": traced(x)})
-    except dynamo.exc.TorchDynamoException as error:
+    except TorchDynamoException as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise Failure(
             "one graph, compiled at most twice", f"{type(error).__name__}: {' '.join(lines[:2])[:300]}"
@@ -102,7 +105,7 @@ def compiled(subject: Subject) -> None:
         dynamo.reset()
 
 
-def _step(layer: nn.Module, subject: Subject, seed: int) -> dict[str, Tensor]:
+def _step(layer: Any, subject: Subject, seed: int) -> dict[str, Tensor]:
     """One training step; output and gradients by name."""
     torch.manual_seed(seed)
     x = subject.layer_input(seed).requires_grad_()

@@ -5,7 +5,7 @@ The oracles are the definitions of ONNX ``QuantizeLinear`` written in numpy with
 this file in ``golden/``, one JSON file for each format; float32 numbers are written as
 their bits in hexadecimal.
 
-``python -m bitwright.testing.oracle`` writes the files anew.
+``python -m bitwright.testing.make_golden`` writes the files anew.
 """
 
 import json
@@ -216,9 +216,3 @@ def golden_vectors(name: str) -> list[Vector]:
             values = (codes - zero_point).astype(np.float32) * np.float32(scale)
             found.append(Vector(scale, zero_point, rounding, x, codes, values))
     return found
-
-
-if __name__ == "__main__":
-    FOLDER.mkdir(exist_ok=True)
-    for each in FORMATS.values():
-        (FOLDER / f"{each.name}.json").write_text(written(each), encoding="utf-8")

@@ -89,7 +89,7 @@ def plot_model(model: nn.Module, batch: Any, *, columns: int = 3) -> "Figure":
         >>> model = nn.Sequential(qnn.QuantLinear(8, 4, weight_bit_width=4), qnn.QuantReLU(max_value=6.0))
         >>> figure = plot_model(model, torch.randn(16, 8))
         >>> [axes.get_title().splitlines()[0] for axes in figure.axes]
-        ['0.weight_quant: int4', '1.act_quant: uint8']
+        ['0.weight_quant: int4 narrow', '1.act_quant: uint8']
     """
     figure_class = _figure_class("plot_model")
     seen = _watched(model, batch)

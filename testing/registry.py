@@ -20,6 +20,11 @@ class Check:
         says: the rule, the first line of the docstring.
         function: raises where the rule is broken.
         searched: whether it is a property that Hypothesis tries on many inputs.
+
+    Example:
+        >>> from bitwright.testing import CHECKS
+        >>> CHECKS["zero"].says, CHECKS["zero"].searched
+        ('Zero stays zero, exactly: padding and ReLU rely on it.', True)
     """
 
     name: str

@@ -29,11 +29,26 @@ class Failure(AssertionError):  # noqa: N818 - a finding about someone's quantiz
 
 
 class NotApplicable(Exception):  # noqa: N818 - no error: a check says that it has nothing to say
-    """The rule says nothing about this quantizer; the text says why."""
+    """The rule says nothing about this quantizer; the text says why.
+
+    Example:
+        >>> from bitwright.quantizers import Int8WeightPerTensor
+        >>> from bitwright.testing import check_quantizer
+        >>> print(check_quantizer(Int8WeightPerTensor, checks=["scale_gradient"]))
+        Int8WeightPerTensor (weight): 1 checks, 1 skipped
+          skipped  scale_gradient    nothing in it is learned
+    """
 
 
 class Refused(Exception):  # noqa: N818 - no error: a clear refusal is as good as a pass
-    """An exporter refused the quantizer, clearly: nothing wrong is written; the text is the exporter's."""
+    """An exporter refused the quantizer, clearly: nothing wrong is written; the text is the exporter's.
+
+    Example:
+        >>> from bitwright.quantizers import Int8Act
+        >>> from bitwright.testing import check_quantizer
+        >>> check_quantizer(Int8Act(bit_width=20), checks=["export_qdq"])["export_qdq"].status
+        'refused'
+    """
 
 
 @dataclass(frozen=True)
@@ -46,6 +61,10 @@ class Result:
         message: for all but a pass, why.
         seconds: how long it took.
         counterexample: for a failed property, the smallest input found.
+
+    Example:
+        >>> Result("zero", "failed", "expected 0 for 0; found 0.5").ok
+        False
     """
 
     check: str

@@ -7,34 +7,33 @@ from benchmarks.libraries import LIBRARIES
 from benchmarks.rows import ROWS, Row
 
 BUDGETS = {
-    "1": 1.15,
-    "2": 1.8,
-    "2b": 1.30,
-    "3": 2.0,
-    "4": 1.35,
-    "5": 1.10,
-    "6": 1.20,
-    "7": 1.15,
-    "8": 150,
-    "9": 1.05,
-    "10": 1.8,
-    "11": 1.9,
-    "12": 1.05,
-    "13": 1.10,
-    "14": 2,
-    "15": 1.3,
-    "16": 0.08,
-    "17": 2,
+    "1": (1.15,),
+    "2": (1.8,),
+    "2b": (1.30,),
+    "3": (2.0,),
+    "4": (1.35,),
+    "5": (1.10,),
+    "6": (1.20,),
+    "7": (1.15,),
+    "8": (150,),
+    "9": (1.05,),
+    "10": (1.8,),
+    "11": (1.9,),
+    "12": (1.05,),
+    "13": (1.10,),
+    "14": (2,),
+    "15": (1.3,),
+    "16": (0.08,),
+    "17": (2,),
     "18": (6, 5),
-    "19": 0.2,
-    "20": 0.16,
-    "21": 20,
+    "19": (0.2,),
+    "20": (0.16,),
+    "21": (20,),
 }
 
 
 def test_every_budget_is_a_row():
-    limits = {row.number: row.limits if len(row.limits) > 1 else row.limits[0] for row in ROWS}
-    assert list(limits.items()) == list(BUDGETS.items())
+    assert [(row.number, row.limits) for row in ROWS] == list(BUDGETS.items())
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.number)

@@ -81,6 +81,22 @@ def test_constant_for_each_index():
     assert ConstantScaling(SIGNED, scale=0.5, axis=1)(torch.ones(3, 2)).tolist() == [[0.5]]
 
 
+def test_wrong_number_of_constants():
+    model = nn.Sequential(ConstantScaling(SIGNED, scale=[0.5, 0.25], axis=1))
+    with pytest.raises(QuantizerError) as error:
+        model(torch.ones(4, 3))
+    assert str(error.value) == (
+        "0: the input has 3 entries along axis 1, and 2 scales are given. Give one scale, or one for each entry."
+    )
+
+
+def test_constant_after_meta():
+    scaling = ConstantScaling(SIGNED, scale=0.5, device="meta")
+    assert scaling.scale.is_meta
+    scaling.to_empty(device="cpu").reset_parameters()
+    assert scaling(torch.ones(1)).item() == 0.5
+
+
 def test_constant_has_no_state():
     scaling = ConstantScaling(SIGNED, scale=0.5)
     assert scaling.state_dict() == {}

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from bitwright.qcore import ROUNDINGS, Grid, composed_fake_quant, fake_quant, int_bounds, quantize_to_int
-from bitwright.testing import oracle
+from bitwright.testing import make_golden, oracle
 from bitwright.testing.oracle import FORMATS, golden_vectors
 
 names = pytest.mark.parametrize("name", FORMATS)
@@ -19,7 +19,16 @@ names = pytest.mark.parametrize("name", FORMATS)
 def test_files_are_what_the_oracle_makes(name):
     kept = (oracle.FOLDER / f"{name}.json").read_text(encoding="utf-8")
     assert json.loads(kept)["version"] == oracle.VERSION
-    assert kept == oracle.written(FORMATS[name]), "run python -m bitwright.testing.oracle, and look at the difference"
+    assert kept == oracle.written(FORMATS[name]), (
+        "run python -m bitwright.testing.make_golden, and look at the difference"
+    )
+
+
+def test_script_writes_the_files(tmp_path, monkeypatch):
+    monkeypatch.setattr(make_golden, "FOLDER", tmp_path / "golden")
+    make_golden.main()
+    for path in oracle.FOLDER.iterdir():
+        assert (tmp_path / "golden" / path.name).read_text(encoding="utf-8") == path.read_text(encoding="utf-8")
 
 
 def test_no_file_is_left_over():
