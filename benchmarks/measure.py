@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from .timing import Summary, summarize
-from .workload import Workload
+from .workload import Workload, WorkloadError
 
-__all__ = ["FULL", "QUICK", "Effort", "Measurement", "Place", "measure"]
+__all__ = ["BRIEF", "FULL", "QUICK", "Effort", "Measurement", "Place", "measure"]
 
 
 class Place(Protocol):
@@ -36,7 +36,8 @@ class Effort:
         return rounds >= self.most or (rounds >= self.least and time.monotonic() - since >= self.seconds)
 
 
-FULL = Effort(4.0, 7, 31)
+FULL = Effort(4.0, 7, 31)  # for budgets
+BRIEF = Effort(1.5, 5, 21)  # for everything else
 QUICK = Effort(0.0, 3, 3)
 
 
@@ -108,7 +109,7 @@ class _Team:
         for library in order.sample(list(self.samples), len(self.samples)):
             try:
                 number = self.place.sample(library)
-            except Exception as error:  # a failure is a result, too
+            except WorkloadError as error:  # a failure is a result, too
                 self._drop(library, str(error))
             else:
                 if library in self.samples:

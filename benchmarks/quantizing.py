@@ -115,11 +115,10 @@ def _quantizers() -> dict[str, Workload]:
             found[f"act-{size}-{name}"] = Workload(
                 f"activation, learned scale, {what}", ALL, partial(activation, shape, backward, 1)
             )
-        found[f"act-{size}-collecting"] = Workload(
-            f"activation, collecting, {size} elements, forward and backward",
-            CONVS,
-            partial(activation, shape, True, COLLECTING),
-        )
+    for size in ("1e3", "1e5", "1e6"):
+        title = f"activation, collecting, {size} elements, forward and backward"
+        make = partial(activation, SHAPES[size], True, COLLECTING)
+        found[f"act-{size}-collecting"] = Workload(title, CONVS, make)
     return found
 
 

@@ -13,6 +13,7 @@ __all__ = ["Run", "page", "result_line", "row_lines"]
 
 LIBRARIES = ("bitwright", "torch.ao", "torchao", "Brevitas")
 OTHERS = LIBRARIES[1:]
+LONGEST = 160  # characters of an error
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,8 @@ def page(run: Run | None) -> str:
     """The whole of docs/benchmarks.md; None before the first run."""
     if run is None:
         return "\n".join([INTRODUCTION, "Not run yet.\n", REPEATING, METHOD])
-    return "\n".join([INTRODUCTION, _setting(run), BUDGETS, _budgets(run), REPEATING, METHOD, *_sections(run)])
+    tables = [part for section in SECTIONS for part in (_heading(section), _table(section, run))]
+    return "\n".join([INTRODUCTION, _setting(run), BUDGETS, _budgets(run), REPEATING, METHOD, *tables, *_failures(run)])
 
 
 def _setting(run: Run) -> str:
@@ -97,10 +99,8 @@ def _budgets(run: Run) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _sections(run: Run) -> Iterable[str]:
-    for section in SECTIONS:
-        yield f"## {section.title}\n\n{section.about}\n"
-        yield _table(section, run)
+def _heading(section: Section) -> str:
+    return f"## {section.title}\n\n{section.about}\n"
 
 
 def _table(section: Section, run: Run) -> str:
@@ -114,6 +114,16 @@ def _table(section: Section, run: Run) -> str:
         cells = [title, _base(workload, measurement), told["bitwright"], spread]
         lines.append(_line([*cells, *(told[library] for library in OTHERS)]))
     return "\n".join(lines) + "\n"
+
+
+def _failures(run: Run) -> list[str]:
+    """What the word "fails" stands for, the first line of each error."""
+    lines = [
+        f"- {library}, {WORKLOADS[key].title}: `{error.strip().splitlines()[0][:LONGEST]}`"
+        for key, measurement in run.measured.items()
+        for library, error in measurement.failures.items()
+    ]
+    return ["## What fails\n", "\n".join(lines) + "\n"] if lines else []
 
 
 def _base(workload: Workload, measurement: Measurement) -> str:
@@ -193,7 +203,8 @@ METHOD = """\
   still counts.
 - In rounds. In each round every library gives one sample, in random order, and each sample is divided by float's of
   the same round. A sample lasts 5 ms or longer: shorter calls are repeated. What is shown is the median of the
-  rounds' ratios, with the quartiles as spread; 7 to 31 rounds, as many as fit into 4 seconds.
+  rounds' ratios, with the quartiles as spread. Budgets: 7 to 31 rounds, as many as fit into 4 seconds; everything
+  else: 5 to 21 rounds in 1.5 seconds.
 - Float, bitwright, `torch.ao.quantization` and torchao share a process. Brevitas pins another version of
   `dependencies` than bitwright, so it has an environment and a process of its own, and is compared with float in that
   process, round by round beside the first.
@@ -201,8 +212,11 @@ METHOD = """\
   tensor, from the largest magnitude. A training step is forward, loss, backward and SGD with momentum, at a learning
   rate of 0: the same arithmetic at every step. "Learned": activation scales are parameters, as they are once
   statistics were collected.
+- A step of a single layer (row 10) is forward and backward, to the input and the parameters, without an optimizer, as
+  in the middle of a network.
 - The others do not always do the same work. torch.ao: the fused fake-quant modules; activation scales follow a moving
-  average, nothing is learned. torchao: a scale for each output channel and each token, linear layers only.
+  average, nothing is learned, biases stay float. torchao: a scale for each output channel and each token, linear
+  layers only.
 - A learned scale at the network's input makes the first layer compute a gradient that the float network never needs;
   row 2b is without it.
 - Peak memory: the most bytes that torch's allocator has given out during a step beyond those before it, from the

@@ -15,7 +15,7 @@ import torch
 from .catalog import SECTIONS, WORKLOADS
 from .environment import machine
 from .libraries import LIBRARIES, OWN_PROCESS
-from .measure import FULL, QUICK, Measurement, Place, measure
+from .measure import BRIEF, FULL, QUICK, Measurement, Place, measure
 from .report import Run, page, result_line, row_lines
 from .rows import ROWS, Row
 from .station import RemoteStation, Station
@@ -39,8 +39,10 @@ def main(arguments: list[str]) -> int:
 
     begun = time.monotonic()
     measured: dict[str, Measurement] = {}
+    budgeted = {key for row in rows for key in row.workloads}
     for key in workloads_of(rows, whole):
-        measured[key] = measure(key, WORKLOADS[key], places, QUICK if options.quick else FULL)
+        effort = QUICK if options.quick else FULL if key in budgeted else BRIEF
+        measured[key] = measure(key, WORKLOADS[key], places, effort)
         print(result_line(WORKLOADS[key], measured[key]), flush=True)
     if remote is not None:
         remote.close()
@@ -50,8 +52,9 @@ def main(arguments: list[str]) -> int:
     print("\n" + "\n".join(row_lines(rows, run)))
     folder = ROOT / "out" / "bench"
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "results.json").write_text(json.dumps(asdict(run), indent=1), encoding="utf-8")
-    print(f"\n{took:.0f} s; numbers in out/bench/results.json")
+    file = "results.json" if whole else "partial.json"
+    (folder / file).write_text(json.dumps(asdict(run), indent=1), encoding="utf-8")
+    print(f"\n{took:.0f} s; numbers in out/bench/{file}")
     if whole and remote is not None:
         (ROOT / "docs" / "benchmarks.md").write_text(page(run), encoding="utf-8")
         print("docs/benchmarks.md is written anew")

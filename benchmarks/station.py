@@ -12,7 +12,7 @@ import torch
 from .catalog import WORKLOADS
 from .environment import versions
 from .libraries import OWN_PROCESS
-from .workload import Sampler
+from .workload import Sampler, WorkloadError
 
 __all__ = ["RemoteStation", "Station"]
 
@@ -53,11 +53,17 @@ class Station:
         return failures
 
     def sample(self, library: str) -> float:
-        """One number. Garbage is collected before, not meanwhile."""
+        """One number. Garbage is collected before, not meanwhile.
+
+        Raises:
+            WorkloadError: the library failed.
+        """
         gc.collect()
         gc.disable()
         try:
             return self._samplers[library]()
+        except Exception as error:
+            raise WorkloadError(f"{type(error).__name__}: {error}") from error
         finally:
             gc.enable()
 
@@ -92,7 +98,11 @@ class RemoteStation:
         return self._reply()
 
     def sample(self, library: str) -> float:
-        """One number."""
+        """One number.
+
+        Raises:
+            WorkloadError: the library failed.
+        """
         return self._call("sample", library)
 
     def end(self) -> None:
@@ -120,5 +130,5 @@ class RemoteStation:
             raise RuntimeError(f"the process of {OWN_PROCESS} ended: its error is above")
         reply = json.loads(line)
         if "raised" in reply:
-            raise RuntimeError(reply["raised"])
+            raise WorkloadError(reply["raised"])
         return reply["returned"]

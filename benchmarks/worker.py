@@ -14,6 +14,7 @@ import torch
 
 from .libraries import OWN_PROCESS
 from .station import Station
+from .workload import WorkloadError
 
 __all__ = ["serve"]
 
@@ -25,8 +26,8 @@ def serve(calls: IO[str], answers: IO[str]) -> None:
         method, *args = json.loads(line)
         try:
             answer = {"returned": getattr(station, method)(*args)}
-        except Exception as error:  # the other side raises it
-            answer = {"raised": f"{type(error).__name__}: {error}"}
+        except WorkloadError as error:  # the other side raises it
+            answer = {"raised": str(error)}
         print(json.dumps(answer), file=answers, flush=True)
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-__all__ = ["Workload", "absolute", "difference", "ratio"]
+__all__ = ["Workload", "WorkloadError", "absolute", "difference", "ratio"]
 
 Sampler = Callable[[], float]
 
@@ -21,6 +21,10 @@ def difference(sample: float, base: float) -> float:
 def absolute(sample: float, base: float) -> float:
     """The number itself."""
     return sample
+
+
+class WorkloadError(Exception):
+    """A library failed: the message is its error, with the error's type."""
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ import pytest
 
 from benchmarks.measure import Effort, measure
 from benchmarks.timing import Summary
-from benchmarks.workload import Workload, absolute, difference
+from benchmarks.workload import Workload, WorkloadError, absolute, difference
 
 FIVE = Effort(seconds=0.0, least=5, most=9)
 
@@ -79,7 +79,7 @@ def test_difference_is_what_comes_on_top():
 
 
 def test_failures_leave_the_others_running():
-    numbers = {"float": 1.0, "ours": 2.0, "peer": RuntimeError("late")}
+    numbers = {"float": 1.0, "ours": 2.0, "peer": WorkloadError("late")}
     place = FakePlace(("ours", "peer", "early"), numbers, {"early": "ImportError: none"})
     found = measure("key", workload("ours", "peer", "early"), [place], FIVE)
     assert found.failures == {"early": "ImportError: none", "peer": "late"}
@@ -87,7 +87,7 @@ def test_failures_leave_the_others_running():
     assert place.asked == [("key", ["ours", "peer", "early"]), "end"]
 
 
-@pytest.mark.parametrize("numbers", [{"float": RuntimeError("no")}, {}])
+@pytest.mark.parametrize("numbers", [{"float": WorkloadError("no")}, {}])
 def test_nothing_is_compared_where_float_fails(numbers):
     place = FakePlace(("ours",), {"ours": 2.0, **numbers}, {} if numbers else {"float": "no"})
     found = measure("key", workload("ours"), [place], FIVE)

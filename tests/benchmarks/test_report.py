@@ -16,7 +16,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "benchmarks.md"
 def measurement(key):
     """Made-up numbers: bitwright at 1.25, others at 2, torchao failing."""
     compared = {library: Summary(2.0, 1.9, 2.1, 7) for library in WORKLOADS[key].libraries if library != "torchao"}
-    failures = {"torchao": "ImportError"} if "torchao" in WORKLOADS[key].libraries else {}
+    failures = {"torchao": "ImportError: none\n  at line 1"} if "torchao" in WORKLOADS[key].libraries else {}
     return Measurement(compared | {"bitwright": Summary(1.25, 1.2, 1.3, 7)}, Summary(0.5, 0.5, 0.5, 7), failures, 3.0)
 
 
@@ -75,7 +75,14 @@ def test_page_has_every_row_and_every_workload():
         "## Repeat it",
         "## How it is measured",
         *(f"## {section.title}" for section in SECTIONS),
+        "## What fails",
     ]
+
+
+def test_page_tells_the_errors():
+    assert "- torchao, MLP 3 x 512, W4A4, training step: `ImportError: none`" in LINES
+    sound = {key: Measurement(each.compared, each.base, {}, 1.0) for key, each in RUN.measured.items()}
+    assert "## What fails" not in page(Run(RUN.date, RUN.machine, RUN.versions, RUN.seconds, sound))
 
 
 def test_page_says_what_it_was_measured_on():

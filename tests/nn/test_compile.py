@@ -108,7 +108,7 @@ class PerChannel(nn.Module):
 
 
 class Custom(nn.Module):
-    """Scalings and roundings of the user's own, stochastic rounding, a learned bit width."""
+    """Scalings and roundings of the user's own, and a learned bit width."""
 
     def __init__(self):
         super().__init__()
