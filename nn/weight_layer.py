@@ -91,24 +91,26 @@ class WeightLayer(nn.Module):
         self._start_state()
 
     def _check_axes(self) -> None:
+        follows = self.bias_quant is not None and self.bias_quant.follows_input
+        summed = follows or (self.return_quant_tensor and self.output_quant is None)
         for slot, tensor, usual in (("weight", self.weight, self.channel_axis), ("bias", self.bias, 0)):
             axis = getattr(getattr(self, f"{slot}_quant"), "axis", None)
             if tensor is None or axis is None:
                 continue
-            choice = f"Write {slot}_axis={usual} for one scale for each output channel, or {slot}_axis=None for one scale."
             if not -tensor.ndim <= axis < tensor.ndim:
-                raise QuantizerError(
-                    f"{Described(self)}: {slot}_axis={axis} is not a dimension of the {slot}, which has {tensor.ndim}. "
-                    f"{choice}"
+                wrong = f"{slot}_axis={axis} is not a dimension of the {slot}, which has {tensor.ndim}"
+            elif slot == "weight" and axis % tensor.ndim != usual and summed:
+                asks = "a bias on the scale of the products" if follows else "return_quant_tensor=True"
+                wrong = (
+                    f"with weight_axis={axis} the products that one output sums have several scales, and {asks} needs "
+                    "a common one"
                 )
-            follows = self.bias_quant is not None and self.bias_quant.follows_input
-            sums = "a bias on the scale of the products" if follows else "return_quant_tensor=True"
-            needed = follows or (self.return_quant_tensor and self.output_quant is None)
-            if slot == "weight" and axis % tensor.ndim != usual and needed:
-                raise QuantizerError(
-                    f"{Described(self)}: with weight_axis={axis} the products that one output sums have several scales, "
-                    f"and {sums} needs a common one. {choice}"
-                )
+            else:
+                continue
+            raise QuantizerError(
+                f"{Described(self)}: {wrong}. Write {slot}_axis={usual} for one scale for each output channel, or "
+                f"{slot}_axis=None for one scale."
+            )
 
     def _start_state(self) -> None:
         for quant, tensor in ((self.weight_quant, self.weight), (self.bias_quant, self.bias)):

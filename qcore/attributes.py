@@ -1,4 +1,4 @@
-"""Setting a module's attributes cheaply."""
+"""Setting a module's attributes: cheaply, and anew where it leaves the meta device."""
 
 from collections.abc import Callable
 from typing import Any
@@ -26,7 +26,7 @@ def assign(module: nn.Module, **attributes: Any) -> None:
 
 
 def reset_off_meta(module: Any, apply: Callable[..., Any], fn: Any, recurse: bool) -> Any:
-    """What a module's `_apply` does whose state no file may hold: memory that replaces the meta device is not left empty.
+    """The `_apply` of a module whose state may be in no file: memory that replaces the meta device is not left empty.
 
     Example:
         >>> import torch
@@ -42,6 +42,4 @@ def reset_off_meta(module: Any, apply: Callable[..., Any], fn: Any, recurse: boo
 
 
 def _on_meta(module: nn.Module) -> bool:
-    return any(
-        each.is_meta for each in (*module._parameters.values(), *module._buffers.values()) if each is not None
-    )
+    return any(each.is_meta for each in (*module._parameters.values(), *module._buffers.values()) if each is not None)

@@ -152,9 +152,11 @@ class ConstantScaling(MagnitudeScaling):
         """Set the constant to what was given."""
         self.scale.copy_(self._given)
 
-    def _load_from_state_dict(self, state_dict: Any, prefix: str, metadata: Any, *args: Any) -> None:
-        super()._load_from_state_dict(state_dict, prefix, metadata, *args)
-        if self.scale.is_meta and metadata.get("assign_to_params_buffers", False):
+    def _load_from_state_dict(
+        self, state_dict: Any, prefix: str, local_metadata: Any, *args: Any, **kwargs: Any
+    ) -> None:
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args, **kwargs)
+        if self.scale.is_meta and local_metadata.get("assign_to_params_buffers", False):
             self.scale = self._given.clone()  # a constant is in no file
 
     def settled(self) -> tuple[Tensor, ...]:

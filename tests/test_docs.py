@@ -20,6 +20,7 @@ import torch
 from bitwright import nn, qcore, quantizers
 from bitwright.export.formats import EXPORTER_OPSET, QCDQ, QDQ
 from bitwright.qcore.inject import QuantizerType, settings
+from bitwright.testing import CHECKS
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -113,8 +114,13 @@ def without_lines(text: str) -> str:
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
 def test_page_runs(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with torch.random.fork_rng():
-        run_page(path, tmp_path)
+    before = dict(CHECKS)  # a page may register a check of its own
+    try:
+        with torch.random.fork_rng():
+            run_page(path, tmp_path)
+    finally:
+        CHECKS.clear()
+        CHECKS.update(before)
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)

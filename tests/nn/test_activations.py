@@ -172,7 +172,9 @@ def test_any_axis(axis):
 def test_an_input_with_other_channels_is_refused_with_the_path():
     model = nn.Sequential(nn.Identity(), qnn.QuantIdentity(act_quant=Int8ActPerChannel))
     model(torch.randn(2, 3, 4, 4))
-    with pytest.raises(ValueError, match="^1.act_quant.scaling: the input has 5 entries along axis 1, but the 3 scales"):
+    with pytest.raises(
+        ValueError, match=r"^1\.act_quant\.scaling: the input has 5 entries along axis 1, but the 3 scales"
+    ):
         model(torch.randn(2, 5, 4, 4))
 
 

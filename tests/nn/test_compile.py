@@ -319,7 +319,9 @@ def test_autocast():
         out.float().sum().backward()
 
 
-@pytest.mark.parametrize("layer", [qnn.QuantReLU(act_quant=Uint8Act), qnn.QuantLinear(8, 8, weight_quant=Int8WeightPerTensor)])
+@pytest.mark.parametrize(
+    "layer", [qnn.QuantReLU(act_quant=Uint8Act), qnn.QuantLinear(8, 8, weight_quant=Int8WeightPerTensor)]
+)
 def test_a_single_layer(layer):
     x = torch.randn(2, 8)
     twin = copy.deepcopy(layer)

@@ -44,7 +44,11 @@ WEIGHTS = [
     ShiftedUint8WeightPerTensor,
     ShiftedUint8WeightPerChannel,
 ]
-INPUTS = {"signed": Int8Act(scale=0.1), "unsigned": Uint8Act(scale=0.05), "zero point": ShiftedUint8Act(collect_steps=1)}
+INPUTS = {
+    "signed": Int8Act(scale=0.1),
+    "unsigned": Uint8Act(scale=0.05),
+    "zero point": ShiftedUint8Act(collect_steps=1),
+}
 
 
 def values(x):
@@ -87,7 +91,12 @@ def test_the_outputs_integers_are_sums_of_products(inputs, weight_quant, argumen
     act = qnn.QuantIdentity(act_quant=INPUTS[inputs], return_quant_tensor=True)
     has_bias = arguments.get("bias", True)
     layer = quantized_class(
-        4, 8, weight_quant=weight_quant, bias_quant=Int32Bias if has_bias else None, return_quant_tensor=True, **arguments
+        4,
+        8,
+        weight_quant=weight_quant,
+        bias_quant=Int32Bias if has_bias else None,
+        return_quant_tensor=True,
+        **arguments,
     )
     x = act(torch.randn(2, 4, *[5] * dims) * 2)
     out = layer(x)

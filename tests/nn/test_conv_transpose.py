@@ -43,7 +43,11 @@ WEIGHTS = [
     ShiftedUint8WeightPerTensor,
     ShiftedUint8WeightPerChannel,
 ]
-INPUTS = {"signed": Int8Act(scale=0.1), "unsigned": Uint8Act(scale=0.05), "zero point": ShiftedUint8Act(collect_steps=1)}
+INPUTS = {
+    "signed": Int8Act(scale=0.1),
+    "unsigned": Uint8Act(scale=0.05),
+    "zero point": ShiftedUint8Act(collect_steps=1),
+}
 
 
 def offset(x):
@@ -86,7 +90,12 @@ def test_the_outputs_integers_are_sums_of_products(inputs, weight_quant, argumen
     act = qnn.QuantIdentity(act_quant=INPUTS[inputs], return_quant_tensor=True)
     has_bias = arguments.get("bias", True)
     layer = quantized_class(
-        4, 8, weight_quant=weight_quant, bias_quant=Int32Bias if has_bias else None, return_quant_tensor=True, **arguments
+        4,
+        8,
+        weight_quant=weight_quant,
+        bias_quant=Int32Bias if has_bias else None,
+        return_quant_tensor=True,
+        **arguments,
     )
     x = act(torch.randn(2, 4, *[4] * dims) * 2)
     out = layer(x)
@@ -130,7 +139,9 @@ def test_output_size(dims):
 
 
 def test_literal_numbers():
-    layer = qnn.QuantConvTranspose1d(1, 1, 2, stride=2, weight_bit_width=3, bias_quant=Int32Bias, return_quant_tensor=True)
+    layer = qnn.QuantConvTranspose1d(
+        1, 1, 2, stride=2, weight_bit_width=3, bias_quant=Int32Bias, return_quant_tensor=True
+    )
     act = qnn.QuantIdentity(scale=0.5, return_quant_tensor=True)
     with torch.no_grad():
         layer.weight.copy_(torch.tensor([[[0.3, -0.9]]]))  # steps of 0.3: 1 and -3

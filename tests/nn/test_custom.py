@@ -1,4 +1,4 @@
-"""Quantizers of the user's own: one class for a scaling, one (or a function) for a rounding, nothing else to register."""
+"""Quantizers of the user's own: one class for a scaling, one (or a function) for a rounding, nothing to register."""
 
 import copy
 import pickle
@@ -162,12 +162,16 @@ CUSTOM = {
     "rounding module": (lambda: qnn.QuantLinear(6, 4, weight_rounding=Noisy, weight_noise=0.1)),
     "rounding function": (lambda: qnn.QuantReLU(rounding=to_even_numbers)),
     "rounding with a gradient": (lambda: qnn.QuantReLU(rounding=Soft, scale=0.1)),
-    "rounding of a bias": (lambda: qnn.QuantLinear(6, 4, bias_quant=Int32Bias(rounding=to_even_numbers), input_quant=Int8Act)),
+    "rounding of a bias": (
+        lambda: qnn.QuantLinear(6, 4, bias_quant=Int32Bias(rounding=to_even_numbers), input_quant=Int8Act)
+    ),
     "statistic": (lambda: qnn.QuantLinear(6, 4, weight_statistic=SecondLargest)),
     "statistic of an activation": (lambda: qnn.QuantReLU(statistic=SecondLargest)),
     "restriction": (lambda: qnn.QuantLinear(6, 4, weight_restriction=Halves)),
     "zero point": (lambda: qnn.QuantReLU(act_quant=Int8Act(signed=False, zero_point=Middle))),
-    "everything": (lambda: qnn.QuantLinear(6, 4, weight_quant=MyWeight, weight_rounding=UpFromAThird, weight_bit_width=3)),
+    "everything": (
+        lambda: qnn.QuantLinear(6, 4, weight_quant=MyWeight, weight_rounding=UpFromAThird, weight_bit_width=3)
+    ),
     "a kind of its own": (lambda: qnn.QuantLinear(6, 4, weight_quant=SignWeight)),
 }
 
@@ -346,7 +350,7 @@ def test_a_kind_of_its_own():
         layer.weight.copy_(torch.tensor([[0.05, 0.25, -0.6]]))
     torch.testing.assert_close(layer.quant_weight().value, torch.tensor([[-0.3, 0.3, -0.3]]))
     assert layer.int_weight().tolist() == [[-1, 1, -1]]
-    with pytest.raises(RuntimeError, match="the file holds signs from 0.1, the model is signs from 0.5"):
+    with pytest.raises(RuntimeError, match=r"the file holds signs from 0\.1, the model is signs from 0\.5"):
         qnn.QuantLinear(3, 1, False, weight_quant=SignWeight, weight_threshold=0.5).load_state_dict(layer.state_dict())
 
 

@@ -125,9 +125,7 @@ def test_no_bias():
 
 
 def test_input_and_output_quantizers():
-    layer = layer_of(
-        input_quant=Int8Act, input_scale=0.5, input_bit_width=4, output_quant=Int8Act, output_scale=0.25
-    )
+    layer = layer_of(input_quant=Int8Act, input_scale=0.5, input_bit_width=4, output_quant=Int8Act, output_scale=0.25)
     out = layer(torch.tensor([[0.7, 9.0]]))  # the input becomes 0.5 and 3.5
     assert out.tolist() == [[-3.25, 0.75]]  # from (0.5 * 70 - 3.5 * 127) / 127 and (0.5 * 32 + 3.5 * 25) / 127
 

@@ -97,8 +97,7 @@ MISTAKES = {
     ),
     "0 bits": (
         lambda: qnn.QuantLinear(4, 4, weight_bit_width=0),
-        LINEAR + "weight_bit_width=0 is not possible: expected a whole number from 2 to 32. Write "
-        "weight_bit_width=2.",
+        LINEAR + "weight_bit_width=0 is not possible: expected a whole number from 2 to 32. Write weight_bit_width=2.",
     ),
     "1 bit": (
         lambda: qnn.QuantLinear(4, 4, weight_bit_width=1),

@@ -5,6 +5,7 @@ import pickle
 import subprocess
 import sys
 from io import BytesIO
+from typing import Any
 
 import pytest
 import torch
@@ -29,21 +30,24 @@ from bitwright.quantizers import (
 )
 
 STEPS = 3  # of collection, in the models below
+LEARNED = Int8WeightPerChannelLearned(bit_width=4)
 
 
 class Net(nn.Module):
     """Layers of every kind of state: none, constant, learned, collected, with zero points, with scales per channel."""
 
-    def __init__(self, weight_quant=Int8WeightPerChannelLearned(bit_width=4), inputs=Int8Act):
+    def __init__(self, weight_quant=LEARNED):
         super().__init__()
-        self.inp = qnn.QuantIdentity(act_quant=inputs, return_quant_tensor=True, collect_steps=STEPS)
+        self.inp = qnn.QuantIdentity(return_quant_tensor=True, collect_steps=STEPS)
         self.conv = qnn.QuantConv2d(3, 4, 3, weight_quant=weight_quant, bias_quant=Int32Bias)
         self.norm = nn.BatchNorm2d(4)
         self.act = qnn.QuantReLU(axis=1, collect_steps=STEPS)
         self.shifted = qnn.QuantIdentity(act_quant=ShiftedUint8Act, collect_steps=STEPS)
         self.running = qnn.QuantIdentity(scaling="running")
         self.constant = qnn.QuantHardTanh(-4, 4, scale=2**-5)
-        self.fc = qnn.QuantLinear(4, 5, bias_quant=Int8BiasOwnScale(scaling="learned"), weight_bit_width=LearnedBitWidth)
+        self.fc = qnn.QuantLinear(
+            4, 5, bias_quant=Int8BiasOwnScale(scaling="learned"), weight_bit_width=LearnedBitWidth
+        )
 
     def forward(self, x):
         x = self.act(self.norm(self.conv(self.inp(x))))
@@ -151,7 +155,7 @@ def test_parameters_are_the_same_objects_at_every_step():
 @pytest.mark.parametrize("trained", [0, 2, 6])
 @pytest.mark.parametrize(
     "weight_quant",
-    [Int8WeightPerTensor, Int8WeightPerChannelLearned(bit_width=4), Int8WeightPerTensorMSE(bit_width=3)],
+    [Int8WeightPerTensor, LEARNED, Int8WeightPerTensorMSE(bit_width=3)],
     ids=repr,
 )
 def test_a_float_checkpoint_loads_strictly_and_weight_scales_start_from_it(weight_quant, trained):
@@ -190,14 +194,14 @@ def test_a_float_model_and_its_quantized_twin_nearly_agree():
 def test_a_float_checkpoint_that_lacks_a_weight_is_refused():
     state = FloatNet().state_dict()
     del state["fc.weight"]
-    with pytest.raises(RuntimeError, match='Missing key\\(s\\) in state_dict: "fc.weight".'):
+    with pytest.raises(RuntimeError, match=r'Missing key\(s\) in state_dict: "fc\.weight"'):
         Net().load_state_dict(state)
 
 
 def test_a_quantized_checkpoint_that_lacks_a_scale_is_refused():
     state = Net().state_dict()
     del state["act.act_quant.scaling.magnitude"]
-    with pytest.raises(RuntimeError, match='Missing key\\(s\\) in state_dict: "act.act_quant.scaling.magnitude".'):
+    with pytest.raises(RuntimeError, match=r'Missing key\(s\) in state_dict: "act\.act_quant\.scaling\.magnitude"'):
         Net().load_state_dict(state)
 
 
@@ -527,7 +531,7 @@ def test_state_dicts_load_safely():
 
 def test_state_of_a_compiled_model_loads_into_a_plain_one():
     model = seeded(Net)
-    compiled = torch.compile(model, backend="eager")
+    compiled: Any = torch.compile(model, backend="eager")
     plain = seeded(Net, seed=9)
     plain.load_state_dict({name.removeprefix("_orig_mod."): each for name, each in compiled.state_dict().items()})
     assert_equal_state(plain.state_dict(), model.state_dict())

@@ -166,7 +166,9 @@ def test_bias_follows_a_quant_tensor_and_the_weight():
 
 
 def test_a_bias_with_a_zero_point_input():
-    layer = qnn.QuantLinear(4, 2, bias_quant=Int32Bias, input_quant=ShiftedUint8Act(collect_steps=1), return_quant_tensor=True)
+    layer = qnn.QuantLinear(
+        4, 2, bias_quant=Int32Bias, input_quant=ShiftedUint8Act(collect_steps=1), return_quant_tensor=True
+    )
     out = layer(torch.linspace(-1, 3, 8).reshape(2, 4))
     x = layer.input_quant.eval()
     codes = (torch.linspace(-1, 3, 8).reshape(2, 4) / x.grid(torch.ones(1)).scale).round()
@@ -299,8 +301,12 @@ CHANGES = {
     "init": lambda layer: nn.init.normal_(layer.weight),
     "data replaced": lambda layer: setattr(layer.weight, "data", layer.weight.data * 1.5),
     "data replaced twice": lambda layer: [setattr(layer.weight, "data", layer.weight.data * 1.5) for _ in range(2)],
-    "data of the scale replaced": lambda layer: [setattr(each, "data", each.data * 1.5) for each in layer.weight_quant.parameters()],
-    "data of the range replaced": lambda layer: [setattr(each, "data", each.data * 1.5) for each in layer.input_quant.parameters()],
+    "data of the scale replaced": lambda layer: [
+        setattr(each, "data", each.data * 1.5) for each in layer.weight_quant.parameters()
+    ],
+    "data of the range replaced": lambda layer: [
+        setattr(each, "data", each.data * 1.5) for each in layer.input_quant.parameters()
+    ],
     "parameter replaced": lambda layer: setattr(layer, "weight", nn.Parameter(layer.weight * 1.5)),
     "bias replaced": lambda layer: setattr(layer, "bias", nn.Parameter(layer.bias + 0.4)),
     "load_state_dict": lambda layer: layer.load_state_dict(
@@ -312,10 +318,22 @@ CHANGES = {
     "to double and back": lambda layer: layer.double().float(),
     "train and back": lambda layer: layer.train().eval(),
     "train, a step, back": lambda layer: _step(layer),
-    "scale, in place": lambda layer: [each.mul_(1.5) for each in layer.weight_quant.state_dict(keep_vars=True).values() if each.is_floating_point()],
-    "constant scale, in place": lambda layer: [each.mul_(1.5) for each in layer.weight_quant.buffers() if each.is_floating_point()],
-    "bias quantizer, in place": lambda layer: [each.mul_(1.5) for each in [*layer.bias_quant.parameters(), *layer.bias_quant.buffers()] if each.is_floating_point()],
-    "input quantizer, in place": lambda layer: [each.mul_(1.5) for each in [*layer.input_quant.parameters(), *layer.input_quant.buffers()] if each.is_floating_point()],
+    "scale, in place": lambda layer: [
+        each.mul_(1.5) for each in layer.weight_quant.state_dict(keep_vars=True).values() if each.is_floating_point()
+    ],
+    "constant scale, in place": lambda layer: [
+        each.mul_(1.5) for each in layer.weight_quant.buffers() if each.is_floating_point()
+    ],
+    "bias quantizer, in place": lambda layer: [
+        each.mul_(1.5)
+        for each in [*layer.bias_quant.parameters(), *layer.bias_quant.buffers()]
+        if each.is_floating_point()
+    ],
+    "input quantizer, in place": lambda layer: [
+        each.mul_(1.5)
+        for each in [*layer.input_quant.parameters(), *layer.input_quant.buffers()]
+        if each.is_floating_point()
+    ],
 }
 
 
@@ -468,7 +486,9 @@ def test_dtype_argument_and_to_agree(dtype):
 @pytest.mark.parametrize("quantized", [True, False])
 def test_autocast(quantized):
     torch.manual_seed(0)
-    layer = qnn.QuantLinear(8, 4, bias_quant=Int32Bias if quantized else None, input_quant=Int8Act if quantized else None)
+    layer = qnn.QuantLinear(
+        8, 4, bias_quant=Int32Bias if quantized else None, input_quant=Int8Act if quantized else None
+    )
     x = torch.randn(3, 8)
     layer(x)
     with torch.autocast("cpu", torch.bfloat16):

@@ -2,7 +2,6 @@
 
 import copy
 import pickle
-import warnings
 from io import BytesIO
 
 import numpy as np
@@ -1018,9 +1017,3 @@ def test_copies_of_a_tensor_off_its_grid_are_off_it_too(way):
     x = quantized()
     x[0].mul_(1.1)
     assert grid_of(copies()[way](x)) is None
-
-
-def test_warnings_are_errors_here():
-    """The suite's promise that nothing above warned in passing."""
-    with pytest.raises(UserWarning):
-        warnings.warn("anything", UserWarning, stacklevel=1)
