@@ -48,7 +48,7 @@ lint: $(VENV)/.test
 	@ln -sf ../../../bitwright/__init__.py .venv/typing/bitwright/__init__.py
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
-	$(VENV)/bin/pyright --pythonpath $(VENV)/bin/python
+	$(VENV)/bin/pyright --project pyproject.toml --pythonpath $(VENV)/bin/python
 
 format: $(VENV)/.test
 	$(VENV)/bin/ruff check --fix .

@@ -3,8 +3,8 @@
 import pytest
 import torch
 from torch import distributed as dist
-from torch import multiprocessing as mp
 from torch import nn
+from torch.multiprocessing.spawn import spawn
 from torch.nn.parallel import DistributedDataParallel
 
 import bitwright.nn as qnn
@@ -60,7 +60,7 @@ def _worker(rank: int, folder: str) -> None:
 def saved(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, int], dict[str, torch.Tensor]]:
     """The state of each rank after training, for each statistic."""
     folder = tmp_path_factory.mktemp("ranks")
-    mp.spawn(_worker, (str(folder),), nprocs=RANKS)
+    spawn(_worker, (str(folder),), nprocs=RANKS)
     return {
         (statistic, rank): torch.load(folder / f"{statistic}-{rank}.pt", weights_only=True)
         for statistic in STATISTICS
