@@ -1,13 +1,18 @@
 """Layers on dequantized integers become ConvInteger and MatMulInteger on the integers themselves."""
 
+from __future__ import annotations
+
 import math
 from dataclasses import dataclass
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from .errors import ExportError
-from .optional import required
+from .optional import Deferred, required
+
+if TYPE_CHECKING:
+    import numpy as np
+else:
+    np = Deferred("numpy", "export_onnx_integer")
 
 __all__ = ["integerize"]
 
