@@ -220,6 +220,26 @@ def test_output_bit_width_with_a_bias():
     assert layer.output_bit_width == 17  # 32767 + 2 * 16256
 
 
+class Lowest:
+    """A zero point at the lower end: only positive values."""
+
+    def __call__(self, x, scale):
+        return torch.full_like(scale, -128.0)
+
+
+def test_output_bit_width_with_a_zero_point():
+    """Integers are used minus the zero point: signed 8 bits from -255 to 255."""
+    inputs = Int8Act(zero_point=Lowest, scale=1.0)
+    layer = qnn.QuantLinear(
+        2, 1, False, weight_quant=Int8WeightPerTensor(scale=1.0), input_quant=inputs, return_quant_tensor=True
+    )
+    with torch.no_grad():
+        layer.weight.fill_(127.0)
+    out = layer(torch.tensor([[255.0, 255.0], [0.0, 0.0]]))
+    assert out.int().tolist() == [[2 * 255 * 127], [0]]
+    assert layer.output_bit_width == out.bit_width == 17
+
+
 def test_output_bit_width_of_an_output_quantizer():
     assert qnn.QuantLinear(2, 3, output_quant=Int8Act, output_bit_width=5).output_bit_width == 5
 

@@ -377,6 +377,33 @@ def test_evaluation_is_never_stale(change, weight_quant, bias_quant, input_quant
     assert torch.equal(third, fresh)
 
 
+@pytest.mark.parametrize("size", [8, 64, 256])
+def test_memory_that_is_used_again_is_not_taken_for_the_old_weight(size):
+    layer = qnn.QuantLinear(size, size, bias_quant=Int32Bias, input_quant=Int8Act, input_scale=0.1).eval()
+    x = torch.randn(2, size)
+    with torch.no_grad():
+        for _ in range(4):
+            layer(x)
+            for parameter in (layer.weight, layer.bias, layer.weight, layer.bias):  # each ends where it began, perhaps
+                parameter.data = parameter.data * 1.5
+            assert torch.equal(layer(x), copy.deepcopy(layer)(x))
+
+
+@pytest.mark.parametrize("size", [1, 64, 4096])
+def test_memory_that_is_used_again_is_not_taken_for_the_old_range(size):
+    layer = qnn.QuantIdentity(axis=1, statistic="abs_max", collect_steps=1)
+    x = torch.randn(2, size)
+    layer(x)
+    layer.eval()
+    magnitude = layer.act_quant.scaling.magnitude
+    with torch.no_grad():
+        for _ in range(4):
+            layer(x)
+            for _ in range(2):
+                magnitude.data = magnitude.data * 0.9
+            assert torch.equal(layer(x), copy.deepcopy(layer)(x))
+
+
 def test_the_cache_holds_in_evaluation_only():
     layer = qnn.QuantLinear(4, 3).eval()
     with torch.no_grad():

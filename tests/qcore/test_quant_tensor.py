@@ -333,6 +333,17 @@ def test_cutting_along_an_axis_drops_its_scales_and_along_another_keeps_them(cut
         assert axis == dim or torch.equal(out.int(), functions[cut](x.int()))
 
 
+@pytest.mark.parametrize("operation", WITH_AXIS)
+def test_an_axis_may_be_counted_from_the_end(operation):
+    x = quantized(1)
+    twin = QuantTensor.wrap(x.value, grid_of(x).replace(axis=-3))
+    assert grid_of(twin).axis == 1
+    out, expected = KEPT[operation](twin), KEPT[operation](x)
+    assert type(out) is type(expected)
+    assert torch.equal(values_of(out), values_of(expected))
+    assert type(out) is Tensor or torch.equal(out.int(), expected.int())
+
+
 @given(
     st.lists(st.integers(1, 3), min_size=2, max_size=4).map(tuple),
     st.data(),
@@ -556,6 +567,13 @@ def test_sums_of_unsigned_and_signed_integers():
     assert (difference.int().item(), difference.signed, difference.is_valid) == (-15, True, True)
     opposite = QuantTensor.wrap(torch.tensor([0.0]), unsigned) - high
     assert (opposite.int().item(), opposite.signed) == (-15, True)
+
+
+def test_an_unsigned_sum_and_a_difference():
+    unsigned = Grid(torch.tensor(STEP), None, 4, False, False, None, "one quantizer")
+    low, high = (QuantTensor.wrap(torch.tensor([code * STEP]), unsigned) for code in (0.0, 15.0))
+    for total, expected in [((high + high) + (high - low), 45), ((low - high) - (high + high), -45)]:
+        assert (total.int().item(), total.is_valid) == (expected, True)
 
 
 @given(st.lists(st.sampled_from("+-"), min_size=1, max_size=5), st.booleans(), st.booleans())
