@@ -333,6 +333,16 @@ def test_cutting_along_an_axis_drops_its_scales_and_along_another_keeps_them(cut
         assert axis == dim or torch.equal(out.int(), functions[cut](x.int()))
 
 
+@pytest.mark.parametrize("axis", range(4))
+@pytest.mark.parametrize("operation", ["max pool", "max pool with indices", "adaptive max pool", "interpolate nearest"])
+def test_spatial_operations_keep_scales_of_batch_and_channels_only(operation, axis):
+    x = quantized(axis)
+    out = KEPT[operation](x)
+    assert torch.equal(values_of(out), KEPT[operation](x.value))
+    assert isinstance(out, QuantTensor) == (axis <= 1)
+    assert axis > 1 or out.is_valid
+
+
 @pytest.mark.parametrize("operation", WITH_AXIS)
 def test_an_axis_may_be_counted_from_the_end(operation):
     x = quantized(1)
