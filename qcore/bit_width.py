@@ -55,7 +55,7 @@ class LearnedBitWidth(nn.Module):
             )
         self.elements = None if shape is None else int(torch.Size(shape).numel())
         self.start = float(initial - self.min_bit_width)
-        self.offset = nn.Parameter(torch.tensor(self.start, device=device, dtype=dtype))
+        self.offset = nn.Parameter(torch.tensor([self.start], device=device, dtype=dtype))  # not 0-d: may be sharded
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
@@ -67,7 +67,8 @@ class LearnedBitWidth(nn.Module):
 
     def exact(self) -> Tensor:
         """The width before rounding, differentiable."""
-        above = torch.where(self.offset < 0, -self.offset, self.offset)  # abs has no gradient at 0, where some start
+        offset = self.offset.reshape(())
+        above = torch.where(offset < 0, -offset, offset)  # abs has no gradient at 0, where some start
         return (above + self.min_bit_width).clamp(self.min_bit_width, self.max_bit_width)
 
     def forward(self) -> Tensor:

@@ -135,14 +135,15 @@ class EagerFakeQuant(torch.autograd.Function):
 
 
 class MagnitudeFakeQuant(torch.autograd.Function):
-    """``(x, magnitude) -> (y, scale)``, with scale = max(|magnitude|, floor) / threshold: learned scales."""
+    """``(x, base, offset) -> (y, scale)``, with scale = max(|base + offset|, floor) / threshold: learned scales."""
 
     @staticmethod
     def forward(
         ctx: Any,
         x: Tensor,
-        magnitude: Tensor,
-        shape: list[int],
+        base: Tensor,
+        offset: Tensor,
+        shape: list[int] | None,
         threshold: int,
         floor: float,
         low: int,
@@ -151,7 +152,8 @@ class MagnitudeFakeQuant(torch.autograd.Function):
         relu: bool,
         clips: bool,
     ) -> tuple[Tensor, Tensor]:
-        if magnitude.ndim == 0:
+        magnitude = base + offset
+        if shape is None:
             scale = _divided(max(abs(magnitude.item()), floor), threshold, magnitude)
         else:
             scale = (magnitude.abs().clamp_min_(floor) / threshold).reshape(shape)
@@ -167,17 +169,17 @@ class MagnitudeFakeQuant(torch.autograd.Function):
         x, magnitude, y, scale = ctx.saved_tensors
         threshold, floor, low, high, rounding, relu, clips = ctx.rest
         if grad is None:
-            return (None,) * 10
+            return (None,) * 11
         passed = _inside(grad, x, scale, None, low, high, rounding, relu) if clips else grad
-        if magnitude.ndim == 0:
+        if scale.ndim == 0:
             number = magnitude.item()
             factor = 0.0 if abs(number) < floor else math.copysign(1, number) / threshold
             pull = _step_grad(grad, passed, x, y, scale.item(), high - low < _FEW)
-            magnitude_grad = torch.full_like(magnitude, pull * factor)
+            offset_grad = torch.full_like(magnitude, pull * factor)
         else:
             factors = torch.where(magnitude.abs() < floor, 0.0, magnitude.sign() / threshold)
-            magnitude_grad = _steps_grad(grad, passed, x, y, scale).reshape(magnitude.shape) * factors
-        return passed, magnitude_grad, *(None,) * 8
+            offset_grad = _steps_grad(grad, passed, x, y, scale).reshape(magnitude.shape) * factors
+        return passed, None, offset_grad, *(None,) * 8
 
 
 class AbsMaxFakeQuant(torch.autograd.Function):

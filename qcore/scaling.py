@@ -231,11 +231,18 @@ class StatisticScaling(MagnitudeScaling):
 class _StoredScaling(MagnitudeScaling):
     """A magnitude kept as state, with the lower end of the range where the statistic has one.
 
+    What is measured goes to buffers (``magnitude_base``, ``low_base``), what is learned to parameters that are added to
+    them and start at 0 (``magnitude_offset``, ``low_offset``): forward never writes to a parameter, which would be lost
+    where parameters are sharded, nor is a measured range rounded where parameters are cast to half precision.
+
     Invariant: the state dict has the same keys from construction on, and tensors are only ever changed in place.
     """
 
-    magnitude: Tensor
-    low: Tensor
+    magnitude_base: Tensor
+    magnitude_offset: nn.Parameter | None
+    low_base: Tensor  # with has_low
+    low_offset: nn.Parameter | None
+    has_low: bool
     steps: Tensor
     statistic: Statistic
     observed: bool
@@ -253,23 +260,49 @@ class _StoredScaling(MagnitudeScaling):
         learned: bool,
     ) -> None:
         super().__init__(int_range, restriction, min_scale, axis)
-        assign(self, statistic=statistic, observed=False)  # observed: the state comes from data, or a file
-        shape = () if axis is None else (channels or 1,)
-        names = ("magnitude", "low") if hasattr(statistic, "low") else ("magnitude",)
-        for name in names:
+        has_low = hasattr(statistic, "low")
+        assign(self, statistic=statistic, has_low=has_low, observed=False)  # observed: state is from data, or a file
+        shape = (1 if axis is None else channels or 1,)  # not 0-d: such parameters can't be sharded
+        for name in ("magnitude", "low") if has_low else ("magnitude",):
+            offset = torch.zeros(shape, device=device, dtype=dtype) if learned else None
+            self.register_parameter(f"{name}_offset", None if offset is None else nn.Parameter(offset))
             start = torch.zeros(shape, device=device, dtype=dtype) if name == "low" else self._one(shape, device, dtype)
-            if learned:
-                self.register_parameter(name, nn.Parameter(start))
-            else:
-                self.register_buffer(name, start)
+            self.register_buffer(f"{name}_base", start)
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64, device=device))
 
+    @property
+    def magnitude(self) -> Tensor:
+        """The magnitude in use, in the restriction's domain: what was measured, and what was learned since."""
+        return self._in_use("magnitude")
+
+    @property
+    def low(self) -> Tensor | None:
+        """The lower end of the range in use; None where the statistic has none."""
+        return self._in_use("low") if self.has_low else None
+
+    def _in_use(self, name: str) -> Tensor:
+        base, offset = getattr(self, f"{name}_base"), getattr(self, f"{name}_offset")
+        return self._shaped(base if offset is None else base + offset)
+
+    def _shaped(self, state: Tensor) -> Tensor:
+        return state.reshape(()) if self.axis is None else state
+
+    def _measured(self) -> list[Tensor]:
+        """The buffers that hold what was measured."""
+        return [self.magnitude_base, self.low_base] if self.has_low else [self.magnitude_base]
+
     @torch.no_grad()
+    def _set(self, *measured: Tensor) -> None:
+        """Replace what was measured, and forget what was learned."""
+        for tensor, new in zip(self._measured(), measured, strict=True):
+            tensor.copy_(new)
+        for offset in self.parameters():
+            offset.zero_()
+
     def reset_parameters(self) -> None:
         """Set the state to what it is before any data."""
-        self.magnitude.copy_(self.restriction.store(torch.ones_like(self.magnitude)))
-        if hasattr(self, "low"):
-            self.low.zero_()
+        zeros = [torch.zeros_like(each) for each in self._measured()[1:]]
+        self._set(self.restriction.store(torch.ones_like(self.magnitude_base)), *zeros)
         self.steps.zero_()
         self.observed = False
 
@@ -283,17 +316,21 @@ class _StoredScaling(MagnitudeScaling):
 
     def _fit(self, channels: int) -> None:
         """Give the state its length along the axis, once the first data tells it. Tensors stay the same objects."""
-        if self.magnitude.shape[0] == channels:
+        base, offset = self.magnitude_base, self.magnitude_offset
+        if base.shape[0] == channels and (offset is None or offset.shape[0] == channels):
             return
+        if base.shape[0] == channels:
+            raise QuantizerError(
+                f"{path_of(self)}: the model was sharded before this quantizer had seen that its input has {channels} "
+                f"entries along axis {self.axis}. Write channels={channels}, or run one batch before fully_shard."
+            )
         if self.observed:
             raise QuantizerError(
                 f"{path_of(self)}: the input has {channels} entries along axis {self.axis}, but the "
-                f"{self.magnitude.shape[0]} scales were collected for as many. Use another quantizer for this input."
+                f"{base.shape[0]} scales were collected for as many. Use another quantizer for this input."
             )
-        for name in ("magnitude", "low"):
-            if hasattr(self, name):
-                tensor = getattr(self, name)
-                tensor.data = tensor.data[:1].repeat(channels)
+        for tensor in (*self._measured(), *self.parameters()):
+            tensor.data = tensor.data[:1].repeat(channels)
 
     def _check(self, x: Tensor) -> None:
         """Refuse an input of another length along the axis than the data that the state comes from."""
@@ -305,18 +342,21 @@ class _StoredScaling(MagnitudeScaling):
         """Set the state from one tensor."""
         if self.axis is not None:
             self._fit(x.shape[self.axis])
-        measured = _usable(self.statistic(x, self.axis)).clamp_min(self._floor())
-        self.magnitude.copy_(self.restriction.store(measured))
-        if hasattr(self, "low"):
-            self.low.copy_(_usable(self.statistic.low(x, self.axis)))  # type: ignore[attr-defined]
+        measured = [self.restriction.store(_usable(self.statistic(x, self.axis)).clamp_min(self._floor()))]
+        if self.has_low:
+            measured.append(_usable(self.statistic.low(x, self.axis)))  # type: ignore[attr-defined]
+        self._set(*measured)
         self.steps.fill_(1)
         self.observed = True
+
+    def _start(self, x: Tensor) -> None:
+        """Set the state from the first input, where it starts from that."""
 
     def settled(self) -> tuple[Tensor, ...]:
         """The state, once there is any."""
         if not self.observed:
             return ()
-        return (self.magnitude, self.low) if hasattr(self, "low") else (self.magnitude,)
+        return (*self._measured(), *self.parameters())
 
     def stored(self, x: Tensor) -> Tensor:
         """The magnitude in use, as it is stored; counts ``x`` where data is collected."""
@@ -331,15 +371,18 @@ class _StoredScaling(MagnitudeScaling):
         self, x: Tensor, low: int, high: int, rounding: Rounding, relu: bool, clips: bool
     ) -> tuple[Tensor, Tensor] | None:
         """Values and scale where the scale is being learned."""
-        if type(self.restriction) is not FloatScale or self.measuring or not self.magnitude.requires_grad:
+        offset = self.magnitude_offset
+        if type(self.restriction) is not FloatScale or self.measuring or offset is None or not offset.requires_grad:
             return None
         self._check(x)
-        shape = [1] * x.ndim if self.axis is not None else []
+        self._start(x)
+        shape = None
         if self.axis is not None:
+            shape = [1] * x.ndim
             shape[self.axis] = -1
         threshold = self.int_range.threshold
         rest = (shape, threshold, self._floor(), low, high, rounding, relu, clips)
-        return apply_eagerly(MagnitudeFakeQuant, x, self.stored(x), *rest)
+        return apply_eagerly(MagnitudeFakeQuant, x, self.magnitude_base, offset, *rest)
 
     def _at_hand(self, x: Tensor) -> Tensor:
         """The magnitude of the tensor at hand, for a quantizer that saw no data yet."""
@@ -357,10 +400,10 @@ class _StoredScaling(MagnitudeScaling):
         """The lower end of the range, for a zero point."""
         if not self.training and not self.observed:
             return _usable(self.statistic.low(x.detach(), self.axis))  # type: ignore[attr-defined]
-        return self.low
+        return self._in_use("low")
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any, **kwargs: Any) -> None:
-        loaded, steps = (state_dict.get(prefix + name) for name in ("magnitude", "steps"))
+        loaded, steps = (state_dict.get(prefix + name) for name in ("magnitude_base", "steps"))
         if loaded is not None and self.axis is not None and loaded.ndim == 1:
             self.observed = self.observed and (steps is None or bool(steps > 0))
             if not self.observed:
@@ -414,13 +457,12 @@ class LearnedScaling(_StoredScaling):
         if max_value is not None:
             self.reset_parameters()
 
-    @torch.no_grad()
     def reset_parameters(self) -> None:
         """Set the scale to what it is before any data."""
         super().reset_parameters()
         self.follows = self.max_value is None
         if self.max_value is not None:
-            self.magnitude.copy_(self.restriction.store(torch.full_like(self.magnitude, self.max_value)))
+            self.magnitude_base.copy_(self.restriction.store(torch.full_like(self.magnitude_base, self.max_value)))
             self.steps.fill_(1)
             self.observed = True
 
@@ -428,18 +470,21 @@ class LearnedScaling(_StoredScaling):
         """The state, once the first forward has settled it."""
         return () if self.follows else super().settled()
 
-    def stored(self, x: Tensor) -> Tensor:
-        """The magnitude in use, as it is stored."""
+    def _start(self, x: Tensor) -> None:
         if self.follows and x.numel() > 0 and (self.observed or self.training):
             self.observe(x.detach())
             self.follows = False
+
+    def stored(self, x: Tensor) -> Tensor:
+        """The magnitude in use, as it is stored."""
+        self._start(x)
         if self.observed or self.training:
             return self.magnitude
         return self.restriction.store(self._at_hand(x))
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-        if prefix + "magnitude" in state_dict:
+        if prefix + "magnitude_base" in state_dict:
             self.follows = not self.observed
 
 
@@ -512,25 +557,31 @@ class CollectedScaling(_StoredScaling):
         if self.measured:
             with torch.no_grad():
                 self._collect(x)
-            return _idle(self.magnitude)
+            return self._idle("magnitude")
         if not self.training and not self.observed:
             return self.restriction.store(self._at_hand(x))
         return self.magnitude
 
     def low_of(self, x: Tensor) -> Tensor:
         """The lower end of the range, for a zero point."""
-        return _idle(self.low) if self.measured else super().low_of(x)
+        return self._idle("low") if self.measured else super().low_of(x)
+
+    def _idle(self, name: str) -> Tensor:
+        """What is not learned yet; distributed training wants a gradient from every parameter all the same: zero."""
+        base, offset = getattr(self, f"{name}_base"), getattr(self, f"{name}_offset")
+        if offset is None or not (offset.requires_grad and distributed()):
+            return self._shaped(base)
+        return self._shaped(base + 0.0 * offset)
 
     def _collect(self, x: Tensor) -> None:
         if x.numel() == 0 and not distributed():
             return
         if self.axis is not None:
             self._fit(x.shape[self.axis])
-        state = [self.magnitude.detach()] + ([self.low.detach()] if hasattr(self, "low") else [])
         if torch.compiler.is_compiling():
-            _collect_op()(state, self.steps, x.detach(), self._handle)
+            _collect_op()(self._measured(), self.steps, x.detach(), self._handle)
         else:
-            self._average(state, self.steps, x.detach())
+            self._average(self._measured(), self.steps, x.detach())
 
     def _average(self, state: list[Tensor], steps: Tensor, x: Tensor) -> None:
         """One step of the running average, in place, and of the counter; ends the collection when it is due."""
@@ -602,11 +653,6 @@ class RunningScaling(CollectedScaling):
         super().__init__(
             int_range, statistic, restriction, min_scale, axis, channels, sys.maxsize, momentum, device, dtype
         )
-
-
-def _idle(parameter: Tensor) -> Tensor:
-    """A parameter that is not learned yet; distributed training wants a gradient from it all the same: zero."""
-    return parameter.detach() + 0.0 * parameter if distributed() and parameter.requires_grad else parameter.detach()
 
 
 def _usable(statistic: Tensor) -> Tensor:

@@ -103,7 +103,7 @@ def test_learned_lower_end_above_zero_is_no_range_without_zero():
     x = torch.tensor([-1.0, 1.55])
     scaling(x)
     with torch.no_grad():
-        scaling.low.fill_(0.5)
+        scaling.low_base.fill_(0.5)
     assert RangeZeroPoint(scaling, UNSIGNED)(x, scaling(x)).item() == 0
 
 
