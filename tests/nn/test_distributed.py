@@ -1,14 +1,25 @@
 """Two gloo processes train as one process on the pooled data."""
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 from torch import distributed as dist
 from torch import nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.multiprocessing.spawn import spawn
 from torch.nn.parallel import DistributedDataParallel
 
 import bitwright.nn as qnn
-from bitwright.quantizers import Int8WeightPerChannel, Int32Bias, ShiftedUint8Act
+from bitwright.qcore import LearnedBitWidth
+from bitwright.quantizers import (
+    Int8WeightPerChannel,
+    Int8WeightPerChannelLearned,
+    Int32Bias,
+    ShiftedUint8Act,
+)
 
 RANKS = 2
 STATISTICS = ("abs_max", "percentile", "min_max", "percentile_interval", "mean_sigma")
@@ -25,6 +36,49 @@ def _model(statistic: str) -> nn.Module:
         qnn.QuantReLU(collect_steps=3, bit_width=4),
         qnn.QuantLinear(8, 3),
     )
+
+
+class _Block(nn.Module):
+    """Every kind of state that there is: collected and learned scales and zero points, a learned bit width."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.entry = qnn.QuantIdentity(collect_steps=3, return_quant_tensor=True)
+        self.up = qnn.QuantLinear(6, 8, bias_quant=Int32Bias, weight_quant=Int8WeightPerChannelLearned)
+        self.act = qnn.QuantReLU(collect_steps=3, bit_width=4)
+        self.down = qnn.QuantLinear(
+            8, 6, weight_bit_width=LearnedBitWidth, input_quant=ShiftedUint8Act, input_collect_steps=3
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.down(self.act(self.up(self.entry(x))))
+
+
+def _blocks() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(_Block(), _Block())
+
+
+def _each_block(model: nn.Module, **settings: Any) -> nn.Module:
+    for block in model:
+        fully_shard(block, **settings)
+    return fully_shard(model, **settings)
+
+
+def _each_layer(model: nn.Module) -> nn.Module:
+    for module in model.modules():
+        if isinstance(module, (qnn.QuantLinear, qnn.QuantReLU, qnn.QuantIdentity)):
+            fully_shard(module)
+    return fully_shard(model)
+
+
+SHARDINGS: dict[str, Callable[[nn.Module], nn.Module]] = {
+    "each block": _each_block,
+    "each block, gathered until backward": lambda model: _each_block(model, reshard_after_forward=False),
+    "each layer": _each_layer,
+}
+WHOLE = StateDictOptions(full_state_dict=True)
+SENT = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
 
 
 def _data(step: int) -> torch.Tensor:
@@ -52,20 +106,75 @@ def _worker(rank: int, folder: str) -> None:
             model = DistributedDataParallel(_model(statistic))
             _train(model, rank)
             torch.save(model.module.state_dict(), f"{folder}/{statistic}-{rank}.pt")
+        torch.save(_sharded(rank), f"{folder}/sharded-{rank}.pt")
     finally:
         dist.destroy_process_group()
 
 
+def _sharded(rank: int) -> dict[str, Any]:
+    """What one rank finds with FSDP."""
+    found: dict[str, Any] = {}
+    for name, shard in SHARDINGS.items():
+        model = shard(_blocks())
+        _train(model, rank)
+        state = get_model_state_dict(model, options=WHOLE)  # of rank 0; the others get none
+        found[name] = {key: each.clone() for key, each in state.items()}
+        found[f"{name}, buffers"] = {key: each.clone() for key, each in model.named_buffers()}
+        model.eval()
+        with torch.no_grad():
+            found[f"{name}, evaluated"] = [model(_data(9))]
+            for parameter in model.parameters():
+                parameter.mul_(1.5)
+            found[f"{name}, evaluated"].append(model(_data(9)))
+    with torch.device("meta"):
+        model = _blocks()
+    _each_block(model).to_empty(device="cpu")
+    set_model_state_dict(model, state if rank == 0 else {}, options=SENT)
+    with torch.no_grad():
+        found["loaded"] = model.eval()(_data(9))
+    half = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+    model = _each_block(_blocks(), mp_policy=half)
+    _train(model, rank)
+    found["half"] = {key: each.clone() for key, each in get_model_state_dict(model, options=WHOLE).items()}
+    model = fully_shard(nn.Sequential(qnn.QuantIdentity(axis=1, collect_steps=2)))
+    model(torch.ones(2, 3))
+    try:
+        model(torch.ones(2, 3))
+    except Exception as error:
+        found["too early"] = f"{type(error).__name__}: {error}"
+    return found
+
+
 @pytest.fixture(scope="module")
-def saved(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, int], dict[str, torch.Tensor]]:
-    """The state of each rank after training, for each statistic."""
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Where the ranks wrote what they found."""
     folder = tmp_path_factory.mktemp("ranks")
     spawn(_worker, (str(folder),), nprocs=RANKS)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def saved(ranks: Any) -> dict[tuple[str, int], dict[str, torch.Tensor]]:
+    """The state of each rank after training, for each statistic."""
     return {
-        (statistic, rank): torch.load(folder / f"{statistic}-{rank}.pt", weights_only=True)
+        (statistic, rank): torch.load(ranks / f"{statistic}-{rank}.pt", weights_only=True)
         for statistic in STATISTICS
         for rank in range(RANKS)
     }
+
+
+@pytest.fixture(scope="module")
+def sharded(ranks: Any) -> list[dict[str, Any]]:
+    """What each rank found with FSDP."""
+    return [torch.load(ranks / f"sharded-{rank}.pt", weights_only=True) for rank in range(RANKS)]
+
+
+@pytest.fixture(scope="module")
+def alone() -> nn.Module:
+    """The same blocks, trained by one process."""
+    model = _blocks()
+    _train(model, None)
+    return model
 
 
 @pytest.mark.parametrize("statistic", STATISTICS)
@@ -87,3 +196,56 @@ def test_a_checkpoint_of_two_ranks_loads_into_one_process_and_back(saved) -> Non
     model.load_state_dict(state)
     assert all(torch.equal(state[key], each) for key, each in model.state_dict().items())
     assert not model[0].act_quant.scaling.collecting
+
+
+@pytest.mark.parametrize("sharding", SHARDINGS)
+def test_sharded_parameters_train_as_one_process_on_the_pooled_data(sharded, alone, sharding: str) -> None:
+    state, expected = sharded[0][sharding], alone.state_dict()
+    assert state.keys() == expected.keys()
+    for key in expected:
+        torch.testing.assert_close(state[key], expected[key], rtol=2e-5, atol=2e-6, msg=key)
+    assert all(bool((state[key] != 0).any()) for key in state if key.endswith("_offset"))  # they did learn
+
+
+@pytest.mark.parametrize("sharding", SHARDINGS)
+def test_sharded_models_have_the_same_ranges_on_all_ranks(sharded, sharding: str) -> None:
+    first, second = (each[f"{sharding}, buffers"] for each in sharded)
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    assert first["0.entry.act_quant.scaling.steps"] == 3
+
+
+@pytest.mark.parametrize("sharding", SHARDINGS)
+def test_evaluation_of_a_sharded_model_sees_changed_parameters(sharded, alone, sharding: str) -> None:
+    """Gathered weights lie in memory that is used again: nothing may be kept from one forward to the next."""
+    changed = _blocks()
+    changed.load_state_dict(alone.state_dict())
+    with torch.no_grad():
+        for parameter in changed.parameters():
+            parameter.mul_(1.5)
+        expected = [model.eval()(_data(9)) for model in (alone, changed)]
+    for found, wanted in zip(sharded[1][f"{sharding}, evaluated"], expected, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_a_whole_checkpoint_loads_into_a_model_that_was_sharded_on_the_meta_device(sharded, alone) -> None:
+    with torch.no_grad():
+        expected = alone.eval()(_data(9))
+    for found in sharded:
+        torch.testing.assert_close(found["loaded"], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_ranges_keep_their_precision_where_sharded_parameters_are_cast_to_half(sharded, alone) -> None:
+    state = sharded[0]["half"]
+    measured = state["0.entry.act_quant.scaling.magnitude_base"]
+    assert measured.dtype == torch.float32
+    assert measured != measured.bfloat16()
+    for key in (key for key in state if key.endswith("_base")):
+        torch.testing.assert_close(state[key], alone.state_dict()[key], rtol=0.05, atol=1e-3, msg=key)
+
+
+def test_sharding_before_the_number_of_channels_is_known(sharded) -> None:
+    assert sharded[1]["too early"] == (
+        "QuantizerError: 0.act_quant.scaling: the model was sharded before this quantizer had seen that its input has "
+        "3 entries along axis 1. Write channels=3, or run one batch before fully_shard."
+    )
