@@ -11,8 +11,8 @@ def version_of(*tensors: Tensor) -> tuple[Any, ...] | None:
     """Where each tensor lies in memory and how often it was changed in place; None if that isn't counted.
 
     It isn't in inference mode, nor where several processes train together: sharded parameters (FSDP) are gathered into
-    memory that is used again, and their changes are not counted. Memory that is freed is used again: hold on to it (``detach()``) for as long as a
-    version is compared with.
+    memory that is used again, and their changes are not counted. Memory that is freed is used again: hold on to it
+    (``detach()``) for as long as a version is compared with.
 
     Example:
         >>> import torch

@@ -136,7 +136,7 @@ def _sharded(rank: int) -> dict[str, Any]:
     model = _each_block(_blocks(), mp_policy=half)
     _train(model, rank)
     found["half"] = {key: each.clone() for key, each in get_model_state_dict(model, options=WHOLE).items()}
-    model = fully_shard(nn.Sequential(qnn.QuantIdentity(axis=1, collect_steps=2)))
+    model = fully_shard(nn.Sequential(qnn.QuantIdentity(axis=1, collect_steps=2)), reshard_after_forward=True)
     model(torch.ones(2, 3))
     try:
         model(torch.ones(2, 3))
