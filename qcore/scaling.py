@@ -314,20 +314,20 @@ class _StoredScaling(MagnitudeScaling):
     def _one(self, shape: tuple[int, ...], device: Any, dtype: torch.dtype | None) -> Tensor:
         return self.restriction.store(torch.ones(shape, device=device, dtype=dtype))
 
-    def _fit(self, channels: int) -> None:
+    def _fit(self, channels: int, loading: bool = False) -> None:
         """Give the state its length along the axis, once the first data tells it. Tensors stay the same objects."""
-        base, offset = self.magnitude_base, self.magnitude_offset
-        if base.shape[0] == channels and (offset is None or offset.shape[0] == channels):
+        known, offset = self.magnitude_base.shape[0], self.magnitude_offset
+        if known == channels:
             return
-        if base.shape[0] == channels:
-            raise QuantizerError(
-                f"{path_of(self)}: the model was sharded before this quantizer had seen that its input has {channels} "
-                f"entries along axis {self.axis}. Write channels={channels}, or run one batch before fully_shard."
-            )
         if self.observed:
             raise QuantizerError(
-                f"{path_of(self)}: the input has {channels} entries along axis {self.axis}, but the "
-                f"{base.shape[0]} scales were collected for as many. Use another quantizer for this input."
+                f"{path_of(self)}: the input has {channels} entries along axis {self.axis}, but the {known} scales "
+                "were collected for as many. Use another quantizer for this input."
+            )
+        if offset is not None and (type(offset) is not nn.Parameter if loading else distributed()):
+            raise QuantizerError(  # what splits or synchronizes parameters relies on their sizes
+                f"{path_of(self)}: there are {channels} entries along axis {self.axis}, and several processes train "
+                f"together on a model that was made without that number. Give the quantizer channels={channels}."
             )
         for tensor in (*self._measured(), *self.parameters()):
             tensor.data = tensor.data[:1].repeat(channels)
@@ -407,7 +407,7 @@ class _StoredScaling(MagnitudeScaling):
         if loaded is not None and self.axis is not None and loaded.ndim == 1:
             self.observed = self.observed and (steps is None or bool(steps > 0))
             if not self.observed:
-                self._fit(loaded.shape[0])
+                self._fit(loaded.shape[0], loading=True)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         if loaded is not None and prefix + "steps" in state_dict:
             self.observed = bool(self.steps > 0)

@@ -13,7 +13,7 @@ from torch.multiprocessing.spawn import spawn
 from torch.nn.parallel import DistributedDataParallel
 
 import bitwright.nn as qnn
-from bitwright.qcore import LearnedBitWidth
+from bitwright.qcore import LearnedBitWidth, QuantizerError
 from bitwright.quantizers import (
     Int8WeightPerChannel,
     Int8WeightPerChannelLearned,
@@ -77,6 +77,7 @@ SHARDINGS: dict[str, Callable[[nn.Module], nn.Module]] = {
     "each block, gathered until backward": lambda model: _each_block(model, reshard_after_forward=False),
     "each layer": _each_layer,
 }
+PER_CHANNEL = nn.Sequential(qnn.QuantIdentity(axis=1, channels=3)).state_dict()
 WHOLE = StateDictOptions(full_state_dict=True)
 SENT = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
 
@@ -136,12 +137,16 @@ def _sharded(rank: int) -> dict[str, Any]:
     model = _each_block(_blocks(), mp_policy=half)
     _train(model, rank)
     found["half"] = {key: each.clone() for key, each in get_model_state_dict(model, options=WHOLE).items()}
-    model = fully_shard(nn.Sequential(qnn.QuantIdentity(axis=1, collect_steps=2)), reshard_after_forward=True)
-    model(torch.ones(2, 3))
-    try:
-        model(torch.ones(2, 3))
-    except Exception as error:
-        found["too early"] = f"{type(error).__name__}: {error}"
+    for name, call in (
+        ("forward", lambda model: model(torch.ones(2, 3))),
+        ("load", lambda model: set_model_state_dict(model, PER_CHANNEL, options=WHOLE)),
+    ):
+        try:
+            call(fully_shard(nn.Sequential(qnn.QuantIdentity(axis=1))))
+        except QuantizerError as error:
+            found[name] = str(error)
+    model = fully_shard(nn.Sequential(qnn.QuantIdentity(axis=1, channels=3, collect_steps=1)))
+    found["told"] = model(torch.ones(2, 3) * (rank + 1))
     return found
 
 
@@ -244,8 +249,11 @@ def test_ranges_keep_their_precision_where_sharded_parameters_are_cast_to_half(s
         torch.testing.assert_close(state[key], alone.state_dict()[key], rtol=0.05, atol=1e-3, msg=key)
 
 
-def test_sharding_before_the_number_of_channels_is_known(sharded) -> None:
-    assert sharded[1]["too early"] == (
-        "QuantizerError: 0.act_quant.scaling: the model was sharded before this quantizer had seen that its input has "
-        "3 entries along axis 1. Write channels=3, or run one batch before fully_shard."
-    )
+@pytest.mark.parametrize("call", ["forward", "load"])
+def test_processes_that_train_together_must_know_the_number_of_channels(sharded, call: str) -> None:
+    for found in sharded:
+        assert found[call] == (
+            "0.act_quant.scaling: there are 3 entries along axis 1, and several processes train together on a model "
+            "that was made without that number. Give the quantizer channels=3."
+        )
+        assert found["told"].shape == (2, 3)
