@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from ..qcore import QuantizerError, QuantTensor, TensorQuant, values_of
 from ..qcore.attributes import assign
-from .slots import Described, fill_slot
+from .slots import Described, fill_slot, key_of, refill, remember
 
 __all__ = ["ActivationLayer"]
 
@@ -55,7 +55,17 @@ class ActivationLayer(nn.Module):
         overrides: dict[str, Any],
     ) -> None:
         """Resolve the slots; called by constructors."""
-        provided = {"device": device, "dtype": dtype}
+        assign(self, return_quant_tensor=return_quant_tensor)
+        slots = {"act": act_quant, "input": input_quant}
+        key = key_of(self, slots, overrides, return_quant_tensor, device, dtype)
+        if not refill(self, key):
+            remember(key, self._fill(slots, overrides, {"device": device, "dtype": dtype}))
+
+    def _fill(
+        self, slots: dict[str, Any], overrides: dict[str, Any], provided: dict[str, Any]
+    ) -> dict[str, TensorQuant | None]:
+        """Resolve the slots one by one, with all the checks."""
+        act_quant, input_quant = slots["act"], slots["input"]
         inputs: dict[str, Any] = {}
         for keyword, item in overrides.items():
             prefix, _, rest = keyword.partition("_")
@@ -82,11 +92,11 @@ class ActivationLayer(nn.Module):
         own = {keyword: item for keyword, item in overrides.items() if not keyword.startswith("input_")}
         assign(self, act_quant=fill_slot(self, "act", act_quant, own, "", provided))
         assign(self, input_quant=fill_slot(self, "input", input_quant, inputs, "input_", provided))
-        assign(self, return_quant_tensor=return_quant_tensor)
-        if return_quant_tensor and self.act_quant is None and self.input_quant is not None:
+        if self.return_quant_tensor and self.act_quant is None and self.input_quant is not None:
             raise QuantizerError(
                 f"{Described(self)}: return_quant_tensor=True needs act_quant, which is None. Write act_quant=Int8Act."
             )
+        return {"act": self.act_quant, "input": self.input_quant}
 
     def _function(self, x: Tensor) -> Tensor:
         """What the layer computes before it quantizes."""

@@ -1,7 +1,8 @@
 """Quantizer slots: how a layer turns the classes and keywords it is given into modules."""
 
+import contextlib
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import nn
@@ -9,9 +10,9 @@ from torch import nn
 from ..qcore import QuantizerError, TensorQuant, resolve, settings, value
 from ..qcore.attributes import assign
 from ..qcore.errors import nearest
-from ..qcore.inject import ROOT, QuantizerType
+from ..qcore.inject import ROOT, QuantizerType, frozen, recipe_of
 
-__all__ = ["Described", "fill_slot", "split_overrides"]
+__all__ = ["Described", "fill_slot", "key_of", "refill", "remember", "split_overrides"]
 
 
 class Described:
@@ -131,3 +132,55 @@ def fill_slot(
         )
     assign(module, quantizer=declared, provided=dict(provided), written=written)
     return module
+
+
+# A model has many layers alike: what was given to a layer that came through every check, and how to fill its slots.
+_filled: dict[Any, list[tuple[str, Callable[[], Any] | None, dict[str, Any]]]] = {}
+
+
+def key_of(layer: nn.Module, slots: Mapping[str, Any], overrides: Mapping[str, Any], *given: Any) -> Any:
+    """What decides how the slots of a layer are filled.
+
+    Example:
+        >>> key_of(nn.ReLU(), {"act": None}, {"bit_width": 4}) == key_of(nn.ReLU(), {"act": None}, {"bit_width": 4.0})
+        False
+    """
+    return (type(layer), *slots.values(), *[(name, frozen(item)) for name, item in overrides.items()], *given)
+
+
+def remember(key: Any, filled: Mapping[str, TensorQuant | None]) -> None:
+    """Keep how the slots of a layer were filled, once everything about the layer was found right."""
+    if any(isinstance(each, nn.Module) for each in key):  # a shared module isn't made anew
+        return
+    recipes: list[tuple[str, Callable[[], Any] | None, dict[str, Any]]] = []
+    for slot, module in filled.items():
+        if module is None:
+            recipes.append((f"{slot}_quant", None, {}))
+            continue
+        recipe = None if module.quantizer is None else recipe_of(module.quantizer, module.provided)
+        if recipe is None:
+            return
+        made_of = {"quantizer": module.quantizer, "provided": module.provided, "written": module.written}
+        recipes.append((f"{slot}_quant", recipe, made_of))
+    if len(_filled) > 4096:
+        _filled.clear()
+    with contextlib.suppress(TypeError):  # something that can't be hashed was given
+        _filled[key] = recipes
+
+
+def refill(layer: nn.Module, key: Any) -> bool:
+    """Fill the slots of a layer like one that came before; False if there was none."""
+    try:
+        recipes = _filled.get(key)
+    except TypeError:
+        return False
+    if recipes is None:
+        return False
+    for name, recipe, made_of in recipes:
+        if recipe is None:
+            vars(layer)[name] = None
+        else:
+            module = recipe()
+            vars(module).update(made_of)
+            assign(layer, **{name: module})
+    return True

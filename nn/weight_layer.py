@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ..qcore import Grid, QuantizerError, QuantTensor, TensorQuant, grid_of, path_of, values_of
 from ..qcore.attributes import assign
 from ..qcore.version import version_of
-from .slots import Described, fill_slot, split_overrides
+from .slots import Described, fill_slot, key_of, refill, remember, split_overrides
 
 __all__ = ["WeightLayer"]
 
@@ -66,7 +66,20 @@ class WeightLayer(nn.Module):
         overrides: dict[str, Any],
     ) -> None:
         """Resolve the slots; called by constructors once weight and bias exist."""
+        # `_seen` is the grid of the last input, for quant_bias() and output_bit_width
+        assign(self, return_quant_tensor=return_quant_tensor, _cached=None, _cached_bias=None, _seen=None)
         slots = {"weight": weight_quant, "bias": bias_quant, "input": input_quant, "output": output_quant}
+        weight, bias = self._parameters["weight"], self._parameters["bias"]
+        assert weight is not None
+        given = (return_quant_tensor, weight.shape, bias is None, weight.device, weight.dtype)
+        key = key_of(self, slots, overrides, *given)
+        if not refill(self, key):
+            remember(key, self._fill(slots, overrides))
+        self._start_state()
+
+    def _fill(self, slots: dict[str, Any], overrides: dict[str, Any]) -> dict[str, TensorQuant | None]:
+        """Resolve the slots one by one, with all the checks."""
+        filled: dict[str, TensorQuant | None] = {}
         given = split_overrides(self, slots, overrides)
         where = {"device": self.weight.device, "dtype": self.weight.dtype}
         shapes = {"weight": self.weight, "bias": self.bias}
@@ -81,14 +94,12 @@ class WeightLayer(nn.Module):
             if tensor is not None:
                 axis = self.channel_axis if slot == "weight" else 0
                 provided |= {"channel_axis": axis, "channels": tensor.shape[axis], "shape": tuple(tensor.shape)}
-            filled = fill_slot(self, slot, quantizer, given[slot], f"{slot}_", provided)
-            assign(self, **{f"{slot}_quant": filled})
-        # `_seen` is the grid of the last input, for quant_bias() and output_bit_width
-        assign(self, return_quant_tensor=return_quant_tensor, _cached=None, _cached_bias=None, _seen=None)
+            filled[slot] = fill_slot(self, slot, quantizer, given[slot], f"{slot}_", provided)
+            assign(self, **{f"{slot}_quant": filled[slot]})
         self._check_axes()
-        if return_quant_tensor and self.output_quant is None:
+        if self.return_quant_tensor and self.output_quant is None:
             self._check_output_grid()
-        self._start_state()
+        return filled
 
     def _check_axes(self) -> None:
         follows = self.bias_quant is not None and self.bias_quant.follows_input
@@ -113,8 +124,9 @@ class WeightLayer(nn.Module):
             )
 
     def _start_state(self) -> None:
-        for quant, tensor in ((self.weight_quant, self.weight), (self.bias_quant, self.bias)):
-            if quant is not None and tensor is not None and tensor.device.type != "meta":
+        for name, quant in self._modules.items():
+            tensor = self._parameters.get(name.removesuffix("_quant"))  # of the weight or the bias
+            if tensor is not None and isinstance(quant, TensorQuant) and not tensor.is_meta:
                 quant.initialize(tensor)
 
     def _check_output_grid(self) -> None:

@@ -33,6 +33,8 @@ __all__ = [
     "Setting",
     "diff",
     "register_choices",
+    "frozen",
+    "recipe_of",
     "resolution",
     "resolve",
     "settings",
@@ -137,7 +139,7 @@ class QuantizerType(type):
         for name in given:
             if name.startswith("__"):
                 raise QuantizerError(f"{base!r}: {name} can't be a setting, names with two underscores are Python's.")
-        key: Any = (base, tuple(sorted((name, _freeze(item)) for name, item in given.items())))
+        key: Any = (base, tuple(sorted((name, frozen(item)) for name, item in given.items())))
         try:
             found = _derived.get(key)
         except TypeError:  # a value that can't be hashed: not interned, still equal to one built alike
@@ -177,10 +179,10 @@ class QuantizerType(type):
         if cached is None:
             bases = tuple(base._key() for base in cls.__bases__ if isinstance(base, QuantizerType))
             if "__overrides__" in vars(cls):
-                own = tuple(sorted((name, _freeze(item)) for name, item in vars(cls)["__overrides__"].items()))
+                own = tuple(sorted((name, frozen(item)) for name, item in vars(cls)["__overrides__"].items()))
                 cached = (bases, own)
             else:
-                own = tuple((name, _freeze(item)) for name, item in _own(cls).items())
+                own = tuple((name, frozen(item)) for name, item in _own(cls).items())
                 cached = (cls.__module__, cls.__qualname__, bases, own)
             type.__setattr__(cls, "__key__", cached)
         return cached
@@ -228,19 +230,24 @@ def _takes(bases: tuple[type, ...], name: str, parameter: str) -> bool:
     return False
 
 
-def _freeze(item: Any) -> Any:
-    """Something that is equal for equal settings, hashable where it can be."""
+def frozen(item: Any) -> Any:
+    """Something that is equal for equal settings, hashable where it can be: 4, 4.0 and True are not alike.
+
+    Example:
+        >>> frozen(1) == frozen(True), frozen([1, 2]) == frozen([1, 2])
+        (False, True)
+    """
     if type(item) in _PLAIN:
         return (type(item), item)  # 4 and 4.0 and True are equal, but not alike
     if isinstance(item, value):
-        return ("value", _freeze(item.function))
+        return ("value", frozen(item.function))
     if inspect.isfunction(item):
         code = (item.__module__, item.__qualname__, item.__code__, item.__defaults__)
         return (*code, item.__closure__) if item.__closure__ else code  # cells compare by content
     if isinstance(item, dict):
-        return ("dict", tuple(sorted((key, _freeze(each)) for key, each in item.items())))
+        return ("dict", tuple(sorted((key, frozen(each)) for key, each in item.items())))
     if isinstance(item, (list, tuple)):
-        return (type(item).__name__, tuple(_freeze(each) for each in item))
+        return (type(item).__name__, tuple(frozen(each) for each in item))
     if hasattr(item, "tolist") and hasattr(item, "shape"):  # a tensor or an array: its == is elementwise
         return (type(item), str(item.dtype), tuple(item.shape), repr(item.tolist()))
     return (type(item), item)
@@ -303,7 +310,7 @@ def diff(one: QuantizerType, other: QuantizerType) -> dict[str, tuple[Any, Any]]
         name: (left[name].declared if name in left else ..., right[name].declared if name in right else ...)
         for name in {**left, **right}
     }
-    return {name: pair for name, pair in pairs.items() if _freeze(pair[0]) != _freeze(pair[1])}
+    return {name: pair for name, pair in pairs.items() if frozen(pair[0]) != frozen(pair[1])}
 
 
 @dataclass(frozen=True)
@@ -488,13 +495,9 @@ def resolve(
         10
     """
     provided = provided or {}
-    try:
-        key: Any = (quantizer, *provided.items())
-        recipe = _recipes.get(key)
-    except TypeError:  # something that can't be hashed is among the settings
-        recipe, key = None, None
+    recipe = recipe_of(quantizer, provided)
     if recipe is not None:
-        return recipe.build()
+        return recipe()
     plan = resolution(quantizer, provided, where=where, written=written)
     injector = dependencies.Injector(
         **{name: _injectable(name, plan.settings[name].injected) for name in plan.children}
@@ -505,11 +508,28 @@ def resolve(
         raise _located(error, quantizer, plan.settings, where, plan.written) from None
     except DependencyError as error:
         raise QuantizerError(f"{where}: {quantizer!r} can't be resolved. {error}") from None
-    if key is not None:
+    try:
         if len(_recipes) > 4096:
             _recipes.clear()
-        _recipes[key] = _Recipe(plan)
+        _recipes[quantizer, *provided.items()] = _Recipe(plan)
+    except TypeError:  # something that can't be hashed is among the settings
+        pass
     return built
+
+
+def recipe_of(quantizer: QuantizerType, provided: Mapping[str, Any]) -> Callable[[], Any] | None:
+    """What builds again what `resolve` built for the same arguments; None if it did not, or they can't be hashed.
+
+    Example:
+        >>> class One(Quantizer):
+        ...     tensor_quant = 1
+        >>> resolve(One), recipe_of(One, {})()
+        (1, 1)
+    """
+    try:
+        return _recipes.get((quantizer, *provided.items()))
+    except TypeError:
+        return None
 
 
 def _injectable(name: str, item: Any) -> Any:
@@ -522,7 +542,9 @@ def _injectable(name: str, item: Any) -> Any:
 class _Recipe:
     """The constructor calls of a resolution that succeeded, to be made again for the next layer like it.
 
-    Injection decides once for each quantizer and shape; a model of a hundred equal layers pays for it once.
+    Injection decides once for each quantizer and shape; a model of a hundred equal layers pays for it once. Classes
+    whose constructor only keeps what it is given say so (``replayable = True`` in their own body): from the third
+    layer on their objects are made by filling in what the second one's were found to hold.
     """
 
     def __init__(self, plan: Resolution) -> None:
@@ -545,12 +567,60 @@ class _Recipe:
                 self.constants[name] = item
 
         visit(ROOT)
+        self.replayed = False
 
-    def build(self) -> Any:
+    def __call__(self) -> Any:
         made = dict(self.constants)
         for name, call, needs in self.calls:
-            made[name] = call(**{each: made[each] for each in needs})
+            made[name] = call(made) if type(call) is _Replay else call(**{each: made[each] for each in needs})
+        if not self.replayed:
+            self.replayed = True
+            objects = {name: made[name] for name, _, _ in self.calls if type(made[name]) not in _PLAIN}
+            for index, (name, call, needs) in enumerate(self.calls):
+                if vars(call).get("replayable", False):
+                    self.calls[index] = (name, _Replay(made[name], objects), needs)
         return made[ROOT]
+
+
+class _Replay:
+    """Makes objects like a given one, with whatever was made beside them in place of what was made beside it."""
+
+    def __init__(self, item: Any, made: Mapping[str, Any]) -> None:
+        names = {id(each): name for name, each in made.items()}
+        self.cls = type(item)
+        self.renew = getattr(self.cls, "renew", None)
+        self.plain: dict[str, Any] = {}
+        self.links: list[tuple[str, str]] = []  # attributes that hold something made
+        self.empty: list[tuple[str, Any]] = []  # containers of its own
+        self.filled: list[tuple[str, Any, list[tuple[Any, str]]]] = []  # with what is made in them
+        for name, held in vars(item).items():
+            if id(held) in names:
+                self.links.append((name, names[id(held)]))
+            elif isinstance(held, (dict, set)):
+                inner = held.items() if isinstance(held, dict) else ()
+                links = [(key, names[id(each)]) for key, each in inner if id(each) in names]
+                if held:
+                    self.filled.append((name, held.copy(), links))
+                else:
+                    self.empty.append((name, type(held)))
+            else:
+                self.plain[name] = held
+
+    def __call__(self, made: Mapping[str, Any]) -> Any:
+        item = object.__new__(self.cls)
+        holds = vars(item)
+        holds.update(self.plain)
+        for name, container in self.empty:
+            holds[name] = container()
+        for name, container, links in self.filled:
+            holds[name] = own = container.copy()
+            for key, link in links:
+                own[key] = made[link]
+        for name, link in self.links:
+            holds[name] = made[link]
+        if self.renew is not None:
+            self.renew(item)
+        return item
 
 
 _recipes: dict[Any, _Recipe] = {}

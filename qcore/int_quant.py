@@ -15,7 +15,7 @@ from .int_range import IntRange, check_flag
 from .locate import path_of
 from .restriction import FloatScale, LogScale
 from .rounding import HalfEven, HalfUp, Rounding
-from .scaling import MagnitudeScaling, StatisticScaling
+from .scaling import LearnedScaling, MagnitudeScaling, StatisticScaling
 from .tensor_quant import TensorQuant
 from .version import version_of
 
@@ -43,6 +43,7 @@ class IntQuant(TensorQuant):
         tensor([ 0., -1.,  1.])
     """
 
+    replayable = True
     int_range: IntRange
     axis: int | None
     scaling: nn.Module
@@ -174,8 +175,8 @@ class IntQuant(TensorQuant):
 
     def rederive(self, x: Tensor) -> None:
         """Set a learned scale from a weight, also if it was trained since."""
-        if hasattr(self.scaling, "follows"):
-            self.scaling.observe(x.detach())  # type: ignore[operator]
+        if isinstance(self.scaling, LearnedScaling):
+            self.scaling.observe(x.detach())
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_settled": None}
@@ -209,6 +210,7 @@ class BiasQuant(TensorQuant):
         tensor([0.2500])
     """
 
+    replayable = True
     follows_input = True
     int_range: IntRange
     bit_width: Any

@@ -64,6 +64,8 @@ class IntRange:
         (-7, 7, 7)
     """
 
+    replayable = True
+
     def __init__(self, bit_width: int | nn.Module, signed: bool, narrow_range: bool = False) -> None:
         self.width = bit_width if isinstance(bit_width, nn.Module) else check_bit_width("bit_width", bit_width)
         self.signed = check_flag("signed", signed)

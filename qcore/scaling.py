@@ -36,6 +36,7 @@ class MagnitudeScaling(nn.Module):
     """What the shipped scalings share: a magnitude (in units of ``x``) becomes a scale."""
 
     measuring = True  # whether the next forward measures its input
+    follows = False  # whether the first forward sets the scale from its input, though there is one already
     int_range: IntRange
     restriction: FloatScale
     min_scale: float
@@ -189,6 +190,7 @@ class StatisticScaling(MagnitudeScaling):
         tensor(0.0100)
     """
 
+    replayable = True
     statistic: Statistic
     detach_scale: bool
 
@@ -244,6 +246,7 @@ class _StoredScaling(MagnitudeScaling):
     low_offset: nn.Parameter | None
     has_low: bool
     steps: Tensor
+    _made: tuple[Any, ...]
     statistic: Statistic
     observed: bool
 
@@ -263,12 +266,21 @@ class _StoredScaling(MagnitudeScaling):
         has_low = hasattr(statistic, "low")
         assign(self, statistic=statistic, has_low=has_low, observed=False)  # observed: state is from data, or a file
         shape = (1 if axis is None else channels or 1,)  # not 0-d: such parameters can't be sharded
-        for name in ("magnitude", "low") if has_low else ("magnitude",):
-            offset = torch.zeros(shape, device=device, dtype=dtype) if learned else None
-            self.register_parameter(f"{name}_offset", None if offset is None else nn.Parameter(offset))
-            start = torch.zeros(shape, device=device, dtype=dtype) if name == "low" else self._one(shape, device, dtype)
-            self.register_buffer(f"{name}_base", start)
+        assign(self, _made=(shape, device, dtype, learned))
+        self.renew()
+
+    def renew(self) -> None:
+        """Make the tensors, as they are before any data."""
+        shape, device, dtype, learned = self._made
+        ones = self.restriction.store(torch.ones(shape, device=device, dtype=dtype))
+        self._state("magnitude", ones, learned)
+        if self.has_low:
+            self._state("low", torch.zeros(shape, device=device, dtype=dtype), learned)
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64, device=device))
+
+    def _state(self, name: str, start: Tensor, learned: bool) -> None:
+        self.register_parameter(f"{name}_offset", nn.Parameter(torch.zeros_like(start)) if learned else None)
+        self.register_buffer(f"{name}_base", start)
 
     @property
     def magnitude(self) -> Tensor:
@@ -310,9 +322,6 @@ class _StoredScaling(MagnitudeScaling):
     def measuring(self) -> bool:
         """Whether the next forward measures its input."""
         return not self.observed
-
-    def _one(self, shape: tuple[int, ...], device: Any, dtype: torch.dtype | None) -> Tensor:
-        return self.restriction.store(torch.ones(shape, device=device, dtype=dtype))
 
     def _fit(self, channels: int, loading: bool = False) -> None:
         """Give the state its length along the axis, once the first data tells it. Tensors stay the same objects."""
@@ -453,7 +462,7 @@ class LearnedScaling(_StoredScaling):
         if max_value is not None and _finite("max_value", max_value) <= 0:
             raise SettingError("max_value", max_value, "a number above 0")
         self.max_value = max_value
-        self.follows = max_value is None  # until the first forward
+        self.follows = max_value is None
         if max_value is not None:
             self.reset_parameters()
 
@@ -515,6 +524,7 @@ class CollectedScaling(_StoredScaling):
         (tensor(0.0100, grad_fn=<DivBackward0>), False)
     """
 
+    replayable = True
     learned = True
     collect_steps: int
     momentum: float | None
@@ -544,7 +554,11 @@ class CollectedScaling(_StoredScaling):
             raise SettingError("momentum", momentum, "a number above 0, up to 1, or None for the plain mean")
         # `collecting` is the one flag that traced code branches on; it flips once
         assign(self, collect_steps=collect_steps, momentum=momentum, collecting=True, _forwards=0)
-        assign(self, _handle=_registered(self))
+
+    def renew(self) -> None:
+        """Make the tensors, as they are before any data."""
+        super().renew()
+        vars(self)["_handle"] = _registered(self)
 
     @property
     def measuring(self) -> bool:
@@ -636,6 +650,7 @@ class RunningScaling(CollectedScaling):
         tensor(1.5000)
     """
 
+    replayable = True
     learned = False
 
     def __init__(

@@ -52,8 +52,13 @@ class TensorQuant(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        assign(self, source=next(_sources), _absent=None)
+        assign(self, _absent=None)
+        self.renew()
         self.register_load_state_dict_post_hook(_forgive)
+
+    def renew(self) -> None:
+        """Make the grids of this quantizer other ones than any before it: a copy's scale goes its own way."""
+        vars(self)["source"] = next(_sources)
 
     def quantize(self, x: Tensor, *context: Any) -> tuple[Tensor, Grid | None]:
         """The values moved onto the grid, and the grid; while being exported the grid may be None."""
@@ -75,7 +80,7 @@ class TensorQuant(nn.Module):
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        text = torch.tensor(list(self.scheme().encode()), dtype=torch.uint8)
+        text = torch.frombuffer(bytearray(self.scheme().encode()), dtype=torch.uint8)
         destination[prefix + "scheme"] = text  # a tensor, so that every format and safe loading take it
 
     def _load_from_state_dict(
@@ -90,11 +95,12 @@ class TensorQuant(nn.Module):
     ) -> None:
         saved = state_dict.pop(prefix + "scheme", None)
         assign(self, _absent=prefix if saved is None else None)
-        found = self.scheme() if saved is None else bytes(saved.tolist()).decode()
-        if found != self.scheme():  # told as an unexpected key: those are errors with strict=True only
+        own = self.scheme()
+        found = own if saved is None else bytes(saved.tolist()).decode()
+        if found != own:  # told as an unexpected key: those are errors with strict=True only
             unexpected_keys.append(
                 f"{prefix.removesuffix('.') or type(self).__name__}: the file holds {found}, the model is "
-                f"{self.scheme()}. Build the model with the file's quantizers, or load with strict=False to keep this "
+                f"{own}. Build the model with the file's quantizers, or load with strict=False to keep this "
                 "one's scheme."
             )
         super()._load_from_state_dict(
@@ -103,7 +109,7 @@ class TensorQuant(nn.Module):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self.source = next(_sources)  # a copy's grid is another grid: its scale goes its own way
+        self.renew()
 
 
 def _forgive(quant: TensorQuant, keys: Any) -> None:
