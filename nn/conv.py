@@ -5,6 +5,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..quantizers import Int8WeightPerTensor
+from . import few_channels
 from .weight_layer import WeightLayer
 
 __all__ = ["QuantConv1d", "QuantConv2d", "QuantConv3d"]
@@ -83,6 +84,12 @@ class QuantConv2d(_ConvLayer, nn.Conv2d):
         >>> QuantConv2d(3, 6, 5, weight_bit_width=4)(torch.ones(1, 3, 8, 8)).shape
         torch.Size([1, 6, 4, 4])
     """
+
+    def _compute(self, x: Tensor, weight: Tensor, bias: Tensor | None, *extra: Any) -> Tensor:
+        plain = self.in_channels <= few_channels.FEW and self.groups == 1 and self.padding_mode == "zeros"
+        if plain and isinstance(self.padding, tuple):
+            return few_channels.conv2d(x, weight, bias, self.stride, self.padding, self.dilation)
+        return super()._compute(x, weight, bias, *extra)
 
 
 class QuantConv3d(_ConvLayer, nn.Conv3d):

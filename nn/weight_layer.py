@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from ..qcore import Grid, QuantizerError, QuantTensor, TensorQuant, grid_of, path_of, values_of
 from ..qcore.attributes import assign
 from ..qcore.version import version_of
+from .recompute import not_kept
 from .slots import Described, fill_slot, key_of, refill, remember, split_overrides
 
 __all__ = ["WeightLayer"]
@@ -155,7 +156,8 @@ class WeightLayer(nn.Module):
         if self.bias_quant is not None and bias is not None:
             context = (inputs, self._per_output(weights)) if self.bias_quant.follows_input else ()
             bias, biases = self._take_bias(self.bias_quant, bias, context)
-        out = self._compute(values, weight, bias, *extra)
+        with not_kept(weight, self.weight, weights, self.weight_quant):
+            out = self._compute(values, weight, bias, *extra)
         if self.output_quant is not None:
             out, grid = self.output_quant.quantize(out)
         elif self.return_quant_tensor and not (self._lowered() and (inputs is None or weights is None)):

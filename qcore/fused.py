@@ -16,6 +16,7 @@ from torch import Tensor
 from .rounding import HalfEven, Rounding
 
 __all__ = [
+    "LARGE",
     "AbsMaxFakeQuant",
     "AbsMaxRowsFakeQuant",
     "EagerFakeQuant",
@@ -24,6 +25,7 @@ __all__ = [
     "runs_eagerly",
 ]
 
+LARGE = 1 << 17  # numbers in a weight from which on its quantized values are worked out again rather than kept
 _FEW = 512  # integers up to which the scale's gradient may be taken as the difference of two dot products
 
 
@@ -97,6 +99,15 @@ def _steps_grad(grad: Tensor, passed: Tensor, x: Tensor, y: Tensor, scale: Tenso
     return (grad * torch.where(passed == 0, y, y - x)).sum_to_size(scale.shape) / scale
 
 
+def _kept(y: Tensor, x: Tensor, rounding: Rounding) -> Tensor | None:
+    """What backward is given of the result: that of a large weight would be alive for its sake alone."""
+    return None if x.is_leaf and x.numel() >= LARGE and rounding.deterministic else y
+
+
+def _again(y: Tensor | None, x: Tensor, scale: Tensor, low: int, high: int, rounding: Rounding, relu: bool) -> Tensor:
+    return quantize_eagerly(x, scale, None, low, high, rounding, relu) if y is None else y
+
+
 class EagerFakeQuant(torch.autograd.Function):
     """``(x, scale, zero_point) -> y``."""
 
@@ -161,7 +172,7 @@ class MagnitudeFakeQuant(torch.autograd.Function):
         ctx.rest = threshold, floor, low, high, rounding, relu, clips
         ctx.mark_non_differentiable(scale)
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(x, magnitude, y, scale)
+        ctx.save_for_backward(x, magnitude, _kept(y, x, rounding), scale)
         return y, scale
 
     @staticmethod
@@ -171,6 +182,7 @@ class MagnitudeFakeQuant(torch.autograd.Function):
         if grad is None:
             return (None,) * 11
         passed = _inside(grad, x, scale, None, low, high, rounding, relu) if clips else grad
+        y = _again(y, x, scale, low, high, rounding, relu)
         if scale.ndim == 0:
             number = magnitude.item()
             factor = 0.0 if abs(number) < floor else math.copysign(1, number) / threshold
@@ -204,7 +216,8 @@ class AbsMaxFakeQuant(torch.autograd.Function):
         ctx.mark_non_differentiable(scale)
         ctx.set_materialize_grads(False)
         if not detached:
-            ctx.save_for_backward(x, y, scale, highest, lowest)
+            ctx.rounding = rounding
+            ctx.save_for_backward(x, _kept(y, x, rounding), scale, highest, lowest)
         return y, scale
 
     @staticmethod
@@ -212,16 +225,19 @@ class AbsMaxFakeQuant(torch.autograd.Function):
         if grad is None or ctx.detached:
             return grad, None, None, None, None
         x, y, scale, highest, lowest = ctx.saved_tensors
-        result = grad.clone(memory_format=torch.contiguous_format)
         up, down = highest.argmax().item(), lowest.argmin().item()
         positive = highest[up].item() >= -lowest[down].item()
         row = up if positive else down
         largest = highest[up].item() if positive else -lowest[down].item()
-        if largest > ctx.floor and math.isfinite(largest):
-            values = x.select(0, row).reshape(-1) if x.ndim else x.reshape(1)
-            column = (values.argmax() if positive else values.argmin()).item()
-            pull = _step_grad(grad, grad, x, y, scale.item(), ctx.threshold * 2 < _FEW) / ctx.threshold
-            result.view(-1)[row * values.numel() + column].add_(pull if positive else -pull)
+        if largest <= ctx.floor or not math.isfinite(largest):
+            return grad, None, None, None, None
+        values = x.select(0, row).reshape(-1) if x.ndim else x.reshape(1)
+        at = row * values.numel() + (values.argmax() if positive else values.argmin()).item()
+        y = _again(y, x, scale, -ctx.threshold, ctx.threshold, ctx.rounding, False)
+        pull = _step_grad(grad, grad, x, y, scale.item(), ctx.threshold * 2 < _FEW) / ctx.threshold
+        del y  # before another copy is made
+        result = grad.clone(memory_format=torch.contiguous_format)
+        result.view(-1)[at].add_(pull if positive else -pull)
         return result, None, None, None, None
 
 
@@ -245,7 +261,8 @@ class AbsMaxRowsFakeQuant(torch.autograd.Function):
         ctx.mark_non_differentiable(scale)
         ctx.set_materialize_grads(False)
         if not detached:
-            ctx.save_for_backward(x, y, scale)
+            ctx.rounding = rounding
+            ctx.save_for_backward(x, _kept(y, x, rounding), scale)
         return y, scale
 
     @staticmethod
@@ -253,11 +270,13 @@ class AbsMaxRowsFakeQuant(torch.autograd.Function):
         if grad is None or ctx.detached:
             return grad, None, None, None, None
         x, y, scale = ctx.saved_tensors
-        result = grad.clone(memory_format=torch.contiguous_format)
+        y = _again(y, x, scale, -ctx.threshold, ctx.threshold, ctx.rounding, False)
         rows = x.reshape(x.shape[0], -1)
         at = rows.abs().argmax(1, keepdim=True)
         largest = rows.gather(1, at)
         pull = (grad * (y - x)).sum_to_size(scale.shape).reshape(-1, 1) / (scale.reshape(-1, 1) * ctx.threshold)
+        del y  # before another copy is made
+        result = grad.clone(memory_format=torch.contiguous_format)
         pull.masked_fill_((largest.abs() <= ctx.floor) | ~largest.isfinite(), 0.0)
         result.view(rows.shape).scatter_add_(1, at, largest.sign_().mul_(pull))
         return result, None, None, None, None
