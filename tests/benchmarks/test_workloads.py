@@ -33,7 +33,7 @@ def test_step_moves_no_weight():
 def test_scale_of_the_input_can_be_frozen():
     step = step_of(TINY, Scheme(4, 4), True, False, "bitwright")
     assert [name for name, each in step.model.named_parameters() if each.grad is None] == [
-        "entry.act_quant.scaling.magnitude"
+        "entry.act_quant.scaling.magnitude_offset"
     ]
 
 

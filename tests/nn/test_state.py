@@ -122,20 +122,24 @@ def test_keys_are_the_same_at_every_step():
 def test_the_keys():
     assert list(qnn.QuantReLU().state_dict()) == [
         "act_quant.scheme",
-        "act_quant.scaling.magnitude",
+        "act_quant.scaling.magnitude_offset",
+        "act_quant.scaling.magnitude_base",
         "act_quant.scaling.steps",
     ]
     assert list(qnn.QuantGELU().state_dict()) == [
         "act_quant.scheme",
-        "act_quant.scaling.magnitude",
-        "act_quant.scaling.low",
+        "act_quant.scaling.magnitude_offset",
+        "act_quant.scaling.low_offset",
+        "act_quant.scaling.magnitude_base",
+        "act_quant.scaling.low_base",
         "act_quant.scaling.steps",
     ]
     assert list(qnn.QuantLinear(2, 2).state_dict()) == ["weight", "bias", "weight_quant.scheme"]
     assert list(qnn.QuantLinear(2, 2, False, weight_quant=Int8WeightPerTensorLearned).state_dict()) == [
         "weight",
         "weight_quant.scheme",
-        "weight_quant.scaling.magnitude",
+        "weight_quant.scaling.magnitude_offset",
+        "weight_quant.scaling.magnitude_base",
         "weight_quant.scaling.steps",
     ]
 
@@ -199,10 +203,12 @@ def test_a_float_checkpoint_that_lacks_a_weight_is_refused():
 
 
 def test_a_quantized_checkpoint_that_lacks_a_scale_is_refused():
-    state = Net().state_dict()
-    del state["act.act_quant.scaling.magnitude"]
-    with pytest.raises(RuntimeError, match=r'Missing key\(s\) in state_dict: "act\.act_quant\.scaling\.magnitude"'):
-        Net().load_state_dict(state)
+    for name in ("magnitude_base", "magnitude_offset"):
+        state = Net().state_dict()
+        del state[f"act.act_quant.scaling.{name}"]
+        missing = rf'Missing key\(s\) in state_dict: "act\.act_quant\.scaling\.{name}"'
+        with pytest.raises(RuntimeError, match=missing):
+            Net().load_state_dict(state)
 
 
 def test_the_optimizer_made_before_a_float_checkpoint_is_loaded_trains_it():
@@ -377,20 +383,23 @@ def test_scales_per_channel_load_into_a_model_that_saw_no_data():
     optimizer = torch.optim.Adam(loaded.parameters())
     loaded.load_state_dict(model.state_dict())
     assert loaded.act_quant.scaling.magnitude.shape == (3,)
-    assert loaded.act_quant.scaling.magnitude is optimizer.param_groups[0]["params"][0]
+    assert loaded.act_quant.scaling.magnitude_offset.shape == (3,)
+    assert loaded.act_quant.scaling.magnitude_offset is optimizer.param_groups[0]["params"][0]
     x = torch.randn(2, 3, 4)
     assert torch.equal(loaded.eval()(x), model.eval()(x))
 
 
 def test_an_optimizer_made_before_the_channels_were_known_trains_their_scales():
     model = qnn.QuantIdentity(act_quant=Int8ActPerChannel, collect_steps=1)
+    scaling = model.act_quant.scaling
     optimizer = torch.optim.Adam(model.parameters(), 0.1)
     model(torch.randn(2, 3, 4))
-    before = model.act_quant.scaling.magnitude.detach().clone()
+    before, base = (each.detach().clone() for each in (scaling.magnitude, scaling.magnitude_base))
     model(torch.randn(2, 3, 4) * 2).sum().backward()
     optimizer.step()
-    assert model.act_quant.scaling.magnitude.shape == (3,)
-    assert (model.act_quant.scaling.magnitude != before).all()
+    assert scaling.magnitude.shape == scaling.magnitude_offset.shape == (3,)
+    assert (scaling.magnitude != before).all()
+    assert torch.equal(scaling.magnitude_base, base)
 
 
 def test_loaded_scales_are_used_in_evaluation_without_a_warning():

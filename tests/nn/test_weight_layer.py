@@ -227,7 +227,7 @@ def test_learned_scales_get_gradients_and_are_positive():
     for _ in range(5):
         optimizer.zero_grad()
         layer(torch.randn(8, 4)).square().sum().backward()
-        assert layer.weight_quant.scaling.magnitude.grad.abs().sum() > 0
+        assert layer.weight_quant.scaling.magnitude_offset.grad.abs().sum() > 0
         optimizer.step()
         assert (layer.quant_weight().scale > 0).all()
 
@@ -395,12 +395,15 @@ def test_memory_that_is_used_again_is_not_taken_for_the_old_range(size):
     x = torch.randn(2, size)
     layer(x)
     layer.eval()
-    magnitude = layer.act_quant.scaling.magnitude
+    base, offset = layer.act_quant.scaling.magnitude_base, layer.act_quant.scaling.magnitude_offset
     with torch.no_grad():
         for _ in range(4):
             layer(x)
             for _ in range(2):
-                magnitude.data = magnitude.data * 0.9
+                base.data = base.data * 0.9
+            assert torch.equal(layer(x), copy.deepcopy(layer)(x))
+            for _ in range(2):
+                offset.data = offset.data - 0.1
             assert torch.equal(layer(x), copy.deepcopy(layer)(x))
 
 
@@ -487,11 +490,14 @@ def test_meta_device_then_materialized():
 def test_device_and_dtype_are_those_asked_for():
     layer = qnn.QuantLinear(4, 2, device="meta", dtype=torch.float64, weight_quant=Int8WeightPerChannelLearned)
     assert (layer.weight.device.type, layer.weight.dtype) == ("meta", torch.float64)
-    magnitude = layer.weight_quant.scaling.magnitude
-    assert (magnitude.device.type, magnitude.dtype, magnitude.shape) == ("meta", torch.float64, (2,))
+    scaling = layer.weight_quant.scaling
+    for each in (scaling.magnitude_base, scaling.magnitude_offset, scaling.magnitude):
+        assert (each.device.type, each.dtype, each.shape) == ("meta", torch.float64, (2,))
     act = qnn.QuantReLU(device="meta", dtype=torch.float64)
-    assert act.act_quant.scaling.magnitude.device.type == "meta"
-    assert act.act_quant.scaling.magnitude.dtype == torch.float64
+    scaling = act.act_quant.scaling
+    for each in (scaling.magnitude_base, scaling.magnitude_offset):
+        assert (each.device.type, each.dtype, each.shape) == ("meta", torch.float64, (1,))
+    assert scaling.magnitude.shape == ()
 
 
 def test_a_meta_forward_tells_shapes():

@@ -15,7 +15,7 @@ from bitwright.quantizers import Int8Act, Int8WeightPerTensor, Uint8Act
 def test_starts_at_the_initial_width():
     width = LearnedBitWidth(initial_bit_width=6)
     assert (width().item(), width().shape) == (6, ())
-    assert width.offset.item() == 4
+    assert width.offset.tolist() == [4]  # not 0-d: it may be sharded
     assert LearnedBitWidth()().item() == 8
     assert list(width.state_dict()) == ["offset"]
 
@@ -34,7 +34,7 @@ def test_is_whole_and_within_limits(offset):
 def test_gradient_is_straight_through():
     width = LearnedBitWidth(initial_bit_width=6)
     width().backward()
-    assert width.offset.grad.item() == 1
+    assert width.offset.grad.tolist() == [1]
     with torch.no_grad():
         width.offset.fill_(-3.3)
     assert width().item() == 5

@@ -273,16 +273,21 @@ def build(kind, *args, **kwargs):
 @pytest.mark.parametrize("axis", [None, 1])
 def test_state_has_its_keys_from_the_start(kind, statistic, axis):
     scaling = build(kind, statistic, axis=axis)
-    keys = ["magnitude", "low", "steps"] if statistic.__class__ is MinMax else ["magnitude", "steps"]
-    assert sorted(scaling.state_dict()) == sorted(keys)
-    learned = sorted(set(keys) - {"steps"}) if kind is not RunningScaling else []
-    assert sorted(name for name, _ in scaling.named_parameters()) == learned
+    names = ["magnitude", "low"] if statistic.__class__ is MinMax else ["magnitude"]
+    learned = [f"{name}_offset" for name in names] if kind is not RunningScaling else []
+    keys = [*learned, *(f"{name}_base" for name in names), "steps"]
+    assert list(scaling.state_dict()) == keys
+    assert [name for name, _ in scaling.named_parameters()] == learned
+    assert [name for name, _ in scaling.named_buffers()] == keys[len(learned) :]
+    assert {tuple(scaling.state_dict()[key].shape) for key in keys[:-1]} == {(1,)}
+    assert scaling.steps.shape == ()
     before = {name: id(each) for name, each in [*scaling.named_parameters(), *scaling.named_buffers()]}
     scaling(torch.randn(2, 5, 3))
     scaling.load_state_dict(scaling.state_dict())
     scaling.eval()(torch.randn(2, 5, 3))
     assert {name: id(each) for name, each in [*scaling.named_parameters(), *scaling.named_buffers()]} == before
-    assert sorted(scaling.state_dict()) == sorted(keys)
+    assert list(scaling.state_dict()) == keys
+    assert {tuple(scaling.state_dict()[key].shape) for key in keys[:-1]} == {(1,) if axis is None else (5,)}
 
 
 @pytest.mark.parametrize("kind", STORED)
@@ -295,9 +300,10 @@ def test_loaded_in_place_into_a_model_that_saw_no_data(kind, axis):
     torch.save(trained.state_dict(), saved)
     saved.seek(0)
     fresh = build(kind, MinMax(), axis=axis).eval()
-    state = fresh.magnitude, fresh.low, fresh.steps
+    state = [*fresh.parameters(), *fresh.buffers()]
+    assert len(state) == 5 - 2 * (kind is RunningScaling)
     fresh.load_state_dict(torch.load(saved, weights_only=True))
-    now = fresh.magnitude, fresh.low, fresh.steps
+    now = [*fresh.parameters(), *fresh.buffers()]
     assert all(one is other for one, other in zip(now, state, strict=True))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -323,7 +329,8 @@ def test_copies_go_their_own_way(kind, way):
     assert torch.equal(other(torch.tensor([2.0])), copy.deepcopy(scaling)(torch.tensor([2.0])))
     assert vars(other).get("_handle", -1) != vars(scaling).get("_handle")
     with torch.no_grad():
-        other.magnitude.fill_(9.0)
+        for each in (other.magnitude_base, *other.parameters()):
+            each.fill_(9.0)
     assert scaling.magnitude.item() == 1
 
 
@@ -366,7 +373,7 @@ def test_range_at_hand_is_restricted_like_any_other(kind, restriction):
 @pytest.mark.parametrize("kind", STORED)
 def test_a_scale_for_each_index_needs_no_shape(kind):
     scaling = build(kind, MinMax(), axis=1)
-    optimizer = torch.optim.SGD([scaling.magnitude], lr=1.0) if kind is not RunningScaling else None
+    optimizer = torch.optim.SGD([scaling.magnitude_offset], lr=1.0) if kind is not RunningScaling else None
     assert scaling.magnitude.shape == (1,)
     x = torch.stack([torch.full((4, 4), 127.0), torch.full((4, 4), -254.0), torch.zeros(4, 4)])[None]
     scale = scaling(x)
@@ -440,11 +447,16 @@ def test_stored_magnitude_may_be_negative(kind):
     scaling = build(kind)
     feed(scaling, 127.0)
     with torch.no_grad():
-        scaling.magnitude.fill_(-254.0)
+        scaling.magnitude_base.fill_(-254.0)
     assert scaling.eval()(torch.ones(1)).item() == 2
     with torch.no_grad():
-        scaling.magnitude.fill_(0.0)
+        scaling.magnitude_base.fill_(0.0)
     assert scaling.eval()(torch.ones(1)).item() == value(1e-10)
+    if kind is not RunningScaling:
+        with torch.no_grad():
+            scaling.magnitude_base.fill_(127.0)
+            scaling.magnitude_offset.fill_(-381.0)
+        assert scaling.eval()(torch.ones(1)).item() == 2
 
 
 @pytest.mark.parametrize("kind", STORED)
@@ -481,6 +493,114 @@ def test_meta_device(kind):
     assert scaling.magnitude.device.type == scaling.steps.device.type == "meta"
 
 
+# What was measured, and what was learned since
+
+OFFSETS = [LearnedScaling, CollectedScaling]
+
+
+@pytest.mark.parametrize("kind", OFFSETS)
+@pytest.mark.parametrize("axis", [None, 0])
+def test_training_moves_the_offset_and_never_the_base(kind, axis):
+    """One step down the gradient of 1 / 127 for each scale, by a rate of 127 * 127: the magnitude falls by 127."""
+    x = torch.tensor([[381.0, 0.0], [-508.0, 127.0]])
+    scaling = build(kind, axis=axis, **({"collect_steps": 1} if kind is CollectedScaling else {}))
+    scaling(x)
+    base = [508.0] if axis is None else [381.0, 508.0]
+    assert scaling.magnitude_base.tolist() == scaling.magnitude.reshape(-1).tolist() == base
+    assert scaling.magnitude_offset.tolist() == [0.0] * len(base)
+    optimizer = torch.optim.SGD(scaling.parameters(), lr=127.0**2)
+    for step in (1, 2):
+        optimizer.zero_grad()
+        scaling(x).sum().backward()
+        assert scaling.magnitude_offset.grad.tolist() == [value(1 / 127)] * len(base)
+        assert not scaling.magnitude_base.requires_grad
+        optimizer.step()
+        assert scaling.magnitude_base.tolist() == base
+        assert scaling.magnitude_offset.tolist() == [value(-127 * step)] * len(base)
+        assert scaling.magnitude.shape == (() if axis is None else (2,))
+        assert scaling(x).reshape(-1).tolist() == [value(each / 127 - step) for each in base]
+    assert scaling.steps.item() == 1
+
+
+@pytest.mark.parametrize("kind", OFFSETS)
+def test_the_lower_end_has_an_offset_too(kind):
+    scaling = build(kind, MinMax())
+    x = torch.tensor([-1.0, 3.0])
+    scaling(x)
+    with torch.no_grad():
+        scaling.low_offset.fill_(-0.5)
+    if kind is CollectedScaling:
+        scaling.finish_collecting()
+        scaling(x)
+    assert (scaling.low_base.tolist(), scaling.low.item(), scaling.low.shape) == ([-1.0], -1.5, ())
+    assert scaling.low_of(x).item() == -1.5
+    assert scaling.eval().low_of(x).item() == -1.5
+    assert torch.autograd.grad(scaling.low, scaling.low_offset)[0].tolist() == [1]
+
+
+@pytest.mark.parametrize("kind", OFFSETS)
+@pytest.mark.parametrize("way", ["observe", "reset_parameters"])
+def test_observing_anew_forgets_what_was_learned(kind, way):
+    scaling = build(kind, MinMax(), axis=0)
+    x = torch.tensor([[-1.0, 3.0], [0.0, 2.0]])
+    scaling(x)
+    offsets = scaling.magnitude_offset, scaling.low_offset
+    with torch.no_grad():
+        for each in offsets:
+            each.copy_(torch.tensor([0.25, -0.5]))
+    assert (scaling.magnitude.tolist(), scaling.low.tolist()) == ([4.25, 1.5], [-0.75, -0.5])
+    if way == "observe":
+        scaling.observe(-2 * x)
+    else:
+        scaling.reset_parameters()
+    expected = ([8.0, 4.0], [-6.0, -4.0]) if way == "observe" else ([1.0, 1.0], [0.0, 0.0])
+    assert (scaling.magnitude.tolist(), scaling.low.tolist()) == expected
+    assert (scaling.magnitude_base.tolist(), scaling.low_base.tolist()) == expected
+    assert [each.tolist() for each in offsets] == [[0.0, 0.0]] * 2
+    assert scaling.magnitude_offset is offsets[0]
+    assert scaling.low_offset is offsets[1]
+
+
+@pytest.mark.parametrize("kind", STORED)
+def test_no_lower_end_without_one(kind):
+    scaling = build(kind)
+    assert scaling.low is None
+    feed(scaling, 127.0)
+    assert scaling.low is None
+    assert not any("low" in key for key in scaling.state_dict())
+    assert build(kind, MinMax()).low.item() == 0
+
+
+@pytest.mark.parametrize("kind", STORED)
+def test_magnitude_and_lower_end_are_read_only(kind):
+    scaling = build(kind, MinMax())
+    for name in ("magnitude", "low"):
+        with pytest.raises(AttributeError):
+            setattr(scaling, name, torch.tensor(1.0))
+
+
+def test_a_running_average_has_no_offset():
+    scaling = build(RunningScaling, MinMax())
+    assert scaling.magnitude_offset is None
+    assert scaling.low_offset is None
+    assert feed(scaling, 127.0).item() == 1
+    assert (scaling.magnitude.shape, scaling.magnitude_base.tolist(), scaling.low.item()) == ((), [127.0], 0)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_an_offset_that_was_sharded_before_its_length_was_known(training):
+    """One that is distributed keeps the length it had, while the buffer takes that of the data."""
+    model = nn.Sequential(nn.Identity(), build(CollectedScaling, axis=0))
+    model(torch.ones(3, 2))
+    model[1].magnitude_offset = nn.Parameter(torch.zeros(1))
+    with pytest.raises(QuantizerError) as error:
+        model.train(training)(torch.ones(3, 2))
+    assert str(error.value) == (
+        "1: the model was sharded before this quantizer had seen that its input has 3 entries along axis 0. Write "
+        "channels=3, or run one batch before fully_shard."
+    )
+
+
 # Learned
 
 
@@ -502,13 +622,13 @@ def test_learned_follows_a_weight_until_the_first_forward():
 def test_learned_gradient():
     scaling = build(LearnedScaling)
     feed(scaling, 127.0).backward()
-    assert scaling.magnitude.grad.item() == value(1 / 127)
+    assert scaling.magnitude_offset.grad.tolist() == [value(1 / 127)]
     scaling = build(LearnedScaling, restriction=LogScale())
     feed(scaling, 8.0).backward()
-    assert scaling.magnitude.grad.item() == value(8 * math.log(2) / 127)
+    assert scaling.magnitude_offset.grad.tolist() == [value(8 * math.log(2) / 127)]
     scaling = build(LearnedScaling, restriction=PowerOfTwoScale())
     feed(scaling, 5.0).backward()
-    assert scaling.magnitude.grad.item() == value(8 / 5 / 128)
+    assert scaling.magnitude_offset.grad.tolist() == [value(8 / 5 / 128)]
 
 
 def test_learned_from_a_given_magnitude():
@@ -590,7 +710,7 @@ def test_collection_ends():
     assert scale.item() == 1
     assert scale.requires_grad
     scale.backward()
-    assert scaling.magnitude.grad.item() == value(1 / 127)
+    assert scaling.magnitude_offset.grad.tolist() == [value(1 / 127)]
     assert scaling.steps.item() == 3
 
 

@@ -327,8 +327,8 @@ class Historical(Running):
 
 class Replaces(RunningScaling):
     def _load_from_state_dict(self, state_dict, prefix, *args):
-        if prefix + "magnitude" in state_dict:
-            self.magnitude = self.magnitude.clone()
+        if prefix + "magnitude_base" in state_dict:
+            self.magnitude_base = self.magnitude_base.clone()
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
