@@ -133,6 +133,20 @@ class Learned(nn.Module):
         return self.act(self.conv(x)).mean((2, 3))
 
 
+class Small(nn.Module):
+    """QuantTensors between layers; unless told otherwise ranges are collected for 300 steps."""
+
+    def __init__(self, **kwargs):
+        super().__init__()
+        self.inp = qnn.QuantIdentity(return_quant_tensor=True, **kwargs)
+        self.conv = qnn.QuantConv2d(3, 4, 2, bias_quant=Int32Bias, weight_quant=Int8WeightPerChannel)
+        self.act = qnn.QuantReLU(return_quant_tensor=True, **kwargs)
+        self.fc = qnn.QuantLinear(4, 2, bias_quant=Int32Bias)
+
+    def forward(self, x):
+        return self.fc(torch.flatten(self.act(self.conv(self.inp(x))), 1))
+
+
 MODELS = {"plain": Plain, "carried": Carried, "custom": Custom, "per channel": PerChannel, "learned": Learned}
 # While ranges are collected, and from then on. The first forward of the last two is another: it shapes or sets scales.
 GRAPHS = {"plain": 2, "carried": 2, "custom": 2, "per channel": 3, "learned": 3}
@@ -148,11 +162,11 @@ def batch(step, size=4):
     return torch.randn(size, 3, 8, 8, generator=torch.Generator().manual_seed(step)).double()
 
 
-def train(model, forward, steps=range(TRAIN)):
+def train(model, forward, steps=range(TRAIN), sizes=(4,)):
     optimizer = torch.optim.SGD(model.parameters(), 0.02, momentum=0.9)
     losses = []
     for step in steps:
-        loss = forward(batch(step)).square().mean()
+        loss = forward(batch(step, sizes[step % len(sizes)])).square().mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -210,6 +224,40 @@ def test_inductor_trains_the_same():
     losses = train(twin, torch.compile(twin, fullgraph=True), range(3))
     assert losses == pytest.approx(train(model, model, range(3)), rel=1e-8)
     close_states(model, twin, rtol=1e-8, atol=1e-10)
+
+
+def test_from_the_first_step_past_a_collection_of_300():
+    """As it is by default: one graph that collects, one that learns, for 400 steps."""
+    model = seeded(lambda: nn.Sequential(nn.AvgPool2d(4), Small()))
+    twin = copy.deepcopy(model)
+    counter = CompileCounterWithBackend("eager")
+    losses = train(twin, torch.compile(twin, backend=counter, fullgraph=True), range(400))
+    assert losses == pytest.approx(train(model, model, range(400)), rel=1e-9)
+    close_states(model, twin)
+    assert counter.frame_count == 2
+    for scaling in (twin[1].inp.act_quant.scaling, twin[1].act.act_quant.scaling):
+        assert (scaling.steps.item(), scaling.collecting) == (300, False)
+        assert scaling.magnitude_offset.any()
+
+
+@pytest.mark.parametrize("way", ["dynamic", "marked", "left to the compiler"])
+def test_training_on_batches_of_several_sizes(way):
+    """No graph for each size: two where the compiler is told, and one more where it finds out."""
+    model = seeded(lambda: nn.Sequential(nn.AvgPool2d(4), Small(collect_steps=2 * STEPS)))
+    twin = copy.deepcopy(model)
+    counter = CompileCounterWithBackend("eager")
+    compiled = torch.compile(twin, backend=counter, fullgraph=True, dynamic=True if way == "dynamic" else None)
+
+    def marked(x):
+        if way == "marked":
+            torch._dynamo.mark_dynamic(x, 0)
+        return compiled(x)
+
+    sizes = (4, 6, 3, 5)
+    losses = train(twin, marked, range(4 * STEPS), sizes)
+    assert losses == pytest.approx(train(model, model, range(4 * STEPS), sizes), rel=1e-9)
+    close_states(model, twin)
+    assert counter.frame_count == (3 if way == "left to the compiler" else 2)
 
 
 def test_one_graph_once_the_ranges_are_collected():
