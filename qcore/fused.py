@@ -164,6 +164,8 @@ class MagnitudeFakeQuant(torch.autograd.Function):
         clips: bool,
     ) -> tuple[Tensor, Tensor]:
         magnitude = base + offset
+        if magnitude.dtype != torch.float32 and magnitude.dtype != torch.float64:
+            magnitude = magnitude.float()  # a scale is never half precision
         if shape is None:
             scale = _divided(max(abs(magnitude.item()), floor), threshold, magnitude)
         else:

@@ -88,6 +88,8 @@ class IntQuant(TensorQuant):
                 f"{path_of(self)}: axis={self.axis} is not a dimension of an input of {x.ndim} dimensions. Write one "
                 f"from {-x.ndim} to {x.ndim - 1}, or axis=None for one scale."
             )
+        if isinstance(self.scaling, MagnitudeScaling):
+            self.scaling.prepare(x, relu)
         measured = relu and getattr(self.scaling, "measuring", True)
         seen = x.clamp_min(0) if measured else x  # statistics are those of the activation
         low, high = self.int_range.bounds()

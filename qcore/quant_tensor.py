@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .errors import QuantTensorError
+from .fused import apply_eagerly
 from .grid import Grid
 
 __all__ = ["QuantTensor", "grid_of", "values_of"]
@@ -64,10 +65,22 @@ class QuantTensor(torch.Tensor):
 
     @staticmethod
     def wrap(values: Tensor, grid: Grid) -> "QuantTensor":
-        """A QuantTensor of values that lie on a grid; gradients pass through to ``values``."""
-        if torch.compiler.is_compiling() or (values.requires_grad and torch.is_grad_enabled()):
+        """A QuantTensor of values that lie on a grid; gradients pass through to ``values``.
+
+        Raises:
+            QuantTensorError: under a transform of torch.func, which takes no tensors of another type.
+        """
+        if torch.compiler.is_compiling():
             return _Wrap.apply(values, grid.scale, grid.zero_point, _form_of(grid, values.ndim))
-        return _on(values, grid)
+        if not (values.requires_grad and torch.is_grad_enabled()):
+            return _on(values, grid)
+        wrapped = apply_eagerly(_Wrap, values, grid.scale, grid.zero_point, _form_of(grid, values.ndim))
+        if wrapped is None:
+            raise QuantTensorError(
+                "QuantTensors can't go through the transforms of torch.func, such as grad and vmap. Give the layers "
+                "return_quant_tensor=False for them, or take gradients with torch.autograd.grad."
+            )
+        return wrapped
 
     @property
     def value(self) -> Tensor:

@@ -211,6 +211,8 @@ ROUNDINGS = register_choices(
 
 
 class _StraightThrough(torch.autograd.Function):
+    generate_vmap_rule = True
+
     @staticmethod
     def forward(x: Tensor, rounded: Tensor) -> Tensor:
         return rounded.clone() if rounded is x else rounded.view_as(rounded)

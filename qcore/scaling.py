@@ -68,6 +68,9 @@ class MagnitudeScaling(nn.Module):
     def _apply(self, fn: Any, recurse: bool = True) -> "MagnitudeScaling":
         return reset_off_meta(self, super()._apply, fn, recurse)
 
+    def prepare(self, x: Tensor, relu: bool) -> None:
+        """What comes before anything is asked of the scale; ``relu``: the values are those of ``x`` above 0."""
+
     def fused(
         self, x: Tensor, low: int, high: int, rounding: Rounding, relu: bool, clips: bool
     ) -> tuple[Tensor, Tensor] | None:
@@ -479,6 +482,11 @@ class LearnedScaling(_StoredScaling):
         """The state, once the first forward has settled it."""
         return () if self.follows else super().settled()
 
+    def prepare(self, x: Tensor, relu: bool) -> None:
+        """Measure the first input of all, so that this forward does what it will do when it is run again."""
+        if not self.observed:
+            self._start(x.clamp_min(0) if relu else x)
+
     def _start(self, x: Tensor) -> None:
         if self.follows and x.numel() > 0 and (self.observed or self.training):
             self.observe(x.detach())
@@ -528,8 +536,9 @@ class CollectedScaling(_StoredScaling):
     learned = True
     collect_steps: int
     momentum: float | None
+    measured = False  # whether the last forward was one of the collection, as the one that ends it is
     collecting: bool
-    measured = False  # whether the last forward counted its input, as the one that ends the collection does
+    _just_ended: bool  # the last forward ended the collection: gradient checkpointing may run it again
     _forwards: int
     _handle: int
 
@@ -553,7 +562,7 @@ class CollectedScaling(_StoredScaling):
         if momentum is not None and not (number and 0 < momentum <= 1):
             raise SettingError("momentum", momentum, "a number above 0, up to 1, or None for the plain mean")
         # `collecting` is the one flag that traced code branches on; it flips once
-        assign(self, collect_steps=collect_steps, momentum=momentum, collecting=True, _forwards=0)
+        assign(self, collect_steps=collect_steps, momentum=momentum, collecting=True, _just_ended=False, _forwards=0)
 
     def renew(self) -> None:
         """Make the tensors, as they are before any data."""
@@ -563,14 +572,24 @@ class CollectedScaling(_StoredScaling):
     @property
     def measuring(self) -> bool:
         """Whether the next forward measures its input."""
-        return (self.training and self.collecting) or not self.observed
+        return (self.training and self._in_collection()) or not self.observed
+
+    def _in_collection(self) -> bool:
+        """Whether a training forward is one of the collection; run again in backward, it is what it was before."""
+        if not torch.compiler.is_compiling() and self._just_ended:
+            self._just_ended = _in_backward()
+            return self._just_ended
+        return self.collecting
 
     def stored(self, x: Tensor) -> Tensor:
         """The magnitude in use, as it is stored; in training, while collecting, ``x`` counts first."""
-        self.measured = self.training and self.collecting
-        if self.measured:
-            with torch.no_grad():
-                self._collect(x)
+        measured = self.training and self._in_collection()
+        if not torch.compiler.is_exporting():  # which warns of every attribute that is set
+            self.measured = measured
+        if measured:
+            if not _in_backward():
+                with torch.no_grad():
+                    self._collect(x)
             return self._idle("magnitude")
         if not self.training and not self.observed:
             return self.restriction.store(self._at_hand(x))
@@ -611,12 +630,9 @@ class CollectedScaling(_StoredScaling):
             tensor.copy_(self.restriction.store(floored) if index == 0 else floored)
         steps += finite.to(steps.dtype)
         self.observed = self.observed or bool(steps > 0)
-        self._advance()
-
-    def _advance(self) -> None:
         self._forwards += 1
         if self._forwards >= self.collect_steps:
-            self.collecting = False
+            self.collecting, self._just_ended = False, True
 
     def finish_collecting(self) -> None:
         """End the collection now: from the next forward on the scale is learned."""
@@ -628,7 +644,7 @@ class CollectedScaling(_StoredScaling):
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         if prefix + "steps" in state_dict:
             self._forwards = int(self.steps)
-            self.collecting = self._forwards < self.collect_steps
+            self.collecting, self._just_ended = self._forwards < self.collect_steps, False
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -670,6 +686,11 @@ class RunningScaling(CollectedScaling):
         )
 
 
+def _in_backward() -> bool:
+    """Whether autograd is at work: a forward in there repeats one, for gradient checkpointing."""
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
+
+
 def _usable(statistic: Tensor) -> Tensor:
     """A statistic fit to set a scale by: one that is not finite (from NaN or infinite values) counts as 1."""
     return torch.where(statistic.isfinite(), statistic, 1.0)
@@ -698,7 +719,8 @@ def _collect_op() -> Any:
 
 @torch.library.custom_op("bitwright::collect", mutates_args=("state", "steps"))
 def _collect(state: list[Tensor], steps: Tensor, x: Tensor, handle: int) -> None:
-    _collecting[handle]._average(state, steps, x)
+    if not _in_backward():
+        _collecting[handle]._average(state, steps, x)
 
 
 SCALINGS = register_choices(

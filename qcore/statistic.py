@@ -82,6 +82,8 @@ class AbsMax:
 class _AbsMax(torch.autograd.Function):
     """abs().max() without its dense backward: two vectorised reductions; one element (per index) gets the gradient."""
 
+    generate_vmap_rule = True
+
     @staticmethod
     def forward(x: Tensor, axis: int | None) -> Tensor:
         if axis is None:

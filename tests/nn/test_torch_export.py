@@ -70,7 +70,6 @@ def trained(make):
     return model.eval()
 
 
-@pytest.mark.filterwarnings("ignore:While compiling, we found certain side effects:UserWarning")  # of strict
 @pytest.mark.parametrize("strict", [True, False])
 @pytest.mark.parametrize("make", [Carried, Plain])
 def test_exported_for_any_batch_size(make, strict):

@@ -403,7 +403,6 @@ def test_a_half_precision_offset_leaves_the_range_as_wide_as_it_was_measured(nam
     assert found[-1].item() == pytest.approx(1, abs=2**-7)  # what is clipped
 
 
-@pytest.mark.xfail(reason="the fused form divides in the precision of the state", raises=AssertionError)
 @pytest.mark.parametrize("axis", [None, 0])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_state_gives_no_half_precision_scale(dtype, axis):
