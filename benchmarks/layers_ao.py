@@ -4,6 +4,7 @@ They do less: activation scales follow a moving average of the range and are not
 scale.
 """
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -55,6 +56,7 @@ class AoLayers(Layers):
     def evaluated(self, model: nn.Module) -> nn.Module:
         return model.eval().apply(disable_observer)
 
+    @cache  # noqa: B019
     def _act(self) -> Any:
         assert self.scheme.act_bits is not None
         return FusedMovingAvgObsFakeQuantize.with_args(
@@ -65,6 +67,7 @@ class AoLayers(Layers):
             qscheme=torch.per_tensor_affine,
         )
 
+    @cache  # noqa: B019 - settings are written once, not once a layer
     def _qconfig(self) -> QConfig:
         largest = 2 ** (self.scheme.weight_bits - 1) - 1
         weight = FusedMovingAvgObsFakeQuantize.with_args(

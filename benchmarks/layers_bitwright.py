@@ -1,5 +1,6 @@
 """The layers of bitwright."""
 
+from functools import cache
 from typing import Any
 
 from torch import Tensor, nn
@@ -44,11 +45,13 @@ class BitwrightLayers(Layers):
         assert layer.weight_quant is not None
         return layer.weight_quant(layer.weight)
 
+    @cache  # noqa: B019
     def _act(self) -> dict[str, Any]:
         scheme = self.scheme
         quantized = {"bit_width": scheme.act_bits, "collect_steps": scheme.collect_steps}
         return quantized | {"return_quant_tensor": scheme.int_bias}
 
+    @cache  # noqa: B019 - settings are written once, not once a layer
     def _slots(self, input_quant: bool) -> dict[str, Any]:
         scheme = self.scheme
         slots: dict[str, Any] = {"weight_bit_width": scheme.weight_bits}

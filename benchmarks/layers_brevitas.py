@@ -1,5 +1,6 @@
 """The layers of Brevitas."""
 
+from functools import cache
 from typing import Any
 
 import brevitas.nn as qnn  # pyright: ignore[reportMissingImports] - it has an environment of its own
@@ -43,11 +44,13 @@ class BrevitasLayers(Layers):
         quantizer: Any = layer.weight_quant
         return quantizer(layer.weight).value
 
+    @cache  # noqa: B019
     def _act(self) -> dict[str, Any]:
         scheme = self.scheme
         quantized = {"bit_width": scheme.act_bits, "collect_stats_steps": scheme.collect_steps}
         return quantized | {"return_quant_tensor": scheme.int_bias}
 
+    @cache  # noqa: B019 - settings are written once, not once a layer
     def _slots(self, input_quant: bool) -> dict[str, Any]:
         scheme = self.scheme
         slots: dict[str, Any] = {"weight_bit_width": scheme.weight_bits}

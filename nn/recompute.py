@@ -12,7 +12,6 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
 from ..qcore import Grid, TensorQuant
-from ..qcore.fused import LARGE
 
 __all__ = ["not_kept"]
 
@@ -20,8 +19,8 @@ _NOTHING = contextlib.nullcontext()
 _hooks_in_use = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
 
 
-def not_kept(values: Tensor, weight: Tensor, grid: Grid | None, quant: TensorQuant | None) -> Any:
-    """A context in which autograd keeps the weight in place of its quantized values, where they are large.
+def not_kept(values: Tensor, weight: Tensor, grid: Grid, quant: TensorQuant | None) -> Any:
+    """A context in which autograd keeps the weight in place of its quantized values.
 
     Not under gradient checkpointing or other hooks on saved tensors, which decide for themselves what is kept.
 
@@ -31,7 +30,7 @@ def not_kept(values: Tensor, weight: Tensor, grid: Grid | None, quant: TensorQua
         grid: the grid that the values lie on.
         quant: the quantizer.
     """
-    if values.numel() < LARGE or grid is None or quant is None or not values.requires_grad:
+    if quant is None or not values.requires_grad or torch.compiler.is_compiling():
         return _NOTHING
     if _hooks_in_use is None or _hooks_in_use(False) is not None or not weight.is_leaf or not quant.repeats(weight):
         return _NOTHING

@@ -176,11 +176,10 @@ def refill(layer: nn.Module, key: Any) -> bool:
         return False
     if recipes is None:
         return False
+    filled: dict[str, Any] = {}
     for name, recipe, made_of in recipes:
-        if recipe is None:
-            vars(layer)[name] = None
-        else:
-            module = recipe()
+        filled[name] = module = None if recipe is None else recipe()
+        if module is not None:
             vars(module).update(made_of)
-            assign(layer, **{name: module})
+    assign(layer, **filled)
     return True

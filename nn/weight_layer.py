@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from ..qcore import Grid, QuantizerError, QuantTensor, TensorQuant, grid_of, path_of, values_of
 from ..qcore.attributes import assign
-from ..qcore.version import version_of
+from ..qcore.fused import LARGE
+from ..qcore.version import tensors_of, version_of
 from .recompute import not_kept
 from .slots import Described, fill_slot, key_of, refill, remember, split_overrides
 
@@ -156,8 +157,11 @@ class WeightLayer(nn.Module):
         if self.bias_quant is not None and bias is not None:
             context = (inputs, self._per_output(weights)) if self.bias_quant.follows_input else ()
             bias, biases = self._take_bias(self.bias_quant, bias, context)
-        with not_kept(weight, self.weight, weights, self.weight_quant):
+        if weights is None or weight.numel() < LARGE:
             out = self._compute(values, weight, bias, *extra)
+        else:
+            with not_kept(weight, self.weight, weights, self.weight_quant):
+                out = self._compute(values, weight, bias, *extra)
         if self.output_quant is not None:
             out, grid = self.output_quant.quantize(out)
         elif self.return_quant_tensor and not (self._lowered() and (inputs is None or weights is None)):
@@ -188,7 +192,7 @@ class WeightLayer(nn.Module):
             return self.weight, None
         if self.training or quant.lowering is not None or torch.is_grad_enabled() or torch.compiler.is_compiling():
             return quant.quantize(self.weight)
-        sources = (self.weight, *quant.parameters(), *quant.buffers())
+        sources = (self.weight, *tensors_of(quant))
         version = version_of(*sources)
         if "weight" not in self._parameters or version is None:
             return quant.quantize(self.weight)
@@ -201,7 +205,7 @@ class WeightLayer(nn.Module):
         if self.training or quant.lowering is not None or torch.is_grad_enabled() or torch.compiler.is_compiling():
             return quant.quantize(bias, *context)
         scales = [grid.scale for grid in context if grid is not None]
-        sources = (bias, *quant.parameters(), *quant.buffers(), *scales)
+        sources = (bias, *tensors_of(quant), *scales)
         version = version_of(*sources)
         if "bias" not in self._parameters or version is None:
             return quant.quantize(bias, *context)

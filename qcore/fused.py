@@ -26,6 +26,7 @@ __all__ = [
 ]
 
 LARGE = 1 << 17  # numbers in a weight from which on its quantized values are worked out again rather than kept
+_hardtanh_backward = torch.ops.aten.hardtanh_backward.default
 _FEW = 512  # integers up to which the scale's gradient may be taken as the difference of two dot products
 
 
@@ -75,21 +76,21 @@ def _inside(
     if isinstance(rounding, HalfEven) and scale.numel() == 1 and one_shift:
         step, shift = scale.item(), 0.0 if zero_point is None else zero_point.item()
         lowest = 0.0 if relu else (low - shift - 0.5) * step
-        return torch.ops.aten.hardtanh_backward(grad, x, lowest, (high - shift + 0.5) * step)
+        return _hardtanh_backward(grad, x, lowest, (high - shift + 0.5) * step)
     codes = rounding.inplace(torch.div(x, scale))
     if relu:
         codes.masked_fill_(x <= 0, low - 1)
     if zero_point is not None:
         codes.add_(zero_point)
-    return torch.ops.aten.hardtanh_backward(grad, codes, low - 0.5, high + 0.5)
+    return _hardtanh_backward(grad, codes, low - 0.5, high + 0.5)
 
 
 def _step_grad(grad: Tensor, passed: Tensor, x: Tensor, y: Tensor, step: float, few: bool) -> float:
     """LSQ's gradient of one scale, from what is at hand: inside ``(y - x) / scale``, outside ``y / scale``."""
     if few:
-        total = torch.dot(grad.reshape(-1), y.reshape(-1)) - torch.dot(passed.reshape(-1), x.reshape(-1))
-        if math.isfinite(total.item()):
-            return total.item() / step
+        total = (torch.dot(grad.reshape(-1), y.reshape(-1)) - torch.dot(passed.reshape(-1), x.reshape(-1))).item()
+        if math.isfinite(total):
+            return total / step
     # with many integers the two products would cancel; with an infinite value that was clipped, they are NaN
     return (grad * torch.where(passed == 0, y, y - x)).sum().item() / step
 
@@ -154,15 +155,9 @@ class MagnitudeFakeQuant(torch.autograd.Function):
         x: Tensor,
         base: Tensor,
         offset: Tensor,
-        shape: list[int] | None,
-        threshold: int,
-        floor: float,
-        low: int,
-        high: int,
-        rounding: Rounding,
-        relu: bool,
-        clips: bool,
+        rest: tuple[list[int] | None, int, float, int, int, Rounding, bool, bool],
     ) -> tuple[Tensor, Tensor]:
+        shape, threshold, floor, low, high, rounding, relu, _ = rest
         magnitude = base + offset
         if magnitude.dtype != torch.float32 and magnitude.dtype != torch.float64:
             magnitude = magnitude.float()  # a scale is never half precision
@@ -171,7 +166,7 @@ class MagnitudeFakeQuant(torch.autograd.Function):
         else:
             scale = (magnitude.abs().clamp_min_(floor) / threshold).reshape(shape)
         y = quantize_eagerly(x, scale, None, low, high, rounding, relu)
-        ctx.rest = threshold, floor, low, high, rounding, relu, clips
+        ctx.rest = rest
         ctx.mark_non_differentiable(scale)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(x, magnitude, _kept(y, x, rounding), scale)
@@ -180,9 +175,9 @@ class MagnitudeFakeQuant(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, _: Any) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         x, magnitude, y, scale = ctx.saved_tensors
-        threshold, floor, low, high, rounding, relu, clips = ctx.rest
+        _, threshold, floor, low, high, rounding, relu, clips = ctx.rest
         if grad is None:
-            return (None,) * 11
+            return None, None, None, None
         passed = _inside(grad, x, scale, None, low, high, rounding, relu) if clips else grad
         y = _again(y, x, scale, low, high, rounding, relu)
         if scale.ndim == 0:
@@ -193,7 +188,7 @@ class MagnitudeFakeQuant(torch.autograd.Function):
         else:
             factors = torch.where(magnitude.abs() < floor, 0.0, magnitude.sign() / threshold)
             offset_grad = _steps_grad(grad, passed, x, y, scale).reshape(magnitude.shape) * factors
-        return passed, None, offset_grad, *(None,) * 8
+        return passed, None, offset_grad, None
 
 
 class AbsMaxFakeQuant(torch.autograd.Function):

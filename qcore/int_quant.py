@@ -88,20 +88,22 @@ class IntQuant(TensorQuant):
                 f"{path_of(self)}: axis={self.axis} is not a dimension of an input of {x.ndim} dimensions. Write one "
                 f"from {-x.ndim} to {x.ndim - 1}, or axis=None for one scale."
             )
-        if isinstance(self.scaling, MagnitudeScaling):
-            self.scaling.prepare(x, relu)
-        measured = relu and getattr(self.scaling, "measuring", True)
+        scaling = self.scaling
+        ours = isinstance(scaling, MagnitudeScaling)
+        if ours:
+            scaling.prepare(x, relu)
+        measured = relu and getattr(scaling, "measuring", True)
         seen = x.clamp_min(0) if measured else x  # statistics are those of the activation
         low, high = self.int_range.bounds()
         settled = self._settled_grid(x)
         if settled is not None:
             y = fake_quant(x, settled.scale, low, high, settled.zero_point, self.rounding, relu=relu)
             return y, settled
-        if not measured and self._fusible(x, high):
-            fused = self.scaling.fused(x, low, high, self.rounding, relu, self.clips)  # type: ignore[operator]
+        if ours and not measured and self._fusible(x, high):
+            fused = scaling.fused(x, low, high, self.rounding, relu, self.clips)  # type: ignore[arg-type]
             if fused is not None:
                 return fused[0], self._grid(fused[1], None)
-        scale = self.scaling(seen)
+        scale = scaling(seen)
         zero_point = None if self.zero_point is None else self.zero_point(seen, scale)
         values = fake_quant(x, scale, low, high, zero_point, self.rounding, relu=relu, clips=self.clips)
         return values, self._grid(scale, zero_point)
@@ -123,8 +125,7 @@ class IntQuant(TensorQuant):
         """Whether a scaling may do the whole work in one step: plain integers, nothing of the user's own."""
         if self.zero_point is not None or not isinstance(high, int) or high >= 1 << 23:
             return False
-        ours = isinstance(self.scaling, MagnitudeScaling) and isinstance(self.rounding, Rounding)
-        return ours and torch.is_grad_enabled() and runs_eagerly(x)
+        return isinstance(self.rounding, Rounding) and torch.is_grad_enabled() and runs_eagerly(x)
 
     def repeats(self, x: Tensor) -> bool:
         """Whether `repeat` can give the values of ``x`` a second time."""
@@ -139,7 +140,7 @@ class IntQuant(TensorQuant):
     def _grid(self, scale: Tensor, zero_point: Tensor | None) -> Grid:
         width = self.int_range.bit_width
         return Grid(
-            scale.detach(),
+            scale.detach() if scale.requires_grad else scale,
             None if zero_point is None else zero_point.detach(),
             width.detach() if isinstance(width, Tensor) else width,
             self.signed,

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .attributes import assign, reset_off_meta
+from .attributes import assign, keep, reset_off_meta
 from .errors import BitwrightWarning, QuantizerError, SettingError
 from .fused import AbsMaxFakeQuant, AbsMaxRowsFakeQuant, MagnitudeFakeQuant, apply_eagerly
 from .grid import along_axis
@@ -275,15 +275,15 @@ class _StoredScaling(MagnitudeScaling):
     def renew(self) -> None:
         """Make the tensors, as they are before any data."""
         shape, device, dtype, learned = self._made
-        ones = self.restriction.store(torch.ones(shape, device=device, dtype=dtype))
-        self._state("magnitude", ones, learned)
+        parameters: dict[str, nn.Parameter | None] = {}
+        buffers = {"magnitude_base": self.restriction.store(torch.ones(shape, device=device, dtype=dtype))}
         if self.has_low:
-            self._state("low", torch.zeros(shape, device=device, dtype=dtype), learned)
-        self.register_buffer("steps", torch.zeros((), dtype=torch.int64, device=device))
-
-    def _state(self, name: str, start: Tensor, learned: bool) -> None:
-        self.register_parameter(f"{name}_offset", nn.Parameter(torch.zeros_like(start)) if learned else None)
-        self.register_buffer(f"{name}_base", start)
+            buffers["low_base"] = torch.zeros(shape, device=device, dtype=dtype)
+        for name in ("magnitude_offset", "low_offset") if self.has_low else ("magnitude_offset",):
+            zeros = torch.zeros(shape, device=device, dtype=dtype) if learned else None
+            parameters[name] = None if zeros is None else nn.Parameter(zeros)
+        buffers["steps"] = torch.zeros((), dtype=torch.int64, device=device)
+        keep(self, parameters, buffers)
 
     @property
     def magnitude(self) -> Tensor:
@@ -368,7 +368,7 @@ class _StoredScaling(MagnitudeScaling):
         """The state, once there is any."""
         if not self.observed:
             return ()
-        return (*self._measured(), *self.parameters())
+        return (*self._measured(), *[each for each in self._parameters.values() if each is not None])
 
     def stored(self, x: Tensor) -> Tensor:
         """The magnitude in use, as it is stored; counts ``x`` where data is collected."""
@@ -392,9 +392,9 @@ class _StoredScaling(MagnitudeScaling):
         if self.axis is not None:
             shape = [1] * x.ndim
             shape[self.axis] = -1
-        threshold = self.int_range.threshold
-        rest = (shape, threshold, self._floor(), low, high, rounding, relu, clips)
-        return apply_eagerly(MagnitudeFakeQuant, x, self.magnitude_base, offset, *rest)
+        threshold = -low if self.int_range.signed else high
+        rest = (shape, threshold, self.min_scale * threshold, low, high, rounding, relu, clips)
+        return apply_eagerly(MagnitudeFakeQuant, x, self.magnitude_base, offset, rest)
 
     def _at_hand(self, x: Tensor) -> Tensor:
         """The magnitude of the tensor at hand, for a quantizer that saw no data yet."""

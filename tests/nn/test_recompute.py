@@ -1,0 +1,163 @@
+"""Large quantized weights: worked out again in backward, to the bit, rather than kept."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+import bitwright.nn as qnn
+from bitwright.nn import weight_layer
+from bitwright.qcore import LearnedBitWidth, fused
+from bitwright.quantizers import (
+    Int8WeightPerChannel,
+    Int8WeightPerChannelLearned,
+    Int8WeightPerTensor,
+    Int8WeightPerTensorLearned,
+    ShiftedUint8WeightPerTensor,
+)
+
+QUANTIZERS = [
+    Int8WeightPerTensor,
+    Int8WeightPerTensor(detach_scale=True),
+    Int8WeightPerTensor(bit_width=4, rounding="floor"),
+    Int8WeightPerTensor(bit_width=12),
+    Int8WeightPerChannel,
+    Int8WeightPerChannel(bit_width=3),
+    Int8WeightPerTensorLearned,
+    Int8WeightPerTensorLearned(restriction="power_of_two"),
+    Int8WeightPerChannelLearned,
+    ShiftedUint8WeightPerTensor,
+]
+LAYERS = {
+    "linear": (lambda quant: qnn.QuantLinear(6, 9, weight_quant=quant), (4, 6)),
+    "conv": (lambda quant: qnn.QuantConv2d(6, 4, 3, weight_quant=quant), (2, 6, 7, 7)),
+    "image": (lambda quant: qnn.QuantConv2d(3, 4, 3, weight_quant=quant), (2, 3, 7, 7)),
+    "transposed": (lambda quant: qnn.QuantConvTranspose1d(6, 4, 3, weight_quant=quant), (2, 6, 7)),
+}
+
+
+@pytest.fixture
+def small_is_large(monkeypatch):
+    for module in (fused, weight_layer):
+        monkeypatch.setattr(module, "LARGE", 1)
+
+
+def gradients(layer, x):
+    leaf = x.clone().requires_grad_()
+    out = layer(leaf)
+    out.backward(torch.linspace(-1, 1, out.numel()).reshape(out.shape))
+    return [out.detach(), leaf.grad, *(parameter.grad for parameter in layer.parameters())]
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+@pytest.mark.parametrize("quantizer", QUANTIZERS, ids=repr)
+def test_the_same_gradients_to_the_bit(kind, quantizer, monkeypatch):
+    torch.manual_seed(0)
+    make, shape = LAYERS[kind]
+    layer, x = make(quantizer), torch.randn(shape)
+    layer(x)  # where a learned scale starts
+    twin = copy.deepcopy(layer)
+    expected = gradients(twin, x)
+    for module in (fused, weight_layer):
+        monkeypatch.setattr(module, "LARGE", 1)
+    repeated = []
+    original = type(layer.weight_quant).repeat
+    monkeypatch.setattr(type(layer.weight_quant), "repeat", lambda *args: repeated.append(args) or original(*args))
+    for one, other in zip(gradients(layer, x), expected, strict=True):
+        assert torch.equal(one, other)
+    assert len(repeated) == 1
+
+
+@pytest.mark.parametrize("overrides", [{"weight_rounding": "stochastic"}, {"weight_bit_width": LearnedBitWidth}])
+def test_what_is_not_the_same_again_is_kept(small_is_large, overrides):
+    layer = qnn.QuantLinear(6, 9, **overrides)
+    x = torch.randn(4, 6)
+    assert not layer.weight_quant.repeats(layer.weight)
+    assert peak_kept(layer, x) >= 6 * 9
+    layer(x).sum().backward()
+    assert layer.weight.grad.shape == (9, 6)
+
+
+def test_large_is_131072_numbers():
+    layer = qnn.QuantLinear(512, 256, bias=False)
+    small = qnn.QuantLinear(512, 255, bias=False)
+    x = torch.randn(2, 512)
+    assert (layer.weight.numel(), small.weight.numel()) == (131072, 130560)
+    assert peak_kept(layer, x) < 131072 <= peak_kept(small, x) + 1024
+
+
+def peak_kept(layer, x):
+    """Numbers that autograd is handed to keep, weights and inputs left out; hooks see what others left to keep."""
+    out = layer(x)
+    nodes, seen, total = [out.grad_fn], set(), 0
+    own = {layer.weight.data_ptr(), x.data_ptr()}
+    storages = set()
+    while nodes:
+        node = nodes.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        nodes += [following for following, _ in node.next_functions]
+        for name in [each for each in dir(node) if each.startswith("_raw_saved_")]:
+            raw = getattr(node, name)
+            for saved in raw if isinstance(raw, (list, tuple)) else [raw]:
+                try:
+                    tensor = saved.data
+                except (AttributeError, RuntimeError):
+                    continue
+                if isinstance(tensor, torch.Tensor) and tensor.data_ptr() not in own | storages:
+                    storages.add(tensor.data_ptr())
+                    total += tensor.numel()
+    return total
+
+
+def test_a_weight_changed_before_backward_is_noticed(small_is_large):
+    layer = qnn.QuantLinear(6, 9)
+    out = layer(torch.randn(4, 6, requires_grad=True)).sum()
+    with torch.no_grad():
+        layer.weight.mul_(2)
+    with pytest.raises(RuntimeError) as error:
+        out.backward()
+    assert str(error.value) == (
+        "a weight needed for gradient computation has been modified by an inplace operation since the forward: version "
+        "2, expected 1. Run backward before the optimizer's step."
+    )
+
+
+@pytest.mark.parametrize("use_reentrant", [True, False])
+def test_checkpointing_decides_for_itself(small_is_large, use_reentrant):
+    torch.manual_seed(0)
+    model = nn.Sequential(qnn.QuantLinear(6, 9), nn.Tanh(), qnn.QuantLinear(9, 3))
+    x = torch.randn(4, 6, requires_grad=True)
+    expected = torch.autograd.grad(model(x).square().sum(), [x, *model.parameters()])
+    out = checkpoint(model, x, use_reentrant=use_reentrant)
+    out.square().sum().backward()
+    for one, other in zip([x.grad, *(each.grad for each in model.parameters())], expected, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_gradients_of_gradients(small_is_large):
+    """The weight that was worked out again still stands for the parameter."""
+    layer = qnn.QuantLinear(3, 2, weight_detach_scale=True).double()
+    x = torch.randn(2, 3, dtype=torch.float64, requires_grad=True)
+    found = []
+    for large in (1, 1 << 17):
+        weight_layer.LARGE = large
+        (of_x,) = torch.autograd.grad(layer(x).square().sum(), x, create_graph=True)
+        found.append(torch.autograd.grad(of_x.square().sum(), layer.weight)[0])
+    assert torch.equal(*found)
+    assert found[0].abs().min() > 0
+
+
+def test_no_grad_and_half_precision_are_left_alone(small_is_large):
+    layer = qnn.QuantLinear(6, 9)
+    x = torch.randn(4, 6)
+    with torch.no_grad():
+        assert layer(x).grad_fn is None
+    with torch.autocast("cpu", torch.bfloat16):
+        out = layer(x)
+    out.float().sum().backward()
+    assert layer.weight.grad.isfinite().all()
+    assert qnn.QuantLinear(6, 9, dtype=torch.bfloat16)(x.bfloat16()).dtype == torch.bfloat16
