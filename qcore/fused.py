@@ -25,7 +25,7 @@ __all__ = [
     "runs_eagerly",
 ]
 
-LARGE = 1 << 17  # numbers in a weight from which on its quantized values are worked out again rather than kept
+LARGE = 1 << 18  # numbers from which on quantized values may be worked out again in backward rather than kept: 1 MB
 _hardtanh_backward = torch.ops.aten.hardtanh_backward.default
 _FEW = 512  # integers up to which the scale's gradient may be taken as the difference of two dot products
 
@@ -100,9 +100,18 @@ def _steps_grad(grad: Tensor, passed: Tensor, x: Tensor, y: Tensor, scale: Tenso
     return (grad * torch.where(passed == 0, y, y - x)).sum_to_size(scale.shape) / scale
 
 
+_hooks_in_use = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
+
+
+def may_repeat() -> bool:
+    """Whether a result may be worked out again in backward: not under gradient checkpointing or other hooks on saved
+    tensors, which decide for themselves what is kept; and not where torch doesn't say."""
+    return _hooks_in_use is not None and _hooks_in_use(False) is None
+
+
 def _kept(y: Tensor, x: Tensor, rounding: Rounding) -> Tensor | None:
     """What backward is given of the result: that of a large weight would be alive for its sake alone."""
-    return None if x.is_leaf and x.numel() >= LARGE and rounding.deterministic else y
+    return None if x.is_leaf and x.requires_grad and x.numel() >= LARGE and rounding.deterministic else y
 
 
 def _again(y: Tensor | None, x: Tensor, scale: Tensor, low: int, high: int, rounding: Rounding, relu: bool) -> Tensor:
@@ -147,7 +156,11 @@ class EagerFakeQuant(torch.autograd.Function):
 
 
 class MagnitudeFakeQuant(torch.autograd.Function):
-    """``(x, base, offset) -> (y, scale)``, with scale = max(|base + offset|, floor) / threshold: learned scales."""
+    """``(x, base, offset) -> (y, scale)``, with scale = max(|base + offset|, floor) / threshold: learned scales.
+
+    A large result lies aside in ``ctx.aside`` for backward, with its version. Whoever else would keep it for backward
+    may take it away (set None) and ask for it there: `repeated` works it out again, once for both.
+    """
 
     @staticmethod
     def forward(
@@ -169,8 +182,28 @@ class MagnitudeFakeQuant(torch.autograd.Function):
         ctx.rest = rest
         ctx.mark_non_differentiable(scale)
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(x, magnitude, _kept(y, x, rounding), scale)
+        kept = _kept(y, x, rounding)
+        ctx.aside = None
+        if kept is not None and y.numel() >= LARGE and rounding.deterministic and may_repeat():
+            ctx.aside, kept = (y.detach(), y._version), None
+        ctx.save_for_backward(x, magnitude, kept, scale)
         return y, scale
+
+    @staticmethod
+    def repeated(ctx: Any) -> Tensor:
+        """The result."""
+        if ctx.aside is None:
+            x, _, _, scale = ctx.saved_tensors
+            _, _, _, low, high, rounding, relu, _ = ctx.rest
+            y = quantize_eagerly(x, scale, None, low, high, rounding, relu)
+            ctx.aside = (y, y._version)
+        y, version = ctx.aside
+        if y._version != version:
+            raise RuntimeError(
+                "a quantized activation needed for gradient computation has been modified by an inplace operation: "
+                f"version {y._version}, expected {version}. Write y = y + 1 for y += 1."
+            )
+        return y
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, _: Any) -> tuple[Tensor | None, ...]:  # type: ignore[override]
@@ -179,7 +212,10 @@ class MagnitudeFakeQuant(torch.autograd.Function):
         if grad is None:
             return None, None, None, None
         passed = _inside(grad, x, scale, None, low, high, rounding, relu) if clips else grad
-        y = _again(y, x, scale, low, high, rounding, relu)
+        if ctx.aside is None:
+            y = _again(y, x, scale, low, high, rounding, relu)
+        else:
+            y, ctx.aside = MagnitudeFakeQuant.repeated(ctx), None
         if scale.ndim == 0:
             number = magnitude.item()
             factor = 0.0 if abs(number) < floor else math.copysign(1, number) / threshold

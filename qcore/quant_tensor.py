@@ -284,6 +284,14 @@ class _Unwrap(torch.autograd.Function):
         return grad
 
 
+def behind(x: Tensor) -> Any:
+    """The autograd node that made a tensor; for what was in a QuantTensor, the one that made its values."""
+    node = x.grad_fn
+    while isinstance(node, (_Wrap._backward_cls, _Unwrap._backward_cls)):  # type: ignore[attr-defined]
+        node = node.next_functions[0][0]
+    return node
+
+
 def _form_of(grid: Grid, ndim: int) -> tuple[Any, ...]:
     axis = None if grid.axis is None else grid.axis % ndim  # the rules below count from the first dimension
     return (int(grid.bit_width), grid.signed, grid.narrow_range, axis, grid.source)
