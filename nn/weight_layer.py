@@ -157,10 +157,10 @@ class WeightLayer(nn.Module):
         if self.bias_quant is not None and bias is not None:
             context = (inputs, self._per_output(weights)) if self.bias_quant.follows_input else ()
             bias, biases = self._take_bias(self.bias_quant, bias, context)
-        if values.numel() < LARGE and weight.numel() < LARGE:
+        if torch.compiler.is_compiling() or (values.numel() < LARGE and weight.numel() < LARGE):
             out = self._compute(values, weight, bias, *extra)
         else:
-            with not_kept(values, weight, self.weight, weights, self.weight_quant):
+            with not_kept(values, weight):
                 out = self._compute(values, weight, bias, *extra)
         if self.output_quant is not None:
             out, grid = self.output_quant.quantize(out)

@@ -22,6 +22,7 @@ __all__ = [
     "EagerFakeQuant",
     "MagnitudeFakeQuant",
     "TracedFakeQuant",
+    "repeated",
     "runs_eagerly",
 ]
 
@@ -103,19 +104,44 @@ def _steps_grad(grad: Tensor, passed: Tensor, x: Tensor, y: Tensor, scale: Tenso
 _hooks_in_use = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
 
 
-def may_repeat() -> bool:
-    """Whether a result may be worked out again in backward: not under gradient checkpointing or other hooks on saved
-    tensors, which decide for themselves what is kept; and not where torch doesn't say."""
-    return _hooks_in_use is not None and _hooks_in_use(False) is None
+def _set_aside(ctx: Any, y: Tensor, rounding: Rounding) -> Tensor | None:
+    """Keep a large result in ``ctx.aside``, with its version, and not among the saved tensors; what is left to save.
+
+    Whoever else would keep it for backward may take it away (set None), and ask for it there: `repeated` works it out
+    again, once for all. Not under gradient checkpointing or other hooks on saved tensors, which decide for themselves
+    what is kept; and not where torch doesn't tell.
+    """
+    ctx.aside = None
+    if y.numel() < LARGE or not rounding.deterministic or _hooks_in_use is None or _hooks_in_use(False) is not None:
+        return y
+    ctx.aside = (y.detach(), y._version)
+    return None
 
 
-def _kept(y: Tensor, x: Tensor, rounding: Rounding) -> Tensor | None:
-    """What backward is given of the result: that of a large weight would be alive for its sake alone."""
-    return None if x.is_leaf and x.requires_grad and x.numel() >= LARGE and rounding.deterministic else y
+def repeated(ctx: Any) -> Tensor:
+    """The result that a function set aside, from ``(x, scale, ...)`` among its saved tensors."""
+    if ctx.aside is None:
+        x, scale, *_ = ctx.saved_tensors
+        y = quantize_eagerly(x, scale, None, *ctx.form)
+        ctx.aside = (y, y._version)
+    y, version = ctx.aside
+    if y._version != version:
+        raise RuntimeError(
+            "a quantized tensor needed for gradient computation has been modified by an inplace operation: version "
+            f"{y._version}, expected {version}. Write y = y + 1 for y += 1."
+        )
+    return y
 
 
-def _again(y: Tensor | None, x: Tensor, scale: Tensor, low: int, high: int, rounding: Rounding, relu: bool) -> Tensor:
-    return quantize_eagerly(x, scale, None, low, high, rounding, relu) if y is None else y
+def _result(ctx: Any, x: Tensor, scale: Tensor, saved: Tensor | None) -> Tensor:
+    """The result, for the function's own backward."""
+    if saved is not None:
+        return saved
+    if ctx.aside is None:
+        return quantize_eagerly(x, scale, None, *ctx.form)
+    y = repeated(ctx)
+    ctx.aside = None
+    return y
 
 
 class EagerFakeQuant(torch.autograd.Function):
@@ -156,11 +182,7 @@ class EagerFakeQuant(torch.autograd.Function):
 
 
 class MagnitudeFakeQuant(torch.autograd.Function):
-    """``(x, base, offset) -> (y, scale)``, with scale = max(|base + offset|, floor) / threshold: learned scales.
-
-    A large result lies aside in ``ctx.aside`` for backward, with its version. Whoever else would keep it for backward
-    may take it away (set None) and ask for it there: `repeated` works it out again, once for both.
-    """
+    """``(x, base, offset) -> (y, scale)``, with scale = max(|base + offset|, floor) / threshold: learned scales."""
 
     @staticmethod
     def forward(
@@ -170,7 +192,7 @@ class MagnitudeFakeQuant(torch.autograd.Function):
         offset: Tensor,
         rest: tuple[list[int] | None, int, float, int, int, Rounding, bool, bool],
     ) -> tuple[Tensor, Tensor]:
-        shape, threshold, floor, low, high, rounding, relu, _ = rest
+        shape, threshold, floor, low, high, rounding, relu, clips = rest
         magnitude = base + offset
         if magnitude.dtype != torch.float32 and magnitude.dtype != torch.float64:
             magnitude = magnitude.float()  # a scale is never half precision
@@ -179,43 +201,21 @@ class MagnitudeFakeQuant(torch.autograd.Function):
         else:
             scale = (magnitude.abs().clamp_min_(floor) / threshold).reshape(shape)
         y = quantize_eagerly(x, scale, None, low, high, rounding, relu)
-        ctx.rest = rest
+        ctx.form, ctx.rest = (low, high, rounding, relu), (threshold, floor, clips)
         ctx.mark_non_differentiable(scale)
         ctx.set_materialize_grads(False)
-        kept = _kept(y, x, rounding)
-        ctx.aside = None
-        if kept is not None and y.numel() >= LARGE and rounding.deterministic and may_repeat():
-            ctx.aside, kept = (y.detach(), y._version), None
-        ctx.save_for_backward(x, magnitude, kept, scale)
+        ctx.save_for_backward(x, scale, _set_aside(ctx, y, rounding), magnitude)
         return y, scale
 
     @staticmethod
-    def repeated(ctx: Any) -> Tensor:
-        """The result."""
-        if ctx.aside is None:
-            x, _, _, scale = ctx.saved_tensors
-            _, _, _, low, high, rounding, relu, _ = ctx.rest
-            y = quantize_eagerly(x, scale, None, low, high, rounding, relu)
-            ctx.aside = (y, y._version)
-        y, version = ctx.aside
-        if y._version != version:
-            raise RuntimeError(
-                "a quantized activation needed for gradient computation has been modified by an inplace operation: "
-                f"version {y._version}, expected {version}. Write y = y + 1 for y += 1."
-            )
-        return y
-
-    @staticmethod
     def backward(ctx: Any, grad: Tensor | None, _: Any) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        x, magnitude, y, scale = ctx.saved_tensors
-        _, threshold, floor, low, high, rounding, relu, clips = ctx.rest
         if grad is None:
             return None, None, None, None
+        x, scale, y, magnitude = ctx.saved_tensors
+        low, high, rounding, relu = ctx.form
+        threshold, floor, clips = ctx.rest
         passed = _inside(grad, x, scale, None, low, high, rounding, relu) if clips else grad
-        if ctx.aside is None:
-            y = _again(y, x, scale, low, high, rounding, relu)
-        else:
-            y, ctx.aside = MagnitudeFakeQuant.repeated(ctx), None
+        y = _result(ctx, x, scale, y)
         if scale.ndim == 0:
             number = magnitude.item()
             factor = 0.0 if abs(number) < floor else math.copysign(1, number) / threshold
@@ -246,18 +246,22 @@ class AbsMaxFakeQuant(torch.autograd.Function):
             y.clamp_(-threshold, threshold)
         y.mul_(scale)
         ctx.floor, ctx.threshold, ctx.detached = floor, threshold, detached
+        ctx.form = (-threshold, threshold, rounding, False)
         ctx.mark_non_differentiable(scale)
         ctx.set_materialize_grads(False)
+        kept = _set_aside(ctx, y, rounding)
         if not detached:
-            ctx.rounding = rounding
-            ctx.save_for_backward(x, _kept(y, x, rounding), scale, highest, lowest)
+            ctx.save_for_backward(x, scale, kept, highest, lowest)
+        elif kept is None:
+            ctx.save_for_backward(x, scale)
         return y, scale
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, _: Any) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         if grad is None or ctx.detached:
+            ctx.aside = None
             return grad, None, None, None, None
-        x, y, scale, highest, lowest = ctx.saved_tensors
+        x, scale, y, highest, lowest = ctx.saved_tensors
         up, down = highest.argmax().item(), lowest.argmin().item()
         positive = highest[up].item() >= -lowest[down].item()
         row = up if positive else down
@@ -266,7 +270,7 @@ class AbsMaxFakeQuant(torch.autograd.Function):
             return grad, None, None, None, None
         values = x.select(0, row).reshape(-1) if x.ndim else x.reshape(1)
         at = row * values.numel() + (values.argmax() if positive else values.argmin()).item()
-        y = _again(y, x, scale, -ctx.threshold, ctx.threshold, ctx.rounding, False)
+        y = _result(ctx, x, scale, y)
         pull = _step_grad(grad, grad, x, y, scale.item(), ctx.threshold * 2 < _FEW) / ctx.threshold
         del y  # before another copy is made
         result = grad.clone(memory_format=torch.contiguous_format)
@@ -291,26 +295,28 @@ class AbsMaxRowsFakeQuant(torch.autograd.Function):
             y.clamp_(-threshold, threshold)
         y.mul_(scale)
         ctx.floor, ctx.threshold, ctx.detached = floor, threshold, detached
+        ctx.form = (-threshold, threshold, rounding, False)
         ctx.mark_non_differentiable(scale)
         ctx.set_materialize_grads(False)
-        if not detached:
-            ctx.rounding = rounding
-            ctx.save_for_backward(x, _kept(y, x, rounding), scale)
+        kept = _set_aside(ctx, y, rounding)
+        if not detached or kept is None:
+            ctx.save_for_backward(x, scale, kept)
         return y, scale
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, _: Any) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         if grad is None or ctx.detached:
+            ctx.aside = None
             return grad, None, None, None, None
-        x, y, scale = ctx.saved_tensors
-        y = _again(y, x, scale, -ctx.threshold, ctx.threshold, ctx.rounding, False)
+        x, scale, y = ctx.saved_tensors
+        y = _result(ctx, x, scale, y)
         rows = x.reshape(x.shape[0], -1)
         at = rows.abs().argmax(1, keepdim=True)
         largest = rows.gather(1, at)
         pull = (grad * (y - x)).sum_to_size(scale.shape).reshape(-1, 1) / (scale.reshape(-1, 1) * ctx.threshold)
+        pull.masked_fill_((largest.abs() <= ctx.floor) | ~largest.isfinite(), 0.0)
         del y  # before another copy is made
         result = grad.clone(memory_format=torch.contiguous_format)
-        pull.masked_fill_((largest.abs() <= ctx.floor) | ~largest.isfinite(), 0.0)
         result.view(rows.shape).scatter_add_(1, at, largest.sign_().mul_(pull))
         return result, None, None, None, None
 

@@ -521,10 +521,14 @@ def recipe_of(quantizer: QuantizerType, provided: Mapping[str, Any]) -> Callable
     """What builds again what `resolve` built for the same arguments; None if it did not, or they can't be hashed.
 
     Example:
-        >>> class One(Quantizer):
-        ...     tensor_quant = 1
-        >>> resolve(One), recipe_of(One, {})()
-        (1, 1)
+        >>> class Doubler:
+        ...     def __init__(self, step):
+        ...         self.step = 2 * step
+        >>> class Doubled(Quantizer):
+        ...     tensor_quant = Doubler
+        ...     step = 4
+        >>> recipe_of(Doubled, {}), resolve(Doubled).step, recipe_of(Doubled, {})().step
+        (None, 8, 8)
     """
     try:
         return _recipes.get((quantizer, *provided.items()))

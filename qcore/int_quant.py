@@ -127,16 +127,6 @@ class IntQuant(TensorQuant):
             return False
         return isinstance(self.rounding, Rounding) and torch.is_grad_enabled() and runs_eagerly(x)
 
-    def repeats(self, x: Tensor) -> bool:
-        """Whether `repeat` can give the values of ``x`` a second time."""
-        plain = isinstance(self.rounding, Rounding) and self.rounding.deterministic and not self.int_range.learned
-        return plain and runs_eagerly(x)
-
-    @torch.no_grad()
-    def repeat(self, x: Tensor, grid: Grid) -> Tensor:
-        """The values that ``quantize`` gave for ``x``, to the bit, from the grid that it gave; no gradients."""
-        return fake_quant(x, grid.scale, *self.int_range.bounds(), grid.zero_point, self.rounding)
-
     def _grid(self, scale: Tensor, zero_point: Tensor | None) -> Grid:
         width = self.int_range.bit_width
         return Grid(

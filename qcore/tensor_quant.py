@@ -64,14 +64,6 @@ class TensorQuant(nn.Module):
         """The values moved onto the grid, and the grid; while being exported the grid may be None."""
         return self._quantize(x, *context) if self.lowering is None else self.lowering(self, x, *context)
 
-    def repeats(self, x: Tensor) -> bool:
-        """Whether `repeat` can give the values of ``x`` a second time."""
-        return False
-
-    def repeat(self, x: Tensor, grid: Grid) -> Tensor:
-        """The values that ``quantize`` gave for ``x``, to the bit, from the grid that it gave; no gradients."""
-        raise NotImplementedError
-
     def forward(self, x: Tensor, *context: Any) -> Tensor:
         """The values moved onto the grid."""
         return self.quantize(x, *context)[0]

@@ -24,23 +24,23 @@ from bitwright.quantizers import Int8WeightPerChannel, Int32Bias
 COSTS = """
                                        modules      nodes      saved    forward   backward evaluation
 nn.Linear                                    1          2          0          2         10          2
-QuantLinear                                  3          3       8452         15         39          2
-QuantLinear, detached scale                  3          3       8192         14         10          2
-QuantLinear, per channel                     3          3       8320         23         36          2
-QuantLinear, Int32Bias                       4          5       8456         24         41          2
-QuantLinear, Int32Bias, QuantTensor          4          6       8456         29         41          6
+QuantLinear                                  3          3       8452         14         38          2
+QuantLinear, detached scale                  3          3       8192         13         10          2
+QuantLinear, per channel                     3          3       8320         22         36          2
+QuantLinear, Int32Bias                       4          5       8456         23         40          2
+QuantLinear, Int32Bias, QuantTensor          4          6       8456         28         40          6
 nn.Conv2d                                    1          1          0          1          3          1
-QuantConv2d                                  3          2       2372         14         32          1
-QuantConv2d, per channel                     3          2       2336         22         29          1
-QuantConv2d, Int32Bias                       4          4       2376         23         34          1
-QuantConv2d, Int32Bias, QuantTensor          4          5       2376         28         34          5
+QuantConv2d                                  3          2       2372         13         31          1
+QuantConv2d, per channel                     3          2       2336         21         29          1
+QuantConv2d, Int32Bias                       4          4       2376         22         33          1
+QuantConv2d, Int32Bias, QuantTensor          4          5       2376         27         33          5
 nn.ReLU                                      1          1       1024          2          4          1
-QuantReLU, collecting                        3          1          4         35          4          4
-QuantReLU, learned                           3          1       1028          8         17          4
-QuantReLU, learned, QuantTensor              3          2       1028          9         17          4
-QuantIdentity, collecting                    3          1          4         34          4          4
-QuantIdentity, learned                       3          1       1028          8         17          4
-QuantIdentity, learned, QuantTensor          3          2       1028          9         17          4
+QuantReLU, collecting                        3          1          4         33          4          4
+QuantReLU, learned                           3          1       1032          8         16          4
+QuantReLU, learned, QuantTensor              3          2       1032          9         16          4
+QuantIdentity, collecting                    3          1          4         32          4          4
+QuantIdentity, learned                       3          1       1032          8         16          4
+QuantIdentity, learned, QuantTensor          3          2       1032          9         16          4
 """
 
 LINEAR, CONV = (64, 32), (8, 8, 3)
