@@ -101,7 +101,7 @@ def _steps_grad(grad: Tensor, passed: Tensor, x: Tensor, y: Tensor, scale: Tenso
     return (grad * torch.where(passed == 0, y, y - x)).sum_to_size(scale.shape) / scale
 
 
-_hooks_in_use = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
+_hooks_in_use: Any = getattr(getattr(torch._C, "_autograd", None), "_top_saved_tensors_default_hooks", None)
 
 
 def _set_aside(ctx: Any, y: Tensor, rounding: Rounding) -> Tensor | None:

@@ -286,8 +286,8 @@ class _Unwrap(torch.autograd.Function):
 
 def behind(x: Tensor) -> Any:
     """The autograd node that made a tensor; for what was in a QuantTensor, the one that made its values."""
-    node = x.grad_fn
-    while isinstance(node, (_Wrap._backward_cls, _Unwrap._backward_cls)):  # type: ignore[attr-defined]
+    node: Any = x.grad_fn
+    while isinstance(node, (_Wrap._backward_cls, _Unwrap._backward_cls)):
         node = node.next_functions[0][0]
     return node
 

@@ -59,13 +59,13 @@ def _blocks() -> nn.Module:
     return nn.Sequential(_Block(), _Block())
 
 
-def _each_block(model: nn.Module, **settings: Any) -> nn.Module:
-    for block in model:
+def _each_block(model: nn.Module, **settings: Any) -> Any:
+    for block in model.children():
         fully_shard(block, **settings)
     return fully_shard(model, **settings)
 
 
-def _each_layer(model: nn.Module) -> nn.Module:
+def _each_layer(model: nn.Module) -> Any:
     for module in model.modules():
         if isinstance(module, (qnn.QuantLinear, qnn.QuantReLU, qnn.QuantIdentity)):
             fully_shard(module)
@@ -115,6 +115,7 @@ def _worker(rank: int, folder: str) -> None:
 def _sharded(rank: int) -> dict[str, Any]:
     """What one rank finds with FSDP."""
     found: dict[str, Any] = {}
+    state: dict[str, Any] = {}
     for name, shard in SHARDINGS.items():
         model = shard(_blocks())
         _train(model, rank)
