@@ -15,7 +15,7 @@ _WATCHERS: list[dict[int, Any]] = [
 
 
 def assign(module: nn.Module, **attributes: Any) -> None:
-    """Set attributes, plain ones past nn.Module's bookkeeping, which is most of what building a layer costs.
+    """Set attributes past nn.Module's bookkeeping, which is most of what building a layer costs.
 
     Example:
         >>> module = nn.Module()
