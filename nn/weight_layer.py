@@ -182,7 +182,7 @@ class WeightLayer(nn.Module):
         if torch.compiler.is_exporting():
             grid = self._seen if grid is None else grid  # torch.export carries plain tensors: the grid is recorded
         elif not torch.compiler.is_compiling():
-            self._seen = grid
+            vars(self)["_seen"] = grid  # past nn.Module's bookkeeping
         return x, grid
 
     def _take_weight(self) -> tuple[Tensor, Grid | None]:

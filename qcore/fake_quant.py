@@ -24,6 +24,7 @@ from .rounding import HalfEven, Rounding, round_straight_through
 __all__ = ["composed_fake_quant", "fake_quant", "quantize_to_int"]
 
 _HALF_EVEN = HalfEven()
+_EXACT = 1 << 24  # every float holds the integers up to here
 _MANTISSA_BITS = {torch.float32: 24, torch.float64: 53}
 
 
@@ -62,7 +63,8 @@ def fake_quant(
         return wide.to(x.dtype)
     if not isinstance(rounding, Rounding) or not (isinstance(low, int) and isinstance(high, int)):
         return composed_fake_quant(x.relu() if relu else x, scale, low, high, zero_point, rounding)
-    low, high = representable_bounds(low, high, _MANTISSA_BITS[x.dtype])
+    if high >= _EXACT or low < -_EXACT:
+        low, high = representable_bounds(low, high, _MANTISSA_BITS[x.dtype])
     eager = runs_eagerly(x)
     if eager and not torch.is_grad_enabled():
         return quantize_eagerly(x, scale, zero_point, low, high, rounding, relu)

@@ -83,6 +83,12 @@ class IntQuant(TensorQuant):
         return not self.signed and self.zero_point is None
 
     def _quantize(self, x: Tensor, relu: bool = False) -> tuple[Tensor, Grid]:
+        if not (self.training or torch.is_grad_enabled() or torch.compiler.is_compiling()):
+            settled = self._settled_grid(x)
+            if settled is not None:
+                low, high = self.int_range.bounds()
+                y = fake_quant(x, settled.scale, low, high, settled.zero_point, self.rounding, relu=relu)
+                return y, settled
         if self.axis is not None and not -x.ndim <= self.axis < x.ndim:
             raise QuantizerError(
                 f"{path_of(self)}: axis={self.axis} is not a dimension of an input of {x.ndim} dimensions. Write one "
@@ -95,10 +101,6 @@ class IntQuant(TensorQuant):
         measured = relu and getattr(scaling, "measuring", True)
         seen = x.clamp_min(0) if measured else x  # statistics are those of the activation
         low, high = self.int_range.bounds()
-        settled = self._settled_grid(x)
-        if settled is not None:
-            y = fake_quant(x, settled.scale, low, high, settled.zero_point, self.rounding, relu=relu)
-            return y, settled
         if ours and not measured and self._fusible(x, high):
             fused = scaling.fused(x, low, high, self.rounding, relu, self.clips)  # type: ignore[arg-type]
             if fused is not None:
@@ -110,15 +112,17 @@ class IntQuant(TensorQuant):
 
     def _settled_grid(self, x: Tensor) -> Grid | None:
         """The grid where it no longer depends on the input, worked out once for each version of the state."""
-        if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling():
-            return None
-        state = self.scaling.settled() if isinstance(self.scaling, MagnitudeScaling) else ()
+        scaling = self.scaling
+        state = scaling.settled() if isinstance(scaling, MagnitudeScaling) else ()
         version = version_of(*state) if state and not self.int_range.learned else None
         if version is None:
             return None
-        key = (version, None if self.axis is None else (x.ndim, x.shape[self.axis]))
-        if self._settled is None or self._settled[0] != key:
-            self._settled = (key, self.grid(x), [each.detach() for each in state])
+        if self.axis is not None:
+            if not -x.ndim <= self.axis < x.ndim:
+                return None
+            version += (x.ndim, x.shape[self.axis])
+        if self._settled is None or self._settled[0] != version:
+            self._settled = (version, self.grid(x), [each.detach() for each in state])
         return self._settled[1]
 
     def _fusible(self, x: Tensor, high: int | Tensor) -> bool:

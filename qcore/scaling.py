@@ -619,6 +619,29 @@ class CollectedScaling(_StoredScaling):
     def _average(self, state: list[Tensor], steps: Tensor, x: Tensor) -> None:
         """One step of the running average, in place, and of the counter; ends the collection when it is due."""
         found = measure(self.statistic, x, self.axis)
+        if self.axis is None and steps.device.type == "cpu" and type(self.restriction).store is FloatScale.store:
+            seen = self._average_numbers(state, steps, [each.item() for each in found])
+        else:
+            seen = self._average_tensors(state, steps, found)
+        assign(self, observed=self.observed or seen, _forwards=self._forwards + 1)
+        if self._forwards >= self.collect_steps:
+            assign(self, collecting=False, _just_ended=True)
+
+    def _average_numbers(self, state: list[Tensor], steps: Tensor, found: list[float]) -> bool:
+        """The step with plain numbers, which cost less than small tensors; whether anything was ever counted."""
+        before = int(steps.item())
+        if not all(map(math.isfinite, found)):
+            return before > 0
+        share = 1 / (before + 1) if self.momentum is None else self.momentum
+        for index, (tensor, new) in enumerate(zip(state, found, strict=True)):
+            old = tensor.item() if index else abs(tensor.item())
+            average = old + share * (new - old) if before else new
+            tensor.fill_(average if index else max(average, self._floor()))
+        steps.fill_(before + 1)
+        return True
+
+    def _average_tensors(self, state: list[Tensor], steps: Tensor, found: list[Tensor]) -> bool:
+        """The step without a word to the host but one; whether anything was ever counted."""
         finite = torch.stack([each.isfinite().all() for each in found]).all()
         mean = 1 / (steps + 1) if self.momentum is None else torch.full_like(steps, self.momentum, dtype=torch.float32)
         for index, (tensor, new) in enumerate(zip(state, found, strict=True)):
@@ -629,10 +652,7 @@ class CollectedScaling(_StoredScaling):
             floored = average.clamp_min(self._floor()) if index == 0 else average
             tensor.copy_(self.restriction.store(floored) if index == 0 else floored)
         steps += finite.to(steps.dtype)
-        self.observed = self.observed or bool(steps > 0)
-        self._forwards += 1
-        if self._forwards >= self.collect_steps:
-            self.collecting, self._just_ended = False, True
+        return self.observed or bool(steps > 0)
 
     def finish_collecting(self) -> None:
         """End the collection now: from the next forward on the scale is learned."""

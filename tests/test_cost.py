@@ -35,10 +35,10 @@ QuantConv2d, per channel                     3          2       2336         21 
 QuantConv2d, Int32Bias                       4          4       2376         22         33          1
 QuantConv2d, Int32Bias, QuantTensor          4          5       2376         27         33          5
 nn.ReLU                                      1          1       1024          2          4          1
-QuantReLU, collecting                        3          1          4         33          4          4
+QuantReLU, collecting                        3          1          4         19          4          4
 QuantReLU, learned                           3          1       1032          8         16          4
 QuantReLU, learned, QuantTensor              3          2       1032          9         16          4
-QuantIdentity, collecting                    3          1          4         32          4          4
+QuantIdentity, collecting                    3          1          4         18          4          4
 QuantIdentity, learned                       3          1       1032          8         16          4
 QuantIdentity, learned, QuantTensor          3          2       1032          9         16          4
 """
