@@ -178,7 +178,7 @@ def test_those_who_ask_to_be_told_of_registrations_are_told():
             del told[:]
             layer = qnn.QuantReLU(act_quant=Uint8ActPerChannel, channels=3)
             assert {"act_quant", "magnitude_offset", "magnitude_base", "steps"} <= set(told)
+            assert layer.act_quant.scaling.magnitude_offset.shape == (3,)
     finally:
         for handle in handles:
             handle.remove()
-    assert layer.act_quant.scaling.magnitude_offset.shape == (3,)
