@@ -200,7 +200,7 @@ METHOD = """\
 
 - On the CPU, with one thread. The clock is the CPU time of that thread (`time.thread_time`), which stands still while
   another process has the core; these are CPU seconds, not wall seconds. What other processes do to caches and memory
-  still counts.
+  still counts. Python's garbage collector rests during a sample, as in `timeit`.
 - In rounds. In each round every library gives one sample, in random order, and each sample is divided by float's of
   the same round. A sample lasts 5 ms or longer: shorter calls are repeated. What is shown is the median of the
   rounds' ratios, with the quartiles as spread. Budgets: 7 to 31 rounds, as many as fit into 4 seconds; everything

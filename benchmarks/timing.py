@@ -1,5 +1,6 @@
 """How long a call takes, and what many samples say."""
 
+import gc
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -14,7 +15,8 @@ class Timed:
     """A call that can be sampled: CPU seconds of the calling thread, for one call.
 
     The thread's own clock stands still while another process has the core. It sees everything that is computed, since
-    there is one thread: autograd runs a backward on the CPU in the thread that asked for it.
+    there is one thread: autograd runs a backward on the CPU in the thread that asked for it. Python's garbage collector
+    rests meanwhile, as in `timeit`: what it costs depends on all that is alive in the process.
 
     Args:
         call: what is timed. It is run a few times here, to find out how often to repeat it in a sample.
@@ -31,10 +33,16 @@ class Timed:
     def __call__(self) -> float:
         """One sample."""
         call, calls = self.call, range(self.calls)
-        begun = time.thread_time()
-        for _ in calls:
-            call()
-        return (time.thread_time() - begun) / self.calls
+        collects = gc.isenabled()
+        gc.disable()
+        try:
+            begun = time.thread_time()
+            for _ in calls:
+                call()
+            return (time.thread_time() - begun) / self.calls
+        finally:
+            if collects:
+                gc.enable()
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Samples and summaries."""
 
+import gc
 import time
 
 import pytest
@@ -39,6 +40,23 @@ def test_short_calls_are_repeated(clock):
     clock.calls = 0
     assert timed() == pytest.approx(0.001)
     assert 16 <= clock.calls <= 32
+
+
+def test_the_garbage_collector_rests_during_a_sample(clock):
+    seen = []
+    lasting = clock.lasting(1.0)
+    timed = Timed(lambda: (lasting(), seen.append(gc.isenabled())))
+    assert gc.isenabled()
+    del seen[:]
+    timed()
+    assert seen == [False]
+    assert gc.isenabled()
+    gc.disable()
+    try:
+        timed()
+        assert not gc.isenabled()
+    finally:
+        gc.enable()
 
 
 def test_calls_that_take_no_time_come_to_an_end(clock):
