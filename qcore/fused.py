@@ -197,7 +197,7 @@ class MagnitudeFakeQuant(torch.autograd.Function):
         if magnitude.dtype != torch.float32 and magnitude.dtype != torch.float64:
             magnitude = magnitude.float()  # a scale is never half precision
         if shape is None:
-            scale = _divided(max(abs(magnitude.item()), floor), threshold, magnitude)
+            scale = _divided(_at_least(abs(magnitude.item()), floor, magnitude), threshold, magnitude)
         else:
             scale = (magnitude.abs().clamp_min_(floor) / threshold).reshape(shape)
         y = quantize_eagerly(x, scale, None, low, high, rounding, relu)
@@ -240,7 +240,7 @@ class AbsMaxFakeQuant(torch.autograd.Function):
         rows = x.reshape(x.shape[0], -1) if x.ndim else x.reshape(1, 1)
         highest, lowest = rows.amax(1), rows.amin(1)
         largest = max(highest.amax().item(), -lowest.amin().item())
-        scale = _divided(max(largest, floor) if math.isfinite(largest) else 1.0, threshold, x)
+        scale = _divided(_at_least(largest, floor, x) if math.isfinite(largest) else 1.0, threshold, x)
         y = rounding.inplace(torch.div(x, scale))
         if not math.isfinite(largest):
             y.clamp_(-threshold, threshold)
@@ -319,6 +319,11 @@ class AbsMaxRowsFakeQuant(torch.autograd.Function):
         result = grad.clone(memory_format=torch.contiguous_format)
         result.view(rows.shape).scatter_add_(1, at, largest.sign_().mul_(pull))
         return result, None, None, None, None
+
+
+def _at_least(magnitude: float, floor: float, like: Tensor) -> float:
+    """The magnitude, or the smallest one allowed, as tensors of that precision hold it."""
+    return magnitude if magnitude >= floor else torch.tensor(floor, dtype=like.dtype).item()
 
 
 def _divided(magnitude: float, threshold: int, like: Tensor) -> Tensor:
