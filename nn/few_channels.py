@@ -16,6 +16,8 @@ from ..qcore.fused import apply_eagerly, runs_eagerly
 
 __all__ = ["FEW", "conv2d"]
 
+Geometry = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]  # stride, padding, dilation
+
 FEW = 4  # input channels up to which it pays
 _FEW_OUTPUTS = 8  # output channels up to which a convolution with the turned kernel is faster than products
 _COLUMNS = 1 << 21  # numbers that the products of one step may take: 8 MB
@@ -40,7 +42,7 @@ def conv2d(
     alike = x.ndim == 4 and x.dtype == weight.dtype and (bias is None or bias.dtype == x.dtype)
     learned = x.requires_grad and torch.is_grad_enabled()
     if alike and learned and runs_eagerly(x) and not torch.is_autocast_enabled("cpu"):
-        out = apply_eagerly(_FewChannels, x, weight, bias, stride, padding, dilation)
+        out = apply_eagerly(_FewChannels, x, weight, bias, (stride, padding, dilation))
         if out is not None:
             return out
     return F.conv2d(x, weight, bias, stride, padding, dilation)
@@ -50,40 +52,26 @@ class _FewChannels(torch.autograd.Function):
     """``(x, weight, bias) -> y``; its backward is made of differentiable operations."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        stride: tuple[int, ...],
-        padding: tuple[int, ...],
-        dilation: tuple[int, ...],
-    ) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.bias_sizes = None if bias is None else list(bias.shape)
-        ctx.geometry = stride, padding, dilation
+        ctx.geometry = stride, padding, dilation = geometry
         return F.conv2d(x, weight, bias, stride, padding, dilation)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         x, weight = ctx.saved_tensors
         stride, padding, dilation = ctx.geometry
-        of_x = _input_grad(grad, x, weight, stride, padding, dilation) if ctx.needs_input_grad[0] else None
+        of_x = _input_grad(grad, x, weight, ctx.geometry) if ctx.needs_input_grad[0] else None
         wanted = [False, ctx.needs_input_grad[1], ctx.bias_sizes is not None and ctx.needs_input_grad[2]]
         _, of_weight, of_bias = torch.ops.aten.convolution_backward(
             grad, x, weight, ctx.bias_sizes, stride, padding, dilation, False, [0, 0], 1, wanted
         )
-        return of_x, of_weight, of_bias, None, None, None
+        return of_x, of_weight, of_bias, None
 
 
-def _input_grad(
-    grad: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    stride: tuple[int, ...],
-    padding: tuple[int, ...],
-    dilation: tuple[int, ...],
-) -> Tensor:
+def _input_grad(grad: Tensor, x: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
+    stride, padding, dilation = geometry
     kernel = weight.shape[2:]
     around = [dilation[axis] * (kernel[axis] - 1) - padding[axis] for axis in (0, 1)]
     if stride == (1, 1) and min(around) >= 0 and weight.shape[0] <= _FEW_OUTPUTS:

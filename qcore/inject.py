@@ -521,13 +521,11 @@ def recipe_of(quantizer: QuantizerType, provided: Mapping[str, Any]) -> Callable
     """What builds again what `resolve` built for the same arguments; None if it did not, or they can't be hashed.
 
     Example:
-        >>> class Doubler:
-        ...     def __init__(self, step):
-        ...         self.step = 2 * step
-        >>> class Doubled(Quantizer):
-        ...     tensor_quant = Doubler
-        ...     step = 4
-        >>> recipe_of(Doubled, {}), resolve(Doubled).step, recipe_of(Doubled, {})().step
+        >>> class Eight(Quantizer):
+        ...     @value
+        ...     def tensor_quant():
+        ...         return 8
+        >>> recipe_of(Eight, {}), resolve(Eight), recipe_of(Eight, {})()
         (None, 8, 8)
     """
     try:

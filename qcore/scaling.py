@@ -361,9 +361,6 @@ class _StoredScaling(MagnitudeScaling):
         self.steps.fill_(1)
         self.observed = True
 
-    def _start(self, x: Tensor) -> None:
-        """Set the state from the first input, where it starts from that."""
-
     def settled(self) -> tuple[Tensor, ...]:
         """The state, once there is any."""
         if not self.observed:
@@ -387,7 +384,6 @@ class _StoredScaling(MagnitudeScaling):
         if type(self.restriction) is not FloatScale or self.measuring or offset is None or not offset.requires_grad:
             return None
         self._check(x)
-        self._start(x)
         shape = None
         if self.axis is not None:
             shape = [1] * x.ndim
@@ -483,8 +479,8 @@ class LearnedScaling(_StoredScaling):
         return () if self.follows else super().settled()
 
     def prepare(self, x: Tensor, relu: bool) -> None:
-        """Measure the first input of all, so that this forward does what it will do when it is run again."""
-        if not self.observed:
+        """Measure the first input before all else, so that this forward does what it will do when it is run again."""
+        if self.follows:
             self._start(x.clamp_min(0) if relu else x)
 
     def _start(self, x: Tensor) -> None:
