@@ -521,12 +521,10 @@ def recipe_of(quantizer: QuantizerType, provided: Mapping[str, Any]) -> Callable
     """What builds again what `resolve` built for the same arguments; None if it did not, or they can't be hashed.
 
     Example:
-        >>> class Eight(Quantizer):
-        ...     @value
-        ...     def tensor_quant():
-        ...         return 8
-        >>> recipe_of(Eight, {}), resolve(Eight), recipe_of(Eight, {})()
-        (None, 8, 8)
+        >>> from bitwright.quantizers import Uint8Act
+        >>> first = resolve(Uint8Act(bit_width=5))
+        >>> recipe_of(Uint8Act(bit_width=5), {})().scheme() == first.scheme()
+        True
     """
     try:
         return _recipes.get((quantizer, *provided.items()))

@@ -266,6 +266,8 @@ class _StoredScaling(MagnitudeScaling):
         learned: bool,
     ) -> None:
         super().__init__(int_range, restriction, min_scale, axis)
+        if channels is not None and (isinstance(channels, bool) or not isinstance(channels, int) or channels < 1):
+            raise SettingError("channels", channels, "a whole number of channels, 1 or more")
         has_low = hasattr(statistic, "low")
         assign(self, statistic=statistic, has_low=has_low, observed=False)  # observed: state is from data, or a file
         shape = (1 if axis is None else channels or 1,)  # not 0-d: such parameters can't be sharded

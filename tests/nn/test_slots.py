@@ -14,6 +14,7 @@ from bitwright.quantizers import (
     Int32Bias,
     PowerOfTwo,
     Uint8Act,
+    Uint8ActPerChannel,
 )
 
 LINEAR = "QuantLinear(in_features=4, out_features=4, bias=True): "
@@ -47,6 +48,14 @@ NO_LEVELS = (
 )
 
 MISTAKES = {
+    "a number of channels that is none": (
+        lambda: qnn.QuantReLU(act_quant=Uint8ActPerChannel, channels="64"),
+        "QuantReLU(): channels='64' is not possible: expected a whole number of channels, 1 or more.",
+    ),
+    "a number of channels below 1": (
+        lambda: qnn.QuantReLU(act_quant=Uint8ActPerChannel, channels=-3),
+        "QuantReLU(): channels=-3 is not possible: expected a whole number of channels, 1 or more.",
+    ),
     "a misspelled setting": (
         lambda: qnn.QuantLinear(4, 4, weight_bitwidth=2),
         LINEAR + "nothing in Int8WeightPerTensor uses weight_bitwidth=2. Did you mean weight_bit_width?",
