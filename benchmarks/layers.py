@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-__all__ = ["COLLECTING", "Layers", "Scheme"]
+__all__ = ["CALIBRATING", "Layers", "Scheme"]
 
-COLLECTING = 10**9  # collect_steps of a quantizer that never stops collecting statistics
+CALIBRATING = 10**9  # calibration_steps of a quantizer that never stops collecting statistics
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,7 @@ class Scheme:
     weight_bits: int = 8
     act_bits: int | None = None  # None: activations stay float
     int_bias: bool = False  # biases on the scale of the products, and QuantTensors between layers
-    collect_steps: int = 1  # training steps that collect statistics; the scale is learned from then on
+    calibration_steps: int = 1  # training steps that collect statistics; the scale is learned from then on
 
 
 class Layers:

@@ -48,7 +48,7 @@ class BitwrightLayers(Layers):
     @cache  # noqa: B019
     def _act(self) -> dict[str, Any]:
         scheme = self.scheme
-        quantized = {"bit_width": scheme.act_bits, "collect_steps": scheme.collect_steps}
+        quantized = {"bit_width": scheme.act_bits, "calibration_steps": scheme.calibration_steps}
         return quantized | {"return_quant_tensor": scheme.int_bias}
 
     @cache  # noqa: B019 - settings are written once, not once a layer
@@ -59,5 +59,5 @@ class BitwrightLayers(Layers):
             slots |= {"bias_quant": Int32Bias}
         if input_quant:
             slots |= {"input_quant": Int8Act, "input_bit_width": scheme.act_bits}
-            slots |= {"input_collect_steps": scheme.collect_steps}
+            slots |= {"input_calibration_steps": scheme.calibration_steps}
         return slots

@@ -47,7 +47,7 @@ class BrevitasLayers(Layers):
     @cache  # noqa: B019
     def _act(self) -> dict[str, Any]:
         scheme = self.scheme
-        quantized = {"bit_width": scheme.act_bits, "collect_stats_steps": scheme.collect_steps}
+        quantized = {"bit_width": scheme.act_bits, "collect_stats_steps": scheme.calibration_steps}
         return quantized | {"return_quant_tensor": scheme.int_bias}
 
     @cache  # noqa: B019 - settings are written once, not once a layer
@@ -58,5 +58,5 @@ class BrevitasLayers(Layers):
             slots |= {"bias_quant": Int32Bias}
         if input_quant:
             slots |= {"input_quant": Int8ActPerTensorFloat, "input_bit_width": scheme.act_bits}
-            slots |= {"input_collect_stats_steps": scheme.collect_steps}
+            slots |= {"input_collect_stats_steps": scheme.calibration_steps}
         return slots

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from .layers import COLLECTING, Scheme
+from .layers import CALIBRATING, Scheme
 from .libraries import layers_of
 from .memory import peak_bytes
 from .models import ENCODER, LENET, MLP_512, RESNET18, Network
@@ -37,7 +37,7 @@ class Step:
 
 
 def trained(network: Network, scheme: Scheme, library: str) -> nn.Module:
-    """A network, in training mode, that has seen a batch: after ``collect_steps=1`` its scales are learned."""
+    """A network, in training mode, that has seen a batch: after ``calibration_steps=1`` its scales are learned."""
     torch.manual_seed(0)
     model = network.build(layers_of(library, scheme)).train()
     with torch.no_grad():
@@ -118,9 +118,9 @@ ALL = ("bitwright", "torch.ao", "Brevitas")
 LEARNED = ("bitwright", "Brevitas")
 W4, W4A4 = Scheme(4), Scheme(4, 4)
 W4A4B32 = Scheme(4, 4, int_bias=True)
-W4A4_COLLECTING = Scheme(4, 4, collect_steps=COLLECTING)
-W4A4_DEFAULT = Scheme(4, 4, collect_steps=300)
-W4A4B32_DEFAULT = Scheme(4, 4, int_bias=True, collect_steps=300)
+W4A4_CALIBRATING = Scheme(4, 4, calibration_steps=CALIBRATING)
+W4A4_DEFAULT = Scheme(4, 4, calibration_steps=300)
+W4A4B32_DEFAULT = Scheme(4, 4, int_bias=True, calibration_steps=300)
 W8A8 = Scheme(8, 8)
 SMALL = Network("LeNet-5, batch 8", LENET.build, (8, 3, 32, 32), 10)
 
@@ -134,7 +134,7 @@ NETWORKS = {
         "LeNet-5, W4A4 + Int32Bias, QuantTensors, training step", LEARNED, partial(training, LENET, W4A4B32)
     ),
     "lenet-w4a4-collecting-step": Workload(
-        "LeNet-5, W4A4, training step while collecting", ALL, partial(training, LENET, W4A4_COLLECTING)
+        "LeNet-5, W4A4, training step while collecting", ALL, partial(training, LENET, W4A4_CALIBRATING)
     ),
     "lenet-w4-eval": Workload("LeNet-5, W4, evaluation", ALL, partial(evaluation, LENET, W4)),
     "lenet-w4a4-eval": Workload("LeNet-5, W4A4, evaluation", ALL, partial(evaluation, LENET, W4A4)),
@@ -143,7 +143,7 @@ NETWORKS = {
     ),
     "resnet-step": Workload("ResNet-18, W4A4, training step", ALL, partial(training, RESNET18, W4A4)),
     "resnet-collecting-step": Workload(
-        "ResNet-18, W4A4, training step while collecting", ALL, partial(training, RESNET18, W4A4_COLLECTING)
+        "ResNet-18, W4A4, training step while collecting", ALL, partial(training, RESNET18, W4A4_CALIBRATING)
     ),
     "resnet-memory": Workload(
         "ResNet-18, W4A4, peak memory of a training step",

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .layers import COLLECTING, Layers, Scheme
+from .layers import CALIBRATING, Layers, Scheme
 from .libraries import layers_of
 from .timing import Timed
 from .workload import Workload
@@ -41,11 +41,11 @@ def weight(shape: tuple[int, int], backward: bool, library: str) -> Callable[[],
     return Timed(forward_backward(quantize, [layer.weight]) if backward else quantize)
 
 
-def activation(shape: tuple[int, int], backward: bool, collect_steps: int, library: str) -> Callable[[], float]:
+def activation(shape: tuple[int, int], backward: bool, calibration_steps: int, library: str) -> Callable[[], float]:
     """Times the quantizer of an activation of 8 bits, in training."""
     if library == "float":
         return cloning(shape)
-    layer = layers_of(library, Scheme(8, 8, collect_steps=collect_steps)).identity().train()
+    layer = layers_of(library, Scheme(8, 8, calibration_steps=calibration_steps)).identity().train()
     return train_layer(layer, torch.randn(shape), backward)
 
 
@@ -102,7 +102,7 @@ def layer_eval(make: Callable[[Layers], tuple[nn.Module, Tensor]], scheme: Schem
 ALL = ("bitwright", "torch.ao", "torchao", "Brevitas")
 CONVS = ("bitwright", "torch.ao", "Brevitas")
 W8, W8A8 = Scheme(8), Scheme(8, 8)
-W8A8_COLLECTING = Scheme(8, 8, collect_steps=COLLECTING)
+W8A8_CALIBRATING = Scheme(8, 8, calibration_steps=CALIBRATING)
 PASSES = {"forward": False, "step": True}
 
 
@@ -117,7 +117,7 @@ def _quantizers() -> dict[str, Workload]:
             )
     for size in ("1e3", "1e5", "1e6"):
         title = f"activation, collecting, {size} elements, forward and backward"
-        make = partial(activation, SHAPES[size], True, COLLECTING)
+        make = partial(activation, SHAPES[size], True, CALIBRATING)
         found[f"act-{size}-collecting"] = Workload(title, CONVS, make)
     return found
 
@@ -132,7 +132,7 @@ QUANTIZING = {
     "conv-eval": Workload("Conv2d(64, 64, 3), 8x64x32x32, W8A8, evaluation", CONVS, partial(layer_eval, conv, W8A8)),
     "relu-step": Workload("ReLU, 8x64x32x32, A8, learned scale, step", CONVS, partial(layer_step, relu, W8A8)),
     "relu-collecting": Workload(
-        "ReLU, 8x64x32x32, A8, collecting, step", CONVS, partial(layer_step, relu, W8A8_COLLECTING)
+        "ReLU, 8x64x32x32, A8, collecting, step", CONVS, partial(layer_step, relu, W8A8_CALIBRATING)
     ),
     "relu-eval": Workload("ReLU, 8x64x32x32, A8, evaluation", CONVS, partial(layer_eval, relu, W8A8)),
 }

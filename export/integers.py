@@ -88,7 +88,7 @@ def _problem(call: Call) -> str | None:
         scaling = type(getattr(call.quantizer, "scaling", None)).__name__
         return (
             f"{call.path}: its scale follows the input ({scaling}), so there is no grid to give. Write "
-            "scaling='collected' or scaling='running', and run some batches in training mode."
+            "scaling='calibrated' or scaling='running', and run some batches in training mode."
         )
     return None
 

@@ -71,7 +71,7 @@ class Lowering:
                 scaling = type(call.quantizer.scaling).__name__
                 causes[call.path] = (
                     f"{call.path}: its scale follows the input ({scaling}), and a file holds one that stays. Write "
-                    "scaling='collected' or scaling='running', and run some batches in training mode."
+                    "scaling='calibrated' or scaling='running', and run some batches in training mode."
                 )
         if causes:
             count = f"{len(causes)} quantizer{'s' * (len(causes) > 1)}"

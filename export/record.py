@@ -156,7 +156,7 @@ def _lie_on(grid: Grid, codes: Tensor, values: Tensor) -> bool:
 
 def _follows_input(quantizer: TensorQuant, x: Tensor) -> bool:
     """Does twice the input get another grid? A quantizer that saw no data yet is expected to: it warns by itself."""
-    if not isinstance(quantizer, IntQuant) or not getattr(quantizer.scaling, "observed", True):
+    if not isinstance(quantizer, IntQuant) or not getattr(quantizer.scaling, "calibrated", True):
         return False
     one, two = quantizer.grid(x), quantizer.grid(2 * x)
     return not torch.equal(one.scale, two.scale)

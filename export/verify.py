@@ -195,7 +195,7 @@ class Comparison:
             tie_flips=int(tie.sum()),
             largest=float(off.max()) if off.numel() else 0.0,
         )
-        calibrated = not isinstance(quantizer, IntQuant) or getattr(quantizer.scaling, "observed", True)
+        calibrated = not isinstance(quantizer, IntQuant) or getattr(quantizer.scaling, "calibrated", True)
         if calibrated:
             self._compare_grid(row, grid, stored)
         self.rows.append(row)

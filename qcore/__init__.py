@@ -14,7 +14,7 @@ from .restriction import RESTRICTIONS, FloatScale, LogScale, PowerOfTwoScale
 from .rounding import ROUNDINGS, Ceil, Floor, HalfEven, HalfUp, Rounding, StochasticRounding, TowardZero
 from .scaling import (
     SCALINGS,
-    CollectedScaling,
+    CalibratedScaling,
     ConstantScaling,
     LearnedScaling,
     RunningScaling,
@@ -43,8 +43,8 @@ __all__ = [
     "BiasQuant",
     "BitwrightError",
     "BitwrightWarning",
+    "CalibratedScaling",
     "Ceil",
-    "CollectedScaling",
     "ConstantScaling",
     "Description",
     "FloatScale",

@@ -78,6 +78,16 @@ class IntQuant(TensorQuant):
         return self.int_range.narrow_range
 
     @property
+    def calibrated(self) -> bool:
+        """Whether the scaling has seen the data that it needs, if it needs any."""
+        return getattr(self.scaling, "calibrated", True)
+
+    @property
+    def calibrating(self) -> bool:
+        """Whether the scaling still measures in training."""
+        return getattr(self.scaling, "calibrating", False)
+
+    @property
     def folds_relu(self) -> bool:
         """Whether a ReLU before it costs nothing: the clamp at the smallest integer does it."""
         return not self.signed and self.zero_point is None

@@ -26,7 +26,7 @@ from .restriction import FloatScale
 from .rounding import Rounding
 from .statistic import AbsMax, Statistic, measure
 
-__all__ = ["SCALINGS", "CollectedScaling", "ConstantScaling", "LearnedScaling", "RunningScaling", "StatisticScaling"]
+__all__ = ["SCALINGS", "CalibratedScaling", "ConstantScaling", "LearnedScaling", "RunningScaling", "StatisticScaling"]
 
 _FLOAT_SCALE = FloatScale()
 _ABS_MAX = AbsMax()
@@ -251,7 +251,7 @@ class _StoredScaling(MagnitudeScaling):
     steps: Tensor
     _made: tuple[Any, ...]
     statistic: Statistic
-    observed: bool
+    calibrated: bool
 
     def __init__(
         self,
@@ -269,7 +269,7 @@ class _StoredScaling(MagnitudeScaling):
         if channels is not None and (isinstance(channels, bool) or not isinstance(channels, int) or channels < 1):
             raise SettingError("channels", channels, "a whole number of channels, 1 or more")
         has_low = hasattr(statistic, "low")
-        assign(self, statistic=statistic, has_low=has_low, observed=False)  # observed: state is from data, or a file
+        assign(self, statistic=statistic, has_low=has_low, calibrated=False)  # state is from data, or a file
         shape = (1 if axis is None else channels or 1,)  # not 0-d: such parameters can't be sharded
         assign(self, _made=(shape, device, dtype, learned))
         self.renew()
@@ -321,19 +321,19 @@ class _StoredScaling(MagnitudeScaling):
         zeros = [torch.zeros_like(each) for each in self._measured()[1:]]
         self._set(self.restriction.store(torch.ones_like(self.magnitude_base)), *zeros)
         self.steps.zero_()
-        self.observed = False
+        self.calibrated = False
 
     @property
     def measuring(self) -> bool:
         """Whether the next forward measures its input."""
-        return not self.observed
+        return not self.calibrated
 
     def _fit(self, channels: int, loading: bool = False) -> None:
         """Give the state its length along the axis, once the first data tells it. Tensors stay the same objects."""
         known, offset = self.magnitude_base.shape[0], self.magnitude_offset
         if known == channels:
             return
-        if self.observed:
+        if self.calibrated:
             raise QuantizerError(
                 f"{path_of(self)}: the input has {channels} entries along axis {self.axis}, but the {known} scales "
                 "were collected for as many. Use another quantizer for this input."
@@ -348,7 +348,7 @@ class _StoredScaling(MagnitudeScaling):
 
     def _check(self, x: Tensor) -> None:
         """Refuse an input of another length along the axis than the data that the state comes from."""
-        if self.axis is not None and self.observed:
+        if self.axis is not None and self.calibrated:
             self._fit(x.shape[self.axis])
 
     @torch.no_grad()
@@ -361,11 +361,11 @@ class _StoredScaling(MagnitudeScaling):
             measured.append(_usable(self.statistic.low(x, self.axis)))  # type: ignore[attr-defined]
         self._set(*measured)
         self.steps.fill_(1)
-        self.observed = True
+        self.calibrated = True
 
     def settled(self) -> tuple[Tensor, ...]:
         """The state, once there is any."""
-        if not self.observed:
+        if not self.calibrated:
             return ()
         return (*self._measured(), *[each for each in self._parameters.values() if each is not None])
 
@@ -408,19 +408,19 @@ class _StoredScaling(MagnitudeScaling):
 
     def low_of(self, x: Tensor) -> Tensor:
         """The lower end of the range, for a zero point."""
-        if not self.training and not self.observed:
+        if not self.training and not self.calibrated:
             return _usable(self.statistic.low(x.detach(), self.axis))  # type: ignore[attr-defined]
         return self._in_use("low")
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any, **kwargs: Any) -> None:
         loaded, steps = (state_dict.get(prefix + name) for name in ("magnitude_base", "steps"))
         if loaded is not None and self.axis is not None and loaded.ndim == 1:
-            self.observed = self.observed and (steps is None or bool(steps > 0))
-            if not self.observed:
+            self.calibrated = self.calibrated and (steps is None or bool(steps > 0))
+            if not self.calibrated:
                 self._fit(loaded.shape[0], loading=True)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         if loaded is not None and prefix + "steps" in state_dict:
-            self.observed = bool(self.steps > 0)
+            self.calibrated = bool(self.steps > 0)
 
     def extra_repr(self) -> str:
         return f"{self.statistic!r}, {super().extra_repr()}"
@@ -474,7 +474,7 @@ class LearnedScaling(_StoredScaling):
         if self.max_value is not None:
             self.magnitude_base.copy_(self.restriction.store(torch.full_like(self.magnitude_base, self.max_value)))
             self.steps.fill_(1)
-            self.observed = True
+            self.calibrated = True
 
     def settled(self) -> tuple[Tensor, ...]:
         """The state, once the first forward has settled it."""
@@ -486,27 +486,27 @@ class LearnedScaling(_StoredScaling):
             self._start(x.clamp_min(0) if relu else x)
 
     def _start(self, x: Tensor) -> None:
-        if self.follows and x.numel() > 0 and (self.observed or self.training):
+        if self.follows and x.numel() > 0 and (self.calibrated or self.training):
             self.observe(x.detach())
             self.follows = False
 
     def stored(self, x: Tensor) -> Tensor:
         """The magnitude in use, as it is stored."""
         self._start(x)
-        if self.observed or self.training:
+        if self.calibrated or self.training:
             return self.magnitude
         return self.restriction.store(self._at_hand(x))
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         if prefix + "magnitude_base" in state_dict:
-            self.follows = not self.observed
+            self.follows = not self.calibrated
 
 
-class CollectedScaling(_StoredScaling):
+class CalibratedScaling(_StoredScaling):
     """A scale collected from the first training batches, then learned: the default for activations.
 
-    For ``collect_steps`` training forwards the state is a running average of the statistic (and is used as it stands
+    For ``calibration_steps`` training forwards the state is a running average of the statistic (used as it stands
     after each batch, in training and evaluation alike); from then on it is an ordinary parameter. Batches whose
     statistic is not finite are left out of the average.
 
@@ -517,25 +517,25 @@ class CollectedScaling(_StoredScaling):
         min_scale: no scale is smaller.
         axis: one scale for each index of this dimension, or None for one.
         channels: how many indices the axis has; found from the first input otherwise.
-        collect_steps: training forwards that are averaged, 1 or more.
+        calibration_steps: training forwards that are averaged, 1 or more.
         momentum: weight of each new batch in the average; None for the plain mean.
 
     Raises:
         SettingError: a number of steps below 1, or a momentum outside (0, 1].
 
     Example:
-        >>> scaling = CollectedScaling(IntRange(8, signed=False), collect_steps=1)
+        >>> scaling = CalibratedScaling(IntRange(8, signed=False), calibration_steps=1)
         >>> _ = scaling(torch.tensor([0.0, 2.55]))
-        >>> scaling(torch.ones(2)), scaling.collecting
+        >>> scaling(torch.ones(2)), scaling.calibrating
         (tensor(0.0100, grad_fn=<DivBackward0>), False)
     """
 
     replayable = True
     learned = True
-    collect_steps: int
+    calibration_steps: int
     momentum: float | None
     measured = False  # whether the last forward was one of the collection, as the one that ends it is
-    collecting: bool
+    calibrating: bool
     _just_ended: bool  # the last forward ended the collection: gradient checkpointing may run it again
     _forwards: int
     _handle: int
@@ -548,19 +548,27 @@ class CollectedScaling(_StoredScaling):
         min_scale: float = 1e-10,
         axis: int | None = None,
         channels: int | None = None,
-        collect_steps: int = 300,
+        calibration_steps: int = 300,
         momentum: float | None = 0.1,
         device: Any = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(int_range, statistic, restriction, min_scale, axis, channels, device, dtype, self.learned)
-        if isinstance(collect_steps, bool) or not isinstance(collect_steps, int) or collect_steps < 1:
-            raise SettingError("collect_steps", collect_steps, "a whole number of training steps, 1 or more")
+        if isinstance(calibration_steps, bool) or not isinstance(calibration_steps, int) or calibration_steps < 1:
+            raise SettingError("calibration_steps", calibration_steps, "a whole number of training steps, 1 or more")
         number = isinstance(momentum, (int, float)) and not isinstance(momentum, bool)
         if momentum is not None and not (number and 0 < momentum <= 1):
             raise SettingError("momentum", momentum, "a number above 0, up to 1, or None for the plain mean")
-        # `collecting` is the one flag that traced code branches on; it flips once
-        assign(self, collect_steps=collect_steps, momentum=momentum, collecting=True, _just_ended=False, _forwards=0)
+        # `calibrating` is the one flag that traced code branches on; it flips once
+        assign(self, calibration_steps=calibration_steps, momentum=momentum, calibrating=True)
+        assign(self, _just_ended=False, _forwards=0)
+            self,
+            calibration_steps=calibration_steps,
+            momentum=momentum,
+            calibrating=True,
+            _just_ended=False,
+            _forwards=0,
+        )
 
     def renew(self) -> None:
         """Make the tensors, as they are before any data."""
@@ -570,14 +578,14 @@ class CollectedScaling(_StoredScaling):
     @property
     def measuring(self) -> bool:
         """Whether the next forward measures its input."""
-        return (self.training and self._in_collection()) or not self.observed
+        return (self.training and self._in_collection()) or not self.calibrated
 
     def _in_collection(self) -> bool:
         """Whether a training forward is one of the collection; run again in backward, it is what it was before."""
         if not torch.compiler.is_compiling() and self._just_ended:
             self._just_ended = _in_backward()
             return self._just_ended
-        return self.collecting
+        return self.calibrating
 
     def stored(self, x: Tensor) -> Tensor:
         """The magnitude in use, as it is stored; in training, while collecting, ``x`` counts first."""
@@ -589,7 +597,7 @@ class CollectedScaling(_StoredScaling):
                 with torch.no_grad():
                     self._collect(x)
             return self._idle("magnitude")
-        if not self.training and not self.observed:
+        if not self.training and not self.calibrated:
             return self.restriction.store(self._at_hand(x))
         return self.magnitude
 
@@ -621,9 +629,9 @@ class CollectedScaling(_StoredScaling):
             seen = self._average_numbers(state, steps, [each.item() for each in found])
         else:
             seen = self._average_tensors(state, steps, found)
-        assign(self, observed=self.observed or seen, _forwards=self._forwards + 1)
-        if self._forwards >= self.collect_steps:
-            assign(self, collecting=False, _just_ended=True)
+        assign(self, calibrated=self.calibrated or seen, _forwards=self._forwards + 1)
+        if self._forwards >= self.calibration_steps:
+            assign(self, calibrating=False, _just_ended=True)
 
     def _average_numbers(self, state: list[Tensor], steps: Tensor, found: list[float]) -> bool:
         """The step with plain numbers, which cost less than small tensors; whether anything was ever counted."""
@@ -650,32 +658,32 @@ class CollectedScaling(_StoredScaling):
             floored = average.clamp_min(self._floor()) if index == 0 else average
             tensor.copy_(self.restriction.store(floored) if index == 0 else floored)
         steps += finite.to(steps.dtype)
-        return self.observed or bool(steps > 0)
+        return self.calibrated or bool(steps > 0)
 
-    def finish_collecting(self) -> None:
+    def finish_calibration(self) -> None:
         """End the collection now: from the next forward on the scale is learned."""
-        self.collecting = False
-        if self.observed:
-            self.steps.clamp_(min=self.collect_steps)  # also in a file
+        self.calibrating = False
+        if self.calibrated:
+            self.steps.clamp_(min=self.calibration_steps)  # also in a file
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         if prefix + "steps" in state_dict:
             self._forwards = int(self.steps)
-            self.collecting, self._just_ended = self._forwards < self.collect_steps, False
+            self.calibrating, self._just_ended = self._forwards < self.calibration_steps, False
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._handle = _registered(self)  # copies and loaded models count for themselves
 
     def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, {'collecting' if self.collecting else 'learned'}"
+        return f"{super().extra_repr()}, {'calibrating' if self.calibrating else 'learned'}"
 
 
-class RunningScaling(CollectedScaling):
+class RunningScaling(CalibratedScaling):
     """A running average of the statistic, as in batch normalisation: updated by every training forward, never learned.
 
-    Args are those of `CollectedScaling`, without ``collect_steps``.
+    Args are those of `CalibratedScaling`, without ``calibration_steps``.
 
     Example:
         >>> scaling = RunningScaling(IntRange(8, signed=False), momentum=0.5)
@@ -721,11 +729,11 @@ def _finite(setting: str, number: object) -> float:
 
 
 # Under torch.compile the average is one opaque operation: its Python can end the collection without a graph break.
-_collecting: "weakref.WeakValueDictionary[int, CollectedScaling]" = weakref.WeakValueDictionary()
+_collecting: "weakref.WeakValueDictionary[int, CalibratedScaling]" = weakref.WeakValueDictionary()
 _handles = itertools.count()
 
 
-def _registered(scaling: CollectedScaling) -> int:
+def _registered(scaling: CalibratedScaling) -> int:
     handle = next(_handles)
     _collecting[handle] = scaling
     return handle
@@ -747,7 +755,7 @@ SCALINGS = register_choices(
         "constant": ConstantScaling,
         "statistic": StatisticScaling,
         "learned": LearnedScaling,
-        "collected": CollectedScaling,
+        "calibrated": CalibratedScaling,
         "running": RunningScaling,
     },
 )

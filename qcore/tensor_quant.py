@@ -68,6 +68,16 @@ class TensorQuant(nn.Module):
         """The values moved onto the grid."""
         return self.quantize(x, *context)[0]
 
+    @property
+    def calibrated(self) -> bool:
+        """Whether the grid is known. False: it has seen no data, and evaluation uses the range of the input."""
+        return True
+
+    @property
+    def calibrating(self) -> bool:
+        """Whether training forwards still measure their input: the range is not learned yet."""
+        return False
+
     def scheme(self) -> str:
         """One line that says what the numbers mean; saved with the state, and compared when it is loaded."""
         raise NotImplementedError

@@ -45,7 +45,7 @@ class RangeZeroPoint:
                 "scaling",
                 type(scaling).__name__,
                 "a scaling that knows the lower end of the range (`low_of`), for the zero point",
-                "Write scaling='statistic', 'learned', 'collected' or 'running', or zero_point=None.",
+                "Write scaling='statistic', 'learned', 'calibrated' or 'running', or zero_point=None.",
             )
         statistic = getattr(scaling, "statistic", None)
         if statistic is not None and not hasattr(statistic, "low"):

@@ -39,10 +39,10 @@ class Int8Act(IntBase):
         tensor([   2, -128], dtype=torch.int8)
     """
 
-    scaling = "collected"
+    scaling = "calibrated"
     statistic = "percentile"
     percentile = 99.999
-    collect_steps = 300
+    calibration_steps = 300
     momentum = 0.1
 
 

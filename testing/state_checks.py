@@ -99,7 +99,7 @@ def resume(subject: Subject) -> None:
     """Saved in the middle of collecting and loaded elsewhere, it ends where it would have ended."""
     subject = copy.copy(subject)
     with contextlib.suppress(QuantizerError):  # where nothing takes it
-        short = subject.quantizer(collect_steps=4)  # so that the collection ends within the test
+        short = subject.quantizer(calibration_steps=4)  # so that the collection ends within the test
         Subject(short, subject.role, subject.given, subject.channel_axis)
         subject.quantizer = short
     whole, half, late = subject.layer(), subject.layer(), subject.layer(1)

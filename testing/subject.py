@@ -107,7 +107,7 @@ class Subject:
         module = _filled(self.quantizer, "bias", provided)  # the slot that takes every kind
         if module.follows_input:
             return "bias"
-        return "activation" if hasattr(getattr(module, "scaling", None), "collecting") else "weight"
+        return "activation" if hasattr(getattr(module, "scaling", None), "calibrating") else "weight"
 
     # What is made of it
 

@@ -353,7 +353,7 @@ def test_memory_format(quantizer):
 
 @pytest.mark.parametrize("quantizer", ACTS)
 def test_activations_train(quantizer):
-    layer = warm(qnn.QuantIdentity, ACTS[quantizer], collect_steps=1)
+    layer = warm(qnn.QuantIdentity, ACTS[quantizer], calibration_steps=1)
     x = input_of(qnn.QuantIdentity).requires_grad_()
     layer(x).square().sum().backward()
     assert torch.isfinite(x.grad).all()

@@ -44,7 +44,7 @@ QuantIdentity, learned, QuantTensor          3          2       1032          9 
 """
 
 LINEAR, CONV = (64, 32), (8, 8, 3)
-LEARNED, COLLECTING = {"collect_steps": 1}, {"collect_steps": 10**9}
+LEARNED, CALIBRATING = {"calibration_steps": 1}, {"calibration_steps": 10**9}
 CARRIED = {"return_quant_tensor": True}  # as a QuantTensor
 PER_CHANNEL = {"weight_quant": Int8WeightPerChannel}
 
@@ -61,10 +61,10 @@ LAYERS: dict[str, Callable[[], nn.Module]] = {
     "QuantConv2d, Int32Bias": lambda: qnn.QuantConv2d(*CONV, bias_quant=Int32Bias),
     "QuantConv2d, Int32Bias, QuantTensor": lambda: qnn.QuantConv2d(*CONV, bias_quant=Int32Bias, **CARRIED),
     "nn.ReLU": nn.ReLU,
-    "QuantReLU, collecting": lambda: qnn.QuantReLU(**COLLECTING),
+    "QuantReLU, collecting": lambda: qnn.QuantReLU(**CALIBRATING),
     "QuantReLU, learned": lambda: qnn.QuantReLU(**LEARNED),
     "QuantReLU, learned, QuantTensor": lambda: qnn.QuantReLU(**LEARNED, **CARRIED),
-    "QuantIdentity, collecting": lambda: qnn.QuantIdentity(**COLLECTING),
+    "QuantIdentity, collecting": lambda: qnn.QuantIdentity(**CALIBRATING),
     "QuantIdentity, learned": lambda: qnn.QuantIdentity(**LEARNED),
     "QuantIdentity, learned, QuantTensor": lambda: qnn.QuantIdentity(**LEARNED, **CARRIED),
 }

@@ -58,10 +58,10 @@ def test_batches_are_the_same_each_time():
 
 
 def test_scheme_reaches_the_layers():
-    layers = BitwrightLayers(Scheme(3, 5, int_bias=True, collect_steps=7))
+    layers = BitwrightLayers(Scheme(3, 5, int_bias=True, calibration_steps=7))
     conv, relu = layers.conv(3, 4, 3, input_quant=True), layers.relu()
     assert conv.weight_quant.bit_width == 3
     assert conv.bias_quant is not None
-    assert (conv.input_quant.bit_width, conv.input_quant.scaling.collect_steps) == (5, 7)
-    assert (relu.act_quant.bit_width, relu.act_quant.scaling.collect_steps) == (5, 7)
+    assert (conv.input_quant.bit_width, conv.input_quant.scaling.calibration_steps) == (5, 7)
+    assert (relu.act_quant.bit_width, relu.act_quant.scaling.calibration_steps) == (5, 7)
     assert relu.return_quant_tensor

@@ -39,8 +39,8 @@ def test_scale_of_the_input_can_be_frozen():
 
 @pytest.mark.parametrize(("steps", "phase"), [(1, False), (10**9, True)])
 def test_phase_is_that_of_the_scheme(steps, phase):
-    step = step_of(TINY, Scheme(4, 4, collect_steps=steps), False, False, "bitwright")
-    assert step.model.entry.act_quant.scaling.collecting is phase
+    step = step_of(TINY, Scheme(4, 4, calibration_steps=steps), False, False, "bitwright")
+    assert step.model.entry.act_quant.scaling.calibrating is phase
 
 
 def test_torch_ao_observes_only_in_training():

@@ -177,7 +177,7 @@ def test_scales_that_follow_the_input_are_refused():
     assert str(raised.value) == (
         "integers: 1 quantizer of this model can't be given as integers:\n"
         "  0.input_quant: its scale follows the input (StatisticScaling), so there is no grid to give. Write "
-        "scaling='collected' or scaling='running', and run some batches in training mode."
+        "scaling='calibrated' or scaling='running', and run some batches in training mode."
     )
 
 

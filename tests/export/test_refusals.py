@@ -125,7 +125,7 @@ def test_all_offenders_are_listed_in_one_error():
             qnn.QuantIdentity(scaling="statistic"),
             X + 1,
             "act_quant: its scale follows the input (StatisticScaling), and a file holds one that stays. Write "
-            "scaling='collected' or scaling='running', and run some batches in training mode.",
+            "scaling='calibrated' or scaling='running', and run some batches in training mode.",
         ),
         (
             qnn.QuantIdentity(act_quant=Uint8Act(zero_point=FarZeroPoint, scale=0.1)),

@@ -20,7 +20,7 @@ class Branching(nn.Module):
     def __init__(self):
         super().__init__()
         self.layer = qnn.QuantLinear(8, 8, weight_quant=Int8WeightPerTensorLearned)
-        self.act = qnn.QuantReLU(collect_steps=1)
+        self.act = qnn.QuantReLU(calibration_steps=1)
 
     def forward(self, x):
         y = self.act(self.layer(x))

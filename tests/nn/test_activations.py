@@ -148,7 +148,7 @@ def test_overrides_need_no_prefix():
 
 
 def test_a_scale_per_channel_needs_no_shape():
-    layer = qnn.QuantIdentity(act_quant=Int8ActPerChannel, collect_steps=1, return_quant_tensor=True)
+    layer = qnn.QuantIdentity(act_quant=Int8ActPerChannel, calibration_steps=1, return_quant_tensor=True)
     x = torch.tensor([[[1.27, -0.2]], [[-0.5, 0.1]]]).reshape(1, 2, 1, 2) * torch.tensor([1.0, 2.0]).reshape(1, 2, 1, 1)
     out = layer(x)
     assert out.scale.shape == (1, 2, 1, 1)
@@ -161,7 +161,7 @@ def test_a_scale_per_channel_needs_no_shape():
 def test_any_axis(axis):
     torch.manual_seed(0)
     x = torch.randn(3, 4, 5)
-    layer = qnn.QuantIdentity(axis=axis, collect_steps=1, statistic="abs_max", return_quant_tensor=True)
+    layer = qnn.QuantIdentity(axis=axis, calibration_steps=1, statistic="abs_max", return_quant_tensor=True)
     out = layer(x)
     expected = x.abs().amax([dim for dim in range(3) if dim != axis % 3])
     torch.testing.assert_close(out.scale.reshape(-1), expected / 128)
@@ -182,13 +182,13 @@ def test_an_input_with_other_channels_is_refused_with_the_path():
 
 
 def test_the_range_is_a_running_average_of_the_first_batches_then_learned():
-    layer = qnn.QuantReLU(statistic="abs_max", collect_steps=3, momentum=0.5)
+    layer = qnn.QuantReLU(statistic="abs_max", calibration_steps=3, momentum=0.5)
     scaling = layer.act_quant.scaling
     for batch, expected in [(2.0, 2.0), (4.0, 3.0), (7.0, 5.0)]:
-        assert scaling.collecting
+        assert scaling.calibrating
         layer(torch.tensor([batch, 1.0]))
         assert scaling.magnitude.item() == expected
-    assert not scaling.collecting
+    assert not scaling.calibrating
     layer(torch.tensor([100.0]))
     assert scaling.magnitude.item() == 5.0
     layer(torch.tensor([100.0])).sum().backward()
@@ -196,7 +196,7 @@ def test_the_range_is_a_running_average_of_the_first_batches_then_learned():
 
 
 def test_while_collecting_the_range_is_not_learned():
-    layer = qnn.QuantReLU(collect_steps=2)
+    layer = qnn.QuantReLU(calibration_steps=2)
     x = torch.tensor([1.0, 3.0], requires_grad=True)
     layer(x).sum().backward()
     assert layer.act_quant.scaling.magnitude_offset.grad is None
@@ -204,7 +204,7 @@ def test_while_collecting_the_range_is_not_learned():
 
 
 def test_evaluation_uses_the_range_collected_so_far_and_does_not_change_it():
-    layer = qnn.QuantReLU(statistic="abs_max", collect_steps=300)
+    layer = qnn.QuantReLU(statistic="abs_max", calibration_steps=300)
     layer(torch.tensor([2.55]))
     before = {name: tensor.clone() for name, tensor in layer.state_dict().items()}
     layer.eval()
@@ -213,7 +213,7 @@ def test_evaluation_uses_the_range_collected_so_far_and_does_not_change_it():
 
 
 def test_batches_that_are_not_finite_do_not_poison_the_range():
-    layer = qnn.QuantReLU(statistic="abs_max", collect_steps=300)
+    layer = qnn.QuantReLU(statistic="abs_max", calibration_steps=300)
     layer(torch.tensor([2.0]))
     layer(torch.tensor([torch.nan, 1.0]))
     layer(torch.tensor([torch.inf]))
@@ -260,7 +260,7 @@ def test_an_all_zero_batch_gives_zeros():
 
 
 def test_a_shared_quantizer_makes_one_grid():
-    first = qnn.QuantReLU(statistic="abs_max", return_quant_tensor=True, collect_steps=300)
+    first = qnn.QuantReLU(statistic="abs_max", return_quant_tensor=True, calibration_steps=300)
     second = qnn.QuantReLU(act_quant=first.act_quant, return_quant_tensor=True)
     assert second.act_quant is first.act_quant
     one, other = first(torch.tensor([1.0])), second(torch.tensor([3.0]))
@@ -305,8 +305,8 @@ def test_repr():
         "QuantReLU(\n"
         "  return_quant_tensor=True\n"
         "  (act_quant): IntQuant(\n"
-        "    uint4, per tensor, scale CollectedScaling, half_even\n"
-        "    (scaling): CollectedScaling(AbsPercentile(99.999), per tensor, collecting)\n"
+        "    uint4, per tensor, scale CalibratedScaling, half_even\n"
+        "    (scaling): CalibratedScaling(AbsPercentile(99.999), per tensor, calibrating)\n"
         "  )\n"
         ")"
     )

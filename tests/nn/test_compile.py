@@ -57,13 +57,13 @@ class Plain(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.conv1 = qnn.QuantConv2d(3, 4, 3, weight_bit_width=4, input_quant=Int8Act, input_collect_steps=STEPS)
+        self.conv1 = qnn.QuantConv2d(3, 4, 3, weight_bit_width=4, input_quant=Int8Act, input_calibration_steps=STEPS)
         self.norm = nn.BatchNorm2d(4)
-        self.act1 = qnn.QuantReLU(bit_width=4, collect_steps=STEPS)
+        self.act1 = qnn.QuantReLU(bit_width=4, calibration_steps=STEPS)
         self.up = qnn.QuantConvTranspose2d(4, 4, 2, 2, groups=2, weight_quant=Int8WeightPerChannel)
-        self.act2 = qnn.QuantGELU(collect_steps=STEPS)
+        self.act2 = qnn.QuantGELU(calibration_steps=STEPS)
         self.conv2 = qnn.QuantConv2d(4, 4, 3, weight_quant=ShiftedUint8WeightPerChannel, bias_quant=Int8BiasOwnScale)
-        self.act3 = qnn.QuantHardSwish(act_quant=Int8ActPowerOfTwo, collect_steps=STEPS)
+        self.act3 = qnn.QuantHardSwish(act_quant=Int8ActPowerOfTwo, calibration_steps=STEPS)
         self.fc = qnn.QuantLinear(4, 5, output_quant=ShiftedUint8Act, output_collect_steps=STEPS)
 
     def forward(self, x):
@@ -77,10 +77,10 @@ class Carried(nn.Module):
 
     def __init__(self):
         super().__init__()
-        kwargs = {"return_quant_tensor": True, "collect_steps": STEPS}
+        kwargs = {"return_quant_tensor": True, "calibration_steps": STEPS}
         self.inp = qnn.QuantIdentity(**kwargs)
         self.conv1 = qnn.QuantConv2d(3, 4, 3, padding=1, bias_quant=Int32Bias, return_quant_tensor=True)
-        self.act1 = qnn.QuantReLU(return_quant_tensor=True, collect_steps=2 * STEPS)  # called twice in each forward
+        self.act1 = qnn.QuantReLU(return_quant_tensor=True, calibration_steps=2 * STEPS)  # called twice in each forward
         self.conv2 = qnn.QuantConv2d(4, 4, 3, padding=1, bias_quant=Int32Bias, weight_quant=Int8WeightPerChannel)
         self.act2 = qnn.QuantReLU(act_quant=self.act1.act_quant, return_quant_tensor=True)
         self.fc = qnn.QuantLinear(32, 5, bias_quant=Int32Bias, weight_quant=Int8WeightPerTensorPowerOfTwo)
@@ -98,7 +98,7 @@ class PerChannel(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.inp = qnn.QuantIdentity(axis=1, collect_steps=STEPS)
+        self.inp = qnn.QuantIdentity(axis=1, calibration_steps=STEPS)
         self.conv = qnn.QuantConv2d(3, 4, 3)
         self.act = qnn.QuantReLU(axis=1, scaling="running")
         self.out = qnn.QuantTanh(scaling="statistic", statistic="abs_max")
@@ -115,7 +115,7 @@ class Custom(nn.Module):
         self.conv1 = qnn.QuantConv2d(3, 4, 3, weight_scaling=MeanScaling, weight_rounding=NearestThird)
         self.act1 = qnn.QuantReLU(scaling=MeanScaling, rounding=coarse)
         self.conv2 = qnn.QuantConv2d(4, 4, 3, weight_bit_width=LearnedBitWidth, weight_initial_bit_width=5)
-        self.act2 = qnn.QuantReLU(rounding=coarse, collect_steps=STEPS)
+        self.act2 = qnn.QuantReLU(rounding=coarse, calibration_steps=STEPS)
 
     def forward(self, x):
         return self.act2(self.conv2(self.act1(self.conv1(x)))).mean((2, 3))
@@ -127,7 +127,7 @@ class Learned(nn.Module):
     def __init__(self):
         super().__init__()
         self.conv = qnn.QuantConv2d(3, 4, 3, weight_quant=Int8WeightPerChannelLearned)
-        self.act = qnn.QuantReLU(collect_steps=STEPS)
+        self.act = qnn.QuantReLU(calibration_steps=STEPS)
 
     def forward(self, x):
         return self.act(self.conv(x)).mean((2, 3))
@@ -217,7 +217,7 @@ def test_inductor_trains_the_same():
             nn.Flatten(),
             qnn.QuantIdentity(scale=0.05, return_quant_tensor=True),
             qnn.QuantLinear(192, 4, bias_quant=Int32Bias),
-            qnn.QuantReLU(collect_steps=1),
+            qnn.QuantReLU(calibration_steps=1),
         )
     )
     twin = copy.deepcopy(model)
@@ -236,14 +236,14 @@ def test_from_the_first_step_past_a_collection_of_300():
     close_states(model, twin)
     assert counter.frame_count == 2
     for scaling in (twin[1].inp.act_quant.scaling, twin[1].act.act_quant.scaling):
-        assert (scaling.steps.item(), scaling.collecting) == (300, False)
+        assert (scaling.steps.item(), scaling.calibrating) == (300, False)
         assert scaling.magnitude_offset.any()
 
 
 @pytest.mark.parametrize("way", ["dynamic", "marked", "left to the compiler"])
 def test_training_on_batches_of_several_sizes(way):
     """No graph for each size: two where the compiler is told, and one more where it finds out."""
-    model = seeded(lambda: nn.Sequential(nn.AvgPool2d(4), Small(collect_steps=2 * STEPS)))
+    model = seeded(lambda: nn.Sequential(nn.AvgPool2d(4), Small(calibration_steps=2 * STEPS)))
     twin = copy.deepcopy(model)
     counter = CompileCounterWithBackend("eager")
     compiled = torch.compile(twin, backend=counter, fullgraph=True, dynamic=True if way == "dynamic" else None)
@@ -269,14 +269,14 @@ def test_one_graph_once_the_ranges_are_collected():
 
 
 def test_a_long_collection_is_one_graph():
-    model = nn.Sequential(*(qnn.QuantReLU(collect_steps=300) for _ in range(3)))
+    model = nn.Sequential(*(qnn.QuantReLU(calibration_steps=300) for _ in range(3)))
     counter = CompileCounterWithBackend("eager")
     compiled = torch.compile(model, backend=counter, fullgraph=True)
     for step in range(20):
         compiled(batch(step))
     assert counter.frame_count == 1
     assert [layer.act_quant.scaling.steps.item() for layer in model] == [20] * 3
-    assert all(layer.act_quant.scaling.collecting for layer in model)
+    assert all(layer.act_quant.scaling.calibrating for layer in model)
 
 
 def test_toggling_training_does_not_compile_again():

@@ -47,7 +47,7 @@ WEIGHTS = [
 INPUTS = {
     "signed": Int8Act(scale=0.1),
     "unsigned": Uint8Act(scale=0.05),
-    "zero point": ShiftedUint8Act(collect_steps=1),
+    "zero point": ShiftedUint8Act(calibration_steps=1),
 }
 
 

@@ -237,8 +237,8 @@ def test_state_loads(name):
 def test_training_is_evaluation(name):
     layer = made(name)
     for module in layer.modules():
-        if hasattr(module, "finish_collecting"):
-            module.finish_collecting()
+        if hasattr(module, "finish_calibration"):
+            module.finish_calibration()
     x = torch.randn(5, 6)
     assert torch.equal(layer(x), layer.eval()(x))
 
@@ -325,7 +325,7 @@ def test_a_rounding_module_follows_training_and_evaluation():
 
 def test_a_statistic_serves_every_scaling():
     x = torch.tensor([[1.0, -7.0, 3.5]])
-    for scaling in ("statistic", "collected", "learned", "running"):
+    for scaling in ("statistic", "calibrated", "learned", "running"):
         layer = qnn.QuantIdentity(statistic=SecondLargest, scaling=scaling, bit_width=4, narrow_range=True)
         assert layer(x).tolist() == [[1.0, -3.5, 3.5]]
 

@@ -27,13 +27,13 @@ STATISTICS = ("abs_max", "percentile", "min_max", "percentile_interval", "mean_s
 
 def _model(statistic: str) -> nn.Module:
     torch.manual_seed(0)
-    settings = {"collect_steps": 3, "return_quant_tensor": True, "statistic": statistic}
+    settings = {"calibration_steps": 3, "return_quant_tensor": True, "statistic": statistic}
     if statistic in ("min_max", "percentile_interval"):
         settings["act_quant"] = ShiftedUint8Act
     return nn.Sequential(
         qnn.QuantIdentity(**settings),
         qnn.QuantLinear(6, 8, bias_quant=Int32Bias, weight_quant=Int8WeightPerChannel),
-        qnn.QuantReLU(collect_steps=3, bit_width=4),
+        qnn.QuantReLU(calibration_steps=3, bit_width=4),
         qnn.QuantLinear(8, 3),
     )
 
@@ -43,11 +43,11 @@ class _Block(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.entry = qnn.QuantIdentity(collect_steps=3, return_quant_tensor=True)
+        self.entry = qnn.QuantIdentity(calibration_steps=3, return_quant_tensor=True)
         self.up = qnn.QuantLinear(6, 8, bias_quant=Int32Bias, weight_quant=Int8WeightPerChannelLearned)
-        self.act = qnn.QuantReLU(collect_steps=3, bit_width=4)
+        self.act = qnn.QuantReLU(calibration_steps=3, bit_width=4)
         self.down = qnn.QuantLinear(
-            8, 6, weight_bit_width=LearnedBitWidth, input_quant=ShiftedUint8Act, input_collect_steps=3
+            8, 6, weight_bit_width=LearnedBitWidth, input_quant=ShiftedUint8Act, input_calibration_steps=3
         )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -146,7 +146,7 @@ def _sharded(rank: int) -> dict[str, Any]:
             call(fully_shard(nn.Sequential(qnn.QuantIdentity(axis=1))))
         except QuantizerError as error:
             found[name] = str(error)
-    model = fully_shard(nn.Sequential(qnn.QuantIdentity(axis=1, channels=3, collect_steps=1)))
+    model = fully_shard(nn.Sequential(qnn.QuantIdentity(axis=1, channels=3, calibration_steps=1)))
     found["told"] = model(torch.ones(2, 3) * (rank + 1))
     return found
 
@@ -201,7 +201,7 @@ def test_a_checkpoint_of_two_ranks_loads_into_one_process_and_back(saved) -> Non
     model = _model("abs_max")
     model.load_state_dict(state)
     assert all(torch.equal(state[key], each) for key, each in model.state_dict().items())
-    assert not model[0].act_quant.scaling.collecting
+    assert not model[0].act_quant.scaling.calibrating
 
 
 @pytest.mark.parametrize("sharding", SHARDINGS)

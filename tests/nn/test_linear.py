@@ -163,7 +163,7 @@ INPUTS = {
     "signed": Int8Act(scale=0.1),
     "unsigned": Uint8Act(scale=0.05),
     "narrow": Int8Act(scale=0.1, narrow_range=True),
-    "zero point": ShiftedUint8Act(collect_steps=1),
+    "zero point": ShiftedUint8Act(calibration_steps=1),
 }
 
 

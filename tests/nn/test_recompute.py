@@ -94,12 +94,12 @@ class Residual(nn.Module):
 
     def __init__(self, carried):
         super().__init__()
-        self.entry = qnn.QuantIdentity(collect_steps=1, return_quant_tensor=carried)
+        self.entry = qnn.QuantIdentity(calibration_steps=1, return_quant_tensor=carried)
         self.conv1 = qnn.QuantConv2d(2, 4, 3, padding=1)
-        self.act1 = qnn.QuantReLU(collect_steps=1, bit_width=4, return_quant_tensor=carried)
+        self.act1 = qnn.QuantReLU(calibration_steps=1, bit_width=4, return_quant_tensor=carried)
         self.conv2 = qnn.QuantConv2d(4, 4, 3, padding=1)
         self.conv3 = qnn.QuantConv2d(4, 4, 1, weight_quant=Int8WeightPerChannelLearned)
-        self.act2 = qnn.QuantReLU(collect_steps=1, act_quant=Uint8ActPerChannel, return_quant_tensor=carried)
+        self.act2 = qnn.QuantReLU(calibration_steps=1, act_quant=Uint8ActPerChannel, return_quant_tensor=carried)
         self.pool = nn.MaxPool2d(2)
         self.fc = qnn.QuantLinear(16, 3)
 
@@ -142,7 +142,7 @@ def test_activations_may_be_differentiated_twice_over(small_is_large):
 
 def test_an_activation_changed_behind_autograds_back(small_is_large):
     torch.manual_seed(0)
-    act, conv = qnn.QuantReLU(collect_steps=1), qnn.QuantConv2d(2, 2, 1, bias=False)
+    act, conv = qnn.QuantReLU(calibration_steps=1), qnn.QuantConv2d(2, 2, 1, bias=False)
     x = torch.randn(1, 2, 3, 3)
     act(x)
     y = act(x)

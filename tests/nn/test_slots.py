@@ -156,7 +156,7 @@ MISTAKES = {
     "an unknown scaling": (
         lambda: qnn.QuantLinear(4, 4, weight_scaling="lerned"),
         LINEAR + "weight_scaling='lerned' is not possible: expected one of 'constant', 'statistic', 'learned', "
-        "'collected', 'running'. Write weight_scaling='learned'.",
+        "'calibrated', 'running'. Write weight_scaling='learned'.",
     ),
     "an unknown rounding": (
         lambda: qnn.QuantLinear(4, 4, weight_rounding="nearest"),
@@ -181,8 +181,8 @@ MISTAKES = {
         "for: weight_axis=1.",
     ),
     "steps that are none": (
-        lambda: qnn.QuantReLU(collect_steps=0),
-        "QuantReLU(): collect_steps=0 is not possible: expected a whole number of training steps, 1 or more.",
+        lambda: qnn.QuantReLU(calibration_steps=0),
+        "QuantReLU(): calibration_steps=0 is not possible: expected a whole number of training steps, 1 or more.",
     ),
     "an axis that is none": (
         lambda: qnn.QuantReLU(axis="channel"),

@@ -38,11 +38,11 @@ class Net(nn.Module):
 
     def __init__(self, weight_quant=LEARNED):
         super().__init__()
-        self.inp = qnn.QuantIdentity(return_quant_tensor=True, collect_steps=STEPS)
+        self.inp = qnn.QuantIdentity(return_quant_tensor=True, calibration_steps=STEPS)
         self.conv = qnn.QuantConv2d(3, 4, 3, weight_quant=weight_quant, bias_quant=Int32Bias)
         self.norm = nn.BatchNorm2d(4)
-        self.act = qnn.QuantReLU(axis=1, collect_steps=STEPS)
-        self.shifted = qnn.QuantIdentity(act_quant=ShiftedUint8Act, collect_steps=STEPS)
+        self.act = qnn.QuantReLU(axis=1, calibration_steps=STEPS)
+        self.shifted = qnn.QuantIdentity(act_quant=ShiftedUint8Act, calibration_steps=STEPS)
         self.running = qnn.QuantIdentity(scaling="running")
         self.constant = qnn.QuantHardTanh(-4, 4, scale=2**-5)
         self.fc = qnn.QuantLinear(
@@ -259,15 +259,15 @@ EIGHT = "int8 narrow, per tensor, scale StatisticScaling, half_even"
             lambda: qnn.QuantReLU(),
             lambda: qnn.QuantReLU(act_quant=Int8Act),
             "0.act_quant",
-            "uint8, per tensor, scale CollectedScaling, half_even",
-            "int8, per tensor, scale CollectedScaling, half_even",
+            "uint8, per tensor, scale CalibratedScaling, half_even",
+            "int8, per tensor, scale CalibratedScaling, half_even",
         ),
         (
             lambda: qnn.QuantIdentity(),
             lambda: qnn.QuantIdentity(act_quant=Int8ActPowerOfTwo),
             "0.act_quant",
-            "int8, per tensor, scale CollectedScaling, half_even",
-            "int8, per tensor, scale CollectedScaling PowerOfTwoScale('ceil'), half_even",
+            "int8, per tensor, scale CalibratedScaling, half_even",
+            "int8, per tensor, scale CalibratedScaling PowerOfTwoScale('ceil'), half_even",
         ),
         (
             lambda: qnn.QuantLinear(4, 4, bias_quant=Int32Bias),
@@ -345,7 +345,7 @@ def test_training_resumes_to_the_bit_with_the_optimizer(steps, into):
     train(resumed, restarted, range({"trained less": 1, "trained more": 7}.get(into, 0)))
     if into == "evaluated":
         for module in resumed.modules():
-            if hasattr(module, "_warned") or hasattr(module, "observed"):
+            if hasattr(module, "_warned") or hasattr(module, "calibrated"):
                 module._warned = True  # that it saw no data is another test's matter
         resumed.eval()(batch(0))
         resumed.train()
@@ -390,7 +390,7 @@ def test_scales_per_channel_load_into_a_model_that_saw_no_data():
 
 
 def test_an_optimizer_made_before_the_channels_were_known_trains_their_scales():
-    model = qnn.QuantIdentity(act_quant=Int8ActPerChannel, collect_steps=1)
+    model = qnn.QuantIdentity(act_quant=Int8ActPerChannel, calibration_steps=1)
     scaling = model.act_quant.scaling
     optimizer = torch.optim.Adam(model.parameters(), 0.1)
     model(torch.randn(2, 3, 4))
@@ -413,11 +413,11 @@ def test_loaded_scales_are_used_in_evaluation_without_a_warning():
 def test_a_collection_that_was_ended_is_ended_in_the_file_too():
     model = qnn.QuantReLU()
     model(torch.tensor([2.0]))
-    model.act_quant.scaling.finish_collecting()
+    model.act_quant.scaling.finish_calibration()
     loaded = qnn.QuantReLU()
     loaded.load_state_dict(saved(model.state_dict()))
     loaded(torch.tensor([100.0]))
-    assert not loaded.act_quant.scaling.collecting
+    assert not loaded.act_quant.scaling.calibrating
     assert loaded.act_quant.scaling.magnitude.item() == 2.0
 
 
@@ -469,8 +469,8 @@ def test_copies_go_their_own_way():
     before = copy.deepcopy(model.state_dict())
     train(copied, adam(copied), range(3))
     assert_equal_state(model.state_dict(), before)
-    assert model.act.act_quant.scaling.collecting
-    assert not copied.act.act_quant.scaling.collecting
+    assert model.act.act_quant.scaling.calibrating
+    assert not copied.act.act_quant.scaling.calibrating
 
 
 def test_a_copys_grid_is_another_grid():

@@ -23,7 +23,7 @@ class Carried(nn.Module):
 
     def __init__(self):
         super().__init__()
-        kwargs = {"return_quant_tensor": True, "collect_steps": 2}
+        kwargs = {"return_quant_tensor": True, "calibration_steps": 2}
         self.inp = qnn.QuantIdentity(**kwargs)
         self.conv1 = qnn.QuantConv2d(3, 4, 3, padding=1, bias_quant=Int32Bias, weight_quant=Int8WeightPerChannelLearned)
         self.act1 = qnn.QuantReLU(**kwargs)
@@ -42,12 +42,12 @@ class Plain(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.inp = qnn.QuantIdentity(act_quant=Int8ActPerChannel, collect_steps=2)
+        self.inp = qnn.QuantIdentity(act_quant=Int8ActPerChannel, calibration_steps=2)
         self.conv = qnn.QuantConv2d(3, 4, 3, weight_quant=ShiftedUint8WeightPerChannel, bias_quant=Int8BiasOwnScale)
         self.norm = nn.BatchNorm2d(4)
         self.act = qnn.QuantReLU(scaling="running", bit_width=4)
         self.up = qnn.QuantConvTranspose2d(4, 4, 2, groups=2, weight_quant=Int8WeightPerChannel)
-        self.gelu = qnn.QuantGELU(collect_steps=2)
+        self.gelu = qnn.QuantGELU(calibration_steps=2)
         self.fc = qnn.QuantLinear(4, 5, input_quant=Int8Act, input_scaling="learned", weight_scale=2**-6)
 
     def forward(self, x):

@@ -22,7 +22,7 @@ from bitwright.quantizers import (
 )
 
 STEPS = 3  # of collection
-COLLECTED = Int8Act(collect_steps=STEPS)
+COLLECTED = Int8Act(calibration_steps=STEPS)
 
 
 def carried(act_quant=COLLECTED):
@@ -31,9 +31,9 @@ def carried(act_quant=COLLECTED):
     return nn.Sequential(
         qnn.QuantIdentity(act_quant=act_quant, return_quant_tensor=True),
         qnn.QuantLinear(6, 8, bias_quant=Int32Bias, weight_quant=Int8WeightPerChannelLearned),
-        qnn.QuantReLU(collect_steps=STEPS, return_quant_tensor=True),
+        qnn.QuantReLU(calibration_steps=STEPS, return_quant_tensor=True),
         qnn.QuantLinear(8, 8, bias_quant=Int32Bias, weight_quant=Int8WeightPerChannel),
-        qnn.QuantIdentity(act_quant=ShiftedUint8Act, collect_steps=STEPS),
+        qnn.QuantIdentity(act_quant=ShiftedUint8Act, calibration_steps=STEPS),
         qnn.QuantLinear(8, 3, weight_quant=ShiftedUint8WeightPerTensor),
     )
 
@@ -42,9 +42,9 @@ def plain(weight_quant=Int8WeightPerChannelLearned):
     """Plain tensors between layers, scales that are learned."""
     torch.manual_seed(0)
     return nn.Sequential(
-        qnn.QuantIdentity(collect_steps=STEPS),
+        qnn.QuantIdentity(calibration_steps=STEPS),
         qnn.QuantLinear(6, 8, weight_quant=weight_quant, bias_quant=Int8BiasOwnScale(scaling="learned")),
-        qnn.QuantReLU(collect_steps=STEPS, bit_width=5),
+        qnn.QuantReLU(calibration_steps=STEPS, bit_width=5),
         qnn.QuantLinear(8, 3, weight_quant=Int8WeightPerTensorLearned),
     )
 
@@ -105,7 +105,7 @@ def test_checkpointing_computes_the_same_gradients(make, part, use_reentrant):
 
 
 @pytest.mark.parametrize("use_reentrant", [True, False])
-@pytest.mark.parametrize("scaling", ["collected", "running"])
+@pytest.mark.parametrize("scaling", ["calibrated", "running"])
 def test_checkpointing_counts_a_batch_once(scaling, use_reentrant):
     model = carried(Int8Act(scaling=scaling))
     expected, state = run(model)
@@ -117,7 +117,7 @@ def test_checkpointing_counts_a_batch_once(scaling, use_reentrant):
 
 @pytest.mark.parametrize("use_reentrant", [True, False])
 def test_checkpointing_the_step_that_ends_the_collection(use_reentrant):
-    model = carried(Int8Act(collect_steps=1))
+    model = carried(Int8Act(calibration_steps=1))
     expected, state = run(model, (0, 1))
     found, twin = run(model, (0, 1), use_reentrant)
     assert expected["0.act_quant.scaling.magnitude_offset"] is None

@@ -167,7 +167,7 @@ def test_bias_follows_a_quant_tensor_and_the_weight():
 
 def test_a_bias_with_a_zero_point_input():
     layer = qnn.QuantLinear(
-        4, 2, bias_quant=Int32Bias, input_quant=ShiftedUint8Act(collect_steps=1), return_quant_tensor=True
+        4, 2, bias_quant=Int32Bias, input_quant=ShiftedUint8Act(calibration_steps=1), return_quant_tensor=True
     )
     out = layer(torch.linspace(-1, 3, 8).reshape(2, 4))
     x = layer.input_quant.eval()
@@ -347,11 +347,11 @@ def _step(layer):
 
 
 COMBINATIONS = [
-    (Int8WeightPerTensor, Int32Bias, Int8Act(collect_steps=1)),
+    (Int8WeightPerTensor, Int32Bias, Int8Act(calibration_steps=1)),
     (Int8WeightPerChannel(bit_width=4), Int8BiasOwnScale, Int8Act(scale=0.02)),
     (Int8WeightPerTensorLearned, Int32Bias, Int8Act(scale=0.02)),
-    (Int8WeightPerTensor(scale=0.02), Int8BiasOwnScale(scaling="learned"), ShiftedUint8Act(collect_steps=1)),
-    (ShiftedUint8WeightPerTensor, Int32Bias, ShiftedUint8Act(collect_steps=1)),
+    (Int8WeightPerTensor(scale=0.02), Int8BiasOwnScale(scaling="learned"), ShiftedUint8Act(calibration_steps=1)),
+    (ShiftedUint8WeightPerTensor, Int32Bias, ShiftedUint8Act(calibration_steps=1)),
     (Int8WeightPerTensor(bit_width=LearnedBitWidth), Int32Bias, Int8Act(scaling="running")),
     (Int8WeightPerTensor(scaling="running"), Int8BiasOwnScale, Int8Act(scaling="statistic")),
 ]
@@ -391,7 +391,7 @@ def test_memory_that_is_used_again_is_not_taken_for_the_old_weight(size):
 
 @pytest.mark.parametrize("size", [1, 64, 4096])
 def test_memory_that_is_used_again_is_not_taken_for_the_old_range(size):
-    layer = qnn.QuantIdentity(axis=1, statistic="abs_max", collect_steps=1)
+    layer = qnn.QuantIdentity(axis=1, statistic="abs_max", calibration_steps=1)
     x = torch.randn(2, size)
     layer(x)
     layer.eval()

@@ -52,8 +52,8 @@ def test_nearest(name, guess):
 
 @pytest.mark.parametrize(
     ("name", "guess"),
-    [("scaling_stats_op", "statistic"), ("scaling_impl_type", "scaling"), ("collect_stats_steps", "collect_steps")],
+    [("scaling_stats_op", "statistic"), ("scaling_impl_type", "scaling"), ("collect_stats_steps", "calibration_steps")],
 )
 def test_nearest_to_what_brevitas_calls_it(name, guess):
-    assert nearest(name, ["scaling", "statistic", "collect_steps", "scale"]) == guess
+    assert nearest(name, ["scaling", "statistic", "calibration_steps", "scale"]) == guess
     assert nearest("scaling_const", ["rounding"]) is None

@@ -20,7 +20,7 @@ from bitwright.qcore import (
     ROUNDINGS,
     STATISTICS,
     BiasQuant,
-    CollectedScaling,
+    CalibratedScaling,
     Grid,
     IntQuant,
     IntRange,
@@ -118,7 +118,7 @@ def test_grid_of_an_input():
     assert not grid.scale.requires_grad
 
 
-@pytest.mark.parametrize("scaling", ["learned", "collected", "running"])
+@pytest.mark.parametrize("scaling", ["learned", "calibrated", "running"])
 def test_asking_for_a_grid_changes_nothing(scaling):
     quant = act(ShiftedUint8Act, scaling=scaling)
     quant(torch.tensor([-1.0, 1.55]))
@@ -472,7 +472,7 @@ def test_relu(name):
         values, grid = quant.quantize(x, True)
         assert grid.scale.item() == pytest.approx(0.02)
         assert values.tolist() == pytest.approx([0, 0, 1, 2.54])
-        quant.scaling.finish_collecting()
+        quant.scaling.finish_calibration()
         found = torch.autograd.grad(quant.quantize(x, True)[0].sum(), x)[0]
     assert found.tolist() == [0, 0, 1, 1]
 
@@ -544,7 +544,7 @@ def test_evaluation_gives_the_values_of_training():
     torch.manual_seed(0)
     x = torch.randn(3, 4)
     for quantizer in (Int8Act, Int8ActPerChannel, ShiftedUint8Act, Uint8Act):
-        quant = act(quantizer, collect_steps=1)
+        quant = act(quantizer, calibration_steps=1)
         quant(x)
         expected = quant(x).detach()
         quant.eval()
@@ -696,16 +696,16 @@ def test_other_scales_of_a_weight_have_no_state():
     [
         (Int8WeightPerTensor, "int8 narrow, per tensor, scale StatisticScaling, half_even"),
         (Int8WeightPerChannel(bit_width=4), "int4 narrow, axis 0, scale StatisticScaling, half_even"),
-        (Uint8Act(rounding="floor"), "uint8, per tensor, scale CollectedScaling, floor"),
+        (Uint8Act(rounding="floor"), "uint8, per tensor, scale CalibratedScaling, floor"),
         (
             ShiftedUint8Act,
-            "uint8, per tensor, scale CollectedScaling, zero point RangeZeroPoint, half_even",
+            "uint8, per tensor, scale CalibratedScaling, zero point RangeZeroPoint, half_even",
         ),
         (Int8Act(scale=0.5), "int8, per tensor, scale ConstantScaling, half_even"),
-        (Int8Act(restriction="log"), "int8, per tensor, scale CollectedScaling LogScale(), half_even"),
+        (Int8Act(restriction="log"), "int8, per tensor, scale CalibratedScaling LogScale(), half_even"),
         (
             Int8Act(restriction="power_of_two"),
-            "int8, per tensor, scale CollectedScaling PowerOfTwoScale('ceil'), half_even",
+            "int8, per tensor, scale CalibratedScaling PowerOfTwoScale('ceil'), half_even",
         ),
         (Int32Bias, "int32 bias, scale of the products, half_even"),
         (Int32Bias(bit_width=16, narrow_range=True), "int16 narrow bias, scale of the products, half_even"),
@@ -837,7 +837,7 @@ def test_shares_objects_within_a_resolution():
     quant = act(ShiftedUint8Act)
     assert quant.int_range is quant.scaling.int_range is quant.zero_point.int_range
     assert quant.zero_point.scaling is quant.scaling
-    assert type(quant.scaling) is CollectedScaling
+    assert type(quant.scaling) is CalibratedScaling
     assert type(act(scaling="learned").scaling) is LearnedScaling
 
 
@@ -854,7 +854,7 @@ def test_impossible_flag():
             {"scale": 0.5},
             "here: in ShiftedUint8Act(scale=0.5), scaling='ConstantScaling' is not possible: expected a scaling that "
             "knows the lower end of the range (`low_of`), for the zero point. Write scaling='statistic', 'learned', "
-            "'collected' or 'running', or zero_point=None.",
+            "'calibrated' or 'running', or zero_point=None.",
         ),
         (
             {"statistic": "abs_max"},

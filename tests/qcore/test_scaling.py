@@ -17,7 +17,7 @@ from bitwright.qcore import (
     SCALINGS,
     AbsMax,
     BitwrightWarning,
-    CollectedScaling,
+    CalibratedScaling,
     ConstantScaling,
     IntRange,
     LearnedBitWidth,
@@ -34,7 +34,7 @@ from bitwright.qcore import (
 NARROW = IntRange(8, signed=True, narrow_range=True)  # threshold 127
 SIGNED = IntRange(8, signed=True)  # 128
 UNSIGNED = IntRange(8, signed=False)  # 255
-STORED = [LearnedScaling, CollectedScaling, RunningScaling]
+STORED = [LearnedScaling, CalibratedScaling, RunningScaling]
 NAN, INF = float("nan"), float("inf")
 
 
@@ -381,8 +381,8 @@ def test_a_scale_for_each_index_needs_no_shape(kind):
     assert scale.reshape(-1).tolist() == [1, 2, value(1e-10)]
     assert scaling.low_of(x).tolist() == [0, -254, 0]
     if optimizer is not None:
-        if kind is CollectedScaling:
-            scaling.finish_collecting()
+        if kind is CalibratedScaling:
+            scaling.finish_calibration()
         scaling(x).sum().backward()
         optimizer.step()  # made before the parameter had its length
         assert scaling.magnitude.tolist()[:2] == [value(127 - 1 / 127), value(254 - 1 / 127)]
@@ -415,7 +415,7 @@ def test_empty_input_is_no_data(kind):
     assert feed(scaling, 127.0).item() == 1
 
 
-@pytest.mark.parametrize("kind", [CollectedScaling, RunningScaling])
+@pytest.mark.parametrize("kind", [CalibratedScaling, RunningScaling])
 @pytest.mark.parametrize("strange", [NAN, INF])
 def test_batches_that_are_not_finite_are_left_out(kind, strange):
     scaling = build(kind, MinMax())
@@ -429,7 +429,7 @@ def test_batches_that_are_not_finite_are_left_out(kind, strange):
     assert per_channel.magnitude.tolist() == [127, 254]
 
 
-@pytest.mark.parametrize("kind", [CollectedScaling, RunningScaling])
+@pytest.mark.parametrize("kind", [CalibratedScaling, RunningScaling])
 def test_batches_that_are_not_finite_are_no_data(kind):
     scaling = build(kind)
     assert feed(scaling, NAN).isfinite()
@@ -496,7 +496,7 @@ def test_meta_device(kind):
 
 # What was measured, and what was learned since
 
-OFFSETS = [LearnedScaling, CollectedScaling]
+OFFSETS = [LearnedScaling, CalibratedScaling]
 
 
 @pytest.mark.parametrize("kind", OFFSETS)
@@ -504,7 +504,7 @@ OFFSETS = [LearnedScaling, CollectedScaling]
 def test_training_moves_the_offset_and_never_the_base(kind, axis):
     """One step down the gradient of 1 / 127 for each scale, by a rate of 127 * 127: the magnitude falls by 127."""
     x = torch.tensor([[381.0, 0.0], [-508.0, 127.0]])
-    scaling = build(kind, axis=axis, **({"collect_steps": 1} if kind is CollectedScaling else {}))
+    scaling = build(kind, axis=axis, **({"calibration_steps": 1} if kind is CalibratedScaling else {}))
     scaling(x)
     base = [508.0] if axis is None else [381.0, 508.0]
     assert scaling.magnitude_base.tolist() == scaling.magnitude.reshape(-1).tolist() == base
@@ -530,8 +530,8 @@ def test_the_lower_end_has_an_offset_too(kind):
     scaling(x)
     with torch.no_grad():
         scaling.low_offset.fill_(-0.5)
-    if kind is CollectedScaling:
-        scaling.finish_collecting()
+    if kind is CalibratedScaling:
+        scaling.finish_calibration()
         scaling(x)
     assert (scaling.low_base.tolist(), scaling.low.item(), scaling.low.shape) == ([-1.0], -1.5, ())
     assert scaling.low_of(x).item() == -1.5
@@ -662,7 +662,7 @@ def test_impossible_learned(max_value, message):
 
 def test_running_average():
     """Each batch weighs a tenth, but for the first; the scale in use is the one after the batch."""
-    scaling = CollectedScaling(NARROW, MinMax(), momentum=0.1)
+    scaling = CalibratedScaling(NARROW, MinMax(), momentum=0.1)
     found = []
     for low, high in [(-1.0, 1.0), (-2.0, 4.0), (0.0, 1.0)]:
         scale = scaling(torch.tensor([low, high])).item()
@@ -675,23 +675,23 @@ def test_running_average():
 
 
 def test_plain_mean():
-    scaling = build(CollectedScaling, momentum=None)
+    scaling = build(CalibratedScaling, momentum=None)
     found = [feed(scaling, each).item() * 127 for each in (1.0, 2.0, 6.0, 7.0)]
     assert found == [value(1.0), value(1.5), value(3.0), value(4.0)]
 
 
 def test_full_momentum_keeps_the_last():
-    assert feed(build(CollectedScaling, momentum=1), 1.0, 127.0).item() == 1
+    assert feed(build(CalibratedScaling, momentum=1), 1.0, 127.0).item() == 1
 
 
 def test_collection_ends():
-    scaling = build(CollectedScaling, collect_steps=3)
+    scaling = build(CalibratedScaling, calibration_steps=3)
     for step in (1, 2, 3):
-        assert scaling.collecting
+        assert scaling.calibrating
         assert scaling.measuring
         assert not feed(scaling, 127.0).requires_grad
         assert scaling.steps.item() == step
-    assert not scaling.collecting
+    assert not scaling.calibrating
     assert not scaling.measuring
     scale = feed(scaling, 999.0)
     assert scale.item() == 1
@@ -702,32 +702,32 @@ def test_collection_ends():
 
 
 def test_default_number_of_steps():
-    scaling = build(CollectedScaling)
+    scaling = build(CalibratedScaling)
     feed(scaling, *[1.0] * 299)
-    assert scaling.collecting
+    assert scaling.calibrating
     feed(scaling, 1.0)
-    assert not scaling.collecting
+    assert not scaling.calibrating
 
 
 def test_finish_collecting():
-    scaling = build(CollectedScaling)
+    scaling = build(CalibratedScaling)
     feed(scaling, 127.0)
-    scaling.finish_collecting()
+    scaling.finish_calibration()
     scale = feed(scaling, 999.0)
     assert (scale.item(), scale.requires_grad) == (1, True)
 
 
 def test_evaluation_during_collection_reads_only():
-    scaling = build(CollectedScaling)
+    scaling = build(CalibratedScaling)
     feed(scaling, 127.0)
     assert feed(scaling.eval(), 999.0).item() == 1
     assert scaling.steps.item() == 1
-    assert scaling.collecting
+    assert scaling.calibrating
     assert feed(scaling.train(), 254.0).item() == value(1.1)
 
 
 def test_lower_end_is_learned_too():
-    scaling = build(CollectedScaling, MinMax(), collect_steps=1)
+    scaling = build(CalibratedScaling, MinMax(), calibration_steps=1)
     x = torch.tensor([-1.0, 3.0])
     for forward in range(2):  # the first one collects, for scale and lower end alike
         assert scaling(x).requires_grad == bool(forward)
@@ -739,8 +739,8 @@ def test_lower_end_is_learned_too():
 @pytest.mark.parametrize("momentum", [0.1, None])
 def test_resumed_collection_is_the_same_to_the_bit(restriction, momentum):
     def fresh():
-        return CollectedScaling(
-            UNSIGNED, MinMax(), RESTRICTIONS[restriction](), axis=1, collect_steps=9, momentum=momentum
+        return CalibratedScaling(
+            UNSIGNED, MinMax(), RESTRICTIONS[restriction](), axis=1, calibration_steps=9, momentum=momentum
         )
 
     torch.manual_seed(0)
@@ -750,14 +750,14 @@ def test_resumed_collection_is_the_same_to_the_bit(restriction, momentum):
     for each in batches[:5]:
         first(each)
     second.load_state_dict(first.state_dict())
-    assert second.collecting
+    assert second.calibrating
     found = [second(each) for each in batches[5:]]
     for one, other in zip(expected[5:], found, strict=True):
         assert torch.equal(one, other)
         assert one.requires_grad == other.requires_grad
     for name, tensor in whole.state_dict().items():
         assert torch.equal(tensor, second.state_dict()[name])
-    assert not second.collecting
+    assert not second.calibrating
 
 
 def test_compiled_collection():
@@ -769,7 +769,7 @@ def test_compiled_collection():
         return graph.forward
 
     torch._dynamo.reset()
-    eager = build(CollectedScaling, MinMax(), collect_steps=3)
+    eager = build(CalibratedScaling, MinMax(), calibration_steps=3)
     compiled = copy.deepcopy(eager)
     forward = torch.compile(compiled, backend=backend, fullgraph=True)
     torch.manual_seed(0)
@@ -778,7 +778,7 @@ def test_compiled_collection():
         expected, found = eager(x), forward(x)
         assert torch.equal(expected, found)
         assert compiled.steps.item() == min(step + 1, 3)
-        assert compiled.collecting == eager.collecting
+        assert compiled.calibrating == eager.calibrating
         assert found.requires_grad == expected.requires_grad
     assert len(graphs) == 2
     assert torch.equal(eager.low, compiled.low)
@@ -789,16 +789,16 @@ def test_compiled_collection():
     ("settings", "message"),
     [
         (
-            {"collect_steps": 0},
-            "collect_steps=0 is not possible: expected a whole number of training steps, 1 or more.",
+            {"calibration_steps": 0},
+            "calibration_steps=0 is not possible: expected a whole number of training steps, 1 or more.",
         ),
         (
-            {"collect_steps": 1.5},
-            "collect_steps=1.5 is not possible: expected a whole number of training steps, 1 or more.",
+            {"calibration_steps": 1.5},
+            "calibration_steps=1.5 is not possible: expected a whole number of training steps, 1 or more.",
         ),
         (
-            {"collect_steps": True},
-            "collect_steps=True is not possible: expected a whole number of training steps, 1 or more.",
+            {"calibration_steps": True},
+            "calibration_steps=True is not possible: expected a whole number of training steps, 1 or more.",
         ),
         *(
             (
@@ -812,7 +812,7 @@ def test_compiled_collection():
 )
 def test_impossible_collection(settings, message):
     with pytest.raises(SettingError) as error:
-        build(CollectedScaling, **settings)
+        build(CalibratedScaling, **settings)
     assert str(error.value) == message
 
 
@@ -825,7 +825,7 @@ def test_running():
     assert feed(scaling, 254.0).item() == 1.5
     assert feed(scaling.eval(), 999.0).item() == 1.5
     assert feed(scaling.train(), *[127.0] * 500).item() == value(1.0)
-    assert scaling.collecting
+    assert scaling.calibrating
     assert list(scaling.parameters()) == []
     assert scaling.steps.item() == 502
 
@@ -845,7 +845,7 @@ def test_choices():
         "constant": ConstantScaling,
         "statistic": StatisticScaling,
         "learned": LearnedScaling,
-        "collected": CollectedScaling,
+        "calibrated": CalibratedScaling,
         "running": RunningScaling,
     }
 
@@ -870,7 +870,7 @@ def test_printed():
     )
     assert repr(StatisticScaling(NARROW, axis=0)) == "StatisticScaling(AbsMax(), per index of axis 0)"
     assert repr(build(LearnedScaling, MinMax())) == "LearnedScaling(MinMax(), per tensor)"
-    scaling = build(CollectedScaling, collect_steps=1)
-    assert repr(scaling) == "CollectedScaling(AbsMax(), per tensor, collecting)"
+    scaling = build(CalibratedScaling, calibration_steps=1)
+    assert repr(scaling) == "CalibratedScaling(AbsMax(), per tensor, calibrating)"
     feed(scaling, 1.0)
-    assert repr(scaling) == "CollectedScaling(AbsMax(), per tensor, learned)"
+    assert repr(scaling) == "CalibratedScaling(AbsMax(), per tensor, learned)"

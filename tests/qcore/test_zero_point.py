@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from bitwright.qcore import (
     ZERO_POINTS,
     AbsMax,
-    CollectedScaling,
+    CalibratedScaling,
     ConstantScaling,
     IntRange,
     LearnedScaling,
@@ -77,7 +77,7 @@ def test_nothing_is_clipped_by_more_than_half_a_step(numbers, bit_width):
 
 def test_lower_end_comes_from_the_scaling():
     """Collected with the scale, and used as it stands."""
-    scaling = CollectedScaling(UNSIGNED, MinMax(), momentum=0.5)
+    scaling = CalibratedScaling(UNSIGNED, MinMax(), momentum=0.5)
     zero_point = RangeZeroPoint(scaling, UNSIGNED)
     x = torch.tensor([-1.0, 1.55])
     assert zero_point(x, scaling(x)).item() == 100
@@ -145,7 +145,7 @@ def test_scaling_without_a_lower_end():
         RangeZeroPoint(ConstantScaling(UNSIGNED, scale=0.5), UNSIGNED)
     assert str(error.value) == (
         "scaling='ConstantScaling' is not possible: expected a scaling that knows the lower end of the range "
-        "(`low_of`), for the zero point. Write scaling='statistic', 'learned', 'collected' or 'running', or "
+        "(`low_of`), for the zero point. Write scaling='statistic', 'learned', 'calibrated' or 'running', or "
         "zero_point=None."
     )
 

@@ -51,9 +51,9 @@ def test_numbers(quantizer, scale, zero_point, codes):
 def test_ranges_are_collected_over_300_batches():
     quant = resolve(Int8Act)
     for batch in range(301):
-        assert quant.scaling.collecting == (batch < 300)
+        assert quant.scaling.calibrating == (batch < 300)
         quant(X)
-    assert (quant.scaling.collect_steps, quant.scaling.momentum, quant.scaling.statistic.percentile) == (
+    assert (quant.scaling.calibration_steps, quant.scaling.momentum, quant.scaling.statistic.percentile) == (
         300,
         0.1,
         99.999,

@@ -9,7 +9,7 @@ import bitwright.nn as qnn
 from bitwright import quantizers
 from bitwright.qcore import (
     BiasQuant,
-    CollectedScaling,
+    CalibratedScaling,
     FloatScale,
     IntQuant,
     LearnedScaling,
@@ -100,7 +100,7 @@ def test_resolves_to_what_its_name_says(quantizer):
     assert quant.axis == quant.scaling.axis == axis
     assert type(quant.scaling.restriction) is (PowerOfTwoScale if parts["scale"] == "PowerOfTwo" else FloatScale)
     learned = parts["scale"] in ("Learned", "MSE")
-    expected = CollectedScaling if parts["slot"] == "Act" else LearnedScaling if learned else StatisticScaling
+    expected = CalibratedScaling if parts["slot"] == "Act" else LearnedScaling if learned else StatisticScaling
     assert type(quant.scaling) is expected
     symmetric = parts["slot"] != "Act" and parts["kind"] == "Int"
     assert quant.narrow_range == symmetric
