@@ -185,7 +185,7 @@ class WeightLayer(QuantLayer):
         if least is None:
             return ()
         each = quant.axis is not None and quant.axis % self.weight.ndim == self.channel_axis
-        return False, least if each else least.amax()
+        return False, least.reshape(-1, self.weight.shape[self.channel_axis]).amax(0) if each else least.amax()
 
     def _take_bias(self, inputs: Grid | None, weights: Grid | None) -> tuple[Tensor | None, Grid | None]:
         """The quantized bias and its grid."""

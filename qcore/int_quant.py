@@ -178,7 +178,7 @@ class IntQuant(_Integers):
         return values, self._grid(scale, zero_point)
 
     def _scale(self, x: Tensor) -> Tensor:
-        if x.numel() == 0 and not isinstance(self.scaling, MagnitudeScaling):  # a scaling of the user's own
+        if not isinstance(self.scaling, MagnitudeScaling) and x.numel() == 0:  # a scaling of the user's own
             return along_axis(x.new_ones(1 if self.axis is None else x.shape[self.axis]), self.axis, x.ndim)
         return self.scaling(x)
 

@@ -9,12 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import SettingError
+from ..errors import QuantizerError, SettingError
 from ..int_range import IntRange
+from ..locate import path_of
 from ..pooling import distributed
 from ..restriction import FloatScale
 from ..statistic import AbsMax, Statistic, measure
-from .stored import StoredScaling, in_backward
+from .stored import StoredScaling, in_backward, number
 
 __all__ = ["CalibratedScaling", "RunningScaling"]
 
@@ -111,7 +112,13 @@ class CalibratedScaling(StoredScaling):
     def _average(self, state: list[Tensor], x: Tensor) -> None:
         """One step of the running average, in place, and of the counter: plain numbers cost less than small tensors."""
         *bases, share, steps = state
-        taken, held = int(steps.item()), share.item()
+        taken, held = number(steps), number(share)
+        if taken is None or held is None:
+            raise QuantizerError(
+                f"{path_of(self)}: ranges can't be calibrated under torch.func.vmap, whose tensors hold no one number. "
+                "Run the calibration steps without it first, or call finish_calibration()."
+            )
+        taken = int(taken)
         if taken >= self.calibration_steps * self.calls:  # compiled code finds out in here
             self._forget()
             return
@@ -137,7 +144,7 @@ class CalibratedScaling(StoredScaling):
             base.fill_(new) if alone else base.copy_(new)
         share.fill_(1)
         steps += 1
-        self._settled = taken + 1 >= self.calibration_steps * self.calls
+        self._whole, self._settled = True, taken + 1 >= self.calibration_steps * self.calls
 
     def _windowed(self, taken: int, before: list[Any] | None, found: list[Any]) -> tuple[list[Any] | None, list[Any]]:
         """The average before this forward of the model, and the widest range that it has brought so far."""

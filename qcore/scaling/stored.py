@@ -16,7 +16,7 @@ from ..rounding import Rounding
 from ..statistic import AbsMax, Statistic, lower_end, measure, measured
 from .magnitude import WIDE, MagnitudeScaling, finite, usable
 
-__all__ = ["LearnedScaling", "StoredScaling", "in_backward"]
+__all__ = ["LearnedScaling", "StoredScaling", "in_backward", "number"]
 
 _FLOAT_SCALE = FloatScale()
 _ABS_MAX = AbsMax()
@@ -31,9 +31,9 @@ class StoredScaling(MagnitudeScaling):
 
     Everything that decides the scale is in tensors. ``measured`` is 0 before there is a measurement and 1 afterwards,
     and the range is ``magnitude_base / measured``: a copy whose buffers are averaged (EMA) from 0 on has the average of
-    what was measured, whatever its decay. ``steps`` counts the forwards that were measured. The one Python attribute
-    beside them, ``_settled``, only spares the look at a tensor where that would break a graph or wait for a device:
-    it is set when the tensors say so, never the other way round.
+    what was measured, whatever its decay. ``steps`` counts the forwards that were measured. The Python attributes
+    beside them, ``_whole`` and ``_settled``, only spare the look at a tensor where that would break a graph or wait for
+    a device: they repeat what the tensors said.
 
     Invariant: the state dict has the same keys from construction on, and tensors are only ever changed in place.
 
@@ -87,7 +87,8 @@ class StoredScaling(MagnitudeScaling):
         self.calibration_steps = calibration_steps
         self.has_low = hasattr(statistic, "low")
         self.calls = 1  # of the quantizer in one forward of the model: one for each layer that shares it
-        self._settled = False  # calibration has ended, and the base is a whole measurement
+        self._whole = False  # the bases are a measurement, not an average of several copies'
+        self._settled = False  # and calibration has ended
         self._counted = False  # whether the last forward was measured: gradient checkpointing may run it again
         shape = (1 if axis is None else channels or 1,)  # not 0-d: such parameters can't be sharded
         wide = dtype if dtype in WIDE else torch.float32
@@ -114,7 +115,7 @@ class StoredScaling(MagnitudeScaling):
     def calibrated(self) -> bool:
         """Whether there is a measurement."""
         self._look()
-        return self._settled or (self._share() or 0.0) > 0
+        return self._whole or (self._share() or 0.0) > 0
 
     @property
     def calibrating(self) -> bool:
@@ -135,22 +136,25 @@ class StoredScaling(MagnitudeScaling):
     @property
     def measuring(self) -> bool:  # type: ignore[override]
         """Whether this forward measures its input (see `prepare`)."""
-        return self._counted if self.training else not self._settled and self._share() != 1
+        return self._counted if self.training else not self._whole and not (self._share() or 0.0) > 0
 
     def _look(self) -> None:
-        """Ask the tensors whether calibration has ended: not where that would break a graph, or wait for a device."""
+        """Ask the tensors for the phase: not where that would break a graph, or wait for a device to no purpose."""
         if _traced() or (self._settled and self.steps.device.type != "cpu"):
             return
-        self._settled = self._remaining() <= 0 and _number(self.measured) == 1
+        taken, share = number(self.steps), number(self.measured)
+        if taken is not None and share is not None:
+            self._whole = share == 1
+            self._settled = self._whole and taken >= self.calibration_steps * self.calls
 
     def _remaining(self) -> float:
         """Forwards that are still to be measured: at least one, where the tensor can't be asked."""
-        taken = None if _traced() else _number(self.steps)
+        taken = None if _traced() else number(self.steps)
         return 1 if taken is None else self.calibration_steps * self.calls - taken
 
     def _share(self) -> float | None:
         """1 with a measurement, 0 without, between them in an average of copies; None where a tensor can't be asked."""
-        return None if _traced() or self.measured.device.type != "cpu" else _number(self.measured)
+        return None if _traced() or self.measured.device.type != "cpu" else number(self.measured)
 
     def start_calibration(self) -> None:
         """Measure anew: the next training forwards set the range, and what was learned is forgotten."""
@@ -167,7 +171,7 @@ class StoredScaling(MagnitudeScaling):
         """Set the state to what it is before any data."""
         for each in (*self._bases(), *self._offsets(), self.measured, self.steps):
             each.zero_()
-        self._settled = self._counted = False
+        self._whole = self._settled = self._counted = False
 
     def _set(self, found: list[Tensor], share: Tensor | float = 1.0) -> None:
         """Replace what was measured."""
@@ -201,7 +205,7 @@ class StoredScaling(MagnitudeScaling):
     def _measurement(self, name: str) -> Tensor:
         """What was measured: 1 before there was anything (0 for the lower end)."""
         base = getattr(self, f"{name}_base")
-        share = 1.0 if self._settled else self._share()
+        share = 1.0 if self._whole else self._share()
         if share is None:
             return torch.where(self.measured > 0, base / self.measured, self._nothing(name, base))
         if share == 1:
@@ -223,7 +227,7 @@ class StoredScaling(MagnitudeScaling):
 
     def _evaluated(self, name: str, x: Tensor) -> Tensor:
         """The end of the range in evaluation: the one in use, or, before there is any, that of the tensor at hand."""
-        share = 1.0 if self._settled else self._share()
+        share = 1.0 if self._whole else self._share()
         if share is None:
             return torch.where(self.measured.reshape(()) > 0, self._in_use(name), self._at_hand(name, x.detach()))
         return self._in_use(name) if share > 0 else self._at_hand(name, x.detach())
@@ -313,7 +317,7 @@ class StoredScaling(MagnitudeScaling):
 
     def _forget(self) -> None:
         """Forget what was read from the tensors, and read it again."""
-        self._settled = self._counted = False
+        self._whole = self._settled = self._counted = False
         self._look()
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any, **kwargs: Any) -> None:
@@ -350,7 +354,7 @@ class StoredScaling(MagnitudeScaling):
         return any(bool((each != 0).any()) for each in offsets)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_settled": False, "_counted": False}
+        return {**self.__dict__, "_whole": False, "_settled": False, "_counted": False}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -436,7 +440,7 @@ class LearnedScaling(StoredScaling):
         self._set([torch.where(done, old, torch.where(first, new, both)) for old, new, both in chosen])
         self.steps += 1
         if _traced():
-            self._settled = self.calls == 1
+            self._whole, self._settled = True, self.calls == 1
         else:
             self._look()
 
@@ -446,7 +450,7 @@ def _traced() -> bool:
     return torch.compiler.is_compiling() or torch.jit.is_tracing()
 
 
-def _number(tensor: Tensor) -> float | None:
+def number(tensor: Tensor) -> float | None:
     """What a tensor holds; None where it holds nothing yet, or what it holds can't be asked for (torch.func.vmap)."""
     try:
         return None if tensor.is_meta else tensor.item()
