@@ -107,7 +107,7 @@ class TensorQuant(nn.Module):
 
     def rederive(self) -> None:
         """Set such state anew at the next use: the tensor was replaced, or its file held no state of quantizers."""
-        self._stale = True
+        self._stale = type(self).initialize is not TensorQuant.initialize
 
     # Who is served: layers that share a quantizer are measured together
 

@@ -197,15 +197,15 @@ class StoredScaling(MagnitudeScaling):
 
     def _idle(self, name: str) -> Tensor:
         """What is not learned yet; distributed training wants a gradient from every parameter all the same: zero."""
-        base, offset = self._measurement(name), getattr(self, f"{name}_offset")
+        base, offset = self._measurement(name, counted=True), getattr(self, f"{name}_offset")
         if offset is None or not (offset.requires_grad and distributed()):
             return self._shaped(base)
         return self._shaped(base + 0.0 * offset)
 
-    def _measurement(self, name: str) -> Tensor:
+    def _measurement(self, name: str, counted: bool = False) -> Tensor:
         """What was measured: 1 before there was anything (0 for the lower end)."""
         base = getattr(self, f"{name}_base")
-        share = 1.0 if self._whole else self._share()
+        share = None if counted and _traced() else 1.0 if self._whole else self._share()  # one graph from the start
         if share is None:
             return torch.where(self.measured > 0, base / self.measured, self._nothing(name, base))
         if share == 1:
@@ -283,7 +283,8 @@ class StoredScaling(MagnitudeScaling):
 
     def _check(self, x: Tensor) -> None:
         """Refuse an input of another length along the axis than the data that the state comes from."""
-        if self.axis is not None and (self.training or self.calibrated):
+        grown = _traced() and self.magnitude_base.shape[0] == 1  # a graph doesn't see the new length
+        if self.axis is not None and not grown and (self.training or self.calibrated):
             self._fit(x.shape[self.axis])
 
     def _fit(self, channels: int, loading: bool = False) -> None:

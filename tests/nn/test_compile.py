@@ -80,7 +80,7 @@ class Carried(nn.Module):
         kwargs = {"return_quant_tensor": True, "calibration_steps": STEPS}
         self.inp = qnn.QuantIdentity(**kwargs)
         self.conv1 = qnn.QuantConv2d(3, 4, 3, padding=1, bias_quant=Int32Bias, return_quant_tensor=True)
-        self.act1 = qnn.QuantReLU(return_quant_tensor=True, calibration_steps=2 * STEPS)  # called twice in each forward
+        self.act1 = qnn.QuantReLU(return_quant_tensor=True, calibration_steps=STEPS)
         self.conv2 = qnn.QuantConv2d(4, 4, 3, padding=1, bias_quant=Int32Bias, weight_quant=Int8WeightPerChannel)
         self.act2 = qnn.QuantReLU(act_quant=self.act1.act_quant, return_quant_tensor=True)
         self.fc = qnn.QuantLinear(32, 5, bias_quant=Int32Bias, weight_quant=Int8WeightPerTensorPowerOfTwo)
