@@ -226,7 +226,8 @@ class WeightLayer(QuantLayer):
                 "output_quant=Int8Act."
             )
         inputs, weights = self._input_per_output(inputs), self._per_output(weights)
-        assert inputs is not None and weights is not None
+        assert inputs is not None
+        assert weights is not None
         if inputs.scale.numel() not in (1, self._outputs()):
             raise QuantizerError(
                 f"{path_of(self)}: the input has {inputs.scale.numel()} scales (axis {inputs.axis}), so its products "

@@ -7,7 +7,7 @@ quantizers with a zero point.
 
 import math
 from collections.abc import Callable
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from .fake_quant import composed_fake_quant
 from .inject import register_choices
 from .int_range import IntRange
 from .pooling import distributed, gathered_kth_largest, highest, lowest, summed
+from .protocols import Statistic
 
 __all__ = [
     "STATISTICS",
@@ -26,7 +27,6 @@ __all__ = [
     "MinMax",
     "MinSquaredError",
     "PercentileInterval",
-    "Statistic",
     "kth_largest",
     "lower_end",
     "measure",
@@ -320,19 +320,6 @@ STATISTICS = register_choices(
         "mse": MinSquaredError,
     },
 )
-
-
-@runtime_checkable
-class Statistic(Protocol):
-    """What may be injected as ``statistic``: ``(x, axis) -> Tensor``, 0-d or one number for each index of the axis.
-
-    ``x`` is float32 or float64 and never empty. With a method ``low(x, axis)`` it serves zero points, with
-    ``pooled(x, axis)`` it tells what several processes that train together have measured.
-    """
-
-    def __call__(self, x: Tensor, axis: int | None = None, /) -> Tensor:
-        """The statistic of ``x``."""
-        ...
 
 
 def measured(statistic: Statistic, x: Tensor, axis: int | None) -> Tensor:

@@ -88,6 +88,10 @@ class TensorQuant(nn.Module):
         """Whether training forwards still measure their input: the range is not learned yet."""
         return False
 
+    def progress(self) -> str:
+        """What there is to say of the calibration, such as ``"calibrating, 100 of 300 steps"``; else nothing."""
+        return ""
+
     def train(self, mode: bool = True) -> Self:
         """Switch to training or evaluation; training in a frozen model forgets the grid that was kept."""
         if mode and self._kept:

@@ -39,6 +39,7 @@ class Int8Act(IntBase):
         tensor([   2, -128], dtype=torch.int8)
     """
 
+    quantizes = "activation"
     scaling = "calibrated"
     statistic = "percentile"
     percentile = 99.999

@@ -13,6 +13,7 @@ class IntBase(Quantizer):
         ('half_even', 'float')
     """
 
+    quantizes = None
     tensor_quant = IntQuant
     int_range = IntRange
     bit_width = 8
@@ -65,6 +66,7 @@ class BiasBase(Quantizer):
         32
     """
 
+    quantizes = "bias"
     tensor_quant = BiasQuant
     int_range = IntRange
     bit_width = 32

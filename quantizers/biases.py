@@ -55,6 +55,7 @@ class Int8BiasOwnScale(IntBase):
         torch.int8
     """
 
+    quantizes = "bias"
     narrow_range = True
     scaling = "statistic"
     statistic = "abs_max"

@@ -45,6 +45,7 @@ class Int8WeightPerTensor(IntBase):
         torch.int8
     """
 
+    quantizes = "weight"
     narrow_range = True
     scaling = "statistic"
     statistic = "abs_max"
