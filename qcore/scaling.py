@@ -562,13 +562,6 @@ class CalibratedScaling(_StoredScaling):
         # `calibrating` is the one flag that traced code branches on; it flips once
         assign(self, calibration_steps=calibration_steps, momentum=momentum, calibrating=True)
         assign(self, _just_ended=False, _forwards=0)
-            self,
-            calibration_steps=calibration_steps,
-            momentum=momentum,
-            calibrating=True,
-            _just_ended=False,
-            _forwards=0,
-        )
 
     def renew(self) -> None:
         """Make the tensors, as they are before any data."""
