@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .derivatives import transformed
 from .errors import SettingError
 from .fake_quant import composed_fake_quant
 from .inject import register_choices
@@ -69,6 +70,9 @@ class AbsMax:
             return _zeros(x, axis)
         if torch.compiler.is_compiling():
             return _shaped(_rows(x, axis).abs().amax(1), axis)
+        if transformed():
+            rows = _rows(x, axis)
+            return _shaped(rows.gather(1, rows.detach().abs().argmax(1, keepdim=True)).abs().squeeze(1), axis)
         return _AbsMax.apply(x if x.dtype in (torch.float32, torch.float64) else x.float(), axis)
 
     def pooled(self, x: Tensor, axis: int | None = None) -> list[Tensor]:
@@ -81,8 +85,6 @@ class AbsMax:
 
 class _AbsMax(torch.autograd.Function):
     """abs().max() without its dense backward: two vectorised reductions; one element (per index) gets the gradient."""
-
-    generate_vmap_rule = True
 
     @staticmethod
     def forward(x: Tensor, axis: int | None) -> Tensor:
