@@ -1,8 +1,8 @@
 """Derivatives of what is rounded and clipped, in torch's own operations.
 
-What is built of these can be differentiated any number of times, backward and forward, mapped by `torch.func` and traced
-by `torch.jit`. None relies on the gradient of `torch.clamp`, which differs between versions of torch where a value lies
-on a bound.
+What is built of these can be differentiated any number of times, backward and forward, mapped by `torch.func` and
+traced by `torch.jit`. None relies on the gradient of `torch.clamp`, which differs between versions of torch where a
+value lies on a bound.
 """
 
 import torch

@@ -223,7 +223,8 @@ def round_straight_through(x: Tensor, rounding: Any) -> Tensor:
         >>> y.tolist(), x.grad
         ([0.0, 1.0], tensor([1., 1.]))
     """
-    if x.numel() == 0 and not isinstance(rounding, Rounding):
+    ours = isinstance(rounding, Rounding) or torch.jit.is_tracing()  # where a number of elements is none
+    if not ours and x.numel() == 0:
         return x.clone()
     wide = x if x.dtype in (torch.float32, torch.float64) else x.float()
     if not getattr(rounding, "straight_through", True):
