@@ -9,10 +9,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .derivatives import clamp_through, recording, straight_through
+from .derivatives import clamp_through, straight_through
 from .errors import QuantizerError
 from .int_range import representable_bounds
 from .rounding import HalfEven, round_straight_through
+from .tracing import recording
 
 __all__ = ["HALF_EVEN", "MANTISSA_BITS", "as_real", "composed_fake_quant"]
 

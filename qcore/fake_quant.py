@@ -17,10 +17,11 @@ import torch
 from torch import Tensor
 
 from .composed import HALF_EVEN, MANTISSA_BITS, as_real, composed_fake_quant
-from .derivatives import clamp_through, transformed
+from .derivatives import clamp_through
 from .fused import EagerFakeQuant, TracedFakeQuant, quantize_eagerly, runs_eagerly
 from .int_range import representable_bounds
 from .rounding import Rounding, round_straight_through
+from .tracing import transformed
 
 __all__ = ["as_real", "composed_fake_quant", "fake_quant", "quantize_to_int"]
 

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from .composed import composed_fake_quant
-from .derivatives import clamp_through, differentiated, transformed
+from .derivatives import clamp_through
 from .rounding import HalfEven, Rounding
+from .tracing import differentiated, transformed
 
 __all__ = [
     "LARGE",

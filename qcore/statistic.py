@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .derivatives import transformed
 from .errors import SettingError
 from .fake_quant import composed_fake_quant
 from .inject import register_choices
 from .int_range import IntRange
 from .pooling import distributed, gathered_kth_largest, highest, lowest, summed
+from .tracing import transformed
 
 __all__ = [
     "STATISTICS",
