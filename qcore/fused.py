@@ -74,7 +74,7 @@ def quantize_eagerly(
     return y.mul_(scale)
 
 
-def _passed(
+def _inside(
     grad: Tensor,
     x: Tensor,
     scale: Tensor,
@@ -83,11 +83,8 @@ def _passed(
     high: int,
     rounding: Rounding,
     relu: bool,
-    clips: bool,
 ) -> Tensor:
     """The gradient where the rounded integer is in range, else 0, by the one vectorised kernel that does it."""
-    if not clips:
-        return torch.where(x > 0, grad, 0.0) if relu else grad
     one_shift = zero_point is None or zero_point.numel() == 1
     if isinstance(rounding, HalfEven) and scale.numel() == 1 and one_shift:
         step, shift = scale.item(), 0.0 if zero_point is None else zero_point.item()
@@ -101,19 +98,24 @@ def _passed(
     return _hardtanh_backward(grad, codes, low - 0.5, high + 0.5)
 
 
-def _step_grad(grad: Tensor, passed: Tensor, x: Tensor, y: Tensor, step: float, few: bool) -> float:
+def _unclipped(grad: Tensor, x: Tensor, relu: bool) -> Tensor:
+    """The gradient where what is clipped lets it pass; the ReLU does not."""
+    return torch.where(x > 0, grad, 0.0) if relu else grad
+
+
+def _step_grad(grad: Tensor, inside: Tensor, x: Tensor, y: Tensor, step: float, few: bool) -> float:
     """LSQ's gradient of one scale, from what is at hand: inside ``(y - x) / scale``, outside ``y / scale``."""
     if few:
-        total = (torch.dot(grad.reshape(-1), y.reshape(-1)) - torch.dot(passed.reshape(-1), x.reshape(-1))).item()
+        total = (torch.dot(grad.reshape(-1), y.reshape(-1)) - torch.dot(inside.reshape(-1), x.reshape(-1))).item()
         if math.isfinite(total):
             return total / step
     # with many integers the two products would cancel; with an infinite value that was clipped, they are NaN
-    return (grad * torch.where(passed == 0, y, y - x)).sum().item() / step
+    return (grad * torch.where(inside == 0, y, y - x)).sum().item() / step
 
 
-def _steps_grad(grad: Tensor, passed: Tensor, x: Tensor, y: Tensor, scale: Tensor) -> Tensor:
+def _steps_grad(grad: Tensor, inside: Tensor, x: Tensor, y: Tensor, scale: Tensor) -> Tensor:
     """The same for several scales."""
-    return (grad * torch.where(passed == 0, y, y - x)).sum_to_size(scale.shape) / scale
+    return (grad * torch.where(inside == 0, y, y - x)).sum_to_size(scale.shape) / scale
 
 
 _hooks_in_use: Any = getattr(getattr(torch._C, "_autograd", None), "_top_saved_tensors_default_hooks", None)
@@ -177,7 +179,8 @@ class EagerFakeQuant(torch.autograd.Function):
         y = quantize_eagerly(x, scale, zero_point, low, high, rounding, relu)
         ctx.rest = low, high, rounding, relu, clips
         learned = ctx.needs_input_grad[1]
-        ctx.save_for_backward(x if learned or clips or relu else None, scale, zero_point, y if learned else None)
+        needed = learned or clips or relu or ctx.needs_input_grad[2]
+        ctx.save_for_backward(x if needed else None, scale, zero_point, y if learned else None)
         return y
 
     @staticmethod
@@ -190,15 +193,19 @@ class EagerFakeQuant(torch.autograd.Function):
                 return composed_fake_quant(x, scale, low, high, zero_point, rounding, relu=relu, clips=clips)
 
             return *_again(grad, definition, x, scale, zero_point), None, None, None, None, None
-        passed = _passed(grad, x, scale, zero_point, low, high, rounding, relu, clips)
+        asked = ctx.needs_input_grad
+        inside = grad
+        if clips or asked[1] or asked[2]:
+            inside = _inside(grad, x, scale, zero_point, low, high, rounding, relu)
         scale_grad = zero_point_grad = None
-        if ctx.needs_input_grad[1]:
+        if asked[1]:
             if scale.numel() == 1:
-                scale_grad = torch.full_like(scale, _step_grad(grad, passed, x, y, scale.item(), high - low < _FEW))
+                scale_grad = torch.full_like(scale, _step_grad(grad, inside, x, y, scale.item(), high - low < _FEW))
             else:
-                scale_grad = _steps_grad(grad, passed, x, y, scale)
-        if ctx.needs_input_grad[2]:
-            zero_point_grad = (passed - grad).mul_(scale).sum_to_size(zero_point.shape)
+                scale_grad = _steps_grad(grad, inside, x, y, scale)
+        if asked[2]:
+            zero_point_grad = (inside - grad).mul_(scale).sum_to_size(zero_point.shape)
+        passed = inside if clips else _unclipped(grad, x, relu)
         return passed, scale_grad, zero_point_grad, None, None, None, None, None
 
 
@@ -242,17 +249,18 @@ class MagnitudeFakeQuant(torch.autograd.Function):
                 return composed_fake_quant(x, shaped, low, high, None, rounding, relu=relu, clips=clips)
 
             return *_again(grad, definition, x, base, offset), None
-        passed = _passed(grad, x, scale, None, low, high, rounding, relu, clips)
+        inside = _inside(grad, x, scale, None, low, high, rounding, relu)
         y = _result(ctx, x, scale, y)
         magnitude = ctx.magnitude
         if scale.ndim == 0:
             number = magnitude.item()
             factor = 0.0 if abs(number) < floor else math.copysign(1, number) / threshold
-            pull = _step_grad(grad, passed, x, y, scale.item(), high - low < _FEW)
+            pull = _step_grad(grad, inside, x, y, scale.item(), high - low < _FEW)
             offset_grad = torch.full_like(magnitude, pull * factor)
         else:
             factors = torch.where(magnitude.abs() < floor, 0.0, magnitude.sign() / threshold)
-            offset_grad = _steps_grad(grad, passed, x, y, scale).reshape(magnitude.shape) * factors
+            offset_grad = _steps_grad(grad, inside, x, y, scale).reshape(magnitude.shape) * factors
+        passed = inside if clips else _unclipped(grad, x, relu)
         return passed, offset_grad if ctx.needs_input_grad[1] else None, offset_grad, None
 
 
