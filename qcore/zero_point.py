@@ -62,7 +62,7 @@ class RangeZeroPoint:
     def __call__(self, x: Tensor, scale: Tensor) -> Tensor:
         """The zero point for the scale that the scaling just gave for ``x``."""
         low = self.scaling.low_of(x)  # type: ignore[operator]
-        smallest, largest = self.int_range.bounds()
+        smallest, largest = self.int_range.bounds(self.axis, x.ndim)
         offset = along_axis(low, self.axis, x.ndim).to(scale.dtype) / scale
         return clamp_through(smallest - round_straight_through(offset, HalfEven()), smallest, largest)
 
