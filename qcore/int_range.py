@@ -148,7 +148,7 @@ def check_bit_width(setting: str, bit_width: object, minimum: int = MIN_BIT_WIDT
     """The bit width as an int, or a `SettingError` that says what is possible."""
     expected = f"a whole number from {minimum} to {MAX_BIT_WIDTH}"
     try:
-        if isinstance(bit_width, bool):
+        if isinstance(bit_width, bool) or _is_numpy_bool(bit_width):
             raise TypeError
         width = index(bit_width)  # type: ignore[arg-type]
     except TypeError:
@@ -173,9 +173,13 @@ def check_flag(setting: str, flag: object) -> bool:
     """The flag, or a `SettingError`: anything but True and False, Python's or numpy's, is a slip."""
     if flag is True or flag is False:
         return flag
-    if str(getattr(flag, "dtype", "")) == "bool" and getattr(flag, "shape", None) == ():
-        return bool(flag)  # numpy.True_
+    if _is_numpy_bool(flag):
+        return bool(flag)
     raise SettingError(setting, flag, "True or False")
+
+
+def _is_numpy_bool(found: object) -> bool:
+    return str(getattr(found, "dtype", "")) == "bool" and getattr(found, "shape", None) == ()
 
 
 def _check_module(bit_width: nn.Module) -> nn.Module:

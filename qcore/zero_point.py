@@ -31,6 +31,7 @@ class RangeZeroPoint:
         SettingError: the scaling, or its statistic, knows no lower end.
 
     Example:
+        >>> import torch
         >>> from bitwright.qcore import MinMax, StatisticScaling
         >>> eight = IntRange(8, signed=False)
         >>> scaling = StatisticScaling(eight, MinMax())
