@@ -18,6 +18,7 @@ from .inject import register_choices
 from .int_range import IntRange
 from .pooling import distributed, gathered_kth_largest, highest, lowest, summed
 from .protocols import Statistic
+from .tracing import transformed
 
 __all__ = [
     "STATISTICS",
@@ -72,6 +73,9 @@ class AbsMax:
             return _zeros(x, axis)
         if torch.compiler.is_compiling():
             return _shaped(_rows(x, axis).abs().amax(1), axis)
+        if transformed():
+            rows = _rows(x, axis)
+            return _shaped(rows.gather(1, rows.detach().abs().argmax(1, keepdim=True)).abs().squeeze(1), axis)
         return _AbsMax.apply(x if x.dtype in (torch.float32, torch.float64) else x.float(), axis)
 
     def pooled(self, x: Tensor, axis: int | None = None) -> list[Tensor]:
@@ -84,8 +88,6 @@ class AbsMax:
 
 class _AbsMax(torch.autograd.Function):
     """abs().max() without its dense backward: two vectorised reductions; one element (per index) gets the gradient."""
-
-    generate_vmap_rule = True
 
     @staticmethod
     def forward(x: Tensor, axis: int | None) -> Tensor:
