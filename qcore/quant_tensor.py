@@ -15,7 +15,7 @@ from .grid_rules import CHANGES, RULES, STAYS, Operation, may_leave
 __all__ = ["QuantTensor", "grid_lost", "grid_of", "values_of"]
 
 aten = torch.ops.aten
-_FRESH = (aten.empty_like.default, aten.new_empty.default)
+_COMPOSITE = torch._C.DispatchKey.CompositeImplicitAutograd
 _SOURCE = 4  # its place in `_form`
 _CHANGED = (
     "This QuantTensor was changed in place by an operation that leaves its grid. Use the operation that returns a new "
@@ -235,14 +235,13 @@ class QuantTensor(torch.Tensor):
         rule = RULES.get(func)
         if rule is None:
             if _is_composite(func):
-                return func.decompose(*args, **kwargs)
+                return func._op_dk(_COMPOSITE, *args, **kwargs)  # decompose() may give other digits
             if func._schema.is_mutable:
                 return _in_place(func, args, kwargs)
         plain, named = _plain(args), _plain(kwargs)
         out = func(*plain, **named)
         if rule is None:
-            fresh = func in _FRESH and out.dtype.is_floating_point
-            return QuantTensor(out, None, None, None) if fresh else out
+            return QuantTensor(out, None, None, None) if _may_become_mask(func, args, out) else out
         first = out[0] if isinstance(out, (tuple, list)) else out
         grid = rule(Operation(func, plain, named, _grids(args), first))
         if grid is None:
@@ -383,7 +382,15 @@ def _restore(values: Tensor, *rest: Any) -> QuantTensor:
 @lru_cache(maxsize=1024)
 def _is_composite(func: Any) -> bool:
     """Whether an operation is made of others, and nothing else: inference mode hands such a one over whole."""
-    return func.has_kernel_for_dispatch_key("CompositeImplicitAutograd") and not func.has_kernel_for_dispatch_key("CPU")
+    return func.has_kernel_for_dispatch_key(_COMPOSITE) and not func.has_kernel_for_dispatch_key("CPU")
+
+
+def _may_become_mask(func: Any, args: Any, out: Any) -> bool:
+    """Whether a result is what dropout starts from: an empty tensor, of one number for each value or channel."""
+    if func is aten.empty_like.default:
+        return out.dtype.is_floating_point
+    one_each = func is aten.new_empty.default and out.ndim == args[0].ndim and all(size == 1 for size in out.shape[2:])
+    return one_each and out.dtype.is_floating_point
 
 
 def _inner_of(tensor: Any) -> Any:
@@ -409,15 +416,20 @@ def _in_place(func: Any, args: Any, kwargs: Any) -> Any:
     """Run an operation that writes into QuantTensors: they leave their grids, unless a rule says where they go."""
     plain, named = _plain(args), _plain(kwargs)
     result = func(*plain, **named)
-    rule = CHANGES.get(func)
-    for target in () if func in STAYS else _written(func, args, kwargs):
+    rule, written = CHANGES.get(func), _written(func, args, kwargs)
+    for target in () if func in STAYS else written:
         for each in (target, target._base):  # what a view changes is its base's
-            if isinstance(each, QuantTensor):
-                whole = rule is not None and each.numel() == target.numel()
-                op = Operation(func, plain, named, (grid_of(each), *_grids(args)[1:]), each._inner)
-                each._move(rule(op) if whole else None)
-    first = kwargs.get("out", args[0] if args else None)
-    return first if isinstance(first, QuantTensor) else result
+            if not isinstance(each, QuantTensor):
+                continue
+            grid = None
+            if rule is not None and each.numel() == target.numel():
+                grids = (grid_of(each), *_grids(args)[1:])
+                grid = rule(Operation(func, (each._inner, *plain[1:]), named, grids, each._inner))
+            each._move(grid)
+    wrappers = {id(each._inner): each for each in written}
+    if isinstance(result, (tuple, list)):
+        return type(result)(wrappers.get(id(each), each) for each in result)
+    return wrappers.get(id(result), result)
 
 
 def _written(func: Any, args: Any, kwargs: Any) -> list["QuantTensor"]:
