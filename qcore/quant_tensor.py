@@ -414,9 +414,14 @@ def _grids(args: Any) -> tuple[Grid | None, ...]:
 
 def _in_place(func: Any, args: Any, kwargs: Any) -> Any:
     """Run an operation that writes into QuantTensors: they leave their grids, unless a rule says where they go."""
+    rule, written = CHANGES.get(func), _written(func, args, kwargs)
+    if written and torch.Tag.inplace_view in func.tags and func not in STAYS:
+        raise QuantTensorError(
+            f"{func._schema.name.removeprefix('aten::')} changes the shape of a QuantTensor in place, which is not "
+            "supported. Use an operation that returns a new tensor (x = x.squeeze() instead of x.squeeze_())."
+        )
     plain, named = _plain(args), _plain(kwargs)
     result = func(*plain, **named)
-    rule, written = CHANGES.get(func), _written(func, args, kwargs)
     for target in () if func in STAYS else written:
         for each in (target, target._base):  # what a view changes is its base's
             if not isinstance(each, QuantTensor):

@@ -948,6 +948,28 @@ def test_other_views_see_that_a_view_left_the_grid():
     assert grid_of(x.clone()) is None
 
 
+@pytest.mark.parametrize("change", ["squeeze_", "t_"])
+def test_shapes_are_not_changed_in_place(change):
+    x = quantized(shape=(3, 1))
+    with pytest.raises(QuantTensorError) as caught:
+        getattr(x, change)()
+    assert str(caught.value) == (
+        f"{change} changes the shape of a QuantTensor in place, which is not supported. Use an operation that returns "
+        "a new tensor (x = x.squeeze() instead of x.squeeze_())."
+    )
+    assert x.is_valid
+    assert x.detach_().is_valid
+
+
+def test_what_writes_into_another_tensor_leaves_the_grid_alone():
+    x = quantized()
+    target = torch.zeros(SHAPE)
+    assert target.copy_(x) is target
+    assert torch.equal(target, x.value)
+    assert type(target.add_(x)) is Tensor
+    assert x.is_valid
+
+
 @pytest.mark.parametrize("change", [F.relu_, lambda x: x.zero_()])
 def test_changes_in_place_that_stay_on_the_grid(change):
     x = quantized()
