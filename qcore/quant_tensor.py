@@ -154,15 +154,15 @@ class QuantTensor(torch.Tensor):
         grid = self._known()
         if grid.error > 0.5 or not self.is_valid:
             where = f"the grid of scale {_short(grid.scale)} and {_bits(grid)}"
-            if self.dtype == torch.float64 or (grid.error == 0 and int(grid.bit_width) <= 22):
+            if grid.error > 0.05 or (self.dtype != torch.float64 and int(grid.bit_width) > 22):
                 raise QuantTensorError(
-                    f"Not every value lies on {where}, so there are no integers to return. Quantize the tensor again, "
-                    "for example with QuantIdentity."
+                    f"Rounding may have moved values by more than half a step of {where}, so their integers are "
+                    "unknown. Compute in double precision, model.double()(x.double()), or run the model in integers: "
+                    "bitwright.export.run_integers."
                 )
             raise QuantTensorError(
-                f"{str(self.dtype).removeprefix('torch.')} is too coarse for {where}: rounding may have moved values "
-                "by more than half a step. Compute in double precision, model.double()(x.double()), or run the model "
-                "in integers: bitwright.export.run_integers."
+                f"Not every value lies on {where}, so there are no integers to return. Quantize the tensor again, for "
+                "example with QuantIdentity."
             )
         return grid.to_int(self._inner.detach())
 
