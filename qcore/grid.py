@@ -1,5 +1,6 @@
 """The grid that quantized values lie on."""
 
+import math
 from collections.abc import Hashable
 from typing import NamedTuple
 
@@ -8,7 +9,7 @@ from torch import Tensor
 
 from .int_range import int_bounds
 
-__all__ = ["Grid", "along_axis", "products_source", "shared", "storage_dtype"]
+__all__ = ["Grid", "along_axis", "bits_to_spare", "products_source", "shared", "storage_dtype"]
 
 
 class Grid(NamedTuple):
@@ -23,8 +24,8 @@ class Grid(NamedTuple):
         axis: the dimension that has a scale for each index, or None for one scale.
         source: which stored scale the grid came from, hashable; equal for tensors on one shared grid. None for a scale
             that belongs to one tensor, such as a statistic of it: such a grid is shared with nothing.
-        error: how many steps rounding may have moved a value at most: 0 for values rounded to the grid, half a unit in
-            the last place of the largest possible sum for sums of products.
+        spare_bits: for float sums of products, how many bits of the float's mantissa the largest possible sum leaves
+            free, see `bits_to_spare`: below 1, rounding may have moved a value by half a step.
 
     Example:
         >>> Grid(torch.tensor(0.5), bit_width=4, signed=True).bounds
@@ -38,7 +39,7 @@ class Grid(NamedTuple):
     narrow_range: bool = False
     axis: int | None = None
     source: Hashable = None
-    error: float = 0.0
+    spare_bits: int = 64
 
     @property
     def bounds(self) -> tuple[int, int]:
@@ -90,6 +91,16 @@ def products_source(inputs: Hashable, weights: Hashable) -> Hashable:
     """
     source = ("products", inputs, weights)
     return source if is_stored(source) else None
+
+
+def bits_to_spare(largest: int, dtype: torch.dtype) -> int:
+    """How many bits of a float's mantissa are left by sums of integers as large as this; negative: how many it lacks.
+
+    Example:
+        >>> bits_to_spare(256 * 255 * 127, torch.float32), bits_to_spare(4608 * 255 * 127, torch.float32)
+        (1, -4)
+    """
+    return round(1 - math.log2(torch.finfo(dtype).eps)) - largest.bit_length()
 
 
 def along_axis(flat: Tensor, axis: int | None, ndim: int) -> Tensor:

@@ -225,7 +225,9 @@ def _summed(op: Operation) -> Grid | None:
     spare = 2 if one.signed != other.signed else 1  # an unsigned range of b bits needs b + 1 signed ones
     width = max(int(one.bit_width), int(other.bit_width)) + spare
     source = ("sum", scale_of_one, terms - more if subtracts else terms + more)
-    return Grid(one.scale, zero_point, width, signed, False, one.axis, source, one.error + other.error)
+    return Grid(
+        one.scale, zero_point, width, signed, False, one.axis, source, min(one.spare_bits, other.spare_bits) - 1
+    )
 
 
 def _stored_scale(grid: Grid) -> tuple[Any, int]:
@@ -247,16 +249,16 @@ def _combined(one: Tensor | None, other: Tensor | None, subtracts: bool) -> Tens
 def _tossed(op: Operation) -> Grid | None:
     """0 and 1 are integers of one bit."""
     one = torch.ones((), dtype=op.out.dtype, device=op.out.device)
-    return Grid(one, None, 1, False, False, None, ("mask", 1.0))
+    return Grid(one, None, 1, False, False, None, ("mask", "1"))
 
 
 @_keeps(aten.div_.Scalar, aten.div_.Tensor, table=CHANGES)
 def _rescaled(op: Operation) -> Grid | None:
     """A mask divided by the share of values that it keeps."""
     mask, share = op.grids[0], op.args[1]
-    if mask is None or mask.source != ("mask", 1.0) or not isinstance(share, (int, float)) or not 0 < share <= 1:
+    if mask is None or mask.source != ("mask", "1") or not isinstance(share, (int, float)) or not 0 < share <= 1:
         return None
-    return mask.replace(scale=mask.scale / share, source=("mask", share))
+    return mask.replace(scale=mask.scale / share, source=("mask", str(share)))
 
 
 @_keeps(aten.mul.Tensor)
@@ -277,7 +279,7 @@ def _dropped_at_once(op: Operation) -> Grid | None:
     grid, probability = op.grids[0], op.args[1]
     if grid is None or op.argument(2, "train", True) is False:
         return grid
-    return _dropped(op, grid, 1 / (1 - probability), ("mask", 1 - probability)) if probability < 1 else None
+    return _dropped(op, grid, 1 / (1 - probability), ("mask", str(1 - probability))) if probability < 1 else None
 
 
 def _dropped(op: Operation, grid: Grid, factor: float | Tensor, mask: Any) -> Grid:

@@ -152,9 +152,9 @@ class QuantTensor(torch.Tensor):
                 of many products).
         """
         grid = self._known()
-        if grid.error > 0.5 or not self.is_valid:
+        if grid.spare_bits < 1 or not self.is_valid:
             where = f"the grid of scale {_short(grid.scale)} and {_bits(grid)}"
-            if grid.error > 0.05 or (self.dtype != torch.float64 and int(grid.bit_width) > 22):
+            if grid.spare_bits < 5 or (self.dtype != torch.float64 and int(grid.bit_width) > 22):
                 raise QuantTensorError(
                     f"Rounding may have moved values by more than half a step of {where}, so their integers are "
                     "unknown. Compute in double precision, model.double()(x.double()), or run the model in integers: "
@@ -364,7 +364,7 @@ def behind(x: Tensor) -> Any:
 
 def _form_of(grid: Grid, ndim: int) -> tuple[Any, ...]:
     axis = None if grid.axis is None else grid.axis % ndim  # the rules count from the first dimension
-    return (int(grid.bit_width), grid.signed, grid.narrow_range, axis, grid.source, grid.error)
+    return (int(grid.bit_width), grid.signed, grid.narrow_range, axis, grid.source, grid.spare_bits)
 
 
 def _on(values: Tensor, grid: Grid) -> QuantTensor:

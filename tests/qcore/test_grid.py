@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bitwright.qcore import Grid, int_bounds
-from bitwright.qcore.grid import along_axis, products_source, shared, storage_dtype
+from bitwright.qcore.grid import along_axis, bits_to_spare, products_source, shared, storage_dtype
 
 HALF = torch.tensor(0.5)
 
@@ -12,7 +12,7 @@ HALF = torch.tensor(0.5)
 def test_defaults():
     grid = Grid(HALF)
     assert (grid.scale, grid.zero_point, grid.bit_width, grid.signed) == (HALF, None, 8, True)
-    assert (grid.narrow_range, grid.axis, grid.source, grid.error) == (False, None, None, 0)
+    assert (grid.narrow_range, grid.axis, grid.source, grid.spare_bits) == (False, None, None, 64)
 
 
 def test_bounds():
@@ -97,6 +97,20 @@ def test_one_stored_scale_is_one_grid(source):
 @pytest.mark.parametrize("source", [None, ("products", 1, None), ("products", ("sum", None, 2), 1)])
 def test_the_scale_of_one_tensor_is_shared_with_nothing(source):
     assert not shared(Grid(HALF, source=source), Grid(HALF, source=source))
+
+
+@pytest.mark.parametrize(
+    ("largest", "dtype", "bits"),
+    [
+        (2**23 - 1, torch.float32, 1),
+        (2**23, torch.float32, 0),
+        (2**31, torch.float64, 21),
+        (127, torch.bfloat16, 1),
+        (1024, torch.float16, 0),
+    ],
+)
+def test_bits_to_spare(largest, dtype, bits):
+    assert bits_to_spare(largest, dtype) == bits
 
 
 def test_products_source():

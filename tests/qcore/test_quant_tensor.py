@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 import bitwright.nn as qnn
 from bitwright.qcore import BitwrightError, Grid, QuantTensor, QuantTensorError, grid_of, values_of
-from bitwright.qcore.grid import products_source
+from bitwright.qcore.grid import bits_to_spare, products_source
 from bitwright.qcore.quant_tensor import grid_lost
 from bitwright.quantizers import Int32Bias
 
@@ -1141,8 +1141,7 @@ def sums_of_products(inputs, outputs, rows, dtype, lowest=0):
     scales = torch.tensor(0.0123, dtype=dtype), torch.tensor(0.00321, dtype=dtype)
     values = (codes.to(dtype) * scales[0]) @ (weight.to(dtype) * scales[1])
     largest = inputs * 255 * 127
-    error = largest * torch.finfo(dtype).eps / 2
-    grid = Grid(scales[0] * scales[1], None, largest.bit_length() + 1, True, error=error)
+    grid = Grid(scales[0] * scales[1], None, largest.bit_length() + 1, True, spare_bits=bits_to_spare(largest, dtype))
     return codes @ weight, QuantTensor.wrap(values, grid)
 
 
@@ -1163,7 +1162,7 @@ def test_wide_sums_in_float32_have_no_integers_even_where_they_look_valid():
     right, sums = sums_of_products(1152, 8, 50, torch.float32)
     grid = grid_of(sums)
     off_by_one = QuantTensor.wrap(grid.from_int(right + 1).double().float(), grid)[:1, :1]
-    assert grid.error == pytest.approx(2.2, abs=0.1)
+    assert grid.spare_bits == -2
     for refused in (sums, sums[0, 0], off_by_one, sums.double(), sums.relu()):
         with pytest.raises(QuantTensorError) as caught:
             refused.int()
@@ -1183,7 +1182,7 @@ def test_small_sums_off_their_grid_are_told_to_quantize_again():
 def test_sums_of_sums_add_up_what_rounding_may_do():
     _, sums = sums_of_products(200, 8, 50, torch.float32)
     twin = QuantTensor.wrap(sums.value, grid_of(sums).replace(source=1))
-    assert grid_of(twin + twin).error == 2 * grid_of(sums).error
+    assert (grid_of(sums).spare_bits, grid_of(twin + twin).spare_bits) == (1, 0)
     with pytest.raises(QuantTensorError):
         (twin + twin).int()
 
