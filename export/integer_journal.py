@@ -11,7 +11,7 @@ from ..qcore import TensorQuant
 from .errors import ExportError
 from .sums import Sums
 
-__all__ = ["Journal", "numbered"]
+__all__ = ["Journal", "numbered", "operation_name"]
 
 EXACT = 2**53  # float64 holds every integer up to here, so that sums of products are exact whatever their order
 
@@ -19,6 +19,12 @@ EXACT = 2**53  # float64 holds every integer up to here, so that sums of product
 def numbered(path: str, index: int) -> str:
     """The name of one call of a module: its path, with a number from the second call on."""
     return path if index == 0 else f"{path}.{index}"
+
+
+def operation_name(operation: Any) -> str:
+    """What users call an operator of torch: ``aten::_native_batch_norm_legit_no_training`` is ``batch_norm``."""
+    name = operation._schema.name.partition("::")[2].removesuffix("_legit_no_training")
+    return name.removeprefix("_").removeprefix("native_")
 
 
 class Journal:
@@ -30,6 +36,7 @@ class Journal:
     Attributes:
         sums: by layer.
         floats: for each layer, what was computed on values in place of integers, with how often.
+        noted: the same in order, as pairs of layer and operation.
 
     Example:
         >>> journal = Journal(accumulator_bits=8)
@@ -42,6 +49,7 @@ class Journal:
         self.accumulator_bits = accumulator_bits
         self.sums: dict[str, Sums] = {}
         self.floats: dict[str, dict[str, int]] = {}
+        self.noted: list[tuple[str, str]] = []
         self._running: list[tuple[str, str]] = []
 
     @property
@@ -119,6 +127,7 @@ class Journal:
 
     def compute_in_float(self, what: Any) -> None:
         """Note an operation on values."""
-        name = what if isinstance(what, str) else what._schema.name.removeprefix("aten::")
+        name = what if isinstance(what, str) else operation_name(what)
         counts = self.floats.setdefault(self.layer, {})
         counts[name] = counts.get(name, 0) + 1
+        self.noted.append((self.layer, name))

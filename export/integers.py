@@ -48,12 +48,12 @@ def integers(model: nn.Module, example: Tensor | tuple[Any, ...], *, kwargs: dic
     layers: dict[str, LayerIntegers] = {}
     for name, slots in run.slots.items():
         module = modules[name] if name in modules else modules[name.rpartition(".")[0]]
-        parts = {slot: ungrouped[each] for slot, each in slots.items()}
+        parts = {slot: replace(ungrouped[each], entering=run.entering.get(each)) for slot, each in slots.items()}
         entering, leaving = run.grids[name]
         entering = parts["input"].grid if "input" in parts else entering
         layer = LayerIntegers(name, type(module).__name__, parts, entering, leaving, _settings(module))
         layers[name] = layer
-    return Integers({name: _with_widths(layer, layers) for name, layer in layers.items()})
+    return Integers({name: _with_widths(layer, layers) for name, layer in layers.items()}, run.float_modules)
 
 
 def parts_of(recording: Recording) -> dict[str, Quantized]:
@@ -107,4 +107,6 @@ def _settings(module: nn.Module) -> dict[str, Any]:
     """What a convolution needs to know besides its integers."""
     names = ("stride", "padding", "dilation", "groups", "output_padding")
     found = {name: getattr(module, name) for name in names if hasattr(module, name)}
+    if getattr(module, "padding_mode", "zeros") != "zeros":
+        found["padding_mode"] = module.padding_mode
     return {name: list(each) if isinstance(each, tuple) else each for name, each in found.items()}
