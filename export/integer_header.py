@@ -77,7 +77,7 @@ def to_c_header(integers: Integers, name: str = "model") -> str:
         >>> _ = layer.weight.data.copy_(torch.tensor([[0.7, -0.3]]))
         >>> print(to_c_header(integers(torch.nn.Sequential(layer), torch.ones(1, 2)), "tiny"))
         /* Integers of a quantized model: value = (integer - zero point) * scale. Written by bitwright. */
-        /* Computed in floats, and not in this file: 0 (QuantLinear): addmm */
+        /* Computed in floats, and not in this file: 0 (QuantLinear): mm */
         #ifndef TINY_H
         #define TINY_H
         <BLANKLINE>

@@ -32,9 +32,11 @@ class Journal:
 
     Args:
         accumulator_bits: width of the accumulators; a sum that they don't hold is an error.
+        keep: whether the sums of each layer are kept.
 
     Attributes:
         sums: by layer.
+        accumulators: the sums that are kept, by the name of the layer's call.
         floats: for each layer, what was computed on values in place of integers, with how often.
         noted: the same in order, as pairs of layer and operation.
 
@@ -45,8 +47,9 @@ class Journal:
         8
     """
 
-    def __init__(self, accumulator_bits: int = 32) -> None:
-        self.accumulator_bits = accumulator_bits
+    def __init__(self, accumulator_bits: int = 32, keep: bool = False) -> None:
+        self.accumulator_bits, self.keep = accumulator_bits, keep
+        self.accumulators: dict[str, Tensor] = {}
         self.sums: dict[str, Sums] = {}
         self.floats: dict[str, dict[str, int]] = {}
         self.noted: list[tuple[str, str]] = []

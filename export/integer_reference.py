@@ -27,7 +27,7 @@ def run_integers(
 
     Sums of products are integers; at each quantizer they are moved to the next grid. Pooling, ReLU, reshaping,
     concatenation, addition and averaging need the integers alone. Any other operation (sigmoid, a batch norm that was
-    not folded ...) is computed on values, and ``run.floats`` says where.
+    not folded ...) is computed on values up to the next quantizer, and ``run.floats`` names each.
 
     Args:
         model: gives the order of operations; it is left as it was.
@@ -69,4 +69,5 @@ def run_integers(
             kwargs,
             requantization(requantize),
             accumulator_bits,
+            keep=True,
         )

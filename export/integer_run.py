@@ -33,6 +33,8 @@ class IntegerRun:
         outputs: what the model returned, its tensors as float32 values.
         codes: the integers of every activation, int64, by the name of its quantizer.
         sums: for each layer, the smallest and largest sum that its accumulators held.
+        accumulators: what `run_integers` found in the accumulators of each layer in the end, int64 and exact; with the
+            bias where it adds to the products.
         floats: for each module, the operations between the first quantizer and the outputs that were computed on values
             in place of integers, with how often; empty for a model that needs no floats there.
         float_modules: the same and what was computed before the first quantizer, as `FloatModule` records: each says
@@ -52,6 +54,7 @@ class IntegerRun:
     outputs: Any
     codes: dict[str, Tensor] = field(default_factory=dict)
     sums: dict[str, Sums] = field(default_factory=dict)
+    accumulators: dict[str, Tensor] = field(default_factory=dict)
     floats: dict[str, dict[str, int]] = field(default_factory=dict)
     float_modules: tuple[FloatModule, ...] = ()
     entering: dict[str, Entering] = field(default_factory=dict)
@@ -82,6 +85,7 @@ def run_lowered(
     requantize: Any = None,
     accumulator_bits: int = 32,
     take: Take | None = None,
+    keep: bool = False,
 ) -> IntegerRun:
     """`run_integers` for a model in evaluation mode.
 
@@ -95,9 +99,10 @@ def run_lowered(
         accumulator_bits: width of the accumulators.
         take: called at each activation with its name, input, integers, grid and rounding; returns the
             integers to go on with.
+        keep: whether the sums of each layer are kept.
     """
     run = IntegerRun(None)
-    journal = Journal(accumulator_bits)
+    journal = Journal(accumulator_bits, keep)
     tracker = FloatTracker(journal, (args, kwargs or {}))
     known, counts, modules = found, dict[str, int](), dict(model.named_modules())
     requantize = requantize or requantization("scale")
@@ -148,7 +153,7 @@ def run_lowered(
     tracker.returned(outputs)
     run.float_modules = tracker.modules(modules)
     run.outputs = _pytree.tree_map(_values, outputs)
-    run.sums, run.floats = journal.sums, journal.floats
+    run.sums, run.floats, run.accumulators = journal.sums, journal.floats, journal.accumulators
     return run
 
 

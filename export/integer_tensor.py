@@ -519,6 +519,8 @@ def _with_bias(x: IntegerTensor, sums: Tensor, scale: Tensor, axis: int, bias: A
             terms = [Term(codes, along(scale))]
         else:
             terms.append(Term(along(own.codes).expand(codes.shape), along(own.scale)))
+    if journal.keep:
+        journal.accumulators[journal.call] = codes
     zero = torch.zeros(scale.shape, dtype=torch.int64)
     grid = None
     if len(terms) == 1:

@@ -27,6 +27,7 @@ from bitwright.qcore import Ceil, Floor, HalfEven, HalfUp, TowardZero
 from bitwright.quantizers import (
     Int8Act,
     Int8ActPowerOfTwo,
+    Int8BiasOwnScale,
     Int8WeightPerChannel,
     Int8WeightPerChannelPowerOfTwo,
     Int8WeightPerTensor,
@@ -416,12 +417,24 @@ def test_accumulators_are_exact_above_float32():
     run = run_integers(model, x)
     right = run.codes["0.act_quant"] @ fc.int_weight().long().T
     assert int(right.max()) > 2**24
+    assert torch.equal(run.accumulators["1"], right)
     assert torch.equal(run.sums["1"].low, right.amin(0))
     assert torch.equal(run.sums["1"].high, right.amax(0))
     row = accumulator_report(model, x)["1"]
     assert torch.equal(row.actual.high, right.amax(0))
     assert row.worst.high.tolist() == (255 * fc.int_weight().long().clamp_min(0).sum(1)).tolist()
     assert compare(model, x).run.sums["1"].high.equal(right.amax(0))
+
+
+def test_accumulators_hold_the_bias_where_it_adds_to_the_products():
+    x = torch.randn(5, 6)
+    for bias, adds in ((Int32Bias, True), (Int8BiasOwnScale, False)):
+        fc = qnn.QuantLinear(6, 3, bias_quant=bias, input_quant=Int8Act(scale=2**-5)).eval()
+        fc(x)
+        run = run_integers(nn.Sequential(fc), x)
+        products = run.codes["0.input_quant"] @ fc.int_weight().long().T
+        assert torch.equal(run.accumulators["0"], products + fc.int_bias() if adds else products)
+        assert run.accumulators["0"].dtype is torch.int64
 
 
 def test_joined_grids_stay_integers():
