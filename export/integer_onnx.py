@@ -16,7 +16,7 @@ from .formats import QCDQ, Format
 from .integer_compare import _File
 from .integer_floats import FloatModule, remedy
 from .integer_run import IntegerRun, run_lowered
-from .integers import integers
+from .integers import integers_of
 from .layer_integers import Integers, LayerIntegers
 from .lower import lower
 from .lowering import evaluating, quantizers_of, unchanged
@@ -86,7 +86,7 @@ def export_onnx_integer(
     with evaluating(module), unchanged(module):
         recording = record(module, quantizers, arguments, kwargs)
         options["opset_version"] = check(recording, INTEGER, options.get("opset_version"))
-        found = integers(module, arguments, kwargs=kwargs)
+        found = integers_of(call, module, quantizers, recording, arguments, kwargs)
         check_layers(module, found)
         program = trace(module, quantizers, recording, arguments, options)
         scopes = {value.name: _scope(node) for node in program.model.graph for value in node.outputs}

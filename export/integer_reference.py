@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from .errors import ExportError
 from .integer_requantize import requantization
 from .integer_run import IntegerRun, run_lowered
-from .integers import integers as integers_from
+from .integers import integers_for
 from .layer_integers import Integers
 from .lowering import evaluating, quantizers_of, unchanged
 
@@ -59,7 +59,7 @@ def run_integers(
     if not 2 <= accumulator_bits <= 53:
         raise ExportError(f"accumulator_bits={accumulator_bits} is not possible: expected 2 to 53. Write 32.")
     arguments = inputs if isinstance(inputs, tuple) else (inputs,)
-    found = integers_from(model, inputs, kwargs=kwargs) if integers is None else integers
+    found = integers_for("run_integers", model, inputs, kwargs) if integers is None else integers
     with evaluating(model), unchanged(model):
         return run_lowered(
             model,
