@@ -616,4 +616,6 @@ def _means(tensor: IntegerTensor, sums: list[tuple[Tensor, Tensor]], count: int)
 _SELECTING = {
     *(_same, _moved, _reshaped, _converted, _selected, _padded, _joined, _rectified, _clamped, _negated, _maximum),
 }
-SELECTIONS = frozenset(operation for operation, rule in _RULES.items() if rule in _SELECTING)  # no new values
+SELECTIONS = frozenset(  # no new values
+    (*(operation for operation, rule in _RULES.items() if rule in _SELECTING), aten.embedding.default)
+)
