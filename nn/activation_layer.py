@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.types import Device
 
-from ..qcore import Grid, QuantizerError, QuantTensor, SettingError, TensorQuant, values_of
+from ..qcore import Grid, QuantizerError, QuantTensor, SettingError, TensorQuant, path_of, values_of
 from ..qcore.inject import QuantizerType
 from ..qcore.int_range import check_flag
 from .slots import Described, fill_slot, split_overrides
@@ -135,11 +135,16 @@ class ActivationLayer(nn.Module):
 
     def _real(self, x: Tensor) -> Tensor:
         """The input as floating numbers, which grids have; complex ones lie on no grid."""
+        if x.is_nested:
+            raise QuantizerError(
+                f"{path_of(self)}: the input is a nested tensor, which can't be quantized. Pad it, "
+                "x.to_padded_tensor(0.0); if nn.TransformerEncoder made it, write enable_nested_tensor=False there."
+            )
         if x.is_floating_point():
             return x
         if x.is_complex():
             raise QuantizerError(
-                f"{Described(self)}: the input is {x.dtype}, and only real numbers can be quantized. Quantize "
+                f"{path_of(self)}: the input is {x.dtype}, and only real numbers can be quantized. Quantize "
                 "torch.view_as_real(x), or the magnitude x.abs()."
             )
         return x.to(torch.get_default_dtype())

@@ -281,7 +281,7 @@ def test_literal_numbers_of_integers():
 
 @pytest.mark.parametrize(
     ("name", "described"),
-    [("identity", "QuantIdentity()"), ("relu", "QuantReLU()"), ("softmax", "QuantSoftmax(dim=-1)")],
+    [("identity", "QuantIdentity"), ("relu", "QuantReLU"), ("softmax", "QuantSoftmax")],
 )
 def test_complex_input_is_refused(name, described):
     with pytest.raises(QuantizerError) as caught:
