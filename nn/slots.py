@@ -190,7 +190,7 @@ weight_bit_width=2 can't be set on a layer that is built. Write layer.weight_qua
     _kept: dict[str, Any] | None = None  # quantized weights and biases, while the model is frozen
     _built = False
 
-    def _provided(self, slot: str) -> dict[str, Any]:
+    def _provided(self, slot: str) -> Mapping[str, Any]:
         """What the layer contributes to the quantizer of a slot."""
         raise NotImplementedError
 
