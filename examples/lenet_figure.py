@@ -67,6 +67,7 @@ def draw_sizes(model: LeNet, bars: list[Bar], path: Path) -> None:
     figure = Figure(figsize=(11, 3.6), layout="constrained")
     weights, files = figure.subplots(1, 2, width_ratios=(1, 1.05))
     _draw_weights(weights, "fc1", model.fc1)
+    weights.margins(y=0.34)  # room for the legend
     places = range(len(bars))
     sizes = [bar.kilobytes for bar in bars]
     files.barh(places, sizes, color=[GREY, *[BLUE] * (len(bars) - 1)], alpha=0.6, height=0.62)
