@@ -134,7 +134,7 @@ NETWORKS = {
         "LeNet-5, W4A4 + Int32Bias, QuantTensors, training step", LEARNED, partial(training, LENET, W4A4B32)
     ),
     "lenet-w4a4-collecting-step": Workload(
-        "LeNet-5, W4A4, training step while collecting", ALL, partial(training, LENET, W4A4_CALIBRATING)
+        "LeNet-5, W4A4, training step while calibrating", ALL, partial(training, LENET, W4A4_CALIBRATING)
     ),
     "lenet-w4-eval": Workload("LeNet-5, W4, evaluation", ALL, partial(evaluation, LENET, W4)),
     "lenet-w4a4-eval": Workload("LeNet-5, W4A4, evaluation", ALL, partial(evaluation, LENET, W4A4)),
@@ -143,7 +143,7 @@ NETWORKS = {
     ),
     "resnet-step": Workload("ResNet-18, W4A4, training step", ALL, partial(training, RESNET18, W4A4)),
     "resnet-collecting-step": Workload(
-        "ResNet-18, W4A4, training step while collecting", ALL, partial(training, RESNET18, W4A4_CALIBRATING)
+        "ResNet-18, W4A4, training step while calibrating", ALL, partial(training, RESNET18, W4A4_CALIBRATING)
     ),
     "resnet-memory": Workload(
         "ResNet-18, W4A4, peak memory of a training step",
