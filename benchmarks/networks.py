@@ -17,12 +17,12 @@ from .workload import Workload, absolute
 
 __all__ = ["NETWORKS", "evaluated", "trained"]
 
-STEPS = 400  # for the number of graphs: statistics end after 300
+STEPS = 400  # for the number of graphs: calibration ends after 300
 WARM_UP = 3
 
 
 class Step:
-    """A training step. The learning rate is 0: same arithmetic, and the weights stay where they are."""
+    """A training step. The learning rate is 0: the arithmetic is the same, and the weights do not change."""
 
     def __init__(self, model: Any, parameters: list[nn.Parameter], network: Network) -> None:
         self.model = model
@@ -93,7 +93,7 @@ def step_memory(network: Network, scheme: Scheme, library: str) -> Callable[[], 
 
 
 def graphs(network: Network, scheme: Scheme, library: str) -> Callable[[], float]:
-    """Counts the graphs that are compiled over 400 training steps from the first, statistics included."""
+    """Counts the graphs that are compiled over 400 training steps from the first, calibration included."""
 
     def counted() -> float:
         torch._dynamo.reset()

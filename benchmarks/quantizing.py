@@ -24,7 +24,7 @@ def forward_backward(call: Callable[[], Tensor], inputs: list[Tensor]) -> Callab
 
 
 def cloning(shape: tuple[int, ...]) -> Callable[[], float]:
-    """What quantizers are compared with: one copy of the tensor, forward only."""
+    """The baseline of quantizers: one copy of the tensor, forward only."""
     return Timed(torch.randn(shape).clone)
 
 
@@ -50,7 +50,7 @@ def activation(shape: tuple[int, int], backward: bool, calibration_steps: int, l
 
 
 def train_layer(layer: nn.Module, x: Tensor, backward: bool = True) -> Callable[[], float]:
-    """Times a layer in training, inside of a network: its input requires a gradient."""
+    """Times a layer in training, as inside a network: its input requires a gradient."""
     x.requires_grad_()
     for _ in range(2):
         layer(x)

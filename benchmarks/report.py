@@ -1,4 +1,4 @@
-"""What is printed and written: lines for the terminal, the page for docs/benchmarks.md."""
+"""The output: lines for the terminal, and the page docs/benchmarks.md."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -40,7 +40,7 @@ def number(value: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds in a unit that suits them.
+    """Seconds, with a suitable unit.
 
     Example:
         >>> duration(1.24e-5), duration(0.25)
@@ -137,7 +137,7 @@ def _base(workload: Workload, measurement: Measurement) -> str:
 
 
 def _cells(row: Row, run: Run) -> dict[str, str]:
-    """The cells of a budget's line; several numbers are put as ``1 / 2``."""
+    """The cells of a budget's line; several numbers are joined as ``1 / 2``."""
     measured = [run.measured[key] for key in row.workloads]
     cells = {library: _joined(_told(each, library) for each in measured) for library in LIBRARIES}
     own = [each.compared.get("bitwright") for each in measured]

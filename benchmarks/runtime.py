@@ -87,7 +87,7 @@ class File:
         title: what it is.
         path: of the ONNX file.
         report: what the comparison with the model found.
-        apart: the largest distance of an output from the model's, from image to logits, as a share of their range.
+        apart: the largest distance of a logit from the model's, as a share of their range, over the whole network.
     """
 
     title: str
@@ -143,7 +143,7 @@ def _files(images: Tensor, folder: Path) -> list[File]:
     """The float file first."""
     norms = Vgg(quantized=False, folded=False)
     with torch.no_grad():
-        for _ in range(20):  # BatchNorm sees data, so that folding has something to fold
+        for _ in range(20):  # so that BatchNorm has statistics to fold
             norms(torch.randn(4, 3, 64, 64))
     state, folded = copy.deepcopy(norms.state_dict()), fold_batch_norm(norms)
     files = [File.of("float", export_onnx_qdq, norms.eval(), images, folder / "float.onnx")]
@@ -163,7 +163,7 @@ def _files(images: Tensor, folder: Path) -> list[File]:
 
 
 def _latencies(files: list[File], image: Tensor, rounds: int) -> list[float]:
-    """Median seconds of each file. They take turns, so that a busy machine is busy for all of them."""
+    """Median seconds of each file. They take turns, so that load affects all of them alike."""
     sessions = [_session(file.path) for file in files]
     times: list[list[float]] = [[] for _ in files]
     for _ in range(rounds):

@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit status: 1 if a file differs from its model.
     """
     options = _parser().parse_args(arguments)
-    torch.set_num_threads(1)  # so small a network gains nothing from more, and its sums come out alike each time
+    torch.set_num_threads(1)  # reproducible sums; so small a network gains nothing from more
     epochs = options.epochs or (1 if options.fast else 20)
     console = Console()
     runs: list[Run] = []
@@ -136,7 +136,7 @@ def _exported(models: list[LeNet], digits: Digits, folder: Path, progress: Progr
 
 
 def _table(runs: list[Run]) -> Table:
-    """One row for each file: means over the seeds, except that differences and tie flips are added up."""
+    """One row per file: means over the seeds; differences and tie flips are summed."""
     digits = runs[0].digits
     seeds = f", {len(runs)} seeds" if len(runs) > 1 else ""
     table = Table(
@@ -154,7 +154,7 @@ def _table(runs: list[Run]) -> Table:
     taken = iter(latencies([file for each in runs[0].files for file in each], digits.test_images[:1]))
     for place, model in enumerate(runs[0].models):
         name, reached = type(model).__name__, _reached(runs, place)
-        for copies in zip(*(run.files[place] for run in runs), strict=True):  # the same file, of each seed
+        for copies in zip(*(run.files[place] for run in runs), strict=True):  # the same file for each seed
             table.add_row(
                 name,
                 reached,
@@ -169,7 +169,7 @@ def _table(runs: list[Run]) -> Table:
 
 
 def _reached(runs: list[Run], place: int) -> str:
-    """The accuracy of one of the models: with its distance from float, or with its spread over several seeds."""
+    """The accuracy of a model, with its distance from float or, for several seeds, with its spread."""
     reached = [run.accuracies[place] for run in runs]
     if len(runs) > 1:
         return f"{statistics.mean(reached):.1%} ± {100 * statistics.stdev(reached):.1f}"

@@ -43,8 +43,8 @@ def draw(
 
     Args:
         model: a LeNet-5 whose weights are quantized, and whose activations are returned as `QuantTensor`.
-        images: what the distributions of the activations are taken from.
-        path: the file; its suffix says the format.
+        images: the inputs for the distributions of activations.
+        path: the file; its suffix sets the format.
     """
     figure = Figure(figsize=(12.5, 5.4), layout="constrained")
     weights, activations = figure.subplots(1, 2, width_ratios=(1, 1.15))
@@ -62,7 +62,7 @@ def draw_sizes(model: LeNet, bars: list[Bar], path: Path) -> None:
     Args:
         model: a LeNet-5 whose weights are quantized.
         bars: the models to show, the float one first.
-        path: the file; its suffix says the format.
+        path: the file; its suffix sets the format.
     """
     figure = Figure(figsize=(11, 3.6), layout="constrained")
     weights, files = figure.subplots(1, 2, width_ratios=(1, 1.05))
@@ -91,7 +91,7 @@ def draw_sizes(model: LeNet, bars: list[Bar], path: Path) -> None:
 
 
 def _draw_weights(axes: Axes, name: str, layer: Any) -> None:
-    """The weights before quantization as a fine histogram, and after it as one bar for each level."""
+    """The weights before quantization as a fine histogram, and after it as one bar per level."""
     codes = layer.int_weight().flatten().numpy()
     grid = layer.quant_weight().grid
     low, high = grid.bounds
@@ -111,7 +111,7 @@ def _draw_weights(axes: Axes, name: str, layer: Any) -> None:
 
 @dataclass(frozen=True)
 class _Activation:
-    """What came into a quantizer of activations, and the grid it left on."""
+    """The input of an activation quantizer, and the grid of its output."""
 
     name: str
     values: np.ndarray
@@ -136,7 +136,7 @@ def _activations(model: nn.Module, images: Tensor) -> list[_Activation]:
 
 
 def _draw_activations(axes: Axes, activations: list[_Activation]) -> None:
-    """One row for each, drawn from its lowest level (0) to its highest (1); what lies outside is clipped, in red."""
+    """One row per activation, from its lowest level (0) to its highest (1); clipped values are red."""
     for row, each in enumerate(activations):
         low, high = each.grid.bounds
         scale = each.grid.scale.item()
