@@ -41,17 +41,25 @@ class Vgg(nn.Module):
 
     def __init__(self, quantized: bool, folded: bool) -> None:
         super().__init__()
-        bias = {"bias_quant": Int32Bias} if quantized and folded else {}
-        act = {"calibration_steps": CALIBRATION, "return_quant_tensor": folded}
-        conv = qnn.QuantConv2d if quantized else nn.Conv2d
-        self.entry = qnn.QuantIdentity(**act) if quantized else nn.Identity()
+        bias_quant = Int32Bias if folded else None
+
+        def conv(in_channels: int, out_channels: int) -> nn.Module:
+            if not quantized:
+                return nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=folded)
+            return qnn.QuantConv2d(in_channels, out_channels, 3, padding=1, bias=folded, bias_quant=bias_quant)
+
+        def quantizing(layer: type[nn.Module]) -> nn.Module:
+            return layer(calibration_steps=CALIBRATION, return_quant_tensor=folded)
+
+        self.entry = quantizing(qnn.QuantIdentity) if quantized else nn.Identity()
         self.convs, self.norms, self.relus = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
-        for taken, given in zip((3, *CHANNELS), CHANNELS, strict=False):
-            self.convs.append(conv(taken, given, 3, padding=1, bias=folded, **bias))
-            self.norms.append(nn.Identity() if folded else nn.BatchNorm2d(given))
-            self.relus.append(qnn.QuantReLU(**act) if quantized else nn.ReLU())
+        for in_channels, out_channels in zip((3, *CHANNELS), CHANNELS, strict=False):
+            self.convs.append(conv(in_channels, out_channels))
+            self.norms.append(nn.Identity() if folded else nn.BatchNorm2d(out_channels))
+            self.relus.append(quantizing(qnn.QuantReLU) if quantized else nn.ReLU())
         self.pool = nn.MaxPool2d(2)
-        self.head = qnn.QuantLinear(CHANNELS[-1] * 16, 10, **bias) if quantized else nn.Linear(CHANNELS[-1] * 16, 10)
+        features = CHANNELS[-1] * 4 * 4
+        self.head = qnn.QuantLinear(features, 10, bias_quant=bias_quant) if quantized else nn.Linear(features, 10)
 
     def forward(
         self,
@@ -182,7 +190,7 @@ def _session(path: Path) -> onnxruntime.InferenceSession:
 
 def _run(session: onnxruntime.InferenceSession, image: Tensor) -> np.ndarray:
     (logits,) = session.run(None, {"images": image.numpy()})
-    return logits
+    return np.asarray(logits)
 
 
 if __name__ == "__main__":
