@@ -1,4 +1,4 @@
-"""Is a quantizer sound? A conformance kit, strategies for tests of one's own, plots, and golden vectors."""
+"""A conformance kit for quantizers, Hypothesis strategies, plots, and golden vectors."""
 
 from . import strategies as quantizer_strategies
 from .kit import check_quantizer
