@@ -548,6 +548,8 @@ def _plan_of(
             name: _fed(name) if traced.settings[name].owner is None else _injectable(name, item)
             for name, item in injected.items()
         }
+        if traced.open:
+            given["open_values"] = _holder(traced.open)
         constructors = [(item, item.__init__) for item in injected.values() if inspect.isclass(item)]
         plan = _Plan(dependencies.Injector(**given), traced.settings, constructors, traced.open)
         type.__setattr__(quantizer, "__plans__", {**plans, tuple(provided): plan})
@@ -565,12 +567,22 @@ def _fed(name: str) -> value:
 
 def _chosen(plan: _Plan) -> dict[str, Any]:
     """What `value` functions returned, where it is a class to instantiate or the name of a choice."""
-    with plan.injector as scope:
-        for name in plan.open:
-            found = getattr(scope, name)
-            if inspect.isclass(found) or (isinstance(found, str) and name in _choices):
-                return {name: found}
+    for name, found in plan.injector.open_values.found.items():
+        if inspect.isclass(found) or (isinstance(found, str) and name in _choices):
+            return {name: found}
     return {}
+
+
+def _holder(names: tuple[str, ...]) -> type:
+    """A class to be injected with attributes of those names: `dependencies` gives no value away by itself."""
+
+    def __init__(self: Any, **found: Any) -> None:  # noqa: N807 - of the class below
+        self.found = found
+
+    parameters = [inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)]
+    parameters += [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in names]
+    __init__.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    return type("OpenValues", (), {"__init__": __init__})
 
 
 def _injectable(name: str, item: Any) -> Any:

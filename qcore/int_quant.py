@@ -286,6 +286,15 @@ class IntQuant(_Integers):
         if isinstance(self.scaling, StoredScaling):
             self.scaling.reset_parameters()
 
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any, **kwargs: Any) -> None:
+        scales = f"{prefix}scaling."
+        if self.of_parameter and prefix + "scheme" in state_dict and not any(key.startswith(scales) for key in state_dict):
+            super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+            self.rederive()  # the file's scale followed the weight
+            self._absent = scales
+        else:
+            super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
     def scheme(self) -> str:
         """What the numbers mean, such as ``int4 narrow, axis 0, float scale``."""
         where = "per tensor" if self.axis is None else f"axis {self.axis}"
