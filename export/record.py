@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ..qcore import Grid, HalfEven, IntQuant, TensorQuant
+from ..qcore.int_quant import FLOAT_BITS
 from .caveats import silent_quantizers, unreached
 from .errors import ExportError, with_causes
 from .lowering import Lowering, lowered, numbered
@@ -122,7 +123,8 @@ def record(module: nn.Module, quantizers: dict[str, TensorQuant], args: tuple[An
             values, grid = quantizer._quantize(x, *context)
             calls = recording.calls.setdefault(path, [])
             stored = x.data_ptr() in held if type(x) in (Tensor, nn.Parameter) else False
-            codes = grid.to_int(values.detach())
+            wide = int(grid.bit_width) > FLOAT_BITS
+            codes = quantizer.codes(x, *context)[0] if wide else grid.to_int(values.detach())
             calls.append(
                 Call(
                     path,

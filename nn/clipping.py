@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ..qcore import IntQuant, RangeZeroPoint
+from ..qcore.scaling import StoredScaling
 
 __all__ = ["learns", "unclipped"]
 
@@ -16,7 +17,7 @@ def learns(quant: nn.Module) -> TypeGuard[IntQuant]:
         return False
     if not torch.is_grad_enabled() or torch.compiler.is_exporting():
         return False
-    if getattr(quant.scaling, "measuring", True) or not isinstance(quant.zero_point, RangeZeroPoint | None):
+    if quant.dynamic or quant.calibrating or not isinstance(quant.zero_point, RangeZeroPoint | None):
         return False
     return any(each.requires_grad for each in quant.parameters())
 
@@ -36,8 +37,9 @@ def unclipped(x: Tensor, clipped: Tensor, low: float, high: float, quant: IntQua
         >>> relu6.act_quant.scaling.magnitude_offset.grad
         tensor([2.])
     """
+    scaling = quant.scaling
     with torch.no_grad():
-        scale = quant.scaling(clipped)
+        scale = scaling.current(clipped) if isinstance(scaling, StoredScaling) else scaling(clipped)
         zero_point = 0 if quant.zero_point is None else quant.zero_point(clipped, scale)
         smallest, largest = quant.int_range.bounds()
         least, most = (torch.full((), end, dtype=x.dtype, device=x.device).to(scale.dtype) for end in (low, high))

@@ -5,7 +5,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .attributes import reset_off_meta
 from .derivatives import straight_through
 from .errors import SettingError
 from .int_range import MAX_BIT_WIDTH, check_bit_width
@@ -65,7 +64,11 @@ class LearnedBitWidth(nn.Module):
         self.offset.fill_(self.start)
 
     def _apply(self, fn: Any, recurse: bool = True) -> "LearnedBitWidth":
-        return reset_off_meta(self, super()._apply, fn, recurse)
+        left = self.offset.is_meta
+        super()._apply(fn, recurse)
+        if left and not self.offset.is_meta:
+            self.reset_parameters()  # what replaces the meta device is not left empty
+        return self
 
     def exact(self) -> Tensor:
         """The width before rounding, differentiable; beyond the largest width too, so that training finds back."""

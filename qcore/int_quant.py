@@ -21,11 +21,11 @@ from .rounding import HalfEven, HalfUp, Rounding
 from .scaling import MagnitudeScaling, StatisticScaling, StoredScaling
 from .tensor_quant import TensorQuant
 
-__all__ = ["BiasQuant", "IntQuant", "resting"]
+__all__ = ["FLOAT_BITS", "BiasQuant", "IntQuant", "resting"]
 
 _HALF_EVEN = HalfEven()
 _WIDE = (torch.float32, torch.float64)
-_FLOAT_BITS = 22  # bits of integers that float32 values give back exactly
+FLOAT_BITS = 22  # bits of integers that float32 values give back exactly
 
 
 class _Integers(TensorQuant):
@@ -148,7 +148,7 @@ class IntQuant(_Integers):
     def _quantize(self, x: Tensor, relu: bool = False, floor: Tensor | None = None) -> tuple[Tensor, Grid]:
         """Values and grid; no scale is below ``floor``, where there is one (0-d, or one for each index of the axis)."""
         if x.dtype not in _WIDE:
-            real = as_real(x)
+            real = x if x.is_floating_point() else as_real(x, path_of(self))
             values, grid = self._quantize(real.float(), relu, floor)
             return values.to(real.dtype), grid
         low, high = self.int_range.bounds()
@@ -285,7 +285,7 @@ class IntQuant(_Integers):
         """The integers that ``x`` is moved to, exactly, in the smallest type that holds their range; and the grid."""
         wide = x if x.dtype == torch.float64 else as_real(x).float()
         values, grid = self._quantize(wide, *context)
-        return grid.to_int(values) if int(grid.bit_width) <= _FLOAT_BITS else _exact(wide, grid, self.rounding), grid
+        return grid.to_int(values) if int(grid.bit_width) <= FLOAT_BITS else _exact(wide, grid, self.rounding), grid
 
     def rederive(self) -> None:
         """Measure a stored range anew at the next use."""
@@ -357,7 +357,7 @@ class BiasQuant(_Integers):
     def _quantize(self, bias: Tensor, inputs: Grid | None = None, weights: Grid | None = None) -> tuple[Tensor, Grid]:
         grid = self._grid(bias, inputs, weights)
         low, high = self.int_range.bounds()
-        wide = bias.double() if isinstance(high, int) and high >= 1 << _FLOAT_BITS else bias
+        wide = bias.double() if isinstance(high, int) and high >= 1 << FLOAT_BITS else bias
         values = fake_quant(wide, grid.scale.to(wide.dtype), low, high, None, self.rounding).to(bias.dtype)
         if not self._warned and not torch.compiler.is_compiling() and bias.device.type == "cpu":
             self._warn(bias, grid.scale, low, high)

@@ -262,6 +262,10 @@ class StoredScaling(MagnitudeScaling):
         self._check(x)
         return self.scale_of(self.restriction.load(self._stored("magnitude", x)), x.ndim)
 
+    def current(self, x: Tensor) -> Tensor:
+        """The scale in use, shaped for ``x``, which is not measured."""
+        return self.scale_of(self.restriction.load(self._in_use("magnitude")), x.ndim)
+
     def _measure_if_due(self, x: Tensor) -> None:
         """Take the input of a forward that counts into the state."""
 
