@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+
 from torch import Tensor, nn
 
 from ..nn.slots import QuantLayer
