@@ -121,6 +121,7 @@ def record(module: nn.Module, quantizers: dict[str, TensorQuant], args: tuple[An
             values, grid = quantizer._quantize(x, *context)
             calls = recording.calls.setdefault(path, [])
             stored = x.data_ptr() in held if type(x) in (Tensor, nn.Parameter) else False
+            stored = stored or path.rpartition(".")[2] in ("weight_quant", "bias_quant")  # of values computed from some
             codes = grid.to_int(values.detach())
             calls.append(
                 Call(

@@ -4,8 +4,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ..qcore import Grid
 from ..quantizers import Int8WeightPerTensor
 from . import few_channels
+from .depthwise import depthwise
 from .weight_layer import WeightLayer
 
 __all__ = ["QuantConv1d", "QuantConv2d", "QuantConv3d"]
@@ -15,6 +17,10 @@ class _ConvLayer(WeightLayer):
     """The constructor that convolutions of every dimension share; torch's class comes second among the bases."""
 
     _conv_forward: Any
+    in_channels: int
+    out_channels: int
+    groups: int
+    kernel_size: tuple[int, ...]
 
     def __init__(
         self,
@@ -54,6 +60,9 @@ class _ConvLayer(WeightLayer):
 
     def _compute(self, x: Tensor, weight: Tensor, bias: Tensor | None, *extra: Any) -> Tensor:
         return self._conv_forward(x, weight, bias)
+
+    def _per_output(self, inputs: Grid | None, weights: Grid | None) -> tuple[Grid | None, Grid | None]:
+        return depthwise(self, inputs, weights)
 
 
 class QuantConv1d(_ConvLayer, nn.Conv1d):

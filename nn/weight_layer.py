@@ -10,6 +10,7 @@ from ..qcore import Grid, QuantizerError, QuantTensor, TensorQuant, grid_of, pat
 from ..qcore.attributes import assign
 from ..qcore.fused import LARGE
 from ..qcore.version import tensors_of, version_of
+from .bypass import OwnParameter
 from .recompute import not_kept
 from .slots import Described, fill_slot, key_of, refill, remember, split_overrides
 
@@ -47,7 +48,7 @@ class WeightLayer(nn.Module):
 
     channel_axis = 0  # the weight's dimension that runs over output channels
 
-    weight: Tensor
+    weight: Tensor = OwnParameter()  # type: ignore[assignment]
     bias: Tensor | None
     weight_quant: TensorQuant | None
     bias_quant: TensorQuant | None
@@ -84,7 +85,7 @@ class WeightLayer(nn.Module):
         filled: dict[str, TensorQuant | None] = {}
         given = split_overrides(self, slots, overrides)
         where = {"device": self.weight.device, "dtype": self.weight.dtype}
-        shapes = {"weight": self.weight, "bias": self.bias}
+        shapes = {"weight": self._outputs_first(self.weight), "bias": self.bias}
         for slot, quantizer in slots.items():
             if slot == "bias" and quantizer is not None and self.bias is None:
                 raise QuantizerError(
@@ -129,7 +130,7 @@ class WeightLayer(nn.Module):
         for name, quant in self._modules.items():
             tensor = self._parameters.get(name.removesuffix("_quant"))  # of the weight or the bias
             if tensor is not None and isinstance(quant, TensorQuant) and not tensor.is_meta:
-                quant.initialize(tensor)
+                quant.initialize(self._outputs_first(tensor) if name == "weight_quant" else tensor)
 
     def _check_output_grid(self) -> None:
         lacking = ""
@@ -155,7 +156,7 @@ class WeightLayer(nn.Module):
         weight, weights = self._take_weight()
         bias, biases = self.bias, None
         if self.bias_quant is not None and bias is not None:
-            context = (inputs, self._per_output(weights)) if self.bias_quant.follows_input else ()
+            context = self._per_output(inputs, weights) if self.bias_quant.follows_input else ()
             bias, biases = self._take_bias(self.bias_quant, bias, context)
         if torch.compiler.is_compiling() or (values.numel() < LARGE and weight.numel() < LARGE):
             out = self._compute(values, weight, bias, *extra)
@@ -191,14 +192,31 @@ class WeightLayer(nn.Module):
         if quant is None:
             return self.weight, None
         if self.training or quant.lowering is not None or torch.is_grad_enabled() or torch.compiler.is_compiling():
-            return quant.quantize(self.weight)
+            return self._quantize_weight(quant)
         sources = (self.weight, *tensors_of(quant))
         version = version_of(*sources)
         if "weight" not in self._parameters or version is None:
-            return quant.quantize(self.weight)
+            return self._quantize_weight(quant)
         if self._cached is None or self._cached[0] != version:
-            self._cached = (version, *quant.quantize(self.weight), [each.detach() for each in sources])
+            self._cached = (version, *self._quantize_weight(quant), [each.detach() for each in sources])
         return self._cached[1], self._cached[2]
+
+    def _quantize_weight(self, quant: TensorQuant) -> tuple[Tensor, Grid | None]:
+        """The quantized weight, and the grid: along dimension `channel_axis` of `_outputs_first`."""
+        values, grid = quant.quantize(self._outputs_first(self.weight))
+        return self._as_stored(values), grid
+
+    def _outputs_first(self, weight: Tensor) -> Tensor:
+        """The weight as its quantizer sees it: with a dimension, `channel_axis`, that counts the outputs."""
+        return weight
+
+    def _as_stored(self, weight: Tensor) -> Tensor:
+        """The way back from `_outputs_first`."""
+        return weight
+
+    def _grid_as_stored(self, grid: Grid) -> Grid:
+        """The grid of the weight in its own shape."""
+        return grid
 
     def _take_bias(self, quant: TensorQuant, bias: Tensor, context: Any) -> tuple[Tensor, Grid | None]:
         """The quantized bias; in evaluation computed once for each version of the bias and the scales it follows."""
@@ -213,9 +231,9 @@ class WeightLayer(nn.Module):
             self._cached_bias = (version, *quant.quantize(bias, *context), [each.detach() for each in sources])
         return self._cached_bias[1], self._cached_bias[2]
 
-    def _per_output(self, weights: Grid | None) -> Grid | None:
-        """The weight's grid with one scale for each output channel, or one for all."""
-        return weights
+    def _per_output(self, inputs: Grid | None, weights: Grid | None) -> tuple[Grid | None, Grid | None]:
+        """The grids whose scales multiply: of the input, and of the weight with one for each output, or one for all."""
+        return inputs, weights
 
     def _output_grid(self, inputs: Grid | None, weights: Grid | None, biases: Grid | None, ndim: int) -> Grid:
         """The grid of sums of products: input scale x weight scale."""
@@ -225,7 +243,8 @@ class WeightLayer(nn.Module):
                 "Set return_quant_tensor=True on the layer before, or give this one input_quant=Int8Act or "
                 "output_quant=Int8Act."
             )
-        weights = self._per_output(weights)
+        inputs, weights = self._per_output(inputs, weights)
+        assert inputs is not None
         assert weights is not None
         if inputs.scale.numel() != 1:
             raise QuantizerError(
@@ -267,8 +286,8 @@ class WeightLayer(nn.Module):
         """The quantized weight as a `QuantTensor`; the plain weight if it has no quantizer."""
         if self.weight_quant is None:
             return self.weight
-        values, grid = self.weight_quant.quantize(self.weight)
-        return values if grid is None else QuantTensor.wrap(values, grid)
+        values, grid = self._quantize_weight(self.weight_quant)
+        return values if grid is None else QuantTensor.wrap(values, self._grid_as_stored(grid))
 
     def quant_bias(self) -> Tensor | None:
         """The quantized bias as a `QuantTensor`; the plain bias, or None, if there is no quantizer or bias.
@@ -290,7 +309,7 @@ class WeightLayer(nn.Module):
                 f"{Described(self)}: the scale of {quant!r} depends on the input's, and the layer has seen no "
                 "quantized input yet. Run the model on one batch first."
             )
-        return self._seen, self._per_output(self._take_weight()[1])
+        return self._per_output(self._seen, self._take_weight()[1])
 
     def int_weight(self) -> Tensor:
         """The weight's integers, in the smallest integer type that holds their range.
@@ -300,7 +319,7 @@ class WeightLayer(nn.Module):
         """
         if self.weight_quant is None:
             raise QuantizerError(f"{Described(self)}: the weight has no quantizer, so it has no integers.")
-        return _integers(self.weight_quant, self.weight)
+        return self._as_stored(_integers(self.weight_quant, self._outputs_first(self.weight)))
 
     def int_bias(self) -> Tensor | None:
         """The bias's integers, or None if there is no bias.
@@ -331,7 +350,7 @@ class WeightLayer(nn.Module):
                 return None
             biases = None
             if self.bias is not None and self.bias_quant is not None and self.bias_quant.follows_input:
-                biases = self.bias_quant.quantize(self.bias, self._seen, self._per_output(weights))[1]
+                biases = self.bias_quant.quantize(self.bias, *self._per_output(self._seen, weights))[1]
             return self._sum_bit_width(self._seen, weights, biases)
 
     # State
@@ -352,7 +371,10 @@ class WeightLayer(nn.Module):
             quant = getattr(self, f"{name}_quant")
             holds = any(key.startswith(f"{prefix}{name}_quant.") for key in state_dict)
             if quant is not None and f"{prefix}{name}" in state_dict and not holds:
-                quant.rederive(getattr(self, name))  # a float checkpoint: scales start from its weights
+                tensor = getattr(self, name)
+                quant.rederive(
+                    self._outputs_first(tensor) if name == "weight" else tensor
+                )  # a float checkpoint: scales start from its weights
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_cached": None, "_cached_bias": None, "_seen": None}

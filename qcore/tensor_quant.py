@@ -55,6 +55,7 @@ class TensorQuant(nn.Module):
         assign(self, _absent=None)
         self.renew()
         self.register_load_state_dict_post_hook(_forgive)
+        self.register_forward_pre_hook(_unchanged)
 
     def renew(self) -> None:
         """Make the grids of this quantizer other ones than any before it: a copy's scale goes its own way."""
@@ -127,3 +128,7 @@ def _forgive(quant: TensorQuant, keys: Any) -> None:
     if quant._absent is not None:
         keys.missing_keys[:] = [key for key in keys.missing_keys if not key.startswith(quant._absent)]
         assign(quant, _absent=None)
+
+
+def _unchanged(quant: TensorQuant, inputs: tuple[object, ...]) -> None:
+    """No more than there: torch's fast paths, which compute past the layers inside, keep off modules with hooks."""
