@@ -123,6 +123,7 @@ def record(module: nn.Module, quantizers: dict[str, TensorQuant], args: tuple[An
             values, grid = quantizer._quantize(x, *context)
             calls = recording.calls.setdefault(path, [])
             stored = x.data_ptr() in held if type(x) in (Tensor, nn.Parameter) else False
+            stored = stored or path.rpartition(".")[2] in ("weight_quant", "bias_quant")  # of values computed from some
             wide = int(grid.bit_width) > FLOAT_BITS
             codes = quantizer.codes(x, *context)[0] if wide else grid.to_int(values.detach())
             calls.append(

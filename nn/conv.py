@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from ..qcore import Grid
 from ..quantizers import Int8WeightPerTensor
 from . import few_channels
+from .depthwise import depthwise
 from .weight_layer import WeightLayer
 
 __all__ = ["QuantConv1d", "QuantConv2d", "QuantConv3d"]
@@ -16,9 +17,9 @@ class _ConvLayer(WeightLayer):
     """The constructor shared by all convolutions. torch's class is the second base of each."""
 
     _conv_forward: Any
-    groups: int
     in_channels: int
     out_channels: int
+    groups: int
     kernel_size: tuple[int, ...]
 
     def __init__(
@@ -60,15 +61,8 @@ class _ConvLayer(WeightLayer):
     def _compute(self, x: Tensor, weight: Tensor, bias: Tensor | None, *extra: Any) -> Tensor:
         return self._conv_forward(x, weight, bias)
 
-    def _input_per_output(self, inputs: Grid | None) -> Grid | None:
-        """A depthwise convolution sums products of one input channel, which may have a scale of its own."""
-        if inputs is None or inputs.scale.numel() == 1 or self.groups != self.in_channels:
-            return inputs
-        channel = inputs.scale.ndim - len(self.kernel_size) - 1
-        if channel < 0 or inputs.scale.shape[channel] != self.in_channels:
-            return inputs
-        scale = inputs.scale.reshape(-1).repeat_interleave(self.out_channels // self.groups)
-        return inputs.replace(scale=scale, axis=0)
+    def _per_output(self, inputs: Grid | None, weights: Grid | None) -> tuple[Grid | None, Grid | None]:
+        return depthwise(self, inputs, weights)
 
 
 class QuantConv1d(_ConvLayer, nn.Conv1d):

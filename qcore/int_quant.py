@@ -350,7 +350,7 @@ class BiasQuant(_Integers):
         the sum than the bias's own rounding to 22 bits; a narrower bias would push weights away that do count.
         """
         width = self.int_range.width
-        if not isinstance(width, int) or width < 24 or inputs.scale.numel() not in (1, bias.numel()):
+        if not isinstance(width, int) or width < 24 or inputs.scale.numel() != 1:
             return None
         return bias.detach().abs().to(inputs.scale.dtype) / (inputs.scale.reshape(-1) * 2.0 ** (width - 2))
 
@@ -375,13 +375,13 @@ class BiasQuant(_Integers):
             raise QuantizerError(
                 f"{path_of(self)}: this bias quantizer needs the scales of input and weight, and {lacking}. {remedy}"
             )
-        if inputs.scale.numel() not in (1, bias.numel()):
+        if inputs.scale.numel() != 1:
             raise QuantizerError(
                 f"{path_of(self)}: the input has {inputs.scale.numel()} scales (axis {inputs.axis}), so its products "
                 "with the weight have no common one for the bias. Quantize the input per tensor (axis=None), or "
                 "choose bias_quant=Int8BiasOwnScale."
             )
-        scale = inputs.scale.reshape(-1) * weights.scale.reshape(-1)
+        scale = inputs.scale.reshape(()) * weights.scale.reshape(-1)
         scale = scale.reshape(()) if scale.numel() == 1 else scale
         axis = None if scale.ndim == 0 else 0
         return Grid(scale, None, self.int_range.bit_width, self.signed, self.narrow_range, axis, None)

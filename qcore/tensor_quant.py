@@ -60,6 +60,7 @@ class TensorQuant(nn.Module):
         self.source = next(_sources)
         self._served: list[tuple[weakref.ref[nn.Module], str]] = []
         self.register_load_state_dict_post_hook(_forgive)
+        self.register_forward_pre_hook(_unchanged)
 
     def quantize(self, x: Tensor, *context: Any) -> tuple[Tensor, Grid | None]:
         """The values moved onto the grid, and the grid; while being exported the grid may be None."""
@@ -123,7 +124,7 @@ class TensorQuant(nn.Module):
     def _parameters_served(self) -> list[Tensor]:
         """The weights (or biases) of every layer that uses this quantizer."""
         found = ((ref(), slot) for ref, slot in self._served)
-        return [getattr(layer, slot) for layer, slot in found if layer is not None]
+        return [layer.tensor_of(slot) for layer, slot in found if layer is not None]  # type: ignore[operator]
 
     # State
 
@@ -169,3 +170,7 @@ def _forgive(quant: TensorQuant, keys: Any) -> None:
     if quant._absent is not None:
         keys.missing_keys[:] = [key for key in keys.missing_keys if not key.startswith(quant._absent)]
         quant._absent = None
+
+
+def _unchanged(quant: TensorQuant, inputs: tuple[object, ...]) -> None:
+    """No more than there: torch's fast paths, which compute past the layers inside, keep off modules with hooks."""
