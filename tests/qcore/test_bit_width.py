@@ -126,7 +126,7 @@ def test_quantizes_with_the_width_in_use():
     assert values.tolist() == [3, -1, 1]
     assert (grid.bit_width.item(), grid.bounds, grid.to_int(values).tolist()) == (3, (-3, 3), [3, -1, 1])
     assert not grid.bit_width.requires_grad
-    assert quant.scheme() == "learned int narrow, per tensor, scale StatisticScaling, half_even"
+    assert quant.scheme() == "learned int narrow, per tensor, float scale"
     with torch.no_grad():
         quant.bit_width.offset.fill_(0.4)
     values, grid = quant.quantize(torch.tensor([3.0, -0.6, 1.6]))

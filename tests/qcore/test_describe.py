@@ -142,7 +142,11 @@ def test_layer():
 def test_resolved_module():
     layer = qnn.QuantReLU(bit_width=3)
     tree = describe(layer.act_quant)
-    assert tree.value == "Uint8Act(bit_width=3)"
+    assert tree.value == "Uint8Act(bit_width=3) (empty)"
+    layer(torch.ones(2))
+    assert describe(layer.act_quant).value == "Uint8Act(bit_width=3) (calibrating, 1 of 300 steps)"
+    layer.act_quant.scaling.finish_calibration()
+    assert describe(layer.act_quant).value == "Uint8Act(bit_width=3)"
     assert tree.find("bit_width").set_by == "keyword bit_width"
 
 
@@ -150,8 +154,8 @@ def test_model():
     shared = qnn.QuantReLU()
     model = nn.Sequential(nn.ReLU(), nn.Sequential(shared), shared, qnn.QuantIdentity(act_quant=None))
     assert [(each.attribute, each.value) for each in describe(model).needs] == [
-        ("1.0.act_quant", "Uint8Act"),
-        ("2.act_quant", "Uint8Act"),
+        ("1.0.act_quant", "Uint8Act (empty)"),
+        ("2.act_quant", "Uint8Act (empty)"),
     ]
     assert str(describe(nn.ReLU())) == "ReLU"
 

@@ -11,6 +11,7 @@ def declared(quantizer):
 
 def test_int_base():
     assert declared(IntBase) == {
+        "quantizes": None,
         "tensor_quant": IntQuant,
         "int_range": IntRange,
         "bit_width": 8,
@@ -25,6 +26,7 @@ def test_int_base():
 
 def test_bias_base():
     assert declared(BiasBase) == {
+        "quantizes": "bias",
         "tensor_quant": BiasQuant,
         "int_range": IntRange,
         "bit_width": 32,
@@ -32,7 +34,7 @@ def test_bias_base():
         "narrow_range": False,
         "rounding": "half_even",
     }
-    assert resolve(BiasBase).scheme() == "int32 bias, scale of the products, half_even"
+    assert resolve(BiasBase).scheme() == "int32, scale of the products"
 
 
 def test_int_base_lacks_a_scale():
@@ -71,6 +73,7 @@ def test_fragments_go_to_the_left():
 
     with pytest.raises(QuantizerError) as error:
         resolve(Late)
-    assert str(error.value).startswith(
-        "resolve: nothing in Late uses power_of_two_rounding = 'ceil' (set by PowerOfTwo). It takes: "
+    assert str(error.value) == (
+        "resolve: nothing in Late uses power_of_two_rounding = 'ceil' (set by PowerOfTwo). It is a setting of "
+        "restriction='power_of_two', and restriction is 'float'."
     )

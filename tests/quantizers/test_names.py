@@ -107,6 +107,7 @@ def test_resolves_to_what_its_name_says(quantizer):
     assert quant.narrow_range == symmetric
 
 
+@pytest.mark.filterwarnings("ignore:.* is clipped:UserWarning")  # a bias of 8 bits may be
 @every
 def test_granularity_of_the_scale(quantizer):
     parts, module = said(quantizer), layer(quantizer)
@@ -121,6 +122,7 @@ def test_granularity_of_the_scale(quantizer):
         assert tensor.scale.shape == ((3, 1, 1, 1) if parts["granularity"] == "PerChannel" else ())
 
 
+@pytest.mark.filterwarnings("ignore:.* is clipped:UserWarning")  # a bias of 8 bits may be
 @every
 def test_integers_are_in_range_and_of_the_smallest_type(quantizer):
     module = layer(quantizer)
