@@ -7,7 +7,8 @@ from contextlib import contextmanager
 
 from torch import nn
 
-from ..qcore import BitwrightWarning, RunningScaling, TensorQuant
+from ..qcore import BitwrightWarning, TensorQuant
+from ..qcore.errors import UncalibratedWarning
 from .errors import with_causes
 
 __all__ = ["caveats", "silent_quantizers", "unreached", "warn_of_caveats"]
@@ -85,11 +86,10 @@ def _problem(quantizer: TensorQuant) -> str | None:
             "saw no data, so the range is that of the input at hand: in torch another input gets another grid, in a "
             "file it does not. Run some batches in training mode first, or load a checkpoint."
         )
-    running = isinstance(getattr(quantizer, "scaling", None), RunningScaling)  # which measures for good
-    if quantizer.calibrating and not running:
+    if quantizer.calibrating:
         return (
             "still calibrating, so the range is the average of the batches so far and was never learned. Train on, "
-            "choose fewer calibration_steps, or end it: scaling.finish_calibration()."
+            "choose fewer calibration_steps, or end it: qnn.finish_calibration(model)."
         )
     return None
 
@@ -98,5 +98,5 @@ def _problem(quantizer: TensorQuant) -> str | None:
 def silent_quantizers() -> Iterator[None]:
     """Without the warning that each quantizer gives by itself when it saw no data: `warn_of_caveats` names them all."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", r".*before it saw any data", BitwrightWarning)
+        warnings.simplefilter("ignore", UncalibratedWarning)
         yield

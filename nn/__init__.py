@@ -14,7 +14,7 @@ from .activations import (
     QuantSoftmax,
     QuantTanh,
 )
-from .calibrating import calibrating
+from .calibrating import calibrating, finish_calibration
 from .conv import QuantConv1d, QuantConv2d, QuantConv3d
 from .conv_transpose import QuantConvTranspose1d, QuantConvTranspose2d, QuantConvTranspose3d
 from .freeze import frozen
@@ -45,5 +45,6 @@ __all__ = [
     "QuantTanh",
     "WeightLayer",
     "calibrating",
+    "finish_calibration",
     "frozen",
 ]

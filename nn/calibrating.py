@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ..qcore import QuantizerError, TensorQuant
 from ..qcore.scaling import RunningScaling, StoredScaling
 
-__all__ = ["calibrating"]
+__all__ = ["calibrating", "finish_calibration"]
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -41,8 +41,8 @@ def calibrating(model: Model) -> Iterator[Model]:
         >>> model[0].act_quant.calibrated, model[1].running_mean
         (True, tensor([0., 0.]))
     """
-    quantizers = [each for each in model.modules() if isinstance(each, TensorQuant) and not each.of_parameter]
-    scalings = [part for each in quantizers for part in each.modules() if isinstance(part, StoredScaling)]
+    quantizers = _of_activations(model)
+    scalings = _stored(quantizers)
     if not scalings:
         raise QuantizerError(
             f"calibrating: no quantizer of this {type(model).__name__} measures a range. Give it activation quantizers "
@@ -62,12 +62,39 @@ def calibrating(model: Model) -> Iterator[Model]:
         _restore(before)
         raise
     else:
-        for each in scalings:
-            if not isinstance(each, RunningScaling):  # which never ends
-                each.finish_calibration()
+        finish_calibration(model)
     finally:
         for each, mode in modes:
             each.training = mode
+
+
+def finish_calibration(model: nn.Module) -> None:
+    """End the calibration of every activation quantizer that has seen data: its range is learned from now on.
+
+    Running averages go on, as those of batch normalisation do.
+
+    Args:
+        model: any module with quantized layers.
+
+    Example:
+        >>> import bitwright.nn as qnn
+        >>> model = nn.Sequential(qnn.QuantIdentity(), qnn.QuantReLU())
+        >>> _ = model(torch.ones(2))
+        >>> finish_calibration(model)
+        >>> [each.act_quant.calibrating for each in model]
+        [False, False]
+    """
+    for each in _stored(_of_activations(model)):
+        if not isinstance(each, RunningScaling):
+            each.finish_calibration()
+
+
+def _of_activations(model: nn.Module) -> list[TensorQuant]:
+    return [each for each in model.modules() if isinstance(each, TensorQuant) and not each.of_parameter]
+
+
+def _stored(quantizers: list[TensorQuant]) -> list[StoredScaling]:
+    return [part for each in quantizers for part in each.modules() if isinstance(part, StoredScaling)]
 
 
 def _tensors(scaling: nn.Module) -> list[Tensor]:

@@ -121,6 +121,15 @@ class BitwrightWarning(UserWarning):
     """
 
 
+class UncalibratedWarning(BitwrightWarning):
+    """A quantizer that needs data is evaluated before it has seen any.
+
+    Example:
+        >>> issubclass(UncalibratedWarning, BitwrightWarning)
+        True
+    """
+
+
 def nearest(name: str, candidates: Iterable[str]) -> str | None:
     """The candidate closest in spelling to ``name``, or None if none is close.
 

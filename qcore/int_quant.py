@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from . import protocols
-from .errors import BitwrightWarning, QuantizerError, ReadOnlyError
+from .errors import BitwrightWarning, QuantizerError, ReadOnlyError, UncalibratedWarning
 from .fake_quant import as_real, fake_quant, quantize_to_int
 from .fused import runs_eagerly
 from .grid import Grid, along_axis, storage_dtype
@@ -247,7 +247,7 @@ class IntQuant(_Integers):
         warnings.warn(
             f"{path_of(self)} is evaluated before it saw any data: it uses the range of the tensor at hand. "
             "Run some batches in training mode first, or load a checkpoint.",
-            BitwrightWarning,
+            UncalibratedWarning,
             stacklevel=2,
         )
 

@@ -180,6 +180,11 @@ class RunningScaling(CalibratedScaling):
 
     learned = False
 
+    @property
+    def calibrating(self) -> bool:
+        """False: the average goes on for as long as there is training, and nothing comes after it."""
+        return False
+
     def __init__(
         self,
         int_range: IntRange,

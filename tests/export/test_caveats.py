@@ -20,7 +20,7 @@ NO_DATA = (
 )
 CALIBRATING = (
     "still calibrating, so the range is the average of the batches so far and was never learned. Train on, choose "
-    "fewer calibration_steps, or end it: scaling.finish_calibration()."
+    "fewer calibration_steps, or end it: qnn.finish_calibration(model)."
 )
 ATTENTION = (
     "never called: nn.MultiheadAttention does not call out_proj but reads its weight, which stays in floats. Write the "
