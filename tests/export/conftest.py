@@ -42,7 +42,8 @@ class WeightZoo(nn.Module):
         self.exits = nn.ModuleList()
         for number in range(2 * len(kinds)):
             kind, shape = kinds[number // 2]
-            self.exits.append(qnn.QuantIdentity(act_quant=acts[number // 2 % len(acts)]))
+            act = acts[number // 2 % len(acts)]
+            self.exits.append(qnn.QuantIdentity(act_quant=act) if number % 4 in (1, 2) else nn.Identity())
             weight, bias = weights[number % len(weights)], biases[number % len(biases)]
             self.layers.append(kind(*shape, bias=True, bias_quant=bias, weight_quant=weight))
 
@@ -54,7 +55,7 @@ class WeightZoo(nn.Module):
             x = entries[(number // 2 + number) % len(entries)]
             views = (x.flatten(2), x, x.unsqueeze(2), x.flatten(2), x, x.unsqueeze(2), x.flatten(1), x.flatten(1, 2))
             y = layer(views[number // 2])
-            outputs.append(out(y) if number % 4 in (1, 2) else y)
+            outputs.append(out(y))
         return tuple(outputs)
 
 
