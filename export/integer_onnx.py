@@ -89,7 +89,7 @@ def export_onnx_integer(
         found = integers_of(call, module, quantizers, recording, arguments, kwargs)
         check_layers(module, found)
         program = trace(module, quantizers, recording, arguments, options)
-        scopes = {value.name: _scope(node) for node in program.model.graph for value in node.outputs}
+        scopes = {str(value.name): _scope(node) for node in program.model.graph for value in node.outputs}
         lower(program.model, recording, INTEGER)
         _refuse_nodes(module, integerize(program.model), scopes)
         protect(program.model)
