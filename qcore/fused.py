@@ -393,8 +393,6 @@ def _divided(magnitude: float, threshold: int, like: Tensor) -> Tensor:
 class TracedFakeQuant(torch.autograd.Function):
     """``(x, scale, zero_point) -> y`` in pointwise operations, recomputed in backward."""
 
-    generate_vmap_rule = True
-
     @staticmethod
     def forward(
         x: Tensor,

@@ -372,6 +372,20 @@ def test_hessian_vector_product_of_a_layer_by_its_definition():
     )
 
 
+@pytest.mark.parametrize("transform", [grad, lambda loss: vmap(grad(loss)), hessian], ids=["grad", "each", "hessian"])
+def test_compiled(transform):
+    """Compiled derivatives are eager's, and a function compiled for them is not taken for another."""
+
+    def loss(x):
+        return (fake_quant(x, torch.tensor(0.25, dtype=x.dtype), -4, 3) * AbsMax()(x)).square().sum()
+
+    x, function = double(3, 2), transform(loss)
+    made = torch.compile(function, backend="aot_eager")
+    torch.testing.assert_close(made(x), function(x))
+    torch.testing.assert_close(torch.compile(loss, backend="aot_eager", fullgraph=True)(x), loss(x))
+    torch.testing.assert_close(made(x), function(x))
+
+
 # torch.jit.trace
 
 
