@@ -22,6 +22,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from training import accuracy, train
 
+from bitwright.qcore import CalibratedScaling
+
 __all__ = ["main"]
 
 QUANTIZED = (WeightLeNet, WeightActLeNet, WeightActBiasLeNet)
@@ -118,6 +120,9 @@ def _trained(digits: Digits, epochs: int, seed: int, checkpoint: Path, progress:
         model = quantized()
         model.load_state_dict(torch.load(checkpoint))
         models.append(trained(model, QUANTIZED_RATE))
+        for part in model.modules():
+            if isinstance(part, CalibratedScaling):
+                part.finish_calibration()  # with --fast, training ends before calibration does
     return models
 
 
