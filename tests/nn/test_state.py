@@ -26,6 +26,7 @@ from bitwright.quantizers import (
     Int8WeightPerTensorMSE,
     Int32Bias,
     ShiftedUint8Act,
+    ShiftedUint8WeightPerTensor,
     Uint8Act,
 )
 
@@ -124,14 +125,17 @@ def test_the_keys():
         "act_quant.scheme",
         "act_quant.scaling.magnitude_offset",
         "act_quant.scaling.magnitude_base",
+        "act_quant.scaling.measured",
         "act_quant.scaling.steps",
     ]
+    assert list(qnn.QuantReLU(scale=0.5).state_dict()) == ["act_quant.scheme", "act_quant.scaling.scale"]
     assert list(qnn.QuantGELU().state_dict()) == [
         "act_quant.scheme",
         "act_quant.scaling.magnitude_offset",
         "act_quant.scaling.low_offset",
         "act_quant.scaling.magnitude_base",
         "act_quant.scaling.low_base",
+        "act_quant.scaling.measured",
         "act_quant.scaling.steps",
     ]
     assert list(qnn.QuantLinear(2, 2).state_dict()) == ["weight", "bias", "weight_quant.scheme"]
@@ -140,6 +144,7 @@ def test_the_keys():
         "weight_quant.scheme",
         "weight_quant.scaling.magnitude_offset",
         "weight_quant.scaling.magnitude_base",
+        "weight_quant.scaling.measured",
         "weight_quant.scaling.steps",
     ]
 
@@ -203,7 +208,7 @@ def test_a_float_checkpoint_that_lacks_a_weight_is_refused():
 
 
 def test_a_quantized_checkpoint_that_lacks_a_scale_is_refused():
-    for name in ("magnitude_base", "magnitude_offset"):
+    for name in ("magnitude_base", "measured", "steps"):
         state = Net().state_dict()
         del state[f"act.act_quant.scaling.{name}"]
         missing = rf'Missing key\(s\) in state_dict: "act\.act_quant\.scaling\.{name}"'
@@ -228,7 +233,7 @@ MESSAGE = (
     "{path}: the file holds {found}, the model is {made}. Build the model with the file's quantizers, or load with "
     "strict=False to keep this one's scheme."
 )
-EIGHT = "int8 narrow, per tensor, scale StatisticScaling, half_even"
+EIGHT = "int8 narrow, per tensor, float scale"
 
 
 @pytest.mark.parametrize(
@@ -239,42 +244,42 @@ EIGHT = "int8 narrow, per tensor, scale StatisticScaling, half_even"
             lambda: qnn.QuantLinear(4, 4, weight_bit_width=2),
             "0.weight_quant",
             EIGHT,
-            "int2 narrow, per tensor, scale StatisticScaling, half_even",
+            "int2 narrow, per tensor, float scale",
         ),
         (
             lambda: qnn.QuantLinear(4, 4),
             lambda: qnn.QuantLinear(4, 4, weight_quant=Int8WeightPerChannel),
             "0.weight_quant",
             EIGHT,
-            "int8 narrow, axis 0, scale StatisticScaling, half_even",
+            "int8 narrow, axis 0, float scale",
         ),
         (
             lambda: qnn.QuantLinear(4, 4),
-            lambda: qnn.QuantLinear(4, 4, weight_rounding="floor"),
+            lambda: qnn.QuantLinear(4, 4, weight_quant=ShiftedUint8WeightPerTensor),
             "0.weight_quant",
             EIGHT,
-            "int8 narrow, per tensor, scale StatisticScaling, floor",
+            "uint8, per tensor, float scale, zero point",
         ),
         (
             lambda: qnn.QuantReLU(),
             lambda: qnn.QuantReLU(act_quant=Int8Act),
             "0.act_quant",
-            "uint8, per tensor, scale CalibratedScaling, half_even",
-            "int8, per tensor, scale CalibratedScaling, half_even",
+            "uint8, per tensor, float scale",
+            "int8, per tensor, float scale",
         ),
         (
             lambda: qnn.QuantIdentity(),
             lambda: qnn.QuantIdentity(act_quant=Int8ActPowerOfTwo),
             "0.act_quant",
-            "int8, per tensor, scale CalibratedScaling, half_even",
-            "int8, per tensor, scale CalibratedScaling PowerOfTwoScale('ceil'), half_even",
+            "int8, per tensor, float scale",
+            "int8, per tensor, power of two (ceil) scale",
         ),
         (
             lambda: qnn.QuantLinear(4, 4, bias_quant=Int32Bias),
             lambda: qnn.QuantLinear(4, 4, bias_quant=Int32Bias, bias_bit_width=16),
             "0.bias_quant",
-            "int32 bias, scale of the products, half_even",
-            "int16 bias, scale of the products, half_even",
+            "int32, scale of the products",
+            "int16, scale of the products",
         ),
     ],
 )
@@ -292,9 +297,7 @@ def test_another_scheme_is_told_without_strict():
     file, model = nn.Sequential(qnn.QuantLinear(4, 4)), nn.Sequential(qnn.QuantLinear(4, 4, weight_bit_width=2))
     result = model.load_state_dict(file.state_dict(), strict=False)
     assert result.unexpected_keys == [
-        MESSAGE.format(
-            path="0.weight_quant", found=EIGHT, made="int2 narrow, per tensor, scale StatisticScaling, half_even"
-        )
+        MESSAGE.format(path="0.weight_quant", found=EIGHT, made="int2 narrow, per tensor, float scale")
     ]
     assert torch.equal(model[0].weight, file[0].weight)
     assert model[0].int_weight().abs().max() == 1
@@ -421,8 +424,9 @@ def test_a_collection_that_was_ended_is_ended_in_the_file_too():
     assert loaded.act_quant.scaling.magnitude.item() == 2.0
 
 
+@pytest.mark.parametrize("file", ["quantized", "float"])
 @pytest.mark.parametrize("get_memory", ["to_empty", "assignment"])
-def test_constants_are_in_no_file_and_survive_the_meta_device(get_memory):
+def test_constants_survive_the_meta_device(get_memory, file):
     def make():
         return nn.Sequential(
             qnn.QuantIdentity(axis=1, scale=[0.5, 0.25, 0.125]), qnn.QuantLinear(3, 2, weight_scale=2**-7)
@@ -431,12 +435,31 @@ def test_constants_are_in_no_file_and_survive_the_meta_device(get_memory):
     source = seeded(make)
     with torch.device("meta"):
         model = make()
-    assert repr(model) == repr(source)
     if get_memory == "to_empty":
         model.to_empty(device="cpu")
-    model.load_state_dict(source.state_dict(), assign=get_memory == "assignment")
+    state = source.state_dict()
+    if file == "float":
+        state = {name: state[name] for name in ("1.weight", "1.bias")}
+    model.load_state_dict(state, assign=get_memory == "assignment")
+    assert repr(model) == repr(source)
     x = torch.randn(5, 3)
     assert torch.equal(model(x), source(x))
+
+
+def test_a_constant_is_the_files():
+    """A file of scale 2**-7 gives the numbers that it was trained with, whatever the model was made with."""
+
+    def make(scale):
+        return nn.Sequential(qnn.QuantIdentity(scale=scale), qnn.QuantReLU(max_value=255 * scale))
+
+    one, other = make(2**-7), make(2**-3)
+    x = torch.tensor([0.3, 0.07])
+    assert (one(x).tolist(), other(x).tolist()) == ([0.296875, 0.0703125], [0.25, 0.125])
+    other.load_state_dict(saved(one.state_dict(), weights_only=True))
+    assert other(x).tolist() == [0.296875, 0.0703125]
+    with pytest.raises(RuntimeError) as error:
+        qnn.QuantIdentity(axis=1, scale=[0.5, 0.25]).load_state_dict(one[0].state_dict())
+    assert "the file holds int8, per tensor, float scale, the model is int8, axis 1, float scale" in str(error.value)
 
 
 # Whole models
