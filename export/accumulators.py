@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from .errors import ExportError, with_causes
 from .integer_reference import run_integers
-from .integers import integers
+from .integers import integers_for
 from .sums import Sums, worst_sums
 
 __all__ = ["AccumulatorReport", "AccumulatorRow", "accumulator_report"]
@@ -150,7 +150,7 @@ def accumulator_report(
         >>> row.worst, row.worst_bits, row.actual_bits
         (Sums(low=tensor([-45]), high=tensor([120])), 8, 4)
     """
-    found = integers(model, example, kwargs=kwargs)
+    found = integers_for("accumulator_report", model, example, kwargs)
     run = run_integers(model, example, integers=found, accumulator_bits=53, kwargs=kwargs)
     rows = []
     for name, layer in found.items():

@@ -18,7 +18,7 @@ from .integer_passes import culprits, load
 from .integer_requantize import requantization
 from .integer_run import IntegerRun, run_lowered
 from .integer_tensor import IntegerTensor
-from .integers import integers as integers_from
+from .integers import integers_for
 from .layer_integers import Integers
 from .lowering import Lowering, evaluating, lowered, quantizers_of, unchanged
 from .optional import installed, required
@@ -129,7 +129,7 @@ def compare(
     arguments = example if isinstance(example, tuple) else (example,)
     if program is None and installed("onnxruntime"):
         program = export_onnx_qcdq(model, arguments, verify=False, kwargs=kwargs)
-    found = integers_from(model, arguments, kwargs=kwargs) if integers is None else integers
+    found = integers_for("compare", model, arguments, kwargs) if integers is None else integers
     quantizers, parts = quantizers_of(model), found.quantized()
     requantize = requantization(requantize)
 

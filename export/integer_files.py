@@ -1,21 +1,25 @@
 """The integers of a model in a file: a numpy archive or safetensors, without gaps between the bits.
 
 Both hold the same arrays, each named by its quantizer: ``<name>.codes``, packed as `bitwright.export.integer_packing`
-says, ``<name>.scale`` (float32) and ``<name>.zero_point`` (int64). Everything else is one JSON text under the name
-``bitwright``: an array of bytes in a numpy archive, an entry of the header's metadata in safetensors::
+says, ``<name>.scale`` (float32), ``<name>.zero_point`` (int64), and ``<name>.entering.<number>`` (float32): the scales
+of the terms that a quantizer takes. Everything else is one JSON text under the name ``bitwright``: an array of bytes in
+a numpy archive, an entry of the header's metadata in safetensors::
 
-    {"version": 1,
+    {"version": 2,
      "layers": [{"name", "kind", "settings", "quantizers": {slot: quantizer}, "input": grid, "output": grid}],
-     "quantizers": {name: {"shape", "dtype", "bit_width", "signed", "narrow_range", "axis"}},
-     "sums": {name: {"bit_width", "signed", "narrow_range", "axis"}}}
+     "quantizers": {name: {"shape", "dtype", "bit_width", "signed", "narrow_range", "axis",
+                           "entering": {"terms", "axis", "low", "high", "rounding"}}},
+     "sums": {name: {"bit_width", "signed", "narrow_range", "axis"}},
+     "floats": [{"path", "kind", "operations", "place"}]}
 
-``shape`` is null for activations, which have no stored integers. A grid is the name of a quantizer or of an entry of
-``sums``: the grids of sums of products.
+``shape`` is null for activations, which have no stored integers, and ``entering`` where a quantizer takes floats. A
+grid is the name of a quantizer or of an entry of ``sums``: the grids of sums.
 """
 
 import json
 import os
 import struct
+from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -24,14 +28,15 @@ import torch
 from torch import Tensor
 
 from .errors import ExportError
-from .integer_grid import IntegerGrid, Quantized
+from .integer_floats import FloatModule
+from .integer_grid import Entering, IntegerGrid, Quantized
 from .integer_packing import pack, unpack
 from .layer_integers import Integers, LayerIntegers
 from .optional import required
 
 __all__ = ["load", "save_npz", "save_safetensors"]
 
-KEY, VERSION = "bitwright", 1
+KEY, VERSION = "bitwright", 2
 
 
 def save_npz(integers: Integers, path: str | os.PathLike[str]) -> None:
@@ -70,7 +75,7 @@ def load(path: str | os.PathLike[str]) -> Integers:
     if described["version"] != VERSION:
         raise ExportError(
             f"Integers.load({os.fspath(path)!r}): the file is of version {described['version']}, and this bitwright "
-            f"reads version {VERSION}. Load it with the bitwright that wrote it, or a newer one."
+            f"reads version {VERSION}. Load it with the bitwright that wrote it, or write it again."
         )
     return _put_together(described, tensors)
 
@@ -108,7 +113,11 @@ def _taken_apart(integers: Integers) -> tuple[str, dict[str, Tensor]]:
         return {name: getattr(each, name) for name in ("bit_width", "signed", "narrow_range", "axis")}
 
     for name, part in integers.quantized().items():
-        entry = {"shape": None, **grid(part.grid)}
+        entry = {"shape": None, **grid(part.grid), "entering": None}
+        if part.entering is not None:
+            plain = {key: getattr(part.entering, key) for key in ("axis", "low", "high", "rounding")}
+            entry["entering"] = {"terms": len(part.entering.scales), **plain}
+            tensors |= {f"{name}.entering.{number}": each for number, each in enumerate(part.entering.scales)}
         if part.codes is not None:
             entry |= {"shape": list(part.codes.shape), "dtype": str(part.codes.dtype).removeprefix("torch.")}
             tensors[f"{name}.codes"] = pack(part.codes, part.grid.bit_width, part.grid.signed)
@@ -127,7 +136,8 @@ def _taken_apart(integers: Integers) -> tuple[str, dict[str, Tensor]]:
                 "output": None if layer.output is None else layer.output.name,
             }
         )
-    described = {"version": VERSION, "layers": layers, "quantizers": quantizers, "sums": sums}
+    floats = [asdict(each) for each in integers.floats]
+    described = {"version": VERSION, "layers": layers, "quantizers": quantizers, "sums": sums, "floats": floats}
     return json.dumps(described), tensors
 
 
@@ -143,10 +153,15 @@ def _put_together(described: dict[str, Any], tensors: dict[str, Tensor]) -> Inte
         if entry["shape"] is not None:
             codes = unpack(tensors[f"{name}.codes"], entry["bit_width"], entry["signed"], tuple(entry["shape"]))
             codes = codes.to(getattr(torch, entry["dtype"]))
-        parts[name] = Quantized(grids[name], codes)
+        entering = entry["entering"]
+        if entering is not None:
+            scales = tuple(tensors[f"{name}.entering.{number}"] for number in range(entering.pop("terms")))
+            entering = Entering(scales, **entering)
+        parts[name] = Quantized(grids[name], codes, entering)
     layers = {}
     for each in described["layers"]:
         slots = {slot: parts[name] for slot, name in each["quantizers"].items()}
         entering, leaving = (None if each[end] is None else grids[each[end]] for end in ("input", "output"))
         layers[each["name"]] = LayerIntegers(each["name"], each["kind"], slots, entering, leaving, each["settings"])
-    return Integers(layers)
+    floats = (FloatModule(**{**each, "operations": tuple(each["operations"])}) for each in described["floats"])
+    return Integers(layers, tuple(floats))

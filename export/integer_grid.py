@@ -9,7 +9,7 @@ from ..qcore import Grid
 from ..qcore.int_range import int_bounds
 from .record import Call
 
-__all__ = ["IntegerGrid", "Quantized"]
+__all__ = ["Entering", "IntegerGrid", "Quantized"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,6 +53,12 @@ class IntegerGrid:
         """The smallest and the largest integer."""
         return int_bounds(self.bit_width, self.signed, self.narrow_range)
 
+    @property
+    def centred_bounds(self) -> tuple[int, int]:
+        """The same for integers minus their zero points, over all scales."""
+        low, high = self.bounds
+        return low - int(self.zero_point.max()), high - int(self.zero_point.min())
+
     def shaped(self, tensor: Tensor, ndim: int) -> Tensor:
         """The scale or zero point, shaped so that it broadcasts against a tensor of ``ndim`` dimensions."""
         if self.axis is None:
@@ -86,6 +92,39 @@ class IntegerGrid:
 
 
 @dataclass(frozen=True, eq=False)
+class Entering:
+    """The integers that a quantizer takes: ``value = sum of integer * scale``, over terms, and then the bounds.
+
+    Args:
+        scales: of each term, float32: 0-d, or 1-d with one for each index of ``axis``. Integers are centred: their zero
+            point is subtracted.
+        axis: the dimension with several scales, None without one, and -1 where they vary along several dimensions.
+        low: values below count as this (ReLU), or None.
+        high: values above count as this (ReLU6), or None.
+        rounding: of the quantizer: the name of its class or function.
+
+    Example:
+        >>> Entering((torch.tensor(0.5),), low=0.0) == Entering((torch.tensor(0.5),))
+        False
+    """
+
+    scales: tuple[Tensor, ...]
+    axis: int | None = None
+    low: float | None = None
+    high: float | None = None
+    rounding: str = "HalfEven"
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Entering):
+            return NotImplemented
+        plain = ("axis", "low", "high", "rounding")
+        alike = len(self.scales) == len(other.scales) and all(map(torch.equal, self.scales, other.scales))
+        return alike and all(getattr(self, each) == getattr(other, each) for each in plain)
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+@dataclass(frozen=True, eq=False)
 class Quantized:
     """What one quantizer does: the grid, and the integers where the tensor is a parameter.
 
@@ -93,6 +132,7 @@ class Quantized:
         grid: where the integers stand.
         codes: the integers of a weight or bias, in the smallest type that holds them; None for activations, which are
             computed.
+        entering: what an activation's quantizer takes; None where it takes floats.
 
     Example:
         >>> grid = IntegerGrid("fc.weight_quant", torch.tensor(0.5), torch.tensor(0), 4, signed=True)
@@ -102,6 +142,7 @@ class Quantized:
 
     grid: IntegerGrid
     codes: Tensor | None = None
+    entering: Entering | None = None
 
     @property
     def values(self) -> Tensor | None:
@@ -112,7 +153,7 @@ class Quantized:
         if not isinstance(other, Quantized):
             return NotImplemented
         if self.codes is None or other.codes is None:
-            return self.grid == other.grid and self.codes is other.codes
+            return self.grid == other.grid and self.codes is other.codes and self.entering == other.entering
         alike = self.codes.dtype == other.codes.dtype and torch.equal(self.codes, other.codes)
         return alike and self.grid == other.grid
 

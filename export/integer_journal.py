@@ -11,7 +11,7 @@ from ..qcore import TensorQuant
 from .errors import ExportError
 from .sums import Sums
 
-__all__ = ["Journal", "numbered"]
+__all__ = ["Journal", "numbered", "operation_name"]
 
 EXACT = 2**53  # float64 holds every integer up to here, so that sums of products are exact whatever their order
 
@@ -21,15 +21,24 @@ def numbered(path: str, index: int) -> str:
     return path if index == 0 else f"{path}.{index}"
 
 
+def operation_name(operation: Any) -> str:
+    """What users call an operator of torch: ``aten::_native_batch_norm_legit_no_training`` is ``batch_norm``."""
+    name = operation._schema.name.partition("::")[2].removesuffix("_legit_no_training")
+    return name.removeprefix("_").removeprefix("native_")
+
+
 class Journal:
     """The notes of one run.
 
     Args:
         accumulator_bits: width of the accumulators; a sum that they don't hold is an error.
+        keep: whether the sums of each layer are kept.
 
     Attributes:
         sums: by layer.
+        accumulators: the sums that are kept, by the name of the layer's call.
         floats: for each layer, what was computed on values in place of integers, with how often.
+        noted: the same in order, as pairs of layer and operation.
 
     Example:
         >>> journal = Journal(accumulator_bits=8)
@@ -38,10 +47,12 @@ class Journal:
         8
     """
 
-    def __init__(self, accumulator_bits: int = 32) -> None:
-        self.accumulator_bits = accumulator_bits
+    def __init__(self, accumulator_bits: int = 32, keep: bool = False) -> None:
+        self.accumulator_bits, self.keep = accumulator_bits, keep
+        self.accumulators: dict[str, Tensor] = {}
         self.sums: dict[str, Sums] = {}
         self.floats: dict[str, dict[str, int]] = {}
+        self.noted: list[tuple[str, str]] = []
         self._running: list[tuple[str, str]] = []
 
     @property
@@ -119,6 +130,7 @@ class Journal:
 
     def compute_in_float(self, what: Any) -> None:
         """Note an operation on values."""
-        name = what if isinstance(what, str) else what._schema.name.removeprefix("aten::")
+        name = what if isinstance(what, str) else operation_name(what)
         counts = self.floats.setdefault(self.layer, {})
         counts[name] = counts.get(name, 0) + 1
+        self.noted.append((self.layer, name))

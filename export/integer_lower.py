@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from .errors import ExportError
@@ -19,7 +19,14 @@ __all__ = ["integerize"]
 # Operators that give the same whether integers or values go through them, where all have one scale.
 _MOVES = {
     *("Flatten", "Gather", "GatherElements", "GatherND", "Identity", "MaxPool", "Reshape", "Slice", "Squeeze"),
-    *("Tile", "Transpose", "Unsqueeze", "Expand", "DepthToSpace", "SpaceToDepth"),
+    *("Tile", "Transpose", "Unsqueeze", "Expand", "DepthToSpace", "SpaceToDepth", "ReduceMax"),
+}
+
+
+# Operators on floats that give the same bits everywhere: they convert, move, select, or round each number once.
+_EXACT = {
+    *(*_MOVES, "Add", "Cast", "Clip", "Concat", "Constant", "ConstantOfShape", "DequantizeLinear", "Max", "Min", "Neg"),
+    *("Pad", "Relu", "Resize", "Split", "Sub"),
 }
 
 
@@ -34,6 +41,7 @@ class Form:
         axis: the dimension of several scales, or None.
         name: of the quantizer.
         constant: the integers, where they are stored.
+        bounds: the smallest and the largest integer of an activation.
     """
 
     codes: Any
@@ -42,26 +50,36 @@ class Form:
     axis: int | None
     name: str
     constant: np.ndarray | None = None
+    bounds: tuple[int, int] = (-(2**31), 2**31 - 1)
 
     @property
     def plain(self) -> bool:
         """Whether there is one scale for all."""
         return self.axis is None
 
+    @property
+    def wide(self) -> bool:
+        """Whether the integers are an activation's in int32, which the operators of 8 bits don't take."""
+        return self.constant is None and self.codes.dtype.name == "INT32"
 
-def integerize(model: Any) -> None:
+
+def integerize(model: Any) -> list[Any]:
     """Rewrite the layers of an exported model, in place.
 
     Args:
         model: an ``onnx_ir.Model`` whose quantizations are QuantizeLinear, Clip and DequantizeLinear nodes of 8 bits.
+
+    Returns:
+        The nodes that compute in floats what two runtimes may sum or round differently.
     """
     graph = _Graph(model)
     for node in list(model.graph):
         rule = _RULES.get(node.op_type)
-        if rule is not None:
+        if rule is not None and node.graph is not None:  # another rule may have replaced it
             rule(graph, node)
     common = required("onnx_ir.passes.common", "export_onnx_integer")
     common.RemoveUnusedNodesPass()(model)
+    return [node for node in model.graph if graph.computes_in_floats(node)]
 
 
 class _Graph:
@@ -71,6 +89,8 @@ class _Graph:
         self.ir = required("onnx_ir", "export_onnx_integer")
         self.graph = model.graph
         self.forms: dict[Any, Form | None] = {}
+        self.products: set[Any] = set()  # values that `scaled` made
+        self.sources: dict[Any, tuple[bool, bool]] = {}
 
     def form(self, value: Any) -> Form | None:
         """A value as integers, or None; operators that move values are repeated on them."""
@@ -108,7 +128,17 @@ class _Graph:
         if axis is not None and axis < 0:
             axis += len(node.inputs[0].shape)
         name = node.name.removesuffix(".dequantize")
-        return Form(codes if constant is None else stored, scale, zero_point, axis, name, constant)
+        if constant is not None:
+            return Form(stored, scale, zero_point, axis, name, constant)
+        return Form(codes, scale, zero_point, axis, name, bounds=self._bounds(codes))
+
+    def _bounds(self, codes: Any) -> tuple[int, int]:
+        """Of integers that are quantized, and clipped where they have fewer bits than their type."""
+        node = codes.producer()
+        if node is not None and node.op_type == "Clip":
+            return int(node.inputs[1].const_value.numpy()), int(node.inputs[2].const_value.numpy())
+        kind = np.iinfo(codes.dtype.numpy())
+        return int(kind.min), int(kind.max)
 
     def _moved_constant(self, node: Any, inner: Form) -> Form | None:
         assert inner.constant is not None
@@ -134,9 +164,35 @@ class _Graph:
                 return None
             rest = list(node.inputs[3:])
             inputs = [inner.codes, node.inputs[1], self.constant(f"{inner.name}.zero", inner.zero_point), *rest]
-        moved = self.add(node, op_type, inputs, attributes, f"{node.outputs[0].name}.codes_of", after=True)
+        name = f"{node.outputs[0].name}.codes_of"
+        if inner.wide and op_type == "MaxPool":  # of int32 through floats, which are exact to 24 bits
+            cast = self.typed(self.add(node, "Cast", [inner.codes], {"to": 1}, f"{name}.cast"), "FLOAT", node.inputs[0])
+            pooled = self.typed(self.add(node, op_type, [cast], attributes, f"{name}.pooled"), "FLOAT", node.outputs[0])
+            moved = self.add(node, "Cast", [pooled], {"to": 6}, name)
+        else:
+            moved = self.add(node, op_type, inputs, attributes, name, after=True)
         moved.dtype, moved.shape = inner.codes.dtype, node.outputs[0].shape
-        return Form(moved, inner.scale, inner.zero_point, None, inner.name)
+        return replace(inner, codes=moved)
+
+    def computes_in_floats(self, node: Any) -> bool:
+        """Whether a node computes new values from floats: no selection, no addition, nothing of parameters alone."""
+        result = node.outputs[0]
+        if result.dtype is None or result.dtype.name != "FLOAT" or result in self.products:
+            return False
+        given, quantized = self._sources(result)
+        return given and node.op_type not in (_EXACT if quantized else _EXACT | {"Abs", "Div", "Mul"})
+
+    def _sources(self, value: Any) -> tuple[bool, bool]:
+        """Whether a value depends on the model's input, and whether on a quantized tensor."""
+        if value not in self.sources:
+            node = value.producer()
+            above = [] if node is None else [self._sources(each) for each in node.inputs if each is not None]
+            quantizes = node is not None and node.op_type == "QuantizeLinear"
+            self.sources[value] = (
+                value.is_graph_input() or any(given for given, _ in above),
+                quantizes or any(quantized for _, quantized in above),
+            )
+        return self.sources[value]
 
     # Editing
 
@@ -173,7 +229,7 @@ class _Graph:
         value.dtype, value.shape = self.ir.DataType[kind], like.shape
         return value
 
-    def scaled(self, node: Any, sums: Any, scale: np.ndarray, layer: str) -> None:
+    def scaled(self, node: Any, sums: Any, scale: np.ndarray, layer: str) -> Any:
         """Sums as values, in place of a node's result: one conversion and one multiplication."""
         result = node.outputs[0]
         values = self.typed(self.add(node, "Cast", [sums], {"to": 1}, f"{layer}.cast"), "FLOAT", result)
@@ -184,6 +240,8 @@ class _Graph:
         self.ir.convenience.replace_all_uses_with(result, product, replace_graph_outputs=True)
         product.name = name
         self.graph.remove(node, safe=True)
+        self.products.add(product)
+        return product
 
 
 def _layer_of(weights: Form, node: Any) -> str:
@@ -216,7 +274,9 @@ def _bias(graph: _Graph, value: Any, layer: str, scale: np.ndarray) -> np.ndarra
 
 def _conv(graph: _Graph, node: Any) -> None:
     x, weights = graph.form(node.inputs[0]), graph.form(node.inputs[1])
-    if x is None or weights is None or not x.plain or weights.constant is None or weights.axis not in (None, 0):
+    if x is None or weights is None or not x.plain or x.wide:
+        return
+    if weights.constant is None or weights.axis not in (None, 0):
         return
     layer, spatial = _layer_of(weights, node), weights.constant.ndim - 2
     scale = x.scale * weights.scale  # float32
@@ -241,7 +301,7 @@ def _gemm(graph: _Graph, node: Any) -> None:
     if get.get_float("alpha", 1.0) != 1 or get.get_float("beta", 1.0) != 1 or get.get_int("transA", 0):
         return
     x, weights = graph.form(node.inputs[0]), graph.form(node.inputs[1])
-    if x is None or weights is None or not x.plain or weights.constant is None:
+    if x is None or weights is None or not x.plain or x.wide or weights.constant is None:
         return
     if get.get_int("transB", 0):
         axis = None if weights.axis is None else 1 - weights.axis
@@ -253,10 +313,10 @@ def _gemm(graph: _Graph, node: Any) -> None:
 
 def _matmul(graph: _Graph, node: Any) -> None:
     x, weights = graph.form(node.inputs[0]), graph.form(node.inputs[1])
-    if x is None or weights is None or not x.plain:
+    if x is None or weights is None or not x.plain or x.wide:
         return
     if weights.constant is None:
-        if weights.plain:
+        if weights.plain and not weights.wide:
             _product(graph, node, x, weights, None, node)
         return
     if weights.constant.ndim != 2 or weights.axis not in (None, 1):
@@ -327,6 +387,7 @@ def _global_average(graph: _Graph, node: Any) -> None:
         x is None
         or not x.plain
         or x.constant is not None
+        or x.wide
         or not sizes
         or not all(isinstance(each, int) for each in sizes)
     ):
@@ -337,7 +398,7 @@ def _global_average(graph: _Graph, node: Any) -> None:
 def _average(graph: _Graph, node: Any) -> None:
     x, get = graph.form(node.inputs[0]), node.attributes
     pads = list(get["pads"].as_ints()) if "pads" in get else []
-    if x is None or not x.plain or x.constant is not None or get.get_int("ceil_mode", 0):
+    if x is None or not x.plain or x.constant is not None or x.wide or get.get_int("ceil_mode", 0):
         return
     if (any(pads) and not get.get_int("count_include_pad", 0)) or get.get_string("auto_pad", "NOTSET") != "NOTSET":
         return
@@ -361,7 +422,43 @@ def _pool(graph: _Graph, node: Any, x: Form, kernel: list[int], settings: dict[s
     graph.scaled(node, graph.typed(sums, "INT32", node.outputs[0]), scale, name)
 
 
+def _add(graph: _Graph, node: Any) -> None:
+    """Activations on one scale: their integers are added, in int32, and kept in 8 bits where these hold the sum."""
+    one, other = (graph.form(value) for value in node.inputs)
+    if one is None or other is None or not (one.plain and other.plain) or one.scale != other.scale:
+        return
+    if one.constant is not None or other.constant is not None:
+        return
+    name = node.outputs[0].name
+    wide = [_centred_codes(graph, node, each, f"{name}.{side}") for each, side in ((one, "one"), (other, "other"))]
+    result = node.outputs[0]
+    sums = graph.typed(graph.add(node, node.op_type, wide, {}, f"{name}.sums"), "INT32", result)
+    (low, high), (below, above) = ([end - int(each.zero_point) for end in each.bounds] for each in (one, other))
+    bounds = (low + below, high + above) if node.op_type == "Add" else (low - above, high - below)
+    codes, kind = sums, np.int32
+    for number, narrow in ((2, np.uint8), (3, np.int8)):
+        if np.iinfo(narrow).min <= bounds[0] and bounds[1] <= np.iinfo(narrow).max and kind is np.int32:
+            kind = narrow
+            cast = graph.add(node, "Cast", [sums], {"to": number}, f"{name}.narrow")
+            codes = graph.typed(cast, np.dtype(narrow).name.upper(), result)
+    product = graph.scaled(node, sums, one.scale, name)
+    graph.forms[product] = Form(codes, one.scale, np.zeros((), kind), None, name, bounds=bounds)
+
+
+def _centred_codes(graph: _Graph, node: Any, form: Form, name: str) -> Any:
+    """The integers of an activation minus their zero point, int32."""
+    codes = form.codes
+    if not form.wide:
+        codes = graph.typed(graph.add(node, "Cast", [codes], {"to": 6}, f"{name}.integers"), "INT32", codes)
+    if not form.zero_point.any():
+        return codes
+    zero = graph.constant(f"{form.name}.zero.int32", form.zero_point.astype(np.int32))
+    return graph.typed(graph.add(node, "Sub", [codes, zero], {}, f"{name}.centred"), "INT32", codes)
+
+
 _RULES = {
+    "Add": _add,
+    "Sub": _add,
     "Conv": _conv,
     "Gemm": _gemm,
     "MatMul": _matmul,

@@ -1,5 +1,6 @@
 """Export to ONNX's integer operators: exact by construction."""
 
+import ast
 import os
 from typing import Any
 
@@ -13,8 +14,9 @@ from .errors import ExportError, with_causes
 from .exporter import _checked
 from .formats import QCDQ, Format
 from .integer_compare import _File
+from .integer_floats import FloatModule, remedy
 from .integer_run import IntegerRun, run_lowered
-from .integers import integers
+from .integers import integers_of
 from .layer_integers import Integers, LayerIntegers
 from .lower import lower
 from .lowering import evaluating, quantizers_of, unchanged
@@ -43,16 +45,16 @@ def export_onnx_integer(
     A layer's products are summed in int32, its bias is added in int32, and one multiplication by the scale turns the
     sums to floats, which ``QuantizeLinear`` moves to the next grid. No sum of floats is left whose order could matter:
     the runtime's bits are those of `run_integers`, and of a model evaluated on integer-valued floats. Averages are sums
-    of integers, too. Additions of tensors on different grids are done in floats, one rounding each, alike everywhere.
-    Layers without quantizers stay float.
+    of integers, too, and so are additions of tensors on one grid. Additions of tensors on different grids are done in
+    floats, one rounding each, alike everywhere. Nothing else is computed in floats: a layer without quantizers, a batch
+    norm that was not folded or a softmax is refused. Before the first quantizer numbers may be scaled and shifted.
 
     Args:
         module: a model with quantized layers, float32; left as it was.
         args: example input: one tensor, or a tuple of all positional arguments.
         export_path: the file to write; None only returns the program.
         verify: run the file in onnxruntime, where that is installed, and compare its bits with `run_integers`; a
-            difference raises and no file is written. In a model that computes something in floats in between, codes
-            are compared as `verify_onnx` does.
+            difference raises and no file is written.
         options: further keywords of `torch.onnx.export`.
 
     Returns:
@@ -60,7 +62,8 @@ def export_onnx_integer(
 
     Raises:
         ExportError: layers that the dialect can't hold (all of them are listed: more than 8 bits, a float bias, an
-            input without quantizer, a transposed convolution), or what `export_onnx_qcdq` raises.
+            input without quantizer, a transposed convolution, whatever is computed in floats), or what
+            `export_onnx_qcdq` raises.
 
     Example:
         >>> import bitwright.nn as qnn
@@ -83,11 +86,12 @@ def export_onnx_integer(
     with evaluating(module), unchanged(module):
         recording = record(module, quantizers, arguments, kwargs)
         options["opset_version"] = check(recording, INTEGER, options.get("opset_version"))
-        found = integers(module, arguments, kwargs=kwargs)
+        found = integers_of(call, module, quantizers, recording, arguments, kwargs)
         check_layers(module, found)
         program = trace(module, quantizers, recording, arguments, options)
+        scopes = {value.name: _scope(node) for node in program.model.graph for value in node.outputs}
         lower(program.model, recording, INTEGER)
-        integerize(program.model)
+        _refuse_nodes(module, integerize(program.model), scopes)
         protect(program.model)
         if verify and installed("onnxruntime") and fits_one_file(program.model):
             report = _verified(module, found, program.model_proto, arguments, kwargs)
@@ -102,15 +106,55 @@ def export_onnx_integer(
 
 
 def check_layers(module: nn.Module, found: Integers) -> None:
-    """Refuse layers that integer operators can't express, all of them in one error."""
-    causes = []
+    """Refuse layers that integer operators can't express, and what is computed in floats, all of it in one error."""
+    causes, named = [], set()
     for name, layer in found.items():
         if layer.weight is not None:
             path = layer.weight.grid.name.partition(".weight_quant")[0]
-            owner = module.get_submodule(path) if path != "weight_quant" else module
-            causes += [f"{name or type(owner).__name__}: {problem}" for problem in _problems(owner, layer)]
+            path = "" if path == "weight_quant" else path
+            owner = module.get_submodule(path)
+            problems = [f"{name or type(owner).__name__}: {problem}" for problem in _problems(owner, layer)]
+            named |= {path} if problems else set()
+            causes += problems
+    causes += [f"{each}. {remedy(each)}" for each in found.floats if _refused(each) and each.path not in named]
     if causes:
-        raise ExportError(with_causes("the integer dialect can't express this model:", causes))
+        raise ExportError(with_causes(_HEADLINE, causes))
+
+
+_HEADLINE = "the integer dialect can't express this model:"
+_ROUND_ONCE = {"abs", "add", "div", "mul", "neg", "rsub", "sub"}  # alike everywhere
+
+
+def _refused(found: FloatModule) -> bool:
+    """Whether something computed in floats has no place in the file: all but scaling and shifting the model's input."""
+    return not (found.place == "before" and _ROUND_ONCE.issuperset(found.operations))
+
+
+_ON_INTEGERS = {"AveragePool", "Conv", "Gemm", "GlobalAveragePool", "MatMul", "ReduceMean", "ReduceSum"}
+_NARROWER = (
+    "It takes integers of more than 8 bits or of several scales, and integer operators take 8 bits and one scale. Put "
+    "a QuantIdentity in front of it."
+)
+
+
+def _scope(node: Any) -> str:
+    """The path of the innermost module that a node was traced from."""
+    names = ast.literal_eval(node.metadata_props.get("pkg.torch.onnx.name_scopes", "['', '']"))
+    return names[-2].partition("@")[0] if len(names) > 1 else ""  # the last is the operator's; "@1" marks a second call
+
+
+def _refuse_nodes(module: nn.Module, nodes: list[Any], scopes: dict[str, str]) -> None:
+    """Refuse what is left of float arithmetic in the graph, by the modules that it was traced from."""
+    found: dict[str, list[str]] = {}
+    for node in nodes:
+        path = scopes.get(node.outputs[0].name, "")
+        found.setdefault(path, []).append(node.op_type)
+    causes = []
+    for path, kinds in found.items():
+        each = FloatModule(path, type(module.get_submodule(path)).__name__, tuple(dict.fromkeys(kinds)), "between")
+        causes.append(f"{each}. {_NARROWER if _ON_INTEGERS.issuperset(kinds) else remedy(each)}")
+    if causes:
+        raise ExportError(with_causes(_HEADLINE, causes))
 
 
 def _problems(owner: nn.Module, layer: LayerIntegers) -> list[str]:
@@ -143,17 +187,14 @@ def _problems(owner: nn.Module, layer: LayerIntegers) -> list[str]:
 
 
 def _verified(module: nn.Module, found: Integers, proto: Any, args: tuple[Any, ...], kwargs: Any) -> Report:
-    """Equal bits, with the runtime's optimizations off and on; ties allowed where something was computed in floats."""
+    """Equal bits, with the runtime's optimizations off and on."""
     quantizers, parts = quantizers_of(module), found.quantized()
 
     def run(take: Any = None) -> IntegerRun:
         return run_lowered(module, quantizers, parts, args, kwargs, take=take)
 
     inputs = [each for each in _pytree.tree_leaves((args, kwargs or {})) if isinstance(each, Tensor)]
-    file, own = _File(proto, inputs, run), run()
-    if not own.integer_only:
-        return Report([*file.rows("off"), *file.rows("on")])
-    report = Report()
+    file, own, report = _File(proto, inputs, run), run(), Report()
     for optimizations in ("off", "on"):
         report.add(_bits(file, own, optimizations))
     return report

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from .errors import ExportError
 from .integer_requantize import requantization
 from .integer_run import IntegerRun, run_lowered
-from .integers import integers as integers_from
+from .integers import integers_for
 from .layer_integers import Integers
 from .lowering import evaluating, quantizers_of, unchanged
 
@@ -27,7 +27,7 @@ def run_integers(
 
     Sums of products are integers; at each quantizer they are moved to the next grid. Pooling, ReLU, reshaping,
     concatenation, addition and averaging need the integers alone. Any other operation (sigmoid, a batch norm that was
-    not folded ...) is computed on values, and ``run.floats`` says where.
+    not folded ...) is computed on values up to the next quantizer, and ``run.floats`` names each.
 
     Args:
         model: gives the order of operations; it is left as it was.
@@ -59,7 +59,7 @@ def run_integers(
     if not 2 <= accumulator_bits <= 53:
         raise ExportError(f"accumulator_bits={accumulator_bits} is not possible: expected 2 to 53. Write 32.")
     arguments = inputs if isinstance(inputs, tuple) else (inputs,)
-    found = integers_from(model, inputs, kwargs=kwargs) if integers is None else integers
+    found = integers_for("run_integers", model, inputs, kwargs) if integers is None else integers
     with evaluating(model), unchanged(model):
         return run_lowered(
             model,
@@ -69,4 +69,5 @@ def run_integers(
             kwargs,
             requantization(requantize),
             accumulator_bits,
+            keep=True,
         )

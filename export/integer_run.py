@@ -11,10 +11,12 @@ from torch.utils import _pytree
 
 from ..qcore import BitwrightWarning, Grid, HalfEven, IntQuant, TensorQuant, values_of
 from .errors import ExportError
-from .integer_grid import IntegerGrid, Quantized
+from .integer_floats import FloatModule
+from .integer_grid import Entering, IntegerGrid, Quantized
 from .integer_journal import Journal, numbered
 from .integer_requantize import requantization
-from .integer_tensor import IntegerTensor, Term
+from .integer_tensor import IntegerTensor, Term, compact
+from .integer_tracker import FloatTracker
 from .lowering import Lowering, lowered
 from .sums import Sums
 
@@ -31,16 +33,20 @@ class IntegerRun:
         outputs: what the model returned, its tensors as float32 values.
         codes: the integers of every activation, int64, by the name of its quantizer.
         sums: for each layer, the smallest and largest sum that its accumulators held.
-        floats: for each module, the operations that took integers and were computed on their values, with how often
-            (what follows up to the next quantizer is float, too); empty for a model that needs no floats between its
-            quantizers.
+        accumulators: what `run_integers` found in the accumulators of each layer in the end, int64 and exact; with the
+            bias where it adds to the products.
+        floats: for each module, the operations between the first quantizer and the outputs that were computed on values
+            in place of integers, with how often; empty for a model that needs no floats there.
+        float_modules: the same and what was computed before the first quantizer, as `FloatModule` records: each says
+            whether a quantizer follows.
+        entering: for each activation whose quantizer took integers, what these were.
         grids: for each module, the grids of its input and output, None for floats.
         slots: for each layer, the names of its quantizers' calls by slot, ``weight`` and so on.
 
     Example:
         >>> run = IntegerRun(torch.ones(1), floats={"act": {"sigmoid": 1}})
         >>> print(run)
-        0 tensors of integers, 0 layers with sums; computed in floats from there on: sigmoid in act
+        0 tensors of integers, 0 layers with sums; computed in floats: sigmoid in act
         >>> run.integer_only
         False
     """
@@ -48,7 +54,10 @@ class IntegerRun:
     outputs: Any
     codes: dict[str, Tensor] = field(default_factory=dict)
     sums: dict[str, Sums] = field(default_factory=dict)
+    accumulators: dict[str, Tensor] = field(default_factory=dict)
     floats: dict[str, dict[str, int]] = field(default_factory=dict)
+    float_modules: tuple[FloatModule, ...] = ()
+    entering: dict[str, Entering] = field(default_factory=dict)
     grids: dict[str, tuple[IntegerGrid | None, IntegerGrid | None]] = field(default_factory=dict)
     slots: dict[str, dict[str, str]] = field(default_factory=dict)
 
@@ -64,7 +73,7 @@ class IntegerRun:
         if self.integer_only:
             return f"{text}; nothing computed in floats"
         where = (f"{', '.join(names)} in {layer or 'the model'}" for layer, names in self.floats.items())
-        return f"{text}; computed in floats from there on: {'; '.join(where)}"
+        return f"{text}; computed in floats: {'; '.join(where)}"
 
 
 def run_lowered(
@@ -76,6 +85,7 @@ def run_lowered(
     requantize: Any = None,
     accumulator_bits: int = 32,
     take: Take | None = None,
+    keep: bool = False,
 ) -> IntegerRun:
     """`run_integers` for a model in evaluation mode.
 
@@ -89,9 +99,11 @@ def run_lowered(
         accumulator_bits: width of the accumulators.
         take: called at each activation with its name, input, integers, grid and rounding; returns the
             integers to go on with.
+        keep: whether the sums of each layer are kept.
     """
     run = IntegerRun(None)
-    journal = Journal(accumulator_bits)
+    journal = Journal(accumulator_bits, keep)
+    tracker = FloatTracker(journal, (args, kwargs or {}))
     known, counts, modules = found, dict[str, int](), dict(model.named_modules())
     requantize = requantize or requantization("scale")
 
@@ -107,13 +119,22 @@ def run_lowered(
                     f"{name}: the integers hold nothing for this quantizer. They have {', '.join(known)}. Take them "
                     "from this model, with an example that takes the same path: integers(model, example)."
                 )
-            if part.codes is not None:
-                return _tensor(part, part.codes.to(x.device), journal), None
-            codes, rounding = _requantized(quantizer, x, part.grid, requantize, context)
-            if take is not None:
-                codes = take(name, x, codes, part.grid, rounding)
-            run.codes[name] = codes
-            return _tensor(part, codes, journal), None
+            with tracker.paused():
+                if part.codes is not None:
+                    stored = _tensor(part, part.codes.to(x.device), journal)
+                    tracker.stored(stored)
+                    return stored, None
+                tracker.quantized(x)
+                codes, rounding = _requantized(quantizer, x, part.grid, requantize, context)
+                if isinstance(x, IntegerTensor) and rounding is not None:
+                    run.entering[name] = _entering(x, rounding)
+                elif isinstance(x, IntegerTensor):
+                    journal.compute_in_float(f"{type(quantizer).__name__}._quantize")
+                    tracker.places[journal.noted[-1]] = "between"
+                if take is not None:
+                    codes = take(name, x, codes, part.grid, HalfEven() if rounding is None else rounding)
+                run.codes[name] = codes
+                return _tensor(part, codes, journal), None
 
         return call
 
@@ -124,12 +145,15 @@ def run_lowered(
         torch.no_grad(),
         lowered(quantizers, lowering),
         journal.following(model, passed),
+        tracker,
         warnings.catch_warnings(),
     ):
         warnings.simplefilter("ignore", BitwrightWarning)  # no data yet: taking the integers said so
         outputs = model(*args, **(kwargs or {}))
+    tracker.returned(outputs)
+    run.float_modules = tracker.modules(modules)
     run.outputs = _pytree.tree_map(_values, outputs)
-    run.sums, run.floats = journal.sums, journal.floats
+    run.sums, run.floats, run.accumulators = journal.sums, journal.floats, journal.accumulators
     return run
 
 
@@ -142,12 +166,23 @@ def _tensor(part: Quantized, codes: Tensor, journal: Journal) -> IntegerTensor:
 def _requantized(
     quantizer: TensorQuant, x: Tensor, grid: IntegerGrid, requantize: Any, context: Any
 ) -> tuple[Tensor, Any]:
-    """The integers of an activation; arithmetic of a quantizer's own is done on values."""
+    """The integers of an activation, and the rounding; arithmetic of a quantizer's own is done on values (None)."""
     if isinstance(quantizer, IntQuant) and type(quantizer)._quantize is IntQuant._quantize:
         return requantize(x, grid, quantizer.rounding), quantizer.rounding
     values, own = quantizer._quantize(x.value if isinstance(x, IntegerTensor) else x, *context)
     assert isinstance(own, Grid)
-    return own.to_int(values).to(torch.int64), HalfEven()
+    return own.to_int(values).to(torch.int64), None
+
+
+def _entering(x: IntegerTensor, rounding: Any) -> Entering:
+    scales, axes = [], set[int]()
+    for term in x.terms:
+        scale = compact(term.scale.detach())
+        axes |= {dim for dim, size in enumerate(scale.shape) if size > 1}
+        scales.append(scale.reshape(()) if scale.numel() == 1 else scale.reshape(-1))
+    axis = None if not axes else axes.pop() if len(axes) == 1 else -1
+    name = getattr(rounding, "__name__", type(rounding).__name__)
+    return Entering(tuple(each.cpu().clone() for each in scales), axis, x.low, x.high, name)
 
 
 def _values(each: Any) -> Any:

@@ -1,12 +1,13 @@
 """A tensor of integers that runs through a model in place of floats.
 
-Its values are a sum of terms, integers times a scale: one term for a quantized tensor or for sums of products, two
-after a residual addition of tensors on different grids. Integers are centred (the zero point is subtracted), so that
-0 is 0 for padding and ReLU. What can be done with the integers alone is done with them; anything else is computed on
-the values, and noted in the journal.
+Its values are a sum of terms, integers times a scale: one term for a quantized tensor, for sums of products and after
+an addition of tensors on one scale; two after an addition of tensors on different grids. Integers are centred (the zero
+point is subtracted), so that 0 is 0 for padding and ReLU. What can be done with the integers alone is done with them;
+anything else is computed on the values, and noted in the journal.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -17,8 +18,9 @@ from torch.utils import _pytree
 from .errors import ExportError
 from .integer_grid import IntegerGrid
 from .integer_journal import Journal
+from .sums import signed_bits
 
-__all__ = ["IntegerTensor", "Term"]
+__all__ = ["SELECTIONS", "IntegerTensor", "Term", "compact"]
 
 aten = torch.ops.aten
 
@@ -49,6 +51,7 @@ class IntegerTensor(torch.Tensor):
         grid: the quantizer's grid that the integers are on, or None.
         low: values below count as this (a ReLU after an addition), or None.
         high: values above count as this, or None.
+        bounded: whether the integers lie between the bounds already.
 
     Example:
         >>> x = IntegerTensor((Term(torch.tensor([3, -1]), torch.tensor(0.5)),), Journal())
@@ -62,6 +65,7 @@ class IntegerTensor(torch.Tensor):
     low: float | None
     high: float | None
     aliased: bool
+    bounded: bool
 
     @staticmethod
     def __new__(
@@ -72,13 +76,14 @@ class IntegerTensor(torch.Tensor):
         low: float | None = None,
         high: float | None = None,
         aliased: bool = False,
+        bounded: bool = False,
     ) -> "IntegerTensor":
         codes = terms[0].codes
         self = torch.Tensor._make_wrapper_subclass(
             cls, codes.size(), dtype=torch.float32, device=codes.device, requires_grad=False
         )
         self.terms, self.journal, self.grid_, self.low, self.high = terms, journal, grid, low, high
-        self.aliased = aliased
+        self.aliased, self.bounded = aliased, bounded
         return self
 
     def __init__(self, *parts: Any, **named: Any) -> None:
@@ -90,12 +95,17 @@ class IntegerTensor(torch.Tensor):
         total = self.terms[0].values
         for term in self.terms[1:]:
             total = total + term.values
-        return total if self.low is None and self.high is None else total.clamp(self.low, self.high)
+        return total.clamp(self.low, self.high) if self.pending else total
+
+    @property
+    def pending(self) -> bool:
+        """Whether there are bounds beyond which integers lie that count as the bounds."""
+        return not self.bounded and (self.low is not None or self.high is not None)
 
     @property
     def single(self) -> Term | None:
-        """The only term of a tensor without bounds, or None."""
-        return self.terms[0] if len(self.terms) == 1 and self.low is None and self.high is None else None
+        """The only term of a tensor whose integers say everything, or None."""
+        return None if len(self.terms) > 1 or self.pending else self.terms[0]
 
     def __repr__(self, *, tensor_contents: Any = None) -> str:
         return f"IntegerTensor({tuple(self.shape)}, {len(self.terms)} terms)"
@@ -145,6 +155,7 @@ def _in_place(func: Any, args: Any, kwargs: Any) -> Any:
             f"Write the operation that returns a new tensor ({name}; inplace=False)."
         )
     target.terms, target.grid_, target.low, target.high = out.terms, out.grid_, out.low, out.high
+    target.bounded = out.bounded
     return target
 
 
@@ -183,7 +194,7 @@ def _does(*operations: Any) -> Callable[[Rule], Rule]:
 def _alike(tensor: IntegerTensor, terms: tuple[Term, ...], *, moved: bool, aliased: bool = False) -> IntegerTensor:
     """Other integers of a tensor: on the grid that it was on, unless several scales moved with them."""
     grid = None if moved and any(term.scale.ndim for term in terms) else tensor.grid_
-    return IntegerTensor(terms, tensor.journal, grid, tensor.low, tensor.high, aliased)
+    return IntegerTensor(terms, tensor.journal, grid, tensor.low, tensor.high, aliased, tensor.bounded)
 
 
 @_does(aten.alias.default, aten.detach.default, aten.lift_fresh.default, aten.clone.default)
@@ -229,6 +240,19 @@ def _reshaped(func: Any, args: Any, kwargs: Any) -> Any:
     return _alike(tensor, tuple(terms), moved=True, aliased=True)
 
 
+def compact(scale: Tensor) -> Tensor:
+    """A scale with size 1 in every dimension along which it doesn't change.
+
+    Example:
+        >>> compact(torch.tensor([[0.5, 0.5], [0.1, 0.1]])).shape
+        torch.Size([2, 1])
+    """
+    for dim in range(scale.ndim):
+        first = scale.narrow(dim, 0, 1)
+        scale = first if scale.shape[dim] > 1 and bool((scale == first).all()) else scale
+    return scale
+
+
 def _spread(term: Term) -> Tensor:
     return term.scale.expand(term.codes.shape).contiguous()
 
@@ -252,15 +276,30 @@ def _converted(func: Any, args: Any, kwargs: Any) -> Any:
 def _selected(func: Any, args: Any, kwargs: Any) -> Any:
     """Some values are kept, the largest or every other: on integers the same, where neighbours share a scale."""
     tensor, *rest = args
-    if len(tensor.terms) != 1:
+    given = [Term(term.codes, compact(term.scale)) for term in tensor.terms]
+    if any(size > 1 for term in given for size in term.scale.shape[2:]):
         return None
-    term = tensor.terms[0]
-    if term.scale.ndim and any(size > 1 for size in term.scale.shape[2:]):
-        return None
-    out = func(term.codes.double(), *rest, **kwargs)
-    codes, *indices = out if isinstance(out, tuple) else (out,)
-    kept = _alike(tensor, (Term(codes.to(torch.int64), term.scale),), moved=False)
+    if len(given) > 1 and "max_pool" in func._schema.name:
+        return _largest(func, tensor, given, rest, kwargs)
+    indices: list[Tensor] = []
+    terms = []
+    for term in given:
+        out = func(term.codes.double(), *rest, **kwargs)
+        codes, *indices = out if isinstance(out, tuple) else (out,)
+        terms.append(Term(codes.to(torch.int64), term.scale))
+    kept = _alike(tensor, tuple(terms), moved=False)
     return (kept, *indices) if indices else kept
+
+
+def _largest(func: Any, tensor: IntegerTensor, given: list[Term], rest: Any, kwargs: Any) -> Any:
+    """Of a sum of integers on different grids: the integers at the places where their values are largest."""
+    pool = func if len(func._schema.returns) > 1 else getattr(aten, f"{func._schema.name[6:]}_with_indices").default
+    _, indices = pool(tensor.value, *rest, **kwargs)
+    spatial = indices.ndim - next(each for each in range(2, 4) if f"max_pool{each}d" in func._schema.name)
+    flat = indices.flatten(spatial)
+    terms = (Term(term.codes.flatten(spatial).gather(-1, flat).reshape(indices.shape), term.scale) for term in given)
+    kept = _alike(tensor, tuple(terms), moved=False)
+    return kept if len(func._schema.returns) == 1 else (kept, indices)
 
 
 @_does(aten.constant_pad_nd.default)
@@ -268,6 +307,8 @@ def _padded(func: Any, args: Any, kwargs: Any) -> Any:
     tensor, widths, *rest = args
     if (rest[0] if rest else kwargs.get("value", 0)) != 0:
         return None
+    if tensor.pending and ((tensor.low or 0) > 0 or (tensor.high or 0) < 0):
+        return None  # the zeros would count as the bound
     terms = (
         Term(func(each.codes, widths, 0), each.scale if each.scale.ndim == 0 else func(_spread(each), widths, 1.0))
         for each in tensor.terms
@@ -279,19 +320,29 @@ def _padded(func: Any, args: Any, kwargs: Any) -> Any:
 def _joined(func: Any, args: Any, kwargs: Any) -> Any:
     """Integers side by side, each with its own scale."""
     tensors = args[0]
-    if not all(isinstance(each, IntegerTensor) and each.single is not None for each in tensors):
+    if not all(isinstance(each, IntegerTensor) and not each.pending for each in tensors):
+        return None
+    if len({len(each.terms) for each in tensors}) > 1:
         return None
     dim = args[1] if len(args) > 1 else kwargs.get("dim", 0)
     if func is aten.stack.default:
         tensors = [each.unsqueeze(dim) for each in tensors]
-    first, terms = tensors[0], [each.terms[0] for each in tensors]
-    scale = terms[0].scale
-    shared = all(each.scale.ndim == 0 and bool(each.scale == scale) for each in terms)
-    if not shared:
-        scale = torch.cat([_spread(each) for each in terms], dim)
-    same = shared and all(each.grid_ is first.grid_ for each in tensors)
-    codes = torch.cat([each.codes for each in terms], dim)
-    return IntegerTensor((Term(codes, scale),), first.journal, first.grid_ if same else None)
+    terms = [_side_by_side(parts, dim) for parts in zip(*(each.terms for each in tensors), strict=True)]
+    first = tensors[0]
+    same = all(each.scale.ndim == 0 for each in terms) and all(_on_one_grid(first.grid_, x.grid_) for x in tensors)
+    return IntegerTensor(tuple(terms), first.journal, first.grid_ if same else None)
+
+
+def _side_by_side(parts: tuple[Term, ...], dim: int) -> Term:
+    scale = parts[0].scale
+    if not all(each.scale.ndim == 0 and bool(each.scale == scale) for each in parts):
+        scale = torch.cat([_spread(each) for each in parts], dim)
+    return Term(torch.cat([each.codes for each in parts], dim), scale)
+
+
+def _on_one_grid(one: IntegerGrid | None, other: IntegerGrid | None) -> bool:
+    """Whether the same integers stand for the same values, whatever the grids are called."""
+    return one is other or (one is not None and other is not None and replace(other, name=one.name) == one)
 
 
 @_does(aten.add.Tensor, aten.sub.Tensor)
@@ -301,12 +352,16 @@ def _added(func: Any, args: Any, kwargs: Any) -> Any:
     alpha = rest[0] if rest else kwargs.get("alpha", 1)
     if not (isinstance(one, IntegerTensor) and isinstance(other, IntegerTensor)) or alpha != 1:
         return None
-    if any(bound is not None for each in (one, other) for bound in (each.low, each.high)):
+    if one.pending or other.pending:
         return None
     if len(one.terms) > 1 and len(other.terms) > 1:
         return None  # terms are added from left to right
     shape = torch.broadcast_shapes(one.shape, other.shape)
     sign = -1 if func is aten.sub.Tensor else 1
+    grid = _grid_of_sum(one, other, sign)
+    if grid is not None:
+        codes = one.terms[0].codes + sign * other.terms[0].codes
+        return IntegerTensor((Term(codes, one.terms[0].scale),), one.journal, grid)
     terms = [Term(each.codes.expand(shape), each.scale) for each in one.terms]
     others = [Term(sign * each.codes.expand(shape), each.scale) for each in other.terms]
     terms = terms + others if len(other.terms) == 1 else others + terms
@@ -315,10 +370,27 @@ def _added(func: Any, args: Any, kwargs: Any) -> Any:
     return IntegerTensor(tuple(terms), one.journal)
 
 
+def _grid_of_sum(one: IntegerTensor, other: IntegerTensor, sign: int) -> IntegerGrid | None:
+    """The grid of a sum of two activations on one scale, or None."""
+    grids = one.grid_, other.grid_
+    if grids[0] is None or grids[1] is None or any(each.axis is not None or each.bit_width > SUMMED for each in grids):
+        return None
+    if not torch.equal(grids[0].scale, grids[1].scale):
+        return None
+    (low, high), (below, above) = (each.centred_bounds for each in grids)
+    low, high = (low + below, high + above) if sign > 0 else (low - above, high - below)
+    bits = max(signed_bits(low, high) - (low >= 0), 2)
+    name = f"{grids[0].name} {'+' if sign > 0 else '-'} {grids[1].name}"
+    return IntegerGrid(name, grids[0].scale, torch.zeros_like(grids[0].zero_point), bits, low < 0)
+
+
+SUMMED = 22  # bits of an activation; sums of products, in accumulators, are wider, and stay terms of their own
+
+
 @_does(aten.neg.default)
 def _negated(func: Any, args: Any, kwargs: Any) -> Any:
     tensor = args[0]
-    if tensor.low is not None or tensor.high is not None:
+    if tensor.pending:
         return None
     return IntegerTensor(tuple(Term(-each.codes, each.scale) for each in tensor.terms), tensor.journal)
 
@@ -329,7 +401,8 @@ def _rectified(func: Any, args: Any, kwargs: Any) -> Any:
     if tensor.single is None:
         return _bounded(tensor, 0.0, None)
     term = tensor.single
-    return _alike(tensor, (Term(term.codes.clamp_min(0), term.scale),), moved=False)
+    codes = term.codes.clamp_min(0)
+    return IntegerTensor((Term(codes, term.scale),), tensor.journal, tensor.grid_, 0.0, tensor.high, bounded=True)
 
 
 @_does(aten.hardtanh.default, aten.clamp.default, aten.clamp_min.default, aten.clamp_max.default, aten.relu6.default)
@@ -446,6 +519,8 @@ def _with_bias(x: IntegerTensor, sums: Tensor, scale: Tensor, axis: int, bias: A
             terms = [Term(codes, along(scale))]
         else:
             terms.append(Term(along(own.codes).expand(codes.shape), along(own.scale)))
+    if journal.keep:
+        journal.accumulators[journal.call] = codes
     zero = torch.zeros(scale.shape, dtype=torch.int64)
     grid = None
     if len(terms) == 1:
@@ -479,6 +554,18 @@ def _averaged(func: Any, args: Any, kwargs: Any) -> Any:
 
 
 _SUM = aten.sum.dim_IntList
+
+
+@_does(aten.amax.default)
+def _maximum(func: Any, args: Any, kwargs: Any) -> Any:
+    named = dict(zip((each.name for each in func._schema.arguments), args, strict=False)) | kwargs
+    tensor, keepdim = args[0], named.get("keepdim", False)
+    dims = [dim % tensor.ndim for dim in named.get("dim") or range(tensor.ndim)]
+    if len(tensor.terms) > 1 or any(tensor.terms[0].scale.shape[dim] > 1 for dim in dims if tensor.terms[0].scale.ndim):
+        return None
+    term = tensor.terms[0]
+    scale = term.scale if keepdim or term.scale.ndim == 0 else term.scale.squeeze(dims)
+    return _alike(tensor, (Term(term.codes.amax(dims, keepdim), scale),), moved=not keepdim)
 
 
 @_does(aten.avg_pool2d.default, aten.avg_pool3d.default)
@@ -519,8 +606,16 @@ def _pooled_sums(tensor: IntegerTensor, dims: int, kernel: Any, stride: Any, pad
 
 def _means(tensor: IntegerTensor, sums: list[tuple[Tensor, Tensor]], count: int) -> Any:
     """Sums of integers; the division by their number goes into the scale."""
-    if tensor.low is not None or tensor.high is not None:
+    if tensor.pending:
         return None
     for codes, _ in sums:
         tensor.journal.note_sums(codes, None)
     return IntegerTensor(tuple(Term(codes, scale / count) for codes, scale in sums), tensor.journal)
+
+
+_SELECTING = {
+    *(_same, _moved, _reshaped, _converted, _selected, _padded, _joined, _rectified, _clamped, _negated, _maximum),
+}
+SELECTIONS = frozenset(  # no new values
+    (*(operation for operation, rule in _RULES.items() if rule in _SELECTING), aten.embedding.default)
+)

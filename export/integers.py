@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ..qcore import TensorQuant
 from .errors import ExportError, with_causes
 from .integer_grid import IntegerGrid, Quantized
 from .integer_run import run_lowered
@@ -13,7 +14,7 @@ from .lowering import evaluating, quantizers_of, unchanged
 from .record import Call, Recording, record
 from .sums import worst_sums
 
-__all__ = ["integers", "parts_of"]
+__all__ = ["integers", "integers_for", "integers_of", "parts_of"]
 
 
 def integers(model: nn.Module, example: Tensor | tuple[Any, ...], *, kwargs: dict[str, Any] | None = None) -> Integers:
@@ -39,35 +40,55 @@ def integers(model: nn.Module, example: Tensor | tuple[Any, ...], *, kwargs: dic
         tensor([[ 7, -3,  0],
                 [ 1,  2, -7]], dtype=torch.int8)
     """
+    return integers_for("integers", model, example, kwargs)
+
+
+def integers_for(
+    call: str, model: nn.Module, example: Tensor | tuple[Any, ...], kwargs: dict[str, Any] | None
+) -> Integers:
+    """`integers` for a function that the user called, which errors name."""
     arguments = example if isinstance(example, tuple) else (example,)
     quantizers = quantizers_of(model)
     with evaluating(model), unchanged(model):
-        ungrouped = parts_of(record(model, quantizers, arguments, kwargs))
-        run = run_lowered(model, quantizers, ungrouped, arguments, kwargs, accumulator_bits=53)
+        recording = record(model, quantizers, arguments, kwargs)
+        return integers_of(call, model, quantizers, recording, arguments, kwargs)
+
+
+def integers_of(
+    call: str,
+    model: nn.Module,
+    quantizers: dict[str, TensorQuant],
+    recording: Recording,
+    arguments: tuple[Any, ...],
+    kwargs: dict[str, Any] | None,
+) -> Integers:
+    """The integers of a model in evaluation mode, from the recording of a forward with the same arguments."""
+    ungrouped = parts_of(recording, call)
+    run = run_lowered(model, quantizers, ungrouped, arguments, kwargs, accumulator_bits=53)
     modules = dict(model.named_modules())
     layers: dict[str, LayerIntegers] = {}
     for name, slots in run.slots.items():
         module = modules[name] if name in modules else modules[name.rpartition(".")[0]]
-        parts = {slot: ungrouped[each] for slot, each in slots.items()}
+        parts = {slot: replace(ungrouped[each], entering=run.entering.get(each)) for slot, each in slots.items()}
         entering, leaving = run.grids[name]
         entering = parts["input"].grid if "input" in parts else entering
         layer = LayerIntegers(name, type(module).__name__, parts, entering, leaving, _settings(module))
         layers[name] = layer
-    return Integers({name: _with_widths(layer, layers) for name, layer in layers.items()})
+    return Integers({name: _with_widths(layer, layers) for name, layer in layers.items()}, run.float_modules)
 
 
-def parts_of(recording: Recording) -> dict[str, Quantized]:
-    """What a recording holds of each quantizer's call, by name."""
+def parts_of(recording: Recording, call: str = "integers") -> dict[str, Quantized]:
+    """What a recording holds of each quantizer's call, by name; ``call`` is the function that errors name."""
     causes = [cause for cause in map(_problem, recording) if cause is not None]
     if causes:
         count = f"{len(causes)} quantizer{'s' * (len(causes) > 1)}"
-        raise ExportError(with_causes(f"integers: {count} of this model can't be given as integers:", causes))
+        raise ExportError(with_causes(f"{call}: {count} of this model can't be given as integers:", causes))
     parts = {}
-    for call in recording:
-        slot = call.path.rpartition(".")[2]
-        stored = call.stored or call.quantizer.follows_input or slot in ("weight_quant", "bias_quant")
-        codes = call.codes.detach().cpu().clone() if stored else None
-        parts[call.name] = Quantized(IntegerGrid.of(call), codes)
+    for each in recording:
+        slot = each.path.rpartition(".")[2]
+        stored = each.stored or each.quantizer.follows_input or slot in ("weight_quant", "bias_quant")
+        codes = each.codes.detach().cpu().clone() if stored else None
+        parts[each.name] = Quantized(IntegerGrid.of(each), codes)
     return parts
 
 
@@ -107,4 +128,6 @@ def _settings(module: nn.Module) -> dict[str, Any]:
     """What a convolution needs to know besides its integers."""
     names = ("stride", "padding", "dilation", "groups", "output_padding")
     found = {name: getattr(module, name) for name in names if hasattr(module, name)}
+    if getattr(module, "padding_mode", "zeros") != "zeros":
+        found["padding_mode"] = module.padding_mode
     return {name: list(each) if isinstance(each, tuple) else each for name, each in found.items()}

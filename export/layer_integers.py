@@ -5,6 +5,7 @@ from collections.abc import ItemsView, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from .integer_floats import FloatModule
 from .integer_grid import IntegerGrid, Quantized
 
 __all__ = ["Integers", "LayerIntegers"]
@@ -60,6 +61,11 @@ class Integers:
 
     `integers` takes them from a model. They can be saved and read back exactly, or written as a C header.
 
+    Attributes:
+        layers: by path.
+        floats: what the model computes in floats, module by module, before the first quantizer, between two, and after
+            the last.
+
     Example:
         >>> import torch, bitwright.nn as qnn
         >>> from bitwright.export import integers
@@ -70,6 +76,7 @@ class Integers:
     """
 
     layers: dict[str, LayerIntegers]
+    floats: tuple[FloatModule, ...] = ()
 
     def __getitem__(self, path: str) -> LayerIntegers:
         try:
@@ -127,7 +134,12 @@ class Integers:
         return load(path)
 
     def to_c_header(self, name: str = "model") -> str:
-        """The text of a C header with every array and number, see `bitwright.export.integer_header`."""
+        """The text of a C header with every array and number, see `bitwright.export.integer_header`.
+
+        Raises:
+            ExportError: something between two quantizers is computed in floats, or in a way that the header can't say;
+                all of it is listed.
+        """
         from .integer_header import to_c_header
 
         return to_c_header(self, name)

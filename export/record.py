@@ -7,8 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from ..qcore import Grid, HalfEven, IntQuant, TensorQuant
-from .errors import ExportError
-from .lowering import Lowering, lowered
+from ..qcore.int_quant import FLOAT_BITS
+from .caveats import silent_quantizers, unreached
+from .errors import ExportError, with_causes
+from .lowering import Lowering, lowered, numbered
 
 __all__ = ["Call", "Recording", "record"]
 
@@ -42,7 +44,7 @@ class Call:
     @property
     def name(self) -> str:
         """What its tensors are called in the file."""
-        return self.path if self.index == 0 else f"{self.path}.{self.index}"
+        return numbered(self.path, self.index)
 
     @property
     def bits(self) -> int:
@@ -121,7 +123,8 @@ def record(module: nn.Module, quantizers: dict[str, TensorQuant], args: tuple[An
             values, grid = quantizer._quantize(x, *context)
             calls = recording.calls.setdefault(path, [])
             stored = x.data_ptr() in held if type(x) in (Tensor, nn.Parameter) else False
-            codes = grid.to_int(values.detach())
+            wide = int(grid.bit_width) > FLOAT_BITS
+            codes = quantizer.codes(x, *context)[0] if wide else grid.to_int(values.detach())
             calls.append(
                 Call(
                     path,
@@ -139,12 +142,16 @@ def record(module: nn.Module, quantizers: dict[str, TensorQuant], args: tuple[An
 
         return call
 
-    with torch.no_grad(), lowered(quantizers, recorder):
+    with torch.no_grad(), lowered(quantizers, recorder), silent_quantizers():
         recording.outputs = module(*args, **(kwargs or {}))
     if quantizers and not recording.calls:
+        first = next(iter(quantizers))
         raise ExportError(
-            f"{type(module).__name__}: the example input reached no quantizer ({next(iter(quantizers))}, ...), so no "
-            "scale is known. Pass the args of a whole forward."
+            with_causes(
+                f"{type(module).__name__}: the example input reached no quantizer, so no scale is known. Pass the args "
+                "of a whole forward.",
+                [f"{first}: {unreached(first, module, ())}"],
+            )
         )
     return recording
 
@@ -155,8 +162,8 @@ def _lie_on(grid: Grid, codes: Tensor, values: Tensor) -> bool:
 
 
 def _follows_input(quantizer: TensorQuant, x: Tensor) -> bool:
-    """Does twice the input get another grid? A quantizer that saw no data yet is expected to: it warns by itself."""
-    if not isinstance(quantizer, IntQuant) or not getattr(quantizer.scaling, "calibrated", True):
+    """Does twice the input get another grid? A quantizer that saw no data yet is expected to, see `caveats`."""
+    if not isinstance(quantizer, IntQuant) or not quantizer.calibrated:
         return False
     one, two = quantizer.grid(x), quantizer.grid(2 * x)
     return not torch.equal(one.scale, two.scale)

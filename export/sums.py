@@ -8,7 +8,7 @@ from torch import Tensor
 
 from .layer_integers import LayerIntegers
 
-__all__ = ["Sums", "signed_bits", "worst_sums"]
+__all__ = ["Sums", "on_products", "signed_bits", "worst_sums"]
 
 
 @dataclass
@@ -60,7 +60,7 @@ def worst_sums(layer: LayerIntegers) -> Sums | None:
     up, down = rows.clamp_min(0).sum(1), rows.clamp_max(0).sum(1)
     smallest, largest = up * low + down * high, up * high + down * low
     bias = layer.bias
-    if bias is not None and bias.codes is not None and _on_products(layer):
+    if bias is not None and bias.codes is not None and on_products(layer):
         own = bias.codes.to(torch.int64)
         smallest, largest = smallest + own.clamp_max(0), largest + own.clamp_min(0)
     return Sums(smallest, largest)
@@ -73,7 +73,7 @@ def _rows_of_transposed(weight: Tensor, settings: dict[str, Any]) -> Tensor:
     return taps.flatten(0, 1).flatten(1)
 
 
-def _on_products(layer: LayerIntegers) -> bool:
+def on_products(layer: LayerIntegers) -> bool:
     """Whether the bias is on the scale of the products, and so added to them."""
     assert layer.bias is not None
     assert layer.weight is not None

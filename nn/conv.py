@@ -13,7 +13,7 @@ __all__ = ["QuantConv1d", "QuantConv2d", "QuantConv3d"]
 
 
 class _ConvLayer(WeightLayer):
-    """The constructor that convolutions of every dimension share; torch's class comes second among the bases."""
+    """The constructor shared by all convolutions. torch's class is the second base of each."""
 
     _conv_forward: Any
     groups: int
@@ -72,12 +72,12 @@ class _ConvLayer(WeightLayer):
 
 
 class QuantConv1d(_ConvLayer, nn.Conv1d):
-    """`torch.nn.Conv1d` with quantized weight and, on request, bias, input and output; input (N, C, L).
+    """`torch.nn.Conv1d` with a quantized weight and, optionally, bias, input and output; input (N, C, L).
 
-    Positional arguments are torch's; for the keyword-only ones see `WeightLayer`.
+    Positional arguments are torch's. `WeightLayer` documents the keyword-only ones.
 
     Raises:
-        QuantizerError: a keyword or setting that nothing uses, or an impossible one.
+        QuantizerError: an unused or impossible setting.
 
     Example:
         >>> import torch
@@ -87,12 +87,12 @@ class QuantConv1d(_ConvLayer, nn.Conv1d):
 
 
 class QuantConv2d(_ConvLayer, nn.Conv2d):
-    """`torch.nn.Conv2d` with quantized weight and, on request, bias, input and output; input (N, C, H, W).
+    """`torch.nn.Conv2d` with a quantized weight and, optionally, bias, input and output; input (N, C, H, W).
 
-    Positional arguments are torch's; for the keyword-only ones see `WeightLayer`.
+    Positional arguments are torch's. `WeightLayer` documents the keyword-only ones.
 
     Raises:
-        QuantizerError: a keyword or setting that nothing uses, or an impossible one.
+        QuantizerError: an unused or impossible setting.
 
     Example:
         >>> import torch
@@ -108,12 +108,12 @@ class QuantConv2d(_ConvLayer, nn.Conv2d):
 
 
 class QuantConv3d(_ConvLayer, nn.Conv3d):
-    """`torch.nn.Conv3d` with quantized weight and, on request, bias, input and output; input (N, C, D, H, W).
+    """`torch.nn.Conv3d` with a quantized weight and, optionally, bias, input and output; input (N, C, D, H, W).
 
-    Positional arguments are torch's; for the keyword-only ones see `WeightLayer`.
+    Positional arguments are torch's. `WeightLayer` documents the keyword-only ones.
 
     Raises:
-        QuantizerError: a keyword or setting that nothing uses, or an impossible one.
+        QuantizerError: an unused or impossible setting.
 
     Example:
         >>> import torch

@@ -12,6 +12,7 @@ from ..qcore import Grid, IntQuant, QuantizerError, QuantTensor, TensorQuant, gr
 from ..qcore.fused import LARGE
 from ..qcore.grid import products_source
 from ..qcore.int_quant import resting
+from ..qcore.quant_tensor import grid_lost
 from .recompute import not_kept
 from .slots import Described, QuantLayer, split_overrides
 
@@ -139,6 +140,8 @@ class WeightLayer(QuantLayer):
     def forward(self, input: Tensor, *extra: Any) -> Tensor:  # noqa: A002 - torch's name for it
         """The layer's output for an input of torch's shape; a `QuantTensor` with ``return_quant_tensor=True``."""
         values, inputs = self._take_input(input)
+        if inputs is None:
+            self._check_needs_no_grid(input)
         weight, weights = self._take_weight(inputs)
         bias, biases = self._take_bias(inputs, weights)
         if torch.compiler.is_compiling() or (values.numel() < LARGE and weight.numel() < LARGE):
@@ -155,6 +158,21 @@ class WeightLayer(QuantLayer):
         if grid is None or not self.return_quant_tensor or torch.compiler.is_exporting():
             return out
         return QuantTensor.wrap(out, grid)
+
+    def _check_needs_no_grid(self, x: Tensor) -> None:
+        """Say what became of the grid of an input that arrives without one, and is needed."""
+        quant = None if self.bias is None else self.bias_quant
+        if quant is not None and quant.follows_input and quant.lowering is None:
+            asks = f"{path_of(self)}: the scale of bias_quant follows the input's"
+            remedy = "or choose a bias with a scale of its own: bias_quant=Int8BiasOwnScale"
+        elif self.return_quant_tensor and self.output_quant is None and not self._lowered():
+            asks = f"{path_of(self)}: return_quant_tensor=True needs a quantized input"
+            remedy = "or output_quant=Int8Act"
+        else:
+            return
+        raise QuantizerError(
+            f"{asks}, and the input is a plain tensor. {grid_lost(x)} Or give this layer input_quant=Int8Act, {remedy}."
+        )
 
     def _lowered(self) -> bool:
         return self.weight_quant is not None and self.weight_quant.lowering is not None
@@ -219,14 +237,9 @@ class WeightLayer(QuantLayer):
 
     def _output_grid(self, inputs: Grid | None, weights: Grid | None, biases: Grid | None, ndim: int) -> Grid:
         """The grid of sums of products: input scale x weight scale."""
-        if inputs is None or weights is None:
-            raise QuantizerError(
-                f"{path_of(self)}: return_quant_tensor=True needs a quantized input, and the input is a plain tensor. "
-                "Set return_quant_tensor=True on the layer before, or give this one input_quant=Int8Act or "
-                "output_quant=Int8Act."
-            )
         inputs, weights = self._input_per_output(inputs), self._per_output(weights)
-        assert inputs is not None and weights is not None
+        assert inputs is not None
+        assert weights is not None
         if inputs.scale.numel() not in (1, self._outputs()):
             raise QuantizerError(
                 f"{path_of(self)}: the input has {inputs.scale.numel()} scales (axis {inputs.axis}), so its products "

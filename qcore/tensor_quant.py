@@ -88,6 +88,10 @@ class TensorQuant(nn.Module):
         """Whether training forwards still measure their input: the range is not learned yet."""
         return False
 
+    def progress(self) -> str:
+        """What there is to say of the calibration, such as ``"calibrating, 100 of 300 steps"``; else nothing."""
+        return ""
+
     def train(self, mode: bool = True) -> Self:
         """Switch to training or evaluation; training in a frozen model forgets the grid that was kept."""
         if mode and self._kept:
@@ -107,7 +111,7 @@ class TensorQuant(nn.Module):
 
     def rederive(self) -> None:
         """Set such state anew at the next use: the tensor was replaced, or its file held no state of quantizers."""
-        self._stale = True
+        self._stale = type(self).initialize is not TensorQuant.initialize
 
     # Who is served: layers that share a quantizer are measured together
 

@@ -16,6 +16,7 @@ from bitwright.export import (
     integers,
     run_integers,
 )
+from bitwright.qcore import CalibratedScaling
 from bitwright.quantizers import (
     Int8Act,
     Int8ActPerChannel,
@@ -94,6 +95,14 @@ def trained(model, *shape):
     with torch.no_grad():
         for _ in range(2):
             model(torch.randn(*shape))
+    return finished(model)
+
+
+def finished(model):
+    """A model whose calibration is over."""
+    for each in model.modules():
+        if isinstance(each, CalibratedScaling):
+            each.finish_calibration()
     return model.eval()
 
 
@@ -286,14 +295,146 @@ def test_file_is_written(tmp_path):
     assert comparison.ok, comparison.table()
 
 
-def test_floats_in_between_are_compared_as_codes():
+def refusal(model, *shape):
+    with pytest.raises(ExportError) as raised:
+        export_onnx_integer(model, torch.randn(*shape))
+    return str(raised.value)
+
+
+def test_batch_norm_is_refused(tmp_path):
     model = nn.Sequential(
-        qnn.QuantLinear(6, 8, bias_quant=Int32Bias, input_quant=Int8Act(scale=0.05)),
-        nn.Softmax(1),
-        qnn.QuantLinear(8, 4, bias_quant=Int32Bias, input_quant=Int8Act(scale=0.01)),
+        qnn.QuantIdentity(return_quant_tensor=True),
+        qnn.QuantConv2d(1, 4, 3, bias=False),
+        nn.BatchNorm2d(4),
+        qnn.QuantReLU(bit_width=4),
+    )
+    trained(model, 8, 1, 9, 9)
+    with pytest.raises(ExportError) as raised:
+        export_onnx_integer(model, torch.randn(2, 1, 9, 9), tmp_path / "model.onnx")
+    assert str(raised.value) == (
+        "the integer dialect can't express this model:\n"
+        "  2 (BatchNorm2d): batch_norm. Fold the BatchNorm into the convolution first: "
+        "torch.nn.utils.fuse_conv_bn_eval(conv, bn)."
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_folded_batch_norm_is_exported():
+    conv, bn = qnn.QuantConv2d(1, 4, 3, bias_quant=Int32Bias), nn.BatchNorm2d(4)
+    bn(torch.randn(8, 4, 9, 9) * 2 + 1)
+    folded = torch.nn.utils.fuse_conv_bn_eval(conv.eval(), bn.eval())
+    model = nn.Sequential(qnn.QuantIdentity(return_quant_tensor=True), folded, qnn.QuantReLU(bit_width=4))
+    program = export_onnx_integer(trained(model, 8, 1, 9, 9), torch.randn(2, 1, 9, 9))
+    kinds = [node.op_type for node in program.model_proto.graph.node]
+    assert kinds[:6] == ["QuantizeLinear", "ConvInteger", "Add", "Cast", "Mul", "Relu"]
+
+
+class Scaled(nn.Module):
+    def forward(self, x):
+        return x * 0.5
+
+
+def test_every_float_is_refused_in_one_error():
+    """Before the first quantizer, between two, behind the last; functions, modules, layers of ours."""
+    act = {"return_quant_tensor": True, "scale": 0.1}
+    model = nn.Sequential(
+        nn.Linear(6, 6),
+        qnn.QuantIdentity(**act),
+        nn.LayerNorm(6),
+        qnn.QuantIdentity(**act),
+        nn.Sequential(Scaled(), nn.Softmax(1)),
+        qnn.QuantLinear(6, 6, bias_quant=Int32Bias, input_quant=Int8Act(scale=0.01)),
+        qnn.QuantSigmoid(**act),
+        qnn.QuantLinear(6, 6),
+        nn.Tanh(),
     ).eval()
-    export_onnx_integer(model, torch.randn(16, 6))
-    assert run_integers(model, torch.randn(4, 6)).floats == {"1": {"_softmax": 1}}
+    other = "There is no integer arithmetic for it: replace it, or use export_onnx_qcdq, which keeps it float."
+    assert refusal(model, 2, 6) == (
+        "the integer dialect can't express this model:\n"
+        "  7: its bias is float. Write bias_quant=Int32Bias.\n"
+        "  0 (Linear): addmm. Write qnn.QuantLinear with bias_quant=Int32Bias, and quantize its input.\n"
+        f"  2 (LayerNorm): layer_norm. {other}\n"
+        f"  4.0 (Scaled): mul. {other}\n"
+        f"  4.1 (Softmax): softmax. {other}\n"
+        f"  6 (QuantSigmoid): sigmoid. {other}\n"
+        "  8 (Tanh): tanh. There is no integer arithmetic for it: apply it to the outputs, outside of the model."
+    )
+
+
+def test_what_the_operators_do_not_take_is_refused():
+    """Integers in `run_integers`, but not in the graph: windows of integers wider than 8 bits."""
+
+    class Pooled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inp = qnn.QuantIdentity(return_quant_tensor=True, scale=0.1)
+            self.pool = nn.AvgPool2d(2)
+            self.out = qnn.QuantIdentity(scale=0.1)
+
+        def forward(self, x):
+            x = self.inp(x)
+            return self.out(self.pool(x + x))
+
+    model = Pooled().eval()
+    assert run_integers(model, torch.randn(2, 3, 4, 4)).integer_only
+    assert refusal(model, 2, 3, 4, 4) == (
+        "the integer dialect can't express this model:\n"
+        "  pool (AvgPool2d): AveragePool. It takes integers of more than 8 bits or of several scales, and integer "
+        "operators take 8 bits and one scale. Put a QuantIdentity in front of it."
+    )
+
+
+def test_an_input_may_be_normalized():
+    class Normalized(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("mean", torch.tensor([0.3, 0.4, 0.5]).reshape(3, 1, 1))
+            self.net = nn.Sequential(qnn.QuantIdentity(return_quant_tensor=True), qnn.QuantConv2d(3, 4, 3, bias=False))
+
+        def forward(self, x):
+            return self.net((x - self.mean) / 0.22)
+
+    model = trained(Normalized(), 4, 3, 8, 8)
+    program = export_onnx_integer(model, torch.randn(2, 3, 8, 8))
+    kinds = [node.op_type for node in program.model_proto.graph.node]
+    assert kinds == ["Sub", "Div", "QuantizeLinear", "ConvInteger", "Cast", "Mul"]
+
+
+class Shared(nn.Module):
+    """Residual sums of tensors on one scale, of 4 bits or 8, and what follows them."""
+
+    def __init__(self, bits, act):
+        super().__init__()
+        self.inp = qnn.QuantIdentity(act_quant=act, bit_width=bits, return_quant_tensor=True)
+        options = {"padding": 1, "bias_quant": Int32Bias, "return_quant_tensor": True}
+        self.conv = qnn.QuantConv2d(3, 3, 3, output_quant=self.inp.act_quant, **options)
+        self.on_sums = qnn.QuantConv2d(3, 2, 1, bias_quant=Int32Bias) if bits == 4 else nn.Identity()
+        self.last = nn.ModuleList(qnn.QuantIdentity() for _ in range(5))
+
+    def forward(self, x):
+        x = self.inp(x)
+        y = self.conv(x)
+        total, less = x + y, x - y
+        return (
+            self.last[0](F.max_pool2d(total, 2)),
+            self.last[1](F.pad(F.relu(less), (1, 0, 0, 1)).flatten(1)[:, ::3]),
+            self.last[2](F.max_pool2d(total, 3, 2, 1) + F.max_pool2d(less, 3, 2, 1)),
+            self.last[3](less.permute(0, 2, 3, 1).mean((1, 2))),
+            self.last[4](self.on_sums(F.max_pool2d(total, 2))),
+        )
+
+
+@pytest.mark.parametrize(("bits", "act"), [(4, ShiftedUint8Act), (8, Int8Act)])
+def test_residual_sums_on_one_scale_are_sums_of_integers(bits, act):
+    model, x = trained(Shared(bits, act), 8, 3, 8, 8), torch.randn(4, 3, 8, 8)
+    run = run_integers(model, x)
+    assert run.integer_only
+    program = export_onnx_integer(model, x)  # equal bits, or an error
+    kinds = [node.op_type for node in program.model_proto.graph.node]
+    assert kinds.count("ConvInteger") == (2 if bits == 4 else 1)
+    assert "ReduceMean" not in kinds
+    comparison = compare(model, x, program=program)
+    assert comparison.ok, comparison.table()
 
 
 def test_refusals_are_listed():

@@ -1,5 +1,6 @@
 import math
 from fractions import Fraction
+from itertools import product
 
 import pytest
 import torch
@@ -9,14 +10,24 @@ from hypothesis import strategies as st
 from torch import nn
 
 import bitwright.nn as qnn
-from bitwright.export import ByMultiplier, ExportError, IntegerGrid, Integers, integers, run_integers
+from bitwright.export import (
+    ByMultiplier,
+    ExportError,
+    IntegerGrid,
+    Integers,
+    accumulator_report,
+    compare,
+    integers,
+    run_integers,
+)
 from bitwright.export.integer_journal import Journal
 from bitwright.export.integer_requantize import multiplier_and_shift
 from bitwright.export.integer_tensor import IntegerTensor, Term
-from bitwright.qcore import Ceil, Floor, HalfEven, HalfUp, TowardZero
+from bitwright.qcore import CalibratedScaling, Ceil, Floor, HalfEven, HalfUp, TowardZero
 from bitwright.quantizers import (
     Int8Act,
     Int8ActPowerOfTwo,
+    Int8BiasOwnScale,
     Int8WeightPerChannel,
     Int8WeightPerChannelPowerOfTwo,
     Int8WeightPerTensor,
@@ -57,6 +68,14 @@ def trained(model, *shape):
     with torch.no_grad():
         for _ in range(2):
             model(torch.randn(*shape))
+    return finished(model)
+
+
+def finished(model):
+    """A model whose calibration is over."""
+    for each in model.modules():
+        if isinstance(each, CalibratedScaling):
+            each.finish_calibration()
     return model.eval()
 
 
@@ -108,10 +127,71 @@ def test_what_is_computed_in_floats_is_listed():
     ).eval()
     run = run_integers(model, torch.randn(3, 4))
     assert not run.integer_only
-    assert run.floats == {"0": {"a float bias": 1}, "3": {"sigmoid": 1}}
+    assert run.floats == {
+        "0": {"a float bias": 1},
+        "1": {"batch_norm": 1},
+        "2": {"tanh": 1},
+        "3": {"sigmoid": 1},
+    }
     assert str(run) == (
-        "3 tensors of integers, 1 layer with sums; computed in floats from there on: a float bias in 0; sigmoid in 3"
+        "3 tensors of integers, 1 layer with sums; computed in floats: a float bias in 0; batch_norm in 1; tanh in 2; "
+        "sigmoid in 3"
     )
+    assert [str(each) for each in run.float_modules] == [
+        "0 (QuantLinear): a float bias",
+        "1 (BatchNorm1d): batch_norm",
+        "2 (QuantTanh): tanh",
+        "3 (QuantSigmoid): sigmoid",
+    ]
+
+
+class Branches(nn.Module):
+    """Floats before the first quantizer, between two in place and through views, beside them, and behind the last."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv1d(2, 3, 3, padding=1)
+        self.inp = qnn.QuantIdentity(scale=0.1, return_quant_tensor=True)
+        self.between, self.beside, self.after = nn.Tanh(), nn.Sigmoid(), nn.Softmax(1)
+        self.out = qnn.QuantIdentity(scale=0.1, return_quant_tensor=True)
+        self.position = nn.Parameter(torch.randn(3, 8))
+
+    def forward(self, x):
+        x = self.inp(self.stem((x - 0.5) / 2))
+        y = self.between(x).clone()
+        y[:, 0].mul_(3)
+        beside = self.beside(x)
+        position = (self.position * 2).cos()  # of parameters alone
+        return self.after(self.out(y.flatten(1).reshape(-1, 3, 8) + position).relu()), beside
+
+
+def test_where_floats_lie():
+    run = run_integers(Branches().eval(), torch.randn(2, 2, 8))
+    assert [(each.path, each.operations, each.place) for each in run.float_modules] == [
+        ("", ("sub", "div"), "before"),
+        ("stem", ("convolution",), "before"),
+        ("between", ("tanh",), "between"),
+        ("", ("mul_", "add"), "between"),
+        ("after", ("softmax",), "after"),
+        ("beside", ("sigmoid",), "after"),
+    ]
+    assert run.floats == {
+        "between": {"tanh": 1},
+        "": {"mul_": 1, "add": 1},
+        "beside": {"sigmoid": 1},
+        "after": {"softmax": 1},
+    }
+
+
+def test_arithmetic_of_a_quantizer_of_ones_own_is_float():
+    class Own(qnn.QuantIdentity().act_quant.__class__):
+        def _quantize(self, x, relu=False):
+            return super()._quantize(x * 1.0, relu)
+
+    model = nn.Sequential(qnn.QuantIdentity(scale=0.5), qnn.QuantIdentity(scale=0.25)).eval()
+    model[1].act_quant.__class__ = Own
+    run = run_integers(model, torch.randn(2, 3))
+    assert [(str(each), each.place) for each in run.float_modules] == [("1 (QuantIdentity): Own._quantize", "between")]
 
 
 @pytest.mark.parametrize(("bits", "fits"), [(17, True), (16, False)])
@@ -186,6 +266,9 @@ KEEP = {
     "padded": lambda x: F.pad(x, (1, 2, 0, 1)),
     "reflected": lambda x: F.pad(x, (1, 2, 1, 1), mode="reflect"),
     "max_pool": lambda x: F.max_pool2d(x, 3, 2, 1),
+    "max_pool_1d": lambda x: F.max_pool1d(x.flatten(1, 2), 2),
+    "max_pool_3d": lambda x: F.max_pool3d(x.unsqueeze(2), (1, 2, 3)),
+    "max_pool_indices": lambda x: F.max_pool2d(x, 2, return_indices=True)[0],
     "adaptive_max_pool": lambda x: F.adaptive_max_pool2d(x, 2),
     "nearest": lambda x: F.interpolate(x, scale_factor=2.0),
     "relu": lambda x: F.relu(x),
@@ -194,6 +277,8 @@ KEEP = {
     "clamp": lambda x: x.clamp(-1, 2).clamp_min(0),
     "negated": lambda x: -x,
     "dropout": lambda x: F.dropout(x, training=False),
+    "relu_and_pool": lambda x: F.max_pool2d(F.relu(x), 2),
+    "clamp_and_pad": lambda x: F.pad(x.clamp(-1, 2), (1, 1)),
     "contiguous": lambda x: x.contiguous().to(torch.float32),
 }
 SUMS = {
@@ -207,10 +292,26 @@ SUMS = {
 }
 
 
+LARGEST = {
+    "amax": lambda x: x.amax((2, 3)),
+    "amax_kept": lambda x: x.amax(3, keepdim=True),
+    "amax_of_all": lambda x: x.amax(),
+}
+
+
+@pytest.mark.parametrize("operation", LARGEST.values(), ids=LARGEST)
+def test_largest_integers(operation):
+    x = tensor(2, 4, 6, 6)
+    out = operation(x)
+    assert isinstance(out, IntegerTensor)
+    assert torch.equal(out.value, operation(x.value))
+
+
 @pytest.mark.parametrize("axis", [None, 1])
 @pytest.mark.parametrize("operation", KEEP.values(), ids=KEEP)
-def test_operations_that_move_integers(operation, axis):
-    x = tensor(2, 4, 6, 6, axis=axis)
+@pytest.mark.parametrize("terms", [1, 2])
+def test_operations_that_move_integers(operation, axis, terms):
+    x = tensor(2, 4, 6, 6, axis=axis, terms=terms)
     out = operation(x)
     assert isinstance(out, IntegerTensor)
     assert torch.equal(out.value, operation(x.value))
@@ -239,6 +340,111 @@ def test_additions_keep_terms():
     assert torch.equal(together.value, x.value + y.value)
 
 
+class Shared(nn.Module):
+    """A residual sum on one scale, and what comes between it and the next quantizer, or layer."""
+
+    def __init__(self, shared, operation, last):
+        super().__init__()
+        self.operation = operation
+        self.inp = qnn.QuantIdentity(bit_width=4, return_quant_tensor=True)
+        output = self.inp.act_quant if shared == "output_quant" else None
+        self.conv = qnn.QuantConv2d(
+            3, 3, 3, padding=1, bias_quant=Int32Bias, output_quant=output, return_quant_tensor=True
+        )
+        own = qnn.QuantIdentity(act_quant=self.inp.act_quant, return_quant_tensor=True)
+        self.out = own if shared == "identity" else nn.Identity()
+        self.last = last()
+
+    def forward(self, x):
+        x = self.inp(x)
+        return self.last(self.operation(x, self.out(self.conv(x))))
+
+
+BEHIND = {
+    "max_pool": lambda x, y: F.max_pool2d(x + y, 2),
+    "sliced": lambda x, y: (x + y)[:, :, 1:, ::2].contiguous(),
+    "turned": lambda x, y: (x - y).permute(0, 1, 3, 2).flip(2),
+    "padded": lambda x, y: F.pad(F.relu(x + y), (1, 0, 2, 1)),
+    "reshaped": lambda x, y: (y + x).flatten(2).unflatten(2, (4, 16)),
+    "joined": lambda x, y: F.max_pool2d(torch.cat([x, y], 2), 2),
+    "averaged": lambda x, y: (x + y).mean((2, 3), keepdim=True),
+    "twice": lambda x, y: F.max_pool2d(x + y, 2) + F.max_pool2d(y, 2),
+}
+
+
+LAST = {"act": qnn.QuantIdentity, "conv": lambda: qnn.QuantConv2d(3, 2, 1, bias=False)}
+ON_ONE_SCALE = [(*case, last) for case in product(["output_quant", "identity"], BEHIND) for last in LAST]
+ON_TWO = [("no", name, "act") for name in BEHIND if name != "joined"]  # products and windows of a maximum need one
+
+
+@pytest.mark.parametrize(("shared", "name", "last"), ON_ONE_SCALE + ON_TWO)
+def test_what_follows_a_residual_sum_stays_integer(shared, name, last):
+    model, x = trained(Shared(shared, BEHIND[name], LAST[last]), 4, 3, 8, 8), torch.randn(4, 3, 8, 8)
+    run = run_integers(model, x)
+    assert run.integer_only, run
+    with torch.no_grad():
+        expected = model(x)
+    torch.testing.assert_close(run.outputs, expected, rtol=0, atol=float(expected.abs().max()) / 100)
+    if last == "act":  # at most one step apart, where the sum lies halfway between two integers
+        assert int((run.outputs != expected).sum()) <= 0.01 * expected.numel()
+
+
+def test_sums_on_one_scale_are_sums_of_integers():
+    act = qnn.QuantIdentity(bit_width=4, scale=0.1, return_quant_tensor=True)
+
+    class Sum(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.act = act
+            self.fc = qnn.QuantLinear(3, 3, bias=False, weight_bit_width=4)
+
+        def forward(self, x):
+            return self.fc(self.act(x) - self.act(-2 * x))
+
+    model, x = Sum().eval(), torch.randn(50, 3)
+    run = run_integers(model, x)
+    assert run.integer_only
+    sums = run.codes["act.act_quant"] - run.codes["act.act_quant.1"]
+    products = sums @ model.fc.int_weight().long().T
+    assert torch.equal(
+        run.outputs,
+        products.float() * (act.act_quant.scaling.scale.detach() * integers(model, x)["fc"].weight.grid.scale),
+    )
+    grid = integers(model, x)["fc"].input
+    assert str(grid) == "int5, scale 0.1"
+    assert grid.name == "act.act_quant - act.act_quant.1"
+
+
+def test_accumulators_are_exact_above_float32():
+    """4608 inputs of 8 bits times weights of 8 bits: sums beyond 2**24, which float32 does not hold."""
+    fc = qnn.QuantLinear(4608, 16, bias=False, return_quant_tensor=True)
+    act = qnn.QuantIdentity(signed=False, scale=2**-8, return_quant_tensor=True)
+    with torch.no_grad():
+        fc.weight.copy_(torch.rand(16, 4608) * 2 - 0.5)
+    model, x = nn.Sequential(act, fc).eval(), torch.rand(8, 4608)
+    run = run_integers(model, x)
+    right = run.codes["0.act_quant"] @ fc.int_weight().long().T
+    assert int(right.max()) > 2**24
+    assert torch.equal(run.accumulators["1"], right)
+    assert torch.equal(run.sums["1"].low, right.amin(0))
+    assert torch.equal(run.sums["1"].high, right.amax(0))
+    row = accumulator_report(model, x)["1"]
+    assert torch.equal(row.actual.high, right.amax(0))
+    assert row.worst.high.tolist() == (255 * fc.int_weight().long().clamp_min(0).sum(1)).tolist()
+    assert compare(model, x).run.sums["1"].high.equal(right.amax(0))
+
+
+def test_accumulators_hold_the_bias_where_it_adds_to_the_products():
+    x = torch.randn(5, 6)
+    for bias, adds in ((Int32Bias, True), (Int8BiasOwnScale, False)):
+        fc = qnn.QuantLinear(6, 3, bias_quant=bias, input_quant=Int8Act(scale=2**-5)).eval()
+        fc(x)
+        run = run_integers(nn.Sequential(fc), x)
+        products = run.codes["0.input_quant"] @ fc.int_weight().long().T
+        assert torch.equal(run.accumulators["0"], products + fc.int_bias() if adds else products)
+        assert run.accumulators["0"].dtype is torch.int64
+
+
 def test_joined_grids_stay_integers():
     x, y = tensor(2, 3, 4), tensor(2, 3, 4)
     joined = torch.cat([x, y], 1)
@@ -254,8 +460,9 @@ def test_joined_grids_stay_integers():
     [
         (lambda x: x * 2, "mul"),
         (lambda x: x + 1.5, "add"),
-        (lambda x: torch.softmax(x, 1), "_softmax"),
+        (lambda x: torch.softmax(x, 1), "softmax"),
         (lambda x: F.pad(x, (1, 1), value=1.0), "constant_pad_nd"),
+        (lambda x: F.pad(x.clamp(1, 3), (1, 1)), "constant_pad_nd"),
         (lambda x: torch.cat([x, torch.ones(2, 3)], 1), "cat"),
         (lambda x: F.relu(x + x) + x, "add"),
     ],

@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 import bitwright.nn as qnn
-from bitwright.export import ExportError, Integers, integers
+from bitwright.export import ExportError, Integers, accumulator_report, compare, integers, run_integers
+from bitwright.qcore import CalibratedScaling
 from bitwright.quantizers import (
     Int8Act,
     Int8WeightPerChannel,
@@ -43,6 +44,9 @@ def net():
     with torch.no_grad():
         for _ in range(2):
             model(torch.randn(8, 2, 8, 8) + 0.3)
+    for each in model.modules():
+        if isinstance(each, CalibratedScaling):
+            each.finish_calibration()
     return model.eval()
 
 
@@ -167,15 +171,17 @@ def test_unknown_layer(net, example):
     )
 
 
-def test_scales_that_follow_the_input_are_refused():
+@pytest.mark.parametrize("call", [integers, run_integers, compare, accumulator_report])
+def test_scales_that_follow_the_input_are_refused(call):
     class Dynamic(Int8WeightPerTensor):
         narrow_range = False
 
     model = nn.Sequential(qnn.QuantLinear(4, 2, input_quant=Dynamic))
+    options = {"program": object()} if call is compare else {}
     with pytest.raises(ExportError) as raised:
-        integers(model, torch.randn(2, 4))
+        call(model, torch.randn(2, 4), **options)
     assert str(raised.value) == (
-        "integers: 1 quantizer of this model can't be given as integers:\n"
+        f"{call.__name__}: 1 quantizer of this model can't be given as integers:\n"
         "  0.input_quant: its scale follows the input (StatisticScaling), so there is no grid to give. Write "
         "scaling='calibrated' or scaling='running', and run some batches in training mode."
     )

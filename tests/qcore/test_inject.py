@@ -350,7 +350,10 @@ def test_a_constructor_that_was_replaced():
         wheel = Tyre
 
     assert resolve(Tyred).wheel.found == 3
-    assert mistake(Tyred(pressure=2)) == "resolve: nothing in Tyred uses pressure = 2. It takes: engine, max_value, radius, scale, wheel."
+    assert (
+        mistake(Tyred(pressure=2))
+        == "resolve: nothing in Tyred uses pressure = 2. It takes: engine, max_value, radius, scale, wheel."
+    )
 
     def __init__(self, radius, pressure=1):  # noqa: N807
         self.found = (radius, pressure)
@@ -360,7 +363,10 @@ def test_a_constructor_that_was_replaced():
     assert resolve(Tyred(pressure=2)).wheel.found == (3, 2)
     Tyre.__init__ = lambda self, radius: setattr(self, "found", -radius)
     assert resolve(Tyred).wheel.found == -3
-    assert mistake(Tyred(pressure=2)) == "resolve: nothing in Tyred uses pressure = 2. It takes: engine, max_value, radius, scale, wheel."
+    assert (
+        mistake(Tyred(pressure=2))
+        == "resolve: nothing in Tyred uses pressure = 2. It takes: engine, max_value, radius, scale, wheel."
+    )
 
 
 def test_a_base_constructor_that_was_replaced():

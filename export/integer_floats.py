@@ -1,0 +1,51 @@
+"""What a model computes in floats among its integers, and what to write instead."""
+
+from dataclasses import dataclass
+
+__all__ = ["FloatModule", "remedy"]
+
+
+@dataclass(frozen=True)
+class FloatModule:
+    """What one module computes in floats.
+
+    Attributes:
+        path: of the module; empty for the model's own forward.
+        kind: class of the module.
+        operations: names of torch's operators, each once; ``a float bias`` for a bias that is no integers.
+        place: ``between`` two quantizers; ``before`` the first, where no integers have been seen; ``after`` the last.
+
+    Example:
+        >>> print(FloatModule("bn1", "BatchNorm2d", ("batch_norm",), "between"))
+        bn1 (BatchNorm2d): batch_norm
+    """
+
+    path: str
+    kind: str
+    operations: tuple[str, ...]
+    place: str
+
+    def __str__(self) -> str:
+        return f"{self.path or 'the model'} ({self.kind}): {', '.join(self.operations)}"
+
+
+_LAYERS = {"Linear", "Conv1d", "Conv2d", "Conv3d", "ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d"}
+_OF_WEIGHTS = {"mm", "addmm", "bmm", "convolution", "linear", "matmul"}
+
+
+def remedy(module: FloatModule) -> str:
+    """What to write instead."""
+    if module.operations == ("a float bias",):
+        return "Write bias_quant=Int32Bias."
+    if "BatchNorm" in module.kind:
+        return "Fold the BatchNorm into the convolution first: torch.nn.utils.fuse_conv_bn_eval(conv, bn)."
+    if module.kind in _LAYERS:
+        return f"Write qnn.Quant{module.kind} with bias_quant=Int32Bias, and quantize its input."
+    if _OF_WEIGHTS & set(module.operations) and module.kind.startswith("Quant"):
+        return (
+            "Its products are integers only where the weight is quantized, and the input with one scale: write "
+            "input_quant=Int8Act, or put a QuantIdentity in front of it."
+        )
+    if module.place == "after":
+        return "There is no integer arithmetic for it: apply it to the outputs, outside of the model."
+    return "There is no integer arithmetic for it: replace it, or use export_onnx_qcdq, which keeps it float."
