@@ -102,8 +102,8 @@ def test_bias_that_is_clipped():
     with pytest.warns(BitwrightWarning) as caught:
         layer(torch.eye(2))
     assert [str(each.message) for each in caught] == [
-        "bias_quant: the bias of channel 0 lies outside the range of int16 on the scale of the products and is clipped. "
-        "Write bias_quant=Int32Bias, or bias_quant=Int8BiasOwnScale for a scale of its own."
+        "bias_quant: the bias of channel 0 lies outside the range of int16 on the scale of the products and is "
+        "clipped. Write bias_quant=Int32Bias, or bias_quant=Int8BiasOwnScale for a scale of its own."
     ]
     layer(torch.eye(2))  # said once
     assert layer.int_bias().tolist() == [32767, -25]
