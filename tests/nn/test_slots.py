@@ -346,9 +346,9 @@ def per_channel():
 
 
 LOST = (
-    "Set return_quant_tensor=True on the layer before. If it is set, an operation in between has left the grid, such as "
-    "average pooling or an activation function of torch's: put QuantIdentity(return_quant_tensor=True) behind it. Or "
-    "give this layer input_quant=Int8Act, or "
+    "Set return_quant_tensor=True on the layer before. If it is set, an operation in between has left the grid, such "
+    "as average pooling or an activation function of torch's: put QuantIdentity(return_quant_tensor=True) behind it. "
+    "Or give this layer input_quant=Int8Act, or "
 )
 IN_A_MODEL = {
     "a plain input for the bias": (
