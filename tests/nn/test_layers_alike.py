@@ -69,6 +69,7 @@ def held(item, found, seen):
 
 
 @pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.filterwarnings("ignore:.* is clipped:bitwright.qcore.BitwrightWarning")  # a bias of 8 bits
 def test_each_is_like_the_first_and_its_own(name):
     torch.manual_seed(0)
     first, *others = (LAYERS[name]() for _ in range(4))
@@ -140,7 +141,11 @@ def test_state_is_made_where_and_as_torch_is_told_to():
 def test_learned_scales_start_from_the_weight_of_their_own_layer():
     for _ in range(4):
         layer = qnn.QuantLinear(3, 4, weight_quant=shipped.Int8WeightPerTensorLearned)
-        assert layer.weight_quant.scaling.magnitude == layer.weight.abs().max()
+        largest = layer.weight.abs().max().item()
+        assert layer.quant_weight().scale.item() == pytest.approx(largest / 127)
+        assert layer.weight_quant.scaling.phase == "empty"
+        layer(torch.ones(1, 3))
+        assert layer.weight_quant.scaling.magnitude == largest
 
 
 def test_a_shared_module_is_shared_every_time():

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import bitwright.nn as qnn
-from bitwright.qcore import QuantTensor
+from bitwright.qcore import BitwrightWarning, QuantTensor
 from bitwright.quantizers import (
     Int8Act,
     Int8BiasOwnScale,
@@ -99,7 +99,13 @@ def test_bias_per_channel():
 
 def test_bias_that_is_clipped():
     layer = layer_of(bias=[200.0, -0.1], bias_quant=Int16Bias, input_quant=Int8Act, input_scale=0.5)
-    layer(torch.eye(2))
+    with pytest.warns(BitwrightWarning) as caught:
+        layer(torch.eye(2))
+    assert [str(each.message) for each in caught] == [
+        "bias_quant: the bias of channel 0 lies outside the range of int16 on the scale of the products and is "
+        "clipped. Write bias_quant=Int32Bias, or bias_quant=Int8BiasOwnScale for a scale of its own."
+    ]
+    layer(torch.eye(2))  # said once
     assert layer.int_bias().tolist() == [32767, -25]
     assert layer.int_bias().dtype == torch.int16
 
@@ -326,7 +332,7 @@ def test_repr():
         "QuantLinear(\n"
         "  in_features=4, out_features=2, bias=True\n"
         "  (weight_quant): IntQuant(\n"
-        "    int4 narrow, per tensor, scale StatisticScaling, half_even\n"
+        "    int4 narrow, per tensor, float scale, half_even\n"
         "    (scaling): StatisticScaling(AbsMax(), per tensor)\n"
         "  )\n"
         ")"

@@ -11,9 +11,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.utils import parametrizations, prune
+from torch.optim.swa_utils import AveragedModel
 
 import bitwright.nn as qnn
-from bitwright.qcore import LearnedBitWidth, QuantTensor
+from bitwright.qcore import Grid, LearnedBitWidth, Quantizer, QuantTensor, TensorQuant
 from bitwright.quantizers import (
     Int8Act,
     Int8ActPerChannel,
@@ -26,6 +28,7 @@ from bitwright.quantizers import (
     Int8WeightPerTensorMSE,
     Int32Bias,
     ShiftedUint8Act,
+    ShiftedUint8WeightPerTensor,
     Uint8Act,
 )
 
@@ -124,14 +127,17 @@ def test_the_keys():
         "act_quant.scheme",
         "act_quant.scaling.magnitude_offset",
         "act_quant.scaling.magnitude_base",
+        "act_quant.scaling.measured",
         "act_quant.scaling.steps",
     ]
+    assert list(qnn.QuantReLU(scale=0.5).state_dict()) == ["act_quant.scheme", "act_quant.scaling.scale"]
     assert list(qnn.QuantGELU().state_dict()) == [
         "act_quant.scheme",
         "act_quant.scaling.magnitude_offset",
         "act_quant.scaling.low_offset",
         "act_quant.scaling.magnitude_base",
         "act_quant.scaling.low_base",
+        "act_quant.scaling.measured",
         "act_quant.scaling.steps",
     ]
     assert list(qnn.QuantLinear(2, 2).state_dict()) == ["weight", "bias", "weight_quant.scheme"]
@@ -140,6 +146,7 @@ def test_the_keys():
         "weight_quant.scheme",
         "weight_quant.scaling.magnitude_offset",
         "weight_quant.scaling.magnitude_base",
+        "weight_quant.scaling.measured",
         "weight_quant.scaling.steps",
     ]
 
@@ -203,7 +210,7 @@ def test_a_float_checkpoint_that_lacks_a_weight_is_refused():
 
 
 def test_a_quantized_checkpoint_that_lacks_a_scale_is_refused():
-    for name in ("magnitude_base", "magnitude_offset"):
+    for name in ("magnitude_base", "measured", "steps"):
         state = Net().state_dict()
         del state[f"act.act_quant.scaling.{name}"]
         missing = rf'Missing key\(s\) in state_dict: "act\.act_quant\.scaling\.{name}"'
@@ -228,7 +235,7 @@ MESSAGE = (
     "{path}: the file holds {found}, the model is {made}. Build the model with the file's quantizers, or load with "
     "strict=False to keep this one's scheme."
 )
-EIGHT = "int8 narrow, per tensor, scale StatisticScaling, half_even"
+EIGHT = "int8 narrow, per tensor, float scale"
 
 
 @pytest.mark.parametrize(
@@ -239,42 +246,42 @@ EIGHT = "int8 narrow, per tensor, scale StatisticScaling, half_even"
             lambda: qnn.QuantLinear(4, 4, weight_bit_width=2),
             "0.weight_quant",
             EIGHT,
-            "int2 narrow, per tensor, scale StatisticScaling, half_even",
+            "int2 narrow, per tensor, float scale",
         ),
         (
             lambda: qnn.QuantLinear(4, 4),
             lambda: qnn.QuantLinear(4, 4, weight_quant=Int8WeightPerChannel),
             "0.weight_quant",
             EIGHT,
-            "int8 narrow, axis 0, scale StatisticScaling, half_even",
+            "int8 narrow, axis 0, float scale",
         ),
         (
             lambda: qnn.QuantLinear(4, 4),
-            lambda: qnn.QuantLinear(4, 4, weight_rounding="floor"),
+            lambda: qnn.QuantLinear(4, 4, weight_quant=ShiftedUint8WeightPerTensor),
             "0.weight_quant",
             EIGHT,
-            "int8 narrow, per tensor, scale StatisticScaling, floor",
+            "uint8, per tensor, float scale, zero point",
         ),
         (
             lambda: qnn.QuantReLU(),
             lambda: qnn.QuantReLU(act_quant=Int8Act),
             "0.act_quant",
-            "uint8, per tensor, scale CalibratedScaling, half_even",
-            "int8, per tensor, scale CalibratedScaling, half_even",
+            "uint8, per tensor, float scale",
+            "int8, per tensor, float scale",
         ),
         (
             lambda: qnn.QuantIdentity(),
             lambda: qnn.QuantIdentity(act_quant=Int8ActPowerOfTwo),
             "0.act_quant",
-            "int8, per tensor, scale CalibratedScaling, half_even",
-            "int8, per tensor, scale CalibratedScaling PowerOfTwoScale('ceil'), half_even",
+            "int8, per tensor, float scale",
+            "int8, per tensor, power of two (ceil) scale",
         ),
         (
             lambda: qnn.QuantLinear(4, 4, bias_quant=Int32Bias),
             lambda: qnn.QuantLinear(4, 4, bias_quant=Int32Bias, bias_bit_width=16),
             "0.bias_quant",
-            "int32 bias, scale of the products, half_even",
-            "int16 bias, scale of the products, half_even",
+            "int32, scale of the products",
+            "int16, scale of the products",
         ),
     ],
 )
@@ -292,9 +299,7 @@ def test_another_scheme_is_told_without_strict():
     file, model = nn.Sequential(qnn.QuantLinear(4, 4)), nn.Sequential(qnn.QuantLinear(4, 4, weight_bit_width=2))
     result = model.load_state_dict(file.state_dict(), strict=False)
     assert result.unexpected_keys == [
-        MESSAGE.format(
-            path="0.weight_quant", found=EIGHT, made="int2 narrow, per tensor, scale StatisticScaling, half_even"
-        )
+        MESSAGE.format(path="0.weight_quant", found=EIGHT, made="int2 narrow, per tensor, float scale")
     ]
     assert torch.equal(model[0].weight, file[0].weight)
     assert model[0].int_weight().abs().max() == 1
@@ -421,8 +426,9 @@ def test_a_collection_that_was_ended_is_ended_in_the_file_too():
     assert loaded.act_quant.scaling.magnitude.item() == 2.0
 
 
+@pytest.mark.parametrize("file", ["quantized", "float"])
 @pytest.mark.parametrize("get_memory", ["to_empty", "assignment"])
-def test_constants_are_in_no_file_and_survive_the_meta_device(get_memory):
+def test_constants_survive_the_meta_device(get_memory, file):
     def make():
         return nn.Sequential(
             qnn.QuantIdentity(axis=1, scale=[0.5, 0.25, 0.125]), qnn.QuantLinear(3, 2, weight_scale=2**-7)
@@ -431,12 +437,203 @@ def test_constants_are_in_no_file_and_survive_the_meta_device(get_memory):
     source = seeded(make)
     with torch.device("meta"):
         model = make()
-    assert repr(model) == repr(source)
     if get_memory == "to_empty":
         model.to_empty(device="cpu")
-    model.load_state_dict(source.state_dict(), assign=get_memory == "assignment")
+    state = source.state_dict()
+    if file == "float":
+        state = {name: state[name] for name in ("1.weight", "1.bias")}
+    model.load_state_dict(state, assign=get_memory == "assignment")
+    assert repr(model) == repr(source)
     x = torch.randn(5, 3)
     assert torch.equal(model(x), source(x))
+
+
+def test_a_constant_is_the_files():
+    """A file of scale 2**-7 gives the numbers that it was trained with, whatever the model was made with."""
+
+    def make(scale):
+        return nn.Sequential(qnn.QuantIdentity(scale=scale), qnn.QuantReLU(max_value=255 * scale))
+
+    one, other = make(2**-7), make(2**-3)
+    x = torch.tensor([0.3, 0.07])
+    assert (one(x).tolist(), other(x).tolist()) == ([0.296875, 0.0703125], [0.25, 0.125])
+    other.load_state_dict(saved(one.state_dict(), weights_only=True))
+    assert other(x).tolist() == [0.296875, 0.0703125]
+    with pytest.raises(RuntimeError) as error:
+        qnn.QuantIdentity(axis=1, scale=[0.5, 0.25]).load_state_dict(one[0].state_dict())
+    assert "the file holds int8, per tensor, float scale, the model is int8, axis 1, float scale" in str(error.value)
+
+
+# Averages and copies of models, made tensor by tensor
+
+
+def ema(average, model, decay, integers):
+    """An average of everything in a state dict, as libraries of vision models keep it."""
+    for mine, other in zip(average.state_dict().values(), model.state_dict().values(), strict=True):
+        if mine.is_floating_point():
+            mine.mul_(decay).add_(other.detach(), alpha=1 - decay)
+        elif integers == "truncated":
+            mine.copy_(mine * decay + (1 - decay) * other)
+        elif integers == "copied":
+            mine.copy_(other)
+
+
+@pytest.mark.parametrize("use_buffers", [False, True])
+def test_averaged_model(use_buffers):
+    """Made before training, as its documentation shows: its ranges are its own."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        qnn.QuantIdentity(calibration_steps=5, statistic="abs_max"),
+        qnn.QuantReLU(calibration_steps=5, statistic="abs_max"),
+    )
+    average = AveragedModel(model, use_buffers=use_buffers)
+    x = torch.tensor([-6.4, 6.4])
+    for _ in range(8):
+        model(x)
+        average.update_parameters(model)
+    model.eval(), average.eval()
+    assert average.module[0].act_quant.calibrated
+    with torch.no_grad():
+        assert torch.equal(average(5 * x), model(5 * x))
+        assert average(5 * x).tolist() == pytest.approx([0, 6.35])
+
+
+@pytest.mark.parametrize("integers", ["skipped", "truncated", "copied"])
+@pytest.mark.parametrize("decay", [0.0, 0.9, 0.999])
+def test_average_of_a_state_dict(decay, integers):
+    """Parameters and ranges lie between those that the model had, whatever becomes of the counters."""
+    model = qnn.QuantIdentity(calibration_steps=5, statistic="abs_max")
+    average = copy.deepcopy(model).eval()
+    for step in range(8):
+        model(torch.tensor([12.8 if step < 4 else 25.6]))
+        ema(average, model, decay, integers)
+    largest = model.act_quant.scaling.magnitude.item()
+    assert largest == pytest.approx(14.08)
+    out = average(torch.tensor([999.0])).item() / 127 * 128
+    if decay == 0:
+        assert out == pytest.approx(largest)
+    assert 12.8 - 1e-4 <= out <= largest + 1e-4
+    loaded = qnn.QuantIdentity(calibration_steps=5, statistic="abs_max")
+    loaded.load_state_dict(saved(average.state_dict(), weights_only=True))
+    assert torch.equal(loaded.eval()(torch.tensor([999.0])), average(torch.tensor([999.0])))
+
+
+@pytest.mark.parametrize("steps", [0, 1, STEPS, STEPS + 2])
+def test_tensors_copied_one_by_one_are_the_whole_model(steps):
+    """As in a target network, or where ranks are told rank 0's state."""
+    model, other = seeded(Net), seeded(Net, seed=9)
+    train(model, adam(model), range(steps))
+    train(other, adam(other), range(1))
+    for mine, theirs in zip(other.state_dict().values(), model.state_dict().values(), strict=True):
+        mine.data.copy_(theirs.data)
+    if steps:
+        assert torch.equal(copy.deepcopy(other).eval()(batch(0)), copy.deepcopy(model).eval()(batch(0)))
+    assert train(other, adam(other), range(4)) == train(model, adam(model), range(4))
+    assert_equal_state(model.state_dict(), other.state_dict())
+
+
+# Calibration, then training: files of another kind of scale
+
+
+@pytest.mark.parametrize("kind", ["learned", "running", "calibrated"])
+def test_a_calibrated_range_loads_into_a_model_that_learns_or_follows(kind):
+    model = qnn.QuantReLU(bit_width=4, calibration_steps=1, statistic="abs_max")
+    model(torch.tensor([1.5]))
+    loaded = qnn.QuantReLU(bit_width=4, scaling=kind, statistic="abs_max")
+    loaded.load_state_dict(saved(model.state_dict(), weights_only=True))
+    assert loaded.act_quant.scaling.magnitude.item() == 1.5
+    assert loaded.eval()(torch.tensor([9.0, 0.26])).tolist() == pytest.approx([1.5, 0.3])
+    with pytest.raises(RuntimeError, match="the file holds uint4, per tensor, float scale, the model is uint2, per"):
+        qnn.QuantReLU(bit_width=2, scaling=kind).load_state_dict(model.state_dict())
+
+
+def test_weights_calibrated_by_a_statistic_load_into_learned_scales():
+    model = qnn.QuantLinear(4, 2, weight_bit_width=4)
+    loaded = qnn.QuantLinear(4, 2, weight_bit_width=4, weight_scaling="learned")
+    loaded(torch.ones(1, 4))
+    loaded.load_state_dict(saved(model.state_dict(), weights_only=True))
+    assert torch.equal(loaded.int_weight(), model.int_weight())
+    loaded(torch.ones(1, 4))
+    assert loaded.weight_quant.scaling.magnitude.item() == model.weight.abs().max().item()
+
+
+@pytest.mark.parametrize("how", ["plain", "pruned", "weight_norm"])
+def test_float_checkpoints_of_parametrized_layers(how):
+    def wrapped(layer):
+        if how == "pruned":
+            prune.l1_unstructured(layer, "weight", 0.5)
+        elif how == "weight_norm":
+            parametrizations.weight_norm(layer)
+        return layer
+
+    torch.manual_seed(0)
+    trained = nn.Linear(8, 8)
+    with torch.no_grad():
+        trained.weight.mul_(50)
+    wrapped(trained)
+    layer = wrapped(qnn.QuantLinear(8, 8, weight_quant=Int8WeightPerTensorLearned))
+    layer(torch.ones(1, 8))  # which measured another weight
+    layer.load_state_dict(trained.state_dict(), strict=True)
+    largest = trained.weight.abs().max().item()
+    layer.eval()(torch.ones(1, 8))  # where pruning works the weight out
+    assert layer.quant_weight().scale.item() == pytest.approx(largest / 127)
+    layer.train()(torch.ones(1, 8))
+    assert layer.weight_quant.scaling.magnitude.item() == pytest.approx(largest)
+
+
+class Kept(TensorQuant):
+    """A kind of the user's own, whose state starts from the weight."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("largest", torch.zeros(()))
+
+    def initialize(self, x):
+        self.largest.copy_(x.abs().max())
+
+    def _quantize(self, x, *context):
+        scale = self.largest / 127
+        return torch.round(x / scale) * scale, Grid(scale, bit_width=8, narrow_range=True)
+
+    def scheme(self):
+        return "kept"
+
+
+class KeptWeight(Quantizer):
+    tensor_quant = Kept
+
+
+def test_a_kind_of_the_users_own_starts_from_its_weight():
+    layer = qnn.QuantLinear(2, 1, False, weight_quant=KeptWeight)
+    with torch.no_grad():
+        layer.weight.copy_(torch.tensor([[1.27, 0.0]]))
+    layer(torch.ones(1, 2))
+    assert layer.weight_quant.largest.item() == pytest.approx(1.27)
+    layer.load_state_dict({"weight": torch.tensor([[2.54, 0.0]])})
+    layer(torch.ones(1, 2))
+    assert layer.weight_quant.largest.item() == pytest.approx(2.54)
+    layer.weight = nn.Parameter(torch.tensor([[5.08, 0.0]]))
+    layer(torch.ones(1, 2))
+    assert layer.weight_quant.largest.item() == pytest.approx(5.08)
+
+
+@pytest.mark.xfail(strict=True, reason="`initialize` is due in a fresh model, also after its file was loaded")
+def test_a_kind_of_the_users_own_keeps_what_it_loaded():
+    layer = qnn.QuantLinear(2, 1, False, weight_quant=KeptWeight)
+    layer(torch.ones(1, 2))
+    layer.weight_quant.largest.fill_(9.0)
+    loaded = qnn.QuantLinear(2, 1, False, weight_quant=KeptWeight)
+    loaded.load_state_dict(layer.state_dict())
+    loaded(torch.ones(1, 2))
+    assert loaded.weight_quant.largest.item() == 9
+
+
+@pytest.mark.xfail(strict=True, reason="`initialize` is not due where a quantizer is assigned")
+def test_a_kind_of_the_users_own_assigned_to_a_layer():
+    layer = qnn.QuantLinear(2, 1, False)
+    layer.weight_quant = KeptWeight
+    layer(torch.ones(1, 2))
+    assert layer.weight_quant.largest.item() == layer.weight.abs().max().item()
 
 
 # Whole models

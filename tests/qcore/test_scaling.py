@@ -781,7 +781,6 @@ def test_resumed_collection_is_the_same_to_the_bit(restriction, momentum):
     assert not second.calibrating
 
 
-@pytest.mark.xfail(strict=True, reason="a third graph: for the first forward, before anything was measured")
 def test_compiled_collection():
     """Two graphs: one that collects, one that learns; eager's numbers."""
     graphs = []
@@ -960,19 +959,14 @@ def test_an_average_of_a_learned_range_loads_into_a_running_one():
 
 def test_one_calibration_for_several_calls():
     """The widest range that the calls of one forward bring, averaged over forwards."""
-    scaling = build(CalibratedScaling, MinMax(), calibration_steps=2)
+    scaling = build(CalibratedScaling, calibration_steps=2)
     scaling.calls = 2
     found = []
-    for low, high in [(0.0, 127.0), (-127.0, 0.0), (0.0, 254.0), (-63.5, 0.0)]:
+    for largest in (127.0, 254.0, 508.0, 1.0):
         assert scaling.calibrating
-        scaling(torch.tensor([low, high]))
-        found.append((scaling.magnitude.item(), scaling.low.item(), scaling.steps.item()))
-    assert found == [
-        (127, 0, 1),
-        (127, -127, 2),
-        (value(127 * 1.1), value(-114.3), 3),
-        (value(127 * 1.1), value(-120.65), 4),
-    ]
+        feed(scaling, largest)
+        found.append((scaling.magnitude.item(), scaling.steps.item()))
+    assert found == [(127, 1), (254, 2), (value(279.4), 3), (value(279.4), 4)]
     assert scaling.phase == "calibrated"
     plain = build(CalibratedScaling, momentum=None)
     plain.calls = 2
@@ -980,12 +974,39 @@ def test_one_calibration_for_several_calls():
     assert plain.magnitude.item() == 381  # of 254 and 508
 
 
+APART = pytest.mark.xfail(strict=True, reason="widths and lower ends are joined apart, which is no union of ranges")
+
+
+@APART
+def test_ranges_of_several_calls_are_joined():
+    scaling = build(CalibratedScaling, MinMax(), calibration_steps=2)
+    scaling.calls = 2
+    found = []
+    for low, high in [(0.0, 127.0), (-127.0, 0.0), (0.0, 254.0), (-63.5, 0.0)]:
+        scaling(torch.tensor([low, high]))
+        found.append((scaling.magnitude.item(), scaling.low.item()))
+    assert found == [
+        (127, 0),
+        (254, -127),
+        (254, value(-114.3)),
+        (value(254 + 0.1 * (317.5 - 254)), value(-127 + 0.1 * (127 - 63.5))),
+    ]
+
+
 def test_the_first_value_of_several_calls():
+    scaling = build(LearnedScaling)
+    scaling.calls = 2
+    feed(scaling, 127.0, 254.0, 999.0)
+    assert (scaling.magnitude.item(), scaling.phase) == (254, "calibrated")
+
+
+@APART
+def test_the_first_range_of_several_calls():
     scaling = build(LearnedScaling, MinMax())
     scaling.calls = 2
     for low, high in [(0.0, 127.0), (-254.0, 0.0), (-999.0, 999.0)]:
         scaling(torch.tensor([low, high]))
-    assert (scaling.magnitude.item(), scaling.low.item(), scaling.phase) == (254, -254, "calibrated")
+    assert (scaling.magnitude.item(), scaling.low.item()) == (381, -254)
 
 
 # Calibrated again
@@ -1069,6 +1090,6 @@ def test_printed():
         found.append(repr(scaling))
     assert found == [
         "CalibratedScaling(AbsMax(), per tensor, empty)",
-        "CalibratedScaling(AbsMax(), per tensor, calibrating)",
+        "CalibratedScaling(AbsMax(), per tensor, calibrating, 1 of 2 steps)",
         "CalibratedScaling(AbsMax(), per tensor, calibrated)",
     ]
