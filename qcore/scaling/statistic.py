@@ -28,6 +28,7 @@ class StatisticScaling(MagnitudeScaling):
         detach_scale: no gradient through the statistic: training is faster, the largest weight gets no extra pull.
 
     Example:
+        >>> import torch
         >>> StatisticScaling(IntRange(8, signed=True, narrow_range=True))(torch.tensor([0.5, -1.27]))
         tensor(0.0100)
     """
