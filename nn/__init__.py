@@ -14,9 +14,12 @@ from .activations import (
     QuantSoftmax,
     QuantTanh,
 )
+from .calibrating import calibrating
 from .conv import QuantConv1d, QuantConv2d, QuantConv3d
 from .conv_transpose import QuantConvTranspose1d, QuantConvTranspose2d, QuantConvTranspose3d
+from .freeze import frozen
 from .linear import QuantLinear
+from .slots import QuantLayer
 from .weight_layer import WeightLayer
 
 __all__ = [
@@ -31,6 +34,7 @@ __all__ = [
     "QuantHardSwish",
     "QuantHardTanh",
     "QuantIdentity",
+    "QuantLayer",
     "QuantLeakyReLU",
     "QuantLinear",
     "QuantReLU",
@@ -40,4 +44,6 @@ __all__ = [
     "QuantSoftmax",
     "QuantTanh",
     "WeightLayer",
+    "calibrating",
+    "frozen",
 ]

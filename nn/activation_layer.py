@@ -1,18 +1,17 @@
 """The base of activation layers."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..qcore import QuantizerError, QuantTensor, TensorQuant, values_of
-from ..qcore.attributes import assign
-from .slots import Described, fill_slot, key_of, refill, remember
+from .slots import Described, QuantLayer, fill_slot
 
 __all__ = ["ActivationLayer"]
 
 
-class ActivationLayer(nn.Module):
+class ActivationLayer(QuantLayer):
     """What quantized activation layers share; a subclass applies a function, the base quantizes its result.
 
     Keyword arguments of every such layer, besides torch's own:
@@ -55,15 +54,17 @@ class ActivationLayer(nn.Module):
         overrides: dict[str, Any],
     ) -> None:
         """Resolve the slots; called by constructors."""
-        assign(self, return_quant_tensor=return_quant_tensor)
-        slots = {"act": act_quant, "input": input_quant}
-        key = key_of(self, slots, overrides, return_quant_tensor, device, dtype)
-        if not refill(self, key):
-            remember(key, self._fill(slots, overrides, {"device": device, "dtype": dtype}))
+        self.return_quant_tensor = return_quant_tensor
+        self._given = {"device": device, "dtype": dtype}
+        self._fill({"act": act_quant, "input": input_quant}, overrides, self._given)
+        self._built = True
 
-    def _fill(
-        self, slots: dict[str, Any], overrides: dict[str, Any], provided: dict[str, Any]
-    ) -> dict[str, TensorQuant | None]:
+    prefixes: ClassVar[dict[str, str]] = {"act": "", "input": "input_"}
+
+    def _provided(self, slot: str) -> dict[str, Any]:
+        return dict(self._given)
+
+    def _fill(self, slots: dict[str, Any], overrides: dict[str, Any], provided: dict[str, Any]) -> None:
         """Resolve the slots one by one, with all the checks."""
         act_quant, input_quant = slots["act"], slots["input"]
         inputs: dict[str, Any] = {}
@@ -90,13 +91,12 @@ class ActivationLayer(nn.Module):
                     f"too, or leave {keyword} out."
                 )
         own = {keyword: item for keyword, item in overrides.items() if not keyword.startswith("input_")}
-        assign(self, act_quant=fill_slot(self, "act", act_quant, own, "", provided))
-        assign(self, input_quant=fill_slot(self, "input", input_quant, inputs, "input_", provided))
+        self.act_quant = fill_slot(self, "act", act_quant, own, "", provided)
+        self.input_quant = fill_slot(self, "input", input_quant, inputs, "input_", provided)
         if self.return_quant_tensor and self.act_quant is None and self.input_quant is not None:
             raise QuantizerError(
                 f"{Described(self)}: return_quant_tensor=True needs act_quant, which is None. Write act_quant=Int8Act."
             )
-        return {"act": self.act_quant, "input": self.input_quant}
 
     def _function(self, x: Tensor) -> Tensor:
         """What the layer computes before it quantizes."""

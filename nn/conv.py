@@ -4,6 +4,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ..qcore import Grid
 from ..quantizers import Int8WeightPerTensor
 from . import few_channels
 from .weight_layer import WeightLayer
@@ -15,6 +16,10 @@ class _ConvLayer(WeightLayer):
     """The constructor that convolutions of every dimension share; torch's class comes second among the bases."""
 
     _conv_forward: Any
+    groups: int
+    in_channels: int
+    out_channels: int
+    kernel_size: tuple[int, ...]
 
     def __init__(
         self,
@@ -54,6 +59,16 @@ class _ConvLayer(WeightLayer):
 
     def _compute(self, x: Tensor, weight: Tensor, bias: Tensor | None, *extra: Any) -> Tensor:
         return self._conv_forward(x, weight, bias)
+
+    def _input_per_output(self, inputs: Grid | None) -> Grid | None:
+        """A depthwise convolution sums products of one input channel, which may have a scale of its own."""
+        if inputs is None or inputs.scale.numel() == 1 or self.groups != self.in_channels:
+            return inputs
+        channel = inputs.scale.ndim - len(self.kernel_size) - 1
+        if channel < 0 or inputs.scale.shape[channel] != self.in_channels:
+            return inputs
+        scale = inputs.scale.reshape(-1).repeat_interleave(self.out_channels // self.groups)
+        return inputs.replace(scale=scale, axis=0)
 
 
 class QuantConv1d(_ConvLayer, nn.Conv1d):

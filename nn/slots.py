@@ -1,18 +1,16 @@
 """Quantizer slots: how a layer turns the classes and keywords it is given into modules."""
 
-import contextlib
 import inspect
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 from torch import nn
 
 from ..qcore import QuantizerError, TensorQuant, resolve, settings, value
-from ..qcore.attributes import assign
-from ..qcore.errors import nearest
-from ..qcore.inject import ROOT, QuantizerType, frozen, recipe_of
+from ..qcore.errors import ReadOnlyError, nearest
+from ..qcore.inject import IMPLIED, ROOT, QuantizerType
 
-__all__ = ["Described", "fill_slot", "key_of", "refill", "remember", "split_overrides"]
+__all__ = ["Described", "QuantLayer", "fill_slot", "split_overrides"]
 
 
 class Described:
@@ -99,6 +97,7 @@ def fill_slot(
                 f"{Described(layer)}: {prefix}{name}={item!r} would change the quantizer module that {slot}_quant "
                 f"shares with another layer. Give the setting where that module is made, or pass a quantizer class."
             )
+        quantizer.serve(layer, slot)
         return quantizer
     if not isinstance(quantizer, QuantizerType):
         raise QuantizerError(
@@ -130,56 +129,102 @@ def fill_slot(
             f"{Described(layer)}: {quantizer!r} quantizes biases and can't be {slot}_quant. Write "
             f"{slot}_quant={_EXAMPLES.get(slot, 'Int8Act')}."
         )
-    assign(module, quantizer=declared, provided=dict(provided), written=written)
+    module.quantizer, module.provided, module.written = declared, dict(provided), written
+    module.of_parameter = "shape" in provided
+    module.serve(layer, slot)
     return module
 
 
-# A model has many layers alike: what was given to a layer that came through every check, and how to fill its slots.
-_filled: dict[Any, list[tuple[str, Callable[[], Any] | None, dict[str, Any]]]] = {}
+class QuantLayer(nn.Module):
+    """What all quantized layers share: slots with quantizers, which stay what they say after construction, too.
 
-
-def key_of(layer: nn.Module, slots: Mapping[str, Any], overrides: Mapping[str, Any], *given: Any) -> Any:
-    """What decides how the slots of a layer are filled.
+    Subclasses name their slots and what each provides.
 
     Example:
-        >>> key_of(nn.ReLU(), {"act": None}, {"bit_width": 4}) == key_of(nn.ReLU(), {"act": None}, {"bit_width": 4.0})
-        False
+        >>> import bitwright.nn as qnn
+        >>> from bitwright.quantizers import Int4WeightPerTensor
+        >>> layer = qnn.QuantLinear(4, 2)
+        >>> layer.weight_quant = Int4WeightPerTensor
+        >>> layer.int_weight().abs().max()
+        tensor(7, dtype=torch.int8)
+        >>> layer.weight_bit_width = 2
+        Traceback (most recent call last):
+        bitwright.qcore.errors.ReadOnlyError: QuantLinear(in_features=4, out_features=2, bias=True): weight_bit_width=2 \
+can't be set on a layer that is built. Write layer.weight_quant = Int4WeightPerTensor(bit_width=2).
     """
-    return (type(layer), *slots.values(), *[(name, frozen(item)) for name, item in overrides.items()], *given)
 
+    prefixes: ClassVar[dict[str, str]] = {}  # of the keywords for each slot
+    _kept: dict[str, Any] | None = None  # quantized weights and biases, while the model is frozen
+    _built = False
 
-def remember(key: Any, filled: Mapping[str, TensorQuant | None]) -> None:
-    """Keep how the slots of a layer were filled, once everything about the layer was found right."""
-    if any(isinstance(each, nn.Module) for each in key):  # a shared module isn't made anew
-        return
-    recipes: list[tuple[str, Callable[[], Any] | None, dict[str, Any]]] = []
-    for slot, module in filled.items():
-        if module is None:
-            recipes.append((f"{slot}_quant", None, {}))
-            continue
-        recipe = None if module.quantizer is None else recipe_of(module.quantizer, module.provided)
-        if recipe is None:
-            return
-        made_of = {"quantizer": module.quantizer, "provided": module.provided, "written": module.written}
-        recipes.append((f"{slot}_quant", recipe, made_of))
-    if len(_filled) > 4096:
-        _filled.clear()
-    with contextlib.suppress(TypeError):  # something that can't be hashed was given
-        _filled[key] = recipes
+    def _provided(self, slot: str) -> dict[str, Any]:
+        """What the layer contributes to the quantizer of a slot."""
+        raise NotImplementedError
 
+    def _check_slots(self) -> None:
+        """Refuse quantizers that don't go together."""
 
-def refill(layer: nn.Module, key: Any) -> bool:
-    """Fill the slots of a layer like one that came before; False if there was none."""
-    try:
-        recipes = _filled.get(key)
-    except TypeError:
-        return False
-    if recipes is None:
-        return False
-    filled: dict[str, Any] = {}
-    for name, recipe, made_of in recipes:
-        filled[name] = module = None if recipe is None else recipe()
+    def _fill_slots(self, slots: Mapping[str, Any], given: Mapping[str, Mapping[str, Any]]) -> None:
+        """Resolve the slots, with all the checks."""
+        for slot, quantizer in slots.items():
+            module = fill_slot(self, slot, quantizer, given[slot], self.prefixes[slot], self._provided(slot))
+            setattr(self, f"{slot}_quant", module)
+        self._check_slots()
+        self._built = True
+
+    def __setattr__(self, name: str, item: Any) -> None:
+        if self._built:
+            slot = name.removesuffix("_quant")
+            if slot != name and slot in self.prefixes:
+                return self._refill(slot, item)
+            self._refuse_setting(name, item)
+        super().__setattr__(name, item)
+
+    def _refill(self, slot: str, quantizer: Any) -> None:
+        """Give a slot of a built layer another quantizer: a class to resolve, a module, or None."""
+        name, before = f"{slot}_quant", getattr(self, f"{slot}_quant", None)
+        module = fill_slot(self, slot, quantizer, {}, self.prefixes[slot], self._provided(slot))
+        self._replace(name, module)
+        try:
+            self._check_slots()
+        except QuantizerError:
+            self._replace(name, before)
+            raise
         if module is not None:
-            vars(module).update(made_of)
-    assign(layer, **filled)
-    return True
+            module.train(self.training)
+        if self._kept:
+            self._kept.clear()
+
+    def _replace(self, name: str, module: TensorQuant | None) -> None:
+        self.__dict__.pop(name, None)
+        self._modules[name] = module
+
+    def _refuse_setting(self, name: str, item: object) -> None:
+        """What a quantizer was declared with is no attribute of the layer, to be set afterwards and ignored."""
+        if name in self.__dict__ or name in self._parameters or name in self._buffers or hasattr(type(self), name):
+            return
+        for slot, prefix in self.prefixes.items():
+            quant, setting = getattr(self, f"{slot}_quant", None), name.removeprefix(prefix)
+            declared = getattr(quant, "quantizer", None)
+            if declared is None or not name.startswith(prefix) or setting not in {*settings(declared), *IMPLIED}:
+                continue
+            raise ReadOnlyError(
+                f"{Described(self)}: {name}={item!r} can't be set on a layer that is built. Write "
+                f"layer.{slot}_quant = {declared(**{setting: item})!r}."
+            )
+
+    def train(self, mode: bool = True) -> Any:
+        """Switch to training or evaluation; training in a frozen model forgets what was kept."""
+        if mode and self._kept:
+            self._kept.clear()
+        return super().train(mode)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_kept": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        for slot in self.prefixes:
+            quant = self._modules.get(f"{slot}_quant")
+            if isinstance(quant, TensorQuant):
+                quant.serve(self, slot)

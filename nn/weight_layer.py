@@ -1,22 +1,24 @@
 """The base of layers with a weight."""
 
 import math
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
-from ..qcore import Grid, QuantizerError, QuantTensor, TensorQuant, grid_of, path_of, values_of
-from ..qcore.attributes import assign
+from ..qcore import Grid, IntQuant, QuantizerError, QuantTensor, TensorQuant, grid_of, path_of, values_of
 from ..qcore.fused import LARGE
-from ..qcore.version import tensors_of, version_of
+from ..qcore.grid import products_source
+from ..qcore.int_quant import resting
 from .recompute import not_kept
-from .slots import Described, fill_slot, key_of, refill, remember, split_overrides
+from .slots import Described, QuantLayer, split_overrides
 
 __all__ = ["WeightLayer"]
 
 
-class WeightLayer(nn.Module):
+class WeightLayer(QuantLayer):
     """What quantized layers with a weight share; a subclass names the torch layer and its one line of arithmetic.
 
     Keyword arguments of every such layer, besides torch's own:
@@ -47,6 +49,8 @@ class WeightLayer(nn.Module):
 
     channel_axis = 0  # the weight's dimension that runs over output channels
 
+    prefixes: ClassVar[dict[str, str]] = {each: f"{each}_" for each in ("weight", "bias", "input", "output")}
+
     weight: Tensor
     bias: Tensor | None
     weight_quant: TensorQuant | None
@@ -54,9 +58,7 @@ class WeightLayer(nn.Module):
     input_quant: TensorQuant | None
     output_quant: TensorQuant | None
     return_quant_tensor: bool
-    _cached: tuple[Any, Tensor, Grid | None, list[Tensor]] | None
-    _cached_bias: tuple[Any, Tensor, Grid | None, list[Tensor]] | None
-    _seen: Grid | None
+    _seen: Grid | None = None  # of the last input, for quant_bias() and output_bit_width
 
     def _attach(
         self,
@@ -68,40 +70,31 @@ class WeightLayer(nn.Module):
         overrides: dict[str, Any],
     ) -> None:
         """Resolve the slots; called by constructors once weight and bias exist."""
-        # `_seen` is the grid of the last input, for quant_bias() and output_bit_width
-        assign(self, return_quant_tensor=return_quant_tensor, _cached=None, _cached_bias=None, _seen=None)
+        self.return_quant_tensor = return_quant_tensor
         slots = {"weight": weight_quant, "bias": bias_quant, "input": input_quant, "output": output_quant}
-        weight, bias = self._parameters["weight"], self._parameters["bias"]
-        assert weight is not None
-        given = (return_quant_tensor, weight.shape, bias is None, weight.device, weight.dtype)
-        key = key_of(self, slots, overrides, *given)
-        if not refill(self, key):
-            remember(key, self._fill(slots, overrides))
-        self._start_state()
-
-    def _fill(self, slots: dict[str, Any], overrides: dict[str, Any]) -> dict[str, TensorQuant | None]:
-        """Resolve the slots one by one, with all the checks."""
-        filled: dict[str, TensorQuant | None] = {}
         given = split_overrides(self, slots, overrides)
-        where = {"device": self.weight.device, "dtype": self.weight.dtype}
-        shapes = {"weight": self.weight, "bias": self.bias}
-        for slot, quantizer in slots.items():
-            if slot == "bias" and quantizer is not None and self.bias is None:
-                raise QuantizerError(
-                    f"{Described(self)}: bias_quant={quantizer!r} is given, but there is no bias. Write bias=True, or "
-                    "leave bias_quant out."
-                )
-            provided: dict[str, Any] = dict(where)
-            tensor = shapes.get(slot)
-            if tensor is not None:
-                axis = self.channel_axis if slot == "weight" else 0
-                provided |= {"channel_axis": axis, "channels": tensor.shape[axis], "shape": tuple(tensor.shape)}
-            filled[slot] = fill_slot(self, slot, quantizer, given[slot], f"{slot}_", provided)
-            assign(self, **{f"{slot}_quant": filled[slot]})
+        if bias_quant is not None and self.bias is None:
+            raise QuantizerError(_without_bias(self, bias_quant))
+        self._fill_slots(slots, given)
+        for slot in ("weight", "bias"):
+            quant = getattr(self, f"{slot}_quant")
+            if quant is not None:
+                quant.rederive()
+
+    def _provided(self, slot: str) -> dict[str, Any]:
+        provided: dict[str, Any] = {"device": self.weight.device, "dtype": self.weight.dtype}
+        tensor = {"weight": self.weight, "bias": self.bias}.get(slot)
+        if tensor is not None:
+            axis = self.channel_axis if slot == "weight" else 0
+            provided |= {"channel_axis": axis, "channels": tensor.shape[axis], "shape": tuple(tensor.shape)}
+        return provided
+
+    def _check_slots(self) -> None:
+        if self.bias_quant is not None and self.bias is None:
+            raise QuantizerError(_without_bias(self, self.bias_quant.quantizer))
         self._check_axes()
         if self.return_quant_tensor and self.output_quant is None:
             self._check_output_grid()
-        return filled
 
     def _check_axes(self) -> None:
         follows = self.bias_quant is not None and self.bias_quant.follows_input
@@ -125,12 +118,6 @@ class WeightLayer(nn.Module):
                 f"{slot}_axis=None for one scale."
             )
 
-    def _start_state(self) -> None:
-        for name, quant in self._modules.items():
-            tensor = self._parameters.get(name.removesuffix("_quant"))  # of the weight or the bias
-            if tensor is not None and isinstance(quant, TensorQuant) and not tensor.is_meta:
-                quant.initialize(tensor)
-
     def _check_output_grid(self) -> None:
         lacking = ""
         if self.weight_quant is None:
@@ -152,11 +139,8 @@ class WeightLayer(nn.Module):
     def forward(self, input: Tensor, *extra: Any) -> Tensor:  # noqa: A002 - torch's name for it
         """The layer's output for an input of torch's shape; a `QuantTensor` with ``return_quant_tensor=True``."""
         values, inputs = self._take_input(input)
-        weight, weights = self._take_weight()
-        bias, biases = self.bias, None
-        if self.bias_quant is not None and bias is not None:
-            context = (inputs, self._per_output(weights)) if self.bias_quant.follows_input else ()
-            bias, biases = self._take_bias(self.bias_quant, bias, context)
+        weight, weights = self._take_weight(inputs)
+        bias, biases = self._take_bias(inputs, weights)
         if torch.compiler.is_compiling() or (values.numel() < LARGE and weight.numel() < LARGE):
             out = self._compute(values, weight, bias, *extra)
         else:
@@ -185,33 +169,49 @@ class WeightLayer(nn.Module):
             vars(self)["_seen"] = grid  # past nn.Module's bookkeeping
         return x, grid
 
-    def _take_weight(self) -> tuple[Tensor, Grid | None]:
-        """The quantized weight; in evaluation computed once for each version of the parameters."""
+    def _take_weight(self, inputs: Grid | None) -> tuple[Tensor, Grid | None]:
+        """The quantized weight and its grid."""
         quant = self.weight_quant
         if quant is None:
             return self.weight, None
-        if self.training or quant.lowering is not None or torch.is_grad_enabled() or torch.compiler.is_compiling():
-            return quant.quantize(self.weight)
-        sources = (self.weight, *tensors_of(quant))
-        version = version_of(*sources)
-        if "weight" not in self._parameters or version is None:
-            return quant.quantize(self.weight)
-        if self._cached is None or self._cached[0] != version:
-            self._cached = (version, *quant.quantize(self.weight), [each.detach() for each in sources])
-        return self._cached[1], self._cached[2]
+        return self._take("weight", quant, self.weight, self._weight_context(quant, inputs), inputs)
 
-    def _take_bias(self, quant: TensorQuant, bias: Tensor, context: Any) -> tuple[Tensor, Grid | None]:
-        """The quantized bias; in evaluation computed once for each version of the bias and the scales it follows."""
-        if self.training or quant.lowering is not None or torch.is_grad_enabled() or torch.compiler.is_compiling():
-            return quant.quantize(bias, *context)
-        scales = [grid.scale for grid in context if grid is not None]
-        sources = (bias, *tensors_of(quant), *scales)
-        version = version_of(*sources)
-        if "bias" not in self._parameters or version is None:
-            return quant.quantize(bias, *context)
-        if self._cached_bias is None or self._cached_bias[0] != version:
-            self._cached_bias = (version, *quant.quantize(bias, *context), [each.detach() for each in sources])
-        return self._cached_bias[1], self._cached_bias[2]
+    def _weight_context(self, quant: TensorQuant, inputs: Grid | None) -> tuple[Any, ...]:
+        """What the weight's quantizer is told besides: the scales below which the bias would be clipped."""
+        bias, follower = self.bias, self.bias_quant
+        if inputs is None or bias is None or follower is None or not isinstance(quant, IntQuant):
+            return ()
+        least = follower.least_weight_scale(bias, inputs)
+        if least is None:
+            return ()
+        each = quant.axis is not None and quant.axis % self.weight.ndim == self.channel_axis
+        return False, least.reshape(-1, self.weight.shape[self.channel_axis]).amax(0) if each else least.amax()
+
+    def _take_bias(self, inputs: Grid | None, weights: Grid | None) -> tuple[Tensor | None, Grid | None]:
+        """The quantized bias and its grid."""
+        quant, bias = self.bias_quant, self.bias
+        if quant is None or bias is None:
+            return bias, None
+        context = (self._input_per_output(inputs), self._per_output(weights)) if quant.follows_input else ()
+        return self._take("bias", quant, bias, context, inputs)
+
+    def _take(
+        self, slot: str, quant: TensorQuant, tensor: Tensor, context: tuple[Any, ...], inputs: Grid | None
+    ) -> tuple[Tensor, Grid | None]:
+        """A parameter quantized; in a frozen model once for each grid of the input, if it depends on that."""
+        if torch.compiler.is_compiling() or self._kept is None or quant.lowering is not None:
+            return quant.quantize(tensor, *context)
+        kept = self._kept
+        if self.training or torch.is_grad_enabled():
+            return quant.quantize(tensor, *context)
+        scale = inputs.scale if context and inputs is not None else None
+        if slot not in kept or kept[slot][0] is not scale:
+            kept[slot] = (scale, *quant.quantize(tensor, *context))
+        return kept[slot][1:]
+
+    def _input_per_output(self, inputs: Grid | None) -> Grid | None:
+        """The input's grid with the scale that the products of each output channel have."""
+        return inputs
 
     def _per_output(self, weights: Grid | None) -> Grid | None:
         """The weight's grid with one scale for each output channel, or one for all."""
@@ -225,15 +225,15 @@ class WeightLayer(nn.Module):
                 "Set return_quant_tensor=True on the layer before, or give this one input_quant=Int8Act or "
                 "output_quant=Int8Act."
             )
-        weights = self._per_output(weights)
-        assert weights is not None
-        if inputs.scale.numel() != 1:
+        inputs, weights = self._input_per_output(inputs), self._per_output(weights)
+        assert inputs is not None and weights is not None
+        if inputs.scale.numel() not in (1, self._outputs()):
             raise QuantizerError(
                 f"{path_of(self)}: the input has {inputs.scale.numel()} scales (axis {inputs.axis}), so its products "
                 "with the weight lie on no common grid. Quantize the input per tensor (axis=None), or set "
                 "output_quant=Int8Act."
             )
-        scale = inputs.scale.reshape(()) * weights.scale.reshape(-1)
+        scale = inputs.scale.reshape(-1) * weights.scale.reshape(-1)
         axis = None
         if scale.numel() == 1:
             scale = scale.reshape(())
@@ -241,7 +241,7 @@ class WeightLayer(nn.Module):
             axis = ndim - self.weight.ndim + 1  # also of outputs without a batch
             scale = scale.reshape([-1 if dim == axis else 1 for dim in range(ndim)])
         width = self._sum_bit_width(inputs, weights, biases)
-        return Grid(scale, None, width, True, False, axis, ("products", inputs.source, weights.source))
+        return Grid(scale, None, width, True, False, axis, products_source(inputs.source, weights.source))
 
     def _sum_bit_width(self, inputs: Grid, weights: Grid, biases: Grid | None) -> int:
         """Bits that hold every sum the integer ranges allow, sign included."""
@@ -263,11 +263,23 @@ class WeightLayer(nn.Module):
 
     # What the layer can be asked for
 
+    @contextmanager
+    def _asked(self, quant: TensorQuant) -> Iterator[None]:
+        """A quantizer that is asked, and measures nothing; what is kept in a frozen model is not the answer."""
+        kept, self._kept = self._kept, None
+        try:
+            with resting(quant):
+                yield
+        finally:
+            self._kept = kept
+
     def quant_weight(self) -> Tensor:
         """The quantized weight as a `QuantTensor`; the plain weight if it has no quantizer."""
-        if self.weight_quant is None:
+        quant = self.weight_quant
+        if quant is None:
             return self.weight
-        values, grid = self.weight_quant.quantize(self.weight)
+        with self._asked(quant):
+            values, grid = self._take_weight(self._seen)
         return values if grid is None else QuantTensor.wrap(values, grid)
 
     def quant_bias(self) -> Tensor | None:
@@ -276,9 +288,12 @@ class WeightLayer(nn.Module):
         Raises:
             QuantizerError: its scale depends on the input, and no input was seen yet.
         """
-        if self.bias_quant is None or self.bias is None:
-            return self.bias
-        values, grid = self.bias_quant.quantize(self.bias, *self._bias_context(self.bias_quant))
+        quant, bias = self.bias_quant, self.bias
+        if quant is None or bias is None:
+            return bias
+        context = self._bias_context(quant)
+        with self._asked(quant):
+            values, grid = quant.quantize(bias, *context)
         return values if grid is None else QuantTensor.wrap(values, grid)
 
     def _bias_context(self, quant: TensorQuant) -> tuple[Grid | None, ...]:
@@ -290,7 +305,10 @@ class WeightLayer(nn.Module):
                 f"{Described(self)}: the scale of {quant!r} depends on the input's, and the layer has seen no "
                 "quantized input yet. Run the model on one batch first."
             )
-        return self._seen, self._per_output(self._take_weight()[1])
+        assert self.weight_quant is not None
+        with self._asked(self.weight_quant):
+            weights = self._take_weight(self._seen)[1]
+        return self._input_per_output(self._seen), self._per_output(weights)
 
     def int_weight(self) -> Tensor:
         """The weight's integers, in the smallest integer type that holds their range.
@@ -300,7 +318,8 @@ class WeightLayer(nn.Module):
         """
         if self.weight_quant is None:
             raise QuantizerError(f"{Described(self)}: the weight has no quantizer, so it has no integers.")
-        return _integers(self.weight_quant, self.weight)
+        with self._asked(self.weight_quant):
+            return self.weight_quant.codes(self.weight, *self._weight_context(self.weight_quant, self._seen))[0]
 
     def int_bias(self) -> Tensor | None:
         """The bias's integers, or None if there is no bias.
@@ -314,7 +333,9 @@ class WeightLayer(nn.Module):
             raise QuantizerError(
                 f"{Described(self)}: the bias has no quantizer, so it has no integers. Write bias_quant=Int32Bias."
             )
-        return _integers(self.bias_quant, self.bias, *self._bias_context(self.bias_quant))
+        context = self._bias_context(self.bias_quant)
+        with self._asked(self.bias_quant):
+            return self.bias_quant.codes(self.bias, *context)[0]
 
     @property
     def output_bit_width(self) -> int | None:
@@ -325,46 +346,57 @@ class WeightLayer(nn.Module):
         if self.output_quant is not None:
             width = self.output_quant.bit_width
             return int(width()) if isinstance(width, nn.Module) else int(width)
-        with torch.no_grad():
-            weights = self._take_weight()[1]
-            if weights is None or self._seen is None:
-                return None
+        if self.weight_quant is None or self._seen is None:
+            return None
+        with torch.no_grad(), self._asked(self.weight_quant):
+            weights = self._take_weight(self._seen)[1]
             biases = None
             if self.bias is not None and self.bias_quant is not None and self.bias_quant.follows_input:
-                biases = self.bias_quant.quantize(self.bias, self._seen, self._per_output(weights))[1]
-            return self._sum_bit_width(self._seen, weights, biases)
+                biases = self.bias_quant.quantize(self.bias, *self._bias_context(self.bias_quant))[1]
+            return None if weights is None else self._sum_bit_width(self._seen, weights, biases)
+
+    def _outputs(self) -> int:
+        """How many output channels there are."""
+        return self.weight.shape[self.channel_axis]
 
     # State
 
-    def train(self, mode: bool = True) -> "WeightLayer":
-        """Switch to training or evaluation; forgets the cached quantized weight."""
-        self._cached = self._cached_bias = None
-        return super().train(mode)
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        """Register a parameter; a weight or bias that takes another's place has its learned scale derived anew."""
+        before = self._parameters.get(name)
+        super().register_parameter(name, param)
+        quant = self._modules.get(f"{name}_quant") if self._built else None
+        plain = type(before) is nn.Parameter and type(param) is nn.Parameter  # sharding exchanges tensors, not weights
+        if isinstance(quant, TensorQuant) and plain and before is not param:
+            quant.rederive()
+        if self._kept:
+            self._kept.clear()
 
-    def _apply(self, fn: Any, recurse: bool = True) -> "WeightLayer":
-        self._cached = self._cached_bias = self._seen = None
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        self._seen = None
         return super()._apply(fn, recurse)
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-        self._cached = self._cached_bias = self._seen = None
+        self._seen = None
         for name in ("weight", "bias"):
             quant = getattr(self, f"{name}_quant")
             holds = any(key.startswith(f"{prefix}{name}_quant.") for key in state_dict)
-            if quant is not None and f"{prefix}{name}" in state_dict and not holds:
-                quant.rederive(getattr(self, name))  # a float checkpoint: scales start from its weights
+            parts = (f"{prefix}{name}", f"{prefix}{name}_", f"{prefix}parametrizations.{name}.")  # pruned, parametrized
+            loaded = any(key == parts[0] or key.startswith(parts[1:]) for key in state_dict)
+            if quant is not None and loaded and not holds:
+                quant.rederive()  # a float checkpoint: scales start from its weights
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_cached": None, "_cached_bias": None, "_seen": None}
+        return {**super().__getstate__(), "_seen": None}
 
     def extra_repr(self) -> str:
         extra = super().extra_repr()
         return f"{extra}, return_quant_tensor=True" if self.return_quant_tensor else extra
 
 
-@torch.no_grad()
-def _integers(quant: TensorQuant, tensor: Tensor, *context: Grid | None) -> Tensor:
-    """The integers that a weight or bias is moved to: from wide values, half precision can't tell all of them apart."""
-    values, grid = quant.quantize(tensor if tensor.dtype == torch.float64 else tensor.float(), *context)
-    assert grid is not None
-    return QuantTensor.wrap(values, grid).int()
+def _without_bias(layer: nn.Module, quantizer: object) -> str:
+    return (
+        f"{Described(layer)}: bias_quant={quantizer!r} is given, but there is no bias. Write bias=True, or leave "
+        "bias_quant out."
+    )

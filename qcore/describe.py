@@ -6,7 +6,6 @@ import json
 import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Any
 
 from .inject import IMPLIED, ROOT, QuantizerType, Resolution, Setting, _show, resolution
@@ -167,7 +166,6 @@ def _origin(setting: Setting, plan: Resolution) -> str:
     return f"{setting.owner.__name__}, {setting.owner.__module__}" + (f":{line}" if line else "")
 
 
-@lru_cache(maxsize=512)
 def _lines_of(cls: type) -> dict[str, int]:
     """The line of each attribute in a class body, where its source is at hand."""
     try:

@@ -4,7 +4,15 @@ import re
 from collections.abc import Iterable
 from difflib import get_close_matches
 
-__all__ = ["BitwrightError", "BitwrightWarning", "QuantTensorError", "QuantizerError", "SettingError", "nearest"]
+__all__ = [
+    "BitwrightError",
+    "BitwrightWarning",
+    "QuantTensorError",
+    "QuantizerError",
+    "ReadOnlyError",
+    "SettingError",
+    "nearest",
+]
 
 
 class BitwrightError(ValueError):
@@ -24,6 +32,20 @@ class QuantizerError(BitwrightError):
         >>> qnn.QuantReLU(bitwidth=4)
         Traceback (most recent call last):
         bitwright.qcore.errors.QuantizerError: QuantReLU(): nothing in Uint8Act uses bitwidth=4. Did you mean bit_width?
+    """
+
+
+class ReadOnlyError(QuantizerError, AttributeError):
+    """An attribute of something that is a value was assigned to or deleted.
+
+    It is an ``AttributeError`` too, which is what tools that try assignments expect (IPython's ``%autoreload``).
+
+    Example:
+        >>> from bitwright.quantizers import Int8Act
+        >>> Int8Act.bit_width = 4
+        Traceback (most recent call last):
+        bitwright.qcore.errors.ReadOnlyError: Int8Act is a value and can't be changed. Derive another: \
+Int8Act(bit_width=4), or a subclass.
     """
 
 

@@ -73,6 +73,10 @@ def fake_quant(
     return TracedFakeQuant.apply(*arguments) if moved is None else moved
 
 
+def as_real(x: Tensor) -> Tensor:
+    return x if x.is_floating_point() else x.to(torch.get_default_dtype())
+
+
 def composed_fake_quant(
     x: Tensor,
     scale: Tensor,

@@ -83,3 +83,7 @@ def storage_dtype(low: int, high: int) -> torch.dtype:
         if torch.iinfo(dtype).min <= low and high <= torch.iinfo(dtype).max:
             return dtype
     return torch.int64
+
+
+def products_source(one: Any, other: Any) -> Any:
+    return None if one is None or other is None else ("products", one, other)

@@ -13,11 +13,11 @@ import sys
 import warnings
 import weakref
 from collections.abc import Callable, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Any
 
-from .errors import QuantizerError, SettingError, nearest
+from .errors import QuantizerError, ReadOnlyError, SettingError, nearest
 
 with warnings.catch_warnings():  # it deprecates itself on import; a user may have turned warnings into errors
     warnings.simplefilter("ignore", DeprecationWarning)
@@ -33,7 +33,6 @@ __all__ = [
     "Setting",
     "diff",
     "frozen",
-    "recipe_of",
     "register_choices",
     "resolution",
     "resolve",
@@ -153,12 +152,12 @@ class QuantizerType(type):
         return found
 
     def __setattr__(cls, name: str, item: Any) -> None:
-        raise QuantizerError(
+        raise ReadOnlyError(
             f"{cls!r} is a value and can't be changed. Derive another: {cls!r}({name}={_show(item)}), or a subclass."
         )
 
     def __delattr__(cls, name: str) -> None:
-        raise QuantizerError(f"{cls!r} is a value and can't be changed. Derive another, with {name} set as you need.")
+        raise ReadOnlyError(f"{cls!r} is a value and can't be changed. Derive another, with {name} set as you need.")
 
     def __repr__(cls) -> str:
         return cls.__qualname__ if "__overrides__" in vars(cls) else cls.__name__
@@ -242,7 +241,8 @@ def frozen(item: Any) -> Any:
     if isinstance(item, value):
         return ("value", frozen(item.function))
     if inspect.isfunction(item):
-        code = (item.__module__, item.__qualname__, item.__code__, item.__defaults__)
+        keywords = frozen(item.__kwdefaults__ or {})
+        code = (item.__module__, item.__qualname__, item.__code__, frozen(item.__defaults__ or ()), keywords)
         return (*code, item.__closure__) if item.__closure__ else code  # cells compare by content
     if isinstance(item, dict):
         return ("dict", tuple(sorted((key, frozen(each)) for key, each in item.items())))
@@ -328,6 +328,12 @@ class Resolution:
     defaults: dict[str, dict[str, Any]]
     written: Mapping[str, str] = field(default_factory=dict)  # attribute -> the keyword the user typed
 
+    @property
+    def open(self) -> tuple[str, ...]:
+        """The attributes whose `value` function may choose a class: what that one takes is not known yet."""
+        functions = [name for name in self.children if isinstance(self.settings[name].declared, value)]
+        return tuple(name for name in functions if name == ROOT or name in _choices)
+
     def unused(self) -> list[Setting]:
         """Settings that nobody takes, but for those whose consumer a later class replaced."""
         return [
@@ -337,7 +343,6 @@ class Resolution:
         ]
 
 
-@lru_cache(maxsize=4096)
 def _parameters(item: Any) -> tuple[inspect.Parameter, ...]:
     """The parameters through which a class or a value function takes other attributes."""
     if inspect.isclass(item) and not isinstance(item, QuantizerType):
@@ -415,7 +420,6 @@ def _superseded(setting: Setting, quantizer: QuantizerType) -> bool:
     )
 
 
-@lru_cache(maxsize=1024)
 def _reached(quantizer: QuantizerType) -> frozenset[str]:
     """The attributes that resolving would use, as far as the quantizer itself provides them."""
     found = settings(quantizer)
@@ -458,7 +462,7 @@ def resolution(
         plan = _trace(quantizer, found, where, written)
     except SettingError as error:
         raise _located(error, quantizer, found, where, written) from None
-    for setting in plan.unused():
+    for setting in () if plan.open else plan.unused():
         raise _nothing_uses(setting, plan, where)
     return plan
 
@@ -495,41 +499,90 @@ def resolve(
         10
     """
     provided = provided or {}
-    recipe = recipe_of(quantizer, provided)
-    if recipe is not None:
-        return recipe()
-    plan = resolution(quantizer, provided, where=where, written=written)
-    injector = dependencies.Injector(
-        **{name: _injectable(name, plan.settings[name].injected) for name in plan.children}
-    )
+    plan = _plan_of(quantizer, provided, where, written)
+    token = _provided.set(provided)
     try:
-        built = getattr(injector, ROOT)
+        if plan.open:
+            chosen = _chosen(plan)
+            if chosen:
+                return resolve(quantizer(**chosen), provided, where=where, written=written)
+        return getattr(plan.injector, ROOT)
     except SettingError as error:
-        raise _located(error, quantizer, plan.settings, where, plan.written) from None
+        raise _located(error, quantizer, plan.settings, where, written or {}) from None
     except DependencyError as error:
         raise QuantizerError(f"{where}: {quantizer!r} can't be resolved. {error}") from None
-    try:
-        if len(_recipes) > 4096:
-            _recipes.clear()
-        _recipes[quantizer, *provided.items()] = _Recipe(plan)
-    except TypeError:  # something that can't be hashed is among the settings
-        pass
-    return built
+    finally:
+        _provided.reset(token)
 
 
-def recipe_of(quantizer: QuantizerType, provided: Mapping[str, Any]) -> Callable[[], Any] | None:
-    """What builds again what `resolve` built for the same arguments; None if it did not, or they can't be hashed.
+_provided: ContextVar[Mapping[str, Any]] = ContextVar("provided")  # by the layer whose quantizer is being resolved
 
-    Example:
-        >>> from bitwright.quantizers import Uint8Act
-        >>> first = resolve(Uint8Act(bit_width=5))
-        >>> recipe_of(Uint8Act(bit_width=5), {})().scheme() == first.scheme()
-        True
+
+@dataclass(frozen=True)
+class _Plan:
+    """What `dependencies` resolves a quantizer by, for every layer that provides values of the same names.
+
+    Making an `Injector` and checking the settings takes 560 us, resolving a ready one 80. The plan is kept by the
+    quantizer itself, so that it goes when the quantizer does.
     """
-    try:
-        return _recipes.get((quantizer, *provided.items()))
-    except TypeError:
-        return None
+
+    injector: type[dependencies.Injector]
+    settings: dict[str, Setting]
+    constructors: list[tuple[type, object]]  # each class and its __init__: a notebook may redefine it
+    open: tuple[str, ...]  # `value` functions that may return a class, or the name of a choice
+
+    @property
+    def current(self) -> bool:
+        return all(cls.__init__ is constructor for cls, constructor in self.constructors)
+
+
+def _plan_of(
+    quantizer: QuantizerType, provided: Mapping[str, Any], where: object, written: Mapping[str, str] | None
+) -> _Plan:
+    plans: dict[tuple[str, ...], _Plan] = vars(quantizer).get("__plans__", {})
+    plan = plans.get(tuple(provided))
+    if plan is None or not plan.current:
+        traced = resolution(quantizer, provided, where=where, written=written)
+        injected = {name: traced.settings[name].injected for name in traced.children}
+        given = {
+            name: _fed(name) if traced.settings[name].owner is None else _injectable(name, item)
+            for name, item in injected.items()
+        }
+        if traced.open:
+            given["open_values"] = _holder(traced.open)
+        constructors = [(item, item.__init__) for item in injected.values() if inspect.isclass(item)]
+        plan = _Plan(dependencies.Injector(**given), traced.settings, constructors, traced.open)
+        type.__setattr__(quantizer, "__plans__", {**plans, tuple(provided): plan})
+    return plan
+
+
+def _fed(name: str) -> value:
+    """An attribute whose value the layer provides."""
+
+    def given() -> object:
+        return _provided.get()[name]
+
+    return value(given)
+
+
+def _chosen(plan: _Plan) -> dict[str, Any]:
+    """What `value` functions returned, where it is a class to instantiate or the name of a choice."""
+    for name, found in plan.injector.open_values.found.items():
+        if inspect.isclass(found) or (isinstance(found, str) and name in _choices):
+            return {name: found}
+    return {}
+
+
+def _holder(names: tuple[str, ...]) -> type:
+    """A class to be injected with attributes of those names: `dependencies` gives no value away by itself."""
+
+    def __init__(self: Any, **found: Any) -> None:  # noqa: N807 - of the class below
+        self.found = found
+
+    parameters = [inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)]
+    parameters += [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in names]
+    __init__.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    return type("OpenValues", (), {"__init__": __init__})
 
 
 def _injectable(name: str, item: Any) -> Any:
@@ -537,93 +590,6 @@ def _injectable(name: str, item: Any) -> Any:
     if inspect.isclass(item) and not name.endswith("_class") and not _needs(name, item) and _passes_on(item):
         return value(lambda: item())
     return item
-
-
-class _Recipe:
-    """The constructor calls of a resolution that succeeded, to be made again for the next layer like it.
-
-    Injection decides once for each quantizer and shape; a model of a hundred equal layers pays for it once. Classes
-    whose constructor only keeps what it is given say so (``replayable = True`` in their own body): from the third
-    layer on their objects are made by filling in what the second one's were found to hold.
-    """
-
-    def __init__(self, plan: Resolution) -> None:
-        self.constants: dict[str, Any] = {}
-        self.calls: list[tuple[str, Callable[..., Any], list[str]]] = []
-        done: set[str] = set()
-
-        def visit(name: str) -> None:
-            if name in done:
-                return
-            done.add(name)
-            for child in plan.children[name]:
-                visit(child)
-            item = plan.settings[name].injected
-            if isinstance(item, value):
-                self.calls.append((name, item.function, plan.children[name]))
-            elif inspect.isclass(item) and not isinstance(item, QuantizerType) and not name.endswith("_class"):
-                self.calls.append((name, item, plan.children[name]))
-            else:
-                self.constants[name] = item
-
-        visit(ROOT)
-        self.replayed = False
-
-    def __call__(self) -> Any:
-        made = dict(self.constants)
-        for name, call, needs in self.calls:
-            made[name] = call(made) if type(call) is _Replay else call(**{each: made[each] for each in needs})
-        if not self.replayed:
-            self.replayed = True
-            objects = {name: made[name] for name, _, _ in self.calls if type(made[name]) not in _PLAIN}
-            for index, (name, call, needs) in enumerate(self.calls):
-                if vars(call).get("replayable", False):
-                    self.calls[index] = (name, _Replay(made[name], objects), needs)
-        return made[ROOT]
-
-
-class _Replay:
-    """Makes objects like a given one, with whatever was made beside them in place of what was made beside it."""
-
-    def __init__(self, item: Any, made: Mapping[str, Any]) -> None:
-        names = {id(each): name for name, each in made.items()}
-        self.cls = type(item)
-        self.renew = getattr(self.cls, "renew", None)
-        self.plain: dict[str, Any] = {}
-        self.links: list[tuple[str, str]] = []  # attributes that hold something made
-        self.empty: list[tuple[str, Any]] = []  # containers of its own
-        self.filled: list[tuple[str, Any, list[tuple[Any, str]]]] = []  # with what is made in them
-        for name, held in vars(item).items():
-            if id(held) in names:
-                self.links.append((name, names[id(held)]))
-            elif isinstance(held, (dict, set)):
-                inner = held.items() if isinstance(held, dict) else ()
-                links = [(key, names[id(each)]) for key, each in inner if id(each) in names]
-                if held:
-                    self.filled.append((name, held.copy(), links))
-                else:
-                    self.empty.append((name, type(held)))
-            else:
-                self.plain[name] = held
-
-    def __call__(self, made: Mapping[str, Any]) -> Any:
-        item = object.__new__(self.cls)
-        holds = vars(item)
-        holds.update(self.plain)
-        for name, container in self.empty:
-            holds[name] = container()
-        for name, container, links in self.filled:
-            holds[name] = own = container.copy()
-            for key, link in links:
-                own[key] = made[link]
-        for name, link in self.links:
-            holds[name] = made[link]
-        if self.renew is not None:
-            self.renew(item)
-        return item
-
-
-_recipes: dict[Any, _Recipe] = {}
 
 
 def _located(

@@ -1,30 +1,74 @@
 """Quantization to integers: the modules that integer quantizers resolve into."""
 
-import copy
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .attributes import assign
-from .errors import QuantizerError
-from .fake_quant import fake_quant
+from .errors import BitwrightWarning, QuantizerError, ReadOnlyError
+from .fake_quant import as_real, fake_quant, quantize_to_int
 from .fused import runs_eagerly
-from .grid import Grid
+from .grid import Grid, along_axis, storage_dtype
 from .int_range import IntRange, check_flag
 from .locate import path_of
 from .restriction import FloatScale, LogScale
 from .rounding import HalfEven, HalfUp, Rounding
-from .scaling import LearnedScaling, MagnitudeScaling, StatisticScaling
+from .scaling import MagnitudeScaling, StatisticScaling, StoredScaling
 from .tensor_quant import TensorQuant
-from .version import version_of
 
-__all__ = ["BiasQuant", "IntQuant"]
+__all__ = ["BiasQuant", "IntQuant", "resting"]
 
 _HALF_EVEN = HalfEven()
+_WIDE = (torch.float32, torch.float64)
+_FLOAT_BITS = 22  # bits of integers that float32 values give back exactly
 
 
-class IntQuant(TensorQuant):
+class _Integers(TensorQuant):
+    """What quantizers to integers share: attributes that follow from the declaration, and don't change afterwards."""
+
+    int_range: IntRange
+    bit_width: int | nn.Module
+    rounding: Any
+
+    @property
+    def signed(self) -> bool:
+        """Whether integers may be negative."""
+        return self.int_range.signed
+
+    @property
+    def narrow_range(self) -> bool:
+        """Whether the range leaves out one end."""
+        return self.int_range.narrow_range
+
+    def __setattr__(self, name: str, item: Any) -> None:
+        if name in _DECLARED and (name in self.__dict__ or name in self._modules or name in _PROPERTIES):
+            raise ReadOnlyError(_settled_message(self, name, item))
+        super().__setattr__(name, item)
+
+    def extra_repr(self) -> str:
+        return f"{self.scheme()}, {_name(self.rounding)}"
+
+
+_PROPERTIES = {"signed", "narrow_range"}
+_DECLARED = {"bit_width", "axis", *_PROPERTIES}
+
+
+def _settled_message(quant: TensorQuant, name: str, item: object) -> str:
+    declared = "Q" if quant.quantizer is None else repr(quant.quantizer(**{name: item}))
+    return (
+        f"{type(quant).__name__}: {name}={item!r} can't be set on a quantizer that is built: its other parts were made "
+        f"for another value. Give the layer another one: layer.{_slot_of(quant)}_quant = {declared}."
+    )
+
+
+def _slot_of(quant: TensorQuant) -> str:
+    return next((slot for ref, slot in quant._served if ref() is not None), "weight" if quant.of_parameter else "act")
+
+
+class IntQuant(_Integers):
     """Quantization to integers: ``clamp(round(x / scale) + zero_point)``, and back to values.
 
     Args:
@@ -43,15 +87,11 @@ class IntQuant(TensorQuant):
         tensor([ 0., -1.,  1.])
     """
 
-    replayable = True
-    int_range: IntRange
     axis: int | None
     scaling: nn.Module
-    rounding: Any
     zero_point: Any
-    bit_width: Any
     clips: bool
-    _settled: tuple[Any, Grid, list[Tensor]] | None = None
+    _warned = False
 
     def __init__(
         self,
@@ -63,77 +103,111 @@ class IntQuant(TensorQuant):
         pass_clipped: bool = False,
     ) -> None:
         super().__init__()
-        clips = not (check_flag("pass_clipped", pass_clipped) or _covers(int_range, scaling, zero_point, rounding))
-        assign(self, int_range=int_range, axis=axis, clips=clips, scaling=scaling)
-        assign(self, zero_point=zero_point, bit_width=int_range.width, rounding=rounding)
-
-    @property
-    def signed(self) -> bool:
-        """Whether integers may be negative."""
-        return self.int_range.signed
-
-    @property
-    def narrow_range(self) -> bool:
-        """Whether the range leaves out one end."""
-        return self.int_range.narrow_range
+        self.int_range = int_range
+        self.bit_width = int_range.width
+        self.axis = axis
+        self.scaling = scaling
+        self.rounding = rounding
+        self.zero_point = zero_point
+        self.clips = not (check_flag("pass_clipped", pass_clipped) or _covers(int_range, scaling, zero_point, rounding))
 
     @property
     def calibrated(self) -> bool:
-        """Whether the scaling has seen the data that it needs, if it needs any."""
-        return getattr(self.scaling, "calibrated", True)
+        """Whether the grid is known: a weight's always is, an activation's once there was data, if it needs any."""
+        return self.of_parameter or getattr(self.scaling, "calibrated", True)
 
     @property
     def calibrating(self) -> bool:
-        """Whether the scaling still measures in training."""
-        return getattr(self.scaling, "calibrating", False)
+        """Whether training forwards still measure their input: the range is not learned yet."""
+        return not self.of_parameter and getattr(self.scaling, "calibrating", False)
+
+    @property
+    def dynamic(self) -> bool:
+        """Whether another input gets another grid in evaluation."""
+        parts = (self.scaling,) if self.zero_point is None else (self.scaling, self.zero_point)
+        return any(getattr(part, "dynamic", True) for part in parts)
 
     @property
     def folds_relu(self) -> bool:
         """Whether a ReLU before it costs nothing: the clamp at the smallest integer does it."""
         return not self.signed and self.zero_point is None
 
-    def _quantize(self, x: Tensor, relu: bool = False) -> tuple[Tensor, Grid]:
-        if not (self.training or torch.is_grad_enabled() or torch.compiler.is_compiling()):
-            settled = self._settled_grid(x)
-            if settled is not None:
-                low, high = self.int_range.bounds()
-                y = fake_quant(x, settled.scale, low, high, settled.zero_point, self.rounding, relu=relu)
-                return y, settled
+    def serve(self, layer: nn.Module, slot: str) -> None:
+        """Count a layer among those that use this quantizer; a stored range is measured over all of them."""
+        super().serve(layer, slot)
+        if isinstance(self.scaling, StoredScaling) and not self.of_parameter:
+            self.scaling.calls = len(self._served)
+
+    def _quantize(self, x: Tensor, relu: bool = False, floor: Tensor | None = None) -> tuple[Tensor, Grid]:
+        """Values and grid; no scale is below ``floor``, where there is one (0-d, or one for each index of the axis)."""
+        if x.dtype not in _WIDE:
+            real = as_real(x)
+            values, grid = self._quantize(real.float(), relu, floor)
+            return values.to(real.dtype), grid
+        low, high = self.int_range.bounds()
+        kept = None if torch.compiler.is_compiling() or self._kept is None else self._kept_grid(x)
+        if kept is not None and floor is None:
+            return fake_quant(x, kept.scale, low, high, kept.zero_point, self.rounding, relu=relu), kept
         if self.axis is not None and not -x.ndim <= self.axis < x.ndim:
             raise QuantizerError(
                 f"{path_of(self)}: axis={self.axis} is not a dimension of an input of {x.ndim} dimensions. Write one "
                 f"from {-x.ndim} to {x.ndim - 1}, or axis=None for one scale."
             )
         scaling = self.scaling
-        ours = isinstance(scaling, MagnitudeScaling)
-        if ours:
-            scaling.prepare(x, relu)
-        measured = relu and getattr(scaling, "measuring", True)
-        seen = x.clamp_min(0) if measured else x  # statistics are those of the activation
-        low, high = self.int_range.bounds()
-        if ours and not measured and self._fusible(x, high):
+        seen, measuring = x, True
+        if isinstance(scaling, StoredScaling):
+            seen = self._together(x)
+            scaling.prepare(seen, relu)
+            measuring = scaling.measuring
+            if measuring and not self.training:
+                self._warn()
+        elif isinstance(scaling, MagnitudeScaling):
+            measuring = scaling.measuring
+        if isinstance(scaling, MagnitudeScaling) and not (relu and measuring) and self._fusible(x, high):
             fused = scaling.fused(x, low, high, self.rounding, relu, self.clips)  # type: ignore[arg-type]
-            if fused is not None:
+            if fused is not None and not (floor is not None and _below(fused[1], floor)):
                 return fused[0], self._grid(fused[1], None)
-        scale = scaling(seen)
+        if relu and measuring:
+            seen = seen.clamp_min(0)  # statistics are those of the activation
+        scale = self._scale(seen)
+        if floor is not None:
+            least = along_axis(floor, self.axis, x.ndim)
+            scale = torch.where(scale < least, least, scale)
         zero_point = None if self.zero_point is None else self.zero_point(seen, scale)
         values = fake_quant(x, scale, low, high, zero_point, self.rounding, relu=relu, clips=self.clips)
         return values, self._grid(scale, zero_point)
 
-    def _settled_grid(self, x: Tensor) -> Grid | None:
-        """The grid where it no longer depends on the input, worked out once for each version of the state."""
-        scaling = self.scaling
-        state = scaling.settled() if isinstance(scaling, MagnitudeScaling) else ()
-        version = version_of(*state) if state and not self.int_range.learned else None
-        if version is None:
+    def _scale(self, x: Tensor) -> Tensor:
+        if not isinstance(self.scaling, MagnitudeScaling) and x.numel() == 0:  # a scaling of the user's own
+            return along_axis(x.new_ones(1 if self.axis is None else x.shape[self.axis]), self.axis, x.ndim)
+        return self.scaling(x)
+
+    def _kept_grid(self, x: Tensor) -> Grid | None:
+        """The grid that is kept while the model is frozen, for an input of that rank."""
+        assert self._kept is not None
+        if self.training or torch.is_grad_enabled() or self.dynamic:
             return None
-        if self.axis is not None:
-            if not -x.ndim <= self.axis < x.ndim:
-                return None
-            version += (x.ndim, x.shape[self.axis])
-        if self._settled is None or self._settled[0] != version:
-            self._settled = (version, self.grid(x), [each.detach() for each in state])
-        return self._settled[1]
+        if self.axis is not None and not -x.ndim <= self.axis < x.ndim:
+            return None
+        key = None if self.axis is None else (x.ndim, x.shape[self.axis])
+        if key not in self._kept:
+            self._kept[key] = self.grid(x)
+        return self._kept[key]
+
+    def _together(self, x: Tensor) -> Tensor:
+        """What a stored range is measured on: all the weights that it is for, where layers share the quantizer."""
+        if not self.of_parameter or len(self._served) < 2 or getattr(self.scaling, "calibrated", True):
+            return x
+        tensors = [each.detach() for each in self._parameters_served()]
+        if self.axis is None:
+            return torch.cat([each.reshape(-1) for each in tensors])
+        axis = self.axis % x.ndim
+        rows = torch.cat([each.movedim(axis, 0).flatten(1) for each in tensors], 1)
+        if axis == 0:
+            return rows.reshape(*rows.shape, *[1] * (x.ndim - 2))
+        shape = [1] * x.ndim
+        shape[0], shape[axis] = rows.shape[1], rows.shape[0]
+        return rows.t().reshape(shape)
 
     def _fusible(self, x: Tensor, high: int | Tensor) -> bool:
         """Whether a scaling may do the whole work in one step: plain integers, nothing of the user's own."""
@@ -150,75 +224,97 @@ class IntQuant(TensorQuant):
             self.signed,
             self.narrow_range,
             self.axis,
-            self.source,
+            self.source if self._one_scale() else None,
+        )
+
+    def _one_scale(self) -> bool:
+        """Whether one stored scale makes every grid: a scale that follows each tensor is shared by none."""
+        if isinstance(self.scaling, StoredScaling):
+            return self.training or torch.compiler.is_compiling() or self.scaling.calibrated
+        return not getattr(self.scaling, "dynamic", True)
+
+    def _warn(self) -> None:
+        if self._warned or self.of_parameter or torch.compiler.is_compiling():
+            return
+        self._warned = True
+        warnings.warn(
+            f"{path_of(self)} is evaluated before it saw any data: it uses the range of the tensor at hand. "
+            "Run some batches in training mode first, or load a checkpoint.",
+            BitwrightWarning,
+            stacklevel=2,
         )
 
     @torch.no_grad()
     def grid(self, x: Tensor) -> Grid:
-        """The grid that ``x`` would be moved to in evaluation; nothing is collected or learned from it."""
-        follows = getattr(self.scaling, "follows", False)  # then the first forward sets it, and this is none
-        quant = copy.deepcopy(self) if follows else self
-        modes = [(module, module.training) for module in quant.scaling.modules()]
-        quant.scaling.eval()
-        try:
-            scale = quant.scaling(x)
-            return self._grid(scale, None if quant.zero_point is None else quant.zero_point(x, scale))
-        finally:
-            for module, mode in modes:
-                module.training = mode
+        """The grid that ``x`` would be moved to in evaluation; nothing is measured or learned from it."""
+        with resting(self):
+            kept, self._kept = self._kept, None
+            try:
+                return self._quantize(x)[1]
+            finally:
+                self._kept = kept
 
     def scale(self) -> Tensor:
-        """The scale as it stands, where it depends on no input: constant, learned or collected. () or (channels,).
+        """The scale as it stands, where it depends on no input: constant, learned or calibrated. () or (channels,).
 
         Raises:
-            QuantizerError: the scale follows the input, or has seen none yet.
+            QuantizerError: the scale is dynamic, or has seen no data yet.
         """
-        settled = self.scaling.settled() if isinstance(self.scaling, MagnitudeScaling) else ()
-        if not settled:
+        state = getattr(self.scaling, "magnitude_base", getattr(self.scaling, "scale", None))
+        if getattr(self.scaling, "dynamic", True) or not isinstance(state, Tensor):
             raise QuantizerError(
                 f"{self.scheme()}: the scale follows the input, or has seen none yet. Ask for the grid of an input, "
                 "quant.grid(x).scale, or run some batches in training mode first."
             )
         shape = [1] * (1 if self.axis is None else max(self.axis + 1, -self.axis))
         if self.axis is not None:
-            shape[self.axis] = settled[0].numel()
-        scale = self.grid(settled[0].new_empty(shape)).scale
+            shape[self.axis] = state.numel()
+        with resting(self), torch.no_grad():
+            scale = self.scaling(state.new_empty(shape)).detach()
         return scale if self.axis is None else scale.reshape(-1)
 
-    def initialize(self, x: Tensor) -> None:
-        """Set a learned scale from a weight."""
-        if getattr(self.scaling, "follows", False):
-            self.scaling.observe(x.detach())  # type: ignore[operator]
+    @torch.no_grad()
+    def codes(self, x: Tensor, *context: Any) -> tuple[Tensor, Grid]:
+        """The integers that ``x`` is moved to, exactly, in the smallest type that holds their range; and the grid."""
+        wide = x if x.dtype == torch.float64 else as_real(x).float()
+        values, grid = self._quantize(wide, *context)
+        return grid.to_int(values) if int(grid.bit_width) <= _FLOAT_BITS else _exact(wide, grid, self.rounding), grid
 
-    def rederive(self, x: Tensor) -> None:
-        """Set a learned scale from a weight, also if it was trained since."""
-        if isinstance(self.scaling, LearnedScaling):
-            self.scaling.observe(x.detach())
+    def rederive(self) -> None:
+        """Measure a stored range anew at the next use."""
+        super().rederive()
+        if isinstance(self.scaling, StoredScaling):
+            self.scaling.reset_parameters()
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_settled": None}
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any, **kwargs: Any) -> None:
+        scales = f"{prefix}scaling."
+        if self.of_parameter and prefix + "scheme" in state_dict and not any(key.startswith(scales) for key in state_dict):
+            super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+            self.rederive()  # the file's scale followed the weight
+            self._absent = scales
+        else:
+            super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def scheme(self) -> str:
-        """Such as ``int4 narrow, axis 0, scale learned``."""
+        """What the numbers mean, such as ``int4 narrow, axis 0, float scale``."""
         where = "per tensor" if self.axis is None else f"axis {self.axis}"
-        zero = "" if self.zero_point is None else f", zero point {type(self.zero_point).__name__}"
         restriction = getattr(self.scaling, "restriction", None)
-        allowed = "" if restriction is None or type(restriction) is FloatScale else f" {restriction!r}"
-        return f"{self.int_range}, {where}, scale {type(self.scaling).__name__}{allowed}{zero}, {_name(self.rounding)}"
-
-    def extra_repr(self) -> str:
-        return self.scheme()
+        allowed = getattr(restriction, "kind", FloatScale.kind)
+        zero = "" if self.zero_point is None else ", zero point"
+        return f"{self.int_range}, {where}, {allowed} scale{zero}"
 
 
-class BiasQuant(TensorQuant):
+class BiasQuant(_Integers):
     """Quantization of a bias to integers on the scale of the products it is added to: input scale x weight scale.
+
+    A bias that its integers can't hold is clipped, and the first time a warning names the channels.
 
     Args:
         int_range: the integers of the grid.
         rounding: callable on ``bias / scale``.
 
     Raises:
-        QuantizerError: in forward, where the input has no single scale.
+        QuantizerError: in forward, where the products have no common scale.
 
     Example:
         >>> quant = BiasQuant(IntRange(32, signed=True))
@@ -227,17 +323,36 @@ class BiasQuant(TensorQuant):
         tensor([0.2500])
     """
 
-    replayable = True
     follows_input = True
-    int_range: IntRange
-    bit_width: Any
-    rounding: Any
+    _warned = False
 
     def __init__(self, int_range: IntRange, rounding: Any = _HALF_EVEN) -> None:
         super().__init__()
-        assign(self, int_range=int_range, bit_width=int_range.width, rounding=rounding)
+        self.int_range = int_range
+        self.bit_width = int_range.width
+        self.rounding = rounding
+
+    def least_weight_scale(self, bias: Tensor, inputs: Grid) -> Tensor | None:
+        """The smallest weight scale of each channel with which its bias is not clipped; None where that is no matter.
+
+        A dead channel has tiny weights and a bias all the same. From 24 bits on, weights below such a scale add less to
+        the sum than the bias's own rounding to 22 bits; a narrower bias would push weights away that do count.
+        """
+        width = self.int_range.width
+        if not isinstance(width, int) or width < 24 or inputs.scale.numel() not in (1, bias.numel()):
+            return None
+        return bias.detach().abs().to(inputs.scale.dtype) / (inputs.scale.reshape(-1) * 2.0 ** (width - 2))
 
     def _quantize(self, bias: Tensor, inputs: Grid | None = None, weights: Grid | None = None) -> tuple[Tensor, Grid]:
+        grid = self._grid(bias, inputs, weights)
+        low, high = self.int_range.bounds()
+        wide = bias.double() if isinstance(high, int) and high >= 1 << _FLOAT_BITS else bias
+        values = fake_quant(wide, grid.scale.to(wide.dtype), low, high, None, self.rounding).to(bias.dtype)
+        if not self._warned and not torch.compiler.is_compiling() and bias.device.type == "cpu":
+            self._warn(bias, grid.scale, low, high)
+        return values, grid
+
+    def _grid(self, bias: Tensor, inputs: Grid | None, weights: Grid | None) -> Grid:
         if inputs is None or weights is None:
             lacking = "the input is a plain tensor" if inputs is None else "the weight is not quantized"
             remedy = (
@@ -249,26 +364,65 @@ class BiasQuant(TensorQuant):
             raise QuantizerError(
                 f"{path_of(self)}: this bias quantizer needs the scales of input and weight, and {lacking}. {remedy}"
             )
-        if inputs.scale.numel() != 1:
+        if inputs.scale.numel() not in (1, bias.numel()):
             raise QuantizerError(
                 f"{path_of(self)}: the input has {inputs.scale.numel()} scales (axis {inputs.axis}), so its products "
                 "with the weight have no common one for the bias. Quantize the input per tensor (axis=None), or "
                 "choose bias_quant=Int8BiasOwnScale."
             )
-        scale = inputs.scale.reshape(()) * weights.scale.reshape(-1)
+        scale = inputs.scale.reshape(-1) * weights.scale.reshape(-1)
         scale = scale.reshape(()) if scale.numel() == 1 else scale
-        low, high = self.int_range.bounds()
-        values = fake_quant(bias, scale, low, high, None, self.rounding)
         axis = None if scale.ndim == 0 else 0
-        width = self.int_range.bit_width
-        return values, Grid(scale, None, width, self.int_range.signed, self.int_range.narrow_range, axis, self.source)
+        return Grid(scale, None, self.int_range.bit_width, self.signed, self.narrow_range, axis, None)
+
+    def _warn(self, bias: Tensor, scale: Tensor, low: int | Tensor, high: int | Tensor) -> None:
+        codes = bias.detach() / scale
+        beyond = (codes >= high + 1) | (codes <= low - 1)
+        if bool(beyond.any()):
+            self._warned = True
+            channels = beyond.reshape(-1).nonzero().reshape(-1).tolist()
+            named = ", ".join(map(str, channels[:8])) + (f" and {len(channels) - 8} more" if len(channels) > 8 else "")
+            warnings.warn(
+                f"{path_of(self)}: the bias of channel{'s' * (len(channels) > 1)} {named} lies outside the range of "
+                f"{self.int_range} on the scale of the products and is clipped. Write bias_quant=Int32Bias, or "
+                "bias_quant=Int8BiasOwnScale for a scale of its own.",
+                BitwrightWarning,
+                stacklevel=2,
+            )
+
+    @torch.no_grad()
+    def codes(self, x: Tensor, *context: Any) -> tuple[Tensor, Grid]:
+        """The integers of a bias, exactly, in the smallest type that holds their range; and the grid."""
+        grid = self._grid(x, *context)
+        return _exact(x, grid, self.rounding), grid
 
     def scheme(self) -> str:
-        """Such as ``int32 bias``."""
-        return f"{self.int_range} bias, scale of the products, {_name(self.rounding)}"
+        """What the numbers mean, such as ``int32, scale of the products``."""
+        return f"{self.int_range}, scale of the products"
 
-    def extra_repr(self) -> str:
-        return self.scheme()
+
+@contextmanager
+def resting(quant: nn.Module) -> Iterator[None]:
+    """A quantizer that neither measures nor draws random numbers for the time of the block, as in evaluation."""
+    modes = [(module, module.training) for module in quant.modules()]
+    for module, _ in modes:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def _below(scale: Tensor, floor: Tensor) -> bool:
+    """Whether a scale is smaller than allowed."""
+    return bool((scale.reshape(-1) < floor.reshape(-1)).any())
+
+
+def _exact(x: Tensor, grid: Grid, rounding: Any) -> Tensor:
+    """The integers of values, worked out with as many digits as wide integers have."""
+    codes = quantize_to_int(x.double(), grid.scale.double(), *grid.bounds, grid.zero_point, rounding)
+    return codes.to(storage_dtype(*grid.bounds))
 
 
 def _covers(int_range: IntRange, scaling: nn.Module, zero_point: Any, rounding: Any) -> bool:

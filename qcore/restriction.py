@@ -21,6 +21,8 @@ class FloatScale:
         tensor(0.3000)
     """
 
+    kind = "float"  # what a saved scheme says of it
+
     def restrict(self, magnitude: Tensor) -> Tensor:
         """The allowed value for a positive magnitude."""
         return magnitude
@@ -48,6 +50,8 @@ class LogScale(FloatScale):
         >>> LogScale().load(LogScale().store(torch.tensor(0.25)))
         tensor(0.2500)
     """
+
+    kind = "log"
 
     def store(self, magnitude: Tensor) -> Tensor:
         return torch.log2(magnitude)
@@ -77,6 +81,7 @@ class PowerOfTwoScale(FloatScale):
         if power_of_two_rounding not in ("ceil", "floor", "round"):
             raise SettingError("power_of_two_rounding", power_of_two_rounding, "'ceil', 'floor' or 'round'")
         self.rounding = power_of_two_rounding
+        self.kind = f"power of two ({power_of_two_rounding})"
 
     def restrict(self, magnitude: Tensor) -> Tensor:
         power = next_power_of_two(magnitude.detach(), self.rounding)

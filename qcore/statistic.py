@@ -7,7 +7,7 @@ quantizers with a zero point.
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -26,8 +26,11 @@ __all__ = [
     "MinMax",
     "MinSquaredError",
     "PercentileInterval",
+    "Statistic",
     "kth_largest",
+    "lower_end",
     "measure",
+    "measured",
 ]
 
 _BLOCK = 4096  # columns of the block search; measured best between 256 and 16384 from 1e5 to 1e7 elements
@@ -318,7 +321,38 @@ STATISTICS = register_choices(
     },
 )
 
-Statistic = Callable[[Tensor, int | None], Tensor]
+
+@runtime_checkable
+class Statistic(Protocol):
+    """What may be injected as ``statistic``: ``(x, axis) -> Tensor``, 0-d or one number for each index of the axis.
+
+    ``x`` is float32 or float64 and never empty. With a method ``low(x, axis)`` it serves zero points, with
+    ``pooled(x, axis)`` it tells what several processes that train together have measured.
+    """
+
+    def __call__(self, x: Tensor, axis: int | None = None, /) -> Tensor:
+        """The statistic of ``x``."""
+        ...
+
+
+def measured(statistic: Statistic, x: Tensor, axis: int | None) -> Tensor:
+    """The statistic of a tensor: 0 where there is nothing to measure.
+
+    Example:
+        >>> measured(AbsMax(), torch.ones(0), None)
+        tensor(0.)
+    """
+    return statistic(x, axis) if x.numel() else _zeros(x, axis)
+
+
+def lower_end(statistic: Any, x: Tensor, axis: int | None) -> Tensor:
+    """The lower end of the range of a tensor, by a statistic that has one (`low`): 0 where there is nothing to measure.
+
+    Example:
+        >>> lower_end(MinMax(), torch.tensor([-1.0, 3.0]), None)
+        tensor(-1.)
+    """
+    return statistic.low(x, axis) if x.numel() else _zeros(x, axis)
 
 
 def measure(statistic: Any, x: Tensor, axis: int | None) -> list[Tensor]:
@@ -332,7 +366,9 @@ def measure(statistic: Any, x: Tensor, axis: int | None) -> list[Tensor]:
     """
     if distributed() and hasattr(statistic, "pooled"):
         return statistic.pooled(x, axis)
-    found = [statistic(x, axis)] + ([statistic.low(x, axis)] if hasattr(statistic, "low") else [])
+    found = [measured(statistic, x, axis)]
+    if hasattr(statistic, "low"):
+        found.append(lower_end(statistic, x, axis))
     if not distributed():
         return found
     ranks = summed(torch.ones_like(found[0]))

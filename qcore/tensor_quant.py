@@ -1,19 +1,20 @@
-"""What every resolved quantizer has in common: how it is called, lowered, saved and told apart."""
+"""What every resolved quantizer has in common: how it is called, intercepted, saved and told apart."""
 
 import itertools
+import weakref
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
-from .attributes import assign
 from .grid import Grid
 from .inject import QuantizerType
 
 __all__ = ["TensorQuant"]
 
 _sources = itertools.count()
+_VERSION = "; version 1"  # of what a saved state means
 
 
 class TensorQuant(nn.Module):
@@ -26,13 +27,14 @@ class TensorQuant(nn.Module):
         provided: what the layer contributed to it (shape, device ...).
         written: for each setting given by keyword, the keyword.
         lowering: set by an exporter for the time of an export: called instead of `_quantize`.
-        source: a number that no other quantizer of this process has; marks the grids that come from it.
+        of_parameter: whether it quantizes a weight or bias, whose range is known without data.
+        source: a number that no other quantizer of this process has; marks the grids of one stored scale.
 
     Example:
         >>> class Signs(TensorQuant):  # a kind of its own: what `_quantize` returns must lie on the grid it returns
         ...     def _quantize(self, x, *context):
         ...         scale = x.detach().abs().mean()
-        ...         grid = Grid(scale, bit_width=2, narrow_range=True, source=self.source)
+        ...         grid = Grid(scale, bit_width=2, narrow_range=True)
         ...         return torch.where(x < 0, -scale, scale), grid
         ...
         ...     def scheme(self):
@@ -45,28 +47,36 @@ class TensorQuant(nn.Module):
     quantizer: QuantizerType | None = None
     provided: Mapping[str, Any] = {}
     written: Mapping[str, str] = {}
-    lowering: Any = None
-    _quantize: Callable[..., tuple[Tensor, Grid]]  # what subclasses implement
+    lowering: Callable[..., tuple[Tensor, Grid | None]] | None = None
+    of_parameter = False
     follows_input = False  # whether its grid is derived from the input's and the weight's (biases)
-    _absent: str | None  # while a file is loaded that says nothing of this quantizer: the prefix of its keys
+    _quantize: Callable[..., tuple[Tensor, Grid]]  # what subclasses implement
+    _kept: dict[Any, Grid] | None = None  # grids that depend on no input, while the model is frozen
+    _stale = False  # whether `initialize` is due before the next use
+    _absent: str | None = None  # while a file is loaded that says nothing of this quantizer: the prefix of its keys
 
     def __init__(self) -> None:
         super().__init__()
-        assign(self, _absent=None)
-        self.renew()
+        self.source = next(_sources)
+        self._served: list[tuple[weakref.ref[nn.Module], str]] = []
         self.register_load_state_dict_post_hook(_forgive)
-
-    def renew(self) -> None:
-        """Make the grids of this quantizer other ones than any before it: a copy's scale goes its own way."""
-        vars(self)["source"] = next(_sources)
 
     def quantize(self, x: Tensor, *context: Any) -> tuple[Tensor, Grid | None]:
         """The values moved onto the grid, and the grid; while being exported the grid may be None."""
+        if self._stale:
+            self._stale = False
+            self.initialize(x.detach())
         return self._quantize(x, *context) if self.lowering is None else self.lowering(self, x, *context)
 
     def forward(self, x: Tensor, *context: Any) -> Tensor:
         """The values moved onto the grid."""
         return self.quantize(x, *context)[0]
+
+    @torch.no_grad()
+    def codes(self, x: Tensor, *context: Any) -> tuple[Tensor, Grid]:
+        """The integers that ``x`` is moved to, exactly, in the smallest type that holds their range; and the grid."""
+        values, grid = self._quantize(x if x.dtype == torch.float64 else x.float(), *context)
+        return grid.to_int(values), grid
 
     @property
     def calibrated(self) -> bool:
@@ -78,19 +88,44 @@ class TensorQuant(nn.Module):
         """Whether training forwards still measure their input: the range is not learned yet."""
         return False
 
+    def train(self, mode: bool = True) -> Self:
+        """Switch to training or evaluation; training in a frozen model forgets the grid that was kept."""
+        if mode and self._kept:
+            self._kept.clear()
+        return super().train(mode)
+
+    def least_weight_scale(self, bias: Tensor, inputs: Grid) -> Tensor | None:
+        """For a bias on the scale of the products: the smallest weight scale that its integers can do with."""
+        return None
+
     def scheme(self) -> str:
         """One line that says what the numbers mean; saved with the state, and compared when it is loaded."""
         raise NotImplementedError
 
     def initialize(self, x: Tensor) -> None:
-        """Set state from a tensor, where there is any that starts from one (a weight's learned scale)."""
+        """Set state that starts from a weight or bias; called before the first use, and after `rederive`."""
 
-    def rederive(self, x: Tensor) -> None:
-        """Set such state anew: the tensor was replaced, by a checkpoint that holds no quantizer state."""
+    def rederive(self) -> None:
+        """Set such state anew at the next use: the tensor was replaced, or its file held no state of quantizers."""
+        self._stale = True
+
+    # Who is served: layers that share a quantizer are measured together
+
+    def serve(self, layer: nn.Module, slot: str) -> None:
+        """Count a layer among those that use this quantizer."""
+        served = [(ref, each) for ref, each in self._served if ref() is not None and ref() is not layer]
+        self._served = [*served, (weakref.ref(layer), slot)]
+
+    def _parameters_served(self) -> list[Tensor]:
+        """The weights (or biases) of every layer that uses this quantizer."""
+        found = ((ref(), slot) for ref, slot in self._served)
+        return [getattr(layer, slot) for layer, slot in found if layer is not None]
+
+    # State
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        text = torch.frombuffer(bytearray(self.scheme().encode()), dtype=torch.uint8)
+        text = torch.frombuffer(bytearray(f"{self.scheme()}{_VERSION}".encode()), dtype=torch.uint8)
         destination[prefix + "scheme"] = text  # a tensor, so that every format and safe loading take it
 
     def _load_from_state_dict(
@@ -104,9 +139,9 @@ class TensorQuant(nn.Module):
         error_msgs: list[str],
     ) -> None:
         saved = state_dict.pop(prefix + "scheme", None)
-        assign(self, _absent=prefix if saved is None else None)
+        self._absent = prefix if saved is None else None
         own = self.scheme()
-        found = own if saved is None else bytes(saved.tolist()).decode()
+        found = own if saved is None else bytes(saved.tolist()).decode().removesuffix(_VERSION)
         if found != own:  # told as an unexpected key: those are errors with strict=True only
             unexpected_keys.append(
                 f"{prefix.removesuffix('.') or type(self).__name__}: the file holds {found}, the model is "
@@ -117,13 +152,16 @@ class TensorQuant(nn.Module):
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_kept": None, "_served": []}
+
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self.renew()
+        self.source = next(_sources)  # a copy's scale goes its own way
 
 
 def _forgive(quant: TensorQuant, keys: Any) -> None:
     """A float checkpoint holds no state of quantizers: it is derived, not missing."""
     if quant._absent is not None:
         keys.missing_keys[:] = [key for key in keys.missing_keys if not key.startswith(quant._absent)]
-        assign(quant, _absent=None)
+        quant._absent = None

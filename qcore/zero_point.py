@@ -59,6 +59,11 @@ class RangeZeroPoint:
         self.int_range = int_range
         self.axis = axis
 
+    @property
+    def dynamic(self) -> bool:
+        """Whether another input gets another zero point in evaluation."""
+        return getattr(self.scaling, "dynamic", True)
+
     def __call__(self, x: Tensor, scale: Tensor) -> Tensor:
         """The zero point for the scale that the scaling just gave for ``x``."""
         low = self.scaling.low_of(x)  # type: ignore[operator]

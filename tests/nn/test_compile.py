@@ -64,7 +64,7 @@ class Plain(nn.Module):
         self.act2 = qnn.QuantGELU(calibration_steps=STEPS)
         self.conv2 = qnn.QuantConv2d(4, 4, 3, weight_quant=ShiftedUint8WeightPerChannel, bias_quant=Int8BiasOwnScale)
         self.act3 = qnn.QuantHardSwish(act_quant=Int8ActPowerOfTwo, calibration_steps=STEPS)
-        self.fc = qnn.QuantLinear(4, 5, output_quant=ShiftedUint8Act, output_collect_steps=STEPS)
+        self.fc = qnn.QuantLinear(4, 5, output_quant=ShiftedUint8Act, output_calibration_steps=STEPS)
 
     def forward(self, x):
         x = self.act1(self.norm(self.conv1(x)))

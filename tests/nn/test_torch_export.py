@@ -29,7 +29,7 @@ class Carried(nn.Module):
         self.act1 = qnn.QuantReLU(**kwargs)
         self.conv2 = qnn.QuantConv2d(4, 4, 3, padding=1, bias_quant=Int32Bias, return_quant_tensor=True)
         self.act2 = qnn.QuantReLU(act_quant=self.act1.act_quant, return_quant_tensor=True)
-        self.fc = qnn.QuantLinear(16, 5, bias_quant=Int32Bias, output_quant=ShiftedUint8Act, output_collect_steps=2)
+        self.fc = qnn.QuantLinear(16, 5, bias_quant=Int32Bias, output_quant=ShiftedUint8Act, output_calibration_steps=2)
 
     def forward(self, x):
         x = self.act1(self.conv1(self.inp(x)))

@@ -1,0 +1,34 @@
+"""Where a scale comes from.
+
+A scaling is a module ``x -> scale``: the scale is positive, and 0-d or broadcastable to ``x``. One of your own needs
+nothing else; ask in its ``__init__`` for whatever attributes of the quantizer it depends on.
+"""
+
+from ..inject import register_choices
+from .calibrated import CalibratedScaling, RunningScaling
+from .constant import ConstantScaling
+from .magnitude import MagnitudeScaling
+from .statistic import StatisticScaling
+from .stored import LearnedScaling, StoredScaling
+
+__all__ = [
+    "SCALINGS",
+    "CalibratedScaling",
+    "ConstantScaling",
+    "LearnedScaling",
+    "MagnitudeScaling",
+    "RunningScaling",
+    "StatisticScaling",
+    "StoredScaling",
+]
+
+SCALINGS = register_choices(
+    "scaling",
+    {
+        "constant": ConstantScaling,
+        "statistic": StatisticScaling,
+        "learned": LearnedScaling,
+        "calibrated": CalibratedScaling,
+        "running": RunningScaling,
+    },
+)

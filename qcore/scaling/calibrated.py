@@ -1,0 +1,213 @@
+"""Scales that are a running average over training forwards."""
+
+import itertools
+import math
+import sys
+import weakref
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import QuantizerError, SettingError
+from ..int_range import IntRange
+from ..locate import path_of
+from ..pooling import distributed
+from ..restriction import FloatScale
+from ..statistic import AbsMax, Statistic, measure
+from .stored import StoredScaling, in_backward, number
+
+__all__ = ["CalibratedScaling", "RunningScaling"]
+
+_FLOAT_SCALE = FloatScale()
+_ABS_MAX = AbsMax()
+
+
+class CalibratedScaling(StoredScaling):
+    """A scale calibrated on the first training batches, then learned: the default for activations.
+
+    For ``calibration_steps`` training forwards the range is a running average of the statistic, in use as it stands
+    after each batch, in training and evaluation alike; from then on it is learned. Batches whose statistic is not
+    finite are left out and don't count. Layers that share the quantizer are measured together: the average is that of
+    the widest range among as many forwards as there are layers.
+
+    Args:
+        int_range: the integers of the grid.
+        statistic: what is measured.
+        restriction: which scales are allowed, and the domain of the parameter.
+        min_scale: no scale is smaller.
+        axis: one scale for each index of this dimension, or None for one.
+        channels: how many indices the axis has; found from the first input otherwise.
+        calibration_steps: training forwards that are averaged, 1 or more.
+        momentum: weight of each new batch in the average; None for the plain mean.
+
+    Raises:
+        SettingError: a number of steps below 1, or a momentum outside (0, 1].
+
+    Example:
+        >>> scaling = CalibratedScaling(IntRange(8, signed=False), calibration_steps=1)
+        >>> _ = scaling(torch.tensor([0.0, 2.55]))
+        >>> scaling(torch.ones(2)), scaling.phase
+        (tensor(0.0100, grad_fn=<DivBackward0>), 'calibrated')
+    """
+
+    learned = True
+    momentum: float | None
+    _handle: int
+
+    def __init__(
+        self,
+        int_range: IntRange,
+        statistic: Statistic = _ABS_MAX,
+        restriction: FloatScale = _FLOAT_SCALE,
+        min_scale: float = 1e-10,
+        axis: int | None = None,
+        channels: int | None = None,
+        calibration_steps: int = 300,
+        momentum: float | None = 0.1,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        if isinstance(calibration_steps, bool) or not isinstance(calibration_steps, int) or calibration_steps < 1:
+            raise SettingError("calibration_steps", calibration_steps, "a whole number of training steps, 1 or more")
+        number = isinstance(momentum, (int, float)) and not isinstance(momentum, bool)
+        if momentum is not None and not (number and 0 < momentum <= 1):
+            raise SettingError("momentum", momentum, "a number above 0, up to 1, or None for the plain mean")
+        super().__init__(
+            int_range,
+            statistic,
+            restriction,
+            min_scale,
+            axis,
+            channels,
+            calibration_steps,
+            device,
+            dtype,
+            self.learned,
+        )
+        self.momentum = momentum
+        self._window: tuple[list[Any] | None, list[Any]] | None = None
+        self._handle = _registered(self)
+
+    def prepare(self, x: Tensor, relu: bool = False) -> None:
+        """Decide whether this forward is one of the calibration."""
+        self._look()
+        if self.training and not torch.compiler.is_exporting():  # which warns of every attribute that is set
+            self._counted = self._counted if in_backward() else not self._settled and self._remaining() > 0
+
+    def _measure_if_due(self, x: Tensor) -> None:
+        if self.training and self._counted and not in_backward() and (x.numel() > 0 or distributed()):
+            self._measure(x.detach())
+
+    @torch.no_grad()
+    def _measure(self, x: Tensor) -> None:
+        if self.axis is not None:
+            self._fit(x.shape[self.axis])
+        state = [*self._bases(), self.measured, self.steps]
+        if torch.compiler.is_compiling():
+            torch.ops.bitwright.calibrate.default(state, x, self._handle)
+        else:
+            self._average(state, x)
+
+    def _average(self, state: list[Tensor], x: Tensor) -> None:
+        """One step of the running average, in place, and of the counter: plain numbers cost less than small tensors."""
+        *bases, share, steps = state
+        taken, held = number(steps), number(share)
+        if taken is None or held is None:
+            raise QuantizerError(
+                f"{path_of(self)}: ranges can't be calibrated under torch.func.vmap, whose tensors hold no one number. "
+                "Run the calibration steps without it first, or call finish_calibration()."
+            )
+        taken = int(taken)
+        if taken >= self.calibration_steps * self.calls:  # compiled code finds out in here
+            self._forget()
+            return
+        found: list[Any] = measure(self.statistic, x, self.axis)
+        alone = self.axis is None and steps.device.type == "cpu" and type(self.restriction).store is FloatScale.store
+        numbers = [each.item() for each in found] if alone else []
+        if not all(map(math.isfinite, numbers) if alone else (bool(each.isfinite().all()) for each in found)):
+            return
+        before: list[Any] | None = None
+        if held > 0:
+            before = [each.item() / held for each in bases] if alone else [each / held for each in bases]
+            before[0] = abs(before[0]) if alone else self.restriction.load(before[0])
+        before, found = self._windowed(taken, before, numbers if alone else found)
+        part = 1 / (taken // self.calls + 1) if self.momentum is None else self.momentum
+        average = found
+        if before is not None:
+            average = [old + part * (new - old) for old, new in zip(before, found, strict=True)]
+        if alone:
+            average[0] = max(average[0], self._floor())
+        else:
+            average[0] = self.restriction.store(average[0].clamp_min(self._floor()))
+        for base, new in zip(bases, average, strict=True):
+            base.fill_(new) if alone else base.copy_(new)
+        share.fill_(1)
+        steps += 1
+        self._whole, self._settled = True, taken + 1 >= self.calibration_steps * self.calls
+
+    def _windowed(self, taken: int, before: list[Any] | None, found: list[Any]) -> tuple[list[Any] | None, list[Any]]:
+        """The average before this forward of the model, and the widest range that it has brought so far."""
+        if self.calls == 1:
+            return before, found
+        if taken % self.calls and self._window is not None:
+            before, widest = self._window
+            wider = (max, min) if isinstance(found[0], float) else (torch.maximum, torch.minimum)
+            found = [pick(old, new) for pick, old, new in zip(wider, widest, found, strict=False)]
+        self._window = (before, found)
+        return before, found
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_window": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._handle = _registered(self)  # copies and loaded models count for themselves
+
+
+class RunningScaling(CalibratedScaling):
+    """A running average of the statistic, as in batch normalisation: updated by every training forward, never learned.
+
+    Args are those of `CalibratedScaling`, without ``calibration_steps``.
+
+    Example:
+        >>> scaling = RunningScaling(IntRange(8, signed=False), momentum=0.5)
+        >>> _ = scaling(torch.tensor([1.0])), scaling(torch.tensor([2.0]))
+        >>> scaling.magnitude
+        tensor(1.5000)
+    """
+
+    learned = False
+
+    def __init__(
+        self,
+        int_range: IntRange,
+        statistic: Statistic = _ABS_MAX,
+        restriction: FloatScale = _FLOAT_SCALE,
+        min_scale: float = 1e-10,
+        axis: int | None = None,
+        channels: int | None = None,
+        momentum: float | None = 0.1,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(
+            int_range, statistic, restriction, min_scale, axis, channels, sys.maxsize, momentum, device, dtype
+        )
+
+
+# Under torch.compile the average is one opaque operation: its Python can end the calibration without a graph break.
+_calibrating: "weakref.WeakValueDictionary[int, CalibratedScaling]" = weakref.WeakValueDictionary()
+_handles = itertools.count()
+
+
+def _registered(scaling: CalibratedScaling) -> int:
+    handle = next(_handles)
+    _calibrating[handle] = scaling
+    return handle
+
+
+@torch.library.custom_op("bitwright::calibrate", mutates_args=("state",))
+def _calibrate(state: list[Tensor], x: Tensor, handle: int) -> None:
+    if not in_backward():
+        _calibrating[handle]._average(state, x)

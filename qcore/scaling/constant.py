@@ -1,0 +1,126 @@
+"""Scales that are given."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import QuantizerError, SettingError
+from ..grid import along_axis
+from ..int_range import IntRange
+from ..locate import path_of
+from ..restriction import FloatScale
+from .magnitude import MagnitudeScaling, finite
+
+__all__ = ["ConstantScaling"]
+
+_FLOAT_SCALE = FloatScale()
+
+
+class ConstantScaling(MagnitudeScaling):
+    """A scale that is given and stays: ``scale=2**-7``, or from the range that it must cover.
+
+    The constant is state: it is saved, and a file's constant replaces the one that was given.
+
+    Args:
+        int_range: the integers of the grid.
+        scale: the scale itself: a number, or one for each index of ``axis``.
+        max_value: with ``min_value``, the range to cover instead; the larger magnitude sets the scale.
+        min_value: lower end of that range; by default ``-max_value``, or 0 where integers are unsigned.
+        restriction: which scales are allowed.
+        axis: the dimension of several scales.
+
+    Raises:
+        SettingError: neither or both of scale and max_value, or numbers that are not positive and finite.
+
+    Example:
+        >>> ConstantScaling(IntRange(8, signed=True), scale=2**-7)(torch.ones(3))
+        tensor(0.0078)
+    """
+
+    dynamic = False
+    measuring = False
+    scale: Tensor
+
+    def __init__(
+        self,
+        int_range: IntRange,
+        scale: Any = None,
+        max_value: float | None = None,
+        min_value: float | None = None,
+        restriction: FloatScale = _FLOAT_SCALE,
+        min_scale: float = 1e-10,
+        axis: int | None = None,
+        device: Any = None,
+    ) -> None:
+        super().__init__(int_range, restriction, min_scale, axis)
+        if scale is None and max_value is None:
+            raise SettingError("scale", None, "a positive number such as 2**-7", "Or give the range: max_value=1.0.")
+        for name, bound in (("max_value", max_value), ("min_value", min_value)):
+            if scale is not None and bound is not None:
+                raise SettingError("scale", scale, f"a scale or a range, not both ({name}={bound})")
+        if scale is not None:
+            constant = _positive("scale", scale)
+            allowed = restriction.restrict(constant)
+            if not torch.equal(allowed, constant):
+                remedy = f"Write scale={allowed.tolist()}."
+                raise SettingError("scale", scale, f"a scale that {restriction!r} allows", remedy)
+        else:
+            reach = _reach(max_value, min_value)
+            constant = self.scale_of(_positive("max_value", reach), 1).detach()
+        if axis is None and constant.numel() != 1:
+            raise SettingError("scale", scale, "one number", "Say which dimension the numbers are for: axis=1.")
+        self._given = constant.reshape(() if axis is None else -1)
+        self.register_buffer("scale", self._given.to(device or torch.get_default_device(), copy=True))
+
+    def extra_repr(self) -> str:
+        if self.scale.is_meta:
+            return super().extra_repr()
+        number = f"{self.scale.item():g}" if self.scale.numel() == 1 else f"{self.scale.numel()} numbers"
+        return f"{number}, {super().extra_repr()}"
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Set the constant to what was given."""
+        self.scale.copy_(self._given)
+
+    def _load_from_state_dict(
+        self, state_dict: Any, prefix: str, local_metadata: Any, *args: Any, **kwargs: Any
+    ) -> None:
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args, **kwargs)
+        if self.scale.is_meta and local_metadata.get("assign_to_params_buffers", False):
+            self.scale = self._given.clone()  # a float checkpoint holds no constant
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The constant, shaped for ``x``."""
+        if self.axis is not None and self.scale.numel() not in (1, x.shape[self.axis]):
+            raise QuantizerError(
+                f"{path_of(self)}: the input has {x.shape[self.axis]} entries along axis {self.axis}, and "
+                f"{self.scale.numel()} scales are given. Give one scale, or one for each entry."
+            )
+        return along_axis(self.scale, self.axis, x.ndim)
+
+
+def _reach(max_value: object, min_value: object) -> float:
+    """The larger magnitude of a range."""
+    largest = finite("max_value", max_value, "a positive, finite number")
+    if min_value is None:
+        if largest <= 0:
+            raise SettingError("max_value", max_value, "a positive, finite number")
+        return largest
+    smallest = finite("min_value", min_value)
+    if largest <= smallest:
+        raise SettingError("max_value", max_value, f"a number above min_value={min_value}")
+    return max(abs(largest), abs(smallest))
+
+
+def _positive(setting: str, number: Any) -> Tensor:
+    try:
+        if isinstance(number, bool):
+            raise TypeError
+        found = torch.as_tensor(number, dtype=torch.float32, device="cpu").detach().clone()
+    except (TypeError, ValueError, RuntimeError):
+        raise SettingError(setting, number, "a positive number such as 2**-7") from None
+    if not bool(((found > 0) & found.isfinite()).all()):
+        raise SettingError(setting, number, "a positive, finite number")
+    return found

@@ -1,0 +1,136 @@
+"""The base of the shipped scalings: a magnitude, in units of ``x``, becomes a scale."""
+
+import math
+from collections.abc import Callable
+from operator import index
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import SettingError
+from ..grid import along_axis
+from ..int_range import IntRange
+from ..restriction import FloatScale
+from ..rounding import Rounding
+
+__all__ = ["WIDE", "MagnitudeScaling", "finite", "usable"]
+
+WIDE = (torch.float32, torch.float64)
+
+
+class MagnitudeScaling(nn.Module):
+    """A scale from the magnitude that the largest integer stands for. Subclasses say where the magnitude comes from.
+
+    Buffers are never less precise than float32: a scale is no activation.
+
+    Args:
+        int_range: the integers of the grid.
+        restriction: which scales are allowed.
+        min_scale: no scale is smaller.
+        axis: the dimension with a scale for each index, or None for one scale.
+
+    Raises:
+        SettingError: a minimum that is not above 0 and finite, or an axis that is no whole number.
+
+    Example:
+        >>> class Largest(MagnitudeScaling):
+        ...     def __init__(self, int_range):
+        ...         super().__init__(int_range, FloatScale(), min_scale=1e-10, axis=None)
+        ...
+        ...     def forward(self, x):
+        ...         return self.scale_of(x.abs().max(), x.ndim)
+        >>> Largest(IntRange(8, signed=True, narrow_range=True))(torch.tensor([0.5, -1.27]))
+        tensor(0.0100)
+    """
+
+    dynamic = True  # whether another input gets another scale in evaluation
+    measuring = True  # whether the next forward measures its input
+    int_range: IntRange
+    restriction: FloatScale
+    min_scale: float
+    axis: int | None
+
+    def __init__(self, int_range: IntRange, restriction: FloatScale, min_scale: float, axis: int | None) -> None:
+        super().__init__()
+        if finite("min_scale", min_scale, "a number above 0") <= 0:
+            raise SettingError("min_scale", min_scale, "a number above 0")
+        self.int_range = int_range
+        self.restriction = restriction
+        self.min_scale = float(min_scale)
+        self.axis = _axis(axis)
+
+    def scale_of(self, magnitude: Tensor, ndim: int) -> Tensor:
+        """The scale that maps a magnitude to the largest integer; never below the minimum, never half precision."""
+        magnitude = magnitude if magnitude.dtype in WIDE else magnitude.float()
+        threshold = self.restriction.int_threshold(self.int_range)
+        floor = self.min_scale * threshold
+        at_least = torch.where(magnitude < floor, floor, magnitude)
+        return along_axis(self.restriction.restrict(at_least) / threshold, self.axis, ndim)
+
+    def fused(
+        self, x: Tensor, low: int, high: int, rounding: Rounding, relu: bool, clips: bool
+    ) -> tuple[Tensor, Tensor] | None:
+        """Values and scale in one step where there is a fast form for this scaling, else None."""
+        return None
+
+    def reset_parameters(self) -> None:
+        """Set the state to what it is before any data, as torch's layers do with theirs."""
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        wide = {name: each for name, each in self._buffers.items() if each is not None and each.dtype in WIDE}
+        super()._apply(fn, recurse)
+        for name, before in wide.items():
+            after = self._buffers[name]
+            if after is not None and after.is_floating_point() and after.dtype not in WIDE:
+                self._buffers[name] = before.to(after.device)
+        if any(each.is_meta for each in wide.values()) and not self._on_meta():
+            self.reset_parameters()  # what replaces the meta device is not left empty
+        return self
+
+    def _on_meta(self) -> bool:
+        return any(each is not None and each.is_meta for each in self._buffers.values())
+
+    def _floor(self) -> float:
+        return self.min_scale * float(self.restriction.int_threshold(self.int_range))
+
+    def extra_repr(self) -> str:
+        restriction = "" if type(self.restriction) is FloatScale else f", {self.restriction!r}"
+        return ("per tensor" if self.axis is None else f"per index of axis {self.axis}") + restriction
+
+
+def _axis(axis: object) -> int | None:
+    if axis is None:
+        return None
+    try:
+        if isinstance(axis, bool):
+            raise TypeError
+        return index(axis)  # type: ignore[arg-type]
+    except TypeError:
+        raise SettingError("axis", axis, "a dimension such as 1, or None for one scale per tensor") from None
+
+
+def usable(statistic: Tensor) -> Tensor:
+    """A statistic fit to set a scale by: one that is not finite (from NaN or infinite values) counts as 1.
+
+    Example:
+        >>> usable(torch.tensor([2.0, float("inf")]))
+        tensor([2., 1.])
+    """
+    return torch.where(statistic.isfinite(), statistic, 1.0)
+
+
+def finite(setting: str, number: Any, expected: str = "a finite number") -> float:
+    """The number, or a `SettingError` if it is no finite one.
+
+    Example:
+        >>> finite("max_value", 6)
+        6.0
+    """
+    try:
+        found = float("nan") if isinstance(number, (bool, str)) or number is None else float(number)
+    except (TypeError, ValueError, RuntimeError):
+        found = float("nan")
+    if not math.isfinite(found):
+        raise SettingError(setting, number, expected)
+    return found

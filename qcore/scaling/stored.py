@@ -1,0 +1,463 @@
+"""Scales that are kept as state: measured first, then learned."""
+
+import sys
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import QuantizerError, SettingError
+from ..fused import MagnitudeFakeQuant, apply_eagerly
+from ..int_range import IntRange
+from ..locate import path_of
+from ..pooling import distributed
+from ..restriction import FloatScale
+from ..rounding import Rounding
+from ..statistic import AbsMax, Statistic, lower_end, measure, measured
+from .magnitude import WIDE, MagnitudeScaling, finite, usable
+
+__all__ = ["LearnedScaling", "StoredScaling", "in_backward", "number"]
+
+_FLOAT_SCALE = FloatScale()
+_ABS_MAX = AbsMax()
+
+
+class StoredScaling(MagnitudeScaling):
+    """A magnitude kept as state, with the lower end of the range where the statistic has one.
+
+    What is measured goes to buffers (``magnitude_base``, ``low_base``), what is learned to parameters that are added to
+    them and start at 0 (``magnitude_offset``, ``low_offset``): forward never writes to a parameter, which would be lost
+    where parameters are sharded, nor is a measured range rounded where parameters are cast to half precision.
+
+    Everything that decides the scale is in tensors. ``measured`` is 0 before there is a measurement and 1 afterwards,
+    and the range is ``magnitude_base / measured``: a copy whose buffers are averaged (EMA) from 0 on has the average of
+    what was measured, whatever its decay. ``steps`` counts the forwards that were measured. The Python attributes
+    beside them, ``_whole`` and ``_settled``, only spare the look at a tensor where that would break a graph or wait for
+    a device: they repeat what the tensors said.
+
+    Invariant: the state dict has the same keys from construction on, and tensors are only ever changed in place.
+
+    Args:
+        int_range: the integers of the grid.
+        statistic: what is measured.
+        restriction: which scales are allowed, and the domain in which the magnitude is stored.
+        min_scale: no scale is smaller.
+        axis: one scale for each index of this dimension, or None for one.
+        channels: how many indices the axis has, where known.
+        calibration_steps: training forwards that are measured.
+        device: of the state.
+        dtype: of what is learned.
+        learned: whether there is something to learn.
+
+    Raises:
+        SettingError: a number of channels or steps that is no whole number from 1 on.
+
+    Example:
+        >>> from bitwright.qcore import LearnedScaling
+        >>> issubclass(LearnedScaling, StoredScaling)
+        True
+    """
+
+    magnitude_base: Tensor
+    magnitude_offset: nn.Parameter | None
+    low_base: Tensor  # with has_low
+    low_offset: nn.Parameter | None
+    measured: Tensor
+    steps: Tensor
+    statistic: Statistic
+    has_low: bool
+
+    def __init__(
+        self,
+        int_range: IntRange,
+        statistic: Statistic,
+        restriction: FloatScale,
+        min_scale: float,
+        axis: int | None,
+        channels: int | None,
+        calibration_steps: int,
+        device: Any,
+        dtype: torch.dtype | None,
+        learned: bool,
+    ) -> None:
+        super().__init__(int_range, restriction, min_scale, axis)
+        if channels is not None and (isinstance(channels, bool) or not isinstance(channels, int) or channels < 1):
+            raise SettingError("channels", channels, "a whole number of channels, 1 or more")
+        self.statistic = statistic
+        self.calibration_steps = calibration_steps
+        self.has_low = hasattr(statistic, "low")
+        self.calls = 1  # of the quantizer in one forward of the model: one for each layer that shares it
+        self._whole = False  # the bases are a measurement, not an average of several copies'
+        self._settled = False  # and calibration has ended
+        self._counted = False  # whether the last forward was measured: gradient checkpointing may run it again
+        shape = (1 if axis is None else channels or 1,)  # not 0-d: such parameters can't be sharded
+        wide = dtype if dtype in WIDE else torch.float32
+        for name in self._ends:
+            self.register_buffer(f"{name}_base", torch.zeros(shape, device=device, dtype=wide))
+            offset = nn.Parameter(torch.zeros(shape, device=device, dtype=dtype)) if learned else None
+            self.register_parameter(f"{name}_offset", offset)
+        self.register_buffer("measured", torch.zeros(1, device=device))
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64, device=device))
+
+    @property
+    def _ends(self) -> tuple[str, ...]:
+        return ("magnitude", "low") if self.has_low else ("magnitude",)
+
+    def _bases(self) -> list[Tensor]:
+        return [getattr(self, f"{name}_base") for name in self._ends]
+
+    def _offsets(self) -> list[nn.Parameter]:
+        return [each for each in self._parameters.values() if each is not None]
+
+    # Phases: nothing measured, calibrating, calibrated
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether there is a measurement."""
+        self._look()
+        return self._whole or (self._share() or 0.0) > 0
+
+    @property
+    def calibrating(self) -> bool:
+        """Whether training forwards still measure their input."""
+        self._look()
+        return not self._settled and self._remaining() > 0
+
+    @property
+    def phase(self) -> str:
+        """``"empty"``, ``"calibrating"`` or ``"calibrated"``."""
+        return ("calibrating" if self.calibrating else "calibrated") if self.calibrated else "empty"
+
+    @property
+    def dynamic(self) -> bool:  # type: ignore[override]
+        """Whether another input gets another scale in evaluation: nothing was measured yet."""
+        return not self.calibrated
+
+    @property
+    def measuring(self) -> bool:  # type: ignore[override]
+        """Whether this forward measures its input (see `prepare`)."""
+        return self._counted if self.training else not self._whole and not (self._share() or 0.0) > 0
+
+    def _look(self) -> None:
+        """Ask the tensors for the phase: not where that would break a graph, or wait for a device to no purpose."""
+        if _traced() or (self._settled and self.steps.device.type != "cpu"):
+            return
+        taken, share = number(self.steps), number(self.measured)
+        if taken is not None and share is not None:
+            self._whole = share == 1
+            self._settled = self._whole and taken >= self.calibration_steps * self.calls
+
+    def _remaining(self) -> float:
+        """Forwards that are still to be measured: at least one, where the tensor can't be asked."""
+        taken = None if _traced() else number(self.steps)
+        return 1 if taken is None else self.calibration_steps * self.calls - taken
+
+    def _share(self) -> float | None:
+        """1 with a measurement, 0 without, between them in an average of copies; None where a tensor can't be asked."""
+        return None if _traced() or self.measured.device.type != "cpu" else number(self.measured)
+
+    def start_calibration(self) -> None:
+        """Measure anew: the next training forwards set the range, and what was learned is forgotten."""
+        self.reset_parameters()
+
+    def finish_calibration(self) -> None:
+        """End the calibration now: from the next forward on the range is learned. Nothing measured, nothing ends."""
+        if self.calibrated:
+            self.steps.clamp_(min=min(self.calibration_steps * self.calls, sys.maxsize))
+            self._look()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Set the state to what it is before any data."""
+        for each in (*self._bases(), *self._offsets(), self.measured, self.steps):
+            each.zero_()
+        self._whole = self._settled = self._counted = False
+
+    def _set(self, found: list[Tensor], share: Tensor | float = 1.0) -> None:
+        """Replace what was measured."""
+        for base, new in zip(self._bases(), found, strict=True):
+            base.copy_(new)
+        self.measured.fill_(share)
+
+    # The range in use
+
+    @property
+    def magnitude(self) -> Tensor:
+        """The magnitude in use, in the restriction's domain: what was measured, and what was learned since."""
+        return self._in_use("magnitude")
+
+    @property
+    def low(self) -> Tensor | None:
+        """The lower end of the range in use; None where the statistic has none."""
+        return self._in_use("low") if self.has_low else None
+
+    def _in_use(self, name: str) -> Tensor:
+        base, offset = self._measurement(name), getattr(self, f"{name}_offset")
+        return self._shaped(base if offset is None else base + offset)
+
+    def _idle(self, name: str) -> Tensor:
+        """What is not learned yet; distributed training wants a gradient from every parameter all the same: zero."""
+        base, offset = self._measurement(name), getattr(self, f"{name}_offset")
+        if offset is None or not (offset.requires_grad and distributed()):
+            return self._shaped(base)
+        return self._shaped(base + 0.0 * offset)
+
+    def _measurement(self, name: str) -> Tensor:
+        """What was measured: 1 before there was anything (0 for the lower end)."""
+        base = getattr(self, f"{name}_base")
+        share = 1.0 if self._whole else self._share()
+        if share is None:
+            return torch.where(self.measured > 0, base / self.measured, self._nothing(name, base))
+        if share == 1:
+            return base
+        return base / share if share > 0 else self._nothing(name, base)
+
+    def _nothing(self, name: str, base: Tensor) -> Tensor:
+        return torch.zeros_like(base) if name == "low" else self.restriction.store(torch.ones_like(base))
+
+    def _shaped(self, state: Tensor) -> Tensor:
+        return state.reshape(()) if self.axis is None else state
+
+    def _at_hand(self, name: str, x: Tensor) -> Tensor:
+        """The end of the range of the tensor at hand, as it would be stored."""
+        if name == "low":
+            return usable(lower_end(self.statistic, x, self.axis))
+        found = usable(measured(self.statistic, x, self.axis))
+        return self.restriction.store(torch.where(found < self._floor(), self._floor(), found))
+
+    def _evaluated(self, name: str, x: Tensor) -> Tensor:
+        """The end of the range in evaluation: the one in use, or, before there is any, that of the tensor at hand."""
+        share = 1.0 if self._whole else self._share()
+        if share is None:
+            return torch.where(self.measured.reshape(()) > 0, self._in_use(name), self._at_hand(name, x.detach()))
+        return self._in_use(name) if share > 0 else self._at_hand(name, x.detach())
+
+    def _stored(self, name: str, x: Tensor) -> Tensor:
+        """The end of the range, as it is stored."""
+        if not self.training:
+            return self._evaluated(name, x)
+        return self._idle(name) if self._counted else self._in_use(name)
+
+    def prepare(self, x: Tensor, relu: bool = False) -> None:
+        """Decide what this forward is, before anything is asked of the scale. Asked twice, the answer is the same.
+
+        Args:
+            x: the input.
+            relu: the values are those of ``x`` above 0.
+        """
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The scale in use; in training, while ranges are measured, ``x`` counts first."""
+        self.prepare(x)
+        self._measure_if_due(x)
+        self._check(x)
+        return self.scale_of(self.restriction.load(self._stored("magnitude", x)), x.ndim)
+
+    def _measure_if_due(self, x: Tensor) -> None:
+        """Take the input of a forward that counts into the state."""
+
+    def low_of(self, x: Tensor) -> Tensor:
+        """The lower end of the range that the last forward used, for a zero point."""
+        return self._stored("low", x)
+
+    def fused(
+        self, x: Tensor, low: int, high: int, rounding: Rounding, relu: bool, clips: bool
+    ) -> tuple[Tensor, Tensor] | None:
+        """Values and scale where the scale is being learned."""
+        offset = self.magnitude_offset
+        if type(self.restriction) is not FloatScale or offset is None or not offset.requires_grad:
+            return None
+        if not self._settled or (self.training and self._counted):
+            return None
+        self._check(x)
+        shape = None
+        if self.axis is not None:
+            shape = [1] * x.ndim
+            shape[self.axis] = -1
+        threshold = -low if self.int_range.signed else high
+        rest = (shape, threshold, self.min_scale * threshold, low, high, rounding, relu, clips)
+        return apply_eagerly(MagnitudeFakeQuant, x, self.magnitude_base, offset, rest)
+
+    # Measuring
+
+    def _check(self, x: Tensor) -> None:
+        """Refuse an input of another length along the axis than the data that the state comes from."""
+        if self.axis is not None and (self.training or self.calibrated):
+            self._fit(x.shape[self.axis])
+
+    def _fit(self, channels: int, loading: bool = False) -> None:
+        """Give the state its length along the axis, once the first data tells it. Tensors stay the same objects."""
+        known, offset = self.magnitude_base.shape[0], self.magnitude_offset
+        if known == channels:
+            return
+        if self.calibrated and not self._one_for_all():
+            raise QuantizerError(
+                f"{path_of(self)}: the input has {channels} entries along axis {self.axis}, but the {known} scales "
+                "were collected for as many. Use another quantizer for this input."
+            )
+        if offset is not None and (type(offset) is not nn.Parameter if loading else distributed()):
+            raise QuantizerError(  # what splits or synchronizes parameters relies on their sizes
+                f"{path_of(self)}: there are {channels} entries along axis {self.axis}, and several processes train "
+                f"together on a model that was made without that number. Give the quantizer channels={channels}."
+            )
+        for tensor in (*self._bases(), *self._offsets()):
+            tensor.data = tensor.data[:1].repeat(channels)
+
+    def _one_for_all(self) -> bool:
+        """Whether the one magnitude that there is stands for every index of the axis."""
+        return False
+
+    # State
+
+    def train(self, mode: bool = True) -> Self:
+        """Switch to training or evaluation."""
+        self._forget()
+        return super().train(mode)
+
+    def _forget(self) -> None:
+        """Forget what was read from the tensors, and read it again."""
+        self._whole = self._settled = self._counted = False
+        self._look()
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any, **kwargs: Any) -> None:
+        loaded = state_dict.get(prefix + "magnitude_base")
+        if loaded is not None:
+            self._adapt(state_dict, prefix)
+            if self.axis is not None and loaded.ndim == 1 and loaded.shape != self.magnitude_base.shape:
+                self._reset_for(loaded, state_dict.get(prefix + "measured"))
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        self._forget()
+        if self._learned() and not self._settled:
+            self.finish_calibration()  # what was learned is not measured over
+
+    def _adapt(self, state_dict: Any, prefix: str) -> None:
+        """Let a range that another kind of scaling stored, such as a calibrated one, be loaded into this one."""
+        base = state_dict[prefix + "magnitude_base"]
+        for name in self._ends:
+            key, offset = f"{prefix}{name}_offset", getattr(self, f"{name}_offset")
+            if offset is not None and key not in state_dict:
+                state_dict[key] = torch.zeros_like(base)
+            elif offset is None and key in state_dict:
+                base_key, learned = f"{prefix}{name}_base", state_dict.pop(key)
+                share = state_dict.get(prefix + "measured", torch.ones(1))
+                state_dict[base_key] = state_dict[base_key] + share * learned
+
+    def _reset_for(self, loaded: Tensor, share: Tensor | None) -> None:
+        """Make room for a file of another number of channels, where this one has measured nothing."""
+        if not self.calibrated or (share is not None and not bool(share > 0)):
+            self.reset_parameters()
+            self._fit(loaded.shape[0], loading=True)
+
+    def _learned(self) -> bool:
+        offsets = [each for each in self._offsets() if not each.is_meta and type(each) is nn.Parameter]
+        return any(bool((each != 0).any()) for each in offsets)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_whole": False, "_settled": False, "_counted": False}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._look()
+
+    def extra_repr(self) -> str:
+        return f"{self.statistic!r}, {super().extra_repr()}, {self.phase}"
+
+
+class LearnedScaling(StoredScaling):
+    """A scale that is a parameter from the start (LSQ), first set from a statistic of the weight or the first input.
+
+    Until the first training forward a weight's scale follows the weight, so that weights may be initialised or loaded
+    after construction. What is stored is the magnitude that the largest integer stands for, in the restriction's domain.
+
+    Args:
+        int_range: the integers of the grid.
+        statistic: what the first value is measured by.
+        restriction: which scales are allowed, and the domain of the parameter.
+        min_scale: no scale is smaller.
+        axis: one scale for each index of this dimension, or None for one.
+        channels: how many indices the axis has, where known.
+        max_value: start from this magnitude instead of a statistic.
+
+    Raises:
+        SettingError: a maximum that is not above 0.
+
+    Example:
+        >>> scaling = LearnedScaling(IntRange(4, signed=False), max_value=6.0)
+        >>> scaling(torch.ones(2))
+        tensor(0.4000, grad_fn=<DivBackward0>)
+    """
+
+    def __init__(
+        self,
+        int_range: IntRange,
+        statistic: Statistic = _ABS_MAX,
+        restriction: FloatScale = _FLOAT_SCALE,
+        min_scale: float = 1e-10,
+        axis: int | None = None,
+        channels: int | None = None,
+        max_value: float | None = None,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(int_range, statistic, restriction, min_scale, axis, channels, 1, device, dtype, learned=True)
+        if max_value is not None and finite("max_value", max_value, "a number above 0") <= 0:
+            raise SettingError("max_value", max_value, "a number above 0")
+        self.max_value = max_value
+        if max_value is not None:
+            self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Set the scale to what it is before any data."""
+        super().reset_parameters()
+        if self.max_value is not None:
+            start = torch.full_like(self.magnitude_base, self.max_value)
+            self._set([self.restriction.store(start), *self._bases()[1:]])
+            self.steps.fill_(self.calls)
+            self._look()
+
+    def _one_for_all(self) -> bool:
+        return self.max_value is not None and self.magnitude_base.shape[0] == 1
+
+    def prepare(self, x: Tensor, relu: bool = False) -> None:
+        """Measure the first input before all else, so that this forward does what it will do when it is run again."""
+        self._look()
+        if self.training and not self._settled and not in_backward() and (x.numel() > 0 or distributed()):
+            self._measure((x.clamp_min(0) if relu else x).detach())
+
+    @torch.no_grad()
+    def _measure(self, x: Tensor) -> None:
+        if self.axis is not None:
+            self._fit(x.shape[self.axis])
+        found = [usable(each) for each in measure(self.statistic, x, self.axis)]
+        found[0] = self.restriction.store(torch.where(found[0] < self._floor(), self._floor(), found[0]))
+        wider = [torch.maximum, torch.minimum]  # layers that share the quantizer add to what one of them measured
+        before = self._bases()
+        joined = [pick(old, new.to(old)) for pick, old, new in zip(wider, before, found, strict=False)]
+        first, done = self.measured == 0, self.steps >= self.calls
+        chosen = zip(before, found, joined, strict=True)
+        self._set([torch.where(done, old, torch.where(first, new, both)) for old, new, both in chosen])
+        self.steps += 1
+        if _traced():
+            self._whole, self._settled = True, self.calls == 1
+        else:
+            self._look()
+
+
+def _traced() -> bool:
+    """Whether a graph is being made, which can't depend on what tensors hold."""
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()
+
+
+def number(tensor: Tensor) -> float | None:
+    """What a tensor holds; None where it holds nothing yet, or what it holds can't be asked for (torch.func.vmap)."""
+    try:
+        return None if tensor.is_meta else tensor.item()
+    except RuntimeError:
+        return None
+
+
+def in_backward() -> bool:
+    """Whether autograd is at work: a forward in there repeats one, for gradient checkpointing."""
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
