@@ -2,6 +2,7 @@
 
 import inspect
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..qcore.errors import nearest
+from .caveats import warn_of_caveats
 from .check import check
 from .errors import ExportError
 from .formats import QCDQ, QDQ, Format
@@ -116,11 +118,12 @@ def _export(
     with evaluating(module), unchanged(module):
         recording = record(module, quantizers, arguments, kwargs)
         options["opset_version"] = check(recording, form, options.get("opset_version"))
+        warn_of_caveats(call, module, quantizers, recording.calls)
         program = trace(module, quantizers, recording, arguments, options)
         lower(program.model, recording, form)
         protect(program.model)
         if verify and installed("onnxruntime") and fits_one_file(program.model):
-            report = compare(module, quantizers, program.model_proto, arguments, kwargs)
+            report, _ = compare(module, quantizers, program.model_proto, arguments, kwargs, sys.maxsize)
             if not report.ok:
                 raise ExportError(
                     f"{call}: onnxruntime does not reproduce the model, so no file was written.\n{report}\n"

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..qcore import Grid, TensorQuant
 
-__all__ = ["Lowering", "evaluating", "lowered", "quantizers_of", "unchanged"]
+__all__ = ["Lowering", "evaluating", "lowered", "numbered", "quantizers_of", "unchanged"]
 
 Lowering = Callable[..., tuple[Tensor, Grid | None]]
 
@@ -17,6 +17,11 @@ Lowering = Callable[..., tuple[Tensor, Grid | None]]
 def quantizers_of(module: nn.Module) -> dict[str, TensorQuant]:
     """Every quantizer of a model by its path; one that several layers share counts once."""
     return {name: each for name, each in module.named_modules() if isinstance(each, TensorQuant)}
+
+
+def numbered(path: str, index: int) -> str:
+    """The name of one call of a module: its path, with a number from the second call on."""
+    return path if index == 0 else f"{path}.{index}"
 
 
 @contextmanager
@@ -60,6 +65,8 @@ def unchanged(module: nn.Module) -> Iterator[None]:
         yield
     finally:
         for part, former in flags:
+            for name in vars(part).keys() - former.keys() - _TENSORS:
+                del vars(part)[name]
             vars(part).update(former)
         with torch.no_grad():
             for tensor, copy in zip(tensors, copies, strict=True):

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from ..qcore import Grid, HalfEven, IntQuant, TensorQuant
-from .errors import ExportError
-from .lowering import Lowering, lowered
+from .caveats import silent_quantizers, unreached
+from .errors import ExportError, with_causes
+from .lowering import Lowering, lowered, numbered
 
 __all__ = ["Call", "Recording", "record"]
 
@@ -42,7 +43,7 @@ class Call:
     @property
     def name(self) -> str:
         """What its tensors are called in the file."""
-        return self.path if self.index == 0 else f"{self.path}.{self.index}"
+        return numbered(self.path, self.index)
 
     @property
     def bits(self) -> int:
@@ -139,12 +140,16 @@ def record(module: nn.Module, quantizers: dict[str, TensorQuant], args: tuple[An
 
         return call
 
-    with torch.no_grad(), lowered(quantizers, recorder):
+    with torch.no_grad(), lowered(quantizers, recorder), silent_quantizers():
         recording.outputs = module(*args, **(kwargs or {}))
     if quantizers and not recording.calls:
+        first = next(iter(quantizers))
         raise ExportError(
-            f"{type(module).__name__}: the example input reached no quantizer ({next(iter(quantizers))}, ...), so no "
-            "scale is known. Pass the args of a whole forward."
+            with_causes(
+                f"{type(module).__name__}: the example input reached no quantizer, so no scale is known. Pass the args "
+                "of a whole forward.",
+                [f"{first}: {unreached(first, module, ())}"],
+            )
         )
     return recording
 
@@ -155,8 +160,8 @@ def _lie_on(grid: Grid, codes: Tensor, values: Tensor) -> bool:
 
 
 def _follows_input(quantizer: TensorQuant, x: Tensor) -> bool:
-    """Does twice the input get another grid? A quantizer that saw no data yet is expected to: it warns by itself."""
-    if not isinstance(quantizer, IntQuant) or not getattr(quantizer.scaling, "calibrated", True):
+    """Does twice the input get another grid? A quantizer that saw no data yet is expected to, see `caveats`."""
+    if not isinstance(quantizer, IntQuant) or not quantizer.calibrated:
         return False
     one, two = quantizer.grid(x), quantizer.grid(2 * x)
     return not torch.equal(one.scale, two.scale)

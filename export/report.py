@@ -13,11 +13,14 @@ class Row:
     Attributes:
         name: path of the quantizer, or name of the model's output.
         kind: ``activation``, ``stored`` (integers in the file), or ``output`` (floats).
-        optimizations: ``off`` or ``on``, of the runtime; ``plain`` for outputs of the file as it is, optimizations on.
+        optimizations: ``off`` or ``on``, of the runtime, at each tensor from the same codes before it; ``plain`` for
+            the outputs of the file as it is, optimizations on, beside the model's.
         compared: how many numbers.
         differences: how many disagree.
-        tie_flips: how many codes are off by one because the value lay on a rounding boundary, within 1e-3 of a step.
+        tie_flips: how many codes are off by one because the value lay on a rounding boundary, within 1e-3 of a step;
+            of outputs, how many are off where such a value comes before them.
         largest: the largest difference: in codes, or for outputs as a share of their range.
+        absolute: the largest difference of outputs as it is, None for codes.
         note: what else is wrong.
 
     Example:
@@ -35,6 +38,7 @@ class Row:
     tie_flips: int = 0
     largest: float = 0.0
     note: str = ""
+    absolute: float | None = None
 
     def add(self, other: "Row") -> None:
         """Count a further part of the same tensor in."""
@@ -43,6 +47,8 @@ class Row:
         self.tie_flips += other.tie_flips
         self.largest = max(self.largest, other.largest)
         self.note = self.note or other.note
+        if other.absolute is not None:
+            self.absolute = max(self.absolute or 0.0, other.absolute)
 
 
 @dataclass
@@ -78,8 +84,21 @@ class Report:
 
     @property
     def tie_flips(self) -> int:
-        """How many codes are off by one on a rounding boundary."""
-        return sum(row.tie_flips for row in self.rows)
+        """How many codes are off by one on a rounding boundary; outputs behind them don't count."""
+        return sum(row.tie_flips for row in self.rows if row.kind != "output")
+
+    @property
+    def output_error(self) -> float:
+        """The most by which an output of the file, as it is, is off from the model's."""
+        return max((row.absolute or 0.0 for row in self._outputs()), default=0.0)
+
+    @property
+    def relative_output_error(self) -> float:
+        """The same as a share of the range of the output: its largest magnitude."""
+        return max((row.largest for row in self._outputs()), default=0.0)
+
+    def _outputs(self) -> list[Row]:
+        return [row for row in self.only("plain").rows if row.absolute is not None]
 
     def only(self, optimizations: str) -> "Report":
         """The part with the runtime's optimizations ``off``, ``on``, or of the ``plain`` file.
@@ -111,7 +130,11 @@ class Report:
 
     def _headline(self) -> str:
         counts = (_count(self.differences, "difference"), _count(self.tie_flips, "tie flip"))
-        return f"{self.compared} numbers compared: {', '.join(counts)}"
+        line = f"{self.compared} numbers compared: {', '.join(counts)}"
+        if not self._outputs():
+            return line
+        off = f"{self.output_error:.3g}, {self.relative_output_error:.3g} of their range"
+        return f"{line}\noutputs off by at most {off}"
 
 
 _HEADER = f"{'optimizations':13}  {'tensor':12} {'compared':>12} {'differences':>12} {'tie flips':>10} {'largest':>9}"

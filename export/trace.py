@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..qcore import TensorQuant
+from .caveats import unreached
 from .errors import ExportError
 from .lowering import Lowering, lowered
 from .record import Call, Recording
@@ -59,6 +60,12 @@ def trace(
             program = torch.onnx.export(module, args, **options)
     finally:
         handle.remove()
+    missed = next((path for path in surplus if path not in recording.calls), None)
+    if missed is not None:
+        raise ExportError(
+            f"{missed} is called while the model is traced, but not when it runs on the example input:\n  {missed}: "
+            f"{unreached(missed, module, recording.calls)}"
+        )
     if surplus:
         raise ExportError(
             f"{surplus[0]} is called more often while the model is traced than when it runs on the example input. Let "

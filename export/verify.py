@@ -1,7 +1,7 @@
 """Comparing a model with its ONNX file in onnxruntime, code by code."""
 
 import os
-import warnings
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree
 
-from ..qcore import BitwrightWarning, Grid, IntQuant, TensorQuant, quantize_to_int, values_of
+from ..qcore import Grid, TensorQuant, quantize_to_int, values_of
+from .caveats import silent_quantizers, warn_of_caveats
 from .errors import ExportError
-from .lowering import Lowering, evaluating, lowered, quantizers_of, unchanged
+from .lowering import Lowering, evaluating, lowered, numbered, quantizers_of, unchanged
 from .optional import required
 from .report import Report, Row
 from .session import Session, with_codes
@@ -38,8 +39,11 @@ def verify_onnx(
     runtime's codes of the tensors before it, so that every tensor is compared from the same input. A code that is off
     by one where the value lay within 1e-3 of a step of a rounding boundary is a *tie flip*, as the order of summation
     decides such values (above 10 bits within 2**-20 of the range: float32 does not resolve 1e-3 of such steps); any
-    other differing code is a *difference*, and so is a float output off by more than 1e-5 of its range. The outputs of
-    the file as it is are compared with those of the copy that shows its codes.
+    other differing code is a *difference*, and so is a scale or zero point that is not the one the model has on these
+    inputs, or a float output off by more than 1e-5 of its range. Last, the outputs of the file as it is are compared
+    with the model's: ``report.output_error`` says how far apart they are.
+
+    Quantizers that saw no data, or that the model did not call, are named in a `BitwrightWarning`.
 
     Args:
         module: the model that was exported; evaluated, and left as it was.
@@ -64,8 +68,13 @@ def verify_onnx(
     """
     arguments = inputs if isinstance(inputs, tuple) else (inputs,)
     quantizers = quantizers_of(module)
+    proto = _model(program)
     with evaluating(module), unchanged(module):
-        return compare(module, quantizers, _model(program), arguments, kwargs, batch_size)
+        if not all(each.calibrated for each in quantizers.values()):
+            batch_size = sys.maxsize  # their ranges are those of all samples
+        report, called = compare(module, quantizers, proto, arguments, kwargs, batch_size)
+        warn_of_caveats("verify_onnx", module, quantizers, called)
+    return report
 
 
 def compare(
@@ -75,27 +84,28 @@ def compare(
     args: tuple[Any, ...],
     kwargs: dict[str, Any] | None = None,
     batch_size: int = 256,
-) -> Report:
-    """`verify_onnx` for a model in evaluation mode and an ``onnx.ModelProto``."""
+) -> tuple[Report, set[str]]:
+    """`verify_onnx` for a model in evaluation mode and an ``onnx.ModelProto``; and the quantizers that were called."""
     watched, names = with_codes(model)
-    plain, grids = Session(model, optimize=True), _grids(model)
-    report = Report()
-    for optimizations in ("off", "on"):
-        session = Session(watched, optimize=optimizations == "on")
-        for number, part in enumerate(_parts(session, args, kwargs, batch_size)):
-            found = session.run(part.tensors)
-            comparison = Comparison(grids, names, found, optimizations, with_stored=number == 0)
-            with torch.no_grad(), lowered(quantizers, comparison.lowering), warnings.catch_warnings():
-                warnings.simplefilter("ignore", BitwrightWarning)  # no data yet: the export said so
-                expected = [values_of(each) for each in _tensors(module(*part.args, **part.kwargs))]
-            outputs = [found[name] for name in plain.outputs]
-            report.add(comparison.rows)
-            report.add(_outputs(plain.outputs, expected, outputs, optimizations))
-            if optimizations == "on":
-                as_is = plain.run(part.tensors)
-                ties = comparison.ties  # with its codes out of sight the runtime fuses more, and breaks them otherwise
-                report.add(_outputs(plain.outputs, outputs, [as_is[name] for name in plain.outputs], "plain", ties))
-    return report
+    plain, stored = Session(model, optimize=True), _grids(model)
+    report, called = Report(), set[str]()
+    with torch.no_grad(), silent_quantizers():
+        for optimizations in ("off", "on"):
+            session = Session(watched, optimize=optimizations == "on")
+            for number, part in enumerate(_parts(session, args, kwargs, batch_size)):
+                own = Evaluation()
+                with lowered(quantizers, own.lowering):
+                    outputs = part.through(module)
+                called |= own.counts.keys()
+                found = session.run(part.tensors)
+                comparison = Comparison(stored, own.grids, names, found, optimizations, with_stored=number == 0)
+                with lowered(quantizers, comparison.lowering):
+                    expected = part.through(module)
+                report.add(comparison.rows)
+                report.add(_outputs(plain.outputs, expected, found, optimizations))
+                if optimizations == "on":
+                    report.add(_outputs(plain.outputs, outputs, plain.run(part.tensors), "plain", comparison.ties))
+    return report, called
 
 
 @dataclass
@@ -108,6 +118,9 @@ class _Part:
     @property
     def tensors(self) -> list[Tensor]:
         return [values_of(each) for each in _tensors((self.args, self.kwargs))]
+
+    def through(self, module: nn.Module) -> list[Tensor]:
+        return [values_of(each) for each in _tensors(module(*self.args, **self.kwargs))]
 
 
 @dataclass
@@ -125,11 +138,32 @@ class _Stored:
         return tensor.reshape([-1 if dim == self.axis % ndim else 1 for dim in range(ndim)])
 
 
+class Evaluation:
+    """The model as it evaluates, worked out from its parameters: the grids of its quantizers' calls, by name."""
+
+    def __init__(self) -> None:
+        self.grids: dict[str, Grid] = {}
+        self.counts: dict[str, int] = {}
+
+    def lowering(self, path: str) -> Lowering:
+        """What a quantizer does: the same as ever, but nothing that was kept is used, and its grid is noted."""
+
+        def call(quantizer: TensorQuant, x: Tensor, *context: Any) -> tuple[Tensor, Grid]:
+            index = self.counts.get(path, 0)
+            self.counts[path] = index + 1
+            values, grid = quantizer._quantize(x, *context)
+            self.grids[numbered(path, index)] = grid
+            return values, grid
+
+        return call
+
+
 class Comparison:
     """One run of the runtime, against which torch's quantizers compare themselves.
 
     Args:
         grids: by name of the call, what the file holds.
+        own: by name of the call, what the model has on the same inputs.
         names: the outputs that are codes.
         found: all outputs of the run.
         optimizations: ``off`` or ``on``, for the rows.
@@ -139,12 +173,14 @@ class Comparison:
     def __init__(
         self,
         grids: dict[str, _Stored],
+        own: dict[str, Grid],
         names: list[str],
         found: dict[str, Tensor],
         optimizations: str,
         with_stored: bool,
     ) -> None:
         self.grids = grids
+        self.own = own
         self.found = {name: found[name if name in found else f"{name}.int32"] for name in names}
         self.optimizations = optimizations
         self.with_stored = with_stored
@@ -159,7 +195,7 @@ class Comparison:
             index = self.counts.get(path, 0)
             self.counts[path] = index + 1
             values, grid = quantizer._quantize(x, *context)
-            name = path if index == 0 else f"{path}.{index}"
+            name = numbered(path, index)
             if f"{name}.codes" in self.found:
                 return self._activation(name, quantizer, x, values, grid)
             stored = self.grids.get(name) or self.grids.get(path)
@@ -195,9 +231,9 @@ class Comparison:
             tie_flips=int(tie.sum()),
             largest=float(off.max()) if off.numel() else 0.0,
         )
-        calibrated = not isinstance(quantizer, IntQuant) or getattr(quantizer.scaling, "calibrated", True)
-        if calibrated:
-            self._compare_grid(row, grid, stored)
+        self._compare_grid(row, self.own.get(name, grid), stored)
+        if row.note and not quantizer.calibrated:
+            row.note += ": the quantizer saw no data, and takes the range of the input at hand"
         self.rows.append(row)
         # what comes next starts from the file's grid, too: before any data, a quantizer would answer with another
         grid = grid.replace(scale=scale, zero_point=None if grid.zero_point is None else zero_point.to(scale.dtype))
@@ -228,16 +264,16 @@ class Comparison:
 def _outputs(
     names: Sequence[str],
     expected: list[Tensor],
-    found: list[Tensor],
+    found: dict[str, Tensor],
     optimizations: str,
     ties: Sequence[Tensor] = (),
 ) -> list[Row]:
-    if len(expected) != len(found):
+    if len(expected) != len(names):
         raise ExportError(
-            f"the model returns {len(expected)} tensors, and the file has {len(found)} outputs: {', '.join(names)}. "
+            f"the model returns {len(expected)} tensors, and the file has {len(names)} outputs: {', '.join(names)}. "
             "Verify with the model that was exported."
         )
-    return [_output(*pair, optimizations, ties) for pair in zip(names, expected, found, strict=True)]
+    return [_output(name, each, found[name], optimizations, ties) for name, each in zip(names, expected, strict=True)]
 
 
 def _output(name: str, expected: Tensor, found: Tensor, optimizations: str, ties: Sequence[Tensor]) -> Row:
@@ -248,12 +284,12 @@ def _output(name: str, expected: Tensor, found: Tensor, optimizations: str, ties
     elif expected.numel():
         ours, theirs = expected.detach().cpu().double(), found.double()
         reach = float(ours.abs().max()) if expected.dtype.is_floating_point else 1.0
-        off = (ours - theirs).abs() / (reach or 1.0)
-        off = torch.where(ours.isnan() & theirs.isnan() | (ours == theirs), 0.0, off)
+        apart = torch.where(ours.isnan() & theirs.isnan() | (ours == theirs), 0.0, (ours - theirs).abs())
+        off = apart / (reach or 1.0)
         differing = ~(off <= FLOAT)
         tied = differing & _explained(differing, ties)
         row.differences, row.tie_flips = int((differing & ~tied).sum()), int(tied.sum())
-        row.largest = float(off.max())
+        row.largest, row.absolute = float(off.max()), float(apart.max())
     return row
 
 

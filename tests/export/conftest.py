@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import bitwright.nn as qnn
+from bitwright.qcore import CalibratedScaling
 from bitwright.quantizers import Int8BiasOwnScale, Int8WeightPerTensor, Int32Bias
 
 pytest.importorskip("onnxruntime")
@@ -103,19 +104,32 @@ def example(batch: int = BATCH) -> Tensor:
 
 
 def trained(model: nn.Module, *args: Any) -> nn.Module:
-    """A model whose quantizers have seen data."""
+    """A model whose quantizers have seen data, and are done with it."""
     model.train()
     with torch.no_grad():
         for _ in range(2):
             model(*args)
-    return model.eval()
+    return finished(model).eval()
+
+
+def finished(model: nn.Module) -> nn.Module:
+    """A model whose calibration is over."""
+    for each in model.modules():
+        if isinstance(each, CalibratedScaling):
+            each.finish_calibration()
+    return model
 
 
 @pytest.fixture
 def zoo() -> SimpleNamespace:
     """The zoos, and what they need."""
     return SimpleNamespace(
-        WeightZoo=WeightZoo, ActivationZoo=ActivationZoo, example=example, trained=trained, batch=BATCH
+        WeightZoo=WeightZoo,
+        ActivationZoo=ActivationZoo,
+        example=example,
+        trained=trained,
+        finished=finished,
+        batch=BATCH,
     )
 
 

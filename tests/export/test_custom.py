@@ -48,14 +48,14 @@ class Eighth(nn.Module):
 @pytest.mark.parametrize("export", [export_onnx_qcdq, export_onnx_qdq])
 @pytest.mark.parametrize("bits", [3, 4, 8])
 @pytest.mark.parametrize("rounding", [TowardInfinity, Shifted, torch.trunc], ids=["class", "module", "function"])
-def test_rounding(export, rounding, bits):
+def test_rounding(zoo, export, rounding, bits):
     model = nn.Sequential(
         qnn.QuantIdentity(act_quant=ShiftedUint8Act(bit_width=bits), rounding=rounding),
         qnn.QuantConv2d(4, 6, 3, bias=True, weight_rounding=rounding, weight_bit_width=bits),
         qnn.QuantReLU(rounding=rounding, bit_width=bits, axis=1),
     )
-    model(torch.randn(8, 4, 6, 6))
-    program = export(model.eval(), torch.randn(2, 4, 6, 6))
+    zoo.trained(model, torch.randn(8, 4, 6, 6))
+    program = export(model, torch.randn(2, 4, 6, 6))
     report = verify_onnx(model, program, torch.randn(40, 4, 6, 6))
     assert (report.differences, report.tie_flips) == (0, 0), report.table()
 

@@ -156,10 +156,9 @@ def test_size_of_lenet(tmp_path):
     assert quantized.stat().st_size <= 0.16 * floats.stat().st_size
 
 
-def test_shared_layer_is_stored_once_and_added_residually():
-    model, x = Twice(), torch.randn(2, 4, 6, 6)
-    model(x)
-    model.eval()
+def test_shared_layer_is_stored_once_and_added_residually(zoo):
+    x = torch.randn(2, 4, 6, 6)
+    model = zoo.trained(Twice(), x)
     for export in (export_onnx_qcdq, export_onnx_qdq):
         program = export(model, x, dynamic_shapes=({0: "batch"},))
         codes = [name for name in initializers(program) if name.endswith("codes")]

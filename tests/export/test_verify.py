@@ -1,6 +1,11 @@
 """A comparison finds what is wrong, and tells rounding ties from errors."""
 
+import re
+import warnings
+
 import numpy as np
+import onnx
+import onnxruntime
 import pytest
 import torch
 from torch import nn
@@ -35,13 +40,17 @@ def tampered(program, name, change):
 def test_table(model):
     report = verify_onnx(model, export_onnx_qcdq(model, torch.randn(4, 8)), torch.randn(4, 8))
     assert report.ok
-    assert str(report) == f"{report.compared} numbers compared: 0 differences, 0 tie flips"
+    lines = str(report).splitlines()
+    assert lines[0] == f"{report.compared} numbers compared: 0 differences, 0 tie flips"
+    assert re.fullmatch(r"outputs off by at most \S+, \S+ of their range", lines[1])
+    assert report.output_error <= 1e-5
+    assert len(lines) == 2
     names = ["0.act_quant", "1.weight_quant", "2.act_quant", "3.weight_quant", "linear_1"]
     assert [row.name for row in report.only("off").rows] == names
     assert [row.name for row in report.only("on").rows] == names
     assert [row.compared for row in report.only("off").rows] == [32, 64, 32, 24, 12]
     assert [(row.name, row.kind, row.compared) for row in report.only("plain").rows] == [("linear_1", "output", 12)]
-    assert report.table().splitlines()[2].split() == ["off", "0.act_quant", "32", "0", "0", "0"]
+    assert report.table().splitlines()[3].split() == ["off", "0.act_quant", "32", "0", "0", "0"]
 
 
 @pytest.mark.parametrize(
@@ -65,7 +74,9 @@ def test_an_error_is_found_where_it_is(model, name, change, rows):
     assert not report.ok
     for optimizations in ("off", "on"):
         assert {row.name for row in report.only(optimizations).rows if row.differences} == rows
-    assert report.only("plain").differences == 0
+    (output,) = report.only("plain").rows  # the one place where the errors before it are seen, too
+    assert output.differences > 0
+    assert report.output_error == output.absolute > 0
 
 
 def test_a_model_trained_further_differs_from_its_file(model):
@@ -85,8 +96,8 @@ def test_ties_are_told_from_differences():
         (0.4995, 0.0, (0, 0)),
         (0.4995, 0.001, (0, 16)),
         (0.4985, 0.001, (0, 0)),
-        (0.4985, 0.002, (16, 0)),
-        (0.4995, 1.001, (16, 0)),  # off by two
+        (0.4985, 0.002, (24, 0)),  # the codes, with optimizations off and on, and the outputs
+        (0.4995, 1.001, (16, 0)),  # off by two; the outputs lie behind a value that may be a tie
     ):
         with torch.no_grad():
             layer.weight.fill_(1.0)
@@ -94,6 +105,7 @@ def test_ties_are_told_from_differences():
         proto = tampered(export_onnx_qcdq(model, x), "0.bias", lambda held, moved=moved: held + np.float32(moved))
         report = verify_onnx(model, proto, x)
         assert (report.differences, report.tie_flips) == found
+        assert report.output_error == pytest.approx(max(row.largest for row in report.only("on").rows[:1]))
 
 
 def test_samples_run_in_portions(model):
@@ -114,7 +126,15 @@ def test_samples_run_in_portions(model):
 def test_report_adds_up():
     report = Report()
     assert not report.ok  # nothing compared
+    assert (report.output_error, report.relative_output_error) == (0.0, 0.0)
     report.add([Row("a", "activation", "on", 10, 0, 1, 1.0), Row("b", "output", "on", 5)])
     report.add([Row("a", "activation", "on", 10, 2, 0, 3.0, "odd")])
     assert report.rows[0] == Row("a", "activation", "on", 20, 2, 1, 3.0, "odd")
     assert (report.compared, report.differences, report.tie_flips, report.ok) == (25, 2, 1, False)
+    report.add([Row("b", "output", "plain", 5, 0, 3, 0.25, absolute=2.0)])
+    report.add([Row("b", "output", "plain", 5, 0, 0, 0.5, absolute=1.0)])
+    assert (report.output_error, report.relative_output_error, report.tie_flips) == (2.0, 0.5, 1)
+    assert str(report).splitlines()[:2] == [
+        "35 numbers compared: 2 differences, 1 tie flip",
+        "outputs off by at most 2, 0.5 of their range",
+    ]
