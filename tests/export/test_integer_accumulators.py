@@ -46,7 +46,7 @@ def test_bias_counts_where_it_adds():
 
 
 def test_zero_points_shift_the_range():
-    model = nn.Sequential(qnn.QuantLinear(4, 2, bias=False, input_quant=ShiftedUint8Act)).train()
+    model = nn.Sequential(qnn.QuantLinear(4, 2, bias=False, input_quant=ShiftedUint8Act(calibration_steps=1))).train()
     with torch.no_grad():
         model(torch.rand(64, 4) * 3 - 1)
     row = accumulator_report(model.eval(), torch.zeros(1, 4))["0"]

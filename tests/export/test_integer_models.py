@@ -16,6 +16,7 @@ from bitwright.export import (
     integers,
     run_integers,
 )
+from bitwright.qcore import CalibratedScaling
 from bitwright.quantizers import (
     Int8Act,
     Int8ActPerChannel,
@@ -94,6 +95,14 @@ def trained(model, *shape):
     with torch.no_grad():
         for _ in range(2):
             model(torch.randn(*shape))
+    return finished(model)
+
+
+def finished(model):
+    """A model whose calibration is over."""
+    for each in model.modules():
+        if isinstance(each, CalibratedScaling):
+            each.finish_calibration()
     return model.eval()
 
 

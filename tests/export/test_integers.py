@@ -6,6 +6,7 @@ from torch import nn
 
 import bitwright.nn as qnn
 from bitwright.export import ExportError, Integers, accumulator_report, compare, integers, run_integers
+from bitwright.qcore import CalibratedScaling
 from bitwright.quantizers import (
     Int8Act,
     Int8WeightPerChannel,
@@ -43,6 +44,9 @@ def net():
     with torch.no_grad():
         for _ in range(2):
             model(torch.randn(8, 2, 8, 8) + 0.3)
+    for each in model.modules():
+        if isinstance(each, CalibratedScaling):
+            each.finish_calibration()
     return model.eval()
 
 

@@ -11,7 +11,7 @@ from bitwright.quantizers import Int32Bias
 def test_a_layer_takes_the_scale_of_sums_for_its_bias():
     torch.manual_seed(0)
     model = nn.Sequential(
-        qnn.QuantIdentity(bit_width=4, return_quant_tensor=True),
+        qnn.QuantIdentity(bit_width=4, calibration_steps=2, return_quant_tensor=True),
         qnn.QuantLinear(8, 6, weight_bit_width=4, bias_quant=Int32Bias, return_quant_tensor=True),
         qnn.QuantLinear(6, 3, weight_bit_width=4, bias_quant=Int32Bias),
     )
