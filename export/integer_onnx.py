@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree
 
 from ..qcore import BiasQuant
+from .caveats import warn_of_caveats
 from .check import check
 from .errors import ExportError, with_causes
 from .exporter import _checked
@@ -86,6 +87,7 @@ def export_onnx_integer(
     with evaluating(module), unchanged(module):
         recording = record(module, quantizers, arguments, kwargs)
         options["opset_version"] = check(recording, INTEGER, options.get("opset_version"))
+        warn_of_caveats(call, module, quantizers, recording.calls)
         found = integers_of(call, module, quantizers, recording, arguments, kwargs)
         check_layers(module, found)
         program = trace(module, quantizers, recording, arguments, options)
