@@ -13,9 +13,7 @@ from .errors import with_causes
 __all__ = ["caveats", "silent_quantizers", "unreached", "warn_of_caveats"]
 
 
-def warn_of_caveats(
-    call: str, model: nn.Module, quantizers: dict[str, TensorQuant], called: Collection[str]
-) -> None:
+def warn_of_caveats(call: str, model: nn.Module, quantizers: dict[str, TensorQuant], called: Collection[str]) -> None:
     """Warn, at every call, of all quantizers that `caveats` names, in one `BitwrightWarning`.
 
     Args:

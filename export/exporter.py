@@ -16,6 +16,7 @@ from .errors import ExportError
 from .formats import QCDQ, QDQ, Format
 from .lower import lower
 from .lowering import evaluating, quantizers_of, unchanged
+from .operators import check_operators
 from .optional import installed, required
 from .protect import protect
 from .record import record
@@ -120,6 +121,7 @@ def _export(
         options["opset_version"] = check(recording, form, options.get("opset_version"))
         warn_of_caveats(call, module, quantizers, recording.calls)
         program = trace(module, quantizers, recording, arguments, options)
+        check_operators(program)
         lower(program.model, recording, form)
         protect(program.model)
         if verify and installed("onnxruntime") and fits_one_file(program.model):

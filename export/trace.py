@@ -8,12 +8,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
-from ..qcore import TensorQuant
-from .caveats import unreached
+from ..qcore import Grid, TensorQuant, grid_of, values_of
+from .caveats import silent_quantizers, unreached
 from .errors import ExportError
 from .lowering import Lowering, lowered
 from .record import Call, Recording
+from .traced_tensor import TracedQuantTensor
 
 __all__ = ["DOMAIN", "trace"]
 
@@ -30,7 +32,8 @@ def trace(
     """Export a model whose quantizers emit placeholders: ``Quantize`` nodes with the path and number of the call.
 
     A rounding that QuantizeLinear does not do is traced as the torch code it is, between ``Divide`` (by the scale) and
-    ``Quantize``.
+    ``Quantize``. Layers hand on plain tensors. Where that fails, as some module reads the grid of its input, they hand
+    on QuantTensors with the grids that they have in torch.
 
     Args:
         module: the model, in evaluation mode.
@@ -39,6 +42,86 @@ def trace(
         args: positional arguments.
         options: further keywords of `torch.onnx.export`.
     """
+    try:
+        return _traced(module, quantizers, recording, args, options)
+    except ExportError:
+        raise
+    except Exception as error:  # torch's, or the model's own
+        failure = error
+    grids = _grids(module, args, options.get("kwargs"))
+    if any(grids.values()):
+        try:
+            with _handing_on(module, grids):
+                return _traced(module, quantizers, recording, args, options)
+        except Exception as error:
+            if type(_root(error)) is not type(_root(failure)):
+                raise  # the first is mended
+    raise failure
+
+
+def _root(error: BaseException) -> BaseException:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
+Grids = dict[nn.Module, list[list[Grid | None]]]
+
+
+def _grids(module: nn.Module, args: tuple[Any, ...], kwargs: Any) -> Grids:
+    """For each layer that returns QuantTensors the grids of its results, for each call one by one."""
+    owners = {part for part in module.modules() if any(isinstance(each, TensorQuant) for each in part.children())}
+    grids: Grids = {part: [] for part in owners}
+
+    def note(part: nn.Module, given: Any, output: Any) -> None:
+        grids[part].append([grid_of(each) if isinstance(each, Tensor) else None for each in tree_leaves(output)])
+
+    handles = [part.register_forward_hook(note) for part in owners]
+    try:
+        with torch.no_grad(), silent_quantizers():
+            module(*args, **(kwargs or {}))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {part: calls for part, calls in grids.items() if any(grid is not None for call in calls for grid in call)}
+
+
+@contextmanager
+def _handing_on(module: nn.Module, grids: Grids) -> Iterator[None]:
+    """Layers that return QuantTensors while they are traced, too; the model as a whole returns plain tensors."""
+    counts: dict[nn.Module, int] = {}
+
+    def carry(part: nn.Module, given: Any, output: Any) -> Any:
+        index = counts.get(part, 0)
+        counts[part] = index + 1
+        leaves, form = tree_flatten(output)
+        call = grids[part][index] if index < len(grids[part]) else [None] * len(leaves)
+        return tree_unflatten([_carrying(*pair) for pair in zip(leaves, call, strict=True)], form)
+
+    def plain(part: nn.Module, given: Any, output: Any) -> Any:
+        return tree_map(lambda each: values_of(each) if isinstance(each, Tensor) else each, output)
+
+    handles = [module.register_forward_pre_hook(lambda *_: counts.clear())]
+    handles += [part.register_forward_hook(carry) for part in grids]
+    handles.append(module.register_forward_hook(plain))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _carrying(leaf: Any, grid: Grid | None) -> Any:
+    return leaf if grid is None else TracedQuantTensor.of(values_of(leaf), grid)
+
+
+def _traced(
+    module: nn.Module,
+    quantizers: dict[str, TensorQuant],
+    recording: Recording,
+    args: tuple[Any, ...],
+    options: dict[str, Any],
+) -> torch.onnx.ONNXProgram:
     counts: dict[str, int] = {}
     surplus: list[str] = []
 

@@ -217,8 +217,8 @@ def test_keywords(options, text):
 def test_model_whose_quantizers_are_not_reached():
     refused(
         "Unreached: the example input reached no quantizer, so no scale is known. Pass the args of a whole forward.\n"
-        "  layer.weight_quant: never called: the example input does not reach its layer, or the model reads the layer's "
-        "weight instead of calling it (F.linear(x, layer.weight)), in floats. Call the layer, or remove it.",
+        "  layer.weight_quant: never called: the example input does not reach its layer, or the model reads the "
+        "layer's weight instead of calling it (F.linear(x, layer.weight)), in floats. Call the layer, or remove it.",
         export_onnx_qcdq,
         Unreached(),
         X,

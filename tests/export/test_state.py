@@ -5,12 +5,13 @@ import subprocess
 import sys
 import textwrap
 
+import onnx
 import pytest
 import torch
 from torch import nn
 
 import bitwright.nn as qnn
-from bitwright.export import ExportError, export_onnx_qcdq, export_onnx_qdq
+from bitwright.export import ExportError, export_onnx_qcdq, export_onnx_qdq, verify_onnx
 from bitwright.quantizers import Int8WeightPerTensorLearned
 
 
@@ -71,6 +72,86 @@ def test_success_leaves_the_model_as_it_was(export):
     loss = model(torch.randn(2, 8)).sum()
     loss.backward()
     assert model.layer.weight.grad is not None
+
+
+class Trained:
+    """A model and ways to change its parameters that raise no version counter."""
+
+    def __init__(self):
+        layers = (
+            qnn.QuantLinear(8, 16, weight_bit_width=4),
+            qnn.QuantReLU(bit_width=4, calibration_steps=2),
+            qnn.QuantLinear(16, 4, weight_quant=Int8WeightPerTensorLearned(bit_width=4)),
+        )
+        self.model = nn.Sequential(*layers)
+        self.x, self.y = torch.randn(64, 8), torch.randn(64, 4)
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), 0.05, fused=True)
+
+    def fused(self):
+        for _ in range(5):
+            self.optimizer.zero_grad()
+            (self.model(self.x) - self.y).square().mean().backward()
+            self.optimizer.step()
+
+    def data(self):
+        self.fused()
+        for parameter in self.model.parameters():
+            parameter.data = 1.5 * parameter.data + 0.01
+
+    def data_in_place(self):
+        self.fused()
+        for parameter in self.model.parameters():
+            parameter.data.mul_(1.5).add_(0.01)
+
+    def numpy(self):
+        self.fused()
+        for parameter in self.model.parameters():
+            parameter.detach().numpy()[...] *= 1.5
+
+
+@pytest.mark.parametrize("change", ["fused", "data", "data_in_place", "numpy"])
+def test_a_file_holds_the_parameters_as_they_are_now(change):
+    """Whatever changed them, and whatever was evaluated, or exported, before."""
+    trained = Trained()
+    model, x = trained.model, trained.x
+    for _ in range(2):
+        model.train()
+        getattr(trained, change)()
+        model.eval()
+        with torch.no_grad():
+            model(x)
+        program = export_onnx_qcdq(model, x)
+    held = {each.name: torch.tensor(onnx.numpy_helper.to_array(each)) for each in program.model_proto.graph.initializer}
+    with torch.no_grad():
+        magnitudes = {index: model[index].get_submodule(f"{slot}_quant.scaling").magnitude for index, slot in SLOTS}
+        largest = model[0].weight.abs().max()
+    assert torch.equal(held["1.act_quant.scale"], magnitudes[1] / 15)
+    assert torch.equal(held["2.weight_quant.scale"], magnitudes[2] / 7)
+    assert torch.equal(held["0.weight_quant.scale"], largest / 7)
+    codes = torch.round(model[0].weight.detach() / (largest / 7)).to(torch.int8)
+    assert torch.equal(held["0.weight_quant.codes"], codes)
+    clean = Trained().model  # which never evaluated anything
+    clean.load_state_dict(model.state_dict())
+    assert verify_onnx(clean, program, x).ok
+    with torch.no_grad():
+        assert torch.equal(clean.eval()(x), model(x))
+
+
+SLOTS = ((1, "act"), (2, "weight"))
+
+
+def test_verification_reads_the_parameters_as_they_are_now():
+    trained = Trained()
+    model, x = trained.model, trained.x
+    trained.fused()
+    program = export_onnx_qcdq(model.eval(), x)
+    with torch.no_grad():
+        model(x)
+    assert verify_onnx(model, program, x).ok
+    model[1].act_quant.scaling.magnitude_base.data.mul_(2)
+    report = verify_onnx(model, program, x)
+    assert {row.name: row.note for row in report.rows if row.note} == {"1.act_quant": "the file has another scale"}
+    assert report.relative_output_error > 1e-3
 
 
 def test_failure_in_torch_leaves_model_and_file_as_they_were(tmp_path):

@@ -1,11 +1,8 @@
 """A comparison finds what is wrong, and tells rounding ties from errors."""
 
 import re
-import warnings
 
 import numpy as np
-import onnx
-import onnxruntime
 import pytest
 import torch
 from torch import nn
@@ -75,8 +72,8 @@ def test_an_error_is_found_where_it_is(model, name, change, rows):
     for optimizations in ("off", "on"):
         assert {row.name for row in report.only(optimizations).rows if row.differences} == rows
     (output,) = report.only("plain").rows  # the one place where the errors before it are seen, too
-    assert output.differences > 0
-    assert report.output_error == output.absolute > 0
+    assert report.output_error == output.absolute
+    assert (report.output_error > 1e-4) == (name != "0.act_quant.zero_point")  # which moves codes, and no values
 
 
 def test_a_model_trained_further_differs_from_its_file(model):
