@@ -21,6 +21,7 @@ from .integers import integers_of
 from .layer_integers import Integers, LayerIntegers
 from .lower import lower
 from .lowering import evaluating, quantizers_of, unchanged
+from .operators import check_operators
 from .optional import installed, required
 from .protect import protect
 from .record import record
@@ -91,6 +92,7 @@ def export_onnx_integer(
         found = integers_of(call, module, quantizers, recording, arguments, kwargs)
         check_layers(module, found)
         program = trace(module, quantizers, recording, arguments, options)
+        check_operators(program)
         scopes = {value.name: _scope(node) for node in program.model.graph for value in node.outputs}
         lower(program.model, recording, INTEGER)
         _refuse_nodes(module, integerize(program.model), scopes)

@@ -384,6 +384,21 @@ def test_what_the_operators_do_not_take_is_refused():
     )
 
 
+def test_a_divisor_that_the_exporter_drops_is_refused():
+    class Pooled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inp = qnn.QuantIdentity(return_quant_tensor=True, scale=0.1)
+
+        def forward(self, x):
+            return F.avg_pool2d(self.inp(x), 2, divisor_override=3)
+
+    assert refusal(Pooled().eval(), 2, 3, 4, 4).startswith(
+        "torch.onnx.export would write 1 operation of this model as something else:\n"
+        "  the model (Pooled): average pooling with divisor_override=3, which it drops."
+    )
+
+
 def test_an_input_may_be_normalized():
     class Normalized(nn.Module):
         def __init__(self):
