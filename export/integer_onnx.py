@@ -93,7 +93,7 @@ def export_onnx_integer(
         check_layers(module, found)
         program = trace(module, quantizers, recording, arguments, options)
         check_operators(program)
-        scopes = {value.name: _scope(node) for node in program.model.graph for value in node.outputs}
+        scopes = {str(value.name): _scope(node) for node in program.model.graph for value in node.outputs}
         lower(program.model, recording, INTEGER)
         _refuse_nodes(module, integerize(program.model), scopes)
         protect(program.model)

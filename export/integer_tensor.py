@@ -105,7 +105,7 @@ class IntegerTensor(torch.Tensor):
     @property
     def single(self) -> Term | None:
         """The only term of a tensor whose integers say everything, or None."""
-        return None if len(self.terms) > 1 or self.pending else self.terms[0]
+        return self.terms[0] if len(self.terms) == 1 and not self.pending else None
 
     def __repr__(self, *, tensor_contents: Any = None) -> str:
         return f"IntegerTensor({tuple(self.shape)}, {len(self.terms)} terms)"
@@ -358,10 +358,9 @@ def _added(func: Any, args: Any, kwargs: Any) -> Any:
         return None  # terms are added from left to right
     shape = torch.broadcast_shapes(one.shape, other.shape)
     sign = -1 if func is aten.sub.Tensor else 1
-    grid = _grid_of_sum(one, other, sign)
-    if grid is not None:
-        codes = one.terms[0].codes + sign * other.terms[0].codes
-        return IntegerTensor((Term(codes, one.terms[0].scale),), one.journal, grid)
+    grid, first, second = _grid_of_sum(one, other, sign), one.single, other.single
+    if grid is not None and first is not None and second is not None:
+        return IntegerTensor((Term(first.codes + sign * second.codes, first.scale),), one.journal, grid)
     terms = [Term(each.codes.expand(shape), each.scale) for each in one.terms]
     others = [Term(sign * each.codes.expand(shape), each.scale) for each in other.terms]
     terms = terms + others if len(other.terms) == 1 else others + terms
@@ -372,16 +371,16 @@ def _added(func: Any, args: Any, kwargs: Any) -> Any:
 
 def _grid_of_sum(one: IntegerTensor, other: IntegerTensor, sign: int) -> IntegerGrid | None:
     """The grid of a sum of two activations on one scale, or None."""
-    grids = one.grid_, other.grid_
-    if grids[0] is None or grids[1] is None or any(each.axis is not None or each.bit_width > SUMMED for each in grids):
+    first, second = one.grid_, other.grid_
+    if first is None or second is None or not torch.equal(first.scale, second.scale):
         return None
-    if not torch.equal(grids[0].scale, grids[1].scale):
+    if any(each.axis is not None or each.bit_width > SUMMED for each in (first, second)):
         return None
-    (low, high), (below, above) = (each.centred_bounds for each in grids)
+    (low, high), (below, above) = first.centred_bounds, second.centred_bounds
     low, high = (low + below, high + above) if sign > 0 else (low - above, high - below)
     bits = max(signed_bits(low, high) - (low >= 0), 2)
-    name = f"{grids[0].name} {'+' if sign > 0 else '-'} {grids[1].name}"
-    return IntegerGrid(name, grids[0].scale, torch.zeros_like(grids[0].zero_point), bits, low < 0)
+    name = f"{first.name} {'+' if sign > 0 else '-'} {second.name}"
+    return IntegerGrid(name, first.scale, torch.zeros_like(first.zero_point), bits, low < 0)
 
 
 SUMMED = 22  # bits of an activation; sums of products, in accumulators, are wider, and stay terms of their own

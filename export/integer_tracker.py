@@ -102,7 +102,9 @@ class FloatTracker(TorchDispatchMode):
     def _settle(self, tensors: Iterable[Tensor], place: str) -> None:
         for each in tensors:
             origin = self._origins.get(each)
-            for operation in () if origin is None else origin.operations:
+            if origin is None:
+                continue
+            for operation in origin.operations:
                 found = place if origin.integers else "before"
                 if self.places.get(operation) != "between":
                     self.places[operation] = found
