@@ -4,6 +4,7 @@
 
 PYTHON ?= python3
 VENV ?= .venv
+VERSIONS ?= $(VENV)/versions
 JOBS ?= 2
 ARGS ?=
 
@@ -15,17 +16,24 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # The packages, as pyproject.toml maps them to folders: `make lint` shows them to the type checker as bitwright.*.
 FOLDERS := $(shell sed -n 's/^"bitwright\.[a-z_]*" = "\([a-z_]*\)"$$/\1/p' pyproject.toml)
 
-.PHONY: help demo bench test test-declaration test-wheel lint format wheel clean
+# Other kernels, as of a CPU without AVX: they add up in another order. Inductor has no code for such a CPU.
+BASELINE := ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_ENABLE_INSTRUCTIONS=SSE4_2
+NUMERIC := tests/qcore tests/quantizers tests/nn tests/export
+
+.PHONY: help demo bench test test-slow test-baseline-cpu test-declaration test-versions test-wheel lint format wheel clean
 
 help:
 	@echo "make demo               train, export and compare LeNet-5, quantized three ways"
 	@echo "make bench              measure speed and memory beside other libraries, for docs/benchmarks.md"
-	@echo "make test               run the tests"
+	@echo "make test               run the tests, except those marked slow"
+	@echo "make test-slow          run the tests marked slow"
+	@echo "make test-baseline-cpu  run the numeric tests as a CPU without AVX computes"
 	@echo "make lint               ruff and pyright"
 	@echo "make format             let ruff mend what it can"
 	@echo "make wheel              build dist/bitwright-*.whl"
 	@echo "make test-wheel         run the tests against the built wheel, away from the checkout"
 	@echo "make test-declaration   run the declaration language's tests on every other Python found, without torch"
+	@echo "make test-versions      run the tests on the oldest and the newest version of every dependency (gigabytes)"
 
 demo: $(VENV)/.demo
 	$(VENV)/bin/python examples/lenet.py $(ARGS)
@@ -34,7 +42,16 @@ bench: $(VENV)/.bench $(VENV)/.brevitas
 	$(VENV)/bench/bin/python -m benchmarks.run --brevitas-python $(VENV)/brevitas/bin/python $(ARGS)
 
 test: $(VENV)/.test
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n $(JOBS) $(ARGS)
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n $(JOBS) -m "not slow" $(ARGS)
+
+test-slow: $(VENV)/.test
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n $(JOBS) -m slow $(ARGS)
+
+test-baseline-cpu: $(VENV)/.test
+	OMP_NUM_THREADS=1 $(BASELINE) $(VENV)/bin/python -m pytest -n $(JOBS) -m "not slow" -k "not inductor" $(NUMERIC) $(ARGS)
+
+test-versions:
+	VERSIONS="$(abspath $(VERSIONS))" JOBS="$(JOBS)" .ci/test_versions $(ARGS)
 
 test-declaration:
 	.ci/test_declaration

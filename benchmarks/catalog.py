@@ -1,4 +1,4 @@
-"""Everything that is measured, and the tables that it is shown in."""
+"""All workloads, and the tables that show them."""
 
 from dataclasses import dataclass
 

@@ -52,7 +52,7 @@ def encoder_linears(layers: Layers) -> nn.Module:
 
 @contextlib.contextmanager
 def without_initialisation() -> Iterator[None]:
-    """Weights stay as memory was: random numbers take most of the time that a large layer is built in."""
+    """Leave weights uninitialised: random numbers dominate the time of building a large layer."""
     original = nn.Linear.reset_parameters
     nn.Linear.reset_parameters = lambda self: None
     try:
@@ -83,7 +83,7 @@ def modules(make: Make, scheme: Scheme, library: str) -> Callable[[], float]:
 
 
 def importing(library: str) -> Callable[[], float]:
-    """Times an import, in a process of its own: CPU seconds from the start of the interpreter."""
+    """Times an import in its own process: CPU seconds from the start of the interpreter."""
     code = f"import time, {IMPORTS[library]}; print(time.process_time())"
 
     def imported() -> float:

@@ -27,12 +27,12 @@ def export_float(model: nn.Module, inputs: torch.Tensor, path: Path) -> None:
 
 
 def export_bitwright_qdq(model: nn.Module, inputs: torch.Tensor, path: Path) -> None:
-    """In integer types as narrow as ONNX has them."""
+    """In the narrowest integer types that ONNX has."""
     importlib.import_module("bitwright.export").export_onnx_qdq(model, inputs, path)
 
 
 def export_bitwright_qcdq(model: nn.Module, inputs: torch.Tensor, path: Path) -> None:
-    """In 8-bit integer types, which onnxruntime has the fastest operators for."""
+    """In 8-bit integer types, for which onnxruntime has its fastest operators."""
     importlib.import_module("bitwright.export").export_onnx_qcdq(model, inputs, path)
 
 
@@ -57,7 +57,7 @@ def exported(exporters: Exporters, scheme: Scheme, library: str, folder: Path) -
 
 
 def size(exporters: Exporters, scheme: Scheme, library: str) -> Callable[[], float]:
-    """Counts the bytes of all the files that an export leaves."""
+    """Counts the bytes of all files that an export writes."""
 
     def counted() -> float:
         with tempfile.TemporaryDirectory() as folder:

@@ -1,4 +1,4 @@
-"""What the layers of a benchmarked network are made by, so that every library builds the same network."""
+"""Factories for the layers of a benchmarked network, so that every library builds the same network."""
 
 from dataclasses import dataclass
 
@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 __all__ = ["CALIBRATING", "Layers", "Scheme"]
 
-CALIBRATING = 10**9  # calibration_steps of a quantizer that never stops collecting statistics
+CALIBRATING = 10**9  # calibration_steps of a quantizer that never stops calibrating
 
 
 @dataclass(frozen=True)
@@ -15,22 +15,22 @@ class Scheme:
 
     weight_bits: int = 8
     act_bits: int | None = None  # None: activations stay float
-    int_bias: bool = False  # biases on the scale of the products, and QuantTensors between layers
-    calibration_steps: int = 1  # training steps that collect statistics; the scale is learned from then on
+    int_bias: bool = False  # biases at the scale of the products, and QuantTensors between layers
+    calibration_steps: int = 1  # training steps that calibrate; after them the scale is learned
 
 
 class Layers:
-    """Makes the layers of a network: these are torch's own, in float; a subclass makes those of a library."""
+    """Makes the layers of a network: torch's float layers here, a library's layers in a subclass."""
 
     def __init__(self, scheme: Scheme) -> None:
         self.scheme = scheme
 
     def identity(self) -> nn.Module:
-        """Quantizes what passes, signed; nothing without ``act_bits``."""
+        """Quantizes its input to signed integers; does nothing without ``act_bits``."""
         return nn.Identity()
 
     def relu(self) -> nn.Module:
-        """A ReLU with a quantized result."""
+        """A ReLU with a quantized output."""
         return nn.ReLU()
 
     def conv(

@@ -1,7 +1,6 @@
-"""The layers of torch.ao.quantization: the fused fake-quant modules, the fastest that torch itself has.
+"""The layers of torch.ao.quantization: the fused fake-quant modules, the fastest in torch itself.
 
-They do less: activation scales follow a moving average of the range and are not learned, and no gradient reaches a
-scale.
+They do less: activation scales are moving averages of the range and are not learned, and no gradient reaches a scale.
 """
 
 from functools import cache

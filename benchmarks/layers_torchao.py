@@ -1,7 +1,7 @@
 """The layers of torchao's quantization-aware training: linear layers, and fake quantizers for their inputs.
 
-They do something else: weights have a scale for each output channel, activations one for each token, worked out anew at
-each forward. There is nothing for convolutions.
+They do different work: weights have one scale per output channel, and activations have dynamic scales, one per token.
+Convolutions are not supported.
 """
 
 from typing import Any

@@ -19,6 +19,6 @@ OWN_PROCESS = "Brevitas"  # it pins another version of `dependencies`
 
 
 def layers_of(library: str, scheme: Scheme) -> Layers:
-    """What makes the layers of a library."""
+    """The layer factory of a library."""
     module, name = LIBRARIES[library]
     return getattr(importlib.import_module(f"{__package__}.{module}"), name)(scheme)

@@ -25,14 +25,14 @@ class Place(Protocol):
 
 @dataclass(frozen=True)
 class Effort:
-    """How many rounds: as many as fit into some seconds, within bounds."""
+    """The number of rounds: as many as fit into a time, within bounds."""
 
     seconds: float
     least: int
     most: int
 
     def suffices(self, rounds: int, since: float) -> bool:
-        """Whether enough rounds were made."""
+        """Whether there were enough rounds."""
         return rounds >= self.most or (rounds >= self.least and time.monotonic() - since >= self.seconds)
 
 
@@ -43,7 +43,7 @@ QUICK = Effort(0.0, 3, 3)
 
 @dataclass(frozen=True)
 class Measurement:
-    """What came out for one workload.
+    """The result of one workload.
 
     Attributes:
         compared: for each library its numbers against float's of the same process and round, as the workload says.
@@ -62,7 +62,7 @@ def measure(key: str, workload: Workload, places: list[Place], effort: Effort) -
     """Measure a workload in all places, round by round.
 
     In a round each library gives one sample, in random order, and is compared with float's sample of the same round and
-    place: what slows a machine down for a while slows both.
+    place: a temporary slowdown of the machine affects both.
     """
     begun = time.monotonic()
     teams = [_Team(place, workload) for place in places if set(workload.libraries) & set(place.libraries)]

@@ -10,9 +10,9 @@ __all__ = ["peak_bytes"]
 
 
 def peak_bytes(call: Callable[[], object]) -> int:
-    """The most bytes that torch's CPU allocator has given out at one time during a call, beyond those before it.
+    """The peak of torch's CPU allocator during a call, in bytes beyond what was allocated before it.
 
-    The profiler records every allocation and every release, those inside of kernels included.
+    The profiler records every allocation and every release, including those inside kernels.
     """
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else the profiler reports each start and stop
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recording:

@@ -150,7 +150,7 @@ class EncoderBlock(nn.Module):
 
 
 class Encoder(nn.Module):
-    """A transformer encoder: 12 layers of width 768 unless told otherwise; the mean over tokens is classified."""
+    """A transformer encoder: 12 layers of width 768 by default; the mean over tokens is classified."""
 
     def __init__(self, layers: Layers, depth: int = 12, width: int = 768, heads: int = 12) -> None:
         super().__init__()

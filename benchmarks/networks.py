@@ -17,12 +17,12 @@ from .workload import Workload, absolute
 
 __all__ = ["NETWORKS", "evaluated", "trained"]
 
-STEPS = 400  # for the number of graphs: statistics end after 300
+STEPS = 400  # for the number of graphs: calibration ends after 300
 WARM_UP = 3
 
 
 class Step:
-    """A training step. The learning rate is 0: same arithmetic, and the weights stay where they are."""
+    """A training step. The learning rate is 0: the arithmetic is the same, and the weights do not change."""
 
     def __init__(self, model: Any, parameters: list[nn.Parameter], network: Network) -> None:
         self.model = model
@@ -93,7 +93,7 @@ def step_memory(network: Network, scheme: Scheme, library: str) -> Callable[[], 
 
 
 def graphs(network: Network, scheme: Scheme, library: str) -> Callable[[], float]:
-    """Counts the graphs that are compiled over 400 training steps from the first, statistics included."""
+    """Counts the graphs that are compiled over 400 training steps from the first, calibration included."""
 
     def counted() -> float:
         torch._dynamo.reset()
@@ -134,7 +134,7 @@ NETWORKS = {
         "LeNet-5, W4A4 + Int32Bias, QuantTensors, training step", LEARNED, partial(training, LENET, W4A4B32)
     ),
     "lenet-w4a4-collecting-step": Workload(
-        "LeNet-5, W4A4, training step while collecting", ALL, partial(training, LENET, W4A4_CALIBRATING)
+        "LeNet-5, W4A4, training step while calibrating", ALL, partial(training, LENET, W4A4_CALIBRATING)
     ),
     "lenet-w4-eval": Workload("LeNet-5, W4, evaluation", ALL, partial(evaluation, LENET, W4)),
     "lenet-w4a4-eval": Workload("LeNet-5, W4A4, evaluation", ALL, partial(evaluation, LENET, W4A4)),
@@ -143,7 +143,7 @@ NETWORKS = {
     ),
     "resnet-step": Workload("ResNet-18, W4A4, training step", ALL, partial(training, RESNET18, W4A4)),
     "resnet-collecting-step": Workload(
-        "ResNet-18, W4A4, training step while collecting", ALL, partial(training, RESNET18, W4A4_CALIBRATING)
+        "ResNet-18, W4A4, training step while calibrating", ALL, partial(training, RESNET18, W4A4_CALIBRATING)
     ),
     "resnet-memory": Workload(
         "ResNet-18, W4A4, peak memory of a training step",

@@ -24,7 +24,7 @@ def forward_backward(call: Callable[[], Tensor], inputs: list[Tensor]) -> Callab
 
 
 def cloning(shape: tuple[int, ...]) -> Callable[[], float]:
-    """What quantizers are compared with: one copy of the tensor, forward only."""
+    """The baseline of quantizers: one copy of the tensor, forward only."""
     return Timed(torch.randn(shape).clone)
 
 
@@ -50,7 +50,7 @@ def activation(shape: tuple[int, int], backward: bool, calibration_steps: int, l
 
 
 def train_layer(layer: nn.Module, x: Tensor, backward: bool = True) -> Callable[[], float]:
-    """Times a layer in training, inside of a network: its input requires a gradient."""
+    """Times a layer in training, as inside a network: its input requires a gradient."""
     x.requires_grad_()
     for _ in range(2):
         layer(x)
@@ -116,7 +116,7 @@ def _quantizers() -> dict[str, Workload]:
                 f"activation, learned scale, {what}", ALL, partial(activation, shape, backward, 1)
             )
     for size in ("1e3", "1e5", "1e6"):
-        title = f"activation, collecting, {size} elements, forward and backward"
+        title = f"activation, calibrating, {size} elements, forward and backward"
         make = partial(activation, SHAPES[size], True, CALIBRATING)
         found[f"act-{size}-collecting"] = Workload(title, CONVS, make)
     return found
@@ -132,7 +132,7 @@ QUANTIZING = {
     "conv-eval": Workload("Conv2d(64, 64, 3), 8x64x32x32, W8A8, evaluation", CONVS, partial(layer_eval, conv, W8A8)),
     "relu-step": Workload("ReLU, 8x64x32x32, A8, learned scale, step", CONVS, partial(layer_step, relu, W8A8)),
     "relu-collecting": Workload(
-        "ReLU, 8x64x32x32, A8, collecting, step", CONVS, partial(layer_step, relu, W8A8_CALIBRATING)
+        "ReLU, 8x64x32x32, A8, calibrating, step", CONVS, partial(layer_step, relu, W8A8_CALIBRATING)
     ),
     "relu-eval": Workload("ReLU, 8x64x32x32, A8, evaluation", CONVS, partial(layer_eval, relu, W8A8)),
 }

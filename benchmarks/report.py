@@ -1,4 +1,4 @@
-"""What is printed and written: lines for the terminal, the page for docs/benchmarks.md."""
+"""The output: lines for the terminal, and the page docs/benchmarks.md."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -40,7 +40,7 @@ def number(value: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds in a unit that suits them.
+    """Seconds, with a suitable unit.
 
     Example:
         >>> duration(1.24e-5), duration(0.25)
@@ -137,7 +137,7 @@ def _base(workload: Workload, measurement: Measurement) -> str:
 
 
 def _cells(row: Row, run: Run) -> dict[str, str]:
-    """The cells of a budget's line; several numbers are put as ``1 / 2``."""
+    """The cells of a budget's line; several numbers are joined as ``1 / 2``."""
     measured = [run.measured[key] for key in row.workloads]
     cells = {library: _joined(_told(each, library) for each in measured) for library in LIBRARIES}
     own = [each.compared.get("bitwright") for each in measured]
@@ -170,61 +170,62 @@ def _line(cells: Iterable[str]) -> str:
 INTRODUCTION = """\
 # Benchmarks
 
-What quantized training costs beside plain float torch, and beside other libraries that do it. Every number is a ratio
-to the same model in float, unless a row says otherwise: 1 would be free.
+This page shows what quantized training costs compared with plain float torch and with other libraries. Every number is
+a ratio to the same model in float, unless a row says otherwise; 1 means no overhead.
 """
 
 BUDGETS = """\
 ## Budgets
 
-What each piece of work may cost at most, and what it does. Missing a budget fails no test: tests count modules,
-operations and saved bytes instead (`tests/test_cost.py`).
+Each row has the most that a piece of work may cost, and what it does cost. Missing a budget fails no test, because
+timings vary; tests count modules, operations and saved bytes instead (`tests/test_cost.py`).
 """
 
 REPEATING = """\
-## Repeat it
+## How to repeat the benchmarks
 
 ```bash
-make bench                              # everything, in about a quarter of an hour; writes this page anew
+make bench                              # everything, in about a quarter of an hour; rewrites this page
 make bench ARGS="--rows 1,2b"           # some budgets, by number
 make bench ARGS="--quick"               # all budgets, three rounds each: does everything run?
 make bench ARGS="--no-brevitas"         # without Brevitas
+python -m benchmarks.runtime            # exported W8A8 files in onnxruntime, for the README
 ```
 
-It makes two virtual environments of its own, `.venv/bench` and `.venv/brevitas`, and writes every number, with its
-spread, to `out/bench/results.json`. Let nothing else run meanwhile, and have 12 GB of memory free.
+`make bench` creates two virtual environments, `.venv/bench` and `.venv/brevitas`. It writes every number, with its
+spread, to `out/bench/results.json`. Run nothing else at the same time, and have 12 GB of memory free.
 """
 
 METHOD = """\
 ## How it is measured
 
-- On the CPU, with one thread. The clock is the CPU time of that thread (`time.thread_time`), which stands still while
-  another process has the core; these are CPU seconds, not wall seconds. What other processes do to caches and memory
-  still counts. Python's garbage collector rests during a sample, as in `timeit`.
-- In rounds. In each round every library gives one sample, in random order, and each sample is divided by float's of
-  the same round. A sample lasts 5 ms or longer: shorter calls are repeated. What is shown is the median of the
-  rounds' ratios, with the quartiles as spread. Budgets: 7 to 31 rounds, as many as fit into 4 seconds; everything
-  else: 5 to 21 rounds in 1.5 seconds.
-- Float, bitwright, `torch.ao.quantization` and torchao share a process. Brevitas pins another version of
-  `dependencies` than bitwright, so it has an environment and a process of its own, and is compared with float in that
-  process, round by round beside the first.
-- Every network is written once, in `benchmarks/models.py`; a library only makes its layers. Weights have one scale a
-  tensor, from the largest magnitude. A training step is forward, loss, backward and SGD with momentum, at a learning
-  rate of 0: the same arithmetic at every step. "Learned": activation scales are parameters, as they are once
-  statistics were collected.
-- A step of a single layer (row 10) is forward and backward, to the input and the parameters, without an optimizer, as
-  in the middle of a network.
-- The others do not always do the same work. torch.ao: the fused fake-quant modules; activation scales follow a moving
-  average, nothing is learned, biases stay float. torchao: a scale for each output channel and each token, linear
-  layers only.
-- A learned scale at the network's input makes the first layer compute a gradient that the float network never needs;
-  row 2b is without it.
-- Peak memory: the most bytes that torch's allocator has given out during a step beyond those before it, from the
-  profiler's record of allocations; weights and momentum are there before, gradients are not.
-- Import: CPU time of a process that imports the library, less that of one which imports torch alone.
-- At 1e7 elements (40 MB) the C library maps fresh memory for every tensor, and page faults take most of the time, in
-  `clone` too: the lines of 1e6 elements say more about the arithmetic.
-- Graphs: how often `torch.compile` calls its backend during 400 training steps from the first, at batch 8.
-- Construction with initialisation skipped: `nn.Linear.reset_parameters` does nothing, so that filling weights with
+- **Clock.** Everything runs on the CPU, on one thread. The clock is the CPU time of that thread (`time.thread_time`),
+  which stands still while another process has the core: these are CPU seconds, not wall seconds. Other processes still
+  affect caches and memory. Python's garbage collector is off during a sample, as in `timeit`.
+- **Rounds.** In each round every library gives one sample, in random order, and each sample is divided by float's
+  sample of the same round. A sample lasts at least 5 ms; shorter calls are repeated. The tables show the median of the
+  rounds' ratios, with the quartiles as spread. Budgets take 7 to 31 rounds, as many as fit into 4 seconds; everything
+  else takes 5 to 21 rounds in 1.5 seconds.
+- **Processes.** Float, bitwright, `torch.ao.quantization` and torchao share a process. Brevitas pins a different
+  version of `dependencies`, so it has its own environment and process. There it is compared with float, round by round
+  in step with the first process.
+- **Networks.** Every network is written once, in `benchmarks/models.py`; a library only makes its layers. Weights have
+  one scale per tensor, from the largest magnitude. A training step is forward, loss, backward and SGD with momentum at
+  a learning rate of 0, so that every step does the same arithmetic. "Learned" means that activation scales are
+  parameters, as they are after calibration.
+- **Single layers.** A step of a single layer (row 10) is forward and backward, to the input and the parameters, without
+  an optimizer, as in the middle of a network.
+- **Different work.** The other libraries do not always do the same work. torch.ao uses its fused fake-quant modules:
+  activation scales are moving averages, nothing is learned, and biases stay float. torchao has one scale per output
+  channel and per token, and quantizes linear layers only.
+- **Input scale.** Learning the input's scale needs a gradient through the first layer that float training skips. Row 2b
+  freezes that scale.
+- **Peak memory** is the most that torch's allocator hands out during a step beyond what was allocated before it, from
+  the profiler's record of allocations. Weights and momentum are allocated before, gradients are not.
+- **Import** is the CPU time of a process that imports the library, minus that of a process that imports only torch.
+- **1e7 elements** (40 MB): the C library maps fresh memory for every tensor, and page faults take most of the time, in
+  `clone` too. The rows with 1e6 elements say more about the arithmetic.
+- **Graphs** counts how often `torch.compile` calls its backend during the first 400 training steps, at batch 8.
+- **Construction** with initialisation skipped: `nn.Linear.reset_parameters` does nothing, so that filling weights with
   random numbers doesn't hide the rest.
 """

@@ -28,7 +28,7 @@ ROWS = (
     _row("2", "... W4A4, all scales learned", "lenet-w4a4-step", 1.8),
     _row("2b", "... W4A4, the input quantizer's scale frozen", "lenet-w4a4-frozen-step", 1.30),
     _row("3", "... W4A4 + Int32Bias, QuantTensors, all scales learned", "lenet-w4a4b32-step", 2.0),
-    _row("4", "... W4A4 while statistics are collected", "lenet-w4a4-collecting-step", 1.35),
+    _row("4", "... W4A4 during calibration", "lenet-w4a4-collecting-step", 1.35),
     _row("5", "LeNet-5 batch 64, evaluation, W4A4", "lenet-w4a4-eval", 1.10),
     _row("6", "... W4A4 + Int32Bias, QuantTensors", "lenet-w4a4b32-eval", 1.20),
     _row("7", "ResNet-18, 32x32, batch 16, training step, W4A4, learned scales", "resnet-step", 1.15),

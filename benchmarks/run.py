@@ -80,7 +80,7 @@ def chosen_rows(numbers: str | None) -> tuple[Row, ...]:
     """The rows of a comma-separated list; all of them for None.
 
     Raises:
-        SystemExit: a number that is no row.
+        SystemExit: an unknown row number.
     """
     if numbers is None:
         return ROWS
@@ -93,7 +93,7 @@ def chosen_rows(numbers: str | None) -> tuple[Row, ...]:
 
 
 def workloads_of(rows: tuple[Row, ...], whole: bool) -> list[str]:
-    """What to measure, each once: what the rows need, then everything else if the whole is asked for."""
+    """The workloads to measure, each once: those of the rows, then all others if ``whole``."""
     keys = [key for row in rows for key in row.workloads]
     keys += [key for section in SECTIONS for key in section.workloads if whole]
     return list(dict.fromkeys(keys))

@@ -23,7 +23,7 @@ class Station:
     """Prepares one workload at a time in this process, and takes samples of it.
 
     Attributes:
-        libraries: what it can run, float aside.
+        libraries: those that it can run, apart from float.
     """
 
     def __init__(self, libraries: tuple[str, ...]) -> None:
@@ -32,7 +32,7 @@ class Station:
         self._asked: tuple[str, list[str]] = ("", [])
 
     def versions(self) -> dict[str, str]:
-        """Of what is installed here."""
+        """The versions of what is installed here."""
         return versions()
 
     def begin(self, workload: str, libraries: list[str]) -> None:
@@ -49,11 +49,11 @@ class Station:
             except Exception as error:  # whatever a library raises is its result
                 failures[library] = f"{type(error).__name__}: {error}"
         gc.collect()
-        gc.freeze()  # so that collecting what a sample leaves takes no time
+        gc.freeze()  # so that collecting the garbage of a sample takes no time
         return failures
 
     def sample(self, library: str) -> float:
-        """One number. Garbage is collected before, not meanwhile.
+        """One number. Garbage is collected before the sample, not during it.
 
         Raises:
             WorkloadError: the library failed.
@@ -85,11 +85,11 @@ class RemoteStation:
         self._worker = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def versions(self) -> dict[str, str]:
-        """Of what is installed there."""
+        """The versions of what is installed there."""
         return self._call("versions")
 
     def begin(self, workload: str, libraries: list[str]) -> None:
-        """Start to prepare a workload, float included; the other process is at it until `prepared` returns."""
+        """Start to prepare a workload, float included; the other process works on it until `prepared` returns."""
         self._call("begin", workload, libraries)
         self._send("prepared")
 

@@ -42,7 +42,7 @@ def loaded(model: nn.Module) -> object:
 
 
 def storing(action: Callable[[nn.Module], object], network: Network, library: str) -> Callable[[], float]:
-    """Times what is done with a W4A4 model."""
+    """Times an action on a W4A4 model."""
     return Timed(partial(action, trained(network, Scheme(4, 4), library)))
 
 

@@ -1,4 +1,4 @@
-"""How long a call takes, and what many samples say."""
+"""The time of a call, and the summary of many samples."""
 
 import gc
 import statistics
@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 __all__ = ["Summary", "Timed", "summarize"]
 
-SHORTEST = 0.005  # seconds that a sample lasts at least: short calls are repeated
+SHORTEST = 0.005  # the least duration of a sample, in seconds: short calls are repeated
 
 
 class Timed:
-    """A call that can be sampled: CPU seconds of the calling thread, for one call.
+    """A call that can be sampled: the CPU time of the calling thread, in seconds per call.
 
     The thread's own clock stands still while another process has the core. It sees everything that is computed, since
     there is one thread: autograd runs a backward on the CPU in the thread that asked for it. Python's garbage collector
@@ -20,7 +20,7 @@ class Timed:
 
     Args:
         call: what is timed. It is run a few times here, to find out how often to repeat it in a sample.
-        shortest: seconds that a sample lasts at least.
+        shortest: the least duration of a sample, in seconds.
     """
 
     def __init__(self, call: Callable[[], object], shortest: float = SHORTEST) -> None:

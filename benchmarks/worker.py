@@ -26,7 +26,7 @@ def serve(calls: IO[str], answers: IO[str]) -> None:
         method, *args = json.loads(line)
         try:
             answer = {"returned": getattr(station, method)(*args)}
-        except WorkloadError as error:  # the other side raises it
+        except WorkloadError as error:  # the station raises it
             answer = {"raised": str(error)}
         print(json.dumps(answer), file=answers, flush=True)
 
@@ -36,5 +36,5 @@ if __name__ == "__main__":
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what libraries print must not come between answers
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # the output of libraries must not get between the answers
     serve(sys.stdin, answers)

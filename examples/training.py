@@ -1,4 +1,4 @@
-"""Training of classifiers, float and quantized alike: quantized layers need nothing else than what torch's need."""
+"""Training of classifiers. The same code trains float and quantized models."""
 
 from typing import TypeVar
 
@@ -13,7 +13,7 @@ __all__ = ["accuracy", "train"]
 ModelT = TypeVar("ModelT", bound=nn.Module)
 
 BATCH = 64
-REACH = 2  # pixels; the digits keep four from the border
+REACH = 2  # pixels; the digits are four pixels away from the border
 
 
 def train(
@@ -26,16 +26,16 @@ def train(
     seed: int,
     progress: Progress,
 ) -> ModelT:
-    """Train with Adam under a one-cycle learning rate, on images that are shifted by up to two pixels.
+    """Train with Adam under a one-cycle learning rate, on images shifted by up to two pixels.
 
     Args:
-        model: returns logits.
-        digits: whose train_images are learned.
-        name: what the progress bar says.
-        epochs: how often each image is seen.
-        learning_rate: the highest of the cycle.
+        model: a classifier that returns logits.
+        digits: the data; only the train_ part is used.
+        name: the label of the progress bar.
+        epochs: passes over the training images.
+        learning_rate: the peak of the cycle.
         seed: of the order and the shifts.
-        progress: gets a bar.
+        progress: the display that gets a bar.
 
     Returns:
         The model, in evaluation mode.
@@ -68,6 +68,6 @@ def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
 
 
 def _shifted(images: Tensor, chance: torch.Generator) -> Tensor:
-    """Each image moved by whole pixels, at random."""
+    """The images, each shifted by a random number of whole pixels."""
     shifts = torch.randint(-REACH, REACH + 1, (len(images), 2), generator=chance).tolist()
     return torch.stack([image.roll(shift, (1, 2)) for image, shift in zip(images, shifts, strict=True)])

@@ -439,12 +439,15 @@ def _convolved(func: Any, args: Any, kwargs: Any) -> Any:
     if factors is None:
         return None
     one, other = factors
-    channel = 1 if transposed else 0  # of the weight, over output channels of a group
-    scales = other.scale
-    if scales.ndim and any(size > 1 for dim, size in enumerate(scales.shape) if dim != channel):
-        return None
-    flat = scales.reshape(-1)
-    flat = flat.repeat(groups) if transposed and flat.numel() > 1 else flat
+    flat = other.scale.reshape(-1)
+    if flat.numel() > 1:
+        rows = _spread(other)
+        if transposed:  # (in, out / groups, *kernel)
+            rows = rows.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
+        rows = rows.flatten(1)
+        flat = rows[:, 0]
+        if bool((rows != flat[:, None]).any()):  # products of several scales in one sum
+            return None
     reach = other.codes.abs().sum() if transposed else other.codes.abs().flatten(1).sum(1).max()
     x.journal.require_exact(one.codes, reach)
     with torch.backends.cudnn.flags(enabled=False):  # its algorithms may transform numbers before they add

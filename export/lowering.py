@@ -2,11 +2,10 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
-import torch
 from torch import Tensor, nn
 
+from ..nn.slots import QuantLayer
 from ..qcore import Grid, TensorQuant
 
 __all__ = ["Lowering", "evaluating", "lowered", "numbered", "quantizers_of", "unchanged"]
@@ -26,14 +25,19 @@ def numbered(path: str, index: int) -> str:
 
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """A model in evaluation mode; afterwards every module is in the mode it was in."""
+    """A model in evaluation mode that uses nothing kept by `frozen`; afterwards every module is as it was."""
     modes = [(each, each.training) for each in module.modules()]
+    kept = [(each, each._kept) for each in module.modules() if isinstance(each, (QuantLayer, TensorQuant))]
     module.eval()
+    for each, _ in kept:
+        each._kept = None
     try:
         yield
     finally:
         for each, mode in modes:
             each.training = mode
+        for each, former in kept:
+            each._kept = former
 
 
 @contextmanager
@@ -53,14 +57,11 @@ def lowered(quantizers: dict[str, TensorQuant], lowering: Callable[[str], Loweri
 
 @contextmanager
 def unchanged(module: nn.Module) -> Iterator[None]:
-    """A model whose flags, and whose quantizers' tensors, are afterwards what they were, in the same objects.
+    """A model whose attributes are afterwards what they were: the last grid seen, what was warned of.
 
-    A forward in evaluation may still set state: a learned scale that starts from the weight, the last grid seen.
+    Tensors are not touched: evaluation sets no state.
     """
     flags = [(part, {k: v for k, v in vars(part).items() if k not in _TENSORS}) for part in module.modules()]
-    parts = {part for each in quantizers_of(module).values() for part in each.modules()}
-    tensors = [tensor for part in parts for tensor in _own_tensors(part)]
-    copies = [tensor.detach().clone() for tensor in tensors]
     try:
         yield
     finally:
@@ -68,16 +69,6 @@ def unchanged(module: nn.Module) -> Iterator[None]:
             for name in vars(part).keys() - former.keys() - _TENSORS:
                 del vars(part)[name]
             vars(part).update(former)
-        with torch.no_grad():
-            for tensor, copy in zip(tensors, copies, strict=True):
-                if tensor.shape != copy.shape:
-                    tensor.data = copy
-                elif not torch.equal(tensor, copy):
-                    tensor.copy_(copy)
 
 
 _TENSORS = {"_parameters", "_buffers", "_modules"}
-
-
-def _own_tensors(module: nn.Module) -> list[Any]:
-    return [*module.parameters(recurse=False), *module.buffers(recurse=False)]

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ..qcore import Grid, HalfEven, IntQuant, TensorQuant
+from ..qcore.int_quant import FLOAT_BITS
 from .caveats import silent_quantizers, unreached
 from .errors import ExportError, with_causes
 from .lowering import Lowering, lowered, numbered
@@ -122,6 +123,7 @@ def record(module: nn.Module, quantizers: dict[str, TensorQuant], args: tuple[An
             values, grid = quantizer._quantize(x, *context)
             calls = recording.calls.setdefault(path, [])
             stored = x.data_ptr() in held if type(x) in (Tensor, nn.Parameter) else False
+            stored = stored or path.rpartition(".")[2] in ("weight_quant", "bias_quant")  # of values computed from some
             codes = codes_of(quantizer, x, context, values, grid)
             calls.append(
                 Call(
@@ -156,7 +158,7 @@ def record(module: nn.Module, quantizers: dict[str, TensorQuant], args: tuple[An
 
 def codes_of(quantizer: TensorQuant, x: Tensor, context: tuple[Any, ...], values: Tensor, grid: Grid) -> Tensor:
     """The integers that a quantizer moves ``x`` to: float32 values don't tell wide ones apart."""
-    return quantizer.codes(x, *context)[0] if int(grid.bit_width) > 16 else grid.to_int(values.detach())
+    return quantizer.codes(x, *context)[0] if int(grid.bit_width) > FLOAT_BITS else grid.to_int(values.detach())
 
 
 def _lie_on(grid: Grid, codes: Tensor, values: Tensor) -> bool:

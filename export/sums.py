@@ -1,7 +1,6 @@
 """Sums of products: how large they are, and how large they may become."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -53,8 +52,8 @@ def worst_sums(layer: LayerIntegers) -> Sums | None:
     if weight is None or weight.codes is None or given is None or given.axis is not None:
         return None
     centred = weight.codes.to(torch.int64) - weight.grid.shaped(weight.grid.zero_point, weight.codes.ndim)
-    transposed = "output_padding" in layer.settings and "Transpose" in layer.kind
-    rows = _rows_of_transposed(centred, layer.settings) if transposed else centred.flatten(1)  # (out, products)
+    ungrouped = "output_padding" in layer.settings and "Transpose" in layer.kind and layer.settings["groups"] == 1
+    rows = (centred.transpose(0, 1) if ungrouped else centred).flatten(1)  # (out, products)
     low, high = (bound - int(given.zero_point) for bound in given.bounds)
     low, high = min(low, 0), max(high, 0)  # padding, and partial sums
     up, down = rows.clamp_min(0).sum(1), rows.clamp_max(0).sum(1)
@@ -64,13 +63,6 @@ def worst_sums(layer: LayerIntegers) -> Sums | None:
         own = bias.codes.to(torch.int64)
         smallest, largest = smallest + own.clamp_max(0), largest + own.clamp_min(0)
     return Sums(smallest, largest)
-
-
-def _rows_of_transposed(weight: Tensor, settings: dict[str, Any]) -> Tensor:
-    """Weights (in, out / groups, *kernel) as rows of one output channel each: at most all of its taps meet."""
-    groups = settings["groups"]
-    taps = weight.reshape(groups, weight.shape[0] // groups, *weight.shape[1:]).transpose(1, 2)
-    return taps.flatten(0, 1).flatten(1)
 
 
 def on_products(layer: LayerIntegers) -> bool:

@@ -1,22 +1,32 @@
 """The base of activation layers."""
 
-from typing import Any, ClassVar
+import inspect
+import numbers
+from collections.abc import Callable, Mapping
+from typing import ClassVar
 
 import torch
 from torch import Tensor
+from torch.types import Device
 
-from ..qcore import QuantizerError, QuantTensor, TensorQuant, values_of
-from .slots import Described, QuantLayer, fill_slot
+from ..qcore import Grid, QuantizerError, QuantTensor, SettingError, TensorQuant, path_of, values_of
+from ..qcore.inject import QuantizerType
+from ..qcore.int_range import check_flag
+from .slots import Described, QuantLayer, split_overrides
 
 __all__ = ["ActivationLayer"]
+
+QuantizerLike = QuantizerType | TensorQuant | None  # what a layer takes for a quantizer
 
 
 class ActivationLayer(QuantLayer):
     """What quantized activation layers share; a subclass applies a function, the base quantizes its result.
 
-    Keyword arguments of every such layer, besides torch's own:
+    A subclass has torch's layer as its second base, and two methods: a constructor that names torch's arguments and
+    the default of ``act_quant``, and the function.
 
     Args:
+        *args: torch's own, in torch's order.
         act_quant: quantizer of the result, or None.
         input_quant: quantizer of the input, or None.
         return_quant_tensor: return a `QuantTensor` that carries the result's grid.
@@ -32,52 +42,72 @@ class ActivationLayer(QuantLayer):
         QuantizerError: in the constructor, for a keyword or setting that nothing uses, or an impossible one.
 
     Example:
-        >>> from bitwright.nn import QuantReLU
-        >>> from bitwright.quantizers import Uint8Act
-        >>> layer = QuantReLU(act_quant=Uint8Act, bit_width=4, scale=0.5, return_quant_tensor=True)
-        >>> out = layer(torch.tensor([-1.0, 1.2, 99.0]))
+        >>> from bitwright.quantizers import Int8Act
+        >>> from torch import nn
+        >>> class QuantELU(ActivationLayer, nn.ELU):
+        ...     def __init__(self, alpha=1.0, inplace=False, *, act_quant=Int8Act, **options):
+        ...         super().__init__(alpha, inplace, act_quant=act_quant, **options)
+        ...
+        ...     def _function(self, x):
+        ...         return nn.functional.elu(x, self.alpha, self.inplace)
+        >>> layer = QuantELU(bit_width=4, scale=0.5, return_quant_tensor=True)
+        >>> out = layer(torch.tensor([-9.0, 1.2, 99.0]))
         >>> out.int(), out.scale, out.bit_width
-        (tensor([ 0,  2, 15], dtype=torch.int8), tensor(0.5000), 4)
+        (tensor([-2,  2,  7], dtype=torch.int8), tensor(0.5000), 4)
     """
+
+    prefixes: ClassVar[dict[str, str]] = {"act": "", "input": "input_"}
+    __signature__: ClassVar[inspect.Signature]
+    _torchs: ClassVar[tuple[str, ...]] = ()  # the names of torch's arguments
 
     act_quant: TensorQuant | None
     input_quant: TensorQuant | None
     return_quant_tensor: bool
 
-    def _attach(
+    def __init_subclass__(cls, **kwargs: object) -> None:
+        super().__init_subclass__(**kwargs)
+        torchs = inspect.signature(
+            next(each for each in cls.__mro__ if not issubclass(each, QuantLayer)).__init__
+        ).parameters
+        cls._torchs = tuple(each.name for each in torchs.values() if each.kind is each.POSITIONAL_OR_KEYWORD)[1:]
+        cls.__signature__ = _spelled_out(cls)
+
+    def __init__(
         self,
-        act_quant: Any,
-        input_quant: Any,
-        return_quant_tensor: bool,
-        device: Any,
-        dtype: torch.dtype | None,
-        overrides: dict[str, Any],
+        *args: object,
+        act_quant: QuantizerLike,
+        input_quant: QuantizerLike = None,
+        return_quant_tensor: bool = False,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
+        **overrides: object,
     ) -> None:
-        """Resolve the slots; called by constructors."""
-        self.return_quant_tensor = return_quant_tensor
-        self._given = {"device": device, "dtype": dtype}
-        self._fill({"act": act_quant, "input": input_quant}, overrides, self._given)
-        self._built = True
+        given = dict(zip(self._torchs, args, strict=False))
+        given["return_quant_tensor"] = return_quant_tensor
+        checked = [_checked(self, name, item) for name, item in given.items()]
+        super().__init__(*checked[:-1], *args[len(self._torchs) :])
+        self.return_quant_tensor = bool(checked[-1])
+        own, inputs = self._split(act_quant, input_quant, overrides)
+        self._where = {"device": device, "dtype": dtype}
+        self._fill_slots({"act": act_quant, "input": input_quant}, {"act": own, "input": inputs})
 
-    prefixes: ClassVar[dict[str, str]] = {"act": "", "input": "input_"}
+    def _provided(self, slot: str) -> dict[str, object]:
+        return dict(self._where)
 
-    def _provided(self, slot: str) -> dict[str, Any]:
-        return dict(self._given)
+    def _check_slots(self) -> None:
+        if self.return_quant_tensor and self.act_quant is None and self.input_quant is not None:
+            raise QuantizerError(
+                f"{Described(self)}: return_quant_tensor=True needs act_quant, which is None. Write act_quant=Int8Act."
+            )
 
-    def _fill(self, slots: dict[str, Any], overrides: dict[str, Any], provided: dict[str, Any]) -> None:
-        """Resolve the slots one by one, with all the checks."""
-        act_quant, input_quant = slots["act"], slots["input"]
-        inputs: dict[str, Any] = {}
-        for keyword, item in overrides.items():
+    def _split(
+        self, act_quant: QuantizerLike, input_quant: QuantizerLike, overrides: Mapping[str, object]
+    ) -> tuple[dict[str, object], dict[str, object]]:
+        """The keywords for ``act_quant``, and those for ``input_quant`` without their prefix."""
+        prefixed = {keyword: item for keyword, item in overrides.items() if keyword.startswith("input_")}
+        own = {keyword: item for keyword, item in overrides.items() if keyword not in prefixed}
+        for keyword, item in own.items():
             prefix, _, rest = keyword.partition("_")
-            if prefix == "input" and rest:
-                if input_quant is None:
-                    raise QuantizerError(
-                        f"{Described(self)}: {keyword}={item!r} is given, but input_quant is None. Write "
-                        f"input_quant=Int8Act too, or leave {keyword} out."
-                    )
-                inputs[rest] = item
-                continue
             if prefix in ("weight", "bias", "act", "output") and rest:
                 what = "has no weight or bias, and its" if prefix in ("weight", "bias") else "has one set of keywords:"
                 rest = "act_quant" if rest == "quant" else rest
@@ -90,13 +120,7 @@ class ActivationLayer(QuantLayer):
                     f"{Described(self)}: {keyword}={item!r} is given, but act_quant is None. Write act_quant=Int8Act "
                     f"too, or leave {keyword} out."
                 )
-        own = {keyword: item for keyword, item in overrides.items() if not keyword.startswith("input_")}
-        self.act_quant = fill_slot(self, "act", act_quant, own, "", provided)
-        self.input_quant = fill_slot(self, "input", input_quant, inputs, "input_", provided)
-        if self.return_quant_tensor and self.act_quant is None and self.input_quant is not None:
-            raise QuantizerError(
-                f"{Described(self)}: return_quant_tensor=True needs act_quant, which is None. Write act_quant=Int8Act."
-            )
+        return own, split_overrides(self, {"input": input_quant}, prefixed)["input"]
 
     def _function(self, x: Tensor) -> Tensor:
         """What the layer computes before it quantizes."""
@@ -106,21 +130,104 @@ class ActivationLayer(QuantLayer):
         """The quantized result, of the input's shape; a `QuantTensor` with ``return_quant_tensor=True``."""
         x = input
         if self.input_quant is not None:
-            x = self.input_quant(values_of(x))
+            x = self.input_quant.quantize(values_of(x))[0]
         if self.act_quant is None:
             return self._function(x)
-        values = values_of(x)
+        values = self._real(values_of(x))
         if values is not x and getattr(self, "inplace", False):
-            values = values.clone()  # a function in place must not write into a QuantTensor behind its back
+            values = values.clone()  # a function in place must not write into a QuantTensor unseen
         out, grid = self._quantized(values, self.act_quant)
         if grid is None or not self.return_quant_tensor or torch.compiler.is_exporting():
             return out
         return QuantTensor.wrap(out, grid)
 
-    def _quantized(self, x: Tensor, quant: TensorQuant) -> Any:
+    def _real(self, x: Tensor) -> Tensor:
+        """The input as floating numbers, which grids have; complex ones lie on no grid."""
+        if x.is_nested:
+            raise QuantizerError(
+                f"{path_of(self)}: the input is a nested tensor, which can't be quantized. Pad it, "
+                "x.to_padded_tensor(0.0); if nn.TransformerEncoder made it, write enable_nested_tensor=False there."
+            )
+        if x.is_floating_point():
+            return x
+        if x.is_complex():
+            raise QuantizerError(
+                f"{path_of(self)}: the input is {x.dtype}, and only real numbers can be quantized. Quantize "
+                "torch.view_as_real(x), or the magnitude x.abs()."
+            )
+        return x.to(torch.get_default_dtype())
+
+    def _quantized(self, x: Tensor, quant: TensorQuant) -> tuple[Tensor, Grid | None]:
         return quant.quantize(self._function(x))
 
     def extra_repr(self) -> str:
         extra = super().extra_repr()
         flag = "return_quant_tensor=True" if self.return_quant_tensor else ""
         return ", ".join(each for each in (extra, flag) if each)
+
+
+def _spelled_out(layer: type[ActivationLayer]) -> inspect.Signature:
+    """The signature of a layer with everything that its ``**options`` stand for."""
+    own = [*inspect.signature(layer.__init__).parameters.values()][1:]
+    if not any(each.kind is each.VAR_KEYWORD for each in own):
+        return inspect.Signature(own)
+    named = {each.name for each in own}
+    shared = [
+        each
+        for each in inspect.signature(ActivationLayer.__init__).parameters.values()
+        if each.kind in (each.KEYWORD_ONLY, each.VAR_KEYWORD) and each.name not in named
+    ]
+    return inspect.Signature([*(each for each in own if each.kind is not each.VAR_KEYWORD), *shared])
+
+
+# torch's arguments: torch stores whatever it is given, and what is wrong shows much later or never
+
+
+def _checked(layer: ActivationLayer, name: str, item: object) -> object:
+    """The argument, or what is wrong with it and what was probably meant."""
+    check = _KINDS.get(name)
+    if check is None:
+        return item
+    try:
+        return check(name, item)
+    except SettingError as error:
+        remedy = ""
+        if isinstance(item, QuantizerType | TensorQuant):
+            remedy = f" Write {type(layer).__name__}(act_quant={item!r})."
+        elif name in layer._torchs[:1] and isinstance(item, numbers.Integral) and int(item) >= 2:
+            remedy = f" Write {type(layer).__name__}(bit_width={item}) for {item} bits."
+        raise QuantizerError(f"{type(layer).__name__}: {error}{remedy}") from None
+
+
+def _flag(name: str, item: object) -> bool:
+    numpys = type(item).__module__ == "numpy" and type(item).__name__ in ("bool", "bool_")
+    return check_flag(name, bool(item) if numpys else item)
+
+
+def _number(name: str, item: object) -> int | float:
+    if isinstance(item, bool) or not isinstance(item, numbers.Real) or item != item:
+        raise SettingError(name, item, "a number")
+    return int(item) if isinstance(item, numbers.Integral) else float(item)
+
+
+def _dimension(name: str, item: object) -> int | None:
+    if item is not None and (isinstance(item, bool) or not isinstance(item, numbers.Integral)):
+        raise SettingError(name, item, "a dimension such as -1")
+    return None if item is None else int(item)
+
+
+def _approximation(name: str, item: object) -> str:
+    if item not in ("none", "tanh"):
+        raise SettingError(name, item, "'none' or 'tanh'")
+    return str(item)
+
+
+_KINDS: dict[str, Callable[[str, object], object]] = {
+    "approximate": _approximation,
+    "dim": _dimension,
+    "inplace": _flag,
+    "max_val": _number,
+    "min_val": _number,
+    "negative_slope": _number,
+    "return_quant_tensor": _flag,
+}

@@ -1,14 +1,20 @@
-"""Quantized activation layers."""
+"""Quantized activation layers.
 
+Each takes torch's positional arguments and, by keyword, those of `ActivationLayer`: ``**options`` are the ones that a
+layer passes on.
+"""
+
+import numbers
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..qcore import IntQuant, TensorQuant
+from ..qcore import Grid, IntQuant, QuantizerError, TensorQuant
 from ..quantizers import Int8Act, ShiftedUint8Act, Uint8Act
-from .activation_layer import ActivationLayer
+from .activation_layer import ActivationLayer, QuantizerLike
+from .clipping import learns, unclipped
 
 __all__ = [
     "QuantGELU",
@@ -35,18 +41,8 @@ class QuantIdentity(ActivationLayer, nn.Identity):
         tensor([0.2500, 1.7500])
     """
 
-    def __init__(
-        self,
-        *,
-        act_quant: Any = Int8Act,
-        input_quant: Any = None,
-        return_quant_tensor: bool = False,
-        device: Any = None,
-        dtype: torch.dtype | None = None,
-        **overrides: Any,
-    ) -> None:
-        nn.Identity.__init__(self)
-        self._attach(act_quant, input_quant, return_quant_tensor, device, dtype, overrides)
+    def __init__(self, *, act_quant: QuantizerLike = Int8Act, **options: Any) -> None:
+        super().__init__(act_quant=act_quant, **options)
 
     def _function(self, x: Tensor) -> Tensor:
         return x
@@ -62,24 +58,13 @@ class QuantReLU(ActivationLayer, nn.ReLU):
         tensor([0.0000, 0.2500, 3.7500])
     """
 
-    def __init__(
-        self,
-        inplace: bool = False,
-        *,
-        act_quant: Any = Uint8Act,
-        input_quant: Any = None,
-        return_quant_tensor: bool = False,
-        device: Any = None,
-        dtype: torch.dtype | None = None,
-        **overrides: Any,
-    ) -> None:
-        nn.ReLU.__init__(self, inplace)
-        self._attach(act_quant, input_quant, return_quant_tensor, device, dtype, overrides)
+    def __init__(self, inplace: bool = False, *, act_quant: QuantizerLike = Uint8Act, **options: Any) -> None:
+        super().__init__(inplace, act_quant=act_quant, **options)
 
     def _function(self, x: Tensor) -> Tensor:
         return F.relu(x, self.inplace)
 
-    def _quantized(self, x: Tensor, quant: TensorQuant) -> Any:
+    def _quantized(self, x: Tensor, quant: TensorQuant) -> tuple[Tensor, Grid | None]:
         if quant.lowering is None and isinstance(quant, IntQuant) and quant.folds_relu:
             return quant.quantize(x, True)  # the clamp at the smallest integer, 0, is the ReLU
         return super()._quantized(x, quant)
@@ -95,22 +80,14 @@ class QuantReLU6(ActivationLayer, nn.ReLU6):
         tensor([0.0000, 0.5000, 6.0000])
     """
 
-    def __init__(
-        self,
-        inplace: bool = False,
-        *,
-        act_quant: Any = Uint8Act,
-        input_quant: Any = None,
-        return_quant_tensor: bool = False,
-        device: Any = None,
-        dtype: torch.dtype | None = None,
-        **overrides: Any,
-    ) -> None:
-        nn.ReLU6.__init__(self, inplace)
-        self._attach(act_quant, input_quant, return_quant_tensor, device, dtype, overrides)
+    def __init__(self, inplace: bool = False, *, act_quant: QuantizerLike = Uint8Act, **options: Any) -> None:
+        super().__init__(inplace, act_quant=act_quant, **options)
 
     def _function(self, x: Tensor) -> Tensor:
         return F.relu6(x, self.inplace)
+
+    def _quantized(self, x: Tensor, quant: TensorQuant) -> tuple[Tensor, Grid | None]:
+        return _clipping(self, x, quant)
 
 
 class QuantLeakyReLU(ActivationLayer, nn.LeakyReLU):
@@ -124,19 +101,9 @@ class QuantLeakyReLU(ActivationLayer, nn.LeakyReLU):
     """
 
     def __init__(
-        self,
-        negative_slope: float = 0.01,
-        inplace: bool = False,
-        *,
-        act_quant: Any = Int8Act,
-        input_quant: Any = None,
-        return_quant_tensor: bool = False,
-        device: Any = None,
-        dtype: torch.dtype | None = None,
-        **overrides: Any,
+        self, negative_slope: float = 0.01, inplace: bool = False, *, act_quant: QuantizerLike = Int8Act, **options: Any
     ) -> None:
-        nn.LeakyReLU.__init__(self, negative_slope, inplace)
-        self._attach(act_quant, input_quant, return_quant_tensor, device, dtype, overrides)
+        super().__init__(negative_slope, inplace, act_quant=act_quant, **options)
 
     def _function(self, x: Tensor) -> Tensor:
         return F.leaky_relu(x, self.negative_slope, self.inplace)
@@ -152,18 +119,8 @@ class QuantSigmoid(ActivationLayer, nn.Sigmoid):
         tensor([0.5000])
     """
 
-    def __init__(
-        self,
-        *,
-        act_quant: Any = Uint8Act,
-        input_quant: Any = None,
-        return_quant_tensor: bool = False,
-        device: Any = None,
-        dtype: torch.dtype | None = None,
-        **overrides: Any,
-    ) -> None:
-        nn.Sigmoid.__init__(self)
-        self._attach(act_quant, input_quant, return_quant_tensor, device, dtype, overrides)
+    def __init__(self, *, act_quant: QuantizerLike = Uint8Act, **options: Any) -> None:
+        super().__init__(act_quant=act_quant, **options)
 
     def _function(self, x: Tensor) -> Tensor:
         return torch.sigmoid(x)
@@ -179,18 +136,8 @@ class QuantTanh(ActivationLayer, nn.Tanh):
         tensor([-1.,  0.])
     """
 
-    def __init__(
-        self,
-        *,
-        act_quant: Any = Int8Act,
-        input_quant: Any = None,
-        return_quant_tensor: bool = False,
-        device: Any = None,
-        dtype: torch.dtype | None = None,
-        **overrides: Any,
-    ) -> None:
-        nn.Tanh.__init__(self)
-        self._attach(act_quant, input_quant, return_quant_tensor, device, dtype, overrides)
+    def __init__(self, *, act_quant: QuantizerLike = Int8Act, **options: Any) -> None:
+        super().__init__(act_quant=act_quant, **options)
 
     def _function(self, x: Tensor) -> Tensor:
         return torch.tanh(x)
@@ -212,18 +159,21 @@ class QuantHardTanh(ActivationLayer, nn.Hardtanh):
         max_val: float = 1.0,
         inplace: bool = False,
         *,
-        act_quant: Any = Int8Act,
-        input_quant: Any = None,
-        return_quant_tensor: bool = False,
-        device: Any = None,
-        dtype: torch.dtype | None = None,
-        **overrides: Any,
+        act_quant: QuantizerLike = Int8Act,
+        **options: Any,
     ) -> None:
-        nn.Hardtanh.__init__(self, min_val, max_val, inplace)
-        self._attach(act_quant, input_quant, return_quant_tensor, device, dtype, overrides)
+        if isinstance(min_val, numbers.Real) and isinstance(max_val, numbers.Real) and not min_val < max_val:
+            raise QuantizerError(
+                f"{type(self).__name__}: max_val={max_val!r} is not possible: expected a number above "
+                f"min_val={min_val!r}."
+            )
+        super().__init__(min_val, max_val, inplace, act_quant=act_quant, **options)
 
     def _function(self, x: Tensor) -> Tensor:
         return F.hardtanh(x, self.min_val, self.max_val, self.inplace)
+
+    def _quantized(self, x: Tensor, quant: TensorQuant) -> tuple[Tensor, Grid | None]:
+        return _clipping(self, x, quant)
 
 
 class QuantHardSwish(ActivationLayer, nn.Hardswish):
@@ -236,19 +186,8 @@ class QuantHardSwish(ActivationLayer, nn.Hardswish):
         tensor([-0.3750,  3.0000])
     """
 
-    def __init__(
-        self,
-        inplace: bool = False,
-        *,
-        act_quant: Any = ShiftedUint8Act,
-        input_quant: Any = None,
-        return_quant_tensor: bool = False,
-        device: Any = None,
-        dtype: torch.dtype | None = None,
-        **overrides: Any,
-    ) -> None:
-        nn.Hardswish.__init__(self, inplace)
-        self._attach(act_quant, input_quant, return_quant_tensor, device, dtype, overrides)
+    def __init__(self, inplace: bool = False, *, act_quant: QuantizerLike = ShiftedUint8Act, **options: Any) -> None:
+        super().__init__(inplace, act_quant=act_quant, **options)
 
     def _function(self, x: Tensor) -> Tensor:
         return F.hardswish(x, self.inplace)
@@ -264,19 +203,8 @@ class QuantSiLU(ActivationLayer, nn.SiLU):
         tensor([-0.2500,  3.8750])
     """
 
-    def __init__(
-        self,
-        inplace: bool = False,
-        *,
-        act_quant: Any = ShiftedUint8Act,
-        input_quant: Any = None,
-        return_quant_tensor: bool = False,
-        device: Any = None,
-        dtype: torch.dtype | None = None,
-        **overrides: Any,
-    ) -> None:
-        nn.SiLU.__init__(self, inplace)
-        self._attach(act_quant, input_quant, return_quant_tensor, device, dtype, overrides)
+    def __init__(self, inplace: bool = False, *, act_quant: QuantizerLike = ShiftedUint8Act, **options: Any) -> None:
+        super().__init__(inplace, act_quant=act_quant, **options)
 
     def _function(self, x: Tensor) -> Tensor:
         return F.silu(x, self.inplace)
@@ -293,18 +221,9 @@ class QuantGELU(ActivationLayer, nn.GELU):
     """
 
     def __init__(
-        self,
-        approximate: str = "none",
-        *,
-        act_quant: Any = ShiftedUint8Act,
-        input_quant: Any = None,
-        return_quant_tensor: bool = False,
-        device: Any = None,
-        dtype: torch.dtype | None = None,
-        **overrides: Any,
+        self, approximate: str = "none", *, act_quant: QuantizerLike = ShiftedUint8Act, **options: Any
     ) -> None:
-        nn.GELU.__init__(self, approximate)
-        self._attach(act_quant, input_quant, return_quant_tensor, device, dtype, overrides)
+        super().__init__(approximate, act_quant=act_quant, **options)
 
     def _function(self, x: Tensor) -> Tensor:
         return F.gelu(x, approximate=self.approximate)
@@ -320,19 +239,16 @@ class QuantSoftmax(ActivationLayer, nn.Softmax):
         tensor([[0.2500, 0.2500, 0.2500, 0.2500]])
     """
 
-    def __init__(
-        self,
-        dim: int | None = None,
-        *,
-        act_quant: Any = Uint8Act,
-        input_quant: Any = None,
-        return_quant_tensor: bool = False,
-        device: Any = None,
-        dtype: torch.dtype | None = None,
-        **overrides: Any,
-    ) -> None:
-        nn.Softmax.__init__(self, dim)
-        self._attach(act_quant, input_quant, return_quant_tensor, device, dtype, overrides)
+    def __init__(self, dim: int | None = None, *, act_quant: QuantizerLike = Uint8Act, **options: Any) -> None:
+        super().__init__(dim, act_quant=act_quant, **options)
 
     def _function(self, x: Tensor) -> Tensor:
         return F.softmax(x, self.dim)
+
+
+def _clipping(layer: QuantReLU6 | QuantHardTanh, x: Tensor, quant: TensorQuant) -> tuple[Tensor, Grid | None]:
+    """The quantized result of a function that clips."""
+    if not learns(quant):
+        return quant.quantize(layer._function(x))
+    before = x.detach().clone() if layer.inplace else x
+    return quant.quantize(unclipped(before, layer._function(x), layer.min_val, layer.max_val, quant))

@@ -7,18 +7,19 @@ from torch import Tensor, nn
 from ..qcore import Grid
 from ..quantizers import Int8WeightPerTensor
 from . import few_channels
+from .depthwise import depthwise
 from .weight_layer import WeightLayer
 
 __all__ = ["QuantConv1d", "QuantConv2d", "QuantConv3d"]
 
 
 class _ConvLayer(WeightLayer):
-    """The constructor that convolutions of every dimension share; torch's class comes second among the bases."""
+    """The constructor shared by all convolutions. torch's class is the second base of each."""
 
     _conv_forward: Any
-    groups: int
     in_channels: int
     out_channels: int
+    groups: int
     kernel_size: tuple[int, ...]
 
     def __init__(
@@ -60,24 +61,17 @@ class _ConvLayer(WeightLayer):
     def _compute(self, x: Tensor, weight: Tensor, bias: Tensor | None, *extra: Any) -> Tensor:
         return self._conv_forward(x, weight, bias)
 
-    def _input_per_output(self, inputs: Grid | None) -> Grid | None:
-        """A depthwise convolution sums products of one input channel, which may have a scale of its own."""
-        if inputs is None or inputs.scale.numel() == 1 or self.groups != self.in_channels:
-            return inputs
-        channel = inputs.scale.ndim - len(self.kernel_size) - 1
-        if channel < 0 or inputs.scale.shape[channel] != self.in_channels:
-            return inputs
-        scale = inputs.scale.reshape(-1).repeat_interleave(self.out_channels // self.groups)
-        return inputs.replace(scale=scale, axis=0)
+    def _per_output(self, inputs: Grid | None, weights: Grid | None) -> tuple[Grid | None, Grid | None]:
+        return depthwise(self, inputs, weights)
 
 
 class QuantConv1d(_ConvLayer, nn.Conv1d):
-    """`torch.nn.Conv1d` with quantized weight and, on request, bias, input and output; input (N, C, L).
+    """`torch.nn.Conv1d` with a quantized weight and, optionally, bias, input and output; input (N, C, L).
 
-    Positional arguments are torch's; for the keyword-only ones see `WeightLayer`.
+    Positional arguments are torch's. `WeightLayer` documents the keyword-only ones.
 
     Raises:
-        QuantizerError: a keyword or setting that nothing uses, or an impossible one.
+        QuantizerError: an unused or impossible setting.
 
     Example:
         >>> import torch
@@ -87,12 +81,12 @@ class QuantConv1d(_ConvLayer, nn.Conv1d):
 
 
 class QuantConv2d(_ConvLayer, nn.Conv2d):
-    """`torch.nn.Conv2d` with quantized weight and, on request, bias, input and output; input (N, C, H, W).
+    """`torch.nn.Conv2d` with a quantized weight and, optionally, bias, input and output; input (N, C, H, W).
 
-    Positional arguments are torch's; for the keyword-only ones see `WeightLayer`.
+    Positional arguments are torch's. `WeightLayer` documents the keyword-only ones.
 
     Raises:
-        QuantizerError: a keyword or setting that nothing uses, or an impossible one.
+        QuantizerError: an unused or impossible setting.
 
     Example:
         >>> import torch
@@ -108,12 +102,12 @@ class QuantConv2d(_ConvLayer, nn.Conv2d):
 
 
 class QuantConv3d(_ConvLayer, nn.Conv3d):
-    """`torch.nn.Conv3d` with quantized weight and, on request, bias, input and output; input (N, C, D, H, W).
+    """`torch.nn.Conv3d` with a quantized weight and, optionally, bias, input and output; input (N, C, D, H, W).
 
-    Positional arguments are torch's; for the keyword-only ones see `WeightLayer`.
+    Positional arguments are torch's. `WeightLayer` documents the keyword-only ones.
 
     Raises:
-        QuantizerError: a keyword or setting that nothing uses, or an impossible one.
+        QuantizerError: an unused or impossible setting.
 
     Example:
         >>> import torch

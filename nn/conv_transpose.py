@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ..qcore import Grid
 from ..quantizers import Int8WeightPerTensor
+from .depthwise import depthwise
 from .weight_layer import WeightLayer
 
 __all__ = ["QuantConvTranspose1d", "QuantConvTranspose2d", "QuantConvTranspose3d"]
@@ -16,12 +17,16 @@ __all__ = ["QuantConvTranspose1d", "QuantConvTranspose2d", "QuantConvTranspose3d
 class _TransposedLayer(WeightLayer):
     """What transposed convolutions of every dimension share; torch's class comes second among the bases.
 
-    Weights are (in, out / groups, *kernel): output channels run over dimension 1, once for each group.
+    Weights are (in, out / groups, *kernel): output channels run over dimension 1, once for each group. With groups no
+    dimension counts the outputs, so that a quantizer sees such weights as (out, in / groups, *kernel), like those of
+    `nn.Conv2d`, and ``weight_axis`` counts the dimensions of that.
     """
 
-    channel_axis = 1
     operation: Callable[..., Tensor]
     groups: int
+    in_channels: int
+    out_channels: int
+    kernel_size: tuple[int, ...]
     _output_padding: Any
 
     def __init__(
@@ -75,10 +80,38 @@ class _TransposedLayer(WeightLayer):
         )
         return self.operation(x, weight, bias, stride, padding, output_padding, self.groups, dilation)
 
-    def _per_output(self, weights: Grid | None) -> Grid | None:
-        if weights is None or weights.scale.numel() == 1 or self.groups == 1:
-            return weights
-        return weights.replace(scale=weights.scale.reshape(-1).repeat(self.groups), axis=0)
+    @property
+    def channel_axis(self) -> int:
+        """The dimension that counts the outputs, where a quantizer sees the weight."""
+        return 0 if self.groups > 1 else 1
+
+    def _outputs_first(self, weight: Tensor) -> Tensor:
+        return weight if self._counts_outputs else self._regrouped(weight)
+
+    def _as_stored(self, weight: Tensor) -> Tensor:
+        return weight if self._counts_outputs else self._regrouped(weight)
+
+    @property
+    def _counts_outputs(self) -> bool:
+        """Whether a dimension of the weight counts the outputs: the second without groups, the first if depthwise."""
+        return self.groups == 1 or self.groups == self.in_channels == self.out_channels
+
+    def _regrouped(self, weight: Tensor) -> Tensor:
+        """(groups x a, b, *kernel) as (groups x b, a, *kernel), which is its own way back."""
+        return weight.unflatten(0, (self.groups, -1)).transpose(1, 2).flatten(0, 1)
+
+    def _grid_as_stored(self, grid: Grid) -> Grid:
+        if self._counts_outputs or grid.scale.numel() == 1:
+            return grid
+        inputs = self.in_channels // self.groups
+        scale, zero_point = (
+            None if each is None else self._regrouped(each.expand(-1, inputs, *each.shape[2:]))
+            for each in (grid.scale, grid.zero_point)
+        )
+        return grid.replace(scale=scale, zero_point=zero_point, axis=0 if self.groups == self.out_channels else None)
+
+    def _per_output(self, inputs: Grid | None, weights: Grid | None) -> tuple[Grid | None, Grid | None]:
+        return depthwise(self, inputs, weights)
 
     def _fan_in(self) -> int:
         kernel, stride, dilation = (getattr(self, name) for name in ("kernel_size", "stride", "dilation"))

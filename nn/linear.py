@@ -12,12 +12,12 @@ __all__ = ["QuantLinear"]
 
 
 class QuantLinear(WeightLayer, nn.Linear):
-    """`torch.nn.Linear` with quantized weight and, on request, bias, input and output.
+    """`torch.nn.Linear` with a quantized weight and, optionally, bias, input and output.
 
-    Positional arguments are torch's; for the keyword-only ones see `WeightLayer`.
+    Positional arguments are torch's. `WeightLayer` documents the keyword-only ones.
 
     Raises:
-        QuantizerError: a keyword or setting that nothing uses, or an impossible one.
+        QuantizerError: an unused or impossible setting.
 
     Example:
         >>> layer = QuantLinear(4, 2, weight_bit_width=4)

@@ -7,8 +7,8 @@ from typing import Any, ClassVar
 from torch import nn
 
 from ..qcore import QuantizerError, TensorQuant, resolve, settings, value
-from ..qcore.errors import ReadOnlyError, nearest
-from ..qcore.inject import IMPLIED, ROOT, QuantizerType
+from ..qcore.errors import IncompleteError, ReadOnlyError, nearest
+from ..qcore.inject import IMPLIED, ROLE, ROOT, QuantizerType, possible_settings
 
 __all__ = ["Described", "QuantLayer", "fill_slot", "split_overrides"]
 
@@ -54,15 +54,17 @@ _EXAMPLES = {"weight": "Int8WeightPerTensor", "bias": "Int32Bias", "input": "Int
 def _misplaced(layer: nn.Module, slots: Mapping[str, Any], keyword: str, item: Any) -> str:
     """What to write instead of a keyword that belongs to no slot."""
     prefixes = ", ".join(f"{slot}_" for slot in slots)
-    known = {
-        f"{slot}_{name}"
-        for slot, quantizer in slots.items()
-        if isinstance(quantizer, QuantizerType)
-        for name in settings(quantizer)
+    possible = {
+        slot: possible_settings(quantizer) for slot, quantizer in slots.items() if isinstance(quantizer, QuantizerType)
     }
+    known = {f"{slot}_{name}" for slot, names in possible.items() for name in names}
     known |= {f"{slot}_quant" for slot in slots} | {"return_quant_tensor"}
-    inner = {name.split("_", 1)[1] for name in known if "_" in name}
-    guess = f"{next(iter(slots))}_{keyword}" if keyword in inner else nearest(keyword, known)
+    holder = next((slot for slot, names in possible.items() if keyword in names), None)
+    start, _, rest = keyword.partition("_")
+    slot = nearest(start, possible)
+    setting = nearest(rest, possible[slot]) if slot else None
+    close = f"{slot}_{setting}" if setting else nearest(keyword, known)
+    guess = f"{holder}_{keyword}" if holder else close
     tail = f" Did you mean {guess}={item!r}?" if guess else ""
     return (
         f"{Described(layer)}: {keyword}={item!r} is for no quantizer of this layer: keywords start with one of "
@@ -118,7 +120,13 @@ def fill_slot(
         )
     written = {name: f"{prefix}{name}" for name in overrides}
     declared = quantizer(**overrides)
-    module = resolve(declared, provided, where=Described(layer), written=written)  # type: ignore[arg-type]
+    _check_role(layer, slot, declared, written)
+    try:
+        module = resolve(declared, provided, where=Described(layer), written=written)  # type: ignore[arg-type]
+    except IncompleteError as error:
+        raise IncompleteError(
+            f"{error} Or build on a complete one: {slot}_quant={example}, or a subclass of it."
+        ) from None
     if not isinstance(module, TensorQuant):
         raise QuantizerError(
             f"{Described(layer)}: {quantizer!r} resolves to {type(module).__name__}, which is no TensorQuant. Its "
@@ -135,8 +143,33 @@ def fill_slot(
     return module
 
 
+_ROLES = {"weight": "weight", "bias": "bias", "act": "activation", "input": "activation", "output": "activation"}
+
+
+def _check_role(layer: nn.Module, slot: str, quantizer: QuantizerType, written: Mapping[str, str]) -> None:
+    """A quantizer says what it is for; another slot than that needs another quantizer."""
+    declared, role = settings(quantizer).get(ROLE), _ROLES.get(slot, slot)
+    made_for = None if declared is None else declared.declared
+    if made_for not in (None, *_ROLES.values()):
+        typed = written.get(ROLE, ROLE)
+        raise QuantizerError(
+            f"{Described(layer)}: {typed}={made_for!r} is not possible: expected 'weight', 'activation', 'bias', or "
+            "None for any of them."
+        )
+    if made_for not in (None, role):
+        article = "an" if role == "activation" else "a"
+        raise QuantizerError(
+            f"{Described(layer)}: {quantizer!r} quantizes {_PLURALS[made_for]} and can't be {slot}_quant. Write "
+            f"{slot}_quant={_EXAMPLES.get(slot, 'Int8Act')}, or say that it quantizes {article} {role} as well: "
+            f"{quantizer!r}(quantizes={role!r})."
+        )
+
+
+_PLURALS = {"weight": "weights", "bias": "biases", "activation": "activations"}
+
+
 class QuantLayer(nn.Module):
-    """What all quantized layers share: slots with quantizers, which stay what they say after construction, too.
+    r"""What all quantized layers share: slots with quantizers, which stay what they say after construction, too.
 
     Subclasses name their slots and what each provides.
 
@@ -149,15 +182,15 @@ class QuantLayer(nn.Module):
         tensor(7, dtype=torch.int8)
         >>> layer.weight_bit_width = 2
         Traceback (most recent call last):
-        bitwright.qcore.errors.ReadOnlyError: QuantLinear(in_features=4, out_features=2, bias=True): weight_bit_width=2 \
-can't be set on a layer that is built. Write layer.weight_quant = Int4WeightPerTensor(bit_width=2).
+        bitwright.qcore.errors.ReadOnlyError: QuantLinear(in_features=4, out_features=2, bias=True): \
+weight_bit_width=2 can't be set on a layer that is built. Write layer.weight_quant = Int4WeightPerTensor(bit_width=2).
     """
 
     prefixes: ClassVar[dict[str, str]] = {}  # of the keywords for each slot
     _kept: dict[str, Any] | None = None  # quantized weights and biases, while the model is frozen
     _built = False
 
-    def _provided(self, slot: str) -> dict[str, Any]:
+    def _provided(self, slot: str) -> Mapping[str, Any]:
         """What the layer contributes to the quantizer of a slot."""
         raise NotImplementedError
 

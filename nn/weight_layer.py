@@ -12,6 +12,8 @@ from ..qcore import Grid, IntQuant, QuantizerError, QuantTensor, TensorQuant, gr
 from ..qcore.fused import LARGE
 from ..qcore.grid import products_source
 from ..qcore.int_quant import resting
+from ..qcore.quant_tensor import grid_lost
+from .bypass import OwnParameter
 from .recompute import not_kept
 from .slots import Described, QuantLayer, split_overrides
 
@@ -51,7 +53,7 @@ class WeightLayer(QuantLayer):
 
     prefixes: ClassVar[dict[str, str]] = {each: f"{each}_" for each in ("weight", "bias", "input", "output")}
 
-    weight: Tensor
+    weight: Tensor = OwnParameter()  # type: ignore[assignment]
     bias: Tensor | None
     weight_quant: TensorQuant | None
     bias_quant: TensorQuant | None
@@ -83,7 +85,7 @@ class WeightLayer(QuantLayer):
 
     def _provided(self, slot: str) -> dict[str, Any]:
         provided: dict[str, Any] = {"device": self.weight.device, "dtype": self.weight.dtype}
-        tensor = {"weight": self.weight, "bias": self.bias}.get(slot)
+        tensor = {"weight": self._outputs_first(self.weight), "bias": self.bias}.get(slot)
         if tensor is not None:
             axis = self.channel_axis if slot == "weight" else 0
             provided |= {"channel_axis": axis, "channels": tensor.shape[axis], "shape": tuple(tensor.shape)}
@@ -139,6 +141,8 @@ class WeightLayer(QuantLayer):
     def forward(self, input: Tensor, *extra: Any) -> Tensor:  # noqa: A002 - torch's name for it
         """The layer's output for an input of torch's shape; a `QuantTensor` with ``return_quant_tensor=True``."""
         values, inputs = self._take_input(input)
+        if inputs is None:
+            self._check_needs_no_grid(input)
         weight, weights = self._take_weight(inputs)
         bias, biases = self._take_bias(inputs, weights)
         if torch.compiler.is_compiling() or (values.numel() < LARGE and weight.numel() < LARGE):
@@ -155,6 +159,21 @@ class WeightLayer(QuantLayer):
         if grid is None or not self.return_quant_tensor or torch.compiler.is_exporting():
             return out
         return QuantTensor.wrap(out, grid)
+
+    def _check_needs_no_grid(self, x: Tensor) -> None:
+        """Say what became of the grid of an input that arrives without one, and is needed."""
+        quant = None if self.bias is None else self.bias_quant
+        if quant is not None and quant.follows_input and quant.lowering is None:
+            asks = f"{path_of(self)}: the scale of bias_quant follows the input's"
+            remedy = "or choose a bias with a scale of its own: bias_quant=Int8BiasOwnScale"
+        elif self.return_quant_tensor and self.output_quant is None and not self._lowered():
+            asks = f"{path_of(self)}: return_quant_tensor=True needs a quantized input"
+            remedy = "or output_quant=Int8Act"
+        else:
+            return
+        raise QuantizerError(
+            f"{asks}, and the input is a plain tensor. {grid_lost(x)} Or give this layer input_quant=Int8Act, {remedy}."
+        )
 
     def _lowered(self) -> bool:
         return self.weight_quant is not None and self.weight_quant.lowering is not None
@@ -174,7 +193,25 @@ class WeightLayer(QuantLayer):
         quant = self.weight_quant
         if quant is None:
             return self.weight, None
-        return self._take("weight", quant, self.weight, self._weight_context(quant, inputs), inputs)
+        seen = self._outputs_first(self.weight)
+        values, grid = self._take("weight", quant, seen, self._weight_context(quant, inputs), inputs)
+        return self._as_stored(values), grid
+
+    def tensor_of(self, slot: str) -> Tensor:
+        """What the quantizer of a slot quantizes: the weight, with its outputs first, or the bias."""
+        return self._outputs_first(self.weight) if slot == "weight" else getattr(self, slot)
+
+    def _outputs_first(self, weight: Tensor) -> Tensor:
+        """The weight as its quantizer sees it: with a dimension, `channel_axis`, that counts the outputs."""
+        return weight
+
+    def _as_stored(self, weight: Tensor) -> Tensor:
+        """The way back from `_outputs_first`."""
+        return weight
+
+    def _grid_as_stored(self, grid: Grid) -> Grid:
+        """The grid of the weight in its own shape."""
+        return grid
 
     def _weight_context(self, quant: TensorQuant, inputs: Grid | None) -> tuple[Any, ...]:
         """What the weight's quantizer is told besides: the scales below which the bias would be clipped."""
@@ -185,14 +222,14 @@ class WeightLayer(QuantLayer):
         if least is None:
             return ()
         each = quant.axis is not None and quant.axis % self.weight.ndim == self.channel_axis
-        return False, least.reshape(-1, self.weight.shape[self.channel_axis]).amax(0) if each else least.amax()
+        return False, least if each else least.amax()
 
     def _take_bias(self, inputs: Grid | None, weights: Grid | None) -> tuple[Tensor | None, Grid | None]:
         """The quantized bias and its grid."""
         quant, bias = self.bias_quant, self.bias
         if quant is None or bias is None:
             return bias, None
-        context = (self._input_per_output(inputs), self._per_output(weights)) if quant.follows_input else ()
+        context = self._per_output(inputs, weights) if quant.follows_input else ()
         return self._take("bias", quant, bias, context, inputs)
 
     def _take(
@@ -209,25 +246,16 @@ class WeightLayer(QuantLayer):
             kept[slot] = (scale, *quant.quantize(tensor, *context))
         return kept[slot][1:]
 
-    def _input_per_output(self, inputs: Grid | None) -> Grid | None:
-        """The input's grid with the scale that the products of each output channel have."""
-        return inputs
-
-    def _per_output(self, weights: Grid | None) -> Grid | None:
-        """The weight's grid with one scale for each output channel, or one for all."""
-        return weights
+    def _per_output(self, inputs: Grid | None, weights: Grid | None) -> tuple[Grid | None, Grid | None]:
+        """The grids whose scales multiply: of the input, and of the weight with one for each output, or one for all."""
+        return inputs, weights
 
     def _output_grid(self, inputs: Grid | None, weights: Grid | None, biases: Grid | None, ndim: int) -> Grid:
         """The grid of sums of products: input scale x weight scale."""
-        if inputs is None or weights is None:
-            raise QuantizerError(
-                f"{path_of(self)}: return_quant_tensor=True needs a quantized input, and the input is a plain tensor. "
-                "Set return_quant_tensor=True on the layer before, or give this one input_quant=Int8Act or "
-                "output_quant=Int8Act."
-            )
-        inputs, weights = self._input_per_output(inputs), self._per_output(weights)
-        assert inputs is not None and weights is not None
-        if inputs.scale.numel() not in (1, self._outputs()):
+        inputs, weights = self._per_output(inputs, weights)
+        assert inputs is not None
+        assert weights is not None
+        if inputs.scale.numel() != 1:
             raise QuantizerError(
                 f"{path_of(self)}: the input has {inputs.scale.numel()} scales (axis {inputs.axis}), so its products "
                 "with the weight lie on no common grid. Quantize the input per tensor (axis=None), or set "
@@ -280,7 +308,7 @@ class WeightLayer(QuantLayer):
             return self.weight
         with self._asked(quant):
             values, grid = self._take_weight(self._seen)
-        return values if grid is None else QuantTensor.wrap(values, grid)
+        return values if grid is None else QuantTensor.wrap(values, self._grid_as_stored(grid))
 
     def quant_bias(self) -> Tensor | None:
         """The quantized bias as a `QuantTensor`; the plain bias, or None, if there is no quantizer or bias.
@@ -308,7 +336,7 @@ class WeightLayer(QuantLayer):
         assert self.weight_quant is not None
         with self._asked(self.weight_quant):
             weights = self._take_weight(self._seen)[1]
-        return self._input_per_output(self._seen), self._per_output(weights)
+        return self._per_output(self._seen, weights)
 
     def int_weight(self) -> Tensor:
         """The weight's integers, in the smallest integer type that holds their range.
@@ -319,7 +347,8 @@ class WeightLayer(QuantLayer):
         if self.weight_quant is None:
             raise QuantizerError(f"{Described(self)}: the weight has no quantizer, so it has no integers.")
         with self._asked(self.weight_quant):
-            return self.weight_quant.codes(self.weight, *self._weight_context(self.weight_quant, self._seen))[0]
+            context = self._weight_context(self.weight_quant, self._seen)
+            return self._as_stored(self.weight_quant.codes(self._outputs_first(self.weight), *context)[0])
 
     def int_bias(self) -> Tensor | None:
         """The bias's integers, or None if there is no bias.
@@ -354,10 +383,6 @@ class WeightLayer(QuantLayer):
             if self.bias is not None and self.bias_quant is not None and self.bias_quant.follows_input:
                 biases = self.bias_quant.quantize(self.bias, *self._bias_context(self.bias_quant))[1]
             return None if weights is None else self._sum_bit_width(self._seen, weights, biases)
-
-    def _outputs(self) -> int:
-        """How many output channels there are."""
-        return self.weight.shape[self.channel_axis]
 
     # State
 

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .attributes import reset_off_meta
+from .derivatives import straight_through
 from .errors import SettingError
 from .int_range import MAX_BIT_WIDTH, check_bit_width
 from .rounding import HalfEven, round_straight_through
@@ -17,7 +17,8 @@ class LearnedBitWidth(nn.Module):
     """A bit width that training adjusts: ``weight_bit_width=LearnedBitWidth``, with a penalty on size in the loss.
 
     The parameter is the distance from the smallest width; its use is rounded to a whole number of bits, gradients
-    straight through (after Brevitas' `BitWidthParameter`).
+    straight through (after Brevitas' `BitWidthParameter`). At either end of the allowed widths, and beyond, the
+    gradient goes on, so that training may leave the end again.
 
     Args:
         initial_bit_width: where training starts.
@@ -30,7 +31,7 @@ class LearnedBitWidth(nn.Module):
     Example:
         >>> width = LearnedBitWidth(initial_bit_width=6)
         >>> width(), width.report()
-        (tensor(6., grad_fn=<_StraightThroughBackward>), {'bit_width': 6, 'exact': 6.0, 'min': 2, 'max': 8})
+        (tensor(6., grad_fn=<AddBackward0>), {'bit_width': 6, 'exact': 6.0, 'min': 2, 'max': 8})
     """
 
     def __init__(
@@ -63,13 +64,18 @@ class LearnedBitWidth(nn.Module):
         self.offset.fill_(self.start)
 
     def _apply(self, fn: Any, recurse: bool = True) -> "LearnedBitWidth":
-        return reset_off_meta(self, super()._apply, fn, recurse)
+        left = self.offset.is_meta
+        super()._apply(fn, recurse)
+        if left and not self.offset.is_meta:
+            self.reset_parameters()  # what replaces the meta device is not left empty
+        return self
 
     def exact(self) -> Tensor:
-        """The width before rounding, differentiable."""
+        """The width before rounding, differentiable; beyond the largest width too, so that training finds back."""
         offset = self.offset.reshape(())
         above = torch.where(offset < 0, -offset, offset)  # abs has no gradient at 0, where some start
-        return (above + self.min_bit_width).clamp(self.min_bit_width, self.max_bit_width)
+        width = above + self.min_bit_width
+        return straight_through(width, width.detach().clamp_max(self.max_bit_width))
 
     def forward(self) -> Tensor:
         """The width in use: a whole number in a 0-d tensor."""

@@ -5,7 +5,7 @@ import inspect
 import json
 import textwrap
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from .inject import IMPLIED, ROOT, QuantizerType, Resolution, Setting, _show, resolution
@@ -110,13 +110,18 @@ def describe(x: Any) -> Description:
 
 def _module(module: Any) -> Description:
     if getattr(module, "quantizer", None) is not None:
-        return _tree(module.quantizer, module.provided, module.written)
+        return _resolved(module)
     found = []
     for path, each in module.named_modules(remove_duplicate=False):
         if each is not module and getattr(each, "quantizer", None) is not None:
-            tree = _tree(each.quantizer, each.provided, each.written)
-            found.append(Description(path, tree.value, tree.set_by, (), tree.needs))
+            found.append(replace(_resolved(each), attribute=path))
     return Description("", type(module).__name__, "", (), tuple(found))
+
+
+def _resolved(module: Any) -> Description:
+    """A quantizer that a layer has resolved, and how far its calibration is."""
+    tree, progress = _tree(module.quantizer, module.provided, module.written), module.progress()
+    return replace(tree, value=f"{tree.value} ({progress})") if progress else tree
 
 
 def _tree(quantizer: QuantizerType, provided: Any, written: Any) -> Description:

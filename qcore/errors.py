@@ -35,6 +35,19 @@ class QuantizerError(BitwrightError):
     """
 
 
+class IncompleteError(QuantizerError):
+    """A part of a quantizer asks for an attribute that it does not have.
+
+    Example:
+        >>> from bitwright.quantizers import IntBase
+        >>> from bitwright.qcore import resolve
+        >>> resolve(IntBase)
+        Traceback (most recent call last):
+        bitwright.qcore.errors.IncompleteError: resolve: IntQuant asks for 'scaling', which IntBase does not have \
+(tensor_quant > scaling). Write `scaling = ...` in the quantizer, or give the argument a default.
+    """
+
+
 class ReadOnlyError(QuantizerError, AttributeError):
     """An attribute of something that is a value was assigned to or deleted.
 
@@ -116,14 +129,16 @@ def nearest(name: str, candidates: Iterable[str]) -> str | None:
         'bit_width'
     """
     known = set(candidates)
-    if _BREVITAS.get(name) in known:
-        return _BREVITAS[name]
+    if name in _BREVITAS:
+        meant = _BREVITAS[name]
+        return meant if meant in known else None
     found = get_close_matches(name, sorted(known), n=1, cutoff=0.6)
     return found[0] if found else None
 
 
-# What users of Brevitas may write, and what it is called here.
-_BREVITAS = {
+# What users of Brevitas may write, and what means the same here; None where nothing does.
+_BREVITAS: dict[str, str | None] = {
+    "accumulator_bit_width": None,
     "ave": "mean_sigma",
     "bit_width_impl_type": "bit_width",
     "collect_stats_steps": "calibration_steps",
@@ -141,7 +156,8 @@ _BREVITAS = {
     "restrict_scaling_type": "restriction",
     "round": "half_even",
     "round_to_zero": "toward_zero",
-    "scaling_const": "scale",
+    "scaling_const": "max_value",
+    "scaling_init": "max_value",
     "scaling_impl_type": "scaling",
     "scaling_min_val": "min_scale",
     "scaling_per_output_channel": "axis",

@@ -8,8 +8,7 @@ The arithmetic is that of ONNX ``QuantizeLinear`` and ``DequantizeLinear``::
 Gradients are straight through where the rounded integer lies in range, zero where it was clipped; the scale's is
 LSQ's (Esser et al., "Learned Step Size Quantization", 2020): ``q - x / scale`` inside, the bound outside.
 
-`composed_fake_quant` computes it in plain autograd: the definition, which also serves learned bit widths and roundings
-of the user's own. The fast forms are in `fused`.
+The definition in plain autograd is `composed_fake_quant`; the fast forms are in `fused`.
 """
 
 from collections.abc import Callable
@@ -17,15 +16,16 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .fused import EagerFakeQuant, TracedFakeQuant, apply_eagerly, quantize_eagerly, runs_eagerly
+from .composed import HALF_EVEN, MANTISSA_BITS, as_real, composed_fake_quant
+from .derivatives import clamp_through
+from .fused import EagerFakeQuant, TracedFakeQuant, quantize_eagerly, runs_eagerly
 from .int_range import representable_bounds
-from .rounding import HalfEven, Rounding, round_straight_through
+from .rounding import Rounding, round_straight_through
+from .tracing import transformed
 
-__all__ = ["composed_fake_quant", "fake_quant", "quantize_to_int"]
+__all__ = ["as_real", "composed_fake_quant", "fake_quant", "quantize_to_int"]
 
-_HALF_EVEN = HalfEven()
 _EXACT = 1 << 24  # every float holds the integers up to here
-_MANTISSA_BITS = {torch.float32: 24, torch.float64: 53}
 
 
 def fake_quant(
@@ -34,7 +34,7 @@ def fake_quant(
     low: int | Tensor,
     high: int | Tensor,
     zero_point: Tensor | None = None,
-    rounding: Callable[[Tensor], Tensor] = _HALF_EVEN,
+    rounding: Callable[[Tensor], Tensor] = HALF_EVEN,
     *,
     relu: bool = False,
     clips: bool = True,
@@ -42,9 +42,9 @@ def fake_quant(
     """Move ``x`` onto the grid ``(integer - zero_point) * scale`` with integers from ``low`` to ``high``.
 
     Args:
-        x: values of any floating dtype; half precision is computed in float32.
+        x: values of any dtype but complex; half precision is computed in float32, integers in torch's default dtype.
         scale: positive, 0-d or broadcastable to ``x``.
-        low: smallest integer; tensors where the bit width is learned.
+        low: smallest integer; a tensor, broadcastable to ``x``, where the bit width is learned or differs by channel.
         high: largest integer.
         zero_point: whole numbers shaped like ``scale``, or None for 0.
         rounding: callable on ``x / scale``, see `Rounding`.
@@ -52,66 +52,39 @@ def fake_quant(
         clips: False promises that ``x`` is within range, so that the gradient needs no mask.
 
     Returns:
-        A new tensor like ``x``. Its gradient reaches ``x``, ``scale`` and ``zero_point``.
+        A new floating tensor like ``x``. Its gradient reaches ``x``, ``scale`` and ``zero_point``.
+
+    Raises:
+        QuantizerError: the values are complex.
 
     Example:
         >>> fake_quant(torch.tensor([-1.0, 0.26, 0.5, 9.0]), torch.tensor(0.25), -8, 7)
         tensor([-1.0000,  0.2500,  0.5000,  1.7500])
     """
-    if x.dtype not in _MANTISSA_BITS:  # half precision can't tell neighbouring integers apart
-        wide = fake_quant(x.float(), scale.float(), low, high, zero_point, rounding, relu=relu, clips=clips)
-        return wide.to(x.dtype)
-    if not isinstance(rounding, Rounding) or not (isinstance(low, int) and isinstance(high, int)):
-        return composed_fake_quant(x.relu() if relu else x, scale, low, high, zero_point, rounding)
-    if high >= _EXACT or low < -_EXACT:
-        low, high = representable_bounds(low, high, _MANTISSA_BITS[x.dtype])
+    if x.dtype not in MANTISSA_BITS:
+        x = as_real(x)
+        if x.dtype not in MANTISSA_BITS:  # half precision can't tell neighbouring integers apart
+            wide = fake_quant(x.float(), scale.float(), low, high, zero_point, rounding, relu=relu, clips=clips)
+            return wide.to(x.dtype)
     eager = runs_eagerly(x)
+    plain = isinstance(rounding, Rounding) and isinstance(low, int) and isinstance(high, int)
+    if not plain or (not eager and transformed()):
+        return composed_fake_quant(x, scale, low, high, zero_point, rounding, relu=relu, clips=clips)
+    if high >= _EXACT or low < -_EXACT:
+        low, high = representable_bounds(low, high, MANTISSA_BITS[x.dtype])
     if eager and not torch.is_grad_enabled():
         return quantize_eagerly(x, scale, zero_point, low, high, rounding, relu)
-    arguments = (x, scale, zero_point, low, high, rounding, relu, clips)
-    moved = apply_eagerly(EagerFakeQuant, *arguments) if eager else None
-    return TracedFakeQuant.apply(*arguments) if moved is None else moved
-
-
-def as_real(x: Tensor) -> Tensor:
-    return x if x.is_floating_point() else x.to(torch.get_default_dtype())
-
-
-def composed_fake_quant(
-    x: Tensor,
-    scale: Tensor,
-    low: int | Tensor,
-    high: int | Tensor,
-    zero_point: Tensor | None = None,
-    rounding: Callable[[Tensor], Tensor] = _HALF_EVEN,
-) -> Tensor:
-    """The definition of `fake_quant`, written with torch's own operations: slower, and the twin it is tested against.
-
-    Example:
-        >>> composed_fake_quant(torch.tensor([0.3, 9.0]), torch.tensor(0.25), -8, 7)
-        tensor([0.2500, 1.7500])
-    """
-    if isinstance(low, int) and isinstance(high, int):
-        low, high = representable_bounds(low, high, _MANTISSA_BITS.get(x.dtype, 24))
-    if zero_point is not None:
-        low, high = low - zero_point, high - zero_point
-    rounded = round_straight_through(x / scale, rounding)
-    if isinstance(low, Tensor) or isinstance(high, Tensor):
-        like = high if isinstance(high, Tensor) else low
-        low, high = (torch.as_tensor(bound, dtype=rounded.dtype, device=like.device) for bound in (low, high))  # type: ignore[union-attr]
-        clamped = torch.clamp(rounded, low, high)
-    else:
-        clamped = torch.clamp(rounded, low, high)
-    return clamped * scale
+    function = EagerFakeQuant if eager else TracedFakeQuant
+    return function.apply(x, scale, zero_point, low, high, rounding, relu, clips)
 
 
 def quantize_to_int(
     x: Tensor,
     scale: Tensor,
-    low: int,
-    high: int,
+    low: int | Tensor,
+    high: int | Tensor,
     zero_point: Tensor | None = None,
-    rounding: Callable[[Tensor], Tensor] = _HALF_EVEN,
+    rounding: Callable[[Tensor], Tensor] = HALF_EVEN,
 ) -> Tensor:
     """The integers that `fake_quant` moves ``x`` to, as a floating tensor (float32 or float64).
 
@@ -119,7 +92,10 @@ def quantize_to_int(
         >>> quantize_to_int(torch.tensor([0.3, 9.0]), torch.tensor(0.25), -8, 7)
         tensor([1., 7.])
     """
-    x = x if x.dtype in _MANTISSA_BITS else x.float()
-    low, high = representable_bounds(low, high, _MANTISSA_BITS[x.dtype])
-    codes = rounding(x / scale)
-    return (codes if zero_point is None else codes + zero_point).clamp(low, high)
+    if x.dtype not in MANTISSA_BITS:
+        x = as_real(x)
+        x = x if x.dtype in MANTISSA_BITS else x.float()
+    if isinstance(low, int) and isinstance(high, int):
+        low, high = representable_bounds(low, high, MANTISSA_BITS[x.dtype])
+    codes = round_straight_through(x / scale, rounding)
+    return clamp_through(codes if zero_point is None else codes + zero_point, low, high)

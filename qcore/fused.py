@@ -2,18 +2,24 @@
 
 Eager forms, for float32 and float64 on the CPU: four passes over memory, three of them in place; what backward needs is
 the input and the output, which are alive anyway, and no masks. Those that start from a magnitude or from the tensor
-itself spare the small operations between it and the scale. The traced form is pointwise and recomputes in backward, so
-that a compiler turns each direction into one loop; it serves every device, and torch.func, which takes no functions
-in the older form that the eager ones have (the newer one inspects its signature at every call: 40 us).
+itself spare the small operations between it and the scale. They have autograd's older form (the newer one inspects its
+signature at every call: 40 us), which torch.func doesn't take. The traced form is pointwise and recomputes in backward,
+so that a compiler turns each direction into one loop; it serves every device.
+
+Where the gradients of an eager form are to be differentiated in turn, they are those of its definition (`_again`).
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from .composed import composed_fake_quant
+from .derivatives import clamp_through
 from .rounding import HalfEven, Rounding
+from .tracing import differentiated, transformed
 
 __all__ = [
     "LARGE",
@@ -34,17 +40,23 @@ _FEW = 512  # integers up to which the scale's gradient may be taken as the diff
 def runs_eagerly(x: Tensor) -> bool:
     """Whether the eager forms can take a tensor."""
     wide = x.dtype == torch.float32 or x.dtype == torch.float64
-    return wide and x.device.type == "cpu" and not torch.compiler.is_compiling()
+    return wide and x.device.type == "cpu" and not torch.compiler.is_compiling() and not transformed()
 
 
 def apply_eagerly(function: type[torch.autograd.Function], *args: Any) -> Any:
-    """The function's outputs, or None under a transform of torch.func."""
-    try:
-        return function.apply(*args)
-    except RuntimeError as error:
-        if "setup_context" not in str(error):
-            raise
-        return None
+    """The function's outputs, or None under a transform, which takes no such function."""
+    return None if transformed() else function.apply(*args)
+
+
+def _again(grad: Tensor, definition: Callable[..., Tensor], *inputs: Tensor | None) -> list[Tensor | None]:
+    """The gradients of a definition in torch's own operations: what can be differentiated again, or mapped."""
+    recorded = torch.is_grad_enabled()
+    with torch.enable_grad():
+        own = [each if each is None else each.view_as(each) for each in inputs]  # one may be made from another
+        wanted = [each for each in own if each is not None and each.requires_grad]
+        found = torch.autograd.grad(definition(*own), wanted, grad, create_graph=recorded, allow_unused=True)
+    gradients = iter(found)
+    return [next(gradients) if each is not None and each.requires_grad else None for each in own]
 
 
 def quantize_eagerly(
@@ -86,19 +98,24 @@ def _inside(
     return _hardtanh_backward(grad, codes, low - 0.5, high + 0.5)
 
 
-def _step_grad(grad: Tensor, passed: Tensor, x: Tensor, y: Tensor, step: float, few: bool) -> float:
+def _unclipped(grad: Tensor, x: Tensor, relu: bool) -> Tensor:
+    """The gradient where what is clipped lets it pass; the ReLU does not."""
+    return torch.where(x > 0, grad, 0.0) if relu else grad
+
+
+def _step_grad(grad: Tensor, inside: Tensor, x: Tensor, y: Tensor, step: float, few: bool) -> float:
     """LSQ's gradient of one scale, from what is at hand: inside ``(y - x) / scale``, outside ``y / scale``."""
     if few:
-        total = (torch.dot(grad.reshape(-1), y.reshape(-1)) - torch.dot(passed.reshape(-1), x.reshape(-1))).item()
+        total = (torch.dot(grad.reshape(-1), y.reshape(-1)) - torch.dot(inside.reshape(-1), x.reshape(-1))).item()
         if math.isfinite(total):
             return total / step
     # with many integers the two products would cancel; with an infinite value that was clipped, they are NaN
-    return (grad * torch.where(passed == 0, y, y - x)).sum().item() / step
+    return (grad * torch.where(inside == 0, y, y - x)).sum().item() / step
 
 
-def _steps_grad(grad: Tensor, passed: Tensor, x: Tensor, y: Tensor, scale: Tensor) -> Tensor:
+def _steps_grad(grad: Tensor, inside: Tensor, x: Tensor, y: Tensor, scale: Tensor) -> Tensor:
     """The same for several scales."""
-    return (grad * torch.where(passed == 0, y, y - x)).sum_to_size(scale.shape) / scale
+    return (grad * torch.where(inside == 0, y, y - x)).sum_to_size(scale.shape) / scale
 
 
 _hooks_in_use: Any = getattr(getattr(torch._C, "_autograd", None), "_top_saved_tensors_default_hooks", None)
@@ -162,22 +179,33 @@ class EagerFakeQuant(torch.autograd.Function):
         y = quantize_eagerly(x, scale, zero_point, low, high, rounding, relu)
         ctx.rest = low, high, rounding, relu, clips
         learned = ctx.needs_input_grad[1]
-        ctx.save_for_backward(x if learned or clips else None, scale, zero_point, y if learned else None)
+        needed = learned or clips or relu or ctx.needs_input_grad[2]
+        ctx.save_for_backward(x if needed else None, scale, zero_point, y if learned else None)
         return y
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         x, scale, zero_point, y = ctx.saved_tensors
         low, high, rounding, relu, clips = ctx.rest
-        passed = _inside(grad, x, scale, zero_point, low, high, rounding, relu) if clips else grad
+        if x is not None and differentiated(grad):
+
+            def definition(x: Tensor, scale: Tensor, zero_point: Tensor | None) -> Tensor:
+                return composed_fake_quant(x, scale, low, high, zero_point, rounding, relu=relu, clips=clips)
+
+            return *_again(grad, definition, x, scale, zero_point), None, None, None, None, None
+        asked = ctx.needs_input_grad
+        inside = grad
+        if clips or asked[1] or asked[2]:
+            inside = _inside(grad, x, scale, zero_point, low, high, rounding, relu)
         scale_grad = zero_point_grad = None
-        if ctx.needs_input_grad[1]:
+        if asked[1]:
             if scale.numel() == 1:
-                scale_grad = torch.full_like(scale, _step_grad(grad, passed, x, y, scale.item(), high - low < _FEW))
+                scale_grad = torch.full_like(scale, _step_grad(grad, inside, x, y, scale.item(), high - low < _FEW))
             else:
-                scale_grad = _steps_grad(grad, passed, x, y, scale)
-        if ctx.needs_input_grad[2]:
-            zero_point_grad = (passed - grad).mul_(scale).sum_to_size(zero_point.shape)
+                scale_grad = _steps_grad(grad, inside, x, y, scale)
+        if asked[2]:
+            zero_point_grad = (inside - grad).mul_(scale).sum_to_size(zero_point.shape)
+        passed = inside if clips else _unclipped(grad, x, relu)
         return passed, scale_grad, zero_point_grad, None, None, None, None, None
 
 
@@ -193,38 +221,52 @@ class MagnitudeFakeQuant(torch.autograd.Function):
         rest: tuple[list[int] | None, int, float, int, int, Rounding, bool, bool],
     ) -> tuple[Tensor, Tensor]:
         shape, threshold, floor, low, high, rounding, relu, clips = rest
-        magnitude = base + offset
-        if magnitude.dtype != torch.float32 and magnitude.dtype != torch.float64:
-            magnitude = magnitude.float()  # a scale is never half precision
+        magnitude = _wide(base + offset)
         if shape is None:
             scale = _divided(_at_least(abs(magnitude.item()), floor, magnitude), threshold, magnitude)
         else:
             scale = (magnitude.abs().clamp_min_(floor) / threshold).reshape(shape)
         y = quantize_eagerly(x, scale, None, low, high, rounding, relu)
-        ctx.form, ctx.rest = (low, high, rounding, relu), (threshold, floor, clips)
+        ctx.form, ctx.rest, ctx.magnitude = (low, high, rounding, relu), (threshold, floor, clips), magnitude
         ctx.mark_non_differentiable(scale)
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(x, scale, _set_aside(ctx, y, rounding), magnitude)
+        ctx.save_for_backward(x, scale, _set_aside(ctx, y, rounding), base, offset)
         return y, scale
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, _: Any) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         if grad is None:
             return None, None, None, None
-        x, scale, y, magnitude = ctx.saved_tensors
+        x, scale, y, base, offset = ctx.saved_tensors
         low, high, rounding, relu = ctx.form
         threshold, floor, clips = ctx.rest
-        passed = _inside(grad, x, scale, None, low, high, rounding, relu) if clips else grad
+        if differentiated(grad):
+            ctx.aside = None
+
+            def definition(x: Tensor, base: Tensor, offset: Tensor) -> Tensor:
+                step = clamp_through(_wide(base + offset).abs(), floor) / threshold
+                shaped = step.reshape(scale.shape)
+                return composed_fake_quant(x, shaped, low, high, None, rounding, relu=relu, clips=clips)
+
+            return *_again(grad, definition, x, base, offset), None
+        inside = _inside(grad, x, scale, None, low, high, rounding, relu)
         y = _result(ctx, x, scale, y)
+        magnitude = ctx.magnitude
         if scale.ndim == 0:
             number = magnitude.item()
             factor = 0.0 if abs(number) < floor else math.copysign(1, number) / threshold
-            pull = _step_grad(grad, passed, x, y, scale.item(), high - low < _FEW)
+            pull = _step_grad(grad, inside, x, y, scale.item(), high - low < _FEW)
             offset_grad = torch.full_like(magnitude, pull * factor)
         else:
             factors = torch.where(magnitude.abs() < floor, 0.0, magnitude.sign() / threshold)
-            offset_grad = _steps_grad(grad, passed, x, y, scale).reshape(magnitude.shape) * factors
-        return passed, None, offset_grad, None
+            offset_grad = _steps_grad(grad, inside, x, y, scale).reshape(magnitude.shape) * factors
+        passed = inside if clips else _unclipped(grad, x, relu)
+        return passed, offset_grad if ctx.needs_input_grad[1] else None, offset_grad, None
+
+
+def _wide(magnitude: Tensor) -> Tensor:
+    """A scale is never half precision."""
+    return magnitude if magnitude.dtype == torch.float32 or magnitude.dtype == torch.float64 else magnitude.float()
 
 
 class AbsMaxFakeQuant(torch.autograd.Function):
@@ -240,21 +282,9 @@ class AbsMaxFakeQuant(torch.autograd.Function):
         rows = x.reshape(x.shape[0], -1) if x.ndim else x.reshape(1, 1)
         highest, lowest = rows.amax(1), rows.amin(1)
         largest = max(highest.amax().item(), -lowest.amin().item())
-        scale = _divided(_at_least(largest, floor, x) if math.isfinite(largest) else 1.0, threshold, x)
-        y = rounding.inplace(torch.div(x, scale))
-        if not math.isfinite(largest):
-            y.clamp_(-threshold, threshold)
-        y.mul_(scale)
-        ctx.floor, ctx.threshold, ctx.detached = floor, threshold, detached
-        ctx.form = (-threshold, threshold, rounding, False)
-        ctx.mark_non_differentiable(scale)
-        ctx.set_materialize_grads(False)
-        kept = _set_aside(ctx, y, rounding)
-        if not detached:
-            ctx.save_for_backward(x, scale, kept, highest, lowest)
-        elif kept is None:
-            ctx.save_for_backward(x, scale)
-        return y, scale
+        finite = math.isfinite(largest)
+        scale = _divided(_at_least(largest, floor, x) if finite else 1.0, threshold, x)
+        return _weights(ctx, x, scale, finite, (floor, threshold, rounding, detached), highest, lowest)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, _: Any) -> tuple[Tensor | None, ...]:  # type: ignore[override]
@@ -266,10 +296,12 @@ class AbsMaxFakeQuant(torch.autograd.Function):
         positive = highest[up].item() >= -lowest[down].item()
         row = up if positive else down
         largest = highest[up].item() if positive else -lowest[down].item()
-        if largest <= ctx.floor or not math.isfinite(largest):
+        if largest < ctx.floor or not math.isfinite(largest):
             return grad, None, None, None, None
         values = x.select(0, row).reshape(-1) if x.ndim else x.reshape(1)
         at = row * values.numel() + (values.argmax() if positive else values.argmin()).item()
+        if differentiated(grad):
+            return _weights_again(ctx, grad, x, scale, torch.tensor([[at]]), torch.tensor([[False]]))
         y = _result(ctx, x, scale, y)
         pull = _step_grad(grad, grad, x, y, scale.item(), ctx.threshold * 2 < _FEW) / ctx.threshold
         del y  # before another copy is made
@@ -290,18 +322,7 @@ class AbsMaxRowsFakeQuant(torch.autograd.Function):
         finite = magnitudes.isfinite()
         magnitudes = torch.where(finite, magnitudes, 1.0)
         scale = (magnitudes / threshold).reshape([-1] + [1] * (x.ndim - 1))
-        y = rounding.inplace(torch.div(x, scale))
-        if not finite.all():
-            y.clamp_(-threshold, threshold)
-        y.mul_(scale)
-        ctx.floor, ctx.threshold, ctx.detached = floor, threshold, detached
-        ctx.form = (-threshold, threshold, rounding, False)
-        ctx.mark_non_differentiable(scale)
-        ctx.set_materialize_grads(False)
-        kept = _set_aside(ctx, y, rounding)
-        if not detached or kept is None:
-            ctx.save_for_backward(x, scale, kept)
-        return y, scale
+        return _weights(ctx, x, scale, bool(finite.all()), (floor, threshold, rounding, detached))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, _: Any) -> tuple[Tensor | None, ...]:  # type: ignore[override]
@@ -309,16 +330,54 @@ class AbsMaxRowsFakeQuant(torch.autograd.Function):
             ctx.aside = None
             return grad, None, None, None, None
         x, scale, y = ctx.saved_tensors
-        y = _result(ctx, x, scale, y)
         rows = x.reshape(x.shape[0], -1)
         at = rows.abs().argmax(1, keepdim=True)
         largest = rows.gather(1, at)
+        fixed = (largest.abs() < ctx.floor) | ~largest.isfinite()
+        if differentiated(grad):
+            return _weights_again(ctx, grad, x, scale, at, fixed)
+        y = _result(ctx, x, scale, y)
         pull = (grad * (y - x)).sum_to_size(scale.shape).reshape(-1, 1) / (scale.reshape(-1, 1) * ctx.threshold)
-        pull.masked_fill_((largest.abs() <= ctx.floor) | ~largest.isfinite(), 0.0)
+        pull.masked_fill_(fixed, 0.0)
         del y  # before another copy is made
         result = grad.clone(memory_format=torch.contiguous_format)
         result.view(rows.shape).scatter_add_(1, at, largest.sign_().mul_(pull))
         return result, None, None, None, None
+
+
+def _weights(
+    ctx: Any, x: Tensor, scale: Tensor, finite: bool, rest: tuple[float, int, Rounding, bool], *extremes: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The results of a weight's function, and what its backward needs."""
+    ctx.floor, ctx.threshold, rounding, ctx.detached = rest
+    y = rounding.inplace(torch.div(x, scale))
+    if not finite:
+        y.clamp_(-ctx.threshold, ctx.threshold)
+    y.mul_(scale)
+    ctx.form = (-ctx.threshold, ctx.threshold, rounding, False)
+    ctx.mark_non_differentiable(scale)
+    ctx.set_materialize_grads(False)
+    kept = _set_aside(ctx, y, rounding)
+    if not ctx.detached:
+        ctx.save_for_backward(x, scale, kept, *extremes)
+    elif kept is None:
+        ctx.save_for_backward(x, scale)
+    return y, scale
+
+
+def _weights_again(
+    ctx: Any, grad: Tensor, x: Tensor, scale: Tensor, at: Tensor, fixed: Tensor
+) -> tuple[Tensor | None, ...]:
+    """The gradients of its definition: in each row the element at ``at`` sets the scale, unless that is ``fixed``."""
+    ctx.aside = None
+
+    def definition(x: Tensor) -> Tensor:
+        largest = x.reshape(at.shape[0], -1).gather(1, at).abs()
+        step = torch.where(fixed, scale.reshape(-1, 1), largest / ctx.threshold).reshape(scale.shape)
+        low, high, rounding, _ = ctx.form
+        return composed_fake_quant(x, step, low, high, None, rounding, clips=False)
+
+    return *_again(grad, definition, x), None, None, None, None
 
 
 def _at_least(magnitude: float, floor: float, like: Tensor) -> float:
@@ -360,18 +419,18 @@ class TracedFakeQuant(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         x, scale, zero_point = ctx.saved_tensors
-        steps = x / scale
+        step = scale.detach()  # inside the range the derivatives are constant, but for `grad`
+        steps = x.detach() / step
         codes = ctx.rounding(steps)
-        shifted = codes if zero_point is None else codes + zero_point
+        shifted = codes if zero_point is None else codes + zero_point.detach()
         inside = (shifted >= ctx.low) & (shifted <= ctx.high)
         if ctx.relu:
             inside = inside & (x > 0)
-        passed = torch.where(inside, grad, 0.0) if ctx.clips else grad
+        passed = torch.where(inside if ctx.clips else x > 0, grad, 0.0) if ctx.clips or ctx.relu else grad
         scale_grad = zero_point_grad = None
         if ctx.needs_input_grad[1]:
-            clamped = torch.clamp(shifted, 0 if ctx.relu else ctx.low, ctx.high)
-            bound = clamped if zero_point is None else clamped - zero_point
-            moved = torch.where(inside, codes - steps, bound)
+            bound = torch.clamp(shifted, 0 if ctx.relu else ctx.low, ctx.high)
+            moved = torch.where(inside, codes - steps, bound if zero_point is None else bound - zero_point)
             scale_grad = (grad * moved).sum_to_size(scale.shape)
         if ctx.needs_input_grad[2]:
             outside = torch.where(inside, 0.0, -grad * scale)

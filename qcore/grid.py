@@ -1,13 +1,15 @@
 """The grid that quantized values lie on."""
 
-from typing import Any, NamedTuple
+import math
+from collections.abc import Hashable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from .int_range import int_bounds
 
-__all__ = ["Grid", "along_axis", "storage_dtype"]
+__all__ = ["Grid", "along_axis", "bits_to_spare", "products_source", "shared", "storage_dtype"]
 
 
 class Grid(NamedTuple):
@@ -20,7 +22,10 @@ class Grid(NamedTuple):
         signed: whether integers may be negative.
         narrow_range: whether the range leaves out one end, see `int_bounds`.
         axis: the dimension that has a scale for each index, or None for one scale.
-        source: which quantizer the grid came from; equal for values on one shared grid.
+        source: which stored scale the grid came from, hashable; equal for tensors on one shared grid. None for a scale
+            that belongs to one tensor, such as a statistic of it: such a grid is shared with nothing.
+        spare_bits: for float sums of products, how many bits of the float's mantissa the largest possible sum leaves
+            free, see `bits_to_spare`: below 1, rounding may have moved a value by half a step.
 
     Example:
         >>> Grid(torch.tensor(0.5), bit_width=4, signed=True).bounds
@@ -33,7 +38,8 @@ class Grid(NamedTuple):
     signed: bool = True
     narrow_range: bool = False
     axis: int | None = None
-    source: Any = None
+    source: Hashable = None
+    spare_bits: int = 64
 
     @property
     def bounds(self) -> tuple[int, int]:
@@ -56,6 +62,45 @@ class Grid(NamedTuple):
     def replace(self, **changes: object) -> "Grid":
         """The same grid with some fields replaced."""
         return self._replace(**changes)
+
+
+def shared(one: Grid | None, other: Grid | None) -> bool:
+    """Whether two tensors lie on one grid: one stored scale made both, and the integers have one range.
+
+    Numbers are not compared, so that the answer is the same in training and in evaluation.
+
+    Example:
+        >>> stored, dynamic = Grid(torch.tensor(0.5), source=7), Grid(torch.tensor(0.5))
+        >>> shared(stored, stored), shared(stored, dynamic), shared(dynamic, dynamic)
+        (True, False, False)
+    """
+    return one is not None and other is not None and is_stored(one.source) and one[2:7] == other[2:7]
+
+
+def is_stored(source: Hashable) -> bool:
+    """Whether a source names stored scales only: no part of it is None."""
+    return all(map(is_stored, source)) if isinstance(source, tuple) else source is not None
+
+
+def products_source(inputs: Hashable, weights: Hashable) -> Hashable:
+    """The source of sums of products, from those of the input and the weight: None if either belongs to one tensor.
+
+    Example:
+        >>> products_source(3, 4), products_source(3, None)
+        (('products', 3, 4), None)
+    """
+    source = ("products", inputs, weights)
+    return source if is_stored(source) else None
+
+
+def bits_to_spare(largest: int, dtype: torch.dtype) -> int:
+    """How many bits of a float's mantissa are left by sums of integers as large as this; negative: how many it lacks.
+
+    Example:
+        >>> bits_to_spare(256 * 255 * 127, torch.float32), bits_to_spare(4608 * 255 * 127, torch.float32)
+        (1, -4)
+    """
+    return round(1 - math.log2(torch.finfo(dtype).eps)) - largest.bit_length()
 
 
 def along_axis(flat: Tensor, axis: int | None, ndim: int) -> Tensor:
@@ -83,7 +128,3 @@ def storage_dtype(low: int, high: int) -> torch.dtype:
         if torch.iinfo(dtype).min <= low and high <= torch.iinfo(dtype).max:
             return dtype
     return torch.int64
-
-
-def products_source(one: Any, other: Any) -> Any:
-    return None if one is None or other is None else ("products", one, other)

@@ -17,7 +17,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
-from .errors import QuantizerError, ReadOnlyError, SettingError, nearest
+from .errors import IncompleteError, QuantizerError, ReadOnlyError, SettingError, nearest
 
 with warnings.catch_warnings():  # it deprecates itself on import; a user may have turned warnings into errors
     warnings.simplefilter("ignore", DeprecationWarning)
@@ -26,13 +26,16 @@ with warnings.catch_warnings():  # it deprecates itself on import; a user may ha
 
 __all__ = [
     "IMPLIED",
+    "ROLE",
     "ROOT",
     "Quantizer",
     "QuantizerType",
     "Resolution",
     "Setting",
+    "choices_of",
     "diff",
     "frozen",
+    "possible_settings",
     "register_choices",
     "resolution",
     "resolve",
@@ -40,6 +43,7 @@ __all__ = [
     "value",
 ]
 
+ROLE = "quantizes"  # "weight", "activation" or "bias"; None: anything. It is for slots, no part takes it
 ROOT = "tensor_quant"  # the attribute that a layer asks for; everything else is reached from it
 
 
@@ -106,6 +110,17 @@ def register_choices(name: str, choices: Mapping[str, type]) -> Mapping[str, typ
     """
     _choices[name] = choices
     return choices
+
+
+def choices_of(name: str) -> Mapping[str, type]:
+    """The strings that may stand for an attribute, with the classes that they name; empty where there are none.
+
+    Example:
+        >>> import bitwright.qcore
+        >>> list(choices_of("zero_point"))
+        ['range']
+    """
+    return _choices.get(name, {})
 
 
 # Settings that say how another one is meant: `scale=2**-7` is a constant scale, whatever the base class collects.
@@ -339,7 +354,10 @@ class Resolution:
         return [
             setting
             for name, setting in self.settings.items()
-            if name not in self.children and setting.owner is not None and not _superseded(setting, self.quantizer)
+            if name not in self.children
+            and name != ROLE
+            and setting.owner is not None
+            and not _superseded(setting, self.quantizer)
         ]
 
 
@@ -400,7 +418,7 @@ def _trace(quantizer: QuantizerType, found: dict[str, Setting], where: str, writ
                 chain = " > ".join((*path, name, parameter.name))
                 guess = nearest(parameter.name, found)
                 hint = f" It has {guess!r}: rename one of the two, or write" if guess else " Write"
-                raise QuantizerError(
+                raise IncompleteError(
                     f"{where}: {asked} asks for {parameter.name!r}, which {quantizer!r} does not have ({chain})."
                     f"{hint} `{parameter.name} = ...` in the quantizer, or give the argument a default."
                 )
@@ -617,7 +635,22 @@ def _parameter_names(choice: tuple[str, str]) -> set[str]:
     return {each.name for each in _needs(name, _choices.get(name, {}).get(written))}
 
 
-def _nothing_uses(setting: Setting, plan: Resolution, where: str) -> QuantizerError:
+def possible_settings(quantizer: QuantizerType) -> set[str]:
+    """Every setting that a quantizer may be given: its own, and what the choices of its settings take.
+
+    Example:
+        >>> from bitwright.quantizers import Int8Act
+        >>> {"bit_width", "max_value", "seed"} <= possible_settings(Int8Act)
+        True
+    """
+    found = settings(quantizer)
+    parts = [(name, setting.injected) for name, setting in found.items()]
+    parts += [(name, choice) for name in found for choice in choices_of(name).values()]
+    taken = {each.name for name, part in parts for each in _needs(name, part)}
+    return (taken | set(found) | set(IMPLIED)) - {ROOT, "device", "dtype", "shape", "channel_axis"}
+
+
+def _nothing_uses(setting: Setting, plan: Resolution, where: object) -> QuantizerError:
     name, quantizer = setting.name, plan.quantizer
     typed = plan.written.get(name)
     prefix = typed[: -len(name)] if typed else ""
@@ -625,8 +658,23 @@ def _nothing_uses(setting: Setting, plan: Resolution, where: str) -> QuantizerEr
     known = {*plan.children, *(each for given in plan.defaults.values() for each in given), *IMPLIED} - {ROOT}
     provided = {each for each, at in plan.settings.items() if at.owner is None}
     implied = {each for given in IMPLIED.values() for each in _parameter_names(given)}
-    guess = nearest(name, (known | implied) - provided)
+    guess = nearest(name, (known | implied) - provided - {name})
     said = f"{typed}={_show(setting.declared)}" if typed else f"{name} = {_show(setting.declared)}"
     by = f" (set by {setting.owner!r})" if not typed and setting.owner is not quantizer else ""
-    tail = f"Did you mean {prefix}{guess}?" if guess else f"It takes: {', '.join(sorted(known - provided))}."
+    others = _other_choices(name, plan, prefix)
+    takes = f"It takes: {', '.join(sorted(known - provided - {name}))}."
+    tail = others or (f"Did you mean {prefix}{guess}?" if guess else takes)
     return QuantizerError(f"{where}: nothing in {base!r} uses {said}{by}. {tail}")
+
+
+def _other_choices(name: str, plan: Resolution, prefix: str) -> str:
+    """Which choices would take a setting that the one made does not."""
+    for of in ("scaling", "statistic", "restriction", "rounding", "zero_point"):
+        taking = [each for each in choices_of(of) if name in _parameter_names((of, each))]
+        if taking:
+            said = " or ".join(f"{prefix}{of}={each!r}" for each in taking)
+            made = plan.settings.get(of)
+            return f"It is a setting of {said}" + (
+                f", and {of} is {_show(made.declared)}." if made is not None else "."
+            )
+    return ""

@@ -8,22 +8,24 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from . import protocols
 from .errors import BitwrightWarning, QuantizerError, ReadOnlyError
 from .fake_quant import as_real, fake_quant, quantize_to_int
 from .fused import runs_eagerly
 from .grid import Grid, along_axis, storage_dtype
 from .int_range import IntRange, check_flag
 from .locate import path_of
+from .protocols import checked
 from .restriction import FloatScale, LogScale
 from .rounding import HalfEven, HalfUp, Rounding
 from .scaling import MagnitudeScaling, StatisticScaling, StoredScaling
 from .tensor_quant import TensorQuant
 
-__all__ = ["BiasQuant", "IntQuant", "resting"]
+__all__ = ["FLOAT_BITS", "BiasQuant", "IntQuant", "resting"]
 
 _HALF_EVEN = HalfEven()
 _WIDE = (torch.float32, torch.float64)
-_FLOAT_BITS = 22  # bits of integers that float32 values give back exactly
+FLOAT_BITS = 22  # bits of integers that float32 values give back exactly
 
 
 class _Integers(TensorQuant):
@@ -31,7 +33,7 @@ class _Integers(TensorQuant):
 
     int_range: IntRange
     bit_width: int | nn.Module
-    rounding: Any
+    rounding: protocols.Rounding
 
     @property
     def signed(self) -> bool:
@@ -88,17 +90,17 @@ class IntQuant(_Integers):
     """
 
     axis: int | None
-    scaling: nn.Module
-    zero_point: Any
+    scaling: protocols.Scaling
+    zero_point: protocols.ZeroPoint | None
     clips: bool
     _warned = False
 
     def __init__(
         self,
         int_range: IntRange,
-        scaling: nn.Module,
-        rounding: Any = _HALF_EVEN,
-        zero_point: Any = None,
+        scaling: protocols.Scaling,
+        rounding: protocols.Rounding = _HALF_EVEN,
+        zero_point: protocols.ZeroPoint | None = None,
         axis: int | None = None,
         pass_clipped: bool = False,
     ) -> None:
@@ -106,9 +108,9 @@ class IntQuant(_Integers):
         self.int_range = int_range
         self.bit_width = int_range.width
         self.axis = axis
-        self.scaling = scaling
-        self.rounding = rounding
-        self.zero_point = zero_point
+        self.scaling = checked("scaling", scaling)
+        self.rounding = checked("rounding", rounding)
+        self.zero_point = None if zero_point is None else checked("zero_point", zero_point)
         self.clips = not (check_flag("pass_clipped", pass_clipped) or _covers(int_range, scaling, zero_point, rounding))
 
     @property
@@ -120,6 +122,11 @@ class IntQuant(_Integers):
     def calibrating(self) -> bool:
         """Whether training forwards still measure their input: the range is not learned yet."""
         return not self.of_parameter and getattr(self.scaling, "calibrating", False)
+
+    def progress(self) -> str:
+        """What there is to say of the calibration, such as ``"calibrating, 100 of 300 steps"``; else nothing."""
+        unfinished = isinstance(self.scaling, StoredScaling) and (self.calibrating or not self.calibrated)
+        return self.scaling.progress() if unfinished else ""
 
     @property
     def dynamic(self) -> bool:
@@ -141,7 +148,7 @@ class IntQuant(_Integers):
     def _quantize(self, x: Tensor, relu: bool = False, floor: Tensor | None = None) -> tuple[Tensor, Grid]:
         """Values and grid; no scale is below ``floor``, where there is one (0-d, or one for each index of the axis)."""
         if x.dtype not in _WIDE:
-            real = as_real(x)
+            real = x if x.is_floating_point() else as_real(x, path_of(self))
             values, grid = self._quantize(real.float(), relu, floor)
             return values.to(real.dtype), grid
         low, high = self.int_range.bounds()
@@ -278,7 +285,7 @@ class IntQuant(_Integers):
         """The integers that ``x`` is moved to, exactly, in the smallest type that holds their range; and the grid."""
         wide = x if x.dtype == torch.float64 else as_real(x).float()
         values, grid = self._quantize(wide, *context)
-        return grid.to_int(values) if int(grid.bit_width) <= _FLOAT_BITS else _exact(wide, grid, self.rounding), grid
+        return grid.to_int(values) if int(grid.bit_width) <= FLOAT_BITS else _exact(wide, grid, self.rounding), grid
 
     def rederive(self) -> None:
         """Measure a stored range anew at the next use."""
@@ -288,7 +295,11 @@ class IntQuant(_Integers):
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any, **kwargs: Any) -> None:
         scales = f"{prefix}scaling."
-        if self.of_parameter and prefix + "scheme" in state_dict and not any(key.startswith(scales) for key in state_dict):
+        if (
+            self.of_parameter
+            and prefix + "scheme" in state_dict
+            and not any(key.startswith(scales) for key in state_dict)
+        ):
             super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
             self.rederive()  # the file's scale followed the weight
             self._absent = scales
@@ -326,11 +337,11 @@ class BiasQuant(_Integers):
     follows_input = True
     _warned = False
 
-    def __init__(self, int_range: IntRange, rounding: Any = _HALF_EVEN) -> None:
+    def __init__(self, int_range: IntRange, rounding: protocols.Rounding = _HALF_EVEN) -> None:
         super().__init__()
         self.int_range = int_range
         self.bit_width = int_range.width
-        self.rounding = rounding
+        self.rounding = checked("rounding", rounding)
 
     def least_weight_scale(self, bias: Tensor, inputs: Grid) -> Tensor | None:
         """The smallest weight scale of each channel with which its bias is not clipped; None where that is no matter.
@@ -339,14 +350,14 @@ class BiasQuant(_Integers):
         the sum than the bias's own rounding to 22 bits; a narrower bias would push weights away that do count.
         """
         width = self.int_range.width
-        if not isinstance(width, int) or width < 24 or inputs.scale.numel() not in (1, bias.numel()):
+        if not isinstance(width, int) or width < 24 or inputs.scale.numel() != 1:
             return None
         return bias.detach().abs().to(inputs.scale.dtype) / (inputs.scale.reshape(-1) * 2.0 ** (width - 2))
 
     def _quantize(self, bias: Tensor, inputs: Grid | None = None, weights: Grid | None = None) -> tuple[Tensor, Grid]:
         grid = self._grid(bias, inputs, weights)
         low, high = self.int_range.bounds()
-        wide = bias.double() if isinstance(high, int) and high >= 1 << _FLOAT_BITS else bias
+        wide = bias.double() if isinstance(high, int) and high >= 1 << FLOAT_BITS else bias
         values = fake_quant(wide, grid.scale.to(wide.dtype), low, high, None, self.rounding).to(bias.dtype)
         if not self._warned and not torch.compiler.is_compiling() and bias.device.type == "cpu":
             self._warn(bias, grid.scale, low, high)
@@ -364,13 +375,13 @@ class BiasQuant(_Integers):
             raise QuantizerError(
                 f"{path_of(self)}: this bias quantizer needs the scales of input and weight, and {lacking}. {remedy}"
             )
-        if inputs.scale.numel() not in (1, bias.numel()):
+        if inputs.scale.numel() != 1:
             raise QuantizerError(
                 f"{path_of(self)}: the input has {inputs.scale.numel()} scales (axis {inputs.axis}), so its products "
                 "with the weight have no common one for the bias. Quantize the input per tensor (axis=None), or "
                 "choose bias_quant=Int8BiasOwnScale."
             )
-        scale = inputs.scale.reshape(-1) * weights.scale.reshape(-1)
+        scale = inputs.scale.reshape(()) * weights.scale.reshape(-1)
         scale = scale.reshape(()) if scale.numel() == 1 else scale
         axis = None if scale.ndim == 0 else 0
         return Grid(scale, None, self.int_range.bit_width, self.signed, self.narrow_range, axis, None)

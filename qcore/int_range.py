@@ -1,10 +1,11 @@
 """The integers that a quantizer may use."""
 
+import inspect
 from operator import index
 
 from torch import Tensor, nn
 
-from .errors import SettingError
+from .errors import QuantizerError, SettingError
 
 __all__ = ["IntRange", "int_bounds", "representable_bounds"]
 
@@ -51,12 +52,13 @@ class IntRange:
     Inject it (as ``int_range``) into a scaling, statistic or zero point of your own to know the bounds.
 
     Args:
-        bit_width: whole number from 2 to 32, or a module that computes it, such as `LearnedBitWidth`.
+        bit_width: whole number from 2 to 32, or a module that computes it, such as `LearnedBitWidth`: a 0-d tensor,
+            or one width for each channel, in any shape.
         signed: whether there are negative integers.
         narrow_range: leave out the smallest (signed) or largest (unsigned) integer.
 
     Raises:
-        SettingError: a bit width out of range, or something that is not a truth value.
+        SettingError: a bit width out of range, a module that computes none, or something that is not a truth value.
 
     Example:
         >>> four = IntRange(4, signed=True, narrow_range=True)
@@ -67,7 +69,8 @@ class IntRange:
     replayable = True
 
     def __init__(self, bit_width: int | nn.Module, signed: bool, narrow_range: bool = False) -> None:
-        self.width = bit_width if isinstance(bit_width, nn.Module) else check_bit_width("bit_width", bit_width)
+        computed = isinstance(bit_width, nn.Module)
+        self.width = _check_module(bit_width) if computed else check_bit_width("bit_width", bit_width)
         self.signed = check_flag("signed", signed)
         self.narrow_range = check_flag("narrow_range", narrow_range)
 
@@ -83,12 +86,41 @@ class IntRange:
 
     @property
     def bit_width(self) -> int | Tensor:
-        """The current bit width: a plain number, or a 0-d tensor where it is learned."""
-        return self.width() if isinstance(self.width, nn.Module) else self.width
+        """The current bit width: a plain number, a 0-d tensor where a module computes it, or one for each channel."""
+        if not isinstance(self.width, nn.Module):
+            return self.width
+        width = self.width()
+        if not isinstance(width, Tensor) or width.ndim == 0:
+            return width
+        return width.reshape(() if width.numel() == 1 else -1)
 
-    def bounds(self) -> tuple[int, int] | tuple[Tensor | int, Tensor]:
-        """The smallest and the largest integer; tensors where the bit width is learned."""
-        return int_bounds(self.bit_width, self.signed, self.narrow_range)  # type: ignore[arg-type]
+    @property
+    def widest(self) -> int | Tensor:
+        """The largest bit width in use: every integer of every channel is one of so many bits."""
+        width = self.bit_width
+        return width.amax() if isinstance(width, Tensor) and width.ndim else width
+
+    def bounds(self, axis: int | None = None, ndim: int = 0) -> tuple[int, int] | tuple[Tensor | int, Tensor]:
+        """The smallest and the largest integer; tensors where a module computes the bit width.
+
+        Args:
+            axis: the dimension that has a bit width for each index, where there are several.
+            ndim: dimensions of the tensor that the bounds are for: along ``axis`` they broadcast against it.
+
+        Raises:
+            QuantizerError: there are several bit widths for one scale.
+        """
+        width = self.bit_width
+        if isinstance(width, Tensor) and width.ndim and ndim:
+            if axis is None:
+                raise QuantizerError(
+                    f"{type(self.width).__name__} gives {width.numel()} bit widths, and the quantizer has one scale. "
+                    "Give it one for each channel, too: weight_quant=Int8WeightPerChannel, or axis=0."
+                )
+            shape = [1] * ndim
+            shape[axis] = -1
+            width = width.reshape(shape)
+        return int_bounds(width, self.signed, self.narrow_range)  # type: ignore[arg-type]
 
     @property
     def min_int(self) -> int | Tensor:
@@ -116,7 +148,7 @@ def check_bit_width(setting: str, bit_width: object, minimum: int = MIN_BIT_WIDT
     """The bit width as an int, or a `SettingError` that says what is possible."""
     expected = f"a whole number from {minimum} to {MAX_BIT_WIDTH}"
     try:
-        if isinstance(bit_width, bool):
+        if isinstance(bit_width, bool) or _is_numpy_bool(bit_width):
             raise TypeError
         width = index(bit_width)  # type: ignore[arg-type]
     except TypeError:
@@ -138,7 +170,28 @@ def check_bit_width(setting: str, bit_width: object, minimum: int = MIN_BIT_WIDT
 
 
 def check_flag(setting: str, flag: object) -> bool:
-    """The flag, or a `SettingError`: anything but True and False is a slip."""
+    """The flag, or a `SettingError`: anything but True and False, Python's or numpy's, is a slip."""
     if flag is True or flag is False:
         return flag
+    if _is_numpy_bool(flag):
+        return bool(flag)
     raise SettingError(setting, flag, "True or False")
+
+
+def _is_numpy_bool(found: object) -> bool:
+    return str(getattr(found, "dtype", "")) == "bool" and getattr(found, "shape", None) == ()
+
+
+def _check_module(bit_width: nn.Module) -> nn.Module:
+    """A module that computes a bit width, or a `SettingError`: its forward takes nothing."""
+    try:
+        inspect.signature(bit_width.forward).bind()
+    except TypeError:
+        raise SettingError(
+            "bit_width",
+            bit_width,
+            f"a whole number from {MIN_BIT_WIDTH} to {MAX_BIT_WIDTH}, or a module whose forward takes no arguments and "
+            "returns it",
+            "Write bit_width=LearnedBitWidth for one that is learned.",
+        ) from None
+    return bit_width

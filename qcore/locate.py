@@ -2,6 +2,7 @@
 
 import sys
 
+import torch
 from torch import nn
 
 __all__ = ["path_of"]
@@ -10,12 +11,15 @@ __all__ = ["path_of"]
 def path_of(module: nn.Module) -> str:
     """The path of a module in the outermost model whose forward is running, such as ``features.3.act_quant``.
 
-    A module does not know its parents; the call stack does. Without one, the class name is returned.
+    A module does not know its parents; the call stack does. Without one, and under ``torch.compile``, which can't trace
+    through it, the class name is returned.
 
     Example:
         >>> path_of(nn.ReLU())
         'ReLU'
     """
+    if torch.compiler.is_compiling():
+        return type(module).__name__
     outermost, frame = None, sys._getframe(1)
     while frame is not None:
         candidate = frame.f_locals.get("self")

@@ -1,6 +1,6 @@
 """QuantTensor: a tensor of quantized values that knows its grid."""
 
-from collections.abc import Callable
+import re
 from functools import lru_cache
 from typing import Any
 
@@ -10,20 +10,27 @@ from torch import Tensor
 from .errors import QuantTensorError
 from .fused import apply_eagerly
 from .grid import Grid
+from .grid_rules import CHANGES, RULES, STAYS, Operation, may_leave
 
-__all__ = ["QuantTensor", "grid_of", "values_of"]
+__all__ = ["QuantTensor", "grid_lost", "grid_of", "values_of"]
 
 aten = torch.ops.aten
 _COMPOSITE = torch._C.DispatchKey.CompositeImplicitAutograd
+_SOURCE = 4  # its place in `_form`
+_CHANGED = (
+    "This QuantTensor was changed in place by an operation that leaves its grid. Use the operation that returns a new "
+    "tensor (x = x * 2 instead of x.mul_(2)), or quantize the result again."
+)
 
 
 class QuantTensor(torch.Tensor):
     """A tensor of quantized values with the grid they lie on: scale, zero point, bit width, signedness.
 
-    It is a `torch.Tensor`: every operation works on it. Those that leave values on the grid (views, slices, max
-    pooling, ReLU, zero padding, ``cat`` and ``+`` on one shared grid ...) return a QuantTensor, all others the plain
-    tensor of values. Two tensors share a grid if one quantizer made both; numbers are not compared, so the outcome is
-    the same in training and in evaluation. Gradients flow through the values; the grid itself is detached.
+    It is a `torch.Tensor`: every operation works on it. Those that leave values on a grid (views, slices, max
+    pooling, ReLU, zero padding, dropout, ``cat`` and ``+`` on one shared grid ...) return a QuantTensor, all others
+    the plain tensor of values. Two tensors share a grid if one stored scale made both, in one process; numbers are not
+    compared, so the outcome is the same in training and in evaluation. A scale that follows each tensor, such as a
+    statistic of it, is shared with nothing. Gradients flow through the values; the grid itself is detached.
 
     Layers make them (``return_quant_tensor=True``); `wrap` makes one from values and a grid.
 
@@ -89,16 +96,13 @@ class QuantTensor(torch.Tensor):
 
     @property
     def grid(self) -> Grid | None:
-        """The grid, or None after an in-place operation that left it."""
+        """The grid; None after an in-place operation that left it, and for an empty tensor of the same kind."""
         return grid_of(self)
 
     def _known(self) -> Grid:
         grid = self.grid
         if grid is None:
-            raise QuantTensorError(
-                "This QuantTensor was changed in place by an operation that leaves its grid. Use the operation that "
-                "returns a new tensor (x = x * 2 instead of x.mul_(2)), or quantize the result again."
-            )
+            raise QuantTensorError(_CHANGED)
         return grid
 
     @property
@@ -144,13 +148,21 @@ class QuantTensor(torch.Tensor):
         """The integers, in the smallest integer type that holds the grid's range.
 
         Raises:
-            QuantTensorError: a value is off the grid.
+            QuantTensorError: a value is off the grid, or rounding may have moved it to another integer's place (sums
+                of many products).
         """
         grid = self._known()
-        if not self.is_valid:
+        if grid.spare_bits < 1 or not self.is_valid:
+            where = f"the grid of scale {_short(grid.scale)} and {_bits(grid)}"
+            if grid.spare_bits < 5 or (self.dtype != torch.float64 and int(grid.bit_width) > 22):
+                raise QuantTensorError(
+                    f"Rounding may have moved values by more than half a step of {where}, so their integers are "
+                    "unknown. Compute in double precision, model.double()(x.double()), or run the model in integers: "
+                    "bitwright.export.run_integers."
+                )
             raise QuantTensorError(
-                f"Not every value lies on the grid of scale {_short(grid.scale)} and {_bits(grid)}, so there are no "
-                "integers to return. Quantize the tensor again, for example with QuantIdentity."
+                f"Not every value lies on {where}, so there are no integers to return. Quantize the tensor again, for "
+                "example with QuantIdentity."
             )
         return grid.to_int(self._inner.detach())
 
@@ -184,14 +196,21 @@ class QuantTensor(torch.Tensor):
         return self * other
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        form = None if self.grid is None else self._form
+        grid = self.grid  # another process, or a later one, knows nothing of the sources of this one
+        form = None if grid is None else _form_of(grid.replace(source=None), self.ndim)
         return _restore, (self._inner.detach(), self.scale, self._zero_point, form, self.requires_grad)
 
+    def __copy__(self) -> "QuantTensor":
+        return self._alike(self._inner.detach())
+
     def __deepcopy__(self, memo: dict[Any, Any]) -> "QuantTensor":
-        form = None if self.grid is None else self._form
-        copied = _restore(self._inner.detach().clone(), self.scale, self._zero_point, form, self.requires_grad)
+        copied = self._alike(self._inner.detach().clone())
         memo[id(self)] = copied
         return copied
+
+    def _alike(self, values: Tensor) -> "QuantTensor":
+        form = None if self.grid is None else self._form
+        return _restore(values, self.scale, self._zero_point, form, self.requires_grad)
 
     # What torch.compile and torch.autograd need to take the tensor apart and put it together again.
 
@@ -213,21 +232,29 @@ class QuantTensor(torch.Tensor):
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        keep = _KEEP.get(func)
-        if keep is None and func._schema.is_mutable:
-            return _in_place(func, args, kwargs)
-        if keep is None:
-            if _is_composite(func.name()):
-                return func._op_dk(_COMPOSITE, *args, **kwargs)
-            return func(*_plain(args), **_plain(kwargs))
-        out = func(*_plain(args), **_plain(kwargs))
+        rule = RULES.get(func)
+        if rule is None:
+            if _is_composite(func):
+                return func._op_dk(_COMPOSITE, *args, **kwargs)  # decompose() may give other digits
+            if func._schema.is_mutable:
+                return _in_place(func, args, kwargs)
+        plain, named = _plain(args), _plain(kwargs)
+        out = func(*plain, **named)
+        if rule is None:
+            return QuantTensor(out, None, None, None) if _may_become_mask(func, args, out) else out
         first = out[0] if isinstance(out, (tuple, list)) else out
-        grid = keep(func, args, kwargs, first)
+        grid = rule(Operation(func, plain, named, _grids(args), first))
         if grid is None:
             return out
         if not isinstance(out, (tuple, list)):
             return _on(out, grid)
         return type(out)(_on(each, grid) if each.dtype == first.dtype else each for each in out)
+
+    def _move(self, grid: Grid | None) -> None:
+        """Put the tensor on another grid, where its values have been moved to; None: on no grid."""
+        self.scale = None if grid is None else grid.scale  # type: ignore[assignment]
+        self._zero_point = None if grid is None else grid.zero_point
+        self._form = None if grid is None else _form_of(grid, self.ndim)
 
 
 def values_of(x: Tensor) -> Tensor:
@@ -257,9 +284,52 @@ def grid_of(x: Tensor) -> Grid | None:
     """
     if not isinstance(x, QuantTensor) or x._form is None:
         return None
-    if not torch.compiler.is_compiling() and isinstance(x._base, QuantTensor) and x._base._form is None:
-        return None  # a view of one that left it
+    if not torch.compiler.is_compiling() and isinstance(x._base, QuantTensor):
+        form = x._base._form
+        if form is None or form[_SOURCE] != x._form[_SOURCE]:
+            return None  # a view of one that has left its grid since
     return Grid(x.scale, x._zero_point, *x._form)
+
+
+def grid_lost(x: Tensor) -> str:
+    """What to write so that a layer finds the grid that it misses in its input: one or two sentences for its error.
+
+    Names the operation that left the grid, where autograd knows which it was.
+
+    Example:
+        >>> leaf = torch.tensor([[0.5, -1.0]], requires_grad=True)
+        >>> grid_lost(torch.sigmoid(QuantTensor.wrap(leaf, Grid(torch.tensor(0.25)))).flatten())
+        'Sigmoid left the grid of the layer before: put QuantIdentity(return_quant_tensor=True) behind it.'
+    """
+    if isinstance(x, QuantTensor):
+        return _CHANGED
+    found = [] if torch.compiler.is_compiling() else may_leave(_operations_since_wrap(x))
+    if found:
+        return (
+            f"{' or '.join(dict.fromkeys(found))} left the grid of the layer before: put "
+            "QuantIdentity(return_quant_tensor=True) behind it."
+        )
+    return (
+        "Set return_quant_tensor=True on the layer before. If it is set, an operation in between has left the grid, "
+        "such as average pooling or an activation function of torch's: put QuantIdentity(return_quant_tensor=True) "
+        "behind it."
+    )
+
+
+def _operations_since_wrap(x: Tensor) -> list[str]:
+    """The names of the operations between the last layer that returned a QuantTensor and a plain tensor, in order."""
+    paths: list[tuple[Any, tuple[str, ...]]] = [(x.grad_fn, ())]
+    seen = set()
+    while paths:
+        node, after = paths.pop(0)
+        if node is None or node in seen or isinstance(node, _Unwrap._backward_cls):  # there, a layer takes values
+            continue
+        seen.add(node)
+        if isinstance(node, _Wrap._backward_cls):
+            return list(after)
+        name = re.sub(r"Backward\d*$", "", node.name())
+        paths += [(before, (name, *after)) for before, _ in node.next_functions]
+    return []
 
 
 class _Wrap(torch.autograd.Function):
@@ -293,8 +363,8 @@ def behind(x: Tensor) -> Any:
 
 
 def _form_of(grid: Grid, ndim: int) -> tuple[Any, ...]:
-    axis = None if grid.axis is None else grid.axis % ndim  # the rules below count from the first dimension
-    return (int(grid.bit_width), grid.signed, grid.narrow_range, axis, grid.source)
+    axis = None if grid.axis is None else grid.axis % ndim  # the rules count from the first dimension
+    return (int(grid.bit_width), grid.signed, grid.narrow_range, axis, grid.source, grid.spare_bits)
 
 
 def _on(values: Tensor, grid: Grid) -> QuantTensor:
@@ -310,10 +380,17 @@ def _restore(values: Tensor, *rest: Any) -> QuantTensor:
 
 
 @lru_cache(maxsize=1024)
-def _is_composite(operation: str) -> bool:
+def _is_composite(func: Any) -> bool:
     """Whether an operation is made of others, and nothing else: inference mode hands such a one over whole."""
-    known = torch._C._dispatch_has_kernel_for_dispatch_key
-    return known(operation, "CompositeImplicitAutograd") and not known(operation, "CPU")
+    return func.has_kernel_for_dispatch_key(_COMPOSITE) and not func.has_kernel_for_dispatch_key("CPU")
+
+
+def _may_become_mask(func: Any, args: Any, out: Any) -> bool:
+    """Whether a result is what dropout starts from: an empty tensor, of one number for each value or channel."""
+    if func is aten.empty_like.default:
+        return out.dtype.is_floating_point
+    one_each = func is aten.new_empty.default and out.ndim == args[0].ndim and all(size == 1 for size in out.shape[2:])
+    return one_each and out.dtype.is_floating_point
 
 
 def _inner_of(tensor: Any) -> Any:
@@ -329,206 +406,46 @@ def _plain(arguments: Any) -> Any:
     return _inner_of(arguments)
 
 
+def _grids(args: Any) -> tuple[Grid | None, ...]:
+    """The grid of each tensor among the arguments, or of each in the list that is the first of them."""
+    tensors = args[0] if isinstance(args[0], (tuple, list)) else args
+    return tuple(grid_of(each) if isinstance(each, QuantTensor) else None for each in tensors)
+
+
 def _in_place(func: Any, args: Any, kwargs: Any) -> Any:
-    """Run an operation that writes into a QuantTensor; unless it is known to stay, the grid is gone."""
-    result = func(*_plain(args), **_plain(kwargs))
-    target = kwargs.get("out", args[0] if args else None)
-    if isinstance(target, QuantTensor):
-        if func not in _IN_PLACE:
-            for each in (target, target._base):  # what a view changes is its base's
-                if isinstance(each, QuantTensor):
-                    each._form = None
-                    each.scale = None  # type: ignore[assignment]
-        return target
-    return result
+    """Run an operation that writes into QuantTensors: they leave their grids, unless a rule says where they go."""
+    rule, written = CHANGES.get(func), _written(func, args, kwargs)
+    if written and torch.Tag.inplace_view in func.tags and func not in STAYS:
+        raise QuantTensorError(
+            f"{func._schema.name.removeprefix('aten::')} changes the shape of a QuantTensor in place, which is not "
+            "supported. Use an operation that returns a new tensor (x = x.squeeze() instead of x.squeeze_())."
+        )
+    plain, named = _plain(args), _plain(kwargs)
+    result = func(*plain, **named)
+    for target in () if func in STAYS else written:
+        for each in (target, target._base):  # what a view changes is its base's
+            if not isinstance(each, QuantTensor):
+                continue
+            grid = None
+            if rule is not None and each.numel() == target.numel():
+                grids = (grid_of(each), *_grids(args)[1:])
+                grid = rule(Operation(func, (each._inner, *plain[1:]), named, grids, each._inner))
+            each._move(grid)
+    wrappers = {id(each._inner): each for each in written}
+    if isinstance(result, (tuple, list)):
+        return type(result)(wrappers.get(id(each), each) for each in result)
+    return wrappers.get(id(result), result)
 
 
-# Which operations keep the grid. Each rule returns the grid of the result, or None.
-
-Rule = Callable[[Any, Any, Any, Tensor], Grid | None]
-_KEEP: dict[Any, Rule] = {}
-_IN_PLACE = {aten.relu_.default, aten.zero_.default, aten.detach_.default}
-
-
-def _keeps(*operations: Any) -> Callable[[Rule], Rule]:
-    def register(rule: Rule) -> Rule:
-        _KEEP.update(dict.fromkeys(operations, rule))
-        return rule
-
-    return register
-
-
-@_keeps(
-    aten.alias.default,
-    aten.clone.default,
-    aten.detach.default,
-    aten.flip.default,
-    aten.lift_fresh.default,
-    aten.relu.default,
-    aten.roll.default,
-)
-def _in_place_of_each(func: Any, args: Any, kwargs: Any, out: Tensor) -> Grid | None:
-    """Values stay where they are, or move among values of one scale, or become 0."""
-    grid = args[0].grid
-    moves = func in (aten.flip.default, aten.roll.default)
-    return None if grid is None or (moves and grid.axis is not None) else grid
-
-
-@_keeps(aten._to_copy.default)
-def _converted(func: Any, args: Any, kwargs: Any, out: Tensor) -> Grid | None:
-    grid = args[0].grid
-    if grid is None or not out.dtype.is_floating_point:
-        return None
-    zero_point = None if grid.zero_point is None else grid.zero_point.to(out.device)
-    return grid.replace(scale=grid.scale.to(out.device), zero_point=zero_point)
-
-
-@_keeps(
-    aten.adaptive_max_pool2d.default,
-    aten.adaptive_max_pool3d.default,
-    aten.max_pool2d_with_indices.default,
-    aten.max_pool3d_with_indices.default,
-    aten.upsample_nearest1d.default,
-    aten.upsample_nearest2d.default,
-    aten.upsample_nearest3d.default,
-    aten.upsample_nearest1d.vec,
-    aten.upsample_nearest2d.vec,
-    aten.upsample_nearest3d.vec,
-    aten._upsample_nearest_exact1d.default,
-    aten._upsample_nearest_exact2d.default,
-    aten._upsample_nearest_exact3d.default,
-    aten._upsample_nearest_exact1d.vec,
-    aten._upsample_nearest_exact2d.vec,
-    aten._upsample_nearest_exact3d.vec,
-)
-def _spatial(func: Any, args: Any, kwargs: Any, out: Tensor) -> Grid | None:
-    """Values are selected along the last dimensions; batch and channels stay."""
-    grid = args[0].grid
-    return grid if grid is not None and (grid.axis is None or grid.axis <= 1) else None
-
-
-@_keeps(
-    aten._reshape_alias.default,
-    aten._unsafe_view.default,
-    aten.as_strided.default,
-    aten.gather.default,
-    aten.im2col.default,
-    aten.index.Tensor,
-    aten.index_select.default,
-    aten.masked_select.default,
-    aten.pixel_shuffle.default,
-    aten.pixel_unshuffle.default,
-    aten.repeat.default,
-    aten.unfold.default,
-)
-def _anywhere(func: Any, args: Any, kwargs: Any, out: Tensor) -> Grid | None:
-    """Values may end up anywhere: fine with one scale for all."""
-    grid = _inner_grid(args[0])
-    return grid if grid is not None and grid.axis is None else None
-
-
-@_keeps(aten.constant_pad_nd.default)
-def _padded(func: Any, args: Any, kwargs: Any, out: Tensor) -> Grid | None:
-    grid = args[0].grid
-    value = args[2] if len(args) > 2 else kwargs.get("value", 0)
-    if grid is None or value != 0:  # 0 is on every grid, other values may not be
-        return None
-    touched = {out.ndim - 1 - index // 2 for index, width in enumerate(args[1]) if width}
-    return None if grid.axis in touched else grid
-
-
-@_keeps(aten.view.default)
-def _viewed(func: Any, args: Any, kwargs: Any, out: Tensor) -> Grid | None:
-    tensor, grid = args[0], args[0].grid
-    if grid is None or grid.axis is None:
-        return grid
-    kept = grid.axis + 1
-    return _moved(grid, grid.axis, out.ndim) if tensor.shape[:kept] == out.shape[:kept] else None
-
-
-@_keeps(
-    aten.expand.default,
-    aten.permute.default,
-    aten.select.int,
-    aten.slice.Tensor,
-    aten.split.Tensor,
-    aten.split_with_sizes.default,
-    aten.squeeze.default,
-    aten.squeeze.dim,
-    aten.squeeze.dims,
-    aten.t.default,
-    aten.transpose.int,
-    aten.unbind.int,
-    aten.unsqueeze.default,
-)
-def _dimensions(func: Any, args: Any, kwargs: Any, out: Tensor) -> Grid | None:
-    """Dimensions are exchanged, dropped or cut; a stride that only the axis has tells where it went."""
-    tensor, grid = args[0], args[0].grid
-    if grid is None or grid.axis is None:
-        return grid
-    mark = 7919
-    strides = [mark if dim == grid.axis else 0 for dim in range(tensor.ndim)]
-    marked = torch.empty(mark * tensor.shape[grid.axis], device="meta").as_strided(tensor.shape, strides)
-    result = func(marked, *args[1:], **kwargs)
-    result = result[0] if isinstance(result, (tuple, list)) else result
-    if mark not in result.stride():
-        return None
-    axis = result.stride().index(mark)
-    return _moved(grid, axis, result.ndim) if result.shape[axis] == tensor.shape[grid.axis] else None
-
-
-def _moved(grid: Grid, axis: int, ndim: int) -> Grid:
-    """The grid with its scales along another axis of a tensor of another rank."""
-    shape = [1] * ndim
-    shape[axis] = -1
-    zero_point = None if grid.zero_point is None else grid.zero_point.reshape(shape)
-    return grid.replace(scale=grid.scale.reshape(shape), zero_point=zero_point, axis=axis)
-
-
-def _inner_grid(tensor: Any) -> Grid | None:
-    return tensor.grid if isinstance(tensor, QuantTensor) else None
-
-
-@_keeps(aten.cat.default, aten.stack.default)
-def _joined(func: Any, args: Any, kwargs: Any, out: Tensor) -> Grid | None:
-    """One grid for all, made by one quantizer."""
-    grids = [_inner_grid(tensor) for tensor in args[0]]
-    first = grids[0]
-    dim = (args[1] if len(args) > 1 else kwargs.get("dim", 0)) % out.ndim
-    if first is None or first.source is None or any(g is None or g.source != first.source for g in grids):
-        return None
-    return first if first.axis is None or (func is aten.cat.default and dim != first.axis) else None
-
-
-@_keeps(aten.add.Tensor, aten.sub.Tensor)
-def _summed(func: Any, args: Any, kwargs: Any, out: Tensor) -> Grid | None:
-    """On one shared scale integers add up; the result needs one bit more."""
-    one, other = _inner_grid(args[0]), _inner_grid(args[1])
-    if one is None or other is None or one.source is None or other.source is None:
-        return None
-    alpha = args[2] if len(args) > 2 else kwargs.get("alpha", 1)
-    if alpha != 1 or _origin(one.source) != _origin(other.source) or one.axis != other.axis:
-        return None
-    if args[0].ndim != args[1].ndim and one.axis is not None:
-        return None
-    subtracts = func is aten.sub.Tensor
-    zero_point = _combined(one.zero_point, other.zero_point, subtracts)
-    signed = one.signed or other.signed or subtracts
-    spare = 2 if one.signed != other.signed else 1  # an unsigned range of b bits needs b + 1 signed ones
-    width = max(int(one.bit_width), int(other.bit_width)) + spare
-    source = (_origin(one.source), "-" if subtracts else "+", one.source, other.source)
-    return Grid(one.scale, zero_point, width, signed, False, one.axis, source)
-
-
-def _origin(source: Any) -> Any:
-    """The quantizer whose scale a grid has: sums keep it as their first entry."""
-    return source[0] if isinstance(source, tuple) else source
-
-
-def _combined(one: Tensor | None, other: Tensor | None, subtracts: bool) -> Tensor | None:
-    if one is None or other is None:
-        return one if other is None else (-other if subtracts else other)
-    return one - other if subtracts else one + other
+def _written(func: Any, args: Any, kwargs: Any) -> list["QuantTensor"]:
+    """The QuantTensors that an operation writes into."""
+    found = []
+    for index, argument in enumerate(func._schema.arguments):
+        if argument.is_write:
+            value = args[index] if index < len(args) else kwargs.get(argument.name)
+            values = value if isinstance(value, (tuple, list)) else [value]
+            found += [each for each in values if isinstance(each, QuantTensor)]
+    return found
 
 
 def _short(scale: Tensor) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .derivatives import straight_through
 from .errors import SettingError
 from .inject import register_choices
 from .int_range import check_flag
@@ -210,24 +211,10 @@ ROUNDINGS = register_choices(
 )
 
 
-class _StraightThrough(torch.autograd.Function):
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(x: Tensor, rounded: Tensor) -> Tensor:
-        return rounded.clone() if rounded is x else rounded.view_as(rounded)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        pass
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
-        return grad, None
-
-
 def round_straight_through(x: Tensor, rounding: Any) -> Tensor:
     """``rounding(x)`` whose gradient is 1, unless the rounding brings its own (``straight_through = False``).
+
+    A rounding of the user's own is handed float32 or float64, and never an empty tensor.
 
     Example:
         >>> x = torch.tensor([0.6, 1.4], requires_grad=True)
@@ -236,8 +223,12 @@ def round_straight_through(x: Tensor, rounding: Any) -> Tensor:
         >>> y.tolist(), x.grad
         ([0.0, 1.0], tensor([1., 1.]))
     """
+    ours = isinstance(rounding, Rounding) or torch.jit.is_tracing()  # where a number of elements is none
+    if not ours and x.numel() == 0:
+        return x.clone()
+    wide = x if x.dtype in (torch.float32, torch.float64) else x.float()
     if not getattr(rounding, "straight_through", True):
-        return rounding(x)
+        return rounding(wide).to(x.dtype)
     with torch.no_grad():
-        rounded = rounding(x)
-    return _StraightThrough.apply(x, rounded)
+        rounded = rounding(wide)
+    return straight_through(x, rounded if wide is x else rounded.to(x.dtype))

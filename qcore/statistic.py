@@ -7,7 +7,7 @@ quantizers with a zero point.
 
 import math
 from collections.abc import Callable
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,6 +17,8 @@ from .fake_quant import composed_fake_quant
 from .inject import register_choices
 from .int_range import IntRange
 from .pooling import distributed, gathered_kth_largest, highest, lowest, summed
+from .protocols import Statistic
+from .tracing import transformed
 
 __all__ = [
     "STATISTICS",
@@ -26,7 +28,6 @@ __all__ = [
     "MinMax",
     "MinSquaredError",
     "PercentileInterval",
-    "Statistic",
     "kth_largest",
     "lower_end",
     "measure",
@@ -72,6 +73,9 @@ class AbsMax:
             return _zeros(x, axis)
         if torch.compiler.is_compiling():
             return _shaped(_rows(x, axis).abs().amax(1), axis)
+        if transformed():
+            rows = _rows(x, axis)
+            return _shaped(rows.gather(1, rows.detach().abs().argmax(1, keepdim=True)).abs().squeeze(1), axis)
         return _AbsMax.apply(x if x.dtype in (torch.float32, torch.float64) else x.float(), axis)
 
     def pooled(self, x: Tensor, axis: int | None = None) -> list[Tensor]:
@@ -84,8 +88,6 @@ class AbsMax:
 
 class _AbsMax(torch.autograd.Function):
     """abs().max() without its dense backward: two vectorised reductions; one element (per index) gets the gradient."""
-
-    generate_vmap_rule = True
 
     @staticmethod
     def forward(x: Tensor, axis: int | None) -> Tensor:
@@ -320,19 +322,6 @@ STATISTICS = register_choices(
         "mse": MinSquaredError,
     },
 )
-
-
-@runtime_checkable
-class Statistic(Protocol):
-    """What may be injected as ``statistic``: ``(x, axis) -> Tensor``, 0-d or one number for each index of the axis.
-
-    ``x`` is float32 or float64 and never empty. With a method ``low(x, axis)`` it serves zero points, with
-    ``pooled(x, axis)`` it tells what several processes that train together have measured.
-    """
-
-    def __call__(self, x: Tensor, axis: int | None = None, /) -> Tensor:
-        """The statistic of ``x``."""
-        ...
 
 
 def measured(statistic: Statistic, x: Tensor, axis: int | None) -> Tensor:

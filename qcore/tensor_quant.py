@@ -60,6 +60,7 @@ class TensorQuant(nn.Module):
         self.source = next(_sources)
         self._served: list[tuple[weakref.ref[nn.Module], str]] = []
         self.register_load_state_dict_post_hook(_forgive)
+        self.register_forward_pre_hook(_unchanged)
 
     def quantize(self, x: Tensor, *context: Any) -> tuple[Tensor, Grid | None]:
         """The values moved onto the grid, and the grid; while being exported the grid may be None."""
@@ -88,6 +89,10 @@ class TensorQuant(nn.Module):
         """Whether training forwards still measure their input: the range is not learned yet."""
         return False
 
+    def progress(self) -> str:
+        """What there is to say of the calibration, such as ``"calibrating, 100 of 300 steps"``; else nothing."""
+        return ""
+
     def train(self, mode: bool = True) -> Self:
         """Switch to training or evaluation; training in a frozen model forgets the grid that was kept."""
         if mode and self._kept:
@@ -107,7 +112,7 @@ class TensorQuant(nn.Module):
 
     def rederive(self) -> None:
         """Set such state anew at the next use: the tensor was replaced, or its file held no state of quantizers."""
-        self._stale = True
+        self._stale = type(self).initialize is not TensorQuant.initialize
 
     # Who is served: layers that share a quantizer are measured together
 
@@ -119,7 +124,7 @@ class TensorQuant(nn.Module):
     def _parameters_served(self) -> list[Tensor]:
         """The weights (or biases) of every layer that uses this quantizer."""
         found = ((ref(), slot) for ref, slot in self._served)
-        return [getattr(layer, slot) for layer, slot in found if layer is not None]
+        return [layer.tensor_of(slot) for layer, slot in found if layer is not None]  # type: ignore[operator]
 
     # State
 
@@ -165,3 +170,7 @@ def _forgive(quant: TensorQuant, keys: Any) -> None:
     if quant._absent is not None:
         keys.missing_keys[:] = [key for key in keys.missing_keys if not key.startswith(quant._absent)]
         quant._absent = None
+
+
+def _unchanged(quant: TensorQuant, inputs: tuple[object, ...]) -> None:
+    """No more than there: torch's fast paths, which compute past the layers inside, keep off modules with hooks."""

@@ -4,9 +4,9 @@ A zero point is a callable ``(x, scale) -> Tensor`` of whole numbers shaped like
 that 0 is on the grid (padding, ReLU).
 """
 
-import torch
 from torch import Tensor, nn
 
+from .derivatives import clamp_through
 from .errors import SettingError
 from .grid import along_axis
 from .inject import register_choices
@@ -31,6 +31,7 @@ class RangeZeroPoint:
         SettingError: the scaling, or its statistic, knows no lower end.
 
     Example:
+        >>> import torch
         >>> from bitwright.qcore import MinMax, StatisticScaling
         >>> eight = IntRange(8, signed=False)
         >>> scaling = StatisticScaling(eight, MinMax())
@@ -67,9 +68,9 @@ class RangeZeroPoint:
     def __call__(self, x: Tensor, scale: Tensor) -> Tensor:
         """The zero point for the scale that the scaling just gave for ``x``."""
         low = self.scaling.low_of(x)  # type: ignore[operator]
-        smallest, largest = (torch.as_tensor(bound, device=scale.device) for bound in self.int_range.bounds())
+        smallest, largest = self.int_range.bounds(self.axis, x.ndim)
         offset = along_axis(low, self.axis, x.ndim).to(scale.dtype) / scale
-        return torch.clamp(smallest - round_straight_through(offset, HalfEven()), smallest, largest)
+        return clamp_through(smallest - round_straight_through(offset, HalfEven()), smallest, largest)
 
     def __repr__(self) -> str:
         return "RangeZeroPoint()"

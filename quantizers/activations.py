@@ -28,7 +28,7 @@ __all__ = [
 
 
 class Int8Act(IntBase):
-    """Activations as signed 8-bit integers, one scale: collected over 300 training batches, then learned.
+    """Activations as signed 8-bit integers, one scale: calibrated over 300 training batches, then learned.
 
     Brevitas: ``Int8ActPerTensorFloat``.
 
@@ -39,6 +39,7 @@ class Int8Act(IntBase):
         tensor([   2, -128], dtype=torch.int8)
     """
 
+    quantizes = "activation"
     scaling = "calibrated"
     statistic = "percentile"
     percentile = 99.999
@@ -131,27 +132,27 @@ class Uint7Act(Uint8Act):
 
 
 class Int8ActPerChannel(Int8Act):
-    """`Int8Act` with one scale for each channel (dimension 1; another one with ``axis=``)."""
+    """`Int8Act` with one scale per channel (dimension 1; ``axis=`` selects another)."""
 
     axis = 1
 
 
 class Int8ActPowerOfTwo(PowerOfTwo, Int8Act):
-    """`Int8Act` with a scale that is a power of two. Brevitas: ``Int8ActPerTensorFixedPoint``."""
+    """`Int8Act` with a power-of-two scale. Brevitas: ``Int8ActPerTensorFixedPoint``."""
 
 
 class Uint8ActPerChannel(Uint8Act):
-    """`Uint8Act` with one scale for each channel (dimension 1; another one with ``axis=``)."""
+    """`Uint8Act` with one scale per channel (dimension 1; ``axis=`` selects another)."""
 
     axis = 1
 
 
 class Uint8ActPowerOfTwo(PowerOfTwo, Uint8Act):
-    """`Uint8Act` with a scale that is a power of two. Brevitas: ``Uint8ActPerTensorFixedPoint``."""
+    """`Uint8Act` with a power-of-two scale. Brevitas: ``Uint8ActPerTensorFixedPoint``."""
 
 
 class ShiftedUint8Act(Shifted, Int8Act):
-    """Activations as integers from 0 to 255 with a zero point; scale and lower end collected, then learned.
+    """Activations as integers from 0 to 255 with a zero point; scale and lower end calibrated, then learned.
 
     Brevitas: ``ShiftedUint8ActPerTensorFloat``.
     """
@@ -163,7 +164,7 @@ class ShiftedUint8Act(Shifted, Int8Act):
 
 
 class ShiftedUint4Act(Shifted, Int8Act):
-    """Activations as integers from 0 to 15 with a zero point; scale and lower end collected, then learned."""
+    """Activations as integers from 0 to 15 with a zero point; scale and lower end calibrated, then learned."""
 
     bit_width = 4
     statistic = "percentile_interval"
@@ -172,6 +173,6 @@ class ShiftedUint4Act(Shifted, Int8Act):
 
 
 class ShiftedUint8ActPerChannel(ShiftedUint8Act):
-    """`ShiftedUint8Act` with scale and zero point for each channel (dimension 1; another one with ``axis=``)."""
+    """`ShiftedUint8Act` with scale and zero point per channel (dimension 1; ``axis=`` selects another)."""
 
     axis = 1

@@ -1,4 +1,4 @@
-"""Fragments that the shipped quantizers are put together from."""
+"""Fragments that the shipped quantizers are built from."""
 
 from ..qcore import BiasQuant, IntQuant, IntRange, Quantizer, value
 
@@ -6,13 +6,14 @@ __all__ = ["BiasBase", "IntBase", "PerOutputChannel", "PowerOfTwo", "Shifted"]
 
 
 class IntBase(Quantizer):
-    """Quantization to integers: everything but where the scale comes from.
+    """Fragment: quantization to integers; only `scaling` is missing.
 
     Example:
         >>> IntBase.rounding, IntBase.restriction
         ('half_even', 'float')
     """
 
+    quantizes = None
     tensor_quant = IntQuant
     int_range = IntRange
     bit_width = 8
@@ -25,7 +26,7 @@ class IntBase(Quantizer):
 
 
 class PerOutputChannel(Quantizer):
-    """Fragment: one scale for each output channel of the layer.
+    """Fragment: one scale per output channel of the layer.
 
     Example:
         >>> import bitwright.nn as qnn
@@ -38,12 +39,12 @@ class PerOutputChannel(Quantizer):
 
     @value
     def axis(channel_axis):  # noqa: ANN201, N805 - channel_axis is an attribute, not an instance
-        """The dimension of the weight that runs over output channels."""
+        """The weight's dimension of output channels."""
         return channel_axis
 
 
 class PowerOfTwo(Quantizer):
-    """Fragment: scales that are powers of two, the next one above."""
+    """Fragment: scales rounded up to powers of two."""
 
     restriction = "power_of_two"
     power_of_two_rounding = "ceil"
@@ -58,13 +59,14 @@ class Shifted(Quantizer):
 
 
 class BiasBase(Quantizer):
-    """Bias quantization on the scale of the products: input scale x weight scale.
+    """Fragment: bias quantization at the scale of the products, input scale x weight scale.
 
     Example:
         >>> BiasBase.bit_width
         32
     """
 
+    quantizes = "bias"
     tensor_quant = BiasQuant
     int_range = IntRange
     bit_width = 32

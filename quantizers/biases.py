@@ -14,7 +14,7 @@ __all__ = [
 
 
 class Int32Bias(BiasBase):
-    """The bias as 32-bit integers on the scale of the products, as integer hardware adds it.
+    """The bias as 32-bit integers at the scale of the products, as integer hardware adds them.
 
     The layer's input must be quantized: a QuantTensor, or ``input_quant=``. Brevitas: ``Int32Bias``.
 
@@ -27,25 +27,25 @@ class Int32Bias(BiasBase):
 
 
 class Int24Bias(BiasBase):
-    """The bias as 24-bit integers on the scale of the products. Brevitas: ``Int24Bias``."""
+    """The bias as 24-bit integers at the scale of the products. Brevitas: ``Int24Bias``."""
 
     bit_width = 24
 
 
 class Int16Bias(BiasBase):
-    """The bias as 16-bit integers on the scale of the products. Brevitas: ``Int16Bias``."""
+    """The bias as 16-bit integers at the scale of the products. Brevitas: ``Int16Bias``."""
 
     bit_width = 16
 
 
 class Int8Bias(BiasBase):
-    """The bias as 8-bit integers on the scale of the products; larger ones are clipped. Brevitas: ``Int8Bias``."""
+    """The bias as 8-bit integers at the scale of the products; larger values are clipped. Brevitas: ``Int8Bias``."""
 
     bit_width = 8
 
 
 class Int8BiasOwnScale(IntBase):
-    """The bias as 8-bit integers with a scale of its own, from its largest magnitude; any input will do.
+    """The bias as 8-bit integers with their own scale, from the largest magnitude; the input need not be quantized.
 
     Brevitas: ``Int8BiasPerTensorFloatInternalScaling``.
 
@@ -55,6 +55,7 @@ class Int8BiasOwnScale(IntBase):
         torch.int8
     """
 
+    quantizes = "bias"
     narrow_range = True
     scaling = "statistic"
     statistic = "abs_max"
@@ -67,7 +68,7 @@ class Int16BiasOwnScale(Int8BiasOwnScale):
 
 
 class Int8BiasOwnScalePowerOfTwo(PowerOfTwo, Int8BiasOwnScale):
-    """`Int8BiasOwnScale` with a scale that is a power of two.
+    """`Int8BiasOwnScale` with a power-of-two scale.
 
     Brevitas: ``Int8BiasPerTensorFixedPointInternalScaling``.
     """

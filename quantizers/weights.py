@@ -45,6 +45,7 @@ class Int8WeightPerTensor(IntBase):
         torch.int8
     """
 
+    quantizes = "weight"
     narrow_range = True
     scaling = "statistic"
     statistic = "abs_max"
@@ -52,7 +53,7 @@ class Int8WeightPerTensor(IntBase):
 
 
 class Int8WeightPerChannel(PerOutputChannel, Int8WeightPerTensor):
-    """The same with one scale for each output channel. Brevitas: ``Int8WeightPerChannelFloat``.
+    """The same with one scale per output channel. Brevitas: ``Int8WeightPerChannelFloat``.
 
     Example:
         >>> import bitwright.nn as qnn
@@ -68,7 +69,7 @@ class Int2WeightPerTensor(Int8WeightPerTensor):
 
 
 class Int2WeightPerChannel(Int8WeightPerChannel):
-    """Weights as signed 2-bit integers from -1 to 1, one scale for each output channel."""
+    """Weights as signed 2-bit integers from -1 to 1, one scale per output channel."""
 
     bit_width = 2
 
@@ -80,7 +81,7 @@ class Int3WeightPerTensor(Int8WeightPerTensor):
 
 
 class Int3WeightPerChannel(Int8WeightPerChannel):
-    """Weights as signed 3-bit integers from -3 to 3, one scale for each output channel."""
+    """Weights as signed 3-bit integers from -3 to 3, one scale per output channel."""
 
     bit_width = 3
 
@@ -92,7 +93,7 @@ class Int4WeightPerTensor(Int8WeightPerTensor):
 
 
 class Int4WeightPerChannel(Int8WeightPerChannel):
-    """Weights as signed 4-bit integers from -7 to 7, one scale for each output channel."""
+    """Weights as signed 4-bit integers from -7 to 7, one scale per output channel."""
 
     bit_width = 4
 
@@ -104,7 +105,7 @@ class Int5WeightPerTensor(Int8WeightPerTensor):
 
 
 class Int5WeightPerChannel(Int8WeightPerChannel):
-    """Weights as signed 5-bit integers from -15 to 15, one scale for each output channel."""
+    """Weights as signed 5-bit integers from -15 to 15, one scale per output channel."""
 
     bit_width = 5
 
@@ -116,7 +117,7 @@ class Int6WeightPerTensor(Int8WeightPerTensor):
 
 
 class Int6WeightPerChannel(Int8WeightPerChannel):
-    """Weights as signed 6-bit integers from -31 to 31, one scale for each output channel."""
+    """Weights as signed 6-bit integers from -31 to 31, one scale per output channel."""
 
     bit_width = 6
 
@@ -128,7 +129,7 @@ class Int7WeightPerTensor(Int8WeightPerTensor):
 
 
 class Int7WeightPerChannel(Int8WeightPerChannel):
-    """Weights as signed 7-bit integers from -63 to 63, one scale for each output channel."""
+    """Weights as signed 7-bit integers from -63 to 63, one scale per output channel."""
 
     bit_width = 7
 
@@ -142,7 +143,7 @@ class Uint8WeightPerTensor(Int8WeightPerTensor):
 
 
 class Uint8WeightPerChannel(Int8WeightPerChannel):
-    """Weights that are never negative, as integers from 0 to 255, one scale for each output channel."""
+    """Weights that are never negative, as integers from 0 to 255, one scale per output channel."""
 
     bit_width = 8
     signed = False
@@ -160,7 +161,7 @@ class ShiftedUint8WeightPerTensor(Shifted, Int8WeightPerTensor):
 
 
 class ShiftedUint8WeightPerChannel(PerOutputChannel, ShiftedUint8WeightPerTensor):
-    """The same with scale and zero point for each output channel. Brevitas: ``ShiftedUint8WeightPerChannelFloat``."""
+    """The same with scale and zero point per output channel. Brevitas: ``ShiftedUint8WeightPerChannelFloat``."""
 
 
 class Uint4WeightPerTensor(Int8WeightPerTensor):
@@ -172,7 +173,7 @@ class Uint4WeightPerTensor(Int8WeightPerTensor):
 
 
 class Uint4WeightPerChannel(Int8WeightPerChannel):
-    """Weights that are never negative, as integers from 0 to 15, one scale for each output channel."""
+    """Weights that are never negative, as integers from 0 to 15, one scale per output channel."""
 
     bit_width = 4
     signed = False
@@ -187,21 +188,21 @@ class ShiftedUint4WeightPerTensor(Shifted, Int8WeightPerTensor):
 
 
 class ShiftedUint4WeightPerChannel(PerOutputChannel, ShiftedUint4WeightPerTensor):
-    """The same with scale and zero point for each output channel."""
+    """The same with scale and zero point per output channel."""
 
 
 class Int8WeightPerTensorPowerOfTwo(PowerOfTwo, Int8WeightPerTensor):
-    """`Int8WeightPerTensor` with scales that are powers of two. Brevitas: ``Int8WeightPerTensorFixedPoint``."""
+    """`Int8WeightPerTensor` with power-of-two scales. Brevitas: ``Int8WeightPerTensorFixedPoint``."""
 
 
 class Int8WeightPerTensorLearned(Int8WeightPerTensor):
-    """`Int8WeightPerTensor` whose scale is a parameter (LSQ), first set from the largest magnitude."""
+    """`Int8WeightPerTensor` whose scale is a parameter (LSQ) that starts from the largest magnitude."""
 
     scaling = "learned"
 
 
 class Int8WeightPerTensorMSE(Int8WeightPerTensorLearned):
-    """`Int8WeightPerTensorLearned`, first set by a search for the least squared error.
+    """`Int8WeightPerTensorLearned` whose scale starts from a search for the least squared error.
 
     Brevitas: ``Int8WeightPerTensorFloatMSE``.
     """
@@ -210,17 +211,17 @@ class Int8WeightPerTensorMSE(Int8WeightPerTensorLearned):
 
 
 class Int8WeightPerChannelPowerOfTwo(PowerOfTwo, Int8WeightPerChannel):
-    """`Int8WeightPerChannel` with scales that are powers of two. Brevitas: ``Int8WeightPerChannelFixedPoint``."""
+    """`Int8WeightPerChannel` with power-of-two scales. Brevitas: ``Int8WeightPerChannelFixedPoint``."""
 
 
 class Int8WeightPerChannelLearned(Int8WeightPerChannel):
-    """`Int8WeightPerChannel` whose scale is a parameter (LSQ), first set from the largest magnitude."""
+    """`Int8WeightPerChannel` whose scale is a parameter (LSQ) that starts from the largest magnitude."""
 
     scaling = "learned"
 
 
 class Int8WeightPerChannelMSE(Int8WeightPerChannelLearned):
-    """`Int8WeightPerChannelLearned`, first set by a search for the least squared error.
+    """`Int8WeightPerChannelLearned` whose scale starts from a search for the least squared error.
 
     Brevitas: ``Int8WeightPerChannelFloatMSE``.
     """

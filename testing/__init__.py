@@ -1,4 +1,14 @@
-"""Is a quantizer sound? A conformance kit, strategies for tests of one's own, plots, and golden vectors."""
+"""A conformance kit for quantizers, Hypothesis strategies, plots, and golden vectors."""
+
+from importlib import import_module
+
+try:
+    import_module("hypothesis")
+    import_module("numpy")
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        f"bitwright.testing needs the package {error.name}: pip install bitwright[testing]", name=error.name
+    ) from None
 
 from . import strategies as quantizer_strategies
 from .kit import check_quantizer

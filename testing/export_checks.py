@@ -1,4 +1,4 @@
-"""Exported files: onnxruntime gives the model's numbers, or the export refuses, clearly."""
+"""Exported files: onnxruntime computes the model's numbers, or the export refuses with a clear error."""
 
 import warnings
 from collections.abc import Callable
@@ -18,13 +18,13 @@ __all__ = ["export_qcdq", "export_qdq"]
 
 @register_check
 def export_qcdq(subject: Subject) -> None:
-    """The QCDQ file gives the model's integers in onnxruntime, or the export refuses."""
+    """The QCDQ file yields the model's integers in onnxruntime, or the export refuses with a clear error."""
     _agrees(subject, export_onnx_qcdq)
 
 
 @register_check
 def export_qdq(subject: Subject) -> None:
-    """The QDQ file gives the model's integers in onnxruntime, or the export refuses."""
+    """The QDQ file yields the model's integers in onnxruntime, or the export refuses with a clear error."""
     _agrees(subject, export_onnx_qdq)
 
 

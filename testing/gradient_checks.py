@@ -13,15 +13,15 @@ from .subject import Case
 
 __all__ = ["gradient", "scale_gradient"]
 
-_TOLERANCE = 2e-4  # of the size of what is summed
+_TOLERANCE = 2e-4  # relative to the size of the summands
 
 
 @register_check
 def gradient(case: Case) -> None:
-    """The input's gradient passes inside the range and stops outside, plus what the scale's statistic sends back."""
+    """The input's gradient passes inside the range and stops outside; the scale's statistic may add its own."""
     _needs_parts(case)
     if not case.subject.fixed_grid and _tied(case):
-        return  # the largest magnitude's gradient may go to either of two
+        return  # of two equal magnitudes, either may get the gradient
     weights = _upstream(case.x)
     x = case.x.clone().requires_grad_()
     values, _ = case.run(x)
@@ -52,7 +52,7 @@ def scale_gradient(case: Case) -> None:
     weights = _upstream(case.x)
     values, grid = case.run(case.x.clone().requires_grad_())
     if bool(_at_an_end(case).any()):
-        return  # on the boundary either gradient is right
+        return  # on the boundary, either gradient is right
     twin, scale, _ = _twin(case, case.x, values.detach())
     wanted = [each for _, each in parameters]
     found = torch.autograd.grad(values, wanted, weights, allow_unused=True, retain_graph=True)
@@ -74,7 +74,7 @@ def _needs_parts(case: Case) -> None:
 
 
 def _tied(case: Case) -> bool:
-    """Whether several values of one channel have its largest magnitude, or are its largest or its smallest."""
+    """Whether several values of one channel share its largest magnitude, its maximum or its minimum."""
     axis = case.subject.axis
     rows = case.x.reshape(1, -1) if axis is None else case.x.movedim(axis, 0).reshape(case.x.shape[axis], -1)
     ends = (rows.abs() == rows.abs().amax(1, True), rows == rows.amax(1, True), rows == rows.amin(1, True))
@@ -82,12 +82,12 @@ def _tied(case: Case) -> bool:
 
 
 def _upstream(x: Tensor) -> Tensor:
-    """A gradient to send in: of both signs, different everywhere."""
+    """An upstream gradient with both signs, different everywhere."""
     return (torch.linspace(-1, 2, x.numel()) + 0.1).reshape(x.shape)
 
 
 def _parts(case: Case, x: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Scale and zero point as the module's own parts compute them, with their graphs."""
+    """Scale and zero point as the module's parts compute them, with their autograd graphs."""
     module: Any = case.module
     if case.context:
         inputs, weights = case.context
@@ -97,7 +97,7 @@ def _parts(case: Case, x: Tensor) -> tuple[Tensor, Tensor | None]:
 
 
 def _twin(case: Case, x: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """What the module computes, in plain autograd, with the integers that it chose; the scale; the size of its pull."""
+    """What the module computes, in plain autograd, with its integers; the scale; the size of the scale's gradient."""
     module: Any = case.module
     scale, zero_point = _parts(case, x)
     low, high = case.subject.bounds
@@ -118,7 +118,7 @@ def _twin(case: Case, x: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor
 
 
 def _inside(case: Case) -> Tensor:
-    """Where the integer is in range without clipping, to nearest."""
+    """Where the nearest integer is in range without clipping."""
     scale, zero_point = _parts(case, case.x)
     steps = (case.x / scale).detach()
     declared = getattr(case.module, "rounding", torch.round)
@@ -130,7 +130,7 @@ def _inside(case: Case) -> Tensor:
 
 
 def _at_an_end(case: Case) -> Tensor:
-    """Where the value lies on the boundary of clipping, so that either gradient is right."""
+    """Where the value lies on the clipping boundary, so that either gradient is right."""
     grid = case.grid
     assert grid is not None
     steps = case.codes(case.x, grid)
@@ -141,11 +141,11 @@ def _at_an_end(case: Case) -> Tensor:
         reaches = (0.5,) if declared.name.startswith("half") else (0.0, 1.0)
         ends = [end for reach in reaches for end in (low - reach, high + reach)]
         return torch.stack([(steps - end).abs() < near for end in ends]).any(0)
-    return ((steps - low).abs() < 1 + near) | ((steps - high).abs() < 1 + near)  # where it turns is its own affair
+    return ((steps - low).abs() < 1 + near) | ((steps - high).abs() < 1 + near)  # it may turn anywhere
 
 
 def _closed_form(case: Case, values: Tensor, weights: Tensor) -> Tensor | None:
-    """LSQ's gradient of the scale; None with a zero point, which has a share in it."""
+    """LSQ's gradient of the scale; None with a zero point, which contributes to it."""
     scale, zero_point = _parts(case, case.x)
     if zero_point is not None:
         return None
@@ -156,7 +156,7 @@ def _closed_form(case: Case, values: Tensor, weights: Tensor) -> Tensor | None:
 
 
 def _slope(scale: Tensor, parameter: Tensor) -> float:
-    """How much a parameter moves the scale, at most."""
+    """The largest derivative of the scale with respect to a parameter."""
     if not scale.requires_grad:
         return 1.0
     (found,) = torch.autograd.grad(scale.sum(), parameter, allow_unused=True, retain_graph=True)

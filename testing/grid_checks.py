@@ -1,4 +1,4 @@
-"""Where values go: onto the grid, into the range, in order, zero to zero, each to the integer next to it."""
+"""Quantized values: on the grid, in the range, in order, zero kept, each value at its nearest integer."""
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from .subject import Case, with_life
 
 __all__ = ["granularity", "grid_membership", "idempotence", "monotonicity", "rounding", "value_range", "zero"]
 
-_EXACT = 1 << 22  # integers up to which float32 has room for fractions
+_EXACT = 1 << 22  # float32 holds fractions beside integers up to this size
 
 
 @register_check
@@ -32,7 +32,7 @@ def grid_membership(case: Case) -> None:
 
 @register_check
 def value_range(case: Case) -> None:
-    """Integers stay within the range of the bit width, and values at or beyond an end of it go to that end."""
+    """Integers stay within the range of the bit width; values at or beyond an end are clipped to it."""
     low, high = representable_bounds(*case.subject.bounds, 24)
     for values, grid in case.each_way():
         codes = case.codes(values, grid).round()
@@ -40,7 +40,7 @@ def value_range(case: Case) -> None:
         if bool(outside.any()):
             raise Failure(f"integers from {low} to {high}", first(codes, outside, case))
         if not case.subject.fixed_grid:
-            continue  # the range follows the input, so nothing lies beyond it
+            continue  # the range is dynamic, so nothing lies beyond it
         steps = case.codes(case.x, grid)
         for end, beyond in ((low, steps <= low), (high, steps >= high)):
             missed = beyond & ((codes - end).abs() > 1e-6 * abs(end))
@@ -50,7 +50,7 @@ def value_range(case: Case) -> None:
 
 @register_check
 def rounding(case: Case) -> None:
-    """Within the range a value goes to the integer that its declared rounding says of ``x / scale``, a division."""
+    """Within the range, a value becomes the declared rounding of ``x / scale``, computed by division."""
     declared = getattr(case.module, "rounding", None)
     low, high = case.subject.bounds
     for values, grid in case.each_way():
@@ -69,7 +69,7 @@ def rounding(case: Case) -> None:
 
 @register_check
 def idempotence(case: Case) -> None:
-    """Quantizing again changes nothing; at most a step where the scale is measured anew or rounding has a direction."""
+    """Quantizing again changes nothing, or at most one step if the scale is measured anew or rounding is directed."""
     values, grid = case.quantize()
     again, _ = case.quantize(values)
     moved = (again - values).abs()
@@ -89,12 +89,12 @@ def _to_nearest(case: Case) -> bool:
 
 @register_check
 def monotonicity(case: Case) -> None:
-    """A larger value never goes to a smaller one, among values of one scale."""
+    """Quantization keeps the order of values that share a scale."""
     for share in (0.125, 0.25, 0.5) if case.subject.fixed_grid else ():
         more = case.x + share * case.quantize()[1].scale
         moved = []
         for x in (case.x, more):
-            torch.default_generator.manual_seed(0)  # a random rounding is no matter of order
+            torch.default_generator.manual_seed(0)  # a random rounding need not keep the order
             moved.append(case.quantize(x)[0])
         if bool((moved[1] < moved[0]).any()):
             _falls(case.x, moved[0], more, moved[1], moved[1] < moved[0])
@@ -119,9 +119,9 @@ def _falls(x: Tensor, y: Tensor, above: Tensor, after: Tensor, where: Tensor) ->
 
 @register_check
 def zero(case: Case) -> None:
-    """Zero stays zero, exactly: padding and ReLU rely on it."""
+    """Zero stays exactly zero: padding and ReLU rely on it."""
     at = torch.arange(case.x.numel()).reshape(case.x.shape) % 2 == 1
-    some = with_life(case.x.masked_fill(at, 0.0), case.quantize()[1])  # `constant_input` is about zeros alone
+    some = with_life(case.x.masked_fill(at, 0.0), case.quantize()[1])  # `constant_input` covers tensors of zeros only
     at = some == 0
     values, _ = case.quantize(some)
     if bool((values[at] != 0).any()):
@@ -130,7 +130,7 @@ def zero(case: Case) -> None:
 
 @register_check
 def granularity(case: Case) -> None:
-    """The scale is one number, or one for each index of the declared axis; other channels don't change a channel."""
+    """The scale is one number, or one per index of the declared axis; channels don't affect each other."""
     _, grid = case.quantize()
     if grid.axis is None:
         if grid.scale.numel() != 1:
@@ -143,7 +143,7 @@ def granularity(case: Case) -> None:
     if case.x.shape[axis] < 2:
         return
     changed = case.x.clone()
-    changed.select(axis, 0).mul_(8)  # with this the others' scales have nothing to do
+    changed.select(axis, 0).mul_(8)  # the scales of the other channels don't affect this one
     before, after = (_newly(case, x)[0] for x in (case.x, changed))
     rest = (torch.arange(case.x.shape[axis]) > 0).reshape(wanted)
     moved = rest & (before != after)
@@ -155,14 +155,14 @@ def granularity(case: Case) -> None:
 
 
 def _newly(case: Case, x: Tensor) -> tuple[Tensor, Grid]:
-    """What a module that has seen nothing else makes of a tensor."""
+    """The output of a fresh module for a tensor."""
     module = case.subject.build(tuple(x.shape))
     case.subject.settle(module, x, *case.context)
     return Case(case.subject, module, x, case.context).quantize()
 
 
 def first(values: Tensor, where: Tensor, case: Case | None = None) -> str:
-    """The first of the values at which a mask is set, and for which input that was."""
+    """The first value where a mask is set, and its input."""
     picked = values.expand(where.shape)[where].reshape(-1)[0].item()
     if case is None:
         return f"{picked:.9g}"

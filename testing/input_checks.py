@@ -1,4 +1,4 @@
-"""Inputs of every kind: types, memory formats, nothing, constants, what is not finite."""
+"""Inputs of every kind: dtypes, memory formats, empty, constant and non-finite tensors."""
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ __all__ = [
 
 @register_check
 def dtype(subject: Subject) -> None:
-    """What comes out has the type, shape and device of what went in; so has the gradient."""
+    """Output and gradient have the dtype, shape and device of the input."""
     for kind in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
         case = subject.settled(subject.tensor())
         x = subject.tensor(1).to(kind).requires_grad_()
@@ -37,7 +37,7 @@ def dtype(subject: Subject) -> None:
 
 @register_check
 def memory_format(subject: Subject) -> None:
-    """Values keep the strides of the input, channels-last included, and don't depend on them."""
+    """The output keeps the strides of the input, channels-last included; its values don't depend on them."""
     if len(subject.example) < 2 or (subject.given is not None and len(subject.given) != 4):
         raise NotApplicable(f"a tensor of shape {subject.example} has one memory format")
     shape = subject.given or (*subject.example, 3, 2)[:4]
@@ -57,7 +57,7 @@ def memory_format(subject: Subject) -> None:
 
 @register_check
 def half_precision(subject: Subject) -> None:
-    """Half precision gives float32's result to its own precision: nothing overflows on the way."""
+    """Half precision gives float32's result, to its own precision; no intermediate result overflows."""
     for kind, largest in ((torch.float16, 3e4), (torch.bfloat16, 1e30), (torch.float16, 1e-4)):
         ordinary = subject.tensor()
         x = (ordinary * (largest / ordinary.abs().max())).to(kind)
@@ -73,7 +73,7 @@ def half_precision(subject: Subject) -> None:
 
 @register_check
 def empty_input(subject: Subject) -> None:
-    """A tensor without elements comes back as it is, and leaves nothing but finite numbers behind."""
+    """An empty tensor is returned unchanged, and the state stays finite."""
     if subject.given is not None or subject.follows_input:
         shape = subject.example
         if subject.follows_input and subject.given is None:
@@ -101,7 +101,7 @@ def empty_input(subject: Subject) -> None:
 
 @register_check
 def constant_input(subject: Subject) -> None:
-    """A constant, zero above all, gives finite values and gradients, and a positive, finite scale."""
+    """A constant input, zero included, gives finite values and gradients and a positive, finite scale."""
     for number in (0.0, 1.0, -2.5, 1e-30):
         module = subject.build(subject.example)
         case = Case(subject, module, torch.full(subject.example, number), subject.context(subject.example, 2**-7))
@@ -125,7 +125,7 @@ def constant_input(subject: Subject) -> None:
 
 @register_check
 def non_finite_input(subject: Subject) -> None:
-    """One NaN or infinity neither spoils the state nor the finite values beside it; NaN is not taken for a number."""
+    """One NaN or infinity spoils neither the state nor the finite values; NaN does not become a number."""
     for number in (float("nan"), float("inf"), float("-inf")):
         case = subject.settled()
         x = subject.tensor(1)
@@ -147,7 +147,7 @@ def non_finite_input(subject: Subject) -> None:
 
 @register_check
 def input_unchanged(subject: Subject) -> None:
-    """The input is as it was afterwards: nothing is computed in place in it."""
+    """The input is unchanged: nothing is computed in place."""
     case = subject.settled()
     for mode in (True, False):
         case.module.train(mode)

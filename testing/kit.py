@@ -26,7 +26,7 @@ FAMILIES = (
     mode_checks,
     export_checks,
 )
-for _family in FAMILIES:  # the order of reports: what is quick and basic comes first
+for _family in FAMILIES:  # the order of reports: quick and basic checks first
     for _name in _family.__all__:
         CHECKS[_name] = CHECKS.pop(_name)
 
@@ -42,25 +42,25 @@ def check_quantizer(
     examples: int = 25,
     raises: bool = True,
 ) -> Report:
-    """Run the contract of quantizers over a class: is it sound?
+    """Check that a quantizer class obeys the contract of quantizers.
 
     Args:
         quantizer: the class, shipped or your own.
         checks: names of the checks to run; by default all of `CHECKS`.
-        skip: names of checks to leave out: rules that the quantizer breaks on purpose.
-        role: ``"weight"``, ``"activation"`` or ``"bias"``; by default what the shipped family it builds on is for.
-        shape: of every tensor tried, for a quantizer that takes no other (groups of 32, say); by default small ones.
-        channel_axis: for weights, the dimension that runs over output channels.
-        examples: inputs that Hypothesis tries for each property; the same ones at each call.
-        raises: raise an error if a check fails, so that a test is one line; False only returns the report.
+        skip: names of checks to leave out, because the quantizer breaks these rules on purpose.
+        role: ``"weight"``, ``"activation"`` or ``"bias"``; by default that of the shipped quantizer it derives from.
+        shape: the shape of all inputs, for a quantizer that takes no other (groups of 32, say); by default small.
+        channel_axis: for weights, the dimension of output channels.
+        examples: the number of inputs that Hypothesis tries per property; the same inputs at each call.
+        raises: whether to raise an error if a check fails; otherwise the report is only returned.
 
     Returns:
         A `Report`: ``report.ok``, ``report.failed``, ``report["zero"].message``, ``print(report.table())``.
 
     Raises:
-        QuantizerCheckError: a check failed, and ``raises``; its text is the report.
-        QuantizerError: no quantizer class, or one that no layer could resolve.
-        SettingError: a name that no check has.
+        QuantizerCheckError: a check failed and ``raises`` is set; the text is the report.
+        QuantizerError: not a quantizer class, or one that no layer can resolve.
+        SettingError: an unknown name of a check.
 
     Example:
         >>> from bitwright.quantizers import Int4Act
@@ -79,7 +79,7 @@ def check_quantizer(
     subject = Subject(quantizer, role, shape, channel_axis)
     wanted = selected(checks, skip)
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # quantizers are used here in ways that they rightly warn about
+        warnings.simplefilter("ignore")  # quantizers rightly warn about how they are used here
         results = tuple(_result(check, subject, examples) for check in wanted)
     report = Report(repr(quantizer), subject.role, results)
     if raises and not report.ok:
@@ -88,7 +88,7 @@ def check_quantizer(
 
 
 def _result(check: Check, subject: Subject, examples: int) -> Result:
-    """Run one check; nothing that it raises gets out."""
+    """Run one check; its exceptions become results."""
     start = time.perf_counter()
     status, message, counterexample = "passed", "", None
     try:
@@ -108,7 +108,7 @@ def _result(check: Check, subject: Subject, examples: int) -> Result:
 
 
 def _search(check: Check, subject: Subject, examples: int) -> tuple[Tensor | None, str]:
-    """Try a property on many cases; the smallest input for which it fails, if any, and what is wrong there."""
+    """Try a property on many cases; return the smallest input for which it fails, if any, with the failure."""
     try:
         check.function(subject.simplest())
     except NotApplicable:
@@ -143,12 +143,12 @@ def _search(check: Check, subject: Subject, examples: int) -> tuple[Tensor | Non
             return None, _said(error)
         found = latest[0].x, "\n".join([_said(error), *_facts(latest[0])])
         singles = (_attempt(check, subject, drawn) for drawn in subject.single())
-        return next((single for single in singles if single[1]), found)  # Hypothesis stops at what it can't halve
+        return next((single for single in singles if single[1]), found)  # Hypothesis can't shrink further
     return _sweep(check, subject)
 
 
 def _sweep(check: Check, subject: Subject) -> tuple[Tensor | None, str]:
-    """Try a property on every tie of the range; for a failure, find one element that is enough for it."""
+    """Try a property on every tie of the range; reduce a failure to one element if possible."""
     for drawn in subject.sweeps():
         if _attempt(check, subject, drawn)[1]:
             for piece in subject.pieces(drawn):
@@ -160,7 +160,7 @@ def _sweep(check: Check, subject: Subject) -> tuple[Tensor | None, str]:
 
 
 def _attempt(check: Check, subject: Subject, drawn: Draw) -> tuple[Tensor | None, str]:
-    """The input of one case and what is wrong there, if anything."""
+    """The input of one case, with its failure, if any."""
     torch.default_generator.manual_seed(0)
     case = subject.case(drawn)
     try:
@@ -181,7 +181,7 @@ def _facts(case: Case) -> list[str]:
 
 
 def _numbers(x: Tensor) -> str:
-    """A tensor as nested lists, with the digits that tell float32 numbers apart."""
+    """A tensor as nested lists, with enough digits to distinguish float32 numbers."""
     if x.ndim == 0:
         return f"{x.item():.9g}"
     return f"[{', '.join(_numbers(each) for each in x.detach())}]"

@@ -1,4 +1,4 @@
-"""``python -m bitwright.testing.make_golden`` writes the golden vectors anew; needs ml_dtypes."""
+"""``python -m bitwright.testing.make_golden`` rewrites the golden vectors. It needs ml_dtypes."""
 
 from .oracle import FOLDER, FORMATS, written
 
@@ -6,7 +6,7 @@ __all__ = ["main"]
 
 
 def main() -> None:
-    """Write a file for each format."""
+    """Write one file per format."""
     FOLDER.mkdir(exist_ok=True)
     for each in FORMATS.values():
         (FOLDER / f"{each.name}.json").write_text(written(each), encoding="utf-8")

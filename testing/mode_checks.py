@@ -1,4 +1,4 @@
-"""The same numbers each time: called again, in evaluation as in training, compiled as in eager mode."""
+"""Reproducibility: repeated calls, evaluation after training, compiled and eager mode give the same numbers."""
 
 import copy
 from typing import Any
@@ -13,12 +13,12 @@ from .subject import Case, Subject
 
 __all__ = ["compiled", "determinism", "train_eval"]
 
-_GRAPHS = 2  # that training may take: one while data is collected, one after
+_GRAPHS = 2  # that training may take: one during calibration, one after it
 
 
 @register_check
 def determinism(subject: Subject) -> None:
-    """In evaluation the same input gives the same output and changes no state; in training, from the same seed."""
+    """The same input gives the same output: in evaluation, without changing state; in training, from the same seed."""
     case = subject.settled()
     before = {name: each.clone() for name, each in case.module.state_dict().items()}
     torch.manual_seed(0)
@@ -43,7 +43,7 @@ def determinism(subject: Subject) -> None:
 
 @register_check
 def train_eval(subject: Subject) -> None:
-    """Evaluation uses the grid of the last training step, also when parameters changed since it was looked up."""
+    """Evaluation uses the grid of the last training step, even if parameters changed after an earlier evaluation."""
     case = subject.settled()
     module = case.module
     for seed in range(3):
@@ -64,7 +64,7 @@ def train_eval(subject: Subject) -> None:
             alike = one is other if one is None or other is None else torch.equal(one, other)
             if not alike:
                 raise Failure(f"the {what} of the training step, {_said(one)}", f"{_said(other)} in evaluation")
-        # a rounding may be random in training, but not beyond the neighbouring integer
+        # a rounding may be random in training, but only between the neighbouring integers
         far = (values.detach() - found).abs() > evaluated.scale * 1.001
         if bool(far.any()):
             raise Failure(f"{first(values.detach(), far)} in evaluation, as in training", first(found, far))
@@ -75,7 +75,7 @@ def train_eval(subject: Subject) -> None:
 
 @register_check
 def compiled(subject: Subject) -> None:
-    """Under ``torch.compile(fullgraph=True)`` a layer trains and evaluates as in eager mode, in at most two graphs."""
+    """With ``torch.compile(fullgraph=True)`` a layer trains and evaluates as in eager mode, in at most two graphs."""
     import torch._dynamo as dynamo
     from torch._dynamo.exc import TorchDynamoException
 

@@ -1,11 +1,11 @@
-"""Golden vectors: what every format makes of chosen numbers, worked out without torch and without this library.
+"""Golden vectors: chosen numbers quantized in every format, computed without torch and without this library.
 
 The oracles are the definitions of ONNX ``QuantizeLinear`` written in numpy with exact fractions, and for formats that
-`ml_dtypes` has (int2, uint2, int4, uint4) a check that its types hold exactly the same integers. The vectors lie beside
+`ml_dtypes` has (int2, uint2, int4, uint4) a check that its types hold exactly the same integers. The vectors are beside
 this file in ``golden/``, one JSON file for each format; float32 numbers are written as
 their bits in hexadecimal.
 
-``python -m bitwright.testing.make_golden`` writes the files anew.
+``python -m bitwright.testing.make_golden`` rewrites the files.
 """
 
 import json
@@ -33,7 +33,7 @@ class Format:
         bit_width: how many bits.
         signed: whether there are negative integers.
         narrow_range: whether the range leaves out one end.
-        zero_points: the zero points that are tried.
+        zero_points: the zero points of its vectors.
 
     Example:
         >>> FORMATS["int4_narrow"].bounds
@@ -70,12 +70,12 @@ SCALES = (1.0, 0.1, 1 / 3, 1 / 127, 3.0, 1e-6)
 
 @dataclass(frozen=True)
 class Vector:
-    """Numbers, the grid and the rounding, and what comes out.
+    """Numbers, a grid and a rounding, with the results.
 
     Attributes:
         scale: float32.
         zero_point: an integer of the format.
-        rounding: as the attribute ``rounding`` of a quantizer is written.
+        rounding: as in the attribute ``rounding`` of a quantizer.
         x: float32 numbers to quantize.
         codes: their integers.
         values: the float32 values of these integers.
@@ -110,7 +110,7 @@ def rounded(quotient: Fraction, rounding: str) -> int:
 
 
 def quantized(x: float, scale: float, zero_point: int, form: Format, rounding: str) -> tuple[int, float]:
-    """The integer of a number, and its value: ``clamp(round(x / scale) + zero_point)``, in float32 as ONNX has it.
+    """The integer of a number, and its value: ``clamp(round(x / scale) + zero_point)``, in float32 like ONNX.
 
     Example:
         >>> quantized(0.3, 0.25, 0, FORMATS["int8"], "half_even")
@@ -123,7 +123,7 @@ def quantized(x: float, scale: float, zero_point: int, form: Format, rounding: s
 
 
 def inputs(scale: float, zero_point: int, form: Format) -> list[float]:
-    """Numbers where rounding and clipping decide: integers, ties and their neighbours, ends, and beyond."""
+    """Numbers that test rounding and clipping: integers, ties and their neighbours, ends, and values beyond."""
     low, high = (end - zero_point for end in form.bounds)
     codes = sorted({*range(max(low, -3), min(high, 3) + 1), low - 1, low, low + 1, high - 1, high, high + 1})
     found: list[float] = [0.0, 1e-30, -1e-30, 1e30, -1e30]
@@ -136,7 +136,7 @@ def inputs(scale: float, zero_point: int, form: Format) -> list[float]:
 
 
 def made(form: Format) -> Iterator[Vector]:
-    """The vectors of a format, worked out now.
+    """The vectors of a format, computed anew.
 
     Example:
         >>> next(made(FORMATS["int2"])).codes.max()
@@ -153,7 +153,7 @@ def made(form: Format) -> Iterator[Vector]:
 
 
 def _agrees_with_ml_dtypes(form: Format) -> None:
-    """Where it has the type, its integers are those of the range."""
+    """Check that the range is that of the same type in `ml_dtypes`, if it has it."""
     import ml_dtypes
 
     kind = getattr(ml_dtypes, f"{'int' if form.signed else 'uint'}{form.bit_width}", None)
@@ -196,10 +196,10 @@ def _numbers(bits: str) -> np.ndarray[Any, Any]:
 
 
 def golden_vectors(name: str) -> list[Vector]:
-    """The vectors of a format as they are kept in ``golden/``.
+    """The vectors of a format, as stored in ``golden/``.
 
     Raises:
-        KeyError: a name that is not among `FORMATS`.
+        KeyError: a name that is not in `FORMATS`.
 
     Example:
         >>> first = golden_vectors("int4")[0]

@@ -1,4 +1,4 @@
-"""Pictures of a quantizer and of a quantized model. They need matplotlib: ``pip install bitwright[plot]``."""
+"""Plots of a quantizer and of a quantized model. They need matplotlib: ``pip install bitwright[plot]``."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -20,8 +20,8 @@ def plot_quantizer(quantizer: Any, *, scale: float | None = None, role: str | No
     """Staircase, error, gradient and grid of a quantizer on one page.
 
     Args:
-        quantizer: a quantizer class, or a module resolved from one, as it stands (an 8-bit layer's ``weight_quant``).
-        scale: for a class, about the scale to show it at; by default the one that puts its range into -1 to 1.
+        quantizer: a quantizer class, or the quantizer module of a layer, such as ``layer.weight_quant``.
+        scale: for a class, the approximate scale; by default the one that makes the range -1 to 1.
         role: for a class, as in `check_quantizer`.
 
     Returns:
@@ -40,7 +40,7 @@ def plot_quantizer(quantizer: Any, *, scale: float | None = None, role: str | No
     module, context, grid = _ready(quantizer, scale, role)
     step, shift = float(grid.scale.reshape(-1)[0]), _first(grid.zero_point)
     low, high = ((end - shift) * step for end in grid.bounds)
-    margin = 0.15 * (high - low) if _stays(module, context, grid) else 0.0  # else what lies beyond would move the range
+    margin = 0.15 * (high - low) if _stays(module, context, grid) else 0.0  # else values beyond the range would move it
     x, y, slope, grid = _curve(module, context, torch.linspace(low - margin, high + margin, 4001))
     step, shift = float(grid.scale.reshape(-1)[0]), _first(grid.zero_point)
     low, high = ((end - shift) * step for end in grid.bounds)
@@ -69,12 +69,12 @@ def plot_quantizer(quantizer: Any, *, scale: float | None = None, role: str | No
 
 
 def plot_model(model: nn.Module, batch: Any, *, columns: int = 3) -> "Figure":
-    """Every quantizer of a model on one page: the values it gets, the range it has, and how often each integer is used.
+    """Every quantizer of a model on one page: its input values, its range, and how often each integer occurs.
 
-    The bars count integers; the titles give the share of values that are clipped, and of integers that are never used.
+    The bars count integers. The titles give the share of clipped values and of integers that never occur.
 
     Args:
-        model: a model with quantized layers; evaluated on the batch, and left in the mode that it was in.
+        model: a model with quantized layers; it is evaluated on the batch, and its mode is restored.
         batch: its input, or a tuple of positional arguments.
         columns: panels side by side.
 
@@ -117,7 +117,7 @@ def _figure_class(asked: str) -> "type[Figure]":
 
 
 def _ready(quantizer: Any, scale: float | None, role: str | None) -> tuple[TensorQuant, tuple[Any, ...], Grid]:
-    """A module in evaluation that knows its range, what it follows, and its grid."""
+    """A module in evaluation with a known range, its context, and its grid."""
     if isinstance(quantizer, TensorQuant):
         probe = torch.linspace(-1, 1, 64).reshape(1, -1)
         with torch.no_grad():
@@ -137,7 +137,7 @@ def _ready(quantizer: Any, scale: float | None, role: str | None) -> tuple[Tenso
 
 
 def _stays(module: TensorQuant, context: tuple[Any, ...], grid: Grid) -> bool:
-    """Whether a larger input leaves the grid where it is."""
+    """Whether a larger input leaves the grid unchanged."""
     low, high = (float(end) for end in (grid.scale.min(), grid.scale.max()))
     x = torch.full((1, 8) if not context else (1,), 1e3 * high * max(map(abs, grid.bounds)))
     with torch.no_grad():
@@ -146,7 +146,7 @@ def _stays(module: TensorQuant, context: tuple[Any, ...], grid: Grid) -> bool:
 
 
 def _curve(module: TensorQuant, context: tuple[Any, ...], x: Tensor) -> tuple[Any, Any, Any, Grid]:
-    """Inputs, values, slope, and the grid that these inputs lead to."""
+    """Inputs, values, slope, and the grid for these inputs."""
     wanted = (x if context else x.reshape(1, -1)).clone().requires_grad_()
     was = module.training
     module.eval()
@@ -160,13 +160,13 @@ def _curve(module: TensorQuant, context: tuple[Any, ...], x: Tensor) -> tuple[An
 
 
 def _draw_grid(axes: Any, grid: Grid, step: float, shift: float) -> None:
-    """The integers and the values they stand for; all of them, or as many as can be told apart."""
+    """The integers and the values they represent, as many as can be distinguished."""
     low, high = grid.bounds
     count = high - low + 1
     if count <= 257:
         values = (torch.arange(low, high + 1) - shift) * step
         axes.vlines(values.numpy(), 0, 1, color=_BLUE, linewidth=1.5 if count <= 64 else 0.5)
-    else:  # closer than a page can show
+    else:  # closer than the plot can resolve
         axes.fill_between([(low - shift) * step, (high - shift) * step], 0, 1, color=_BLUE)
     sides = {low: "left", high: "right"}
     for code in {low, int(shift), high}:
@@ -202,7 +202,7 @@ def _draw_codes(axes: Any, path: str, values: Tensor, grid: Grid) -> None:
 
 
 def _watched(model: nn.Module, batch: Any) -> dict[str, tuple[Tensor, Grid]]:
-    """What each quantizer of the model was given last, and its grid, by path."""
+    """The last input of each quantizer of the model, and its grid, by path."""
     seen: dict[str, tuple[Tensor, Grid]] = {}
     modes = {module: module.training for module in model.modules()}
     watched = {path: each for path, each in model.named_modules() if isinstance(each, TensorQuant)}
@@ -211,7 +211,7 @@ def _watched(model: nn.Module, batch: Any) -> dict[str, tuple[Tensor, Grid]]:
         def lowering(quant: TensorQuant, x: Tensor, *context: Any) -> tuple[Tensor, Grid]:
             values, grid = quant._quantize(x, *context)
             given = values_of(x).detach()
-            folds = bool(context) and context[0] is True  # a ReLU, done by the clamp
+            folds = bool(context) and context[0] is True  # a ReLU, computed by the clamp
             seen[path] = (given.clamp_min(0) if folds else given), grid
             return values, grid
 

@@ -1,4 +1,4 @@
-"""The checks, by name: a decorated function is one."""
+"""The registry of checks: decorated functions, by name."""
 
 import inspect
 from collections.abc import Callable, Iterable
@@ -18,13 +18,13 @@ class Check:
     Attributes:
         name: the function's.
         says: the rule, the first line of the docstring.
-        function: raises where the rule is broken.
+        function: raises if the rule is broken.
         searched: whether it is a property that Hypothesis tries on many inputs.
 
     Example:
         >>> from bitwright.testing import CHECKS
         >>> CHECKS["zero"].says, CHECKS["zero"].searched
-        ('Zero stays zero, exactly: padding and ReLU rely on it.', True)
+        ('Zero stays exactly zero: padding and ReLU rely on it.', True)
     """
 
     name: str
@@ -39,13 +39,13 @@ _F = TypeVar("_F", bound=Callable[[Any], None])
 
 
 def register_check(function: _F) -> _F:
-    """Make a function a check of `check_quantizer`: its name is the check's, its docstring's first line says the rule.
+    """Register a function as a check of `check_quantizer`, under its name. Its docstring's first line states the rule.
 
     A parameter called ``case`` makes it a property: it is called with many a `Case` (a quantizer and an input), and
-    a failure is reported with the smallest. Any other parameter gets the `Subject`, once.
+    the smallest failing case is reported. Any other parameter gets the `Subject`, once.
 
     Raises:
-        SettingError: a function without docstring, or a name that is taken.
+        SettingError: a function without a docstring, or a name that is already taken.
 
     Example:
         >>> @register_check
@@ -69,7 +69,7 @@ def selected(checks: Iterable[str] | None, skip: Iterable[str]) -> list[Check]:
     """The checks to run, in the registry's order.
 
     Raises:
-        SettingError: a name that no check has.
+        SettingError: an unknown name of a check.
     """
     wanted, unwanted = _named("checks", checks), _named("skip", skip)
     return [each for name, each in CHECKS.items() if (checks is None or name in wanted) and name not in unwanted]

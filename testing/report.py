@@ -1,4 +1,4 @@
-"""What the checks of a quantizer found."""
+"""The results of checking a quantizer."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,12 +9,12 @@ __all__ = ["Failure", "NotApplicable", "QuantizerCheckError", "Refused", "Report
 
 
 class Failure(AssertionError):  # noqa: N818 - a finding about someone's quantizer, no error of a program
-    """A quantizer broke a rule: what a check raises.
+    """Raised by a check: the quantizer broke a rule.
 
     Args:
-        expected: what the rule asks for.
+        expected: what the rule demands.
         found: what the quantizer did.
-        facts: what else helps to see why, one a line, such as ``{"scale": "0.5"}``.
+        facts: further facts that explain the failure, one per line, such as ``{"scale": "0.5"}``.
 
     Example:
         >>> print(Failure("integers from -8 to 7", "8", {"scale": "0.5"}))
@@ -29,7 +29,7 @@ class Failure(AssertionError):  # noqa: N818 - a finding about someone's quantiz
 
 
 class NotApplicable(Exception):  # noqa: N818 - no error: a check says that it has nothing to say
-    """The rule says nothing about this quantizer; the text says why.
+    """The rule does not apply to this quantizer; the text says why.
 
     Example:
         >>> from bitwright.quantizers import Int8WeightPerTensor
@@ -41,7 +41,7 @@ class NotApplicable(Exception):  # noqa: N818 - no error: a check says that it h
 
 
 class Refused(Exception):  # noqa: N818 - no error: a clear refusal is as good as a pass
-    """An exporter refused the quantizer, clearly: nothing wrong is written; the text is the exporter's.
+    """An exporter refused the quantizer instead of writing a wrong file; the text is the exporter's error.
 
     Example:
         >>> from bitwright.quantizers import Int8Act
@@ -58,9 +58,9 @@ class Result:
     Attributes:
         check: its name.
         status: ``passed``, ``failed``, ``refused`` (by an exporter, as it should) or ``skipped``.
-        message: for all but a pass, why.
+        message: the reason, unless it passed.
         seconds: how long it took.
-        counterexample: for a failed property, the smallest input found.
+        counterexample: for a failed property, the smallest failing input.
 
     Example:
         >>> Result("zero", "failed", "expected 0 for 0; found 0.5").ok
@@ -75,7 +75,7 @@ class Result:
 
     @property
     def ok(self) -> bool:
-        """Whether nothing is wrong."""
+        """Whether the check did not fail."""
         return self.status != "failed"
 
 
@@ -134,7 +134,7 @@ class Report:
 
 
 class QuantizerCheckError(AssertionError):
-    """A quantizer failed checks; the text is the report.
+    """A quantizer failed its checks; the text is the report.
 
     Attributes:
         report: the `Report`.

@@ -1,4 +1,4 @@
-"""State: fixed keys, loaded in place, and a round trip through every way there is to save it."""
+"""State: fixed keys, loading in place, and round trips through every way of saving."""
 
 import contextlib
 import copy
@@ -20,7 +20,7 @@ __all__ = ["deep_copy", "float_checkpoint", "load_in_place", "pickling", "resume
 
 @register_check
 def state_keys(subject: Subject) -> None:
-    """The state dict has the same keys, of the same kinds, from construction on, whatever happened since."""
+    """The state dict has the same keys, with the same kinds of entries, from construction on."""
     layer = subject.layer()
     start = {name: each.dtype for name, each in layer.state_dict().items()}
     for what, act in (("training", layer.train), ("evaluation", layer.eval)):
@@ -45,7 +45,7 @@ def load_in_place(subject: Subject) -> None:
 
 @register_check
 def state_dict(subject: Subject) -> None:
-    """A state dict saved and loaded (strictly, weights only) gives a layer with the same output, bit for bit."""
+    """A state dict that is saved and loaded (strict, weights only) gives the same output, bit for bit."""
     source = _used(subject)
     file = io.BytesIO()
     torch.save(source.state_dict(), file)
@@ -57,14 +57,14 @@ def state_dict(subject: Subject) -> None:
 
 @register_check
 def pickling(subject: Subject) -> None:
-    """The layer pickles, and what comes back gives the same output."""
+    """The layer pickles, and the unpickled layer gives the same output."""
     source = _used(subject)
     _same_output(subject, source, pickle.loads(pickle.dumps(source)))
 
 
 @register_check
 def deep_copy(subject: Subject) -> None:
-    """A deep copy gives the same output, and goes its own way afterwards."""
+    """A deep copy gives the same output and is independent of the original."""
     source = _used(subject)
     copied = copy.deepcopy(source)
     _same_output(subject, source, copied)
@@ -80,7 +80,7 @@ def deep_copy(subject: Subject) -> None:
 
 @register_check
 def float_checkpoint(subject: Subject) -> None:
-    """The state dict of torch's own layer loads strictly; what the file lacks is derived from its weights."""
+    """The state dict of torch's layer loads strictly; missing quantizer state is derived from the weights."""
     given = subject.float_layer(1)
     layer, fresh = _used(subject), subject.layer(1)
     if subject.role == "activation":
@@ -96,10 +96,10 @@ def float_checkpoint(subject: Subject) -> None:
 
 @register_check
 def resume(subject: Subject) -> None:
-    """Saved in the middle of collecting and loaded elsewhere, it ends where it would have ended."""
+    """Saved during calibration and loaded elsewhere, calibration ends with the same result."""
     subject = copy.copy(subject)
-    with contextlib.suppress(QuantizerError):  # where nothing takes it
-        short = subject.quantizer(calibration_steps=4)  # so that the collection ends within the test
+    with contextlib.suppress(QuantizerError):  # if nothing uses it
+        short = subject.quantizer(calibration_steps=4)  # so that calibration ends within the test
         Subject(short, subject.role, subject.given, subject.channel_axis)
         subject.quantizer = short
     whole, half, late = subject.layer(), subject.layer(), subject.layer(1)

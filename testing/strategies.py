@@ -1,4 +1,4 @@
-"""Hypothesis strategies for what quantizers are tried on: grids, and tensors where rounding and clipping decide.
+"""Hypothesis strategies for quantizers: grids, and tensors that test rounding and clipping.
 
 Example:
     >>> from hypothesis import given, settings
@@ -71,8 +71,8 @@ def shapes(dims: int | None = None, longest: int = 4, empty: bool = False) -> Se
 
     Args:
         dims: how many dimensions; None for 0 to 4.
-        longest: the longest side.
-        empty: whether a side may be 0.
+        longest: the maximal length of a dimension.
+        empty: whether a dimension may have length 0.
 
     Example:
         >>> from hypothesis import find
@@ -85,7 +85,7 @@ def shapes(dims: int | None = None, longest: int = 4, empty: bool = False) -> Se
 
 
 def scales() -> SearchStrategy[float]:
-    """Positive scales that float32 holds: powers of two, for which quotients are exact, and awkward ones.
+    """Positive float32 scales: powers of two, for which quotients are exact, and others.
 
     Example:
         >>> from hypothesis import find
@@ -99,7 +99,7 @@ def scales() -> SearchStrategy[float]:
 
 @st.composite
 def grids(draw: st.DrawFn, smallest: int = 2, largest: int = 8, zero_points: bool = True) -> Grid:
-    """Integer grids with one scale, of any width, signedness and range; with a zero point now and then.
+    """Integer grids with one scale, of any width, signedness and range; some with a zero point.
 
     Example:
         >>> from hypothesis import find
@@ -119,7 +119,7 @@ class Placement(NamedTuple):
 
     Attributes:
         steps: integers of the grid plus fractions, float64: 2.5 is a tie between 2 and 3.
-        nudges: how many representable numbers each value lies beside that place: -1, 0 or 1.
+        nudges: the offset of each value from that place, in representable numbers: -1, 0 or 1.
 
     Example:
         >>> tie = Placement(torch.tensor([2.5], dtype=torch.float64), torch.tensor([0]))
@@ -149,12 +149,12 @@ def placements(draw: st.DrawFn, shape: tuple[int, ...], low: int, high: int) -> 
 
 @lru_cache(maxsize=256)
 def _beside(low: int, high: int) -> SearchStrategy[tuple[int, float, int]]:
-    """Code, fraction and nudge: one draw from a table, as drawing is most of what an example costs."""
+    """Code, fraction and nudge: one draw from a table, because draws are most of the cost of an example."""
     return st.sampled_from(_table(low, high))
 
 
 def _table(low: int, high: int) -> list[tuple[int, float, int]]:
-    """Simple entries first: that is what a failure shrinks to."""
+    """Simple entries first: failures shrink towards them."""
     return [(code, *beside) for beside in _BESIDE for code in _codes(low, high, 16)]
 
 
@@ -208,10 +208,10 @@ def place(placement: Placement, grid: Grid, dtype: torch.dtype = torch.float32) 
 def tensors(
     draw: st.DrawFn, grid: Grid | None = None, shape: tuple[int, ...] | None = None, dtype: torch.dtype = torch.float32
 ) -> Tensor:
-    """Tensors of values where rounding and clipping on a grid decide: see `placements`.
+    """Tensors whose values test rounding and clipping on a grid: see `placements`.
 
     Args:
-        draw: Hypothesis' own; not given.
+        draw: provided by Hypothesis.
         grid: the grid, with one scale; None for a different one each time.
         shape: None for a different one each time, empty ones too.
         dtype: of the values.

@@ -1,4 +1,4 @@
-"""What is checked: a quantizer in its role, and a quantizer with an input at hand."""
+"""The subject of checks: a quantizer in its role, and a quantizer with an input."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -46,7 +46,7 @@ class Draw(NamedTuple):
     """What Hypothesis draws for one case."""
 
     shape: tuple[int, ...]
-    unit: float  # the scale that the quantizer is to arrive at, about
+    unit: float  # the scale that the quantizer should have, approximately
     placement: Placement
     pinned: bool  # whether one value lies at the end of the range
 
@@ -56,13 +56,13 @@ class Subject:
 
     Args:
         quantizer: the class.
-        role: ``"weight"``, ``"activation"`` or ``"bias"``; by default what the shipped family it builds on is for.
-        shape: of every tensor tried; by default small ones of all lengths.
-        channel_axis: for weights, the dimension that runs over output channels.
+        role: ``"weight"``, ``"activation"`` or ``"bias"``; by default that of the shipped quantizer it derives from.
+        shape: the shape of all inputs; by default small shapes of all lengths.
+        channel_axis: for weights, the dimension of output channels.
 
     Raises:
-        QuantizerError: no quantizer class, or one that can't be resolved.
-        SettingError: a role or shape that is none.
+        QuantizerError: not a quantizer class, or one that can't be resolved.
+        SettingError: an invalid role or shape.
 
     Example:
         >>> from bitwright.quantizers import Int4WeightPerChannel
@@ -97,7 +97,7 @@ class Subject:
             self.given, self.example = shape, tuple(shape or ROLES[self.role])
 
     def _guessed(self) -> str:
-        """By the shipped family that it builds on, else by how it is made."""
+        """The role by the shipped quantizer that it derives from, else by its attributes."""
         families = {"weights": "weight", "activations": "activation", "biases": "bias"}
         for cls in self.quantizer.__mro__:
             package, _, family = cls.__module__.rpartition(".")
@@ -109,7 +109,7 @@ class Subject:
             return "bias"
         return "activation" if hasattr(getattr(module, "scaling", None), "calibrating") else "weight"
 
-    # What is made of it
+    # Modules and inputs
 
     def build(self, shape: tuple[int, ...]) -> TensorQuant:
         """A module fresh from its declaration, for tensors of a shape."""
@@ -146,7 +146,7 @@ class Subject:
         module.eval()
 
     def case(self, drawn: Draw) -> "Case":
-        """A module that has settled on about the drawn scale, and the input where it was drawn to lie."""
+        """A module with approximately the drawn scale, and the input at the drawn places."""
         module = self.build(drawn.shape)
         context = self.context(drawn.shape, drawn.unit)
         seen = self.range_to_cover(drawn.shape, drawn.unit)
@@ -160,7 +160,7 @@ class Subject:
         return Case(self, module, x, context)
 
     def draws(self) -> SearchStrategy[Draw]:
-        """What cases are made of."""
+        """The strategy for the parts of cases."""
         shape = shapes(len(self.example)) if self.given is None else st.just(self.given)
         return shape.flatmap(
             lambda shape: st.builds(Draw, st.just(shape), scales(), placements(shape, *self.bounds), st.booleans())
@@ -174,7 +174,7 @@ class Subject:
         return self.case(Draw(self.example, 0.5, placement, False))
 
     def sweeps(self) -> Iterator[Draw]:
-        """Every tie of the range and the numbers beside it, at scales for which quotients round."""
+        """Every tie of the range and its neighbouring numbers, at scales for which quotients round."""
         if self.given is None:
             row = sweep(*self.bounds)
             for unit in (0.1, 0.3, 1 / 3, 1.1):
@@ -216,10 +216,10 @@ class Subject:
         self.settle(module, x, *context)
         return Case(self, module, x, context)
 
-    # The layer that it would serve in
+    # A layer with the quantizer
 
     def layer(self, seed: int = 0) -> nn.Module:
-        """A quantized layer with it, and weights of its own."""
+        """A quantized layer with the quantizer, and random weights."""
         if self.role == "activation":
             return QuantIdentity(act_quant=self.quantizer)
         kind, arguments = self._arguments()
@@ -235,7 +235,7 @@ class Subject:
         return layer
 
     def float_layer(self, seed: int = 0) -> nn.Module:
-        """The layer of torch in its place."""
+        """The corresponding layer of torch."""
         if self.role == "activation":
             return nn.Identity()
         quantized = self.layer(seed)
@@ -274,7 +274,7 @@ class Subject:
         inputs, outputs = (self.example[index] for index in ((1, 0) if self.channel_axis == 0 else (0, 1)))
         return kind, (inputs, outputs, self.example[2:])
 
-    # What it turns out to be
+    # What the quantizer does
 
     def _grid(self, module: TensorQuant, x: Tensor, context: tuple[Any, ...]) -> Grid:
         with torch.no_grad():
@@ -284,7 +284,7 @@ class Subject:
 
     @cached_property
     def _probed(self) -> tuple[Grid, Grid]:
-        """The grids of an ordinary tensor and of one much larger, by one settled module."""
+        """The grids of an ordinary tensor and of a much larger one, from one calibrated module."""
         case = self.settled()
         with torch.no_grad():
             return self._grid(case.module, case.x, case.context), self._grid(case.module, case.x * 64, case.context)
@@ -301,13 +301,13 @@ class Subject:
 
     @property
     def fixed_grid(self) -> bool:
-        """Whether, once it has seen data, its grid stays where it is in evaluation, whatever the input."""
+        """Whether the grid is fixed in evaluation once the quantizer has seen data."""
         return torch.equal(self._probed[0].scale, self._probed[1].scale)
 
 
 @dataclass(eq=False)
 class Case:
-    """A quantizer module that has seen data, in evaluation, and an input for it: what a property is tried on.
+    """A quantizer module that has seen data, in evaluation, and an input for it.
 
     Attributes:
         subject: the quantizer class in its role.
@@ -336,27 +336,27 @@ class Case:
             return self.run(self.x if x is None else x)
 
     def run(self, x: Tensor) -> tuple[Tensor, Grid]:
-        """The same in whatever mode the module is; with gradients, where ``x`` wants them."""
-        handed = x.clone(memory_format=torch.preserve_format)  # whatever the quantizer does to its input is its own
+        """The same in the current mode of the module, and with gradients if ``x`` requires them."""
+        handed = x.clone(memory_format=torch.preserve_format)  # the quantizer may change its input
         values, grid = self.module.quantize(handed, *self.context)
         assert grid is not None, "the quantizer returned no grid"
         self.grid = grid
         return values, grid
 
     def each_way(self) -> list[tuple[Tensor, Grid]]:
-        """Values and grid in evaluation, without and with gradients: two paths through the code."""
+        """Values and grid in evaluation, without and with gradients, which take two paths through the code."""
         plain = self.quantize()
         values, grid = self.run(self.x.clone().requires_grad_())
         return [plain, (values.detach(), grid)]
 
     def codes(self, values: Tensor, grid: Grid) -> Tensor:
-        """The integers that values stand for, float64; whole numbers if they lie on the grid."""
+        """The integers that values represent, in float64; whole numbers if the values lie on the grid."""
         steps = values.detach().double() / grid.scale.double()
         return steps if grid.zero_point is None else steps + grid.zero_point
 
 
 def leading(x: Tensor, grid: Grid) -> Tensor:
-    """The first element of each channel that has a scale, as a view.
+    """The first element of each channel with its own scale, as a view.
 
     Example:
         >>> leading(torch.tensor([[1.0, 2.0], [3.0, 4.0]]), Grid(torch.ones(2, 1), axis=0))
@@ -367,7 +367,7 @@ def leading(x: Tensor, grid: Grid) -> Tensor:
 
 
 def with_life(x: Tensor, grid: Grid) -> Tensor:
-    """The tensor with one step in each channel that is all zero: what becomes of those is a question of its own.
+    """The tensor, with one step added in each all-zero channel; zeros have their own check.
 
     Example:
         >>> with_life(torch.tensor([[0.0, 0.0], [3.0, 4.0]]), Grid(torch.ones(2, 1), axis=0))
@@ -384,7 +384,7 @@ def with_life(x: Tensor, grid: Grid) -> Tensor:
 
 
 class _Layer(nn.Module):
-    """Stands for the layer, in messages."""
+    """Represents the layer in messages."""
 
 
 _Layer.__name__ = "check_quantizer"

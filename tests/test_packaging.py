@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from packaging.version import Version
 
 import bitwright
 
@@ -110,6 +111,96 @@ def test_front_door_is_light():
     assert ran.stdout == f"{bitwright.__version__} []\n"
 
 
+# Python's own finder, which does not find some packages; then calls that need them.
+ABSENT = """
+import sys
+from importlib.machinery import PathFinder
+
+absent = set(sys.argv[1:])
+
+class Finder(PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        return None if name.partition(".")[0] in absent else super().find_spec(name, path, target)
+
+sys.meta_path[sys.meta_path.index(PathFinder)] = Finder
+
+import torch
+from bitwright import nn as qnn
+from bitwright.export import export_onnx_integer, export_onnx_qcdq, export_onnx_qdq, integers, verify_onnx
+from bitwright.quantizers import Int8Act, Int32Bias
+
+model = qnn.QuantLinear(4, 2, input_quant=Int8Act(scale=0.1), bias_quant=Int32Bias).eval()
+x = torch.ones(2, 4)
+
+def check_quantizer():
+    from bitwright.testing import check_quantizer
+
+def plot_quantizer():
+    from bitwright.testing import plot_quantizer
+    plot_quantizer(Int8Act)
+
+def told(call, *packages):
+    absent.update(packages)
+    try:
+        call()
+    except Exception as error:
+        print(f"{type(error).__name__}: {error}")
+    absent.difference_update(packages)
+"""
+EACH = """
+told(check_quantizer, "hypothesis")
+told(plot_quantizer, "matplotlib")
+for package in ("onnx", "onnxscript"):  # each before anything imports it
+    for call in (export_onnx_qcdq, export_onnx_qdq, export_onnx_integer):
+        told(lambda: call(model, x), package)
+told(lambda: verify_onnx(model, export_onnx_qcdq(model, x, verify=False), x), "onnxruntime")
+told(lambda: integers(model, x).save_safetensors("none"), "safetensors")
+"""
+NUMPY = """
+told(check_quantizer)
+told(lambda: integers(model, x).save_npz("none"))
+"""
+
+
+@pytest.mark.parametrize(
+    ("absent", "calls", "expected"),
+    [
+        (
+            [],
+            EACH,
+            [
+                "ModuleNotFoundError: bitwright.testing needs the package hypothesis: pip install bitwright[testing]",
+                "BitwrightError: plot_quantizer needs the package matplotlib: pip install bitwright[plot]",
+                "ExportError: export_onnx_qcdq needs the package onnx: pip install bitwright[onnx]",
+                "ExportError: export_onnx_qdq needs the package onnx: pip install bitwright[onnx]",
+                "ExportError: export_onnx_integer needs the package onnx: pip install bitwright[onnx]",
+                "ExportError: export_onnx_qcdq needs the package onnxscript: pip install bitwright[onnx]",
+                "ExportError: export_onnx_qdq needs the package onnxscript: pip install bitwright[onnx]",
+                "ExportError: export_onnx_integer needs the package onnxscript: pip install bitwright[onnx]",
+                "ExportError: verify_onnx needs the package onnxruntime: pip install bitwright[onnx]",
+                "ExportError: save_safetensors needs the package safetensors: pip install safetensors",
+            ],
+        ),
+        (
+            ["numpy"],
+            NUMPY,
+            [
+                "ModuleNotFoundError: bitwright.testing needs the package numpy: pip install bitwright[testing]",
+                "ExportError: save_npz needs the package numpy: pip install bitwright[onnx]",
+            ],
+        ),
+    ],
+    ids=["each", "numpy"],
+)
+def test_an_absent_package_is_named_with_the_command_that_installs_it(tmp_path, absent, calls, expected):
+    script = tmp_path / "script.py"
+    script.write_text(f"import sys\nsys.path.insert(0, {str(ROOT)!r})\n{ABSENT}{calls}")
+    command = [sys.executable, "-W", "ignore", script, *absent]
+    ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert ran.stdout.splitlines() == expected, ran.stderr
+
+
 def test_front_door_is_typed():
     assert (Path(bitwright.__file__).parent / "py.typed").is_file()
 
@@ -133,6 +224,32 @@ def test_wheel_brings_one_name():
 @pytest.mark.parametrize("file", [PROJECT["project"]["readme"], *PROJECT["project"]["license-files"]])
 def test_what_the_metadata_names_is_there(file):
     assert (ROOT / file).is_file()
+
+
+def lower_bounds():
+    """What an install may bring at the least, by package; the tools of development aside."""
+    extras = [lines for extra, lines in PROJECT["project"]["optional-dependencies"].items() if extra != "dev"]
+    asked = [Requirement(line) for lines in [PROJECT["project"]["dependencies"], *extras] for line in lines]
+    return {(each.name, spec.version) for each in asked for spec in each.specifier if spec.operator == ">="}, asked
+
+
+def test_every_requirement_has_one_lower_bound():
+    bounds, asked = lower_bounds()
+    assert len(bounds) == len({each.name for each in asked})
+    assert {name for name, _ in bounds} == {each.name for each in asked}
+
+
+@only_in_checkout
+def test_the_table_of_tested_versions_begins_with_the_lower_bounds():
+    """The promise is what passed: `make test-versions` makes the table."""
+    lines = (ROOT / "docs/versions.md").read_text(encoding="utf-8").splitlines()
+    table = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
+    oldest = dict(zip(table[0], table[2], strict=True))
+    assert oldest["environment"] == "oldest"
+    assert PROJECT["project"]["requires-python"] == ">=" + ".".join(oldest["Python"].split(".")[:2])
+    promised = {name: Version(version) for name, version in lower_bounds()[0]}
+    assert {name: Version(oldest[name]) for name in promised} == promised
+    assert {row[table[0].index("failed")] for row in table[2:]} == {"0"}
 
 
 @only_in_checkout

@@ -13,8 +13,10 @@ from ..errors import QuantizerError, SettingError
 from ..int_range import IntRange
 from ..locate import path_of
 from ..pooling import distributed
+from ..protocols import Restriction, Statistic
 from ..restriction import FloatScale
-from ..statistic import AbsMax, Statistic, measure
+from ..statistic import AbsMax, measure
+from .magnitude import finite, whole
 from .stored import StoredScaling, in_backward, number
 
 __all__ = ["CalibratedScaling", "RunningScaling"]
@@ -59,7 +61,7 @@ class CalibratedScaling(StoredScaling):
         self,
         int_range: IntRange,
         statistic: Statistic = _ABS_MAX,
-        restriction: FloatScale = _FLOAT_SCALE,
+        restriction: Restriction = _FLOAT_SCALE,
         min_scale: float = 1e-10,
         axis: int | None = None,
         channels: int | None = None,
@@ -68,11 +70,10 @@ class CalibratedScaling(StoredScaling):
         device: Any = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        if isinstance(calibration_steps, bool) or not isinstance(calibration_steps, int) or calibration_steps < 1:
-            raise SettingError("calibration_steps", calibration_steps, "a whole number of training steps, 1 or more")
-        number = isinstance(momentum, (int, float)) and not isinstance(momentum, bool)
-        if momentum is not None and not (number and 0 < momentum <= 1):
-            raise SettingError("momentum", momentum, "a number above 0, up to 1, or None for the plain mean")
+        steps = whole("calibration_steps", calibration_steps, "a whole number of training steps, 1 or more")
+        share = "a number above 0, up to 1, or None for the plain mean"
+        if momentum is not None and not 0 < finite("momentum", momentum, share) <= 1:
+            raise SettingError("momentum", momentum, share)
         super().__init__(
             int_range,
             statistic,
@@ -80,12 +81,12 @@ class CalibratedScaling(StoredScaling):
             min_scale,
             axis,
             channels,
-            calibration_steps,
+            steps,
             device,
             dtype,
             self.learned,
         )
-        self.momentum = momentum
+        self.momentum = None if momentum is None else float(momentum)
         self._window: tuple[list[Any] | None, list[Any]] | None = None
         self._handle = _registered(self)
 
@@ -183,7 +184,7 @@ class RunningScaling(CalibratedScaling):
         self,
         int_range: IntRange,
         statistic: Statistic = _ABS_MAX,
-        restriction: FloatScale = _FLOAT_SCALE,
+        restriction: Restriction = _FLOAT_SCALE,
         min_scale: float = 1e-10,
         axis: int | None = None,
         channels: int | None = None,

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from ..errors import SettingError
 from ..grid import along_axis
 from ..int_range import IntRange
+from ..protocols import Restriction, checked
 from ..restriction import FloatScale
 from ..rounding import Rounding
 
-__all__ = ["WIDE", "MagnitudeScaling", "finite", "usable"]
+__all__ = ["WIDE", "MagnitudeScaling", "finite", "usable", "whole"]
 
 WIDE = (torch.float32, torch.float64)
 
@@ -47,16 +48,16 @@ class MagnitudeScaling(nn.Module):
     dynamic = True  # whether another input gets another scale in evaluation
     measuring = True  # whether the next forward measures its input
     int_range: IntRange
-    restriction: FloatScale
+    restriction: Restriction
     min_scale: float
     axis: int | None
 
-    def __init__(self, int_range: IntRange, restriction: FloatScale, min_scale: float, axis: int | None) -> None:
+    def __init__(self, int_range: IntRange, restriction: Restriction, min_scale: float, axis: int | None) -> None:
         super().__init__()
         if finite("min_scale", min_scale, "a number above 0") <= 0:
             raise SettingError("min_scale", min_scale, "a number above 0")
         self.int_range = int_range
-        self.restriction = restriction
+        self.restriction = checked("restriction", restriction)
         self.min_scale = float(min_scale)
         self.axis = _axis(axis)
 
@@ -105,9 +106,32 @@ def _axis(axis: object) -> int | None:
     try:
         if isinstance(axis, bool):
             raise TypeError
-        return index(axis)  # type: ignore[arg-type]
+        found = index(axis)  # type: ignore[arg-type]
     except TypeError:
         raise SettingError("axis", axis, "a dimension such as 1, or None for one scale per tensor") from None
+    if not -_DIMENSIONS <= found < _DIMENSIONS:
+        expected = f"a dimension from {-_DIMENSIONS} to {_DIMENSIONS - 1}, or None for one scale per tensor"
+        raise SettingError("axis", axis, expected)
+    return found
+
+
+_DIMENSIONS = 8  # more than any tensor that flows through a network has
+
+
+def whole(setting: str, number: object, expected: str) -> int:
+    """The number as an int, or a `SettingError` if it is no whole number from 1 on.
+
+    Example:
+        >>> whole("channels", 3, "a whole number of channels, 1 or more")
+        3
+    """
+    try:
+        found = 0 if isinstance(number, bool) else index(number)  # type: ignore[arg-type]
+    except TypeError:
+        found = 0
+    if found < 1:
+        raise SettingError(setting, number, expected)
+    return found
 
 
 def usable(statistic: Tensor) -> Tensor:

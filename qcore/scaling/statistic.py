@@ -4,9 +4,10 @@ from torch import Tensor
 
 from ..fused import AbsMaxFakeQuant, AbsMaxRowsFakeQuant, apply_eagerly
 from ..int_range import IntRange, check_flag
+from ..protocols import Restriction, Statistic, checked
 from ..restriction import FloatScale
 from ..rounding import Rounding
-from ..statistic import AbsMax, Statistic, lower_end, measured
+from ..statistic import AbsMax, lower_end, measured
 from .magnitude import MagnitudeScaling, usable
 
 __all__ = ["StatisticScaling"]
@@ -38,13 +39,13 @@ class StatisticScaling(MagnitudeScaling):
         self,
         int_range: IntRange,
         statistic: Statistic = _ABS_MAX,
-        restriction: FloatScale = _FLOAT_SCALE,
+        restriction: Restriction = _FLOAT_SCALE,
         min_scale: float = 1e-10,
         axis: int | None = None,
         detach_scale: bool = False,
     ) -> None:
         super().__init__(int_range, restriction, min_scale, axis)
-        self.statistic = statistic
+        self.statistic = checked("statistic", statistic)
         self.detach_scale = check_flag("detach_scale", detach_scale)
 
     def fused(

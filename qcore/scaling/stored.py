@@ -11,10 +11,11 @@ from ..fused import MagnitudeFakeQuant, apply_eagerly
 from ..int_range import IntRange
 from ..locate import path_of
 from ..pooling import distributed
+from ..protocols import Restriction, Statistic, checked
 from ..restriction import FloatScale
 from ..rounding import Rounding
-from ..statistic import AbsMax, Statistic, lower_end, measure, measured
-from .magnitude import WIDE, MagnitudeScaling, finite, usable
+from ..statistic import AbsMax, lower_end, measure, measured
+from .magnitude import WIDE, MagnitudeScaling, finite, usable, whole
 
 __all__ = ["LearnedScaling", "StoredScaling", "in_backward", "number"]
 
@@ -71,7 +72,7 @@ class StoredScaling(MagnitudeScaling):
         self,
         int_range: IntRange,
         statistic: Statistic,
-        restriction: FloatScale,
+        restriction: Restriction,
         min_scale: float,
         axis: int | None,
         channels: int | None,
@@ -81,9 +82,9 @@ class StoredScaling(MagnitudeScaling):
         learned: bool,
     ) -> None:
         super().__init__(int_range, restriction, min_scale, axis)
-        if channels is not None and (isinstance(channels, bool) or not isinstance(channels, int) or channels < 1):
-            raise SettingError("channels", channels, "a whole number of channels, 1 or more")
-        self.statistic = statistic
+        if channels is not None:
+            channels = whole("channels", channels, "a whole number of channels, 1 or more")
+        self.statistic = checked("statistic", statistic)
         self.calibration_steps = calibration_steps
         self.has_low = hasattr(statistic, "low")
         self.calls = 1  # of the quantizer in one forward of the model: one for each layer that shares it
@@ -127,6 +128,13 @@ class StoredScaling(MagnitudeScaling):
     def phase(self) -> str:
         """``"empty"``, ``"calibrating"`` or ``"calibrated"``."""
         return ("calibrating" if self.calibrating else "calibrated") if self.calibrated else "empty"
+
+    def progress(self) -> str:
+        """The phase in words, such as ``"calibrating, 100 of 300 steps"``."""
+        steps = self.calibration_steps * self.calls
+        if self.phase != "calibrating" or steps >= sys.maxsize:
+            return self.phase
+        return f"calibrating, {int(self.steps)} of {steps} steps"
 
     @property
     def dynamic(self) -> bool:  # type: ignore[override]
@@ -197,15 +205,15 @@ class StoredScaling(MagnitudeScaling):
 
     def _idle(self, name: str) -> Tensor:
         """What is not learned yet; distributed training wants a gradient from every parameter all the same: zero."""
-        base, offset = self._measurement(name), getattr(self, f"{name}_offset")
+        base, offset = self._measurement(name, counted=True), getattr(self, f"{name}_offset")
         if offset is None or not (offset.requires_grad and distributed()):
             return self._shaped(base)
         return self._shaped(base + 0.0 * offset)
 
-    def _measurement(self, name: str) -> Tensor:
+    def _measurement(self, name: str, counted: bool = False) -> Tensor:
         """What was measured: 1 before there was anything (0 for the lower end)."""
         base = getattr(self, f"{name}_base")
-        share = 1.0 if self._whole else self._share()
+        share = None if counted and _traced() else 1.0 if self._whole else self._share()  # one graph from the start
         if share is None:
             return torch.where(self.measured > 0, base / self.measured, self._nothing(name, base))
         if share == 1:
@@ -254,6 +262,10 @@ class StoredScaling(MagnitudeScaling):
         self._check(x)
         return self.scale_of(self.restriction.load(self._stored("magnitude", x)), x.ndim)
 
+    def current(self, x: Tensor) -> Tensor:
+        """The scale in use, shaped for ``x``, which is not measured."""
+        return self.scale_of(self.restriction.load(self._in_use("magnitude")), x.ndim)
+
     def _measure_if_due(self, x: Tensor) -> None:
         """Take the input of a forward that counts into the state."""
 
@@ -283,7 +295,8 @@ class StoredScaling(MagnitudeScaling):
 
     def _check(self, x: Tensor) -> None:
         """Refuse an input of another length along the axis than the data that the state comes from."""
-        if self.axis is not None and (self.training or self.calibrated):
+        grown = _traced() and self.magnitude_base.shape[0] == 1  # a graph doesn't see the new length
+        if self.axis is not None and not grown and (self.training or self.calibrated):
             self._fit(x.shape[self.axis])
 
     def _fit(self, channels: int, loading: bool = False) -> None:
@@ -361,14 +374,15 @@ class StoredScaling(MagnitudeScaling):
         self._look()
 
     def extra_repr(self) -> str:
-        return f"{self.statistic!r}, {super().extra_repr()}, {self.phase}"
+        return f"{self.statistic!r}, {super().extra_repr()}, {self.progress()}"
 
 
 class LearnedScaling(StoredScaling):
     """A scale that is a parameter from the start (LSQ), first set from a statistic of the weight or the first input.
 
     Until the first training forward a weight's scale follows the weight, so that weights may be initialised or loaded
-    after construction. What is stored is the magnitude that the largest integer stands for, in the restriction's domain.
+    after construction. What is stored is the magnitude that the largest integer stands for, in the restriction's
+    domain.
 
     Args:
         int_range: the integers of the grid.
@@ -392,7 +406,7 @@ class LearnedScaling(StoredScaling):
         self,
         int_range: IntRange,
         statistic: Statistic = _ABS_MAX,
-        restriction: FloatScale = _FLOAT_SCALE,
+        restriction: Restriction = _FLOAT_SCALE,
         min_scale: float = 1e-10,
         axis: int | None = None,
         channels: int | None = None,

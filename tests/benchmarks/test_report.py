@@ -72,7 +72,7 @@ def test_page_has_every_row_and_every_workload():
     assert len(tables) == len(ROWS) + len(WORKLOADS)
     assert [line for line in LINES if line.startswith("## ")] == [
         "## Budgets",
-        "## Repeat it",
+        "## How to repeat the benchmarks",
         "## How it is measured",
         *(f"## {section.title}" for section in SECTIONS),
         "## What fails",

@@ -1,14 +1,18 @@
 """Quantized activations: torch's function, then the grid; ranges collected from data, then learned."""
 
+import copy
+import inspect
+import pickle
 import warnings
 
+import numpy
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 import bitwright.nn as qnn
-from bitwright.qcore import BitwrightWarning, QuantTensor, grid_of
+from bitwright.qcore import BitwrightWarning, QuantizerError, QuantTensor, grid_of
 from bitwright.quantizers import (
     Int8Act,
     Int8ActPerChannel,
@@ -127,6 +131,230 @@ def test_gradients_are_the_functions_inside_the_range_and_zero_outside(name):
     inside = ((expected / 2**-6).round() <= 127) & ((expected / 2**-6).round() >= -128)
     expected.backward(inside.float())
     torch.testing.assert_close(got, x.grad)
+
+
+# Constructors
+
+
+def test_the_signature_names_everything():
+    assert list(inspect.signature(qnn.QuantHardTanh).parameters) == [
+        *("min_val", "max_val", "inplace", "act_quant", "input_quant", "return_quant_tensor", "device", "dtype"),
+        "overrides",
+    ]
+    assert inspect.signature(qnn.QuantReLU).parameters["act_quant"].default == Uint8Act
+
+
+class QuantELU(qnn.ActivationLayer, nn.ELU):
+    def __init__(self, alpha=1.0, inplace=False, *, act_quant=Int8Act, **options):
+        super().__init__(alpha, inplace, act_quant=act_quant, **options)
+
+    def _function(self, x):
+        return F.elu(x, self.alpha, self.inplace)
+
+
+class Gentle(QuantELU):
+    def __init__(self, **options):
+        super().__init__(0.5, **options)
+
+
+def test_a_layer_of_ones_own_is_two_methods():
+    layer = Gentle(bit_width=4, scale=0.25, input_quant=Int8Act, input_scale=0.5, return_quant_tensor=True)
+    assert (layer.alpha, layer.inplace, layer.return_quant_tensor) == (0.5, False, True)
+    assert layer(X).int().tolist() == [-2, -2, -1, 0, 2, 4, 7, 7]
+    assert list(inspect.signature(Gentle).parameters) == [
+        *("act_quant", "input_quant", "return_quant_tensor", "device", "dtype", "overrides"),
+    ]
+    with pytest.raises(QuantizerError, match=r"^QuantELU: inplace=4 is not possible: expected True or False\.$"):
+        QuantELU(0.5, 4)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_copies_and_pickles_compute_the_same(name):
+    layer = made(name, act_quant=Int8Act, scale=0.125, input_quant=Int8Act, input_scale=0.25)
+    for other in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+        assert repr(other) == repr(layer)
+        assert torch.equal(other(X.clone()), layer(X.clone()))
+
+
+FLAGS = "is not possible: expected True or False."
+WRONG = {
+    "four bits": (lambda: qnn.QuantReLU(4), f"QuantReLU: inplace=4 {FLAGS} Write QuantReLU(bit_width=4) for 4 bits."),
+    "four of numpy's": (
+        lambda: qnn.QuantSiLU(numpy.int64(4)),
+        f"QuantSiLU: inplace={numpy.int64(4)!r} {FLAGS} Write QuantSiLU(bit_width=4) for 4 bits.",
+    ),
+    "a quantizer": (
+        lambda: qnn.QuantReLU6(Uint4Act),
+        f"QuantReLU6: inplace=Uint4Act {FLAGS} Write QuantReLU6(act_quant=Uint4Act).",
+    ),
+    "one": (lambda: qnn.QuantReLU(1), f"QuantReLU: inplace=1 {FLAGS}"),
+    "none": (lambda: qnn.QuantHardSwish(None), f"QuantHardSwish: inplace=None {FLAGS}"),
+    "a word": (lambda: qnn.QuantSiLU("yes"), f"QuantSiLU: inplace='yes' {FLAGS}"),
+    "by keyword": (lambda: qnn.QuantHardTanh(inplace=0), f"QuantHardTanh: inplace=0 {FLAGS}"),
+    "in second place": (lambda: qnn.QuantLeakyReLU(0.1, 4), f"QuantLeakyReLU: inplace=4 {FLAGS}"),
+    "bits for a method": (
+        lambda: qnn.QuantGELU(4),
+        "QuantGELU: approximate=4 is not possible: expected 'none' or 'tanh'. Write QuantGELU(bit_width=4) for 4 bits.",
+    ),
+    "no method": (
+        lambda: qnn.QuantGELU("sigmoid"),
+        "QuantGELU: approximate='sigmoid' is not possible: expected 'none' or 'tanh'.",
+    ),
+    "no slope": (
+        lambda: qnn.QuantLeakyReLU(True),
+        "QuantLeakyReLU: negative_slope=True is not possible: expected a number.",
+    ),
+    "a slope that is a word": (
+        lambda: qnn.QuantLeakyReLU("0.1"),
+        "QuantLeakyReLU: negative_slope='0.1' is not possible: expected a number.",
+    ),
+    "no end": (
+        lambda: qnn.QuantHardTanh(None, 1.0),
+        "QuantHardTanh: min_val=None is not possible: expected a number.",
+    ),
+    "not a number": (
+        lambda: qnn.QuantHardTanh(-1.0, float("nan")),
+        "QuantHardTanh: max_val=nan is not possible: expected a number above min_val=-1.0.",
+    ),
+    "ends the wrong way round": (
+        lambda: qnn.QuantHardTanh(1, -1),
+        "QuantHardTanh: max_val=-1 is not possible: expected a number above min_val=1.",
+    ),
+    "no dimension": (
+        lambda: qnn.QuantSoftmax(1.0),
+        "QuantSoftmax: dim=1.0 is not possible: expected a dimension such as -1.",
+    ),
+    "a flag for a dimension": (
+        lambda: qnn.QuantSoftmax(True),
+        "QuantSoftmax: dim=True is not possible: expected a dimension such as -1.",
+    ),
+    "ours": (
+        lambda: qnn.QuantIdentity(return_quant_tensor=1),
+        f"QuantIdentity: return_quant_tensor=1 {FLAGS}",
+    ),
+    "ours, none": (
+        lambda: qnn.QuantReLU(return_quant_tensor=None),
+        f"QuantReLU: return_quant_tensor=None {FLAGS}",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_arguments_of_the_wrong_kind_are_refused(name):
+    build, message = WRONG[name]
+    with pytest.raises(QuantizerError) as caught:
+        build()
+    assert str(caught.value) == message
+
+
+def test_numbers_and_flags_of_numpy_are_taken():
+    relu = qnn.QuantReLU(numpy.True_, return_quant_tensor=numpy.bool_(False))
+    assert relu.inplace is True
+    assert relu.return_quant_tensor is False
+    tanh = qnn.QuantHardTanh(numpy.float32(-0.5), numpy.int64(2))
+    assert repr(tanh).splitlines()[1] == "  min_val=-0.5, max_val=2"
+    assert type(tanh.min_val) is float
+    assert qnn.QuantSoftmax(numpy.int64(-1)).dim == -1
+
+
+# Input that is not floating
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int64, torch.bool])
+@pytest.mark.parametrize("name", LAYERS)
+def test_integers_come_in_and_floats_come_out(name, dtype):
+    x = torch.tensor([0, 1, 2, 3, 100, 120, 200, 255]).to(dtype)
+    layer = made(name, act_quant=Int8Act, scale=0.75, bit_width=9)
+    for mode in (True, False):
+        got = layer.train(mode)(x)
+        assert got.dtype == torch.float32
+        assert torch.equal(got, layer(x.float()))
+
+
+def test_literal_numbers_of_integers():
+    layer = qnn.QuantIdentity(signed=False, scale=0.75, bit_width=9)
+    assert layer(torch.tensor([0, 1, 128, 200, 255], dtype=torch.uint8)).tolist() == [0.0, 0.75, 128.25, 200.25, 255.0]
+    layer = qnn.QuantIdentity(calibration_steps=1, statistic="abs_max")
+    got = layer(torch.arange(250, 256, dtype=torch.uint8))
+    torch.testing.assert_close(got / (255 / 128), torch.tensor([125.0, 126.0, 126.0, 127.0, 127.0, 127.0]))
+
+
+@pytest.mark.parametrize(
+    ("name", "described"),
+    [("identity", "QuantIdentity"), ("relu", "QuantReLU"), ("softmax", "QuantSoftmax")],
+)
+def test_complex_input_is_refused(name, described):
+    with pytest.raises(QuantizerError) as caught:
+        made(name, scale=0.1)(torch.tensor([1 + 2j]))
+    assert str(caught.value) == (
+        f"{described}: the input is torch.complex64, and only real numbers can be quantized. Quantize "
+        "torch.view_as_real(x), or the magnitude x.abs()."
+    )
+
+
+# Functions that clip, and a range that is learned
+
+
+def gradient(layer, x):
+    """The gradients for the magnitude and for x of the sum of the outputs."""
+    leaf = x.clone().requires_grad_()
+    layer(leaf * 1).sum().backward()
+    return layer.act_quant.scaling.magnitude_offset.grad.tolist(), leaf.grad.tolist()
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+def test_values_that_the_function_clips_teach_the_range(inplace):
+    learned = {"scaling": "learned", "bit_width": 8}
+    tanh = qnn.QuantHardTanh(-1.0, 1.0, inplace, max_value=1.0, **learned)
+    assert gradient(tanh, torch.full((3,), -2.0)) == ([-3.0], [0.0, 0.0, 0.0])
+    assert gradient(qnn.QuantIdentity(max_value=1.0, **learned), torch.full((3,), -2.0))[0] == [-3.0]
+    tanh = qnn.QuantHardTanh(-1.0, 1.0, inplace, max_value=1.0, **learned)
+    assert gradient(tanh, torch.tensor([9.0, 9.0])) == ([2 * 127 / 128], [0.0, 0.0])
+    six = qnn.QuantReLU6(inplace, max_value=6.0, **learned)
+    assert gradient(six, torch.tensor([9.0, 7.0, 6.5, -1.0])) == ([pytest.approx(3.0)], [0.0] * 4)
+
+
+def test_a_range_beyond_the_functions_is_taught_by_roundings_alone():
+    tanh = qnn.QuantHardTanh(-1.0, 1.0, scaling="learned", max_value=2.0, bit_width=8)
+    x = torch.tensor([-2.0, 9.0])
+    assert tanh(x).tolist() == [-1.0, 1.0]
+    assert gradient(tanh, x) == ([0.0], [0.0, 0.0])  # a larger range would change nothing
+
+
+def test_each_end_counts_for_itself():
+    layer = qnn.QuantHardTanh(-0.5, 1.0, scaling="learned", max_value=1.0, bit_width=8)
+    assert layer(torch.tensor([-9.0, 9.0])).tolist() == [-0.5, 127 / 128]
+    assert gradient(layer, torch.tensor([-9.0, -9.0])) == ([0.0], [0.0, 0.0])
+    layer.act_quant.scaling.magnitude_offset.grad = None
+    assert gradient(layer, torch.tensor([9.0])) == ([127 / 128], [0.0])
+
+
+@pytest.mark.parametrize("settings", [{}, {"axis": 1}, {"act_quant": ShiftedUint8Act}, {"restriction": "power_of_two"}])
+@pytest.mark.parametrize("kind", ["hard tanh", "relu6"])
+@pytest.mark.parametrize("reach", [0.1, 0.5, 1.0, 3.0])
+def test_a_learned_range_changes_no_result(kind, settings, reach):
+    torch.manual_seed(0)
+    layer = (
+        made(kind, act_quant=Int8Act, calibration_steps=1)
+        if not settings
+        else made(kind, calibration_steps=1, **settings)
+    )
+    layer(torch.randn(8, 3, 4) * reach)
+    assert not layer.act_quant.calibrating
+    x = torch.randn(8, 3, 4) * 4
+    x[0, 0, :3] = torch.tensor([torch.inf, -torch.inf, torch.nan])
+    learning = layer(x)
+    with torch.no_grad():
+        torch.testing.assert_close(learning, layer(x), rtol=0, atol=0, equal_nan=True)
+        torch.testing.assert_close(learning, layer.act_quant(LAYERS[kind][1](x)), rtol=0, atol=0, equal_nan=True)
+
+
+def test_the_range_is_measured_from_what_the_function_gives():
+    layer = qnn.QuantHardTanh(statistic="abs_max", calibration_steps=2)
+    for _ in range(2):
+        layer(torch.tensor([-7.0, 0.5]))
+    assert layer.act_quant.scaling.magnitude.item() == 1.0
+    assert layer(torch.tensor([-7.0])).tolist() == [-1.0]
 
 
 # Bit widths, types, granularity

@@ -80,7 +80,7 @@ class Carried(nn.Module):
         kwargs = {"return_quant_tensor": True, "calibration_steps": STEPS}
         self.inp = qnn.QuantIdentity(**kwargs)
         self.conv1 = qnn.QuantConv2d(3, 4, 3, padding=1, bias_quant=Int32Bias, return_quant_tensor=True)
-        self.act1 = qnn.QuantReLU(return_quant_tensor=True, calibration_steps=2 * STEPS)  # called twice in each forward
+        self.act1 = qnn.QuantReLU(return_quant_tensor=True, calibration_steps=STEPS)
         self.conv2 = qnn.QuantConv2d(4, 4, 3, padding=1, bias_quant=Int32Bias, weight_quant=Int8WeightPerChannel)
         self.act2 = qnn.QuantReLU(act_quant=self.act1.act_quant, return_quant_tensor=True)
         self.fc = qnn.QuantLinear(32, 5, bias_quant=Int32Bias, weight_quant=Int8WeightPerTensorPowerOfTwo)
@@ -145,6 +145,11 @@ class Small(nn.Module):
 
     def forward(self, x):
         return self.fc(torch.flatten(self.act(self.conv(self.inp(x))), 1))
+
+
+def short():
+    """QuantTensors between layers, two ranges to find: quickly compiled."""
+    return nn.Sequential(nn.AvgPool2d(4), Small(calibration_steps=STEPS))
 
 
 MODELS = {"plain": Plain, "carried": Carried, "custom": Custom, "per channel": PerChannel, "learned": Learned}
@@ -243,7 +248,7 @@ def test_from_the_first_step_past_a_collection_of_300():
 @pytest.mark.parametrize("way", ["dynamic", "marked", "left to the compiler"])
 def test_training_on_batches_of_several_sizes(way):
     """No graph for each size: two where the compiler is told, and one more where it finds out."""
-    model = seeded(lambda: nn.Sequential(nn.AvgPool2d(4), Small(calibration_steps=2 * STEPS)))
+    model = seeded(short)
     twin = copy.deepcopy(model)
     counter = CompileCounterWithBackend("eager")
     compiled = torch.compile(twin, backend=counter, fullgraph=True, dynamic=True if way == "dynamic" else None)
@@ -261,7 +266,7 @@ def test_training_on_batches_of_several_sizes(way):
 
 
 def test_one_graph_once_the_ranges_are_collected():
-    model = seeded(Carried)
+    model = seeded(short)
     train(model, model, range(STEPS))
     counter = CompileCounterWithBackend("eager")
     train(model, torch.compile(model, backend=counter, fullgraph=True), range(6))
@@ -280,7 +285,7 @@ def test_a_long_collection_is_one_graph():
 
 
 def test_toggling_training_does_not_compile_again():
-    model = seeded(Carried)
+    model = seeded(short)
     counter = CompileCounterWithBackend("eager")
     compiled = torch.compile(model, backend=counter, fullgraph=True)
     for step in range(2 * STEPS):
@@ -325,9 +330,9 @@ def test_evaluation_follows_changed_weights():
 
 
 def test_a_compiled_model_is_saved_and_resumed_in_the_middle_of_its_collection():
-    model = seeded(Carried)
+    model = seeded(short)
     train(model, torch.compile(model, backend="eager", fullgraph=True), range(2))
-    resumed = seeded(Carried)
+    resumed = seeded(short)
     resumed.load_state_dict(model.state_dict())
     expected = train(model, model, range(2, 6))
     losses = train(resumed, torch.compile(resumed, backend="eager", fullgraph=True), range(2, 6))
@@ -356,7 +361,7 @@ def test_mistakes_are_told_under_compile_too():
 
 
 def test_autocast():
-    model = seeded(Carried).float()
+    model = seeded(short).float()
     twin = copy.deepcopy(model)
     compiled = torch.compile(twin, backend="eager", fullgraph=True)
     for step in range(2):

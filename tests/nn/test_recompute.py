@@ -184,6 +184,8 @@ def test_large_is_a_megabyte():
 
 def peak_kept(layer, x):
     """Numbers that autograd is handed to keep, weights and inputs left out; hooks see what others left to keep."""
+    if not hasattr(torch._C._autograd.SavedTensor, "data"):
+        pytest.skip("this torch does not show what it keeps")
     out = layer(x)
     nodes, seen, total = [out.grad_fn], set(), 0
     own = {layer.weight.data_ptr(), x.data_ptr()}

@@ -41,12 +41,33 @@ def test_gradient_is_straight_through():
     assert torch.autograd.grad(width(), width.offset)[0].item() == -1
     with torch.no_grad():
         width.offset.fill_(9.0)
-    assert torch.autograd.grad(width(), width.offset)[0].item() == 0
+    assert width().item() == 8
+    assert torch.autograd.grad(width(), width.offset)[0].item() == 1  # beyond the largest: training finds back
 
 
-def test_width_that_starts_at_the_minimum_can_grow():
-    width = LearnedBitWidth(initial_bit_width=2)
+@pytest.mark.parametrize("initial", [2, 5, 8])
+def test_width_can_leave_its_start(initial):
+    width = LearnedBitWidth(initial_bit_width=initial)
     assert torch.autograd.grad(width(), width.offset)[0].item() == 1
+    assert torch.autograd.grad(width.exact(), width.offset)[0].item() == 1
+
+
+@pytest.mark.parametrize(("initial", "sign", "found"), [(8, 1, 6), (2, -1, 5)])
+def test_training_may_leave_either_end(initial, sign, found):
+    """Even after steps that pushed beyond it."""
+    width = LearnedBitWidth(initial_bit_width=initial)
+    optimizer = torch.optim.SGD(width.parameters(), lr=0.1)
+    for step in range(30):
+        optimizer.zero_grad()
+        (width() * sign * (1 if step >= 5 else -1)).backward()
+        optimizer.step()
+    assert width().item() == found
+
+
+def test_size_penalty_alone_lowers_a_width_at_its_largest():
+    model = qnn.QuantLinear(4, 2, weight_bit_width=LearnedBitWidth)
+    size_penalty(model).backward()
+    assert model.weight_quant.bit_width.offset.grad.tolist() == [1]
 
 
 def test_report():

@@ -3,13 +3,15 @@ import pickle
 import pytest
 
 from bitwright.qcore import BitwrightError, BitwrightWarning, QuantizerError, QuantTensorError, SettingError
-from bitwright.qcore.errors import nearest
+from bitwright.qcore.errors import ReadOnlyError, nearest
 
 
 def test_one_family():
     assert issubclass(BitwrightError, ValueError)
     assert issubclass(QuantizerError, BitwrightError)
     assert issubclass(SettingError, QuantizerError)
+    assert issubclass(ReadOnlyError, QuantizerError)
+    assert issubclass(ReadOnlyError, AttributeError)  # for tools that try to assign
     assert issubclass(QuantTensorError, BitwrightError)
     assert issubclass(BitwrightWarning, UserWarning)
 

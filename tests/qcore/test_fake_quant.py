@@ -15,6 +15,7 @@ from bitwright.qcore import (
     Floor,
     HalfEven,
     HalfUp,
+    QuantizerError,
     StochasticRounding,
     TowardZero,
     composed_fake_quant,
@@ -22,6 +23,7 @@ from bitwright.qcore import (
     int_bounds,
     quantize_to_int,
 )
+from bitwright.qcore.fake_quant import as_real
 from bitwright.qcore.int_range import representable_bounds
 
 FORMS = ["eager", "traced", "composed"]
@@ -318,23 +320,38 @@ def test_gradient_of_every_rounding(form, rounding):
     assert of_scale.item() == pytest.approx(sum((codes - steps)[1:5]) - 8 + 7, rel=1e-5)
 
 
-@pytest.mark.parametrize("form", ["eager", "traced"])
-def test_gradient_at_the_ends(form):
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("zero_point", [None, 3.0])
+def test_gradient_at_the_ends(form, zero_point):
     """What is rounded to the last integer is inside."""
-    x = torch.tensor([-8.4, -8.0, 7.0, 7.4, -8.6, 7.6], requires_grad=True)
+    shift = 0 if zero_point is None else zero_point
+    x = (torch.tensor([-8.4, -8.0, 7.0, 7.4, -8.6, 7.6]) - shift).requires_grad_()
     with using(form) as quant:
-        quant(x, torch.tensor(1.0), -8, 7).sum().backward()
+        quant(x, torch.tensor(1.0), -8, 7, None if zero_point is None else torch.tensor(zero_point)).sum().backward()
     assert x.grad.tolist() == [1, 1, 1, 1, 0, 0]
 
 
+def test_gradient_at_the_ends_of_bounds_that_are_tensors():
+    x = torch.tensor([-8.4, -8.0, 7.0, 7.4, -8.6, 7.6], requires_grad=True)
+    bounds = torch.tensor(-8.0, requires_grad=True), torch.tensor(7.0, requires_grad=True)
+    found = torch.autograd.grad(fake_quant(x, torch.tensor(1.0), *bounds).sum(), (x, *bounds))
+    assert [each.tolist() for each in found] == [[1, 1, 1, 1, 0, 0], 1, 1]
+
+
+@pytest.mark.parametrize("rounding", [HalfEven(), torch.round])
 @pytest.mark.parametrize("form", ["eager", "traced"])
-def test_promise_that_nothing_is_clipped(form):
-    x = torch.tensor([-2.0, 1.0, 9.0], requires_grad=True)
+def test_gradients_through_what_is_clipped(form, rounding):
+    x = torch.tensor([-9.0, 1.1, 9.0], requires_grad=True)
     scale = torch.tensor(0.25, requires_grad=True)
     with using(form) as quant:
-        y = quant(x, scale, -8, 7, clips=False)
-        of_x, _ = torch.autograd.grad(y.sum(), (x, scale))
+        y = quant(x, scale, -8, 7, None, rounding, clips=False)
+        of_x, of_scale = torch.autograd.grad(y.sum(), (x, scale))
+        relu = quant(x, scale, 0, 7, None, rounding, relu=True, clips=False)
+        of_relu, _ = torch.autograd.grad(relu.sum(), (x, scale))
+    assert y.tolist() == [-2, 1, 1.75]
     assert of_x.tolist() == [1, 1, 1]
+    assert of_scale.item() == pytest.approx(-8 + (4 - 4.4) + 7)
+    assert of_relu.tolist() == [0, 1, 1]  # the ReLU is no clipping
 
 
 @pytest.mark.parametrize("form", ["eager", "traced"])
@@ -425,6 +442,59 @@ def test_stochastic_rounding():
     assert torch.autograd.grad(y.sum(), x)[0].unique().tolist() == [1]
 
 
+def test_rounding_of_the_users_own_is_handed_wide_tensors_that_are_not_empty():
+    handed = []
+
+    def rounding(x):
+        handed.append((x.dtype, x.numel()))
+        return torch.round(x)
+
+    for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.uint8):
+        for size in (0, 3):
+            x, scale = torch.ones(size, dtype=dtype), torch.tensor(0.25)
+            kept = dtype if dtype.is_floating_point else torch.float32
+            assert fake_quant(x, scale, -8, 7, None, rounding).dtype == kept
+            assert composed_fake_quant(x, scale, -8, 7, None, rounding).shape == (size,)
+            assert quantize_to_int(x, scale, -8, 7, None, rounding).tolist() == [4] * size
+    wide = [(dtype, 3) for dtype in [torch.float32] * 3 + [torch.float64] + [torch.float32] for _ in range(3)]
+    assert handed == wide
+
+
+def test_rounding_of_the_users_own_with_a_gradient_of_its_own_and_nothing_to_round():
+    def rounding(x):
+        assert x.numel()
+        return x * 2
+
+    rounding.straight_through = False
+    x = torch.zeros(0, requires_grad=True)
+    assert fake_quant(x, torch.tensor(0.25), -8, 7, None, rounding).requires_grad
+
+
+@pytest.mark.parametrize("zero_point", [None, 3.0])
+def test_bounds_for_each_channel(zero_point):
+    """Of 8, 4 and 2 bits."""
+    x = torch.tensor([[-99.0, 0.3, 99.0]] * 3, requires_grad=True)
+    high = torch.tensor([[127.0], [7.0], [1.0]], requires_grad=True)
+    scale = torch.tensor([[0.5], [0.25], [0.25]], requires_grad=True)
+    shift = None if zero_point is None else torch.full((3, 1), zero_point)
+    y = fake_quant(x, scale, -high, high, shift)
+    shift = zero_point or 0.0
+    expected = [
+        [max(-bound - shift, each) * step for each in (low, middle, min(bound - shift, top))]
+        for bound, step, low, middle, top in (
+            (127, 0.5, -198, 1, 198),
+            (7, 0.25, -396, 1, 396),
+            (1, 0.25, -396, 1, 396),
+        )
+    ]
+    expected[2][1] = min(1.0, 1 - shift) * 0.25
+    assert y.tolist() == expected
+    of_x, of_high, of_scale = torch.autograd.grad(y.sum(), (x, high, scale))
+    assert of_x.tolist() == [[0, 1, 0], [0, 1, 0], [0, 0 if zero_point else 1, 0]]
+    assert of_high.shape == of_scale.shape == (3, 1)
+    assert of_high[:2].tolist() == [[0], [0]]  # both ends move by as much
+
+
 def test_bounds_may_be_tensors():
     x = torch.tensor([-9.0, 0.3, 9.0], requires_grad=True)
     low, high = torch.tensor(-8.0, requires_grad=True), torch.tensor(7.0, requires_grad=True)
@@ -438,6 +508,53 @@ def test_bounds_may_be_tensors():
 
 
 # Dtypes, layouts, and what is not a plain number
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64])
+def test_integers_become_floating(form, dtype):
+    x = torch.tensor([0, 1, 100, 127], dtype=dtype)
+    with using(form) as quant:
+        y = quant(x, torch.tensor(0.75), 0, 511)
+        assert y.dtype == torch.float32
+        assert y.tolist() == [0, 0.75, 99.75, 126.75]
+        assert quant(x, torch.tensor(0.75), 0, 511, torch.tensor(4.0)).tolist() == [0, 0.75, 99.75, 126.75]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_truth_values_become_floating(form):
+    with using(form) as quant:
+        y = quant(torch.tensor([True, False]), torch.tensor(0.75), -8, 7)
+    assert (y.dtype, y.tolist()) == (torch.float32, [0.75, 0])
+
+
+@pytest.mark.parametrize("default", [torch.float64, torch.bfloat16])
+def test_integers_take_the_default_dtype(default):
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(default)
+    try:
+        y = fake_quant(torch.tensor([3, 250]), torch.tensor(0.75, dtype=torch.float32), 0, 511)
+    finally:
+        torch.set_default_dtype(before)
+    assert (y.dtype, y.tolist()) == (default, [3, 249.75 if default == torch.float64 else 250])
+
+
+def test_integers_of_a_quantizer_in_a_compiled_function():
+    x = torch.tensor([0, 200, 255], dtype=torch.uint8)
+    made = torch.compile(lambda x: fake_quant(x, torch.tensor(0.75), 0, 511), fullgraph=True, backend="aot_eager")
+    assert made(x).tolist() == [0, 200.25, 255]
+
+
+@pytest.mark.parametrize("function", [fake_quant, composed_fake_quant, quantize_to_int])
+def test_complex_values_are_refused(function):
+    with pytest.raises(QuantizerError) as error:
+        function(torch.tensor([1 + 2j]), torch.tensor(0.5), -8, 7)
+    assert str(error.value) == (
+        "fake_quant: the values are complex64, and a grid holds real numbers. Quantize torch.view_as_real(x), which "
+        "has the real and the imaginary parts side by side, or x.abs()."
+    )
+    with pytest.raises(QuantizerError, match=r"^0\.act_quant: the values are complex128"):
+        as_real(torch.zeros(1, dtype=torch.complex128), "0.act_quant")
 
 
 @pytest.mark.parametrize("form", FORMS)

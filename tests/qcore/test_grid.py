@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bitwright.qcore import Grid, int_bounds
-from bitwright.qcore.grid import along_axis, storage_dtype
+from bitwright.qcore.grid import along_axis, bits_to_spare, products_source, shared, storage_dtype
 
 HALF = torch.tensor(0.5)
 
@@ -12,7 +12,7 @@ HALF = torch.tensor(0.5)
 def test_defaults():
     grid = Grid(HALF)
     assert (grid.scale, grid.zero_point, grid.bit_width, grid.signed) == (HALF, None, 8, True)
-    assert (grid.narrow_range, grid.axis, grid.source) == (False, None, None)
+    assert (grid.narrow_range, grid.axis, grid.source, grid.spare_bits) == (False, None, None, 64)
 
 
 def test_bounds():
@@ -70,6 +70,53 @@ def test_every_integer_of_24_bits_is_exact():
     values = grid.from_int(codes)
     assert not torch.equal(torch.round(values / grid.scale), codes.float())
     assert torch.equal(grid.to_int(values).long(), codes)
+
+
+@pytest.mark.parametrize("bit_width", [24, 31, 32])
+@pytest.mark.parametrize("signed", [True, False])
+def test_the_ends_of_wide_ranges_are_exact(bit_width, signed):
+    grid = Grid(torch.tensor(0.1, dtype=torch.float64), bit_width=bit_width, signed=signed)
+    low, high = grid.bounds
+    codes = torch.tensor([low, low + 1, high - 1, high])
+    assert grid.to_int(grid.from_int(codes)).tolist() == codes.tolist()
+    assert grid.to_int(torch.tensor([-1e12, 1e12])).tolist() == [low, high]
+    assert grid.to_int(torch.tensor([-1e12, 1e12])).dtype == storage_dtype(low, high)
+
+
+@pytest.mark.parametrize("source", [7, "a name", ("products", 1, 2), ("sum", ("products", 1, 2), 2)])
+def test_one_stored_scale_is_one_grid(source):
+    grid = Grid(HALF, source=source)
+    assert shared(grid, Grid(torch.tensor(0.5), source=source))
+    assert not shared(grid, None)
+    assert not shared(None, None)
+    assert not shared(grid, Grid(HALF, source="another"))
+    for change in ({"bit_width": 4}, {"signed": False}, {"narrow_range": True}, {"axis": 0}):
+        assert not shared(grid, grid.replace(**change))
+
+
+@pytest.mark.parametrize("source", [None, ("products", 1, None), ("products", ("sum", None, 2), 1)])
+def test_the_scale_of_one_tensor_is_shared_with_nothing(source):
+    assert not shared(Grid(HALF, source=source), Grid(HALF, source=source))
+
+
+@pytest.mark.parametrize(
+    ("largest", "dtype", "bits"),
+    [
+        (2**23 - 1, torch.float32, 1),
+        (2**23, torch.float32, 0),
+        (2**31, torch.float64, 21),
+        (127, torch.bfloat16, 1),
+        (1024, torch.float16, 0),
+    ],
+)
+def test_bits_to_spare(largest, dtype, bits):
+    assert bits_to_spare(largest, dtype) == bits
+
+
+def test_products_source():
+    assert products_source(1, ("products", 2, 3)) == ("products", 1, ("products", 2, 3))
+    assert products_source(1, None) is products_source(None, 1) is products_source(None, None) is None
+    assert products_source(1, 0) == ("products", 1, 0)  # the first quantizer of a process may be number 0
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])

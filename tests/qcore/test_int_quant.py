@@ -3,6 +3,7 @@
 import copy
 import io
 import pickle
+import warnings
 from contextlib import contextmanager
 from unittest import mock
 
@@ -20,6 +21,7 @@ from bitwright.qcore import (
     ROUNDINGS,
     STATISTICS,
     BiasQuant,
+    BitwrightWarning,
     CalibratedScaling,
     Grid,
     IntQuant,
@@ -32,6 +34,7 @@ from bitwright.qcore import (
     composed_fake_quant,
     resolve,
 )
+from bitwright.qcore.errors import ReadOnlyError
 from bitwright.quantizers import (
     Int8Act,
     Int8ActPerChannel,
@@ -64,7 +67,9 @@ def act(quantizer=Int8Act, **overrides):
 
 
 def weight(quantizer=Int8WeightPerTensor, *, provided=None, **overrides):
-    return resolve(quantizer(**overrides), {"channel_axis": 0, **(provided or {})})
+    quant = resolve(quantizer(**overrides), {"channel_axis": 0, **(provided or {})})
+    quant.of_parameter = True  # as a layer says
+    return quant
 
 
 # Values and grid
@@ -132,11 +137,44 @@ def test_asking_for_a_grid_changes_nothing(scaling):
 def test_asking_a_weight_for_a_grid_before_the_first_forward():
     """It still follows the weight."""
     quant = weight(Int8WeightPerTensorLearned)
-    quant.initialize(torch.tensor([127.0]))
     assert quant.grid(torch.tensor([254.0])).scale.item() == 2
-    assert quant.scaling.magnitude.item() == 127
-    assert quant.grid(torch.tensor([254.0])).source == quant.source
+    assert quant.grid(torch.tensor([254.0])).source is None
+    assert (quant.scaling.phase, quant.scaling.magnitude_base.item()) == ("empty", 0)
     assert quant.quantize(torch.tensor([381.0]))[1].scale.item() == 3
+    grid = quant.grid(torch.tensor([254.0]))
+    assert (grid.scale.item(), grid.source) == (3, quant.source)
+
+
+@pytest.mark.parametrize(
+    ("quantizer", "stored"),
+    [
+        (Int8Act(scale=0.5), True),
+        (Int8Act, True),
+        (Int8Act(scaling="learned"), True),
+        (Int8Act(scaling="running"), True),
+        (ShiftedUint8Act, True),
+        (Int8WeightPerTensorLearned, True),
+        (Int8Act(scaling="statistic"), False),
+        (Int8WeightPerTensor, False),
+        (Int8WeightPerChannel, False),
+        (ShiftedUint8WeightPerTensor, False),
+    ],
+    ids=repr,
+)
+def test_two_tensors_share_a_grid_if_one_stored_scale_made_both(quantizer, stored):
+    quant = resolve(quantizer, {"channel_axis": 0})
+    x = torch.tensor([[1.0, -2.0]])
+    source = quant.source if stored else None
+    assert quant.quantize(x)[1].source == quant.quantize(3 * x)[1].source == source
+    quant.eval()
+    with torch.no_grad():
+        assert quant.quantize(3 * x)[1].source == quant.grid(x).source == source
+
+
+def test_a_range_at_hand_is_shared_by_none():
+    quant = weight(Int8WeightPerTensorLearned).eval()
+    one, other = (quant.quantize(torch.tensor([each]))[1] for each in (127.0, 254.0))
+    assert (one.scale.item(), other.scale.item(), one.source, other.source) == (1, 2, None, None)
 
 
 def test_scale_as_it_stands():
@@ -163,7 +201,9 @@ def test_scale_that_does_not_stand_yet(quantizer):
             f"{quant.scheme()}: the scale follows the input, or has seen none yet. Ask for the grid of an input, "
             "quant.grid(x).scale, or run some batches in training mode first."
         )
-        quant.initialize(torch.ones(2, 3))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            quant.eval().grid(torch.ones(2, 3))  # which is no training
 
 
 def test_axis_that_the_input_does_not_have():
@@ -326,7 +366,7 @@ def test_gradient_of_learned_scales(name, restriction, x, exponent, share, signe
     with torch.no_grad():
         quant.scaling.magnitude_base.copy_(stored * share)
         quant.scaling.magnitude_offset.copy_(stored - quant.scaling.magnitude_base)
-    scale = quant.scaling._scale(quant.scaling.restriction.load(quant.scaling.magnitude), x.ndim)
+    scale = quant.scaling.scale_of(quant.scaling.restriction.load(quant.scaling.magnitude), x.ndim)
     steps = x / scale.detach()
     low, high = quant.int_range.bounds()
     assume(((steps - low + 0.5).abs() > 1e-3).all())
@@ -480,7 +520,8 @@ def test_relu(name):
 def test_rounding_of_the_users_own():
     quant = act(scale=0.25, rounding=lambda x: torch.floor(x + 0.25))
     assert quant(torch.tensor([0.2, 0.15])).tolist() == [0.25, 0]
-    assert quant.scheme().endswith("scale ConstantScaling, <lambda>")
+    assert quant.scheme() == "int8, per tensor, float scale"
+    assert quant.extra_repr() == "int8, per tensor, float scale, <lambda>"
 
 
 def test_scaling_of_the_users_own():
@@ -491,9 +532,27 @@ def test_scaling_of_the_users_own():
     quant = act(scaling=Halving)
     assert quant(torch.tensor([0.8, -99.0])).tolist() == [1, -64]
     assert list(quant.scaling.state_dict()) == []
-    assert quant.scheme() == "int8, per tensor, scale Halving, half_even"
-    quant.initialize(torch.ones(1))
-    quant.rederive(torch.ones(1))
+    assert quant.scheme() == "int8, per tensor, float scale"  # a class may be renamed
+    assert quant.quantize(torch.ones(1))[1].source is None
+    quant.rederive()
+    assert quant(torch.tensor([0.8])).item() == 1
+
+
+def test_what_a_scaling_of_the_users_own_is_handed():
+    """float32 or wider, and never an empty tensor."""
+
+    class Recorded(nn.Module):
+        def forward(self, x):
+            seen.append((x.dtype, x.numel()))
+            return x.abs().max() / 127
+
+    seen = []
+    quant = act(scaling=Recorded)
+    for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+        assert quant(torch.tensor([127.0, 1.6], dtype=dtype)).tolist() == [127, 2]
+    assert seen == [(torch.float32, 2)] * 3 + [(torch.float64, 2)]
+    assert quant(torch.zeros(0, 3)).shape == (0, 3)
+    assert len(seen) == 4
 
 
 def test_every_statistic_serves_a_weight():
@@ -511,24 +570,29 @@ def test_stochastic_rounding():
     assert quant(x).mean().item() == pytest.approx(0.25, abs=0.05)
     assert not quant.eval()(x).any()
     assert [name for name, _ in quant.named_children()] == ["scaling", "rounding"]
-    assert quant.scheme() == "int8, per tensor, scale ConstantScaling, stochastic"
+    assert quant.scheme() == "int8, per tensor, float scale"
+    assert quant.extra_repr() == "int8, per tensor, float scale, stochastic"
 
 
 # In evaluation
 
 
 def test_evaluation_sees_every_change_of_the_state():
+    """Also those that raise no version: through `.data`, through numpy, by a fused optimizer."""
     quant = act(scaling="learned")
     quant(torch.tensor([127.0]))
     x = torch.tensor([1.3])
     quant.eval()
     with torch.no_grad():
         before = quant.quantize(x)
-        assert quant.quantize(x)[1].scale is before[1].scale  # worked out once
         quant.scaling.magnitude_base.mul_(2)
         assert quant.quantize(x)[1].scale.item() == 2 * before[1].scale.item()
         quant.scaling.magnitude_offset.add_(127)
         assert quant.quantize(x)[1].scale.item() == 3 * before[1].scale.item()
+        quant.scaling.magnitude_offset.data.add_(127)
+        assert quant.quantize(x)[1].scale.item() == 4 * before[1].scale.item()
+        quant.scaling.magnitude_base.numpy()[:] += 127
+        assert quant.quantize(x)[1].scale.item() == 5 * before[1].scale.item()
         state = {"scaling.magnitude_base": torch.tensor([12.0]), "scaling.magnitude_offset": torch.tensor([0.8])}
         quant.load_state_dict({**quant.state_dict(), **state})
         assert quant(x).item() == pytest.approx(1.3)
@@ -538,6 +602,134 @@ def test_evaluation_sees_every_change_of_the_state():
         per_channel.eval()
         assert per_channel(torch.ones(1, 2)).shape == (1, 2)
         assert per_channel.quantize(torch.ones(1, 2, 3))[1].scale.shape == (1, 2, 1)
+        per_channel.scaling.scale.data.mul_(2)
+        assert per_channel.quantize(torch.ones(1, 2))[1].scale.tolist() == [[1, 0.5]]
+
+
+def test_evaluation_sees_parts_that_were_replaced():
+    quant = act(scaling="learned", max_value=1.28).eval()
+    x = torch.tensor([0.019])
+    with torch.no_grad():
+        assert quant(x).item() == pytest.approx(0.02)
+        quant.rounding = ROUNDINGS["floor"]()
+        assert quant(x).item() == pytest.approx(0.01)
+        quant.int_range = IntRange(2, signed=True)
+        assert quant(torch.tensor([9.0])).item() == pytest.approx(0.01)
+
+
+class OwnZeroPoint(nn.Module):
+    """A zero point that is a parameter, or follows the input."""
+
+    def __init__(self, follows=False):
+        super().__init__()
+        self.follows = follows
+        self.position = nn.Parameter(torch.tensor(10.0))
+
+    def forward(self, x, scale):
+        position = -x.detach().min() / scale if self.follows else self.position
+        return position.round().clamp(0, 255)
+
+
+def test_evaluation_sees_a_zero_point_of_the_users_own():
+    x = torch.tensor([-5.0, -0.5, 1.0])
+    quant = act(Uint8Act, scale=0.125, zero_point=OwnZeroPoint).eval()
+    follows = act(Uint8Act, scale=0.125, zero_point=OwnZeroPoint, follows=True).eval()
+    with torch.no_grad():
+        assert quant(x).tolist() == [-1.25, -0.5, 1]
+        quant.zero_point.position.fill_(60.0)
+        assert quant(x).tolist() == [-5, -0.5, 1]
+        quant.load_state_dict({**quant.state_dict(), "zero_point.position": torch.tensor(2.0)})
+        assert quant(x).tolist() == [-0.25, -0.25, 1]
+        assert follows(torch.tensor([0.0, 1.0, 2.0])).tolist() == [0, 1, 2]
+        assert follows(torch.tensor([-5.0, -3.0, 1.0])).tolist() == [-5, -3, 1]
+
+
+@pytest.mark.parametrize(
+    "quantizer", [Int8Act, Int8Act(scaling="learned"), Int8Act(scaling="running"), ShiftedUint8Act]
+)
+@pytest.mark.parametrize("gradients", [False, True])
+def test_an_activation_that_saw_no_data_warns_once(quantizer, gradients):
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.block = nn.Sequential(nn.Identity(), qnn.QuantIdentity(act_quant=quantizer))
+
+        def forward(self, x):
+            return self.block(x)
+
+    model = Model().eval()
+    with pytest.warns(BitwrightWarning) as caught, torch.set_grad_enabled(gradients):
+        assert model(torch.tensor([-1.28, 1.27])).tolist() == pytest.approx([-1.28, 1.27])
+    assert [str(each.message) for each in caught] == [
+        "block.1.act_quant is evaluated before it saw any data: it uses the range of the tensor at hand. Run some "
+        "batches in training mode first, or load a checkpoint."
+    ]
+    model(torch.tensor([-1.0, 2.0]))  # no second warning: they are errors here
+    quant = model.block[1].act_quant
+    assert (quant.calibrated, quant.calibrating, quant.scaling.phase) == (False, True, "empty")
+    model.train()(torch.tensor([-128.0, 127.0]))
+    assert quant.calibrated
+    assert model.eval()(torch.tensor([1.3])).item() == pytest.approx(1, rel=0.01)
+
+
+def test_a_weight_is_all_the_data_that_its_range_needs():
+    layer = qnn.QuantLinear(
+        3, 2, weight_quant=Int8WeightPerTensorLearned, bias_quant=Int8BiasOwnScale(scaling="learned")
+    )
+    layer.eval()(torch.ones(1, 3))
+    assert (layer.weight_quant.calibrated, layer.weight_quant.calibrating) == (True, False)
+
+
+def test_which_grids_are_known():
+    assert act(scale=0.5).calibrated
+    assert not act(scale=0.5).calibrating
+    assert act(scaling="statistic").calibrated
+    assert act(scaling="learned", max_value=1.0).calibrated
+    quant = act(calibration_steps=2)
+    assert (quant.calibrated, quant.calibrating) == (False, True)
+    quant(torch.ones(1))
+    assert (quant.calibrated, quant.calibrating) == (True, True)
+    quant(torch.ones(1))
+    assert (quant.calibrated, quant.calibrating) == (True, False)
+
+
+@pytest.mark.parametrize(
+    ("name", "item", "said"),
+    [
+        ("bit_width", 4, "bit_width=4"),
+        ("axis", 1, "axis=1"),
+        ("signed", False, "signed=False"),
+        ("narrow_range", True, "narrow_range=True"),
+    ],
+)
+def test_what_was_declared_can_not_be_set_afterwards(name, item, said):
+    layer = qnn.QuantReLU(act_quant=Int8Act)
+    before = getattr(layer.act_quant, name)
+    with pytest.raises(ReadOnlyError) as error:
+        setattr(layer.act_quant, name, item)
+    assert str(error.value) == (
+        f"IntQuant: {said} can't be set on a quantizer that is built: its other parts were made for another value. "
+        f"Give the layer another one: layer.act_quant = Int8Act({said})."
+    )
+    assert getattr(layer.act_quant, name) == before
+
+
+def test_settings_of_a_weight_and_of_a_module_built_by_hand():
+    layer = qnn.QuantLinear(3, 2, bias_quant=Int32Bias)
+    with pytest.raises(ReadOnlyError) as error:
+        layer.weight_quant.bit_width = 4
+    assert str(error.value).endswith(
+        "Give the layer another one: layer.weight_quant = Int8WeightPerTensor(bit_width=4)."
+    )
+    with pytest.raises(ReadOnlyError) as error:
+        layer.bias_quant.bit_width = 16
+    assert str(error.value).endswith("Give the layer another one: layer.bias_quant = Int32Bias(bit_width=16).")
+    with pytest.raises(AttributeError) as error:
+        BiasQuant(IntRange(8, signed=True)).bit_width = 4
+    assert str(error.value) == (
+        "BiasQuant: bit_width=4 can't be set on a quantizer that is built: its other parts were made for another "
+        "value. Give the layer another one: layer.act_quant = Q."
+    )
 
 
 def test_evaluation_gives_the_values_of_training():
@@ -582,7 +774,7 @@ def test_bias_scale_is_input_scale_times_weight_scale(weight_scale):
     assert grid.to_int(values).tolist() == ([2, -3] if weight_scale.ndim else [2, -6])
     assert (grid.axis, grid.bounds) == (0 if weight_scale.ndim else None, (-(2**31), 2**31 - 1))
     assert (grid.bit_width, grid.signed, grid.narrow_range, grid.zero_point) == (32, True, False, None)
-    assert grid.source == quant.source
+    assert grid.source is None
     assert quant.follows_input
 
 
@@ -592,6 +784,7 @@ def test_bias_scale_is_input_scale_times_weight_scale(weight_scale):
     st.floats(2**-10, 1, width=32),
     st.sampled_from([8, 16, 24]),
 )
+@pytest.mark.filterwarnings("ignore::bitwright.qcore.BitwrightWarning")  # clipped biases, as drawn
 def test_bias_by_definition(numbers, input_scale, weight_scale, bit_width):
     quant = resolve(Int32Bias(bit_width=bit_width))
     inputs = Grid(torch.tensor(input_scale))
@@ -614,7 +807,12 @@ def test_one_scale_for_each_of_one_channel():
 def test_bias_gradient():
     bias = torch.tensor([0.3, 99.0], requires_grad=True)
     quant = resolve(Int32Bias(bit_width=8))
-    y = quant(bias, Grid(torch.tensor(0.5)), Grid(torch.tensor(0.25)))
+    with pytest.warns(BitwrightWarning) as caught:
+        y = quant(bias, Grid(torch.tensor(0.5)), Grid(torch.tensor(0.25)))
+    assert [str(each.message) for each in caught] == [
+        "BiasQuant: the bias of channel 1 lies outside the range of int8 on the scale of the products and is clipped. "
+        "Write bias_quant=Int32Bias, or bias_quant=Int8BiasOwnScale for a scale of its own."
+    ]
     assert y.tolist() == [0.25, 15.875]
     assert torch.autograd.grad(y.sum(), bias)[0].tolist() == [1, 0]
 
@@ -642,9 +840,9 @@ def test_bias_with_a_scale_of_its_own():
             "weight_quant=Int8WeightPerTensor, or bias_quant=Int8BiasOwnScale.",
         ),
         (
-            Grid(torch.ones(1, 3), axis=1),
+            Grid(torch.ones(1, 4), axis=1),
             Grid(torch.tensor(0.5)),
-            "BiasQuant: the input has 3 scales (axis 1), so its products with the weight have no common one for the "
+            "BiasQuant: the input has 4 scales (axis 1), so its products with the weight have no common one for the "
             "bias. Quantize the input per tensor (axis=None), or choose bias_quant=Int8BiasOwnScale.",
         ),
     ],
@@ -667,16 +865,17 @@ def test_message_names_the_layer_in_its_model():
 
 def test_learned_scale_of_a_weight():
     quant = weight(Int8WeightPerTensorLearned)
-    quant.initialize(torch.tensor([127.0]))
-    assert quant.scaling.magnitude.item() == 127
-    quant.initialize(torch.tensor([254.0]))  # follows, until the first forward
     quant(torch.tensor([381.0]))
     assert quant.scaling.magnitude.item() == 381
-    quant.initialize(torch.tensor([127.0]))
+    quant(torch.tensor([127.0]))
     assert quant.scaling.magnitude.item() == 381
     with torch.no_grad():
         quant.scaling.magnitude_offset.fill_(5.0)
-    quant.rederive(torch.tensor([127.0]))
+    quant.rederive()
+    assert quant.eval().grid(torch.tensor([254.0])).scale.item() == 2  # until it trains, that of the weight
+    assert quant.quantize(torch.tensor([127.0]))[1].scale.item() == 1
+    assert quant.scaling.phase == "empty"
+    quant.train()(torch.tensor([127.0]))
     assert quant.scaling.magnitude.item() == quant.scaling.magnitude_base.item() == 127
     assert quant.scaling.magnitude_offset.tolist() == [0]
 
@@ -684,7 +883,8 @@ def test_learned_scale_of_a_weight():
 def test_other_scales_of_a_weight_have_no_state():
     quant = weight()
     quant.initialize(torch.ones(1))
-    quant.rederive(torch.ones(1))
+    quant.rederive()
+    assert quant(torch.tensor([127.0, 1.6])).tolist() == [127, 2]
     assert list(quant.state_dict()) == ["scheme"]
 
 
@@ -694,27 +894,30 @@ def test_other_scales_of_a_weight_have_no_state():
 @pytest.mark.parametrize(
     ("quantizer", "scheme"),
     [
-        (Int8WeightPerTensor, "int8 narrow, per tensor, scale StatisticScaling, half_even"),
-        (Int8WeightPerChannel(bit_width=4), "int4 narrow, axis 0, scale StatisticScaling, half_even"),
-        (Uint8Act(rounding="floor"), "uint8, per tensor, scale CalibratedScaling, floor"),
+        (Int8WeightPerTensor, "int8 narrow, per tensor, float scale"),
+        (Int8WeightPerTensorLearned, "int8 narrow, per tensor, float scale"),
+        (Int8WeightPerChannel(bit_width=4), "int4 narrow, axis 0, float scale"),
+        (Uint8Act(rounding="floor"), "uint8, per tensor, float scale"),
+        (ShiftedUint8Act, "uint8, per tensor, float scale, zero point"),
+        (Int8Act(scale=0.5), "int8, per tensor, float scale"),
+        (Int8Act(restriction="log"), "int8, per tensor, log scale"),
+        (Int8Act(restriction="power_of_two"), "int8, per tensor, power of two (ceil) scale"),
         (
-            ShiftedUint8Act,
-            "uint8, per tensor, scale CalibratedScaling, zero point RangeZeroPoint, half_even",
+            Int8Act(restriction="power_of_two", power_of_two_rounding="floor"),
+            "int8, per tensor, power of two (floor) scale",
         ),
-        (Int8Act(scale=0.5), "int8, per tensor, scale ConstantScaling, half_even"),
-        (Int8Act(restriction="log"), "int8, per tensor, scale CalibratedScaling LogScale(), half_even"),
-        (
-            Int8Act(restriction="power_of_two"),
-            "int8, per tensor, scale CalibratedScaling PowerOfTwoScale('ceil'), half_even",
-        ),
-        (Int32Bias, "int32 bias, scale of the products, half_even"),
-        (Int32Bias(bit_width=16, narrow_range=True), "int16 narrow bias, scale of the products, half_even"),
+        (Int32Bias, "int32, scale of the products"),
+        (Int32Bias(bit_width=16, narrow_range=True), "int16 narrow, scale of the products"),
+        (Int8BiasOwnScale, "int8 narrow, per tensor, float scale"),
     ],
+    ids=repr,
 )
 def test_scheme(quantizer, scheme):
+    """What the numbers mean: no name of a class, and nothing of how they were found."""
     quant = resolve(quantizer, {"channel_axis": 0})
-    assert quant.scheme() == quant.extra_repr() == scheme
-    assert bytes(quant.state_dict()["scheme"].tolist()).decode() == scheme
+    rounding = "floor" if quantizer == Uint8Act(rounding="floor") else "half_even"
+    assert (quant.scheme(), quant.extra_repr()) == (scheme, f"{scheme}, {rounding}")
+    assert bytes(quant.state_dict()["scheme"].tolist()).decode() == f"{scheme}; version 1"
     assert quant.state_dict()["scheme"].dtype == torch.uint8
     quant.load_state_dict(quant.state_dict())
 
@@ -725,9 +928,8 @@ def test_another_scheme_is_refused():
     with pytest.raises(RuntimeError) as error:
         four.load_state_dict(eight.state_dict())
     said = (
-        "IntQuant: the file holds int8, per tensor, scale LearnedScaling, half_even, the model is int4, per tensor, "
-        "scale LearnedScaling, half_even. Build the model with the file's quantizers, or load with strict=False to "
-        "keep this one's scheme."
+        "IntQuant: the file holds int8, per tensor, float scale, the model is int4, per tensor, float scale. Build "
+        "the model with the file's quantizers, or load with strict=False to keep this one's scheme."
     )
     assert str(error.value) == (
         f'Error(s) in loading state_dict for IntQuant:\n\tUnexpected key(s) in state_dict: "{said}". '
@@ -739,20 +941,50 @@ def test_another_scheme_is_refused():
     assert four.scaling.magnitude.item() == 127
 
 
+def test_another_version_is_refused():
+    quant = act(scale=0.5)
+    later = torch.frombuffer(bytearray(b"int8, per tensor, float scale; version 2"), dtype=torch.uint8)
+    with pytest.raises(RuntimeError) as error:
+        quant.load_state_dict({**quant.state_dict(), "scheme": later})
+    assert "IntQuant: the file holds int8, per tensor, float scale; version 2, the model is int8, per tensor" in str(
+        error.value
+    )
+
+
 def test_another_scheme_is_refused_by_a_model():
     model = nn.Sequential(nn.Identity(), qnn.QuantLinear(2, 2))
-    other = nn.Sequential(nn.Identity(), qnn.QuantLinear(2, 2, weight_rounding="floor"))
+    other = nn.Sequential(nn.Identity(), qnn.QuantLinear(2, 2, weight_restriction="power_of_two"))
     with pytest.raises(RuntimeError) as error:
         other.load_state_dict(model.state_dict())
-    assert "1.weight_quant: the file holds int8 narrow, per tensor, scale StatisticScaling, half_even, " in str(
+    assert "1.weight_quant: the file holds int8 narrow, per tensor, float scale, the model is int8 narrow, per " in str(
         error.value
     )
 
 
 def test_domain_of_the_state_is_part_of_the_scheme():
     """A logarithm must not be taken for a magnitude."""
-    with pytest.raises(RuntimeError, match=r"the file holds int8, per tensor, scale LearnedScaling LogScale\(\)"):
+    with pytest.raises(
+        RuntimeError, match=r"the file holds int8, per tensor, log scale, the model is int8, per tensor"
+    ):
         act(scaling="learned").load_state_dict(act(scaling="learned", restriction="log").state_dict())
+
+
+class Largest(nn.Module):
+    def __init__(self, int_range):
+        super().__init__()
+        self.int_range = int_range
+
+    def forward(self, x):
+        return x.abs().max() / self.int_range.threshold
+
+
+class LargestRenamed(Largest):
+    pass
+
+
+def test_a_renamed_class_loads_its_old_file():
+    weight(scaling=LargestRenamed).load_state_dict(weight(scaling=Largest).state_dict())
+    weight(rounding="floor").load_state_dict(weight().state_dict())
 
 
 def test_float_checkpoint_loads_strictly():
@@ -766,11 +998,15 @@ def test_float_checkpoint_loads_strictly():
     assert incompatible.missing_keys == incompatible.unexpected_keys == []
     assert scaling.magnitude_base is base
     assert scaling.magnitude_offset is offset
-    assert (base.item(), offset.item()) == (plain[0].weight.abs().max().item(), 0)
-    assert scaling.magnitude.item() == plain[0].weight.abs().max().item()
+    assert (base.item(), offset.item(), scaling.phase) == (0, 0, "empty")
+    largest = plain[0].weight.abs().max().item()
+    assert model[0].quant_weight().scale.item() == pytest.approx(largest / 127)
+    model(torch.ones(1, 4))
+    assert (base.item(), offset.item()) == (largest, 0)
+    assert scaling.magnitude.item() == largest
 
 
-@pytest.mark.parametrize("name", ["magnitude_base", "magnitude_offset", "steps"])
+@pytest.mark.parametrize("name", ["magnitude_base", "measured", "steps"])
 def test_what_a_quantized_file_lacks_is_missing(name):
     quant = act(scaling="learned")
     state = quant.state_dict()
@@ -829,8 +1065,8 @@ def test_built_by_hand():
     quant = IntQuant(int_range, StatisticScaling(int_range))
     assert quant(torch.tensor([8.0, 1.2])).tolist() == [7, 1]
     assert quant.quantizer is None
-    assert repr(BiasQuant(int_range)) == "BiasQuant(int4 bias, scale of the products, half_even)"
-    assert repr(quant).startswith("IntQuant(\n  int4, per tensor, scale StatisticScaling, half_even\n")
+    assert repr(BiasQuant(int_range)) == "BiasQuant(int4, scale of the products, half_even)"
+    assert repr(quant).startswith("IntQuant(\n  int4, per tensor, float scale, half_even\n")
 
 
 def test_shares_objects_within_a_resolution():

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bitwright.qcore import IntRange, LearnedBitWidth, SettingError, int_bounds
+from bitwright.qcore import IntRange, LearnedBitWidth, QuantizerError, SettingError, int_bounds
 from bitwright.qcore.int_range import check_bit_width, check_flag, representable_bounds
 
 WIDTHS = st.integers(2, 32)
@@ -115,7 +115,65 @@ def test_representable_bounds_are_exact_floats_within(bit_width, signed, narrow_
         assert int(np.nextafter(np.float32(inner[1]), np.float32(np.inf))) > high
 
 
+class Widths(torch.nn.Module):
+    """One bit width for each channel."""
+
+    def __init__(self, shape):
+        super().__init__()
+        self.shape = shape
+        self.bits = torch.nn.Parameter(torch.tensor([8.0, 4.0, 2.0]))
+
+    def forward(self):
+        return self.bits.reshape(self.shape)
+
+
+@pytest.mark.parametrize("shape", [(3,), (3, 1), (1, 3, 1)])
+def test_bit_widths_of_channels(shape):
+    found = IntRange(Widths(shape), signed=True, narrow_range=True)
+    assert found.bit_width.tolist() == [8, 4, 2]
+    assert found.threshold.tolist() == [127, 7, 1]
+    assert found.power_of_two_threshold.tolist() == [128, 8, 2]
+    assert found.widest.item() == 8
+    low, high = found.bounds(axis=1, ndim=3)
+    assert low.tolist() == [[[-127], [-7], [-1]]]
+    assert high.tolist() == [[[127], [7], [1]]]
+    assert found.bounds(axis=-1, ndim=2)[1].shape == (1, 3)
+    (slope,) = torch.autograd.grad(found.max_int[2], found.width.bits)
+    assert slope.tolist() == pytest.approx([0, 0, 2 * math.log(2)])
+
+
+def test_bit_widths_of_channels_for_one_scale():
+    found = IntRange(Widths((3,)), signed=True, narrow_range=True)
+    with pytest.raises(QuantizerError) as error:
+        found.bounds(axis=None, ndim=2)
+    assert str(error.value) == (
+        "Widths gives 3 bit widths, and the quantizer has one scale. Give it one for each channel, too: "
+        "weight_quant=Int8WeightPerChannel, or axis=0."
+    )
+
+
+def test_one_bit_width_has_any_shape():
+    class One(torch.nn.Module):
+        def forward(self):
+            return torch.tensor([[4.0]])
+
+    found = IntRange(One(), signed=False)
+    assert found.bit_width.shape == found.widest.shape == ()
+    assert found.bounds(axis=None, ndim=2) == (0, 15)
+    assert IntRange(4, signed=False).bounds(axis=0, ndim=2) == (0, 15)
+    assert IntRange(4, signed=False).widest == 4
+
+
 # Mistakes
+
+
+def test_module_that_computes_no_bit_width():
+    with pytest.raises(SettingError) as error:
+        IntRange(torch.nn.ReLU(), signed=True)
+    assert str(error.value) == (
+        "bit_width=ReLU() is not possible: expected a whole number from 2 to 32, or a module whose forward takes no "
+        "arguments and returns it. Write bit_width=LearnedBitWidth for one that is learned."
+    )
 
 
 @pytest.mark.parametrize(
@@ -144,7 +202,7 @@ def test_impossible_bit_width(bit_width, message):
     assert str(error.value) == message
 
 
-@pytest.mark.parametrize("flag", [0, 1, None, "yes"])
+@pytest.mark.parametrize("flag", [0, 1, None, "yes", np.int64(1), np.array([True]), torch.tensor(True)])
 @pytest.mark.parametrize("name", ["signed", "narrow_range"])
 def test_impossible_flag(name, flag):
     with pytest.raises(SettingError) as error:
@@ -157,3 +215,12 @@ def test_checks_return_what_they_take():
     assert type(check_bit_width("bits", np.int64(4))) is int
     assert check_bit_width("bits", 2, minimum=2) == 2
     assert check_flag("signed", False) is False
+    assert check_flag("signed", np.True_) is True
+    assert check_flag("signed", np.bool_(False)) is False
+    assert IntRange(np.int64(4), np.True_, np.False_).bounds() == (-8, 7)
+
+
+@pytest.mark.parametrize("bit_width", [np.True_, np.float64(4), "4", [4], np.array([4, 8])])
+def test_bit_width_of_the_wrong_kind(bit_width):
+    with pytest.raises(SettingError, match="expected a whole number from 2 to 32"):
+        check_bit_width("bits", bit_width)

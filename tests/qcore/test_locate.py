@@ -1,3 +1,4 @@
+import torch
 from torch import nn
 
 from bitwright.qcore import path_of
@@ -51,3 +52,12 @@ def test_objects_that_are_no_modules_are_passed_over():
             return model(0)
 
     assert Trainer().run(Block(Told())) == "inner"
+
+
+def test_class_name_in_a_compiled_function():
+    inner = nn.ReLU()
+
+    def named(x):
+        return x + len(path_of(inner))
+
+    assert torch.compile(named, fullgraph=True, backend="eager")(torch.zeros(1)).tolist() == [4]

@@ -1,7 +1,11 @@
 """QuantTensor: a torch.Tensor first, and integers wherever an operation keeps them."""
 
 import copy
+import itertools
 import pickle
+import subprocess
+import sys
+from contextlib import contextmanager
 from io import BytesIO
 
 import numpy as np
@@ -13,7 +17,11 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+import bitwright.nn as qnn
 from bitwright.qcore import BitwrightError, Grid, QuantTensor, QuantTensorError, grid_of, values_of
+from bitwright.qcore.grid import bits_to_spare, products_source
+from bitwright.qcore.quant_tensor import grid_lost
+from bitwright.quantizers import Int32Bias
 
 SHAPE = (2, 4, 6, 6)
 STEP = 0.25
@@ -91,6 +99,11 @@ KEPT = {  # one scale for the whole tensor: the result is a QuantTensor
     "shortcut +=": lambda x: _plus_equals(x),
     "shortcut -": lambda x: x - x.flip(3),
     "zero padding": lambda x: F.pad(x, (1, 2, 0, 1)),
+    "padding by reflection": lambda x: F.pad(x, (1, 1, 1, 1), mode="reflect"),
+    "padding by replication": lambda x: F.pad(x, (1, 0, 2, 1), mode="replicate"),
+    "padding by reflection 1d": lambda x: F.pad(x.flatten(2), (1, 1), mode="reflect"),
+    "padding by replication 3d": lambda x: F.pad(x.unsqueeze(0), (1, 0, 2, 1, 1, 1), mode="replicate"),
+    "channel shuffle": lambda x: F.channel_shuffle(x, 2),
     "dropout that does nothing": lambda x: F.dropout(x, 0.5, training=False),
     "dropout of nothing": lambda x: F.dropout(x, 0.0, training=True),
     "unfold (im2col)": lambda x: F.unfold(x, 2),
@@ -160,7 +173,11 @@ PLAIN = {  # the result is an ordinary tensor of the right values
     "squeeze and excitation": lambda x: x * x.mean((2, 3), keepdim=True).sigmoid(),
     "layer scale": lambda x: x * torch.full((6,), 0.1),
     "drop path": lambda x: x * (KEEP / 0.5),
-    "dropout": lambda x: F.dropout(x, 0.5, training=True),
+    "dropout of everything": lambda x: F.dropout(x, 1.0, training=True),
+    "alpha dropout": lambda x: F.alpha_dropout(x, 0.3, training=True),
+    "feature alpha dropout": lambda x: F.feature_alpha_dropout(x, 0.3, training=True),
+    "times noise": lambda x: x * torch.empty_like(x).fill_(0.7),
+    "random leaky relu": lambda x: F.rrelu(x, training=True),
     "times a number": lambda x: x * 2.0,
     "negation": lambda x: -x,
     "division": lambda x: x / 3,
@@ -179,11 +196,13 @@ PLAIN = {  # the result is an ordinary tensor of the right values
     "cat with a class token": lambda x: torch.cat([torch.zeros(1, 4, 6, 6), x]),
     "cat with its own values": lambda x: torch.cat([x, values_of(x)], 1),
     "padding with a number": lambda x: F.pad(x, (1, 1), value=1.0),
-    "padding by reflection": lambda x: F.pad(x, (1, 1, 1, 1), mode="reflect"),
+    "padding by wrapping around": lambda x: F.pad(x, (1, 1, 1, 1), mode="circular"),
     "interpolate bilinear": lambda x: F.interpolate(x, scale_factor=2, mode="bilinear"),
     "interpolate bicubic": lambda x: F.interpolate(x, size=(4, 9), mode="bicubic"),
     "masked_fill": lambda x: x.masked_fill(x > 0, -torch.inf),
     "where": lambda x: torch.where(x > 0, x, -0.1),
+    "where of one grid": lambda x: torch.where(x > 0, x, x.flip(3)),
+    "maximum of one grid": lambda x: torch.maximum(x, x.flip(3)),
     "topk": lambda x: x.topk(2)[0],
     "sort": lambda x: x.sort(descending=True)[0],
     "cumsum": lambda x: x.cumsum(1),
@@ -207,6 +226,9 @@ WITH_AXIS = {  # operation: the axis of the result for one scale per index of di
     "adaptive max pool": 1,
     "interpolate nearest": 1,
     "zero padding": 1,
+    "padding by reflection": 1,
+    "padding by replication": 1,
+    "channel shuffle": None,
     "permute": 3,
     "transpose": 1,
     "swapaxes": 3,
@@ -235,6 +257,17 @@ WITH_AXIS = {  # operation: the axis of the result for one scale per index of di
     "repeat": None,
 }
 
+
+@contextmanager
+def naming(*case):
+    """An error inside says which case of a sweep it is of."""
+    try:
+        yield
+    except BaseException as error:
+        error.add_note(f"case: {case}")
+        raise
+
+
 MODES = {"with gradients": torch.enable_grad, "no_grad": torch.no_grad, "inference_mode": torch.inference_mode}
 
 
@@ -260,77 +293,81 @@ def assert_same(got, expected):
     assert torch.equal(got, expected.detach())
 
 
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("zero_point", [False, True], ids=["symmetric", "zero point"])
 @pytest.mark.parametrize("operation", KEPT)
-def test_operations_that_keep_the_grid(operation, zero_point, mode):
-    function, grid = KEPT[operation], grid_for(zero_point=zero_point)
-    codes = codes_of()
-    expected, out = in_mode(
-        mode, function, lambda: grid.from_int(codes), lambda: QuantTensor.wrap(grid.from_int(codes), grid)
-    )
-    assert type(out) is QuantTensor
-    assert_same(out, expected)
-    assert out.is_valid
-    assert out.scale.item() == STEP
-    assert torch.equal((out.int().double() - out.zero_point.double()) * STEP, expected.double())
-    if not zero_point:  # values and integers then take the same way through the operation
-        assert torch.equal(out.int().double(), function(codes).double())
+def test_operations_that_keep_the_grid(operation):
+    function, codes = KEPT[operation], codes_of()
+    for zero_point, mode in itertools.product([False, True], MODES):
+        grid = grid_for(zero_point=zero_point)
+        values = grid.from_int(codes)
+        with naming("zero point" if zero_point else "symmetric", mode):
+            expected, out = in_mode(mode, function, values.clone, lambda: QuantTensor.wrap(values, grid))  # noqa: B023
+            assert type(out) is QuantTensor
+            assert_same(out, expected)
+            assert out.is_valid
+            assert out.scale.item() == STEP
+            assert torch.equal((out.int().double() - out.zero_point.double()) * STEP, expected.double())
+            if not zero_point:  # values and integers then take the same way through the operation
+                assert torch.equal(out.int().double(), function(codes.clone()).double())
 
 
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("axis", [None, 1, 3])
 @pytest.mark.parametrize("operation", PLAIN)
-def test_operations_that_leave_the_grid_give_plain_values(operation, axis, mode):
-    grid = grid_for(axis)
-    values = grid.from_int(codes_of())
-    expected, out = in_mode(mode, PLAIN[operation], lambda: values.clone(), lambda: QuantTensor.wrap(values, grid))
-    assert type(out) is Tensor
-    assert_same(out, expected)
+def test_operations_that_leave_the_grid_give_plain_values(operation):
+    for axis, mode in itertools.product([None, 1, 3], MODES):
+        grid = grid_for(axis)
+        values = grid.from_int(codes_of())
+        with naming(f"axis {axis}", mode):
+            expected, out = in_mode(
+                mode,
+                PLAIN[operation],
+                values.clone,
+                lambda: QuantTensor.wrap(values, grid),  # noqa: B023
+            )
+            assert type(out) is Tensor
+            assert_same(out, expected)
 
 
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("zero_point", [False, True], ids=["symmetric", "zero point"])
 @pytest.mark.parametrize("operation", WITH_AXIS)
-def test_scales_of_an_axis_follow_it(operation, zero_point, mode):
-    function, grid, axis = KEPT[operation], grid_for(1, zero_point=zero_point), WITH_AXIS[operation]
-    codes = codes_of()
-    values = grid.from_int(codes)
-    expected, out = in_mode(mode, function, lambda: values.clone(), lambda: QuantTensor.wrap(values, grid))
-    assert_same(out, expected)
-    if axis is None:
-        assert type(out) is Tensor
-        return
-    assert type(out) is QuantTensor
-    assert grid_of(out).axis == axis
-    assert out.scale.shape == tuple(4 if dim == axis else 1 for dim in range(out.ndim))
-    assert torch.equal(out.scale.reshape(-1), grid.scale.reshape(-1))
-    assert torch.equal((out.int() - out.zero_point) * out.scale, expected)
-    if not zero_point:
-        assert torch.equal(out.int().float(), function(codes))
+def test_scales_of_an_axis_follow_it(operation):
+    function, axis, codes = KEPT[operation], WITH_AXIS[operation], codes_of()
+    for zero_point, mode in itertools.product([False, True], MODES):
+        grid = grid_for(1, zero_point=zero_point)
+        values = grid.from_int(codes)
+        with naming("zero point" if zero_point else "symmetric", mode):
+            expected, out = in_mode(mode, function, values.clone, lambda: QuantTensor.wrap(values, grid))  # noqa: B023
+            assert_same(out, expected)
+            if axis is None:
+                assert type(out) is Tensor
+                continue
+            assert type(out) is QuantTensor
+            assert grid_of(out).axis == axis
+            assert out.scale.shape == tuple(4 if dim == axis else 1 for dim in range(out.ndim))
+            assert torch.equal(out.scale.reshape(-1), grid.scale.reshape(-1))
+            assert torch.equal((out.int() - out.zero_point) * out.scale, expected)
+            if not zero_point:
+                assert torch.equal(out.int().float(), function(codes))
 
 
-@pytest.mark.parametrize("dim", range(4))
-@pytest.mark.parametrize("axis", range(4))
 @pytest.mark.parametrize("cut", ["chunk", "split", "slice", "unbind", "roll", "cat", "pad"])
-def test_cutting_along_an_axis_drops_its_scales_and_along_another_keeps_them(cut, axis, dim):
+def test_cutting_along_an_axis_drops_its_scales_and_along_another_keeps_them(cut):
     functions = {
-        "chunk": lambda x: x.chunk(2, dim)[0],
-        "split": lambda x: x.split([1, x.shape[dim] - 1], dim)[0],
-        "slice": lambda x: x.narrow(dim, 0, 1),
-        "unbind": lambda x: x.unbind(dim)[0],
-        "roll": lambda x: x.roll(1, dim),
-        "cat": lambda x: torch.cat([x, x], dim),
-        "pad": lambda x: F.pad(x, [0, 0] * (3 - dim) + [1, 0]),
+        "chunk": lambda x, dim: x.chunk(2, dim)[0],
+        "split": lambda x, dim: x.split([1, x.shape[dim] - 1], dim)[0],
+        "slice": lambda x, dim: x.narrow(dim, 0, 1),
+        "unbind": lambda x, dim: x.unbind(dim)[0],
+        "roll": lambda x, dim: x.roll(1, dim),
+        "cat": lambda x, dim: torch.cat([x, x], dim),
+        "pad": lambda x, dim: F.pad(x, [0, 0] * (3 - dim) + [1, 0]),
     }
-    x = quantized(axis)
-    out = functions[cut](x)
-    assert torch.equal(values_of(out), functions[cut](x.value))
-    if cut == "roll":  # never kept with an axis
-        assert type(out) is Tensor
-    else:
-        assert isinstance(out, QuantTensor) == (axis != dim)
-        assert axis == dim or torch.equal(out.int(), functions[cut](x.int()))
+    for axis, dim in itertools.product(range(4), range(4)):
+        x = quantized(axis)
+        out = functions[cut](x, dim)
+        with naming(f"axis {axis}, dim {dim}"):
+            assert torch.equal(values_of(out), functions[cut](x.value, dim))
+            if cut == "roll":  # never kept with an axis
+                assert type(out) is Tensor
+            else:
+                assert isinstance(out, QuantTensor) == (axis != dim)
+                assert axis == dim or torch.equal(out.int(), functions[cut](x.int(), dim))
 
 
 @pytest.mark.parametrize("axis", range(4))
@@ -397,14 +434,11 @@ def differentiable():
     return {name: function for name, function in {**KEPT, **PLAIN}.items() if name not in skipped}
 
 
-@pytest.mark.parametrize("axis", [None, 1])
-@pytest.mark.parametrize("operation", differentiable())
-def test_gradients_are_those_of_the_plain_computation(operation, axis):
-    function, grid = differentiable()[operation], grid_for(axis)
-    values = grid.from_int(codes_of())
+def gradients(function, grid):
+    """Of the plain computation, and of the one on a QuantTensor."""
     grads = []
     for wrap in (lambda x: x, lambda x: QuantTensor.wrap(x, grid)):
-        leaf = values.clone().requires_grad_()
+        leaf = grid.from_int(codes_of()).requires_grad_()
         torch.manual_seed(1)
         out = function(wrap(leaf * 1))
         assert out.requires_grad
@@ -412,9 +446,17 @@ def test_gradients_are_those_of_the_plain_computation(operation, axis):
         weights[~torch.isfinite(values_of(out).detach())] = 0
         out.backward(weights)
         grads.append(leaf.grad)
-    assert type(grads[1]) is Tensor
-    assert torch.equal(grads[0], grads[1])
-    assert grads[0].abs().sum() > 0
+    return grads
+
+
+@pytest.mark.parametrize("operation", differentiable())
+def test_gradients_are_those_of_the_plain_computation(operation):
+    for axis in (None, 1):
+        with naming(f"axis {axis}"):
+            plain, quantized_too = gradients(differentiable()[operation], grid_for(axis))
+            assert type(quantized_too) is Tensor
+            assert torch.equal(plain, quantized_too)
+            assert plain.abs().sum() > 0 or operation == "dropout of everything"
 
 
 def test_gradients_pass_through_wrap_value_and_values_of():
@@ -537,11 +579,158 @@ def test_blocks_of_vision_models(block, axis, mode):
         assert torch.equal(one, two), name
 
 
+# Dropout: what it keeps, it divides by the share that it keeps
+
+DROPOUTS = {
+    "dropout": lambda x, p: F.dropout(x, p),
+    "dropout in place": lambda x, p: F.dropout(x.clone(), p, inplace=True),
+    "dropout of channels": lambda x, p: F.dropout2d(x, p),
+    "dropout of channels 1d": lambda x, p: F.dropout1d(x.flatten(2), p),
+    "dropout of channels 3d": lambda x, p: F.dropout3d(x.unsqueeze(2), p),
+    "dropout of channels in place": lambda x, p: F.dropout2d(x.clone(), p, inplace=True),
+    "dropout and its mask": lambda x, p: torch.native_dropout(x, p, True)[0],
+    "drop path": lambda x, p: x * x.new_empty((2, 1, 1, 1)).bernoulli_(1 - p).div_(1 - p),
+}
+
+
+@pytest.mark.parametrize("dropout", DROPOUTS)
+def test_dropout_scales_the_grid(dropout):
+    for axis, zero_point, p, mode in itertools.product([None, 1], [False, True], [0.5, 0.1, 0.3], MODES):
+        grid = grid_for(axis, zero_point=zero_point)
+        values = grid.from_int(codes_of())
+        run = lambda x: DROPOUTS[dropout](x, p)  # noqa: B023, E731
+        with naming(f"axis {axis}", f"zero point {zero_point}", p, mode):
+            expected, out = in_mode(mode, run, values.clone, lambda: QuantTensor.wrap(values, grid))  # noqa: B023
+            assert type(out) is QuantTensor
+            assert_same(out, expected)
+            assert out.is_valid
+            assert grid_of(out).axis == axis
+            assert out.bit_width == 4
+            torch.testing.assert_close(out.scale.reshape(-1), grid.scale.reshape(-1) / (1 - p), rtol=1e-6, atol=0)
+            zeros = QuantTensor.wrap(values, grid).zero_point
+            assert torch.equal(out.zero_point.reshape(-1), zeros.reshape(-1))
+            centred = out.int().reshape(SHAPE) - zeros
+            before = QuantTensor.wrap(values, grid).int() - zeros
+            assert torch.equal(centred, torch.where(centred == 0, 0, before))
+
+
+@pytest.mark.parametrize("dropout", DROPOUTS)
+@pytest.mark.parametrize("axis", [None, 1])
+def test_gradients_through_dropout(dropout, axis):
+    plain, quantized_too = gradients(lambda x: DROPOUTS[dropout](x, 0.3), grid_for(axis))
+    assert type(quantized_too) is Tensor
+    assert torch.equal(plain, quantized_too)
+
+
 @pytest.mark.parametrize("training", [True, False])
-def test_dropout_takes_the_values_off_the_grid_only_where_it_scales_them(training):
+def test_dropout_modules(training):
     x = quantized()
-    out = nn.Dropout(0.5).train(training)(x)
-    assert type(out) is (Tensor if training else QuantTensor)
+    for module in (nn.Dropout(0.5), nn.Dropout1d(0.5), nn.Dropout2d(0.5), nn.Dropout3d(0.5)):
+        given = x[0] if isinstance(module, nn.Dropout1d) else x
+        out = module.train(training)(given)
+        assert type(out) is QuantTensor
+        assert out.scale.item() == (2 * STEP if training else STEP)
+        assert training or torch.equal(out.int(), given.int())
+    for module in (nn.AlphaDropout(0.5), nn.FeatureAlphaDropout(0.5)):
+        assert type(module.train(training)(x)) is (Tensor if training else QuantTensor)
+
+
+@given(bit_width=st.integers(2, 16), scale=st.floats(1e-6, 1e6), p=st.floats(0, 0.99), seed=st.integers(0, 2**31))
+def test_dropout_keeps_integers_of_any_scale(bit_width, scale, p, seed):
+    grid = Grid(torch.tensor(scale), None, bit_width, True)
+    codes = codes_of((200,), *grid.bounds, seed)
+    out = F.dropout(QuantTensor.wrap(grid.from_int(codes), grid), p)
+    assert out.is_valid
+    assert torch.equal(out.int(), torch.where(out.value == 0, 0, codes).int())
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_dropout_of_other_precisions_gives_the_right_integers_or_none(dtype):
+    x = quantized()
+    for p in (0.5, 0.1, 0.3):
+        out = F.dropout(x.to(dtype), p)
+        assert (type(out), out.dtype) == (QuantTensor, dtype)
+        assert out.is_valid or (dtype != torch.float64 and p != 0.5)
+        if out.is_valid:
+            assert torch.equal(out.int(), torch.where(out.value == 0, 0, x.int()))
+
+
+def test_dropout_in_place_of_a_view_moves_the_whole_and_leaves_older_views_without_a_grid():
+    x = quantized()
+    first, flat = x[0], x.flatten(1)
+    torch.manual_seed(1)
+    out = F.dropout(flat, 0.5, inplace=True)
+    assert out is flat
+    assert flat.is_valid
+    assert x.is_valid
+    assert (flat.scale.item(), x.scale.item()) == (2 * STEP, 2 * STEP)
+    assert torch.equal(x.int().flatten(1), flat.int())
+    assert grid_of(first) is None
+    assert x[0].is_valid
+    part = x[1]
+    F.dropout(part, 0.5, inplace=True)  # the rest of x is not scaled
+    assert grid_of(part) is None
+    assert grid_of(x) is None
+
+
+def test_a_second_dropout_in_place_is_seen_by_views_of_the_first():
+    for source in ("one quantizer", None):
+        x = quantized(source=source)
+        views = [x.flatten()]
+        for factor in (2, 4):
+            F.dropout(x, 0.5, inplace=True)
+            assert x.scale.item() == factor * STEP
+            assert x.is_valid
+            assert all(grid_of(view) is None for view in views)
+            views.append(x.flatten())
+            assert views[-1].is_valid
+
+
+def test_what_dropout_returns_is_on_the_grid_of_nothing_else():
+    x = quantized()
+    half, tenth = F.dropout(x, 0.5), F.dropout(x, 0.1)
+    for join in (lambda a, b: a + b, lambda a, b: torch.cat([a, b])):
+        assert type(join(half, x)) is Tensor
+        assert type(join(half, tenth)) is Tensor
+        assert join(half, F.dropout(x, 0.5)).is_valid  # the same multiple of the same scale
+        dynamic = quantized(source=None)
+        assert type(join(F.dropout(dynamic, 0.5), F.dropout(dynamic, 0.5))) is Tensor
+
+
+def test_an_empty_tensor_of_the_same_kind_is_on_no_grid():
+    x = quantized()
+    noise = torch.empty_like(x)
+    assert grid_of(noise) is None
+    assert type(noise + x) is Tensor
+    assert type(x.new_empty(3)) is Tensor
+    assert type(torch.empty_like(x, dtype=torch.int64)) is Tensor
+    noise.bernoulli_(0.5)
+    assert (noise.scale.item(), noise.bit_width, noise.signed, noise.is_valid) == (1.0, 1, False, True)
+    noise.div_(0.5)
+    assert (noise.scale.item(), noise.is_valid) == (2.0, True)
+    noise.div_(0.5)
+    assert grid_of(noise) is None
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+@pytest.mark.parametrize("dropout", ["dropout", "dropout in place", "dropout of channels"])
+def test_compiled_dropout(dropout, backend):
+    torch._dynamo.reset()
+    grid = grid_for()
+    values = grid.from_int(codes_of(low=1))
+
+    def through(x):
+        out = F.relu(DROPOUTS[dropout](QuantTensor.wrap(x * 1, grid), 0.5))
+        return out.detach(), values_of(out)
+
+    leaf = values.clone().requires_grad_()
+    out, plain = torch.compile(through, backend=backend, fullgraph=True)(leaf)
+    plain.sum().backward()
+    assert type(out) is QuantTensor
+    assert (out.scale.item(), out.is_valid) == (2 * STEP, True)
+    assert torch.equal(out.int(), torch.where(out.value == 0, 0, codes_of(low=1)).int())
+    assert torch.equal(leaf.grad, torch.where(out.value == 0, 0.0, 2.0))
+    assert 0 < (out.value == 0).float().mean() < 1
 
 
 # Sums and concatenations
@@ -615,10 +804,55 @@ def test_different_grids_dequantize_even_with_equal_numbers(join):
     assert type(join(one.value, one)) is Tensor
 
 
-@pytest.mark.parametrize("join", [lambda x, y: x + y, lambda x, y: torch.cat([x, y])])
-def test_a_grid_without_a_source_is_shared_with_nobody(join):
-    one, other = quantized(source=None), quantized(source=None)
-    assert type(join(one, other)) is Tensor
+JOINS = {
+    "+": lambda x, y: x + y,
+    "-": lambda x, y: x - y,
+    "cat": lambda x, y: torch.cat([x, y]),
+    "stack": lambda x, y: torch.stack([x, y]),
+}
+DYNAMIC = [None, ("products", None, 2), ("products", 1, ("products", None, 2)), ("sum", None, 2)]
+
+
+@pytest.mark.parametrize("source", DYNAMIC)
+@pytest.mark.parametrize("join", JOINS)
+def test_a_scale_that_belongs_to_one_tensor_is_shared_with_nothing(join, source):
+    one, other = quantized(source=source), quantized(source=source)
+    assert type(JOINS[join](one, other)) is Tensor
+    assert type(JOINS[join](one, one)) is Tensor  # not with itself either: it is one rule, compiled and eager
+    assert torch.equal(JOINS[join](one, other), JOINS[join](one.value, other.value))
+
+
+@pytest.mark.parametrize("join", JOINS)
+def test_products_share_a_grid_if_both_factors_do(join):
+    one, other = (quantized(source=products_source("input", weight)) for weight in ("one", "another"))
+    assert type(JOINS[join](one, other)) is Tensor  # two layers with weights of their own
+    assert torch.equal(JOINS[join](one, other), JOINS[join](one.value, other.value))
+    assert JOINS[join](one, quantized(source=products_source("input", "one"))).is_valid
+    assert products_source("input", None) is products_source(None, "weight") is None
+    assert products_source(("products", 1, None), 2) is None
+
+
+def test_integers_of_another_range_do_not_concatenate_into_one_grid():
+    x = quantized()
+    wider = QuantTensor.wrap(x.value * 4, grid_of(x).replace(bit_width=6))
+    assert type(torch.cat([x, wider])) is Tensor
+    assert (x + wider).is_valid
+
+
+def test_scales_along_different_axes_do_not_concatenate():
+    square = quantized(0, (3, 3))
+    for dim in (0, 1):
+        joined = torch.cat([square, square.t()], dim)
+        assert type(joined) is Tensor
+        assert torch.equal(joined, torch.cat([square.value, square.value.t()], dim))
+
+
+def test_doubling_a_tensor_many_times_stays_cheap():
+    total = QuantTensor.wrap(torch.tensor([0.0, STEP]), grid_for())
+    for _ in range(40):
+        total = total + total
+    assert (total.bit_width, total.tolist()) == (44, [0.0, STEP * 2**40])
+    assert type(torch.cat([total, total])) is QuantTensor
 
 
 def test_sums_with_a_factor_leave_the_grid():
@@ -680,6 +914,8 @@ def test_python_sum_starts_from_a_number():
         lambda x: x[:, 1:].mul_(1.1),
         lambda x: x.view(-1)[3:].add_(0.1),
         lambda x: x.unbind(1)[2].zero_().add_(0.1),
+        lambda x: torch._foreach_mul_([x], 1.1),
+        lambda x: x[:1].bernoulli_(0.5, generator=torch.Generator().manual_seed(0)).div_(0.7),
     ],
 )
 @pytest.mark.parametrize("mode", ["with gradients", "no_grad"])
@@ -710,6 +946,28 @@ def test_other_views_see_that_a_view_left_the_grid():
     x[1].mul_(1.1)
     assert grid_of(first) is None
     assert grid_of(x.clone()) is None
+
+
+@pytest.mark.parametrize("change", ["squeeze_", "t_"])
+def test_shapes_are_not_changed_in_place(change):
+    x = quantized(shape=(3, 1))
+    with pytest.raises(QuantTensorError) as caught:
+        getattr(x, change)()
+    assert str(caught.value) == (
+        f"{change} changes the shape of a QuantTensor in place, which is not supported. Use an operation that returns "
+        "a new tensor (x = x.squeeze() instead of x.squeeze_())."
+    )
+    assert x.is_valid
+    assert x.detach_().is_valid
+
+
+def test_what_writes_into_another_tensor_leaves_the_grid_alone():
+    x = quantized()
+    target = torch.zeros(SHAPE)
+    assert target.copy_(x) is target
+    assert torch.equal(target, x.value)
+    assert type(target.add_(x)) is Tensor
+    assert x.is_valid
 
 
 @pytest.mark.parametrize("change", [F.relu_, lambda x: x.zero_()])
@@ -872,6 +1130,82 @@ def test_integers_survive_the_way_to_values_and_back(bit_width, signed, scale, s
         assert not x.is_valid or torch.equal(x.int().float(), codes)
 
 
+# Sums of products: exact integers or none
+
+
+def sums_of_products(inputs, outputs, rows, dtype, lowest=0):
+    """The sums of uint8 inputs and int8 weights, and what a layer of that precision returns for them."""
+    generator = torch.Generator().manual_seed(0)
+    codes = torch.randint(0, 256, (rows, inputs), generator=generator)
+    weight = torch.randint(lowest, 128, (inputs, outputs), generator=generator)
+    scales = torch.tensor(0.0123, dtype=dtype), torch.tensor(0.00321, dtype=dtype)
+    values = (codes.to(dtype) * scales[0]) @ (weight.to(dtype) * scales[1])
+    largest = inputs * 255 * 127
+    grid = Grid(scales[0] * scales[1], None, largest.bit_length() + 1, True, spare_bits=bits_to_spare(largest, dtype))
+    return codes @ weight, QuantTensor.wrap(values, grid)
+
+
+COARSE = (
+    "Rounding may have moved values by more than half a step of the grid of scale 3.9483e-05 and int27, so their "
+    "integers are unknown. Compute in double precision, model.double()(x.double()), or run the model in integers: "
+    "bitwright.export.run_integers."
+)
+
+
+@pytest.mark.parametrize(("inputs", "rows"), [(16, 50), (64, 50), (3, 1)])
+def test_sums_that_the_precision_holds_have_their_integers(inputs, rows):
+    right, sums = sums_of_products(inputs, 8, rows, torch.float32, lowest=-127)
+    assert torch.equal(sums.int().long(), right)
+
+
+def test_wide_sums_in_float32_have_no_integers_even_where_they_look_valid():
+    right, sums = sums_of_products(1152, 8, 50, torch.float32)
+    grid = grid_of(sums)
+    off_by_one = QuantTensor.wrap(grid.from_int(right + 1).double().float(), grid)[:1, :1]
+    assert grid.spare_bits == -2
+    for refused in (sums, sums[0, 0], off_by_one, sums.double(), sums.relu()):
+        with pytest.raises(QuantTensorError) as caught:
+            refused.int()
+        assert str(caught.value) == COARSE
+
+
+def test_small_sums_off_their_grid_are_told_to_quantize_again():
+    _, sums = sums_of_products(3, 8, 5, torch.float32)
+    with pytest.raises(QuantTensorError) as caught:
+        QuantTensor.wrap(sums.value + 0.4 * sums.scale, grid_of(sums)).int()
+    assert str(caught.value) == (
+        "Not every value lies on the grid of scale 3.9483e-05 and int18, so there are no integers to return. Quantize "
+        "the tensor again, for example with QuantIdentity."
+    )
+
+
+def test_sums_of_sums_add_up_what_rounding_may_do():
+    _, sums = sums_of_products(200, 8, 50, torch.float32)
+    twin = QuantTensor.wrap(sums.value, grid_of(sums).replace(source=1))
+    assert (grid_of(sums).spare_bits, grid_of(twin + twin).spare_bits) == (1, 0)
+    with pytest.raises(QuantTensorError):
+        (twin + twin).int()
+
+
+@pytest.mark.parametrize("inputs", [1152, 25088])
+def test_wide_sums_in_double_precision_have_exact_integers(inputs):
+    right, sums = sums_of_products(inputs, 8, 20, torch.float64)
+    assert torch.equal(sums.int(), right.to(sums.int().dtype))
+    assert sums.int().abs().max() > 2**24 or inputs == 1152
+
+
+def test_a_range_too_wide_for_float32_says_so():
+    grid = Grid(torch.tensor(0.1), None, 32, True)
+    codes = torch.tensor([-(2**31), -(2**31) + 1, 2**24 + 1, 2**31 - 2, 2**31 - 1])
+    with pytest.raises(QuantTensorError) as caught:
+        QuantTensor.wrap(grid.from_int(codes), grid).int()
+    assert str(caught.value) == COARSE.replace("3.9483e-05 and int27", "0.1 and int32")
+    double = grid.replace(scale=grid.scale.double())
+    x = QuantTensor.wrap(double.from_int(codes), double)
+    assert x.int().dtype == torch.int32
+    assert x.int().tolist() == codes.tolist()
+
+
 # Half precision: integers are handed out where they are told apart, never wrong ones
 
 
@@ -943,8 +1277,7 @@ def network(x):
     return (first @ second.mT).softmax(-1) * x.mean()
 
 
-@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
-@pytest.mark.parametrize("axis", [None, 1])
+@pytest.mark.parametrize(("backend", "axis"), [("eager", None), ("eager", 1), ("aot_eager", 1)])  # inductor: below
 def test_compiled_whole(backend, axis):
     torch._dynamo.reset()
     grid = grid_for(axis)
@@ -1045,3 +1378,103 @@ def test_copies_of_a_tensor_off_its_grid_are_off_it_too(way):
     x = quantized()
     x[0].mul_(1.1)
     assert grid_of(copies()[way](x)) is None
+
+
+WAYS_BACK = {way: copies()[way] for way in ("pickle", "torch.save")}
+
+
+@pytest.mark.parametrize("join", JOINS)
+def test_copies_share_the_grid_in_the_process_and_nothing_when_loaded(join):
+    x = quantized()
+    for way in ("deepcopy", "copy", "clone"):
+        assert JOINS[join](copies()[way](x), x).is_valid
+    for way in WAYS_BACK:
+        loaded = WAYS_BACK[way](x)
+        assert loaded.is_valid
+        assert grid_of(loaded).source is None
+        assert type(JOINS[join](loaded, x)) is Tensor
+        assert type(JOINS[join](loaded, WAYS_BACK[way](x))) is Tensor
+        assert torch.equal(JOINS[join](loaded, x), JOINS[join](x.value, x.value))
+
+
+def test_tensors_of_two_processes_share_no_grid():
+    program = """
+import pickle, sys, torch
+import bitwright.nn as qnn
+quantize = qnn.QuantIdentity(scale={}, return_quant_tensor=True)
+sys.stdout.buffer.write(pickle.dumps(quantize(torch.tensor([1.0, 2.0]))))
+"""
+    started = [
+        subprocess.Popen([sys.executable, "-c", program.format(scale)], stdout=subprocess.PIPE) for scale in (0.5, 0.3)
+    ]
+    one, other = (pickle.loads(process.communicate()[0]) for process in started)
+    assert one.is_valid
+    assert other.is_valid
+    assert type(one + other) is Tensor
+    torch.testing.assert_close(one + other, torch.tensor([1.0 + 0.9, 2.0 + 2.1]))
+
+
+# What a layer says that misses the grid
+
+GENERAL = (
+    "Set return_quant_tensor=True on the layer before. If it is set, an operation in between has left the grid, such "
+    "as average pooling or an activation function of torch's: put QuantIdentity(return_quant_tensor=True) behind it."
+)
+
+
+@pytest.mark.parametrize(
+    ("operation", "named"),
+    [
+        (lambda x: F.avg_pool2d(x, 2).flatten(1), "AvgPool2D"),
+        (lambda x: F.avg_pool2d(F.max_pool2d(F.relu(x), 2), 2).flatten(1) * 1, "AvgPool2D"),
+        (lambda x: F.hardswish(F.adaptive_avg_pool2d(x, 1)).flatten(1), "Mean"),
+        (lambda x: F.hardswish(x.transpose(1, 2)), "Hardswish"),
+        (lambda x: x + x.value, "Add"),
+        (lambda x: torch.cat([x, x.value]).flatten(1), "Cat"),
+        (lambda x: x * 2, "Mul"),
+        (lambda x: F.avg_pool2d(F.dropout(x, 0.5), 2), "Mul or AvgPool2D"),
+        (lambda x: F.silu(x + x), "Add or Silu"),
+        (lambda x: LINEAR(x), "Addmm"),
+    ],
+)
+def test_the_operation_that_left_the_grid_is_named(operation, named):
+    leaf = quantized().value.clone().requires_grad_()
+    out = operation(QuantTensor.wrap(leaf * 1, grid_for()))
+    assert type(out) is Tensor
+    assert grid_lost(out) == (
+        f"{named} left the grid of the layer before: put QuantIdentity(return_quant_tensor=True) behind it."
+    )
+    with torch.no_grad():
+        assert grid_lost(operation(QuantTensor.wrap(leaf * 1, grid_for()))) == GENERAL
+
+
+def test_where_no_operation_is_known_to_have_left_the_grid_both_remedies_are_given():
+    leaf = quantized().value.clone().requires_grad_()
+    x = QuantTensor.wrap(leaf * 1, grid_for())
+    for plain in (torch.randn(2), leaf, leaf * 2, x.value, CONV(x.value), F.relu(values_of(x))):
+        assert grid_lost(plain) == GENERAL
+
+
+def test_a_tensor_changed_in_place_says_so_to_the_layer_that_misses_its_grid():
+    x = quantized()
+    x.mul_(1.1)
+    assert grid_lost(x) == (
+        "This QuantTensor was changed in place by an operation that leaves its grid. Use the operation that returns "
+        "a new tensor (x = x * 2 instead of x.mul_(2)), or quantize the result again."
+    )
+
+
+@pytest.mark.parametrize("dropout", [nn.Dropout(0.5), nn.Dropout(0.5, inplace=True), nn.Dropout1d(0.5)])
+def test_dropout_between_layers_trains(dropout):
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        qnn.QuantReLU(return_quant_tensor=True, scale=0.1), dropout, qnn.QuantLinear(4, 2, bias_quant=Int32Bias)
+    )
+    x = torch.randn(3, 4, requires_grad=True)
+    model.train()(x).square().sum().backward()
+    assert all(parameter.grad.abs().sum() > 0 for parameter in model.parameters())
+    assert x.grad.abs().sum() > 0
+    scale = 0.1 * model[2].quant_weight().scale
+    torch.testing.assert_close(model[2].quant_bias().scale, 2 * scale)
+    model.eval()(x)
+    torch.testing.assert_close(model[2].quant_bias().scale, scale)

@@ -98,6 +98,22 @@ def test_gradient_of_a_learned_lower_end():
     assert of_scale.item() == pytest.approx(-1 / 0.01**2, rel=1e-6)  # low / scale**2
 
 
+@pytest.mark.parametrize(
+    ("low", "smallest", "slope"), [(0.0, 0, -100), (-2.55, 255, -100), (0.5, 0, 0), (-3.0, 255, 0)]
+)
+def test_gradient_at_the_ends_of_the_range(low, smallest, slope):
+    """At either end the lower end of the range may still move; outside it may not."""
+    end = torch.tensor(low, requires_grad=True)
+
+    class Fixed(torch.nn.Module):
+        def low_of(self, x):
+            return end
+
+    zero_point = RangeZeroPoint(Fixed(), UNSIGNED)(torch.zeros(3), torch.tensor(0.01))
+    assert zero_point.item() == smallest
+    assert torch.autograd.grad(zero_point, end)[0].item() == pytest.approx(slope)
+
+
 def test_learned_lower_end_above_zero_is_no_range_without_zero():
     scaling = LearnedScaling(UNSIGNED, MinMax())
     x = torch.tensor([-1.0, 1.55])

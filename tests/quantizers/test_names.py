@@ -29,6 +29,7 @@ NAME = re.compile(
     r"(?P<granularity>PerTensor|PerChannel)?(?P<own>OwnScale)?(?P<scale>PowerOfTwo|Learned|MSE)?"
 )
 QUANTIZERS = [getattr(quantizers, name) for name in quantizers.__all__ if name not in FRAGMENTS]
+FAMILIES = list({re.sub(r"\d+", "", each.__name__): each for each in QUANTIZERS}.values())  # one for all bit widths
 every = pytest.mark.parametrize("quantizer", QUANTIZERS, ids=repr)
 
 
@@ -136,10 +137,8 @@ def test_integers_are_in_range_and_of_the_smallest_type(quantizer):
     assert codes.dtype == holds[0]
 
 
-@every
+@pytest.mark.parametrize("quantizer", [each for each in QUANTIZERS if said(each)["scale"] == "PowerOfTwo"], ids=repr)
 def test_powers_of_two(quantizer):
-    if said(quantizer)["scale"] != "PowerOfTwo":
-        return
     module = layer(quantizer)
     y = module(torch.linspace(-3, 3, 100).reshape(1, 2, 5, 10))
     slot = said(quantizer)["slot"]
@@ -147,7 +146,7 @@ def test_powers_of_two(quantizer):
     assert torch.equal(torch.frexp(scale).mantissa, torch.full_like(scale, 0.5))
 
 
-@every
+@pytest.mark.parametrize("quantizer", FAMILIES, ids=repr)
 @pytest.mark.parametrize("bit_width", [2, 5, 16, 32])
 def test_bit_width_by_keyword(quantizer, bit_width):
     slot = said(quantizer)["slot"]
@@ -168,7 +167,7 @@ def test_same_as_another_one_of_other_bits(quantizer):
     assert schemes[0] == schemes[1]
 
 
-@pytest.mark.parametrize("quantizer", [each for each in QUANTIZERS if said(each)["slot"] == "Weight"], ids=repr)
+@pytest.mark.parametrize("quantizer", [each for each in FAMILIES if said(each)["slot"] == "Weight"], ids=repr)
 @pytest.mark.parametrize(
     ("build", "axis"),
     [

@@ -65,13 +65,25 @@ def test_search_for_the_least_squared_error(quantizer):
     assert errors[0] < 0.7 * errors[1]
 
 
-@pytest.mark.parametrize("quantizer", [Int8WeightPerTensor, Int8WeightPerChannel])
-def test_detached_scale(quantizer):
-    """The scale's share in the gradient is left out; the values are the same."""
-    gradients = []
+@pytest.mark.parametrize(
+    ("quantizer", "shares"),
+    [
+        (Int8WeightPerTensor, [[-2.125, 0, 0], [0, 0, 0]]),
+        (Int8WeightPerChannel, [[0.75, 0, 0], [0, 1.75, 0]]),
+    ],
+)
+def test_detached_scale(quantizer, shares):
+    """The scale's share in the gradient goes to the largest magnitude, and is left out; the values are the same.
+
+    Scales are 1/128, or 1/128 and 1/256: what is added up is exact in every order.
+    """
+    outer = torch.arange(6.0).reshape(2, 3)
+    gradients, values = [], []
     for detached in (False, True):
-        leaf = torch.tensor([[-1.27, 0.503, 0.004], [0.023, 0.635, -0.3]], requires_grad=True)
+        leaf = (torch.tensor([[-127.0, 50.25, 0.25], [1.125, 63.5, -15.25]]) / 128).requires_grad_()
         quant = resolve(quantizer(detach_scale=detached), {"channel_axis": 0})
-        gradients.append(torch.autograd.grad((quant(leaf) * torch.arange(6.0).reshape(2, 3)).sum(), leaf)[0])
-    assert gradients[1].tolist() == torch.arange(6.0).reshape(2, 3).tolist()
-    assert (gradients[0] != gradients[1]).sum() == (1 if quantizer is Int8WeightPerTensor else 2)
+        values.append(quant(leaf))
+        gradients.append(torch.autograd.grad((values[-1] * outer).sum(), leaf)[0])
+    assert torch.equal(*values)
+    assert torch.equal(gradients[1], outer)
+    torch.testing.assert_close(gradients[0], outer + torch.tensor(shares) / 127, rtol=1e-6, atol=0)

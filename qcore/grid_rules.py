@@ -1,0 +1,313 @@
+"""Which operations keep a tensor on its grid, and what grid their results are on."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .grid import Grid, is_stored, shared
+
+__all__ = [
+    "CHANGES",
+    "COPIES",
+    "DIMENSIONS",
+    "FILTERS",
+    "JOINS",
+    "MOVES",
+    "RULES",
+    "SHIFTS",
+    "STAYS",
+    "SUMS",
+    "VIEWS",
+    "Operation",
+    "may_leave",
+]
+
+aten = torch.ops.aten
+
+
+class Operation(NamedTuple):
+    """A call of an operation on tensors of which at least one is quantized.
+
+    Args:
+        func: the operation.
+        args: its positional arguments, quantized tensors replaced by their values.
+        kwargs: its keyword arguments, likewise.
+        grids: the grid, or None, of each positional argument; for a list of tensors, of each of them.
+        out: the result, the first one of several.
+    """
+
+    func: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    grids: tuple[Grid | None, ...]
+    out: Tensor
+
+    def argument(self, index: int, name: str, default: Any) -> Any:
+        """An argument given by position or by name."""
+        return self.args[index] if len(self.args) > index else self.kwargs.get(name, default)
+
+
+# Groups of operations that treat values alike.
+
+COPIES = (aten.alias.default, aten.clone.default, aten.detach.default, aten.lift_fresh.default)
+SHIFTS = (aten.flip.default, aten.roll.default)
+DIMENSIONS = (  # dimensions are exchanged, dropped or cut
+    aten.expand.default,
+    aten.permute.default,
+    aten.select.int,
+    aten.slice.Tensor,
+    aten.split.Tensor,
+    aten.split_with_sizes.default,
+    aten.squeeze.default,
+    aten.squeeze.dim,
+    aten.squeeze.dims,
+    aten.t.default,
+    aten.transpose.int,
+    aten.unbind.int,
+    aten.unsqueeze.default,
+)
+VIEWS = (aten._reshape_alias.default, aten._unsafe_view.default, aten.view.default)
+MOVES = (  # values change places, or some of them are picked
+    aten.channel_shuffle.default,
+    aten.gather.default,
+    aten.index.Tensor,
+    aten.index_select.default,
+    aten.native_channel_shuffle.default,
+    aten.pixel_shuffle.default,
+    aten.pixel_unshuffle.default,
+    aten.repeat.default,
+    aten.unfold.default,
+)
+FILTERS = (  # values are picked along the dimensions after batch and channels
+    aten.adaptive_max_pool2d.default,
+    aten.adaptive_max_pool3d.default,
+    aten.max_pool2d.default,
+    aten.max_pool2d_with_indices.default,
+    aten.max_pool3d.default,
+    aten.max_pool3d_with_indices.default,
+    aten.reflection_pad1d.default,
+    aten.reflection_pad2d.default,
+    aten.reflection_pad3d.default,
+    aten.replication_pad1d.default,
+    aten.replication_pad2d.default,
+    aten.replication_pad3d.default,
+    aten.upsample_nearest1d.default,
+    aten.upsample_nearest2d.default,
+    aten.upsample_nearest3d.default,
+    aten.upsample_nearest1d.vec,
+    aten.upsample_nearest2d.vec,
+    aten.upsample_nearest3d.vec,
+    aten._upsample_nearest_exact1d.default,
+    aten._upsample_nearest_exact2d.default,
+    aten._upsample_nearest_exact3d.default,
+    aten._upsample_nearest_exact1d.vec,
+    aten._upsample_nearest_exact2d.vec,
+    aten._upsample_nearest_exact3d.vec,
+)
+JOINS = (aten.cat.default, aten.stack.default)
+SUMS = (aten.add.Tensor, aten.sub.Tensor)
+
+
+# Each rule returns the grid of the result, or None where the result is on none.
+
+Rule = Callable[[Operation], Grid | None]
+RULES: dict[Any, Rule] = {}  # for the result
+CHANGES: dict[Any, Rule] = {}  # for the tensor that is written to
+STAYS = {aten.relu_.default, aten.zero_.default, aten.detach_.default}  # write to a tensor, which keeps its grid
+
+
+def _keeps(*operations: Any, table: dict[Any, Rule] = RULES) -> Callable[[Rule], Rule]:
+    def register(rule: Rule) -> Rule:
+        table.update(dict.fromkeys(operations, rule))
+        return rule
+
+    return register
+
+
+@_keeps(*COPIES, aten.relu.default)
+def _in_place_of_each(op: Operation) -> Grid | None:
+    """Values stay where they are, or become 0."""
+    return op.grids[0]
+
+
+@_keeps(*SHIFTS, *MOVES, aten.as_strided.default, aten.im2col.default, aten.masked_select.default)
+def _anywhere(op: Operation) -> Grid | None:
+    """Values may end up anywhere: fine with one scale for all."""
+    grid = op.grids[0]
+    return grid if grid is not None and grid.axis is None else None
+
+
+@_keeps(aten._to_copy.default)
+def _converted(op: Operation) -> Grid | None:
+    grid = op.grids[0]
+    if grid is None or not op.out.dtype.is_floating_point:
+        return None
+    zero_point = None if grid.zero_point is None else grid.zero_point.to(op.out.device)
+    return grid.replace(scale=grid.scale.to(op.out.device), zero_point=zero_point)
+
+
+@_keeps(*FILTERS)
+def _spatial(op: Operation) -> Grid | None:
+    grid = op.grids[0]
+    return grid if grid is not None and (grid.axis is None or grid.axis <= 1) else None
+
+
+@_keeps(aten.constant_pad_nd.default)
+def _padded(op: Operation) -> Grid | None:
+    grid = op.grids[0]
+    if grid is None or op.argument(2, "value", 0) != 0:  # 0 is on every grid, other values may not be
+        return None
+    touched = {op.out.ndim - 1 - index // 2 for index, width in enumerate(op.args[1]) if width}
+    return None if grid.axis in touched else grid
+
+
+@_keeps(*VIEWS)
+def _viewed(op: Operation) -> Grid | None:
+    grid = op.grids[0]
+    if grid is None or grid.axis is None:
+        return grid
+    kept = grid.axis + 1
+    same = op.args[0].shape[:kept] == op.out.shape[:kept]
+    return _moved(grid, grid.axis, op.out.ndim) if same else None
+
+
+@_keeps(*DIMENSIONS)
+def _dimensions(op: Operation) -> Grid | None:
+    """A stride that only the axis has tells where it went."""
+    tensor, grid = op.args[0], op.grids[0]
+    if grid is None or grid.axis is None:
+        return grid
+    mark = 7919
+    strides = [mark if dim == grid.axis else 0 for dim in range(tensor.ndim)]
+    marked = torch.empty(mark * tensor.shape[grid.axis], device="meta").as_strided(tensor.shape, strides)
+    result = op.func(marked, *op.args[1:], **op.kwargs)
+    result = result[0] if isinstance(result, (tuple, list)) else result
+    if mark not in result.stride():
+        return None
+    axis = result.stride().index(mark)
+    return _moved(grid, axis, result.ndim) if result.shape[axis] == tensor.shape[grid.axis] else None
+
+
+def _moved(grid: Grid, axis: int, ndim: int) -> Grid:
+    """The grid with its scales along another axis of a tensor of another rank."""
+    shape = [1] * ndim
+    shape[axis] = -1
+    zero_point = None if grid.zero_point is None else grid.zero_point.reshape(shape)
+    return grid.replace(scale=grid.scale.reshape(shape), zero_point=zero_point, axis=axis)
+
+
+@_keeps(*JOINS)
+def _joined(op: Operation) -> Grid | None:
+    """One grid for all, made by one stored scale."""
+    first = op.grids[0]
+    if first is None or not all(shared(first, grid) for grid in op.grids):
+        return None
+    dim = op.argument(1, "dim", 0) % op.out.ndim
+    return first if first.axis is None or (op.func is aten.cat.default and dim != first.axis) else None
+
+
+@_keeps(*SUMS)
+def _summed(op: Operation) -> Grid | None:
+    """On one shared scale integers add up; the result needs one bit more."""
+    one, other, *_ = op.grids
+    if one is None or other is None or not (is_stored(one.source) and is_stored(other.source)):
+        return None
+    (scale_of_one, terms), (scale_of_other, more) = _stored_scale(one), _stored_scale(other)
+    if op.argument(2, "alpha", 1) != 1 or scale_of_one != scale_of_other or one.axis != other.axis:
+        return None
+    if op.args[0].ndim != op.args[1].ndim and one.axis is not None:
+        return None
+    subtracts = op.func is aten.sub.Tensor
+    zero_point = _combined(one.zero_point, other.zero_point, subtracts)
+    signed = one.signed or other.signed or subtracts
+    spare = 2 if one.signed != other.signed else 1  # an unsigned range of b bits needs b + 1 signed ones
+    width = max(int(one.bit_width), int(other.bit_width)) + spare
+    source = ("sum", scale_of_one, terms - more if subtracts else terms + more)
+    return Grid(
+        one.scale, zero_point, width, signed, False, one.axis, source, min(one.spare_bits, other.spare_bits) - 1
+    )
+
+
+def _stored_scale(grid: Grid) -> tuple[Any, int]:
+    """What a grid has its scale from, and how many times its zero point is added up."""
+    source = grid.source
+    return source[1:] if isinstance(source, tuple) and source[0] == "sum" else (source, 1)
+
+
+def _combined(one: Tensor | None, other: Tensor | None, subtracts: bool) -> Tensor | None:
+    if one is None or other is None:
+        return one if other is None else (-other if subtracts else other)
+    return one - other if subtracts else one + other
+
+
+# Dropout: a fresh tensor is filled with 0 and 1, divided by the share that is kept, and multiplied with the values.
+
+
+@_keeps(aten.bernoulli_.float, table=CHANGES)
+def _tossed(op: Operation) -> Grid | None:
+    """0 and 1 are integers of one bit."""
+    one = torch.ones((), dtype=op.out.dtype, device=op.out.device)
+    return Grid(one, None, 1, False, False, None, ("mask", "1"))
+
+
+@_keeps(aten.div_.Scalar, aten.div_.Tensor, table=CHANGES)
+def _rescaled(op: Operation) -> Grid | None:
+    """A mask divided by the share of values that it keeps."""
+    mask, share = op.grids[0], op.args[1]
+    if mask is None or mask.source != ("mask", "1") or not isinstance(share, (int, float)) or not 0 < share <= 1:
+        return None
+    return mask.replace(scale=mask.scale / share, source=("mask", str(share)))
+
+
+@_keeps(aten.mul.Tensor)
+@_keeps(aten.mul_.Tensor, table=CHANGES)
+def _masked(op: Operation) -> Grid | None:
+    """Each value becomes 0 or the same multiple of itself."""
+    at = next((index for index, grid in enumerate(op.grids) if _is_mask(grid)), None)
+    grid = None if at is None else op.grids[1 - at]
+    if at is None or grid is None or op.args[1 - at].shape != op.out.shape:
+        return None
+    mask = op.grids[at]
+    assert mask is not None
+    return _dropped(op, grid, mask.scale, mask.source)
+
+
+@_keeps(aten.native_dropout.default)
+def _dropped_at_once(op: Operation) -> Grid | None:
+    grid, probability = op.grids[0], op.args[1]
+    if grid is None or op.argument(2, "train", True) is False:
+        return grid
+    return _dropped(op, grid, 1 / (1 - probability), ("mask", str(1 - probability))) if probability < 1 else None
+
+
+def _dropped(op: Operation, grid: Grid, factor: float | Tensor, mask: Any) -> Grid:
+    scale = grid.scale.to(torch.promote_types(grid.scale.dtype, op.out.dtype))
+    return grid.replace(scale=scale * factor, source=("dropped", mask, grid.source))
+
+
+def _is_mask(grid: Grid | None) -> bool:
+    return grid is not None and isinstance(grid.source, tuple) and grid.source[0] == "mask"
+
+
+# The names that autograd has for operations.
+
+_SOMETIMES = {"add", "cat", "constantpadnd", "mul", "stack", "sub"}
+_ALWAYS = {func._schema.name.removeprefix("aten::").replace("_", "") for func in RULES} - _SOMETIMES
+
+
+def may_leave(operations: list[str]) -> list[str]:
+    """Which of the operations that a tensor went through, in order, may have taken it off its grid.
+
+    Example:
+        >>> may_leave(["MaxPool2DWithIndices", "AvgPool2D", "View"]), may_leave(["Add", "View"])
+        (['AvgPool2D'], ['Add'])
+    """
+    found = []
+    for operation in operations:
+        if operation.lower() not in _ALWAYS:
+            found.append(operation)
+            if operation.lower() not in _SOMETIMES:
+                break  # certain to, whatever comes later
+    return found

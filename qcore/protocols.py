@@ -1,0 +1,117 @@
+"""What may be injected into a quantizer: the contracts that shipped parts and a user's own meet alike."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any, Protocol, runtime_checkable
+
+from torch import Tensor
+
+from .errors import SettingError
+from .inject import choices_of
+
+__all__ = ["Restriction", "Rounding", "Scaling", "Statistic", "ZeroPoint", "checked"]
+
+
+@runtime_checkable
+class Scaling(Protocol):
+    """``x -> scale``: positive, 0-d or broadcastable to ``x``, which is float32 or float64 and never empty.
+
+    With an attribute ``dynamic = False`` it says that every input gets the same scale, so that tensors may share it.
+    """
+
+    def __call__(self, x: Tensor, /) -> Tensor:
+        """The scale for a tensor."""
+        ...
+
+
+@runtime_checkable
+class Rounding(Protocol):
+    """``x -> whole numbers`` for ``x / scale``; gradients pass straight through unless ``straight_through = False``."""
+
+    def __call__(self, x: Tensor, /) -> Tensor:
+        """Whole numbers next to those of a tensor."""
+        ...
+
+
+@runtime_checkable
+class ZeroPoint(Protocol):
+    """``(x, scale) -> whole numbers`` in the range of the integers, shaped like the scale."""
+
+    def __call__(self, x: Tensor, scale: Tensor, /) -> Tensor:
+        """The integer that stands for 0."""
+        ...
+
+
+@runtime_checkable
+class Statistic(Protocol):
+    """``(x, axis) -> Tensor``, 0-d or one number for each index of the axis.
+
+    ``x`` is float32 or float64 and never empty. With a method ``low(x, axis)`` it serves zero points, with
+    ``pooled(x, axis)`` it tells what several processes that train together have measured.
+    """
+
+    def __call__(self, x: Tensor, axis: int | None = None, /) -> Tensor:
+        """The statistic of a tensor."""
+        ...
+
+
+@runtime_checkable
+class Restriction(Protocol):
+    """Which scales are allowed, and in which domain a learned one is stored. See `FloatScale`."""
+
+    def restrict(self, magnitude: Tensor) -> Tensor:
+        """The allowed value for a positive magnitude."""
+        ...
+
+    def store(self, magnitude: Tensor) -> Tensor:
+        """The number that a parameter holds for a magnitude."""
+        ...
+
+    def load(self, stored: Tensor) -> Tensor:
+        """The magnitude of a parameter."""
+        ...
+
+    def int_threshold(self, int_range: Any) -> Any:
+        """The integer that the magnitude is mapped to."""
+        ...
+
+
+_ARGUMENTS = {"scaling": 1, "rounding": 1, "zero_point": 2, "statistic": 2}
+_CALLS = {"scaling": "x", "rounding": "x", "zero_point": "x, scale", "statistic": "x, axis"}
+
+
+def checked(setting: str, found: Any) -> Any:
+    r"""What was injected as a setting, or a `SettingError` that says what may be.
+
+    Example:
+        >>> checked("rounding", 3)
+        Traceback (most recent call last):
+        bitwright.qcore.errors.SettingError: rounding=3 is not possible: expected one of 'half_even', 'half_up', \
+'floor', 'ceil', 'toward_zero', 'stochastic', or a class or function of your own that is called with (x).
+    """
+    if type(found) in choices_of(setting).values():
+        return found
+    if setting == "restriction":
+        fits, call = isinstance(found, Restriction), "a subclass of FloatScale"
+    else:
+        fits = callable(found) and not inspect.isclass(found) and _takes(found, _ARGUMENTS[setting])
+        call = f"a class or function of your own that is called with ({_CALLS[setting]})"
+    if fits:
+        return found
+    names = ", ".join(map(repr, choices_of(setting)))
+    none = ", None" if setting == "zero_point" else ""
+    raise SettingError(setting, found, f"one of {names}{none}, or {call}")
+
+
+def _takes(call: Callable[..., object], count: int) -> bool:
+    """Can something be called with so many arguments by position?"""
+    function = getattr(call, "forward", call)
+    if type(function).__module__ == "builtins" and not inspect.isroutine(function):
+        return False
+    try:
+        inspect.signature(function).bind(*[None] * count)
+    except TypeError:
+        return False
+    except ValueError:  # a builtin that tells no signature
+        return True
+    return True
