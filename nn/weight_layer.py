@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..qcore import Grid, IntQuant, QuantizerError, QuantTensor, TensorQuant, grid_of, path_of, values_of
 from ..qcore.fused import LARGE
-from ..qcore.grid import products_source
+from ..qcore.grid import bits_to_spare, products_source
 from ..qcore.int_quant import resting
 from ..qcore.quant_tensor import grid_lost
 from .bypass import OwnParameter
@@ -153,7 +153,7 @@ class WeightLayer(QuantLayer):
         if self.output_quant is not None:
             out, grid = self.output_quant.quantize(out)
         elif self.return_quant_tensor and not (self._lowered() and (inputs is None or weights is None)):
-            grid = self._output_grid(inputs, weights, biases, out.ndim)
+            grid = self._output_grid(inputs, weights, biases, out.ndim, out.dtype)
         else:
             return out
         if grid is None or not self.return_quant_tensor or torch.compiler.is_exporting():
@@ -250,7 +250,9 @@ class WeightLayer(QuantLayer):
         """The grids whose scales multiply: of the input, and of the weight with one for each output, or one for all."""
         return inputs, weights
 
-    def _output_grid(self, inputs: Grid | None, weights: Grid | None, biases: Grid | None, ndim: int) -> Grid:
+    def _output_grid(
+        self, inputs: Grid | None, weights: Grid | None, biases: Grid | None, ndim: int, dtype: torch.dtype
+    ) -> Grid:
         """The grid of sums of products: input scale x weight scale."""
         inputs, weights = self._per_output(inputs, weights)
         assert inputs is not None
@@ -269,10 +271,13 @@ class WeightLayer(QuantLayer):
             axis = ndim - self.weight.ndim + 1  # also of outputs without a batch
             scale = scale.reshape([-1 if dim == axis else 1 for dim in range(ndim)])
         width = self._sum_bit_width(inputs, weights, biases)
-        return Grid(scale, None, width, True, False, axis, products_source(inputs.source, weights.source))
+        low, high = self._sum_bounds(inputs, weights)
+        spare = bits_to_spare(max(-low, high), dtype)
+        source = products_source(inputs.source, weights.source)
+        return Grid(scale, None, width, True, False, axis, source, spare)
 
-    def _sum_bit_width(self, inputs: Grid, weights: Grid, biases: Grid | None) -> int:
-        """Bits that hold every sum the integer ranges allow, sign included."""
+    def _sum_bounds(self, inputs: Grid, weights: Grid) -> tuple[int, int]:
+        """The smallest and the largest sum of products that the integer ranges allow."""
         sides = []
         for grid in (inputs, weights):
             low, high = grid.bounds
@@ -280,7 +285,11 @@ class WeightLayer(QuantLayer):
                 low, high = low - high, high - low
             sides.append((low, high))
         products = [one * other for one in sides[0] for other in sides[1]]
-        low, high = self._fan_in() * min(products), self._fan_in() * max(products)
+        return self._fan_in() * min(products), self._fan_in() * max(products)
+
+    def _sum_bit_width(self, inputs: Grid, weights: Grid, biases: Grid | None) -> int:
+        """Bits that hold every sum the integer ranges allow, sign included."""
+        low, high = self._sum_bounds(inputs, weights)
         if biases is not None:
             low, high = low + biases.bounds[0], high + biases.bounds[1]
         return max(high.bit_length(), (-low - 1).bit_length()) + 1  # and the sign

@@ -187,6 +187,7 @@ def test_unknown_layer(net, example):
 @pytest.mark.parametrize("call", [integers, run_integers, compare, accumulator_report])
 def test_scales_that_follow_the_input_are_refused(call):
     class Dynamic(Int8WeightPerTensor):
+        quantizes = "activation"
         narrow_range = False
 
     model = nn.Sequential(qnn.QuantLinear(4, 2, input_quant=Dynamic))
@@ -225,7 +226,11 @@ def test_an_archive_of_something_else(tmp_path):
 
 def wide(biases):
     """A layer whose products have a scale of about 0.001, and so biases of many bits."""
-    quantizers = {"weight_quant": Int8Act(scale=0.0079), "input_quant": Int8Act(scale=2**-3), "bias_quant": Int32Bias}
+    quantizers = {
+        "weight_quant": Int8Act(scale=0.0079, quantizes="weight"),
+        "input_quant": Int8Act(scale=2**-3),
+        "bias_quant": Int32Bias,
+    }
     fc = qnn.QuantLinear(2, len(biases), **quantizers).eval()
     with torch.no_grad():
         fc.bias.copy_(torch.tensor(biases))
