@@ -222,7 +222,7 @@ def test_ties_are_counted_and_explain_outputs():
     entry, weight, head = 0.0303, 0.0417, {"bias": False, "return_quant_tensor": True}
     model = nn.Sequential(
         qnn.QuantIdentity(scale=entry, return_quant_tensor=True),
-        qnn.QuantConv2d(1, 6, 5, weight_quant=Int8Act(scale=weight), **head),
+        qnn.QuantConv2d(1, 6, 5, weight_quant=Int8Act(scale=weight, quantizes="weight"), **head),
         qnn.QuantReLU(scale=2 * entry * weight, bit_width=8, return_quant_tensor=True),
         nn.Flatten(),
         qnn.QuantLinear(600, 10, bias=False),
