@@ -13,11 +13,11 @@ from ..qcore import BitwrightWarning, Grid, HalfEven, IntQuant, TensorQuant, val
 from .errors import ExportError
 from .integer_floats import FloatModule
 from .integer_grid import Entering, IntegerGrid, Quantized
-from .integer_journal import Journal, numbered
+from .integer_journal import Journal
 from .integer_requantize import requantization
 from .integer_tensor import IntegerTensor, Term, compact
 from .integer_tracker import FloatTracker
-from .lowering import Lowering, lowered
+from .lowering import Lowering, lowered, numbered
 from .sums import Sums
 
 __all__ = ["IntegerRun", "run_lowered"]

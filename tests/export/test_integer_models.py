@@ -222,7 +222,7 @@ def test_ties_are_counted_and_explain_outputs():
     entry, weight, head = 0.0303, 0.0417, {"bias": False, "return_quant_tensor": True}
     model = nn.Sequential(
         qnn.QuantIdentity(scale=entry, return_quant_tensor=True),
-        qnn.QuantConv2d(1, 6, 5, weight_quant=Int8Act(scale=weight), **head),
+        qnn.QuantConv2d(1, 6, 5, weight_quant=Int8Act(scale=weight, quantizes="weight"), **head),
         qnn.QuantReLU(scale=2 * entry * weight, bit_width=8, return_quant_tensor=True),
         nn.Flatten(),
         qnn.QuantLinear(600, 10, bias=False),
@@ -381,6 +381,21 @@ def test_what_the_operators_do_not_take_is_refused():
         "the integer dialect can't express this model:\n"
         "  pool (AvgPool2d): AveragePool. It takes integers of more than 8 bits or of several scales, and integer "
         "operators take 8 bits and one scale. Put a QuantIdentity in front of it."
+    )
+
+
+def test_a_divisor_that_the_exporter_drops_is_refused():
+    class Pooled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inp = qnn.QuantIdentity(return_quant_tensor=True, scale=0.1)
+
+        def forward(self, x):
+            return F.avg_pool2d(self.inp(x), 2, divisor_override=3)
+
+    assert refusal(Pooled().eval(), 2, 3, 4, 4).startswith(
+        "torch.onnx.export would write 1 operation of this model as something else:\n"
+        "  the model (Pooled): average pooling with divisor_override=3, which it drops."
     )
 
 
