@@ -16,7 +16,7 @@ from bitwright.export import (
     integers,
     run_integers,
 )
-from bitwright.qcore import CalibratedScaling
+from bitwright.qcore import CalibratedScaling, QuantTensor
 from bitwright.quantizers import (
     Int8Act,
     Int8ActPerChannel,
@@ -517,4 +517,33 @@ def test_sums_as_an_input_are_refused():
     assert str(raised.value) == (
         "the integer dialect can't express this model:\n"
         "  1: its input has 17 bits, and integer operators take 8. Put a QuantIdentity in front of it."
+    )
+
+
+class AsksForQuantTensors(nn.Module):
+    def forward(self, x):
+        assert isinstance(x, QuantTensor), "add among QuantTensors"
+        return x + x
+
+
+class ReadsTheScale(nn.Module):
+    def forward(self, x):
+        return x.value / x.scale
+
+
+@pytest.mark.parametrize(
+    ("module", "said"),
+    [
+        (AsksForQuantTensors, "AssertionError: add among QuantTensors"),
+        (ReadsTheScale, "AttributeError: 'IntegerTensor' object has no attribute 'scale'"),
+    ],
+)
+def test_a_module_that_asks_for_a_quant_tensor_is_named(module, said):
+    model = nn.Sequential(qnn.QuantIdentity(max_value=1.0, return_quant_tensor=True), module()).eval()
+    with pytest.raises(ExportError) as error:
+        integers(model, torch.rand(2, 4))
+    assert str(error.value) == (
+        f"1 ({module.__name__}): its forward failed on the integers that stand for its input: {said}. In a run on "
+        "integers no tensor is a QuantTensor, and none has a scale. Compute with the tensor itself, and leave scales to "
+        "a quantizer: QuantIdentity(return_quant_tensor=True) behind the module."
     )
