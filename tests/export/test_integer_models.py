@@ -522,7 +522,8 @@ def test_sums_as_an_input_are_refused():
 
 class AsksForQuantTensors(nn.Module):
     def forward(self, x):
-        assert isinstance(x, QuantTensor), "add among QuantTensors"
+        if not isinstance(x, QuantTensor):
+            raise TypeError("add among QuantTensors")
         return x + x
 
 
@@ -534,7 +535,7 @@ class ReadsTheScale(nn.Module):
 @pytest.mark.parametrize(
     ("module", "said"),
     [
-        (AsksForQuantTensors, "AssertionError: add among QuantTensors"),
+        (AsksForQuantTensors, "TypeError: add among QuantTensors"),
         (ReadsTheScale, "AttributeError: 'IntegerTensor' object has no attribute 'scale'"),
     ],
 )
@@ -544,6 +545,6 @@ def test_a_module_that_asks_for_a_quant_tensor_is_named(module, said):
         integers(model, torch.rand(2, 4))
     assert str(error.value) == (
         f"1 ({module.__name__}): its forward failed on the integers that stand for its input: {said}. In a run on "
-        "integers no tensor is a QuantTensor, and none has a scale. Compute with the tensor itself, and leave scales to "
-        "a quantizer: QuantIdentity(return_quant_tensor=True) behind the module."
+        "integers no tensor is a QuantTensor, and none has a scale. Compute with the tensor itself, and leave scales "
+        "to a quantizer: QuantIdentity(return_quant_tensor=True) behind the module."
     )
