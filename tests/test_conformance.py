@@ -17,6 +17,8 @@ from bitwright.qcore import BitwrightWarning, QuantizerError, QuantTensor, Tenso
 from bitwright.qcore.inject import QuantizerType
 from bitwright.quantizers import Int8Act, Int8WeightPerTensor, Int32Bias
 
+pytestmark = pytest.mark.filterwarnings("ignore:.* is clipped:bitwright.qcore.BitwrightWarning")  # biases of 8 bits
+
 FRAGMENTS = {"BiasBase", "IntBase", "PerOutputChannel", "PowerOfTwo", "Shifted"}
 BASES = {"ActivationLayer", "QuantLayer", "WeightLayer"}
 FUNCTIONS = {"calibrating", "finish_calibration", "frozen"}
