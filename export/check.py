@@ -90,6 +90,12 @@ def _kind(call: Call, form: Format) -> str | None:
 
 
 def _width(call: Call, form: Format) -> str | None:
+    width = getattr(getattr(call.quantizer, "int_range", None), "bit_width", None)
+    if isinstance(width, torch.Tensor) and width.ndim and not call.stored:
+        return (
+            f"it has {width.numel()} bit widths, and {form.name} clips a tensor that is computed at run time to one. "
+            f"Write {_setting(call, 'bit_width')}=8, or another width for all."
+        )
     if storage_of(call, form) is not None:
         return None
     kind = "signed" if call.grid.signed else "unsigned"

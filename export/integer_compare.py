@@ -13,15 +13,15 @@ from torch.utils import _pytree
 from ..qcore import BitwrightWarning, TensorQuant, values_of
 from .exporter import export_onnx_qcdq
 from .integer_grid import IntegerGrid, Quantized
-from .integer_journal import numbered
 from .integer_passes import culprits, load
 from .integer_requantize import requantization
 from .integer_run import IntegerRun, run_lowered
 from .integer_tensor import IntegerTensor
 from .integers import integers_for
 from .layer_integers import Integers
-from .lowering import Lowering, evaluating, lowered, quantizers_of, unchanged
+from .lowering import Lowering, evaluating, lowered, numbered, quantizers_of, unchanged
 from .optional import installed, required
+from .record import codes_of
 from .report import Report, Row
 from .session import with_codes
 from .verify import FLOAT, RESOLUTION, TIE
@@ -128,7 +128,10 @@ def compare(
     """
     arguments = example if isinstance(example, tuple) else (example,)
     if program is None and installed("onnxruntime"):
-        program = export_onnx_qcdq(model, arguments, verify=False, kwargs=kwargs)
+        with warnings.catch_warnings():
+            if integers is None:
+                warnings.simplefilter("ignore", BitwrightWarning)  # taking the integers says the same
+            program = export_onnx_qcdq(model, arguments, verify=False, kwargs=kwargs)
     found = integers_for("compare", model, arguments, kwargs) if integers is None else integers
     quantizers, parts = quantizers_of(model), found.quantized()
     requantize = requantization(requantize)
@@ -238,7 +241,7 @@ def _against_torch(
                 assert part.values is not None
                 return part.values.to(x.device), None  # sums as inputs carry no grid here
             values, grid = quantizer._quantize(x, *context)
-            theirs = grid.to_int(values).to(torch.int64)
+            theirs = codes_of(quantizer, x, context, values, grid).to(torch.int64)
             if part.codes is not None:
                 off = (theirs - part.codes.to(x.device)).abs()
                 rows.append(Row(name, "stored", "torch", off.numel(), int((off > 0).sum()), 0, _largest(off)))

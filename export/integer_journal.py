@@ -9,16 +9,12 @@ from torch import Tensor, nn
 
 from ..qcore import TensorQuant
 from .errors import ExportError
+from .lowering import numbered
 from .sums import Sums
 
-__all__ = ["Journal", "numbered", "operation_name"]
+__all__ = ["Journal", "operation_name"]
 
 EXACT = 2**53  # float64 holds every integer up to here, so that sums of products are exact whatever their order
-
-
-def numbered(path: str, index: int) -> str:
-    """The name of one call of a module: its path, with a number from the second call on."""
-    return path if index == 0 else f"{path}.{index}"
 
 
 def operation_name(operation: Any) -> str:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree
 
 from ..qcore import BiasQuant
+from .caveats import warn_of_caveats
 from .check import check
 from .errors import ExportError, with_causes
 from .exporter import _checked
@@ -20,6 +21,7 @@ from .integers import integers_of
 from .layer_integers import Integers, LayerIntegers
 from .lower import lower
 from .lowering import evaluating, quantizers_of, unchanged
+from .operators import check_operators
 from .optional import installed, required
 from .protect import protect
 from .record import record
@@ -86,9 +88,11 @@ def export_onnx_integer(
     with evaluating(module), unchanged(module):
         recording = record(module, quantizers, arguments, kwargs)
         options["opset_version"] = check(recording, INTEGER, options.get("opset_version"))
+        warn_of_caveats(call, module, quantizers, recording.calls)
         found = integers_of(call, module, quantizers, recording, arguments, kwargs)
         check_layers(module, found)
         program = trace(module, quantizers, recording, arguments, options)
+        check_operators(program)
         scopes = {str(value.name): _scope(node) for node in program.model.graph for value in node.outputs}
         lower(program.model, recording, INTEGER)
         _refuse_nodes(module, integerize(program.model), scopes)

@@ -9,15 +9,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree
 
-from ..qcore import BitwrightWarning, Grid, HalfEven, IntQuant, TensorQuant, values_of
+from ..qcore import BitwrightError, BitwrightWarning, Grid, HalfEven, IntQuant, QuantTensorError, TensorQuant, values_of
 from .errors import ExportError
 from .integer_floats import FloatModule
 from .integer_grid import Entering, IntegerGrid, Quantized
-from .integer_journal import Journal, numbered
+from .integer_journal import Journal
 from .integer_requantize import requantization
 from .integer_tensor import IntegerTensor, Term, compact
 from .integer_tracker import FloatTracker
-from .lowering import Lowering, lowered
+from .lowering import Lowering, lowered, numbered
 from .sums import Sums
 
 __all__ = ["IntegerRun", "run_lowered"]
@@ -149,7 +149,12 @@ def run_lowered(
         warnings.catch_warnings(),
     ):
         warnings.simplefilter("ignore", BitwrightWarning)  # no data yet: taking the integers said so
-        outputs = model(*args, **(kwargs or {}))
+        try:
+            outputs = model(*args, **(kwargs or {}))
+        except (BitwrightError, AssertionError, AttributeError, NotImplementedError, RuntimeError, TypeError) as error:
+            if isinstance(error, BitwrightError) and not isinstance(error, QuantTensorError):
+                raise
+            raise ExportError(_asks_too_much(error, model, modules)) from error
     tracker.returned(outputs)
     run.float_modules = tracker.modules(modules)
     run.outputs = _pytree.tree_map(_values, outputs)
@@ -199,3 +204,19 @@ def _slot(owner: nn.Module, quantizer: TensorQuant, path: str) -> str:
 
 def _grid_of(x: Any) -> IntegerGrid | None:
     return x.grid_ if isinstance(x, IntegerTensor) else None
+
+
+def _asks_too_much(error: Exception, model: nn.Module, modules: dict[str, nn.Module]) -> str:
+    """Which module did not take integers for the tensors of the model, and what to do."""
+    paths = {id(module): path for path, module in modules.items()}
+    where, frame = type(model).__name__, error.__traceback__
+    while frame is not None:
+        path = paths.get(id(frame.tb_frame.f_locals.get("self")))
+        if path:
+            where = f"{path} ({type(modules[path]).__name__})"
+        frame = frame.tb_next
+    return (
+        f"{where}: its forward failed on the integers that stand for its input: {type(error).__name__}: {error}. In a "
+        "run on integers no tensor is a QuantTensor, and none has a scale. Compute with the tensor itself, and leave "
+        "scales to a quantizer: QuantIdentity(return_quant_tensor=True) behind the module."
+    )

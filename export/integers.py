@@ -6,6 +6,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..qcore import TensorQuant
+from .caveats import warn_of_caveats
 from .errors import ExportError, with_causes
 from .integer_grid import IntegerGrid, Quantized
 from .integer_run import run_lowered
@@ -51,6 +52,7 @@ def integers_for(
     quantizers = quantizers_of(model)
     with evaluating(model), unchanged(model):
         recording = record(model, quantizers, arguments, kwargs)
+        warn_of_caveats(call, model, quantizers, recording.calls)
         return integers_of(call, model, quantizers, recording, arguments, kwargs)
 
 

@@ -12,7 +12,7 @@ from .caveats import silent_quantizers, unreached
 from .errors import ExportError, with_causes
 from .lowering import Lowering, lowered, numbered
 
-__all__ = ["Call", "Recording", "record"]
+__all__ = ["Call", "Recording", "codes_of", "record"]
 
 
 @dataclass(frozen=True)
@@ -124,8 +124,7 @@ def record(module: nn.Module, quantizers: dict[str, TensorQuant], args: tuple[An
             calls = recording.calls.setdefault(path, [])
             stored = x.data_ptr() in held if type(x) in (Tensor, nn.Parameter) else False
             stored = stored or path.rpartition(".")[2] in ("weight_quant", "bias_quant")  # of values computed from some
-            wide = int(grid.bit_width) > FLOAT_BITS
-            codes = quantizer.codes(x, *context)[0] if wide else grid.to_int(values.detach())
+            codes = codes_of(quantizer, x, context, values, grid)
             calls.append(
                 Call(
                     path,
@@ -155,6 +154,11 @@ def record(module: nn.Module, quantizers: dict[str, TensorQuant], args: tuple[An
             )
         )
     return recording
+
+
+def codes_of(quantizer: TensorQuant, x: Tensor, context: tuple[Any, ...], values: Tensor, grid: Grid) -> Tensor:
+    """The integers that a quantizer moves ``x`` to: float32 values don't tell wide ones apart."""
+    return quantizer.codes(x, *context)[0] if int(grid.bit_width) > FLOAT_BITS else grid.to_int(values.detach())
 
 
 def _lie_on(grid: Grid, codes: Tensor, values: Tensor) -> bool:

@@ -15,6 +15,7 @@ from .caveats import silent_quantizers, warn_of_caveats
 from .errors import ExportError
 from .lowering import Lowering, evaluating, lowered, numbered, quantizers_of, unchanged
 from .optional import required
+from .record import codes_of
 from .report import Report, Row
 from .session import Session, with_codes
 
@@ -200,7 +201,7 @@ class Comparison:
                 return self._activation(name, quantizer, x, values, grid)
             stored = self.grids.get(name) or self.grids.get(path)
             if self.with_stored and stored is not None and stored.codes is not None:
-                self._stored(name, values, grid, stored)
+                self._stored(name, codes_of(quantizer, x, context, values, grid).to(torch.int64), grid, stored)
             return values, grid
 
         return call
@@ -239,9 +240,8 @@ class Comparison:
         grid = grid.replace(scale=scale, zero_point=None if grid.zero_point is None else zero_point.to(scale.dtype))
         return (theirs - zero_point).to(values.dtype) * scale, grid
 
-    def _stored(self, name: str, values: Tensor, grid: Grid, stored: _Stored) -> None:
+    def _stored(self, name: str, codes: Tensor, grid: Grid, stored: _Stored) -> None:
         assert stored.codes is not None
-        codes = grid.to_int(values).to(torch.int64)
         row = Row(name, "stored", self.optimizations, compared=codes.numel())
         if codes.shape != stored.codes.shape:
             row.differences, row.note = codes.numel(), f"shape {tuple(stored.codes.shape)} in the file"

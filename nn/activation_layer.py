@@ -12,6 +12,7 @@ from torch.types import Device
 from ..qcore import Grid, QuantizerError, QuantTensor, SettingError, TensorQuant, path_of, values_of
 from ..qcore.inject import QuantizerType
 from ..qcore.int_range import check_flag
+from ..qcore.tracing import exporting
 from .slots import Described, QuantLayer, split_overrides
 
 __all__ = ["ActivationLayer"]
@@ -137,7 +138,7 @@ class ActivationLayer(QuantLayer):
         if values is not x and getattr(self, "inplace", False):
             values = values.clone()  # a function in place must not write into a QuantTensor unseen
         out, grid = self._quantized(values, self.act_quant)
-        if grid is None or not self.return_quant_tensor or torch.compiler.is_exporting():
+        if grid is None or not self.return_quant_tensor or exporting():
             return out
         return QuantTensor.wrap(out, grid)
 

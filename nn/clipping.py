@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from ..qcore import IntQuant, RangeZeroPoint
 from ..qcore.scaling import StoredScaling
+from ..qcore.tracing import exporting
 
 __all__ = ["learns", "unclipped"]
 
@@ -15,7 +16,7 @@ def learns(quant: nn.Module) -> TypeGuard[IntQuant]:
     """Whether gradients reach a range that no longer depends on the input."""
     if not isinstance(quant, IntQuant) or quant.lowering is not None:
         return False
-    if not torch.is_grad_enabled() or torch.compiler.is_exporting():
+    if not torch.is_grad_enabled() or exporting():
         return False
     if quant.dynamic or quant.calibrating or not isinstance(quant.zero_point, RangeZeroPoint | None):
         return False

@@ -169,7 +169,7 @@ _PLURALS = {"weight": "weights", "bias": "biases", "activation": "activations"}
 
 
 class QuantLayer(nn.Module):
-    r"""What all quantized layers share: slots with quantizers, which stay what they say after construction, too.
+    """What all quantized layers share: slots with quantizers, which stay what they say after construction, too.
 
     Subclasses name their slots and what each provides.
 

@@ -8,11 +8,12 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from ..qcore import Grid, IntQuant, QuantizerError, QuantTensor, TensorQuant, grid_of, path_of, values_of
+from ..qcore import Grid, IntQuant, QuantizerError, QuantTensor, TensorQuant, grid_of, int_bounds, path_of, values_of
 from ..qcore.fused import LARGE
 from ..qcore.grid import bits_to_spare, products_source
 from ..qcore.int_quant import resting
 from ..qcore.quant_tensor import grid_lost
+from ..qcore.tracing import exporting
 from .bypass import OwnParameter
 from .recompute import not_kept
 from .slots import Described, QuantLayer, split_overrides
@@ -156,7 +157,7 @@ class WeightLayer(QuantLayer):
             grid = self._output_grid(inputs, weights, biases, out.ndim, out.dtype)
         else:
             return out
-        if grid is None or not self.return_quant_tensor or torch.compiler.is_exporting():
+        if grid is None or not self.return_quant_tensor or exporting():
             return out
         return QuantTensor.wrap(out, grid)
 
@@ -182,7 +183,7 @@ class WeightLayer(QuantLayer):
         grid, x = grid_of(x), values_of(x)
         if self.input_quant is not None:
             x, grid = self.input_quant.quantize(x)
-        if torch.compiler.is_exporting():
+        if exporting():
             grid = self._seen if grid is None else grid  # torch.export carries plain tensors: the grid is recorded
         elif not torch.compiler.is_compiling():
             vars(self)["_seen"] = grid  # past nn.Module's bookkeeping
@@ -280,7 +281,7 @@ class WeightLayer(QuantLayer):
         """The smallest and the largest sum of products that the integer ranges allow."""
         sides = []
         for grid in (inputs, weights):
-            low, high = grid.bounds
+            low, high = int_bounds(int(grid.bit_width), grid.signed, grid.narrow_range)
             if grid.zero_point is not None:  # integers are used minus the zero point, which lies in range
                 low, high = low - high, high - low
             sides.append((low, high))
@@ -291,7 +292,8 @@ class WeightLayer(QuantLayer):
         """Bits that hold every sum the integer ranges allow, sign included."""
         low, high = self._sum_bounds(inputs, weights)
         if biases is not None:
-            low, high = low + biases.bounds[0], high + biases.bounds[1]
+            lowest, highest = int_bounds(int(biases.bit_width), biases.signed, biases.narrow_range)
+            low, high = low + lowest, high + highest
         return max(high.bit_length(), (-low - 1).bit_length()) + 1  # and the sign
 
     def _fan_in(self) -> int:

@@ -15,6 +15,7 @@ import weakref
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from typing import Any
 
 from .errors import IncompleteError, QuantizerError, ReadOnlyError, SettingError, nearest
@@ -661,7 +662,8 @@ def _nothing_uses(setting: Setting, plan: Resolution, where: object) -> Quantize
     guess = nearest(name, (known | implied) - provided - {name})
     said = f"{typed}={_show(setting.declared)}" if typed else f"{name} = {_show(setting.declared)}"
     by = f" (set by {setting.owner!r})" if not typed and setting.owner is not quantizer else ""
-    others = _other_choices(name, plan, prefix)
+    misspelled = get_close_matches(name, known - provided - {name}, 1, cutoff=0.85)
+    others = "" if misspelled else _other_choices(name, plan, prefix)
     takes = f"It takes: {', '.join(sorted(known - provided - {name}))}."
     tail = others or (f"Did you mean {prefix}{guess}?" if guess else takes)
     return QuantizerError(f"{where}: nothing in {base!r} uses {said}{by}. {tail}")

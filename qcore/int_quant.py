@@ -151,7 +151,7 @@ class IntQuant(_Integers):
             real = x if x.is_floating_point() else as_real(x, path_of(self))
             values, grid = self._quantize(real.float(), relu, floor)
             return values.to(real.dtype), grid
-        low, high = self.int_range.bounds()
+        low, high = self.int_range.bounds(self.axis, x.ndim)
         kept = None if torch.compiler.is_compiling() or self._kept is None else self._kept_grid(x)
         if kept is not None and floor is None:
             return fake_quant(x, kept.scale, low, high, kept.zero_point, self.rounding, relu=relu), kept
@@ -175,7 +175,7 @@ class IntQuant(_Integers):
             if fused is not None and not (floor is not None and _below(fused[1], floor)):
                 return fused[0], self._grid(fused[1], None)
         if relu and measuring:
-            seen = seen.clamp_min(0)  # statistics are those of the activation
+            seen = seen.relu()  # statistics are those of the activation
         scale = self._scale(seen)
         if floor is not None:
             least = along_axis(floor, self.axis, x.ndim)
@@ -223,7 +223,7 @@ class IntQuant(_Integers):
         return isinstance(self.rounding, Rounding) and torch.is_grad_enabled() and runs_eagerly(x)
 
     def _grid(self, scale: Tensor, zero_point: Tensor | None) -> Grid:
-        width = self.int_range.bit_width
+        width = self.int_range.widest
         return Grid(
             scale.detach() if scale.requires_grad else scale,
             None if zero_point is None else zero_point.detach(),

@@ -66,8 +66,6 @@ class IntRange:
         (-7, 7, 7)
     """
 
-    replayable = True
-
     def __init__(self, bit_width: int | nn.Module, signed: bool, narrow_range: bool = False) -> None:
         computed = isinstance(bit_width, nn.Module)
         self.width = _check_module(bit_width) if computed else check_bit_width("bit_width", bit_width)

@@ -81,7 +81,7 @@ _CALLS = {"scaling": "x", "rounding": "x", "zero_point": "x, scale", "statistic"
 
 
 def checked(setting: str, found: Any) -> Any:
-    r"""What was injected as a setting, or a `SettingError` that says what may be.
+    """What was injected as a setting, or a `SettingError` that says what may be.
 
     Example:
         >>> checked("rounding", 3)

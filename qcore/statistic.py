@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .derivatives import clamp_through
 from .errors import SettingError
 from .fake_quant import composed_fake_quant
 from .inject import register_choices
@@ -126,11 +127,11 @@ class MinMax:
         """Largest minus smallest value, zero included."""
         if x.numel() == 0:
             return _zeros(x, axis)
-        return _shaped(_rows(x, axis).amax(1).clamp_min(0), axis) - self.low(x, axis)
+        return _shaped(clamp_through(_rows(x, axis).amax(1), 0.0), axis) - self.low(x, axis)
 
     def low(self, x: Tensor, axis: int | None = None) -> Tensor:
         """The smallest value, or 0 if all are positive."""
-        return _zeros(x, axis) if x.numel() == 0 else _shaped(_rows(x, axis).amin(1).clamp_max(0), axis)
+        return _zeros(x, axis) if x.numel() == 0 else _shaped(clamp_through(_rows(x, axis).amin(1), None, 0.0), axis)
 
     def pooled(self, x: Tensor, axis: int | None = None) -> list[Tensor]:
         """Width and lower end over all ranks."""
@@ -203,7 +204,7 @@ class PercentileInterval:
             return _zeros(x, axis)
         rows = _rows(x, axis)
         rank = min(max(math.floor(self.high_percentile / 100 * rows.shape[1] + 0.5), 1), rows.shape[1])
-        high = kth_largest(rows, rows.shape[1] - rank + 1).clamp_min(0)
+        high = clamp_through(kth_largest(rows, rows.shape[1] - rank + 1), 0.0)
         return _shaped(high, axis) - self.low(x, axis)
 
     def low(self, x: Tensor, axis: int | None = None) -> Tensor:
@@ -212,7 +213,7 @@ class PercentileInterval:
             return _zeros(x, axis)
         rows = _rows(x, axis)
         rank = min(max(math.ceil(self.low_percentile / 100 * rows.shape[1]), 1), rows.shape[1])
-        return _shaped(-kth_largest(-rows, rank).clamp_min(0), axis)
+        return _shaped(-clamp_through(kth_largest(-rows, rank), 0.0), axis)
 
     def pooled(self, x: Tensor, axis: int | None = None) -> list[Tensor]:
         """Width and lower end over all ranks."""
@@ -297,7 +298,7 @@ class MinSquaredError:
             return _zeros(x, axis)
         rows = _rows(x, axis)
         largest = rows.abs().amax(1) if self.int_range.signed else rows.amax(1).clamp_min(0)
-        low, high = self.int_range.bounds()
+        low, high = self.int_range.bounds(0, 2)
         best, least = largest.clone(), torch.full_like(largest, float("inf"))
         for step in range(self.search_steps, 0, -1):
             candidate = largest * (step / self.search_steps)
@@ -331,7 +332,7 @@ def measured(statistic: Statistic, x: Tensor, axis: int | None) -> Tensor:
         >>> measured(AbsMax(), torch.ones(0), None)
         tensor(0.)
     """
-    return statistic(x, axis) if x.numel() else _zeros(x, axis)
+    return statistic(x, axis) if torch.jit.is_tracing() or x.numel() else _zeros(x, axis)
 
 
 def lower_end(statistic: Any, x: Tensor, axis: int | None) -> Tensor:
@@ -341,7 +342,7 @@ def lower_end(statistic: Any, x: Tensor, axis: int | None) -> Tensor:
         >>> lower_end(MinMax(), torch.tensor([-1.0, 3.0]), None)
         tensor(-1.)
     """
-    return statistic.low(x, axis) if x.numel() else _zeros(x, axis)
+    return statistic.low(x, axis) if torch.jit.is_tracing() or x.numel() else _zeros(x, axis)
 
 
 def measure(statistic: Any, x: Tensor, axis: int | None) -> list[Tensor]:

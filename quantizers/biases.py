@@ -22,7 +22,7 @@ class Int32Bias(BiasBase):
         >>> import bitwright.nn as qnn
         >>> from bitwright.quantizers import Int8Act
         >>> qnn.QuantLinear(4, 2, bias_quant=Int32Bias, input_quant=Int8Act).bias_quant
-        BiasQuant(int32 bias, scale of the products, half_even)
+        BiasQuant(int32, scale of the products, half_even)
     """
 
 

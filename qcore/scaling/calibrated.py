@@ -16,6 +16,7 @@ from ..pooling import distributed
 from ..protocols import Restriction, Statistic
 from ..restriction import FloatScale
 from ..statistic import AbsMax, measure
+from ..tracing import exporting
 from .magnitude import finite, whole
 from .stored import StoredScaling, in_backward, number
 
@@ -93,7 +94,7 @@ class CalibratedScaling(StoredScaling):
     def prepare(self, x: Tensor, relu: bool = False) -> None:
         """Decide whether this forward is one of the calibration."""
         self._look()
-        if self.training and not torch.compiler.is_exporting():  # which warns of every attribute that is set
+        if self.training and not exporting():  # which warns of every attribute that is set
             self._counted = self._counted if in_backward() else not self._settled and self._remaining() > 0
 
     def _measure_if_due(self, x: Tensor) -> None:
@@ -138,9 +139,9 @@ class CalibratedScaling(StoredScaling):
         if before is not None:
             average = [old + part * (new - old) for old, new in zip(before, found, strict=True)]
         if alone:
-            average[0] = max(average[0], self._floor())
+            average[0] = max(average[0], float(self._floor()))
         else:
-            average[0] = self.restriction.store(average[0].clamp_min(self._floor()))
+            average[0] = self.restriction.store(torch.where(average[0] < self._floor(), self._floor(), average[0]))
         for base, new in zip(bases, average, strict=True):
             base.fill_(new) if alone else base.copy_(new)
         share.fill_(1)

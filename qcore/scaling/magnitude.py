@@ -92,8 +92,11 @@ class MagnitudeScaling(nn.Module):
     def _on_meta(self) -> bool:
         return any(each is not None and each.is_meta for each in self._buffers.values())
 
-    def _floor(self) -> float:
-        return self.min_scale * float(self.restriction.int_threshold(self.int_range))
+    def _floor(self) -> float | Tensor:
+        """The smallest magnitude; one for each channel where bit widths differ."""
+        threshold = self.restriction.int_threshold(self.int_range)
+        several = isinstance(threshold, Tensor) and threshold.ndim > 0
+        return self.min_scale * threshold if several else self.min_scale * float(threshold)
 
     def extra_repr(self) -> str:
         restriction = "" if type(self.restriction) is FloatScale else f", {self.restriction!r}"

@@ -6,7 +6,7 @@ from ..fused import AbsMaxFakeQuant, AbsMaxRowsFakeQuant, apply_eagerly
 from ..int_range import IntRange, check_flag
 from ..protocols import Restriction, Statistic, checked
 from ..restriction import FloatScale
-from ..rounding import Rounding
+from ..rounding import HalfEven, HalfUp, Rounding
 from ..statistic import AbsMax, lower_end, measured
 from .magnitude import MagnitudeScaling, usable
 
@@ -28,6 +28,7 @@ class StatisticScaling(MagnitudeScaling):
         detach_scale: no gradient through the statistic: training is faster, the largest weight gets no extra pull.
 
     Example:
+        >>> import torch
         >>> StatisticScaling(IntRange(8, signed=True, narrow_range=True))(torch.tensor([0.5, -1.27]))
         tensor(0.0100)
     """
@@ -56,8 +57,10 @@ class StatisticScaling(MagnitudeScaling):
             return None
         if x.numel() == 0 or self.axis not in (None, 0) or high >= 1 << 20:
             return None
+        if low != -high or type(rounding) not in (HalfEven, HalfUp):  # the fused form clips nothing
+            return None
         function = AbsMaxFakeQuant if self.axis is None else AbsMaxRowsFakeQuant
-        return apply_eagerly(function, x, self._floor(), high, rounding, self.detach_scale)
+        return apply_eagerly(function, x, float(self._floor()), high, rounding, self.detach_scale)
 
     def forward(self, x: Tensor) -> Tensor:
         """The scale of ``x``."""

@@ -438,7 +438,7 @@ class LearnedScaling(StoredScaling):
         """Measure the first input before all else, so that this forward does what it will do when it is run again."""
         self._look()
         if self.training and not self._settled and not in_backward() and (x.numel() > 0 or distributed()):
-            self._measure((x.clamp_min(0) if relu else x).detach())
+            self._measure((x.relu() if relu else x).detach())
 
     @torch.no_grad()
     def _measure(self, x: Tensor) -> None:

@@ -19,7 +19,7 @@ def test_weights(example, tmp_path):
 def test_activations_use_the_range_of_the_example_and_say_so(example, tmp_path, name):
     model = getattr(example("lenet_models"), name)(3)
     path = str(tmp_path / "lenet.onnx")
-    with pytest.warns(BitwrightWarning, match="is evaluated before it saw any data"):
+    with pytest.warns(BitwrightWarning, match="saw no data, so the range is that of the input at hand"):
         export_onnx_qcdq(model, torch.randn(1, 3, 32, 32), export_path=path)
     graph = onnx.load(path).graph
     assert sum(node.op_type == "QuantizeLinear" for node in graph.node) == 5

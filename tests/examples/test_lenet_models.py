@@ -88,5 +88,5 @@ def test_biases_are_integers_on_the_scale_of_the_products(example):
 def test_untrained_model_exports(example, seed):
     torch.manual_seed(seed)
     model = example("lenet_models").WeightActBiasLeNet(3)
-    with pytest.warns(BitwrightWarning, match="is evaluated before it saw any data"):
+    with pytest.warns(BitwrightWarning, match="saw no data, so the range is that of the input at hand"):
         export_onnx_qcdq(model, torch.randn(1, 3, 32, 32))

@@ -16,7 +16,7 @@ from bitwright.export import (
     integers,
     run_integers,
 )
-from bitwright.qcore import CalibratedScaling
+from bitwright.qcore import CalibratedScaling, QuantTensor
 from bitwright.quantizers import (
     Int8Act,
     Int8ActPerChannel,
@@ -222,7 +222,7 @@ def test_ties_are_counted_and_explain_outputs():
     entry, weight, head = 0.0303, 0.0417, {"bias": False, "return_quant_tensor": True}
     model = nn.Sequential(
         qnn.QuantIdentity(scale=entry, return_quant_tensor=True),
-        qnn.QuantConv2d(1, 6, 5, weight_quant=Int8Act(scale=weight), **head),
+        qnn.QuantConv2d(1, 6, 5, weight_quant=Int8Act(scale=weight, quantizes="weight"), **head),
         qnn.QuantReLU(scale=2 * entry * weight, bit_width=8, return_quant_tensor=True),
         nn.Flatten(),
         qnn.QuantLinear(600, 10, bias=False),
@@ -384,6 +384,21 @@ def test_what_the_operators_do_not_take_is_refused():
     )
 
 
+def test_a_divisor_that_the_exporter_drops_is_refused():
+    class Pooled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inp = qnn.QuantIdentity(return_quant_tensor=True, scale=0.1)
+
+        def forward(self, x):
+            return F.avg_pool2d(self.inp(x), 2, divisor_override=3)
+
+    assert refusal(Pooled().eval(), 2, 3, 4, 4).startswith(
+        "torch.onnx.export would write 1 operation of this model as something else:\n"
+        "  the model (Pooled): average pooling with divisor_override=3, which it drops."
+    )
+
+
 def test_an_input_may_be_normalized():
     class Normalized(nn.Module):
         def __init__(self):
@@ -502,4 +517,33 @@ def test_sums_as_an_input_are_refused():
     assert str(raised.value) == (
         "the integer dialect can't express this model:\n"
         "  1: its input has 17 bits, and integer operators take 8. Put a QuantIdentity in front of it."
+    )
+
+
+class AsksForQuantTensors(nn.Module):
+    def forward(self, x):
+        assert isinstance(x, QuantTensor), "add among QuantTensors"
+        return x + x
+
+
+class ReadsTheScale(nn.Module):
+    def forward(self, x):
+        return x.value / x.scale
+
+
+@pytest.mark.parametrize(
+    ("module", "said"),
+    [
+        (AsksForQuantTensors, "AssertionError: add among QuantTensors"),
+        (ReadsTheScale, "AttributeError: 'IntegerTensor' object has no attribute 'scale'"),
+    ],
+)
+def test_a_module_that_asks_for_a_quant_tensor_is_named(module, said):
+    model = nn.Sequential(qnn.QuantIdentity(max_value=1.0, return_quant_tensor=True), module()).eval()
+    with pytest.raises(ExportError) as error:
+        integers(model, torch.rand(2, 4))
+    assert str(error.value) == (
+        f"1 ({module.__name__}): its forward failed on the integers that stand for its input: {said}. In a run on "
+        "integers no tensor is a QuantTensor, and none has a scale. Compute with the tensor itself, and leave scales to "
+        "a quantizer: QuantIdentity(return_quant_tensor=True) behind the module."
     )

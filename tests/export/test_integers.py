@@ -1,11 +1,24 @@
 import pickle
+from fractions import Fraction
 
 import pytest
 import torch
 from torch import nn
 
 import bitwright.nn as qnn
-from bitwright.export import ExportError, Integers, accumulator_report, compare, integers, run_integers
+from bitwright.export import (
+    ExportError,
+    IntegerGrid,
+    Integers,
+    LayerIntegers,
+    Quantized,
+    accumulator_report,
+    compare,
+    export_onnx_integer,
+    export_onnx_qcdq,
+    integers,
+    run_integers,
+)
 from bitwright.qcore import CalibratedScaling
 from bitwright.quantizers import (
     Int8Act,
@@ -174,6 +187,7 @@ def test_unknown_layer(net, example):
 @pytest.mark.parametrize("call", [integers, run_integers, compare, accumulator_report])
 def test_scales_that_follow_the_input_are_refused(call):
     class Dynamic(Int8WeightPerTensor):
+        quantizes = "activation"
         narrow_range = False
 
     model = nn.Sequential(qnn.QuantLinear(4, 2, input_quant=Dynamic))
@@ -205,3 +219,70 @@ def test_an_archive_of_something_else(tmp_path):
         f"Integers.load({str(tmp_path / 'other.npz')!r}): the file has no entry 'bitwright'. Load what save_npz or "
         "save_safetensors wrote."
     )
+
+
+# Wide biases
+
+
+def wide(biases):
+    """A layer whose products have a scale of about 0.001, and so biases of many bits."""
+    quantizers = {
+        "weight_quant": Int8Act(scale=0.0079, quantizes="weight"),
+        "input_quant": Int8Act(scale=2**-3),
+        "bias_quant": Int32Bias,
+    }
+    fc = qnn.QuantLinear(2, len(biases), **quantizers).eval()
+    with torch.no_grad():
+        fc.bias.copy_(torch.tensor(biases))
+        fc(torch.ones(1, 2))
+    return fc
+
+
+def exact(fc, scale):
+    """round(bias / scale), within int32, from the float32 numbers."""
+    quotients = (Fraction(bias) / Fraction(scale.item()) for bias in fc.bias.tolist())
+    return [min(max(round(each), -(2**31)), 2**31 - 1) for each in quotients]
+
+
+BIASES = [1234.5678, -98765.43, 300000.0, 2.1e6, -2.1e6, 1e-3]
+
+
+def test_biases_are_exact_above_24_bits():
+    fc = wide(BIASES)
+    bias = integers(nn.Sequential(fc), torch.ones(1, 2))["0"].bias
+    assert bias.codes.dtype is torch.int32
+    assert bias.codes.tolist() == exact(fc, bias.grid.scale)
+    assert sum(abs(each) > 2**24 for each in bias.codes.tolist()) == 4
+    assert bias.codes.tolist() == fc.int_bias().tolist()
+
+
+def test_large_biases_keep_to_half_of_32_bits():
+    """The weight's scale makes room for them."""
+    fc = wide([1e7, -1e7, 0.0])
+    assert integers(nn.Sequential(fc), torch.ones(1, 2))["0"].bias.codes.tolist() == [2**30, -(2**30), 0]
+    assert fc.int_bias().tolist() == [2**30, -(2**30), 0]
+
+
+@pytest.mark.parametrize("ends", [[-(2**31), 2**31 - 1], [2**24 + 1, -(2**30) - 1]])
+def test_ends_of_32_bits_survive_files(ends, tmp_path):
+    grid = IntegerGrid("fc.bias_quant", torch.tensor(0.5), torch.tensor(0), 32, signed=True)
+    part = Quantized(grid, torch.tensor(ends, dtype=torch.int32))
+    found = Integers({"fc": LayerIntegers("fc", "QuantLinear", {"bias": part})})
+    found.save_npz(tmp_path / "ends.npz")
+    assert Integers.load(tmp_path / "ends.npz")["fc"].bias.codes.tolist() == ends
+
+
+def test_files_hold_wide_biases_exactly(tmp_path):
+    pytest.importorskip("onnxruntime")
+    fc = wide(BIASES)
+    model, x = nn.Sequential(fc), torch.randn(3, 2)
+    found = integers(model, x)
+    right = exact(fc, found["0"].bias.grid.scale)
+    found.save_npz(tmp_path / "model.npz")
+    assert Integers.load(tmp_path / "model.npz")["0"].bias.codes.tolist() == right
+    for export in (export_onnx_qcdq, export_onnx_integer):
+        program = export(model, x)
+        stored = [each.const_value.numpy() for each in program.model.graph.initializers.values()]
+        assert any(each.size == len(right) and each.reshape(-1).tolist() == right for each in stored)
+    assert compare(model, x).ok
+    assert run_integers(model, x).accumulators["0"].shape == (3, 6)
