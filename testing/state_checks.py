@@ -89,8 +89,6 @@ def float_checkpoint(subject: Subject) -> None:
         layer.load_state_dict(given.state_dict(), strict=True)
         return
     layer.load_state_dict(given.state_dict(), strict=True)
-    for quant, name in ((subject.quantizer_of(fresh), subject.role),):
-        quant.initialize(getattr(fresh, name))
     _same_output(subject, fresh.eval(), layer.eval(), "a layer made with these weights")
 
 

@@ -17,15 +17,18 @@ from bitwright.qcore import BitwrightWarning, QuantizerError, QuantTensor, Tenso
 from bitwright.qcore.inject import QuantizerType
 from bitwright.quantizers import Int8Act, Int8WeightPerTensor, Int32Bias
 
+pytestmark = pytest.mark.filterwarnings("ignore:.* is clipped:bitwright.qcore.BitwrightWarning")  # biases of 8 bits
+
 FRAGMENTS = {"BiasBase", "IntBase", "PerOutputChannel", "PowerOfTwo", "Shifted"}
-BASES = {"ActivationLayer", "WeightLayer"}
+BASES = {"ActivationLayer", "QuantLayer", "WeightLayer"}
+FUNCTIONS = {"calibrating", "finish_calibration", "frozen"}
 
 QUANTIZERS = {name: getattr(quantizers, name) for name in quantizers.__all__ if name not in FRAGMENTS}
 WEIGHTS = {name: each for name, each in QUANTIZERS.items() if "Weight" in name}
 ACTS = {name: each for name, each in QUANTIZERS.items() if "Act" in name}
 BIASES = {name: each for name, each in QUANTIZERS.items() if "Bias" in name}
 
-LAYERS = {name: getattr(qnn, name) for name in qnn.__all__ if name not in BASES}
+LAYERS = {name: getattr(qnn, name) for name in qnn.__all__ if name not in BASES | FUNCTIONS}
 WEIGHT_LAYERS = {name: layer for name, layer in LAYERS.items() if issubclass(layer, qnn.WeightLayer)}
 ACT_LAYERS = {name: layer for name, layer in LAYERS.items() if issubclass(layer, qnn.ActivationLayer)}
 

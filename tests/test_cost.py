@@ -22,25 +22,25 @@ from bitwright.quantizers import Int8WeightPerChannel, Int32Bias
 # are alive anyway. forward, backward (in training), evaluation: operations of aten, as they are dispatched. The input
 # is float32: 4 x 64, or 4 x 8 x 8 x 8 for convolutions.
 COSTS = """
-                                       modules      nodes      saved    forward   backward evaluation
-nn.Linear                                    1          2          0          2         10          2
-QuantLinear                                  3          3       8452         14         38          2
-QuantLinear, detached scale                  3          3       8192         13         10          2
-QuantLinear, per channel                     3          3       8320         22         36          2
-QuantLinear, Int32Bias                       4          5       8456         23         40          2
-QuantLinear, Int32Bias, QuantTensor          4          6       8456         28         40          6
-nn.Conv2d                                    1          1          0          1          3          1
-QuantConv2d                                  3          2       2372         13         31          1
-QuantConv2d, per channel                     3          2       2336         21         29          1
-QuantConv2d, Int32Bias                       4          4       2376         22         33          1
-QuantConv2d, Int32Bias, QuantTensor          4          5       2376         27         33          5
-nn.ReLU                                      1          1       1024          2          4          1
-QuantReLU, collecting                        3          1          4         19          4          4
-QuantReLU, learned                           3          1       1032          8         16          4
-QuantReLU, learned, QuantTensor              3          2       1032          9         16          4
-QuantIdentity, collecting                    3          1          4         18          4          4
-QuantIdentity, learned                       3          1       1032          8         16          4
-QuantIdentity, learned, QuantTensor          3          2       1032          9         16          4
+                                       modules      nodes      saved    forward   backward evaluation     frozen
+nn.Linear                                    1          2          0          2         10          2          2
+QuantLinear                                  3          3       8452         14         38         20          2
+QuantLinear, detached scale                  3          3       8192         13         10         21          2
+QuantLinear, per channel                     3          3       8320         22         36         21          2
+QuantLinear, Int32Bias                       4          7       8716         44         42         46          8
+QuantLinear, Int32Bias, QuantTensor          4          8       8716         49         42         50         12
+nn.Conv2d                                    1          1          0          1          3          1          1
+QuantConv2d                                  3          2       2372         13         31         19          1
+QuantConv2d, per channel                     3          2       2336         21         29         20          1
+QuantConv2d, Int32Bias                       4          6       2444         43         35         45          7
+QuantConv2d, Int32Bias, QuantTensor          4          7       2444         48         35         49         11
+nn.ReLU                                      1          1       1024          2          4          1          1
+QuantReLU, calibrating                       3          1          4         29          4         17          6
+QuantReLU, learned                           3          1       1032         10         16         17          6
+QuantReLU, learned, QuantTensor              3          2       1032         11         16         17          6
+QuantIdentity, calibrating                   3          1          4         28          4         17          6
+QuantIdentity, learned                       3          1       1032         10         16         17          6
+QuantIdentity, learned, QuantTensor          3          2       1032         11         16         17          6
 """
 
 LINEAR, CONV = (64, 32), (8, 8, 3)
@@ -61,10 +61,10 @@ LAYERS: dict[str, Callable[[], nn.Module]] = {
     "QuantConv2d, Int32Bias": lambda: qnn.QuantConv2d(*CONV, bias_quant=Int32Bias),
     "QuantConv2d, Int32Bias, QuantTensor": lambda: qnn.QuantConv2d(*CONV, bias_quant=Int32Bias, **CARRIED),
     "nn.ReLU": nn.ReLU,
-    "QuantReLU, collecting": lambda: qnn.QuantReLU(**CALIBRATING),
+    "QuantReLU, calibrating": lambda: qnn.QuantReLU(**CALIBRATING),
     "QuantReLU, learned": lambda: qnn.QuantReLU(**LEARNED),
     "QuantReLU, learned, QuantTensor": lambda: qnn.QuantReLU(**LEARNED, **CARRIED),
-    "QuantIdentity, collecting": lambda: qnn.QuantIdentity(**CALIBRATING),
+    "QuantIdentity, calibrating": lambda: qnn.QuantIdentity(**CALIBRATING),
     "QuantIdentity, learned": lambda: qnn.QuantIdentity(**LEARNED),
     "QuantIdentity, learned, QuantTensor": lambda: qnn.QuantIdentity(**LEARNED, **CARRIED),
 }
@@ -80,6 +80,7 @@ class Cost:
     forward: int
     backward: int
     evaluation: int
+    frozen: int
 
 
 class CountOperations(TorchDispatchMode):
@@ -147,7 +148,10 @@ def cost(name: str) -> Cost:
     with torch.no_grad():
         layer(x)
         evaluation = operations(lambda: layer(x))
-    return Cost(sum(1 for _ in layer.modules()), *trained, step, evaluation)
+        with qnn.frozen(layer):
+            layer(x)
+            frozen = operations(lambda: layer(x))
+    return Cost(sum(1 for _ in layer.modules()), *trained, step, evaluation, frozen)
 
 
 def table() -> str:

@@ -411,7 +411,8 @@ def test_what_a_class_asks_for_must_be_there():
         qnn.QuantReLU(scaling=MyScaling)
     assert str(caught.value) == (
         "QuantReLU(): MyScaling asks for 'sigma', which Uint8Act(scaling=MyScaling) does not have "
-        "(tensor_quant > scaling > sigma). Write `sigma = ...` in the quantizer, or give the argument a default."
+        "(tensor_quant > scaling > sigma). Write `sigma = ...` in the quantizer, or give the argument a default. Or "
+        "build on a complete one: act_quant=Int8Act, or a subclass of it."
     )
 
 
