@@ -81,6 +81,8 @@ class QuantTensor(torch.Tensor):
             return _Wrap.apply(values, grid.scale, grid.zero_point, _form_of(grid, values.ndim))
         if not (values.requires_grad and torch.is_grad_enabled()):
             return _on(values, grid)
+        if torch.jit.is_tracing():  # which can't record the function that passes gradients on
+            return _on(values.detach(), grid)
         wrapped = apply_eagerly(_Wrap, values, grid.scale, grid.zero_point, _form_of(grid, values.ndim))
         if wrapped is None:
             raise QuantTensorError(
