@@ -36,7 +36,8 @@ def value_range(case: Case) -> None:
     low, high = representable_bounds(*case.subject.bounds, 24)
     for values, grid in case.each_way():
         codes = case.codes(values, grid).round()
-        outside = (codes < case.subject.bounds[0]) | (codes > case.subject.bounds[1])
+        ends = torch.tensor(case.subject.bounds, dtype=torch.float32)  # as precisely as values give them back
+        outside = (codes < ends[0]) | (codes > ends[1])
         if bool(outside.any()):
             raise Failure(f"integers from {low} to {high}", first(codes, outside, case))
         if not case.subject.fixed_grid:

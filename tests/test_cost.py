@@ -35,7 +35,7 @@ QuantConv2d, per channel                     3          2       2336         21 
 QuantConv2d, Int32Bias                       4          6       2444         43         35         45          7
 QuantConv2d, Int32Bias, QuantTensor          4          7       2444         48         35         49         11
 nn.ReLU                                      1          1       1024          2          4          1          1
-QuantReLU, calibrating                       3          1          4         29          4         17          6
+QuantReLU, calibrating                       3          1       1028         30          4         17          6
 QuantReLU, learned                           3          1       1032         10         16         17          6
 QuantReLU, learned, QuantTensor              3          2       1032         11         16         17          6
 QuantIdentity, calibrating                   3          1          4         28          4         17          6
