@@ -60,6 +60,8 @@ def calibrating(model: Model) -> Iterator[Model]:
             yield model
     except BaseException:
         _restore(before)
+        for each in scalings:
+            each._forget()
         raise
     else:
         finish_calibration(model)
@@ -94,7 +96,9 @@ def _of_activations(model: nn.Module) -> list[TensorQuant]:
 
 
 def _stored(quantizers: list[TensorQuant]) -> list[StoredScaling]:
-    return [part for each in quantizers for part in each.modules() if isinstance(part, StoredScaling)]
+    """The scalings that measure: not those that start from a range that was given."""
+    parts = [part for each in quantizers for part in each.modules()]
+    return [part for part in parts if isinstance(part, StoredScaling) and getattr(part, "max_value", None) is None]
 
 
 def _tensors(scaling: nn.Module) -> list[Tensor]:

@@ -21,7 +21,7 @@ def frozen(model: Model) -> Iterator[Model]:
     Outside of it every forward works them out from the parameters as they are. In the block the first forward in
     evaluation, without gradients, works them out, and later ones use them: for loops over an evaluation set.
 
-    - A parameter that is written to in the block is not seen until the block ends.
+    - A change of a quantized parameter in the block is not seen until the block ends.
     - A forward in training mode, one with gradients enabled and one under ``torch.compile`` uses nothing that is kept.
       ``train()`` forgets it, so that evaluation after training steps in the block is that of the new parameters.
     - Blocks may be nested: the inner one starts anew. What was kept is gone when a block ends, also by an exception;

@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from torch import nn
+from torch import Tensor, nn
 
 from ..qcore import QuantizerError, TensorQuant, resolve, settings, value
 from ..qcore.errors import IncompleteError, ReadOnlyError, nearest
@@ -62,7 +62,7 @@ def _misplaced(layer: nn.Module, slots: Mapping[str, Any], keyword: str, item: A
     holder = next((slot for slot, names in possible.items() if keyword in names), None)
     start, _, rest = keyword.partition("_")
     slot = nearest(start, possible)
-    setting = nearest(rest, possible[slot]) if slot else None
+    setting = nearest(rest, {*possible[slot], "quant"} - {ROLE}) if slot else None
     close = f"{slot}_{setting}" if setting else nearest(keyword, known)
     guess = f"{holder}_{keyword}" if holder else close
     tail = f" Did you mean {guess}={item!r}?" if guess else ""
@@ -158,10 +158,13 @@ def _check_role(layer: nn.Module, slot: str, quantizer: QuantizerType, written: 
         )
     if made_for not in (None, role):
         article = "an" if role == "activation" else "a"
+        way = f", or say that it quantizes {article} {role} as well: {quantizer!r}(quantizes={role!r})"
+        on_products = (
+            getattr(settings(quantizer)[ROOT].declared, "follows_input", False) if ROOT in quantizer else False
+        )
         raise QuantizerError(
             f"{Described(layer)}: {quantizer!r} quantizes {_PLURALS[made_for]} and can't be {slot}_quant. Write "
-            f"{slot}_quant={_EXAMPLES.get(slot, 'Int8Act')}, or say that it quantizes {article} {role} as well: "
-            f"{quantizer!r}(quantizes={role!r})."
+            f"{slot}_quant={_EXAMPLES.get(slot, 'Int8Act')}{'' if on_products else way}."
         )
 
 
@@ -225,6 +228,8 @@ weight_bit_width=2 can't be set on a layer that is built. Write layer.weight_qua
             raise
         if module is not None:
             module.train(self.training)
+            if module is not quantizer or len(module._served) > 1:
+                module.rederive()
         if self._kept:
             self._kept.clear()
 
@@ -234,7 +239,13 @@ weight_bit_width=2 can't be set on a layer that is built. Write layer.weight_qua
 
     def _refuse_setting(self, name: str, item: object) -> None:
         """What a quantizer was declared with is no attribute of the layer, to be set afterwards and ignored."""
-        if name in self.__dict__ or name in self._parameters or name in self._buffers or hasattr(type(self), name):
+        if (
+            isinstance(item, Tensor | nn.Module)
+            or name in self.__dict__
+            or name in self._parameters
+            or name in self._buffers
+            or hasattr(type(self), name)
+        ):
             return
         for slot, prefix in self.prefixes.items():
             quant, setting = getattr(self, f"{slot}_quant", None), name.removeprefix(prefix)

@@ -219,11 +219,14 @@ class WeightLayer(QuantLayer):
         bias, follower = self.bias, self.bias_quant
         if inputs is None or bias is None or follower is None or not isinstance(quant, IntQuant):
             return ()
-        least = follower.least_weight_scale(bias, inputs)
+        if inputs.scale.numel() != 1:  # of a depthwise layer: as many as there are outputs
+            ones, each = self._per_output(inputs, Grid(inputs.scale.new_ones(())))
+            inputs = ones if each is None or ones is None else ones.replace(scale=ones.scale * each.scale, axis=0)
+        least = None if inputs is None else follower.least_weight_scale(bias, inputs)
         if least is None:
             return ()
-        each = quant.axis is not None and quant.axis % self.weight.ndim == self.channel_axis
-        return False, least if each else least.amax()
+        by_channel = quant.axis is not None and quant.axis % self.weight.ndim == self.channel_axis
+        return False, least if by_channel else least.amax()
 
     def _take_bias(self, inputs: Grid | None, weights: Grid | None) -> tuple[Tensor | None, Grid | None]:
         """The quantized bias and its grid."""
@@ -237,15 +240,14 @@ class WeightLayer(QuantLayer):
         self, slot: str, quant: TensorQuant, tensor: Tensor, context: tuple[Any, ...], inputs: Grid | None
     ) -> tuple[Tensor, Grid | None]:
         """A parameter quantized; in a frozen model once for each grid of the input, if it depends on that."""
-        if torch.compiler.is_compiling() or self._kept is None or quant.lowering is not None:
-            return quant.quantize(tensor, *context)
-        kept = self._kept
-        if self.training or torch.is_grad_enabled():
+        kept = None if torch.compiler.is_compiling() else self._kept
+        if kept is None or quant.lowering is not None or self.training or torch.is_grad_enabled():
             return quant.quantize(tensor, *context)
         scale = inputs.scale if context and inputs is not None else None
-        if slot not in kept or kept[slot][0] is not scale:
-            kept[slot] = (scale, *quant.quantize(tensor, *context))
-        return kept[slot][1:]
+        found = kept.get(slot)
+        if found is None or found[0] is not scale:
+            kept[slot] = found = (scale, *quant.quantize(tensor, *context))
+        return found[1:]
 
     def _per_output(self, inputs: Grid | None, weights: Grid | None) -> tuple[Grid | None, Grid | None]:
         """The grids whose scales multiply: of the input, and of the weight with one for each output, or one for all."""

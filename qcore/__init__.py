@@ -2,7 +2,15 @@
 
 from .bit_width import LearnedBitWidth, bit_width_report, size_penalty
 from .describe import Description, describe
-from .errors import BitwrightError, BitwrightWarning, QuantizerError, QuantTensorError, SettingError
+from .errors import (
+    BitwrightError,
+    BitwrightWarning,
+    QuantizerError,
+    QuantTensorError,
+    ReadOnlyError,
+    SettingError,
+    UncalibratedWarning,
+)
 from .fake_quant import composed_fake_quant, fake_quant, quantize_to_int
 from .grid import Grid
 from .inject import Quantizer, diff, register_choices, resolve, settings, value
@@ -67,6 +75,7 @@ __all__ = [
     "Quantizer",
     "QuantizerError",
     "RangeZeroPoint",
+    "ReadOnlyError",
     "Rounding",
     "RunningScaling",
     "SettingError",
@@ -74,6 +83,7 @@ __all__ = [
     "StochasticRounding",
     "TensorQuant",
     "TowardZero",
+    "UncalibratedWarning",
     "bit_width_report",
     "composed_fake_quant",
     "describe",

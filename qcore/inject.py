@@ -14,7 +14,7 @@ import warnings
 import weakref
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from typing import Any
 
@@ -525,9 +525,11 @@ def resolve(
             chosen = _chosen(plan)
             if chosen:
                 return resolve(quantizer(**chosen), provided, where=where, written=written)
+            for setting in plan.resolution.unused():
+                raise _nothing_uses(setting, replace(plan.resolution, written=written or {}), where)
         return getattr(plan.injector, ROOT)
     except SettingError as error:
-        raise _located(error, quantizer, plan.settings, where, written or {}) from None
+        raise _located(error, quantizer, plan.resolution.settings, where, written or {}) from None
     except DependencyError as error:
         raise QuantizerError(f"{where}: {quantizer!r} can't be resolved. {error}") from None
     finally:
@@ -546,9 +548,12 @@ class _Plan:
     """
 
     injector: type[dependencies.Injector]
-    settings: dict[str, Setting]
+    resolution: Resolution
     constructors: list[tuple[type, object]]  # each class and its __init__: a notebook may redefine it
-    open: tuple[str, ...]  # `value` functions that may return a class, or the name of a choice
+
+    @property
+    def open(self) -> tuple[str, ...]:
+        return self.resolution.open
 
     @property
     def current(self) -> bool:
@@ -570,7 +575,7 @@ def _plan_of(
         if traced.open:
             given["open_values"] = _holder(traced.open)
         constructors = [(item, item.__init__) for item in injected.values() if inspect.isclass(item)]
-        plan = _Plan(dependencies.Injector(**given), traced.settings, constructors, traced.open)
+        plan = _Plan(dependencies.Injector(**given), traced, constructors)
         type.__setattr__(quantizer, "__plans__", {**plans, tuple(provided): plan})
     return plan
 

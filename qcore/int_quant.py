@@ -20,6 +20,7 @@ from .restriction import FloatScale, LogScale
 from .rounding import HalfEven, HalfUp, Rounding
 from .scaling import MagnitudeScaling, StatisticScaling, StoredScaling
 from .tensor_quant import TensorQuant
+from .tracing import transformed
 
 __all__ = ["FLOAT_BITS", "BiasQuant", "IntQuant", "resting"]
 
@@ -152,7 +153,7 @@ class IntQuant(_Integers):
             values, grid = self._quantize(real.float(), relu, floor)
             return values.to(real.dtype), grid
         low, high = self.int_range.bounds(self.axis, x.ndim)
-        kept = None if torch.compiler.is_compiling() or self._kept is None else self._kept_grid(x)
+        kept = None if torch.compiler.is_compiling() or self._kept is None else self._kept_grid(x, self._kept)
         if kept is not None and floor is None:
             return fake_quant(x, kept.scale, low, high, kept.zero_point, self.rounding, relu=relu), kept
         if self.axis is not None and not -x.ndim <= self.axis < x.ndim:
@@ -175,7 +176,9 @@ class IntQuant(_Integers):
             if fused is not None and not (floor is not None and _below(fused[1], floor)):
                 return fused[0], self._grid(fused[1], None)
         if relu and measuring:
-            seen = seen.relu()  # statistics are those of the activation
+            seen = (
+                x.detach() if isinstance(scaling, StoredScaling) else seen
+            ).relu()  # what is measured is the activation
         scale = self._scale(seen)
         if floor is not None:
             least = along_axis(floor, self.axis, x.ndim)
@@ -189,17 +192,16 @@ class IntQuant(_Integers):
             return along_axis(x.new_ones(1 if self.axis is None else x.shape[self.axis]), self.axis, x.ndim)
         return self.scaling(x)
 
-    def _kept_grid(self, x: Tensor) -> Grid | None:
+    def _kept_grid(self, x: Tensor, kept: dict[Any, Grid]) -> Grid | None:
         """The grid that is kept while the model is frozen, for an input of that rank."""
-        assert self._kept is not None
         if self.training or torch.is_grad_enabled() or self.dynamic:
             return None
         if self.axis is not None and not -x.ndim <= self.axis < x.ndim:
             return None
         key = None if self.axis is None else (x.ndim, x.shape[self.axis])
-        if key not in self._kept:
-            self._kept[key] = self.grid(x)
-        return self._kept[key]
+        if key not in kept:
+            kept[key] = self.grid(x)
+        return kept[key]
 
     def _together(self, x: Tensor) -> Tensor:
         """What a stored range is measured on: all the weights that it is for, where layers share the quantizer."""
@@ -350,7 +352,7 @@ class BiasQuant(_Integers):
         the sum than the bias's own rounding to 22 bits; a narrower bias would push weights away that do count.
         """
         width = self.int_range.width
-        if not isinstance(width, int) or width < 24 or inputs.scale.numel() != 1:
+        if not isinstance(width, int) or width < 24 or inputs.scale.numel() not in (1, bias.numel()):
             return None
         return bias.detach().abs().to(inputs.scale.dtype) / (inputs.scale.reshape(-1) * 2.0 ** (width - 2))
 
@@ -359,7 +361,7 @@ class BiasQuant(_Integers):
         low, high = self.int_range.bounds()
         wide = bias.double() if isinstance(high, int) and high >= 1 << FLOAT_BITS else bias
         values = fake_quant(wide, grid.scale.to(wide.dtype), low, high, None, self.rounding).to(bias.dtype)
-        if not self._warned and not torch.compiler.is_compiling() and bias.device.type == "cpu":
+        if not self._warned and bias.device.type == "cpu" and not (torch.compiler.is_compiling() or transformed()):
             self._warn(bias, grid.scale, low, high)
         return values, grid
 
@@ -387,6 +389,10 @@ class BiasQuant(_Integers):
         return Grid(scale, None, self.int_range.bit_width, self.signed, self.narrow_range, axis, None)
 
     def _warn(self, bias: Tensor, scale: Tensor, low: int | Tensor, high: int | Tensor) -> None:
+        if not isinstance(high, int) or bias.numel() == 0:
+            return
+        if bias.detach().abs().amax().item() <= scale.amin().item() * high:  # the short way: usually all is well
+            return
         codes = bias.detach() / scale
         beyond = (codes >= high + 1) | (codes <= low - 1)
         if bool(beyond.any()):

@@ -145,6 +145,8 @@ class TensorQuant(nn.Module):
     ) -> None:
         saved = state_dict.pop(prefix + "scheme", None)
         self._absent = prefix if saved is None else None
+        if saved is not None:
+            self._stale = False  # the file knows
         own = self.scheme()
         found = own if saved is None else bytes(saved.tolist()).decode().removesuffix(_VERSION)
         if found != own:  # told as an unexpected key: those are errors with strict=True only

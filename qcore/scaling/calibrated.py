@@ -18,7 +18,7 @@ from ..restriction import FloatScale
 from ..statistic import AbsMax, measure
 from ..tracing import exporting
 from .magnitude import finite, whole
-from .stored import StoredScaling, in_backward, number
+from .stored import StoredScaling, in_backward, number, widest
 
 __all__ = ["CalibratedScaling", "RunningScaling"]
 
@@ -121,7 +121,7 @@ class CalibratedScaling(StoredScaling):
                 "Run the calibration steps without it first, or call finish_calibration()."
             )
         taken = int(taken)
-        if taken >= self.calibration_steps * self.calls:  # compiled code finds out in here
+        if taken >= self._limit():  # compiled code finds out in here
             self._forget()
             return
         found: list[Any] = measure(self.statistic, x, self.axis)
@@ -141,21 +141,20 @@ class CalibratedScaling(StoredScaling):
         if alone:
             average[0] = max(average[0], float(self._floor()))
         else:
-            average[0] = self.restriction.store(torch.where(average[0] < self._floor(), self._floor(), average[0]))
+            average[0] = self._stored_as(average[0])
         for base, new in zip(bases, average, strict=True):
             base.fill_(new) if alone else base.copy_(new)
         share.fill_(1)
         steps += 1
-        self._whole, self._settled = True, taken + 1 >= self.calibration_steps * self.calls
+        self._whole, self._settled = True, taken + 1 >= self._limit()
 
     def _windowed(self, taken: int, before: list[Any] | None, found: list[Any]) -> tuple[list[Any] | None, list[Any]]:
         """The average before this forward of the model, and the widest range that it has brought so far."""
         if self.calls == 1:
             return before, found
         if taken % self.calls and self._window is not None:
-            before, widest = self._window
-            wider = (max, min) if isinstance(found[0], float) else (torch.maximum, torch.minimum)
-            found = [pick(old, new) for pick, old, new in zip(wider, widest, found, strict=False)]
+            before, so_far = self._window
+            found = widest(so_far, found)
         self._window = (before, found)
         return before, found
 

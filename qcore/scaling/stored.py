@@ -17,7 +17,7 @@ from ..rounding import Rounding
 from ..statistic import AbsMax, lower_end, measure, measured
 from .magnitude import WIDE, MagnitudeScaling, finite, usable, whole
 
-__all__ = ["LearnedScaling", "StoredScaling", "in_backward", "number"]
+__all__ = ["LearnedScaling", "StoredScaling", "in_backward", "number", "widest"]
 
 _FLOAT_SCALE = FloatScale()
 _ABS_MAX = AbsMax()
@@ -131,7 +131,7 @@ class StoredScaling(MagnitudeScaling):
 
     def progress(self) -> str:
         """The phase in words, such as ``"calibrating, 100 of 300 steps"``."""
-        steps = self.calibration_steps * self.calls
+        steps = self._limit()
         if self.phase != "calibrating" or steps >= sys.maxsize:
             return self.phase
         return f"calibrating, {int(self.steps)} of {steps} steps"
@@ -153,12 +153,16 @@ class StoredScaling(MagnitudeScaling):
         taken, share = number(self.steps), number(self.measured)
         if taken is not None and share is not None:
             self._whole = share == 1
-            self._settled = self._whole and taken >= self.calibration_steps * self.calls
+            self._settled = self._whole and taken >= self._limit()
+
+    def _limit(self) -> int:
+        """Calls that are measured, of all the layers that share the quantizer."""
+        return min(self.calibration_steps * self.calls, sys.maxsize)
 
     def _remaining(self) -> float:
         """Forwards that are still to be measured: at least one, where the tensor can't be asked."""
         taken = None if _traced() else number(self.steps)
-        return 1 if taken is None else self.calibration_steps * self.calls - taken
+        return 1 if taken is None else self._limit() - taken
 
     def _share(self) -> float | None:
         """1 with a measurement, 0 without, between them in an average of copies; None where a tensor can't be asked."""
@@ -171,7 +175,7 @@ class StoredScaling(MagnitudeScaling):
     def finish_calibration(self) -> None:
         """End the calibration now: from the next forward on the range is learned. Nothing measured, nothing ends."""
         if self.calibrated:
-            self.steps.clamp_(min=min(self.calibration_steps * self.calls, sys.maxsize))
+            self.steps.clamp_(min=self._limit())
             self._look()
 
     @torch.no_grad()
@@ -226,12 +230,15 @@ class StoredScaling(MagnitudeScaling):
     def _shaped(self, state: Tensor) -> Tensor:
         return state.reshape(()) if self.axis is None else state
 
+    def _stored_as(self, magnitude: Tensor) -> Tensor:
+        """What is stored for a measured magnitude, which is never below the smallest."""
+        return self.restriction.store(torch.where(magnitude < self._floor(), self._floor(), magnitude))
+
     def _at_hand(self, name: str, x: Tensor) -> Tensor:
         """The end of the range of the tensor at hand, as it would be stored."""
         if name == "low":
             return usable(lower_end(self.statistic, x, self.axis))
-        found = usable(measured(self.statistic, x, self.axis))
-        return self.restriction.store(torch.where(found < self._floor(), self._floor(), found))
+        return self._stored_as(usable(measured(self.statistic, x, self.axis)))
 
     def _evaluated(self, name: str, x: Tensor) -> Tensor:
         """The end of the range in evaluation: the one in use, or, before there is any, that of the tensor at hand."""
@@ -445,18 +452,32 @@ class LearnedScaling(StoredScaling):
         if self.axis is not None:
             self._fit(x.shape[self.axis])
         found = [usable(each) for each in measure(self.statistic, x, self.axis)]
-        found[0] = self.restriction.store(torch.where(found[0] < self._floor(), self._floor(), found[0]))
-        wider = [torch.maximum, torch.minimum]  # layers that share the quantizer add to what one of them measured
         before = self._bases()
-        joined = [pick(old, new.to(old)) for pick, old, new in zip(wider, before, found, strict=False)]
+        known = [self.restriction.load(before[0]), *before[1:]]  # layers that share the quantizer add to one's range
+        joined = widest(known, [each.to(known[0]) for each in found])
+        stored = [[self._stored_as(each[0]), *each[1:]] for each in (found, joined)]
         first, done = self.measured == 0, self.steps >= self.calls
-        chosen = zip(before, found, joined, strict=True)
+        chosen = zip(before, *stored, strict=True)
         self._set([torch.where(done, old, torch.where(first, new, both)) for old, new, both in chosen])
         self.steps += 1
         if _traced():
             self._whole, self._settled = True, self.calls == 1
         else:
             self._look()
+
+
+def widest(one: list[Any], other: list[Any]) -> list[Any]:
+    """The range that holds two: magnitudes, or widths with their lower ends, as numbers or as tensors.
+
+    Example:
+        >>> widest([1.5, -1.0], [1.55, 0.0])
+        [2.55, -1.0]
+    """
+    largest, smallest = (max, min) if isinstance(one[0], float) else (torch.maximum, torch.minimum)
+    if len(one) == 1:
+        return [largest(one[0], other[0])]
+    low = smallest(one[1], other[1])
+    return [largest(one[0] + one[1], other[0] + other[1]) - low, low]
 
 
 def _traced() -> bool:
