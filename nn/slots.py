@@ -239,13 +239,9 @@ weight_bit_width=2 can't be set on a layer that is built. Write layer.weight_qua
 
     def _refuse_setting(self, name: str, item: object) -> None:
         """What a quantizer was declared with is no attribute of the layer, to be set afterwards and ignored."""
-        if (
-            isinstance(item, Tensor | nn.Module)
-            or name in self.__dict__
-            or name in self._parameters
-            or name in self._buffers
-            or hasattr(type(self), name)
-        ):
+        if isinstance(item, Tensor | nn.Module) or hasattr(type(self), name):
+            return
+        if any(name in held for held in (self.__dict__, self._parameters, self._buffers)):
             return
         for slot, prefix in self.prefixes.items():
             quant, setting = getattr(self, f"{slot}_quant", None), name.removeprefix(prefix)

@@ -8,7 +8,18 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from ..qcore import Grid, IntQuant, QuantizerError, QuantTensor, TensorQuant, grid_of, int_bounds, path_of, values_of
+from ..qcore import (
+    BiasQuant,
+    Grid,
+    IntQuant,
+    QuantizerError,
+    QuantTensor,
+    TensorQuant,
+    grid_of,
+    int_bounds,
+    path_of,
+    values_of,
+)
 from ..qcore.fused import LARGE
 from ..qcore.grid import bits_to_spare, products_source
 from ..qcore.int_quant import resting
@@ -217,16 +228,16 @@ class WeightLayer(QuantLayer):
     def _weight_context(self, quant: TensorQuant, inputs: Grid | None) -> tuple[Any, ...]:
         """What the weight's quantizer is told besides: the scales below which the bias would be clipped."""
         bias, follower = self.bias, self.bias_quant
-        if inputs is None or bias is None or follower is None or not isinstance(quant, IntQuant):
+        if inputs is None or bias is None or not isinstance(quant, IntQuant) or not isinstance(follower, BiasQuant):
             return ()
         if inputs.scale.numel() != 1:  # of a depthwise layer: as many as there are outputs
             ones, each = self._per_output(inputs, Grid(inputs.scale.new_ones(())))
-            inputs = ones if each is None or ones is None else ones.replace(scale=ones.scale * each.scale, axis=0)
-        least = None if inputs is None else follower.least_weight_scale(bias, inputs)
-        if least is None:
-            return ()
+            if ones is None or each is None or ones.scale.numel() != 1:
+                return ()
+            inputs = ones.replace(scale=ones.scale * each.scale, axis=0)
         by_channel = quant.axis is not None and quant.axis % self.weight.ndim == self.channel_axis
-        return False, least if by_channel else least.amax()
+        floor = follower.floor(bias, inputs, by_channel)
+        return () if floor is None else (False, floor)
 
     def _take_bias(self, inputs: Grid | None, weights: Grid | None) -> tuple[Tensor | None, Grid | None]:
         """The quantized bias and its grid."""

@@ -1,9 +1,9 @@
 """Quantization to integers: the modules that integer quantizers resolve into."""
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -69,6 +69,22 @@ def _settled_message(quant: TensorQuant, name: str, item: object) -> str:
 
 def _slot_of(quant: TensorQuant) -> str:
     return next((slot for ref, slot in quant._served if ref() is not None), "weight" if quant.of_parameter else "act")
+
+
+class Floor(NamedTuple):
+    """The smallest scales that a weight may have: worked out only where one of them might be smaller.
+
+    Args:
+        bound: a number that none of the smallest scales exceeds; None where a graph is made, which can't ask.
+        scales: what works them out: 0-d, or one for each index of the axis.
+    """
+
+    bound: float | None
+    scales: Callable[[], Tensor]
+
+    def binds(self, scale: Tensor) -> bool:
+        """Whether a scale may have to be raised."""
+        return self.bound is None or scale.amin().item() < self.bound
 
 
 class IntQuant(_Integers):
@@ -146,8 +162,8 @@ class IntQuant(_Integers):
         if isinstance(self.scaling, StoredScaling) and not self.of_parameter:
             self.scaling.calls = len(self._served)
 
-    def _quantize(self, x: Tensor, relu: bool = False, floor: Tensor | None = None) -> tuple[Tensor, Grid]:
-        """Values and grid; no scale is below ``floor``, where there is one (0-d, or one for each index of the axis)."""
+    def _quantize(self, x: Tensor, relu: bool = False, floor: "Floor | None" = None) -> tuple[Tensor, Grid]:
+        """Values and grid; no scale is below ``floor``, where there is one."""
         if x.dtype not in _WIDE:
             real = x if x.is_floating_point() else as_real(x, path_of(self))
             values, grid = self._quantize(real.float(), relu, floor)
@@ -173,15 +189,15 @@ class IntQuant(_Integers):
             measuring = scaling.measuring
         if isinstance(scaling, MagnitudeScaling) and not (relu and measuring) and self._fusible(x, high):
             fused = scaling.fused(x, low, high, self.rounding, relu, self.clips)  # type: ignore[arg-type]
-            if fused is not None and not (floor is not None and _below(fused[1], floor)):
+            if fused is not None and (floor is None or not floor.binds(fused[1])):
                 return fused[0], self._grid(fused[1], None)
         if relu and measuring:
             seen = (
                 x.detach() if isinstance(scaling, StoredScaling) else seen
             ).relu()  # what is measured is the activation
         scale = self._scale(seen)
-        if floor is not None:
-            least = along_axis(floor, self.axis, x.ndim)
+        if floor is not None and floor.binds(scale):
+            least = along_axis(floor.scales(), self.axis, x.ndim)
             scale = torch.where(scale < least, least, scale)
         zero_point = None if self.zero_point is None else self.zero_point(seen, scale)
         values = fake_quant(x, scale, low, high, zero_point, self.rounding, relu=relu, clips=self.clips)
@@ -345,16 +361,29 @@ class BiasQuant(_Integers):
         self.bit_width = int_range.width
         self.rounding = checked("rounding", rounding)
 
-    def least_weight_scale(self, bias: Tensor, inputs: Grid) -> Tensor | None:
-        """The smallest weight scale of each channel with which its bias is not clipped; None where that is no matter.
+    def floor(self, bias: Tensor, inputs: Grid, by_channel: bool) -> Floor | None:
+        """The smallest scales of the weight with which the bias is not clipped; None where that is no matter.
 
         A dead channel has tiny weights and a bias all the same. From 24 bits on, weights below such a scale add less to
         the sum than the bias's own rounding to 22 bits; a narrower bias would push weights away that do count.
+
+        Args:
+            bias: the bias.
+            inputs: grid of the input, with one scale or one for each entry of the bias.
+            by_channel: whether the weight has a scale for each entry of the bias, or one.
         """
         width = self.int_range.width
-        if not isinstance(width, int) or width < 24 or inputs.scale.numel() not in (1, bias.numel()):
+        if not isinstance(width, int) or width < 24 or bias.numel() == 0:
             return None
-        return bias.detach().abs().to(inputs.scale.dtype) / (inputs.scale.reshape(-1) * 2.0 ** (width - 2))
+        steps = 2.0 ** (width - 2)
+
+        def scales() -> Tensor:
+            least = bias.detach().abs().to(inputs.scale.dtype) / (inputs.scale.reshape(-1) * steps)
+            return least if by_channel else least.amax()
+
+        if torch.compiler.is_compiling() or transformed() or bias.device.type != "cpu":
+            return Floor(None, scales)
+        return Floor(bias.detach().abs().amax().item() / (inputs.scale.amin().item() * steps), scales)
 
     def _quantize(self, bias: Tensor, inputs: Grid | None = None, weights: Grid | None = None) -> tuple[Tensor, Grid]:
         grid = self._grid(bias, inputs, weights)
@@ -429,11 +458,6 @@ def resting(quant: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes:
             module.training = mode
-
-
-def _below(scale: Tensor, floor: Tensor) -> bool:
-    """Whether a scale is smaller than allowed."""
-    return bool((scale.reshape(-1) < floor.reshape(-1)).any())
 
 
 def _exact(x: Tensor, grid: Grid, rounding: Any) -> Tensor:

@@ -99,10 +99,6 @@ class TensorQuant(nn.Module):
             self._kept.clear()
         return super().train(mode)
 
-    def least_weight_scale(self, bias: Tensor, inputs: Grid) -> Tensor | None:
-        """For a bias on the scale of the products: the smallest weight scale that its integers can do with."""
-        return None
-
     def scheme(self) -> str:
         """One line that says what the numbers mean; saved with the state, and compared when it is loaded."""
         raise NotImplementedError
