@@ -228,7 +228,9 @@ class WeightLayer(QuantLayer):
     def _weight_context(self, quant: TensorQuant, inputs: Grid | None) -> tuple[Any, ...]:
         """What the weight's quantizer is told besides: the scales below which the bias would be clipped."""
         bias, follower = self.bias, self.bias_quant
-        if inputs is None or bias is None or not isinstance(quant, IntQuant) or not isinstance(follower, BiasQuant):
+        if inputs is None or bias is None or not isinstance(follower, BiasQuant):
+            return ()
+        if not isinstance(quant, IntQuant) or type(quant)._quantize is not IntQuant._quantize:
             return ()
         if inputs.scale.numel() != 1:  # of a depthwise layer: as many as there are outputs
             ones, each = self._per_output(inputs, Grid(inputs.scale.new_ones(())))

@@ -166,7 +166,7 @@ class IntQuant(_Integers):
         """Values and grid; no scale is below ``floor``, where there is one."""
         if x.dtype not in _WIDE:
             real = x if x.is_floating_point() else as_real(x, path_of(self))
-            values, grid = self._quantize(real.float(), relu, floor)
+            values, grid = self._quantize(real.float(), *_given(relu, floor))
             return values.to(real.dtype), grid
         low, high = self.int_range.bounds(self.axis, x.ndim)
         kept = None if torch.compiler.is_compiling() or self._kept is None else self._kept_grid(x, self._kept)
@@ -458,6 +458,11 @@ def resting(quant: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes:
             module.training = mode
+
+
+def _given(relu: bool, floor: Floor | None) -> tuple[Any, ...]:
+    """The arguments that say something: `_quantize` of a subclass may take none of them."""
+    return (relu, floor) if floor is not None else (True,) if relu else ()
 
 
 def _exact(x: Tensor, grid: Grid, rounding: Any) -> Tensor:

@@ -76,7 +76,6 @@ def test_kinds_of_ranges(scaling):
     assert not model.act_quant.calibrating
 
 
-@pytest.mark.xfail(strict=True, reason="widths and lower ends are joined apart: the range is [-1, 0.55]")
 def test_zero_points_and_shared_quantizers():
     first = qnn.QuantIdentity(act_quant=ShiftedUint8Act(statistic="min_max"))
     model = nn.ModuleList([first, qnn.QuantIdentity(act_quant=first.act_quant)])

@@ -278,7 +278,7 @@ def test_distributed_in_the_block(model, tmp_path):
 
 @pytest.mark.parametrize(
     "ask",
-    [False, pytest.param(True, marks=pytest.mark.xfail(strict=False, reason="what is kept is put aside meanwhile"))],
+    [False, True],
 )
 def test_threads(model, ask):
     """Forwards side by side in the block, and one that asks for grids and integers."""

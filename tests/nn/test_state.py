@@ -617,7 +617,6 @@ def test_a_kind_of_the_users_own_starts_from_its_weight():
     assert layer.weight_quant.largest.item() == pytest.approx(5.08)
 
 
-@pytest.mark.xfail(strict=True, reason="`initialize` is due in a fresh model, also after its file was loaded")
 def test_a_kind_of_the_users_own_keeps_what_it_loaded():
     layer = qnn.QuantLinear(2, 1, False, weight_quant=KeptWeight)
     layer(torch.ones(1, 2))
@@ -628,7 +627,6 @@ def test_a_kind_of_the_users_own_keeps_what_it_loaded():
     assert loaded.weight_quant.largest.item() == 9
 
 
-@pytest.mark.xfail(strict=True, reason="`initialize` is not due where a quantizer is assigned")
 def test_a_kind_of_the_users_own_assigned_to_a_layer():
     layer = qnn.QuantLinear(2, 1, False)
     layer.weight_quant = KeptWeight

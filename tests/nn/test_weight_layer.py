@@ -504,7 +504,6 @@ def test_a_layer_that_starts_at_zero_learns_its_bias():
     assert head(torch.zeros(1, 4)).item() == pytest.approx(3, abs=1e-4)
 
 
-@pytest.mark.xfail(strict=True, reason="the scales of the inputs are not repeated for each output here")
 def test_a_dead_channel_of_a_depthwise_layer_with_several_outputs_for_each_input():
     conv = qnn.QuantConv2d(
         2,
@@ -537,7 +536,6 @@ def test_integers_of_a_large_bias(small):
     assert right[1] > 2**12
 
 
-@pytest.mark.xfail(strict=True, reason="whether a bias is clipped is asked of a tensor that holds several")
 def test_biases_mapped_over():
     """An ensemble: one layer, several biases."""
     layer = qnn.QuantLinear(3, 2, bias_quant=Int32Bias, input_quant=Int8Act, input_scale=2**-5)
@@ -625,7 +623,6 @@ def test_float_checkpoints_of_weights_with_one_scale():
     assert layers[0].quant_weight().scale.item() == pytest.approx(0.04)
 
 
-@pytest.mark.xfail(strict=True, reason="assigned, it is not measured anew")
 def test_a_stored_scale_assigned_to_another_layer_is_measured_over_both():
     layers = shared(Int8WeightPerTensorLearned, 1.27)
     layers[0](torch.eye(2))

@@ -508,7 +508,6 @@ def test_a_value_may_return_the_root():
     assert resolve(Chosen(radius=4, height=2)).height == 2
 
 
-@pytest.mark.xfail(strict=True, reason="not checked where a value function may choose, but returns an object")
 def test_a_value_that_returns_an_object_hides_no_mistake():
     class Chosen(Base):
         @value

@@ -398,13 +398,13 @@ class NeedsItsKeys(Int8Act):
 class Forgetful(RunningScaling):
     """An average that counts its batches in Python: a loaded one starts again from the first."""
 
-    calls = 0
+    batches = 0
 
-    def _collect(self, x):
-        self.calls += 1
-        self.steps.fill_(self.calls - 1)
+    def _measure(self, x):
+        self.batches += 1
+        self.steps.fill_(self.batches - 1)
         self.momentum = None
-        super()._collect(x)
+        super()._measure(x)
 
 
 @breaks("resume")
