@@ -247,28 +247,28 @@ class ForgetsChannelsLast(Int8Act):
     tensor_quant = Contiguous
 
 
-class SumOfSquares(Scaling):
-    def forward(self, x):
-        if x.numel() == 0:
-            return torch.ones(())
-        norm = x.detach().square().sum().sqrt().float()
-        return torch.where(norm.isnan(), 1.0, norm).clamp(1e-10, 3e38) / 127
+class ThroughHalfSquares(IntQuant):
+    """The values times a number that overflows in half precision, and divided by it."""
+
+    def _quantize(self, x, *context):
+        values, grid = super()._quantize(x, *context)
+        return values * 1e5 / 1e5 if x.dtype is torch.float16 else values, grid
 
 
 @breaks("half_precision")
 class OverflowsInHalf(Int8WeightPerTensor):
-    scaling = SumOfSquares
+    tensor_quant = ThroughHalfSquares
 
 
-class NeedsElements(Scaling):
-    def forward(self, x):
-        largest = x.detach().float().abs().amax()
-        return torch.where(largest.isfinite(), largest, 1.0).clamp_min(1e-10) / 127
+class NeedsElements(IntQuant):
+    def _quantize(self, x, *context):
+        x.detach().amax()
+        return super()._quantize(x, *context)
 
 
 @breaks("empty_input")
 class NothingIsTooLittle(Int8WeightPerTensor):
-    scaling = NeedsElements
+    tensor_quant = NeedsElements
 
 
 class Unfloored(Scaling):
