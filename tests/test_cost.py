@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from packaging.version import Version
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -170,6 +171,7 @@ def stored() -> dict[str, Cost]:
     return {name.strip(): Cost(*map(int, numbers)) for name, *numbers in fields}
 
 
+@pytest.mark.skipif(Version(torch.__version__) < Version("2.10"), reason="torch 2.9 dispatches more detachments")
 @pytest.mark.parametrize("name", LAYERS)
 def test_layer_costs_what_is_stored(name):
     assert cost(name) == stored().get(name), "if this was meant: python -m tests.test_cost"
