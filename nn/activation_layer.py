@@ -12,11 +12,9 @@ from torch.types import Device
 from ..qcore import Grid, QuantizerError, QuantTensor, SettingError, TensorQuant, path_of, values_of
 from ..qcore.inject import QuantizerType
 from ..qcore.int_range import check_flag
-from .slots import Described, QuantLayer, split_overrides
+from .slots import Described, QuantizerLike, QuantLayer, split_overrides
 
 __all__ = ["ActivationLayer"]
-
-QuantizerLike = QuantizerType | TensorQuant | None  # what a layer takes for a quantizer
 
 
 class ActivationLayer(QuantLayer):
