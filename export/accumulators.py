@@ -1,7 +1,7 @@
 """How many bits the accumulators of a model need: for any input, and for the one at hand."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -125,7 +125,7 @@ class AccumulatorReport:
 
 
 def accumulator_report(
-    model: nn.Module, example: Tensor | tuple[Any, ...], *, kwargs: dict[str, Any] | None = None
+    model: nn.Module, example: Tensor | tuple[object, ...], *, kwargs: Mapping[str, object] | None = None
 ) -> AccumulatorReport:
     """How many bits the accumulators of each layer need.
 

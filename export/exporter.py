@@ -3,12 +3,13 @@
 import inspect
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..qcore.aliases import Keywords
 from ..qcore.errors import nearest
 from .caveats import warn_of_caveats
 from .check import check
@@ -29,11 +30,11 @@ __all__ = ["export_onnx_qcdq", "export_onnx_qdq"]
 
 def export_onnx_qcdq(
     module: nn.Module,
-    args: Tensor | tuple[Any, ...],
+    args: Tensor | tuple[object, ...],
     export_path: str | os.PathLike[str] | None = None,
     *,
     verify: bool = True,
-    **options: Any,
+    **options: object,
 ) -> torch.onnx.ONNXProgram:
     """Export a model to ONNX as QuantizeLinear, Clip and DequantizeLinear nodes, in 8- and 16-bit integers.
 
@@ -68,11 +69,11 @@ def export_onnx_qcdq(
 
 def export_onnx_qdq(
     module: nn.Module,
-    args: Tensor | tuple[Any, ...],
+    args: Tensor | tuple[object, ...],
     export_path: str | os.PathLike[str] | None = None,
     *,
     verify: bool = True,
-    **options: Any,
+    **options: object,
 ) -> torch.onnx.ONNXProgram:
     """Export a model to ONNX in its narrow integer types: (U)INT2, (U)INT4, (U)INT8, (U)INT16.
 
@@ -104,13 +105,13 @@ def export_onnx_qdq(
 def _export(
     form: Format,
     module: nn.Module,
-    args: Any,
+    args: Tensor | tuple[object, ...],
     path: str | os.PathLike[str] | None,
     verify: bool,
-    options: dict[str, Any],
+    given: Mapping[str, object],
 ) -> torch.onnx.ONNXProgram:
     call = f"export_onnx_{form.name.lower()}"
-    path, options = _checked(call, path, options)
+    path, options = _checked(call, path, given)
     for package in ("onnx", "onnxscript"):
         required(package, call)
     arguments = args if isinstance(args, tuple) else (args,)
@@ -146,10 +147,12 @@ _FIXED = {
 }
 
 
-def _checked(call: str, path: Any, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+def _checked(
+    call: str, path: str | os.PathLike[str] | None, given: Mapping[str, object]
+) -> tuple[str | os.PathLike[str] | None, Keywords]:
     """The path and the keywords for torch, or an error for one that torch does not know."""
     known = set(inspect.signature(torch.onnx.export).parameters)
-    options = dict(options)
+    options: Keywords = dict(given)
     if "f" in options:
         if path is not None:
             raise ExportError(f"{call}: export_path={path!r} and f={options['f']!r} are the same setting. Give one.")

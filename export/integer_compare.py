@@ -2,20 +2,20 @@
 
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree
 
-from ..qcore import BitwrightWarning, TensorQuant, values_of
+from ..qcore import BitwrightWarning, Grid, TensorQuant, values_of
 from .exporter import export_onnx_qcdq
 from .integer_grid import IntegerGrid, Quantized
 from .integer_passes import culprits, load
-from .integer_requantize import requantization
-from .integer_run import IntegerRun, run_lowered
+from .integer_requantize import Requantization, requantization
+from .integer_run import IntegerRun, Take, run_lowered
 from .integer_tensor import IntegerTensor
 from .integers import integers_for
 from .layer_integers import Integers
@@ -25,6 +25,9 @@ from .record import codes_of
 from .report import Report, Row
 from .session import with_codes
 from .verify import FLOAT, RESOLUTION, TIE
+
+if TYPE_CHECKING:
+    import onnx
 
 __all__ = ["IntegerComparison", "compare"]
 
@@ -90,13 +93,13 @@ class IntegerComparison:
 
 def compare(
     model: nn.Module,
-    example: Tensor | tuple[Any, ...],
+    example: Tensor | tuple[object, ...],
     *,
-    program: Any = None,
+    program: "torch.onnx.ONNXProgram | onnx.ModelProto | str | os.PathLike[str] | None" = None,
     integers: Integers | None = None,
-    requantize: Any = "scale",
+    requantize: str | Requantization = "scale",
     accumulator_bits: int = 32,
-    kwargs: dict[str, Any] | None = None,
+    kwargs: Mapping[str, object] | None = None,
 ) -> IntegerComparison:
     """Run a model with integers, in torch, and in onnxruntime, and compare every quantized tensor.
 
@@ -136,7 +139,7 @@ def compare(
     quantizers, parts = quantizers_of(model), found.quantized()
     requantize = requantization(requantize)
 
-    def run(take: Any = None) -> IntegerRun:
+    def run(take: Take | None = None) -> IntegerRun:
         return run_lowered(model, quantizers, parts, arguments, kwargs, requantize, accumulator_bits, take)
 
     with evaluating(model), unchanged(model):
@@ -158,7 +161,7 @@ def compare(
 class _File:
     """An exported model, and the integer run that goes on from its codes."""
 
-    def __init__(self, proto: Any, inputs: list[Tensor], run: Callable[[Any], IntegerRun]) -> None:
+    def __init__(self, proto: "onnx.ModelProto", inputs: list[Tensor], run: Callable[..., IntegerRun]) -> None:
         self.proto, self.inputs, self.run = proto, inputs, run
         self.watched, self.names = with_codes(proto)
 
@@ -185,7 +188,7 @@ class _File:
         """The integer run against codes and outputs of the file, going on from its codes."""
         rows: list[Row] = []
 
-        def take(name: str, x: Tensor, ours: Tensor, grid: IntegerGrid, rounding: Any) -> Tensor:
+        def take(name: str, x: Tensor, ours: Tensor, grid: IntegerGrid, rounding: Callable[[Tensor], Tensor]) -> Tensor:
             theirs = codes.get(name)
             if theirs is None:
                 return ours
@@ -205,7 +208,7 @@ class _File:
                 codes[name.removesuffix(".codes")] = found[name if name in found else f"{name}.int32"]
         return codes
 
-    def _showing(self, name: str) -> Any:
+    def _showing(self, name: str) -> "onnx.ModelProto":
         """A copy of the file that shows the codes of one tensor."""
         copy = type(self.watched)()
         copy.CopyFrom(self.watched)
@@ -224,15 +227,15 @@ def _against_torch(
     quantizers: dict[str, TensorQuant],
     parts: dict[str, Quantized],
     run: IntegerRun,
-    args: Any,
-    kwargs: Any,
+    args: tuple[object, ...],
+    kwargs: Mapping[str, object] | None,
 ) -> list[Row]:
     """The fake-quantized model, which goes on from the integers of the run at each quantizer."""
     rows: list[Row] = []
     counts: dict[str, int] = {}
 
     def lowering(path: str) -> Lowering:
-        def call(quantizer: TensorQuant, x: Tensor, *context: Any) -> tuple[Tensor, Any]:
+        def call(quantizer: TensorQuant, x: Tensor, *context: object) -> tuple[Tensor, Grid | None]:
             index = counts.get(path, 0)
             counts[path] = index + 1
             name = numbered(path, index)
@@ -262,7 +265,15 @@ def _against_torch(
     return rows
 
 
-def compared(name: str, where: str, x: Tensor, ours: Tensor, theirs: Tensor, grid: IntegerGrid, rounding: Any) -> Row:
+def compared(
+    name: str,
+    where: str,
+    x: Tensor,
+    ours: Tensor,
+    theirs: Tensor,
+    grid: IntegerGrid,
+    rounding: Callable[[Tensor], Tensor],
+) -> Row:
     """Two sets of codes of one tensor, from the same input, whose values before rounding are ``x``."""
     values = (x.value if isinstance(x, IntegerTensor) else x).double()
     scale, zero_point = (grid.shaped(each, x.ndim).to(values.device) for each in (grid.scale, grid.zero_point))
@@ -291,11 +302,11 @@ def _said(row: Row) -> str:
     return "on, as it is" if row.optimizations == "plain" else row.optimizations
 
 
-def _tensors(tree: Any) -> list[Tensor]:
+def _tensors(tree: object) -> list[Tensor]:
     return [values_of(each) for each in _pytree.tree_leaves(tree) if isinstance(each, Tensor)]
 
 
-def _model(program: Any) -> Any:
+def _model(program: Any) -> "onnx.ModelProto":
     if isinstance(program, (str, os.PathLike)):
         return required("onnx", "compare").load(os.fspath(program))
     return getattr(program, "model_proto", program)

@@ -22,11 +22,12 @@ import struct
 from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from types import ModuleType
 
 import torch
 from torch import Tensor
 
+from ..qcore.aliases import Keywords
 from .errors import ExportError
 from .integer_floats import FloatModule
 from .integer_grid import Entering, IntegerGrid, Quantized
@@ -94,7 +95,7 @@ def _from_safetensors(path: Path) -> tuple[str | None, dict[str, Tensor]]:
         return text, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
 
 
-def _safetensors(purpose: str) -> Any:
+def _safetensors(purpose: str) -> ModuleType:
     try:
         import_module("safetensors.torch")
     except ModuleNotFoundError:
@@ -104,11 +105,11 @@ def _safetensors(purpose: str) -> Any:
 
 def _taken_apart(integers: Integers) -> tuple[str, dict[str, Tensor]]:
     tensors: dict[str, Tensor] = {}
-    quantizers: dict[str, Any] = {}
-    sums: dict[str, Any] = {}
+    quantizers: dict[str, dict[str, object]] = {}
+    sums: dict[str, dict[str, object]] = {}
     layers = []
 
-    def grid(each: IntegerGrid) -> dict[str, Any]:
+    def grid(each: IntegerGrid) -> dict[str, object]:
         tensors[f"{each.name}.scale"], tensors[f"{each.name}.zero_point"] = each.scale, each.zero_point
         return {name: getattr(each, name) for name in ("bit_width", "signed", "narrow_range", "axis")}
 
@@ -141,8 +142,8 @@ def _taken_apart(integers: Integers) -> tuple[str, dict[str, Tensor]]:
     return json.dumps(described), tensors
 
 
-def _put_together(described: dict[str, Any], tensors: dict[str, Tensor]) -> Integers:
-    def grid(name: str, entry: dict[str, Any]) -> IntegerGrid:
+def _put_together(described: Keywords, tensors: dict[str, Tensor]) -> Integers:
+    def grid(name: str, entry: Keywords) -> IntegerGrid:
         plain = {key: entry[key] for key in ("bit_width", "signed", "narrow_range", "axis")}
         return IntegerGrid(name, tensors[f"{name}.scale"], tensors[f"{name}.zero_point"], **plain)
 

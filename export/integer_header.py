@@ -18,7 +18,6 @@ Pooling, reshaping and additions are the caller's.
 import re
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -273,7 +272,7 @@ def _without_sums(layer: LayerIntegers, float_bias: bool) -> str | None:
     return None
 
 
-def _setting(name: str, number: Any) -> Iterable[str]:
+def _setting(name: str, number: object) -> Iterable[str]:
     if isinstance(number, str):
         return  # "same", "valid", "reflect"
     if isinstance(number, list):

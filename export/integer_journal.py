@@ -2,12 +2,12 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..qcore import TensorQuant
+from ..qcore.aliases import Arguments, Keywords, Operator
 from .errors import ExportError
 from .lowering import numbered
 from .sums import Sums
@@ -17,7 +17,7 @@ __all__ = ["Journal", "operation_name"]
 EXACT = 2**53  # float64 holds every integer up to here, so that sums of products are exact whatever their order
 
 
-def operation_name(operation: Any) -> str:
+def operation_name(operation: Operator) -> str:
     """What users call an operator of torch: ``aten::_native_batch_norm_legit_no_training`` is ``batch_norm``."""
     name = operation._schema.name.partition("::")[2].removesuffix("_legit_no_training")
     return name.removeprefix("_").removeprefix("native_")
@@ -62,7 +62,7 @@ class Journal:
         return self._running[-1][1] if self._running else ""
 
     @contextmanager
-    def following(self, module: nn.Module, passed: Callable[[str, Any, Any], None]) -> Iterator[None]:
+    def following(self, module: nn.Module, passed: Callable[[str, object, object], None]) -> Iterator[None]:
         """While open, the journal knows which module runs; quantizers count as part of their layer.
 
         Args:
@@ -76,7 +76,7 @@ class Journal:
             counts[path] = index + 1
             self._running.append((path, numbered(path, index)))
 
-        def leave(_: Any, args: Any, kwargs: Any, output: Any) -> None:
+        def leave(_: object, args: Arguments, kwargs: Keywords, output: object) -> None:
             passed(self.call, next(iter((*args, *kwargs.values())), None), output)
             self._running.pop()
 
@@ -124,7 +124,7 @@ class Journal:
                 "width of weight or input."
             )
 
-    def compute_in_float(self, what: Any) -> None:
+    def compute_in_float(self, what: Operator | str) -> None:
         """Note an operation on values."""
         name = what if isinstance(what, str) else operation_name(what)
         counts = self.floats.setdefault(self.layer, {})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ from .optional import Deferred, required
 
 if TYPE_CHECKING:
     import numpy as np
+    import onnx_ir as ir
 else:
     np = Deferred("numpy", "export_onnx_integer")
 
@@ -63,7 +65,7 @@ class Form:
         return self.constant is None and self.codes.dtype.name == "INT32"
 
 
-def integerize(model: Any) -> list[Any]:
+def integerize(model: ir.Model) -> list[ir.Node]:
     """Rewrite the layers of an exported model, in place.
 
     Args:
@@ -85,14 +87,14 @@ def integerize(model: Any) -> list[Any]:
 class _Graph:
     """Edits one graph, and knows its values as integers."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: ir.Model) -> None:
         self.ir = required("onnx_ir", "export_onnx_integer")
-        self.graph = model.graph
-        self.forms: dict[Any, Form | None] = {}
-        self.products: set[Any] = set()  # values that `scaled` made
-        self.sources: dict[Any, tuple[bool, bool]] = {}
+        self.graph: Any = model.graph
+        self.forms: dict[ir.Value, Form | None] = {}
+        self.products: set[ir.Value] = set()  # values that `scaled` made
+        self.sources: dict[ir.Value, tuple[bool, bool]] = {}
 
-    def form(self, value: Any) -> Form | None:
+    def form(self, value: ir.Value | None) -> Form | None:
         """A value as integers, or None; operators that move values are repeated on them."""
         if value is None:
             return None
@@ -100,7 +102,7 @@ class _Graph:
             self.forms[value] = self._form(value)
         return self.forms[value]
 
-    def _form(self, value: Any) -> Form | None:
+    def _form(self, value: ir.Value) -> Form | None:
         node = value.producer()
         if node is None:
             return None
@@ -140,7 +142,7 @@ class _Graph:
         kind = np.iinfo(codes.dtype.numpy())
         return int(kind.min), int(kind.max)
 
-    def _moved_constant(self, node: Any, inner: Form) -> Form | None:
+    def _moved_constant(self, node: ir.Node, inner: Form) -> Form | None:
         assert inner.constant is not None
         if node.op_type != "Transpose":
             return None
@@ -174,7 +176,7 @@ class _Graph:
         moved.dtype, moved.shape = inner.codes.dtype, node.outputs[0].shape
         return replace(inner, codes=moved)
 
-    def computes_in_floats(self, node: Any) -> bool:
+    def computes_in_floats(self, node: ir.Node) -> bool:
         """Whether a node computes new values from floats: no selection, no addition, nothing of parameters alone."""
         result = node.outputs[0]
         if result.dtype is None or result.dtype.name != "FLOAT" or result in self.products:
@@ -182,7 +184,7 @@ class _Graph:
         given, quantized = self._sources(result)
         return given and node.op_type not in (_EXACT if quantized else _EXACT | {"Abs", "Div", "Mul"})
 
-    def _sources(self, value: Any) -> tuple[bool, bool]:
+    def _sources(self, value: ir.Value) -> tuple[bool, bool]:
         """Whether a value depends on the model's input, and whether on a quantized tensor."""
         if value not in self.sources:
             node = value.producer()
@@ -196,7 +198,7 @@ class _Graph:
 
     # Editing
 
-    def constant(self, name: str, array: np.ndarray) -> Any:
+    def constant(self, name: str, array: np.ndarray) -> ir.Value:
         """An initializer."""
         free, number = name, 0
         while free in self.graph.initializers:
@@ -213,8 +215,15 @@ class _Graph:
         return value
 
     def add(
-        self, place: Any, op_type: str, inputs: list[Any], attributes: Any, name: str, *, after: bool = False
-    ) -> Any:
+        self,
+        place: ir.Node,
+        op_type: str,
+        inputs: Sequence[ir.Value | None],
+        attributes: Mapping[str, object] | Sequence[ir.Attr],
+        name: str,
+        *,
+        after: bool = False,
+    ) -> ir.Value:
         """A node in front of another, or behind it; its result."""
         if isinstance(attributes, dict):
             node = self.ir.node(op_type, inputs, attributes, name=name)
@@ -224,12 +233,12 @@ class _Graph:
         (self.graph.insert_after if after else self.graph.insert_before)(place, node)
         return node.outputs[0]
 
-    def typed(self, value: Any, kind: str, like: Any) -> Any:
+    def typed(self, value: ir.Value, kind: str, like: Any) -> ir.Value:
         """A value with its type noted, and the shape of another."""
         value.dtype, value.shape = self.ir.DataType[kind], like.shape
         return value
 
-    def scaled(self, node: Any, sums: Any, scale: np.ndarray, layer: str) -> Any:
+    def scaled(self, node: ir.Node, sums: ir.Value, scale: np.ndarray, layer: str) -> ir.Value:
         """Sums as values, in place of a node's result: one conversion and one multiplication."""
         result = node.outputs[0]
         values = self.typed(self.add(node, "Cast", [sums], {"to": 1}, f"{layer}.cast"), "FLOAT", result)
@@ -262,7 +271,7 @@ def _unbiased(layer: str) -> ExportError:
     )
 
 
-def _bias(graph: _Graph, value: Any, layer: str, scale: np.ndarray) -> np.ndarray | None:
+def _bias(graph: _Graph, value: ir.Value | None, layer: str, scale: np.ndarray) -> np.ndarray | None:
     """The integers of a bias, int32."""
     if value is None:
         return None
@@ -272,7 +281,7 @@ def _bias(graph: _Graph, value: Any, layer: str, scale: np.ndarray) -> np.ndarra
     return form.constant.astype(np.int32)
 
 
-def _conv(graph: _Graph, node: Any) -> None:
+def _conv(graph: _Graph, node: ir.Node) -> None:
     x, weights = graph.form(node.inputs[0]), graph.form(node.inputs[1])
     if x is None or weights is None or not x.plain or x.wide:
         return
@@ -296,7 +305,7 @@ def _conv(graph: _Graph, node: Any) -> None:
     graph.scaled(node, sums, scale.reshape(along) if scale.ndim else scale, layer)
 
 
-def _gemm(graph: _Graph, node: Any) -> None:
+def _gemm(graph: _Graph, node: ir.Node) -> None:
     get = node.attributes
     if get.get_float("alpha", 1.0) != 1 or get.get_float("beta", 1.0) != 1 or get.get_int("transA", 0):
         return
@@ -332,7 +341,7 @@ def _matmul(graph: _Graph, node: Any) -> None:
     _product(graph, node, x, weights, None, node)
 
 
-def _product(graph: _Graph, node: Any, x: Form, weights: Form, bias: Any, place: Any) -> None:
+def _product(graph: _Graph, node: Any, x: Form, weights: Form, bias: ir.Value | None, place: ir.Node) -> None:
     """MatMulInteger in front of a node whose result is replaced: the product, or the addition of its bias."""
     stored = weights.constant is not None
     layer = _layer_of(weights, node) if stored else node.outputs[0].name
@@ -373,7 +382,7 @@ def _reduce(graph: _Graph, node: Any) -> None:
     graph.scaled(node, sums, x.scale / np.float32(count), name)
 
 
-def _centred(graph: _Graph, node: Any, sums: Any, offset: int, name: str) -> Any:
+def _centred(graph: _Graph, node: ir.Node, sums: ir.Value, offset: int, name: str) -> ir.Value:
     if not offset:
         return sums
     zero = graph.constant(f"{name}.offset", np.array(offset, np.int32))
@@ -395,7 +404,7 @@ def _global_average(graph: _Graph, node: Any) -> None:
     _pool(graph, node, x, sizes, {})
 
 
-def _average(graph: _Graph, node: Any) -> None:
+def _average(graph: _Graph, node: ir.Node) -> None:
     x, get = graph.form(node.inputs[0]), node.attributes
     pads = list(get["pads"].as_ints()) if "pads" in get else []
     if x is None or not x.plain or x.constant is not None or x.wide or get.get_int("ceil_mode", 0):
@@ -406,7 +415,7 @@ def _average(graph: _Graph, node: Any) -> None:
     _pool(graph, node, x, list(get["kernel_shape"].as_ints()), kept)
 
 
-def _pool(graph: _Graph, node: Any, x: Form, kernel: list[int], settings: dict[str, Any]) -> None:
+def _pool(graph: _Graph, node: Any, x: Form, kernel: list[int], settings: Mapping[str, object]) -> None:
     """Sums over windows: a convolution of each channel with ones."""
     channels = node.inputs[0].shape[1]
     if not isinstance(channels, int):
@@ -445,7 +454,7 @@ def _add(graph: _Graph, node: Any) -> None:
     graph.forms[product] = Form(codes, one.scale, np.zeros((), kind), None, name, bounds=bounds)
 
 
-def _centred_codes(graph: _Graph, node: Any, form: Form, name: str) -> Any:
+def _centred_codes(graph: _Graph, node: ir.Node, form: Form, name: str) -> ir.Value:
     """The integers of an activation minus their zero point, int32."""
     codes = form.codes
     if not form.wide:

@@ -2,7 +2,8 @@
 
 import ast
 import os
-from typing import Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,7 @@ from .exporter import _checked
 from .formats import QCDQ, Format
 from .integer_compare import _File
 from .integer_floats import FloatModule, remedy
-from .integer_run import IntegerRun, run_lowered
+from .integer_run import IntegerRun, Take, run_lowered
 from .integers import integers_of
 from .layer_integers import Integers, LayerIntegers
 from .lower import lower
@@ -29,6 +30,10 @@ from .report import Report, Row
 from .trace import trace
 from .write import fits_one_file, write
 
+if TYPE_CHECKING:
+    import onnx
+    import onnx_ir as ir
+
 __all__ = ["INTEGER", "export_onnx_integer"]
 
 INTEGER = Format("the integer dialect", tuple(each for each in QCDQ.types if each.bits == 8), clips_integers=True)
@@ -36,11 +41,11 @@ INTEGER = Format("the integer dialect", tuple(each for each in QCDQ.types if eac
 
 def export_onnx_integer(
     module: nn.Module,
-    args: Tensor | tuple[Any, ...],
+    args: Tensor | tuple[object, ...],
     export_path: str | os.PathLike[str] | None = None,
     *,
     verify: bool = True,
-    **options: Any,
+    **options: object,
 ) -> torch.onnx.ONNXProgram:
     """Export a model to ONNX with integer arithmetic: ``ConvInteger`` and ``MatMulInteger`` on 8-bit integers.
 
@@ -79,19 +84,19 @@ def export_onnx_integer(
     required("numpy", call)
     from .integer_lower import integerize  # which can't be imported without numpy
 
-    export_path, options = _checked(call, export_path, options)
+    export_path, given = _checked(call, export_path, options)
     for package in ("onnx", "onnxscript"):
         required(package, call)
     arguments = args if isinstance(args, tuple) else (args,)
-    kwargs = options.get("kwargs")
+    kwargs = given.get("kwargs")
     quantizers = quantizers_of(module)
     with evaluating(module), unchanged(module):
         recording = record(module, quantizers, arguments, kwargs)
-        options["opset_version"] = check(recording, INTEGER, options.get("opset_version"))
+        given["opset_version"] = check(recording, INTEGER, given.get("opset_version"))
         warn_of_caveats(call, module, quantizers, recording.calls)
         found = integers_of(call, module, quantizers, recording, arguments, kwargs)
         check_layers(module, found)
-        program = trace(module, quantizers, recording, arguments, options)
+        program = trace(module, quantizers, recording, arguments, given)
         check_operators(program)
         scopes = {str(value.name): _scope(node) for node in program.model.graph for value in node.outputs}
         lower(program.model, recording, INTEGER)
@@ -105,7 +110,7 @@ def export_onnx_integer(
                     "Please report it. verify=False writes the file all the same."
                 )
     if export_path is not None:
-        write(program, export_path, options)
+        write(program, export_path, given)
     return program
 
 
@@ -141,7 +146,7 @@ _NARROWER = (
 )
 
 
-def _scope(node: Any) -> str:
+def _scope(node: "ir.Node") -> str:
     """The path of the innermost module that a node was traced from."""
     names = ast.literal_eval(node.metadata_props.get("pkg.torch.onnx.name_scopes", "['', '']"))
     return names[-2].partition("@")[0] if len(names) > 1 else ""  # the last is the operator's; "@1" marks a second call
@@ -190,11 +195,17 @@ def _problems(owner: nn.Module, layer: LayerIntegers) -> list[str]:
     return problems
 
 
-def _verified(module: nn.Module, found: Integers, proto: Any, args: tuple[Any, ...], kwargs: Any) -> Report:
+def _verified(
+    module: nn.Module,
+    found: Integers,
+    proto: "onnx.ModelProto",
+    args: tuple[object, ...],
+    kwargs: Mapping[str, object] | None,
+) -> Report:
     """Equal bits, with the runtime's optimizations off and on."""
     quantizers, parts = quantizers_of(module), found.quantized()
 
-    def run(take: Any = None) -> IntegerRun:
+    def run(take: Take | None = None) -> IntegerRun:
         return run_lowered(module, quantizers, parts, args, kwargs, take=take)
 
     inputs = [each for each in _pytree.tree_leaves((args, kwargs or {})) if isinstance(each, Tensor)]

@@ -1,12 +1,15 @@
 """Which of onnxruntime's optimization passes changes the numbers of a file."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from .optional import required
+
+if TYPE_CHECKING:
+    import onnx
 
 __all__ = ["PASSES", "culprits", "load"]
 
@@ -37,7 +40,9 @@ PASSES = (
 )
 
 
-def load(model: Any, optimize: bool, disabled: Sequence[str] = ()) -> Callable[[list[Tensor]], dict[str, Tensor]]:
+def load(
+    model: "onnx.ModelProto", optimize: bool, disabled: Sequence[str] = ()
+) -> Callable[[list[Tensor]], dict[str, Tensor]]:
     """A function from inputs to outputs by name: a file in onnxruntime, on CPU.
 
     Args:

@@ -1,11 +1,11 @@
 """The integer-only reference: what a model computes on hardware that has integers alone."""
 
-from typing import Any
+from collections.abc import Mapping
 
 from torch import Tensor, nn
 
 from .errors import ExportError
-from .integer_requantize import requantization
+from .integer_requantize import Requantization, requantization
 from .integer_run import IntegerRun, run_lowered
 from .integers import integers_for
 from .layer_integers import Integers
@@ -16,12 +16,12 @@ __all__ = ["run_integers"]
 
 def run_integers(
     model: nn.Module,
-    inputs: Tensor | tuple[Any, ...],
+    inputs: Tensor | tuple[object, ...],
     *,
     integers: Integers | None = None,
-    requantize: Any = "scale",
+    requantize: str | Requantization = "scale",
     accumulator_bits: int = 32,
-    kwargs: dict[str, Any] | None = None,
+    kwargs: Mapping[str, object] | None = None,
 ) -> IntegerRun:
     """Run a model with integer arithmetic: its forward, on the integers of its weights, biases and activations.
 

@@ -1,7 +1,6 @@
 """From sums of products to the integers of the next grid: by float scales, by multiplier and shift, or by shift."""
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
@@ -28,7 +27,7 @@ class ByScale:
         tensor([ 2, 15])
     """
 
-    def __call__(self, x: Tensor, grid: IntegerGrid, rounding: Any) -> Tensor:
+    def __call__(self, x: Tensor, grid: IntegerGrid, rounding: Callable[[Tensor], Tensor]) -> Tensor:
         """The integers of ``x`` on a grid, int64."""
         values = x.value if isinstance(x, IntegerTensor) else x
         scale, zero_point = (grid.shaped(each, x.ndim).to(x.device) for each in (grid.scale, grid.zero_point))
@@ -55,7 +54,7 @@ class ByMultiplier:
     def __init__(self, bits: int = 31) -> None:
         self.bits = bits
 
-    def __call__(self, x: Tensor, grid: IntegerGrid, rounding: Any) -> Tensor:
+    def __call__(self, x: Tensor, grid: IntegerGrid, rounding: Callable[[Tensor], Tensor]) -> Tensor:
         """The integers of ``x`` on a grid, int64."""
         if not isinstance(x, IntegerTensor):
             return ByScale()(x, grid, rounding)
@@ -124,10 +123,15 @@ requantize='multiplier'.
             )
 
 
-REQUANTIZATIONS: dict[str, Callable[[], Any]] = {"scale": ByScale, "multiplier": ByMultiplier, "shift": ByShift}
+Requantization = Callable[[Tensor, IntegerGrid, Callable[[Tensor], Tensor]], Tensor]
+REQUANTIZATIONS: dict[str, Callable[[], Requantization]] = {
+    "scale": ByScale,
+    "multiplier": ByMultiplier,
+    "shift": ByShift,
+}
 
 
-def requantization(choice: Any) -> Any:
+def requantization(choice: str | Requantization) -> Requantization:
     """The callable for a name, or the callable itself."""
     if callable(choice):
         return choice
@@ -139,7 +143,7 @@ def requantization(choice: Any) -> Any:
     raise ExportError(f"requantize={choice!r} is not possible: expected one of {known}, or a callable.{hint}")
 
 
-def multiplier_and_shift(ratios: Any, bits: int = 31) -> tuple[list[Tensor], Tensor]:
+def multiplier_and_shift(ratios: Iterable[Tensor], bits: int = 31) -> tuple[list[Tensor], Tensor]:
     """Integers for ratios: ``ratio = multiplier / 2**shift``, as near as ``bits`` bits come.
 
     Args:
@@ -200,7 +204,7 @@ def _half_up(total: Tensor, shift: Tensor) -> Tensor:
     return floor + (twice >= step).to(torch.int64)
 
 
-_ROUNDINGS: dict[Any, Callable[[Tensor, Tensor], Tensor]] = {
+_ROUNDINGS: dict[type, Callable[[Tensor, Tensor], Tensor]] = {
     HalfEven: _half_even,
     HalfUp: _half_up,
     Floor: _floor,
@@ -210,5 +214,5 @@ _ROUNDINGS: dict[Any, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
-def _name(rounding: Any) -> str:
+def _name(rounding: object) -> str:
     return repr(getattr(rounding, "name", None) or getattr(rounding, "__name__", type(rounding).__name__))

@@ -1,20 +1,20 @@
 """One forward of a model on integers, and what was found on the way."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree
 
 from ..qcore import BitwrightError, BitwrightWarning, Grid, HalfEven, IntQuant, QuantTensorError, TensorQuant, values_of
+from ..qcore.aliases import Arguments
 from .errors import ExportError
 from .integer_floats import FloatModule
 from .integer_grid import Entering, IntegerGrid, Quantized
 from .integer_journal import Journal
-from .integer_requantize import requantization
+from .integer_requantize import Requantization, requantization
 from .integer_tensor import IntegerTensor, Term, compact
 from .integer_tracker import FloatTracker
 from .lowering import Lowering, lowered, numbered
@@ -22,7 +22,7 @@ from .sums import Sums
 
 __all__ = ["IntegerRun", "run_lowered"]
 
-Take = Callable[[str, Tensor, Tensor, IntegerGrid, Any], Tensor]
+Take = Callable[[str, Tensor, Tensor, IntegerGrid, Callable[[Tensor], Tensor]], Tensor]
 
 
 @dataclass
@@ -51,7 +51,7 @@ class IntegerRun:
         False
     """
 
-    outputs: Any
+    outputs: object
     codes: dict[str, Tensor] = field(default_factory=dict)
     sums: dict[str, Sums] = field(default_factory=dict)
     accumulators: dict[str, Tensor] = field(default_factory=dict)
@@ -80,9 +80,9 @@ def run_lowered(
     model: nn.Module,
     quantizers: dict[str, TensorQuant],
     found: dict[str, Quantized],
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any] | None,
-    requantize: Any = None,
+    args: tuple[object, ...],
+    kwargs: Mapping[str, object] | None,
+    requantize: Requantization | None = None,
     accumulator_bits: int = 32,
     take: Take | None = None,
     keep: bool = False,
@@ -108,7 +108,7 @@ def run_lowered(
     requantize = requantize or requantization("scale")
 
     def lowering(path: str) -> Lowering:
-        def call(quantizer: TensorQuant, x: Tensor, *context: Any) -> tuple[Tensor, None]:
+        def call(quantizer: TensorQuant, x: Tensor, *context: object) -> tuple[Tensor, None]:
             index = counts.get(path, 0)
             counts[path] = index + 1
             name = numbered(path, index)
@@ -138,7 +138,7 @@ def run_lowered(
 
         return call
 
-    def passed(name: str, given: Any, output: Any) -> None:
+    def passed(name: str, given: object, output: object) -> None:
         run.grids[name] = (_grid_of(given), _grid_of(output))
 
     with (
@@ -169,8 +169,8 @@ def _tensor(part: Quantized, codes: Tensor, journal: Journal) -> IntegerTensor:
 
 
 def _requantized(
-    quantizer: TensorQuant, x: Tensor, grid: IntegerGrid, requantize: Any, context: Any
-) -> tuple[Tensor, Any]:
+    quantizer: TensorQuant, x: Tensor, grid: IntegerGrid, requantize: Requantization, context: Arguments
+) -> tuple[Tensor, Callable[[Tensor], Tensor] | None]:
     """The integers of an activation, and the rounding; arithmetic of a quantizer's own is done on values (None)."""
     if isinstance(quantizer, IntQuant) and type(quantizer)._quantize is IntQuant._quantize:
         return requantize(x, grid, quantizer.rounding), quantizer.rounding
@@ -179,7 +179,7 @@ def _requantized(
     return own.to_int(values).to(torch.int64), None
 
 
-def _entering(x: IntegerTensor, rounding: Any) -> Entering:
+def _entering(x: IntegerTensor, rounding: object) -> Entering:
     scales, axes = [], set[int]()
     for term in x.terms:
         scale = compact(term.scale.detach())
@@ -190,7 +190,7 @@ def _entering(x: IntegerTensor, rounding: Any) -> Entering:
     return Entering(tuple(each.cpu().clone() for each in scales), axis, x.low, x.high, name)
 
 
-def _values(each: Any) -> Any:
+def _values(each: object) -> object:
     if not isinstance(each, Tensor):
         return each
     return each.value if isinstance(each, IntegerTensor) else values_of(each)
@@ -202,7 +202,7 @@ def _slot(owner: nn.Module, quantizer: TensorQuant, path: str) -> str:
     return next(own, path.rpartition(".")[2]).removesuffix("_quant")
 
 
-def _grid_of(x: Any) -> IntegerGrid | None:
+def _grid_of(x: object) -> IntegerGrid | None:
     return x.grid_ if isinstance(x, IntegerTensor) else None
 
 

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils import _pytree
 
+from ..qcore.aliases import Arguments, Keywords, Operator
 from .errors import ExportError
 from .integer_grid import IntegerGrid
 from .integer_journal import Journal
@@ -86,7 +87,7 @@ class IntegerTensor(torch.Tensor):
         self.aliased, self.bounded = aliased, bounded
         return self
 
-    def __init__(self, *parts: Any, **named: Any) -> None:
+    def __init__(self, *parts: object, **named: object) -> None:
         pass
 
     @property
@@ -107,25 +108,27 @@ class IntegerTensor(torch.Tensor):
         """The only term of a tensor whose integers say everything, or None."""
         return self.terms[0] if len(self.terms) == 1 and not self.pending else None
 
-    def __repr__(self, *, tensor_contents: Any = None) -> str:
+    def __repr__(self, *, tensor_contents: object = None) -> str:
         return f"IntegerTensor({tuple(self.shape)}, {len(self.terms)} terms)"
 
-    def __iadd__(self, other: Any) -> Tensor:
+    def __iadd__(self, other: Tensor | complex) -> Tensor:
         return self + other  # rebinds, as the result may be plain
 
-    def __isub__(self, other: Any) -> Tensor:
+    def __isub__(self, other: Tensor | complex) -> Tensor:
         return self - other
 
-    def __imul__(self, other: Any) -> Tensor:
+    def __imul__(self, other: Tensor | complex) -> Tensor:
         return self * other
 
-    def __itruediv__(self, other: Any) -> Tensor:
+    def __itruediv__(self, other: Tensor | complex) -> Tensor:
         return self / other
 
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(
+        cls, func: Operator, types: object, args: Arguments = (), kwargs: Keywords | None = None
+    ) -> object:
         kwargs = kwargs or {}
         if func._schema.is_mutable and isinstance(args[0] if args else None, IntegerTensor):
             return _in_place(func, args, kwargs)
@@ -142,7 +145,7 @@ class IntegerTensor(torch.Tensor):
         return func(*_plain(args), **_plain(kwargs))
 
 
-def _in_place(func: Any, args: Any, kwargs: Any) -> Any:
+def _in_place(func: Operator, args: Arguments, kwargs: Keywords) -> object:
     """Write into an integer tensor: possible where the result is one, and no other tensor shares its memory."""
     target = args[0]
     name, overload = func._schema.name.removeprefix("aten::").removesuffix("_"), func._overloadname
@@ -167,7 +170,7 @@ def _plain(arguments: Any) -> Any:
     return arguments.value if isinstance(arguments, IntegerTensor) else arguments
 
 
-def _journal(arguments: Any) -> Journal:
+def _journal(arguments: object) -> Journal:
     """The journal of the first integer tensor among arguments."""
     found = (each for each in _pytree.tree_leaves(arguments) if isinstance(each, IntegerTensor))
     return next(found).journal
@@ -175,15 +178,15 @@ def _journal(arguments: Any) -> Journal:
 
 # Rules: the result of an operation on integers, or None where it takes values.
 
-Rule = Callable[[Any, Any, Any], Any]
-_RULES: dict[Any, Rule] = {}
+Rule = Callable[[Operator, Arguments, Keywords], object]
+_RULES: dict[Operator, Rule] = {}
 _LIKE = {
     *(aten.zeros_like.default, aten.ones_like.default, aten.empty_like.default, aten.full_like.default),
     *(aten.new_zeros.default, aten.new_ones.default, aten.new_empty.default, aten.new_full.default),
 }
 
 
-def _does(*operations: Any) -> Callable[[Rule], Rule]:
+def _does(*operations: Operator) -> Callable[[Rule], Rule]:
     def register(rule: Rule) -> Rule:
         _RULES.update(dict.fromkeys(operations, rule))
         return rule
@@ -198,7 +201,7 @@ def _alike(tensor: IntegerTensor, terms: tuple[Term, ...], *, moved: bool, alias
 
 
 @_does(aten.alias.default, aten.detach.default, aten.lift_fresh.default, aten.clone.default)
-def _same(func: Any, args: Any, kwargs: Any) -> Any:
+def _same(func: Operator, args: Arguments, kwargs: Keywords) -> object:
     tensor = args[0]
     terms = tuple(Term(func(term.codes, **kwargs), term.scale) for term in tensor.terms)
     return _alike(tensor, terms, moved=False, aliased=func is not aten.clone.default)
@@ -211,7 +214,7 @@ def _same(func: Any, args: Any, kwargs: Any) -> Any:
     *(aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims, aten.unsqueeze.default, aten.repeat.default),
     *(aten.pixel_shuffle.default, aten.pixel_unshuffle.default, aten.channel_shuffle.default),
 )
-def _moved(func: Any, args: Any, kwargs: Any) -> Any:
+def _moved(func: Operator, args: Arguments, kwargs: Keywords) -> object:
     """Values change places; several scales go with them."""
     tensor, *rest = args
     if not isinstance(tensor, IntegerTensor):
@@ -230,7 +233,7 @@ def _moved(func: Any, args: Any, kwargs: Any) -> Any:
 
 
 @_does(aten.view.default, aten._unsafe_view.default, aten._reshape_alias.default)
-def _reshaped(func: Any, args: Any, kwargs: Any) -> Any:
+def _reshaped(func: Operator, args: Arguments, kwargs: Keywords) -> object:
     """The integers may lie in memory in another order than torch believes the tensor to."""
     tensor, size = args[0], args[1]
     terms = (
@@ -258,7 +261,7 @@ def _spread(term: Term) -> Tensor:
 
 
 @_does(aten._to_copy.default)
-def _converted(func: Any, args: Any, kwargs: Any) -> Any:
+def _converted(func: Operator, args: Arguments, kwargs: Keywords) -> object:
     return _alike(args[0], args[0].terms, moved=False) if kwargs.get("dtype") in (None, torch.float32) else None
 
 
@@ -273,7 +276,7 @@ def _converted(func: Any, args: Any, kwargs: Any) -> Any:
     *(aten.reflection_pad1d.default, aten.reflection_pad2d.default, aten.reflection_pad3d.default),
     *(aten.replication_pad1d.default, aten.replication_pad2d.default, aten.replication_pad3d.default),
 )
-def _selected(func: Any, args: Any, kwargs: Any) -> Any:
+def _selected(func: Operator, args: Arguments, kwargs: Keywords) -> object:
     """Some values are kept, the largest or every other: on integers the same, where neighbours share a scale."""
     tensor, *rest = args
     given = [Term(term.codes, compact(term.scale)) for term in tensor.terms]
@@ -291,7 +294,7 @@ def _selected(func: Any, args: Any, kwargs: Any) -> Any:
     return (kept, *indices) if indices else kept
 
 
-def _largest(func: Any, tensor: IntegerTensor, given: list[Term], rest: Any, kwargs: Any) -> Any:
+def _largest(func: Operator, tensor: IntegerTensor, given: list[Term], rest: list[object], kwargs: Keywords) -> object:
     """Of a sum of integers on different grids: the integers at the places where their values are largest."""
     pool = func if len(func._schema.returns) > 1 else getattr(aten, f"{func._schema.name[6:]}_with_indices").default
     _, indices = pool(tensor.value, *rest, **kwargs)
@@ -303,7 +306,7 @@ def _largest(func: Any, tensor: IntegerTensor, given: list[Term], rest: Any, kwa
 
 
 @_does(aten.constant_pad_nd.default)
-def _padded(func: Any, args: Any, kwargs: Any) -> Any:
+def _padded(func: Operator, args: Arguments, kwargs: Keywords) -> object:
     tensor, widths, *rest = args
     if (rest[0] if rest else kwargs.get("value", 0)) != 0:
         return None
@@ -317,7 +320,7 @@ def _padded(func: Any, args: Any, kwargs: Any) -> Any:
 
 
 @_does(aten.cat.default, aten.stack.default)
-def _joined(func: Any, args: Any, kwargs: Any) -> Any:
+def _joined(func: Operator, args: Arguments, kwargs: Keywords) -> object:
     """Integers side by side, each with its own scale."""
     tensors = args[0]
     if not all(isinstance(each, IntegerTensor) and not each.pending for each in tensors):
@@ -346,7 +349,7 @@ def _on_one_grid(one: IntegerGrid | None, other: IntegerGrid | None) -> bool:
 
 
 @_does(aten.add.Tensor, aten.sub.Tensor)
-def _added(func: Any, args: Any, kwargs: Any) -> Any:
+def _added(func: Operator, args: Arguments, kwargs: Keywords) -> object:
     """Terms side by side: what they add up to is worked out when they are quantized."""
     one, other, *rest = args
     alpha = rest[0] if rest else kwargs.get("alpha", 1)
@@ -387,7 +390,7 @@ SUMMED = 22  # bits of an activation; sums of products, in accumulators, are wid
 
 
 @_does(aten.neg.default)
-def _negated(func: Any, args: Any, kwargs: Any) -> Any:
+def _negated(func: Operator, args: Arguments, kwargs: Keywords) -> object:
     tensor = args[0]
     if tensor.pending:
         return None
@@ -395,7 +398,7 @@ def _negated(func: Any, args: Any, kwargs: Any) -> Any:
 
 
 @_does(aten.relu.default)
-def _rectified(func: Any, args: Any, kwargs: Any) -> Any:
+def _rectified(func: Operator, args: Arguments, kwargs: Keywords) -> object:
     tensor = args[0]
     if tensor.single is None:
         return _bounded(tensor, 0.0, None)
@@ -405,7 +408,7 @@ def _rectified(func: Any, args: Any, kwargs: Any) -> Any:
 
 
 @_does(aten.hardtanh.default, aten.clamp.default, aten.clamp_min.default, aten.clamp_max.default, aten.relu6.default)
-def _clamped(func: Any, args: Any, kwargs: Any) -> Any:
+def _clamped(func: Operator, args: Arguments, kwargs: Keywords) -> object:
     named = dict(zip((each.name for each in func._schema.arguments), args, strict=False)) | kwargs
     if func is aten.relu6.default:
         return _bounded(args[0], 0.0, 6.0)
@@ -433,7 +436,7 @@ def _bounded(tensor: IntegerTensor, low: float | None, high: float | None) -> In
 
 
 @_does(aten.convolution.default)
-def _convolved(func: Any, args: Any, kwargs: Any) -> Any:
+def _convolved(func: Operator, args: Arguments, kwargs: Keywords) -> object:
     x, weight, bias, stride, padding, dilation, transposed, output_padding, groups = args
     factors = _factors(x, weight)
     if factors is None:
@@ -467,18 +470,18 @@ def _convolved(func: Any, args: Any, kwargs: Any) -> Any:
 
 
 @_does(aten.mm.default, aten.bmm.default)
-def _multiplied(func: Any, args: Any, kwargs: Any) -> Any:
+def _multiplied(func: Operator, args: Arguments, kwargs: Keywords) -> object:
     return _products(func, args[0], args[1], None)
 
 
 @_does(aten.addmm.default)
-def _multiplied_with_bias(func: Any, args: Any, kwargs: Any) -> Any:
+def _multiplied_with_bias(func: Operator, args: Arguments, kwargs: Keywords) -> object:
     if kwargs.get("alpha", 1) != 1 or kwargs.get("beta", 1) != 1:
         return None
     return _products(aten.mm.default, args[1], args[2], args[0])
 
 
-def _products(func: Any, x: Any, weight: Any, bias: Any) -> Any:
+def _products(func: Operator, x: Any, weight: Tensor, bias: Tensor | None) -> Tensor | None:
     factors = _factors(x, weight)
     if factors is None:
         return None
@@ -495,7 +498,7 @@ def _products(func: Any, x: Any, weight: Any, bias: Any) -> Any:
     return _with_bias(x, sums, one.scale * scales.reshape(-1), sums.ndim - 1, bias)
 
 
-def _factors(x: Any, weight: Any) -> tuple[Term, Term] | None:
+def _factors(x: Tensor, weight: Tensor) -> tuple[Term, Term] | None:
     """The integers of both sides, where there are such, and the input has one scale."""
     if not (isinstance(x, IntegerTensor) and isinstance(weight, IntegerTensor)):
         return None
@@ -503,7 +506,7 @@ def _factors(x: Any, weight: Any) -> tuple[Term, Term] | None:
     return None if one is None or other is None or one.scale.ndim else (one, other)
 
 
-def _with_bias(x: IntegerTensor, sums: Tensor, scale: Tensor, axis: int, bias: Any) -> Tensor:
+def _with_bias(x: IntegerTensor, sums: Tensor, scale: Tensor, axis: int, bias: Tensor | None) -> Tensor:
     """The sums as a tensor; a bias on their scale is added in integers, one of another scale is a second term."""
     journal, codes = x.journal, sums.to(torch.int64)
     scale = scale.reshape(()) if scale.numel() == 1 else scale  # flat
@@ -536,7 +539,7 @@ def _with_bias(x: IntegerTensor, sums: Tensor, scale: Tensor, axis: int, bias: A
 
 
 @_does(aten.mean.dim, aten.sum.dim_IntList)
-def _averaged(func: Any, args: Any, kwargs: Any) -> Any:
+def _averaged(func: Operator, args: Arguments, kwargs: Keywords) -> object:
     named = dict(zip((each.name for each in func._schema.arguments), args, strict=False)) | kwargs
     tensor, keepdim = args[0], named.get("keepdim", False)
     dims = named.get("dim") or range(tensor.ndim)
@@ -559,7 +562,7 @@ _SUM = aten.sum.dim_IntList
 
 
 @_does(aten.amax.default)
-def _maximum(func: Any, args: Any, kwargs: Any) -> Any:
+def _maximum(func: Operator, args: Arguments, kwargs: Keywords) -> object:
     named = dict(zip((each.name for each in func._schema.arguments), args, strict=False)) | kwargs
     tensor, keepdim = args[0], named.get("keepdim", False)
     dims = [dim % tensor.ndim for dim in named.get("dim") or range(tensor.ndim)]
@@ -571,7 +574,7 @@ def _maximum(func: Any, args: Any, kwargs: Any) -> Any:
 
 
 @_does(aten.avg_pool2d.default, aten.avg_pool3d.default)
-def _average_pooled(func: Any, args: Any, kwargs: Any) -> Any:
+def _average_pooled(func: Operator, args: Arguments, kwargs: Keywords) -> object:
     named = dict(zip((each.name for each in func._schema.arguments), args, strict=False)) | kwargs
     tensor, kernel, padding = args[0], named["kernel_size"], named.get("padding", (0,))
     if named.get("ceil_mode", False) or (any(padding) and not named.get("count_include_pad", True)):
@@ -587,7 +590,7 @@ def _average_pooled(func: Any, args: Any, kwargs: Any) -> Any:
 
 
 @_does(aten._adaptive_avg_pool2d.default)
-def _adaptively_pooled(func: Any, args: Any, kwargs: Any) -> Any:
+def _adaptively_pooled(func: Operator, args: Arguments, kwargs: Keywords) -> object:
     tensor, size = args
     if any(tensor.shape[-2 + each] % size[each] for each in range(2)):
         return None  # windows of different sizes
@@ -595,7 +598,9 @@ def _adaptively_pooled(func: Any, args: Any, kwargs: Any) -> Any:
     return _pooled_sums(tensor, 2, kernel, kernel, 0, kernel[0] * kernel[1])
 
 
-def _pooled_sums(tensor: IntegerTensor, dims: int, kernel: Any, stride: Any, padding: Any, count: int) -> Any:
+def _pooled_sums(
+    tensor: IntegerTensor, dims: int, kernel: list[int], stride: list[int], padding: list[int] | int, count: int
+) -> IntegerTensor | None:
     if any(term.scale.ndim and any(size > 1 for size in term.scale.shape[-dims:]) for term in tensor.terms):
         return None
     pool = F.avg_pool2d if dims == 2 else F.avg_pool3d
@@ -606,7 +611,7 @@ def _pooled_sums(tensor: IntegerTensor, dims: int, kernel: Any, stride: Any, pad
     return _means(tensor, [reduce(each) for each in tensor.terms], count)
 
 
-def _means(tensor: IntegerTensor, sums: list[tuple[Tensor, Tensor]], count: int) -> Any:
+def _means(tensor: IntegerTensor, sums: list[tuple[Tensor, Tensor]], count: int) -> IntegerTensor | None:
     """Sums of integers; the division by their number goes into the scale."""
     if tensor.pending:
         return None

@@ -2,13 +2,14 @@
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from torch import Tensor, nn
 from torch.utils import _pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from ..qcore.aliases import Arguments, Keywords, Operator
 from .integer_floats import FloatModule
 from .integer_journal import Journal, operation_name
 from .integer_tensor import SELECTIONS, IntegerTensor
@@ -34,7 +35,7 @@ class FloatTracker(TorchDispatchMode):
         inputs: the model's arguments.
     """
 
-    def __init__(self, journal: Journal, inputs: Any) -> None:
+    def __init__(self, journal: Journal, inputs: object) -> None:
         super().__init__()
         self.journal = journal
         self.places: dict[tuple[str, str], str] = {}
@@ -43,7 +44,9 @@ class FloatTracker(TorchDispatchMode):
         for each in _tensors(inputs):
             self._origins[each] = _Origin()
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(
+        self, func: Operator, types: object, args: Arguments = (), kwargs: Keywords | None = None
+    ) -> object:
         kwargs = kwargs or {}
         if not self._watching:
             return func(*args, **kwargs)
@@ -95,7 +98,7 @@ class FloatTracker(TorchDispatchMode):
         """An activation's quantizer is reached."""
         self._settle([tensor], "between")
 
-    def returned(self, outputs: Any) -> None:
+    def returned(self, outputs: object) -> None:
         """The model's outputs are reached."""
         self._settle(_tensors(outputs), "after")
 
@@ -120,5 +123,5 @@ class FloatTracker(TorchDispatchMode):
         )
 
 
-def _tensors(tree: Any) -> Iterator[Tensor]:
+def _tensors(tree: object) -> Iterator[Tensor]:
     return (each for each in _pytree.tree_leaves(tree) if isinstance(each, Tensor))

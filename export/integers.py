@@ -1,11 +1,12 @@
 """Taking the integers out of a model."""
 
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 from torch import Tensor, nn
 
 from ..qcore import TensorQuant
+from ..qcore.aliases import Keywords
 from .caveats import warn_of_caveats
 from .errors import ExportError, with_causes
 from .integer_grid import IntegerGrid, Quantized
@@ -18,7 +19,9 @@ from .sums import worst_sums
 __all__ = ["integers", "integers_for", "integers_of", "parts_of"]
 
 
-def integers(model: nn.Module, example: Tensor | tuple[Any, ...], *, kwargs: dict[str, Any] | None = None) -> Integers:
+def integers(
+    model: nn.Module, example: Tensor | tuple[object, ...], *, kwargs: Mapping[str, object] | None = None
+) -> Integers:
     """The integers of a model as it evaluates.
 
     Args:
@@ -45,7 +48,7 @@ def integers(model: nn.Module, example: Tensor | tuple[Any, ...], *, kwargs: dic
 
 
 def integers_for(
-    call: str, model: nn.Module, example: Tensor | tuple[Any, ...], kwargs: dict[str, Any] | None
+    call: str, model: nn.Module, example: Tensor | tuple[object, ...], kwargs: Mapping[str, object] | None
 ) -> Integers:
     """`integers` for a function that the user called, which errors name."""
     arguments = example if isinstance(example, tuple) else (example,)
@@ -61,8 +64,8 @@ def integers_of(
     model: nn.Module,
     quantizers: dict[str, TensorQuant],
     recording: Recording,
-    arguments: tuple[Any, ...],
-    kwargs: dict[str, Any] | None,
+    arguments: tuple[object, ...],
+    kwargs: Mapping[str, object] | None,
 ) -> Integers:
     """The integers of a model in evaluation mode, from the recording of a forward with the same arguments."""
     ungrouped = parts_of(recording, call)
@@ -126,7 +129,7 @@ def _with_widths(layer: LayerIntegers, layers: dict[str, LayerIntegers]) -> Laye
     return replace(layer, input=widened(layer.input), output=widened(layer.output))
 
 
-def _settings(module: nn.Module) -> dict[str, Any]:
+def _settings(module: nn.Module) -> Keywords:
     """What a convolution needs to know besides its integers."""
     names = ("stride", "padding", "dilation", "groups", "output_padding")
     found = {name: getattr(module, name) for name in names if hasattr(module, name)}

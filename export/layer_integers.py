@@ -3,8 +3,8 @@
 import os
 from collections.abc import ItemsView, Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
+from ..qcore.aliases import Keywords
 from .integer_floats import FloatModule
 from .integer_grid import IntegerGrid, Quantized
 
@@ -38,7 +38,7 @@ class LayerIntegers:
     quantizers: dict[str, Quantized]
     input: IntegerGrid | None = None
     output: IntegerGrid | None = None
-    settings: dict[str, Any] = field(default_factory=dict)
+    settings: Keywords = field(default_factory=dict)
 
     @property
     def weight(self) -> Quantized | None:

@@ -1,7 +1,9 @@
 """Placeholders become ONNX's own nodes: quantize, clip, dequantize, and integers where the input is constant."""
 
-from collections.abc import Iterable
-from typing import Any
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -13,10 +15,13 @@ from .optional import required
 from .record import Call, Recording
 from .trace import DOMAIN
 
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
 __all__ = ["lower"]
 
 
-def lower(model: Any, recording: Recording, form: Format) -> None:
+def lower(model: ir.Model, recording: Recording, form: Format) -> None:
     """Replace every placeholder of a traced model, in place, and drop what is then unused.
 
     The tensors of a quantizer are named by its path: ``conv1.weight_quant.codes``, ``.scale``, ``.zero_point``; the
@@ -36,15 +41,15 @@ def lower(model: Any, recording: Recording, form: Format) -> None:
 class Lowering:
     """The work on one model: what was made so far."""
 
-    def __init__(self, model: Any, recording: Recording, form: Format) -> None:
+    def __init__(self, model: ir.Model, recording: Recording, form: Format) -> None:
         self.ir = required("onnx_ir", "export")
         self.model = model
         self.graph = model.graph
         self.recording = recording
         self.form = form
-        self.initializers: dict[tuple[str, bytes], Any] = {}
-        self.stored: dict[str, list[tuple[Call, Any]]] = {}
-        self.constants: dict[Any, bool] = {}
+        self.initializers: dict[tuple[str, bytes], ir.Value] = {}
+        self.stored: dict[str, list[tuple[Call, ir.Value]]] = {}
+        self.constants: dict[ir.Value, bool] = {}
 
     def run(self) -> None:
         nodes = [node for node in self.graph if node.domain == DOMAIN]
@@ -63,7 +68,7 @@ class Lowering:
         versions = [each.ir_version for each in self.form.types if self.ir.DataType[each.name] in used]
         self.model.ir_version = max([self.model.ir_version, *versions])
 
-    def _refuse_following(self, nodes: Iterable[Any]) -> None:
+    def _refuse_following(self, nodes: Iterable[ir.Node]) -> None:
         causes = {}
         for node in nodes:
             call = self.recording.calls[node.attributes["path"].as_string()][node.attributes["index"].as_int()]
@@ -92,7 +97,7 @@ class Lowering:
             self.constants[value] = known
         return known
 
-    def _constant(self, call: Call, node: Any) -> Any:
+    def _constant(self, call: Call, node: ir.Node) -> ir.Value:
         """Integers that are stored, and dequantized at run time."""
         for former, value in self.stored.get(call.path, []):
             if _alike(former, call):
@@ -103,7 +108,7 @@ class Lowering:
         self.stored.setdefault(call.path, []).append((call, value))
         return value
 
-    def _activation(self, call: Call, x: Any, node: Any) -> Any:
+    def _activation(self, call: Call, x: Any, node: ir.Node) -> ir.Value:
         """Values that are quantized and dequantized at run time."""
         storage = self._storage(call)
         if not (self.form.clips_integers and storage.clips):
@@ -119,14 +124,14 @@ class Lowering:
         codes.shape = node.outputs[0].shape
         return self._dequantize(call, self._clip_integers(call, codes, storage, node), storage, node)
 
-    def _dequantize(self, call: Call, codes: Any, storage: Storage, node: Any) -> Any:
+    def _dequantize(self, call: Call, codes: ir.Value, storage: Storage, node: ir.Node) -> ir.Value:
         inputs = [codes, self._scale(call)]
         if not call.quantizer.follows_input:
             inputs.append(self._initializer(call, "zero_point", call.zero_point, storage))
         axis = {} if call.axis is None else {"axis": call.axis}
         return self._add(node, "DequantizeLinear", inputs, call, "dequantize", "", axis)
 
-    def _divide(self, call: Call, x: Any, node: Any) -> Any:
+    def _divide(self, call: Call, x: Any, node: ir.Node) -> ir.Value:
         """Values in steps of the scale, for a rounding that follows."""
         divisor = (
             self._float(call, "divisor", call.along_axis(call.scale)) if call.axis is not None else self._scale(call)
@@ -136,7 +141,7 @@ class Lowering:
     def _clips(self, call: Call, storage: Storage) -> bool:
         return call.bounds != storage.bounds()
 
-    def _clip_integers(self, call: Call, codes: Any, storage: Storage, node: Any) -> Any:
+    def _clip_integers(self, call: Call, codes: Any, storage: Storage, node: ir.Node) -> ir.Value:
         if not (self._clips(call, storage) and self.form.clips_integers and storage.clips):
             return codes
         low, high = (
@@ -148,7 +153,7 @@ class Lowering:
         clipped.dtype, clipped.shape = codes.dtype, codes.shape
         return clipped
 
-    def _clip_values(self, call: Call, x: Any, storage: Storage, node: Any) -> Any:
+    def _clip_values(self, call: Call, x: ir.Value, storage: Storage, node: ir.Node) -> ir.Value:
         """Clip values at the ends of the grid: they round to its last integers, so the codes are the same."""
         if not self._clips(call, storage):
             return x
@@ -167,19 +172,19 @@ class Lowering:
         assert storage is not None  # checked
         return storage
 
-    def _scale(self, call: Call) -> Any:
+    def _scale(self, call: Call) -> ir.Value:
         return self._float(call, "scale", call.scale)
 
-    def _float(self, call: Call, role: str, tensor: Tensor) -> Any:
+    def _float(self, call: Call, role: str, tensor: Tensor) -> ir.Value:
         array = tensor.detach().cpu().float().numpy()
         return self._register(call, role, self.ir.tensor(array, dtype=self.ir.DataType.FLOAT), array.tobytes())
 
-    def _initializer(self, call: Call, role: str, tensor: Tensor, storage: Storage) -> Any:
+    def _initializer(self, call: Call, role: str, tensor: Tensor, storage: Storage) -> ir.Value:
         dtype = self.ir.DataType[storage.name]
         array = tensor.detach().cpu().to(torch.int64).numpy()
         return self._register(call, role, self.ir.tensor(array.astype(dtype.numpy()), dtype=dtype), array.tobytes())
 
-    def _register(self, call: Call, role: str, tensor: Any, content: bytes) -> Any:
+    def _register(self, call: Call, role: str, tensor: ir.TensorProtocol, content: bytes) -> ir.Value:
         """An initializer named by the quantizer; later calls share those that are alike."""
         key = (f"{call.path}.{role}", content)
         if key not in self.initializers:
@@ -194,8 +199,15 @@ class Lowering:
         return self.initializers[key]
 
     def _add(
-        self, before: Any, op_type: str, inputs: list[Any], call: Call, verb: str, result: str, attributes: Any = None
-    ) -> Any:
+        self,
+        before: ir.Node,
+        op_type: str,
+        inputs: Sequence[ir.Value | None],
+        call: Call,
+        verb: str,
+        result: str,
+        attributes: Mapping[str, int] | None = None,
+    ) -> ir.Value:
         """A node in front of a placeholder, named by the quantizer; its result has the placeholder's type."""
         node = self.ir.node(op_type, inputs, attributes or {}, name=f"{call.name}.{verb}")
         output = node.outputs[0]
@@ -204,7 +216,7 @@ class Lowering:
         self.graph.insert_before(before, node)
         return output
 
-    def _replace(self, node: Any, value: Any) -> None:
+    def _replace(self, node: ir.Node, value: ir.Value) -> None:
         """Let a value take the place of a node's; an output of the model keeps its name."""
         old = node.outputs[0]
         if old.is_graph_output():
@@ -216,7 +228,7 @@ class Lowering:
         self.ir.convenience.replace_all_uses_with(old, value, replace_graph_outputs=True)
         self.graph.remove(node, safe=True)
 
-    def _copy(self, node: Any, value: Any) -> Any:
+    def _copy(self, node: ir.Node, value: ir.Value) -> ir.Value:
         copy = self.ir.node("Identity", [value])
         copy.outputs[0].dtype, copy.outputs[0].shape = value.dtype, value.shape
         self.graph.insert_before(node, copy)

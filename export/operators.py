@@ -1,11 +1,11 @@
 """Operations that torch's ONNX exporter writes as something else: it drops an argument (torch 2.13, by experiment)."""
 
 import math
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 import torch
 
+from ..qcore.aliases import Keywords
 from .errors import ExportError, with_causes
 
 __all__ = ["check_operators"]
@@ -34,7 +34,7 @@ def check_operators(program: torch.onnx.ONNXProgram) -> None:
         )
 
 
-def _arguments(node: torch.fx.Node) -> dict[str, Any]:
+def _arguments(node: torch.fx.Node) -> Keywords:
     """Every argument of a traced operation by its name in the schema; tensors as the values of the trace."""
     schema = node.target._schema.arguments  # type: ignore[union-attr]
     given = dict(zip((each.name for each in schema), node.args, strict=False)) | node.kwargs
@@ -49,7 +49,7 @@ def _module_of(node: torch.fx.Node) -> str:
     return f"{path or 'the model'} ({name.rpartition('.')[2]})"
 
 
-def _pooling(given: Mapping[str, Any]) -> str | None:
+def _pooling(given: Keywords) -> str | None:
     divisor, size = given["divisor_override"], math.prod(given["kernel_size"])
     padded = given["padding"] not in (0, [0] * len(given["kernel_size"]))
     whole = not given["ceil_mode"] and (given["count_include_pad"] or not padded)
@@ -61,7 +61,7 @@ def _pooling(given: Mapping[str, Any]) -> str | None:
     )
 
 
-def _resizing(given: Mapping[str, Any]) -> str | None:
+def _resizing(given: Keywords) -> str | None:
     scales = [given.get(name) for name in ("scales_h", "scales_w")]
     sizes = zip(given["self"].shape[-2:], given["output_size"], scales, strict=True)
     if given["align_corners"]:
@@ -84,7 +84,7 @@ def _is_whole(before: int | torch.SymInt, after: int | torch.SymInt, scale: floa
     return isinstance(before, int) and isinstance(after, int) and math.isclose(before * scale, after)
 
 
-def _projecting(given: Mapping[str, Any]) -> str | None:
+def _projecting(given: Keywords) -> str | None:
     matrices = 4 if given["has_biases"] else 2
     cells = given["num_layers"] * (2 if given["bidirectional"] else 1)
     if len(given["params"]) == matrices * cells:
@@ -92,7 +92,7 @@ def _projecting(given: Mapping[str, Any]) -> str | None:
     return "an LSTM with proj_size, whose projection it drops. Write proj_size=0 and a linear layer behind it."
 
 
-_RULES: dict[str, Callable[[Mapping[str, Any]], str | None]] = {
+_RULES: dict[str, Callable[[Keywords], str | None]] = {
     "aten.avg_pool2d.default": _pooling,
     "aten.avg_pool3d.default": _pooling,
     "aten._upsample_bilinear2d_aa.default": _resizing,

@@ -17,10 +17,15 @@ Some of its passes change results, or fail (onnxruntime 1.32, CPU, all optimizat
 Two forms are left alone by all of them: a bias that is subtracted, negated; and a Sum of one input, a fence.
 """
 
-from collections.abc import Callable
-from typing import Any
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 from .optional import required
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
 
 __all__ = ["protect"]
 
@@ -31,7 +36,7 @@ _MOVEMENT = {
 }
 
 
-def protect(model: Any) -> None:
+def protect(model: ir.Model) -> None:
     """Put fences where the optimizer would change numbers, in place.
 
     Args:
@@ -47,7 +52,7 @@ def protect(model: Any) -> None:
 class Guard:
     """Edits one graph and answers where its values come from."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: ir.Model) -> None:
         self.ir = required("onnx_ir", "export")
         self.graph = model.graph
         self.opset = model.opset_imports[""]
@@ -55,7 +60,7 @@ class Guard:
             value.name for node in model.graph for value in (*node.inputs, *node.outputs) if value is not None
         }
 
-    def dequantize(self, value: Any) -> Any:
+    def dequantize(self, value: ir.Value | None) -> Any:
         """The DequantizeLinear that a value comes from, directly or through operators that move values; or None."""
         producer = None if value is None else value.producer()
         while producer is not None and producer.op_type in _MOVEMENT:
@@ -80,7 +85,7 @@ class Guard:
             for user, index in users:
                 user.replace_input_with(index, fence)
 
-    def subtract(self, node: Any, bias: Any, unsqueezed: int) -> None:
+    def subtract(self, node: ir.Node, bias: Any, unsqueezed: int) -> None:
         """After a node, subtract its negated bias."""
         output = node.outputs[0]
         negated = self.add(node, "Neg", [bias], like=bias, name=f"{bias.name}.negated")
@@ -103,7 +108,9 @@ class Guard:
         after.name = name
         self.graph.insert_after(node, subtraction)
 
-    def add(self, before: Any, op_type: str, inputs: list[Any], like: Any, name: str) -> Any:
+    def add(
+        self, before: ir.Node, op_type: str, inputs: Sequence[ir.Value | None], like: ir.Value | None, name: str
+    ) -> ir.Value:
         """A node in front of another."""
         name = self.unused(name)
         node = self.ir.node(op_type, inputs, name=name)
@@ -114,7 +121,7 @@ class Guard:
         self.graph.insert_before(before, node)
         return output
 
-    def constant(self, name: str, numbers: list[int]) -> Any:
+    def constant(self, name: str, numbers: list[int]) -> ir.Value:
         """An initializer."""
         name = self.unused(name)
         tensor = self.ir.tensor(numbers, dtype=self.ir.DataType.INT64, name=name)
@@ -223,7 +230,7 @@ def _dequantize(guard: Guard, node: Any) -> None:
         guard.fence_uses(value)
 
 
-def _requantized(guard: Guard, node: Any) -> None:
+def _requantized(guard: Guard, node: ir.Node) -> None:
     """Operators whose integer kernels round otherwise."""
     if guard.dequantize(node.inputs[0]) is not None:
         guard.fence(node, 0)
@@ -238,7 +245,7 @@ def _take_place(guard: Guard, old: Any, new: Any) -> None:
     guard.graph.remove(old, safe=True)
 
 
-def _is_initializer(value: Any) -> bool:
+def _is_initializer(value: ir.Value | None) -> bool:
     return value is not None and value.is_initializer()
 
 
@@ -250,11 +257,11 @@ def _is_constant(value: Any) -> bool:
     return producer.op_type in ("DequantizeLinear", "Clip") and _is_constant(producer.inputs[0])
 
 
-def _eight_bits(guard: Guard) -> tuple[Any, Any]:
+def _eight_bits(guard: Guard) -> tuple[ir.DataType, ir.DataType]:
     return guard.ir.DataType.INT8, guard.ir.DataType.UINT8
 
 
-_RULES: dict[str, Callable[[Guard, Any], None]] = {
+_RULES: dict[str, Callable[[Guard, ir.Node], None]] = {
     "Conv": _layer,
     "ConvTranspose": _layer,
     "Gemm": _layer,

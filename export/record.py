@@ -1,7 +1,7 @@
 """One forward of a model on the example input: what every quantizer was asked for, and the grid it answered with."""
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -100,13 +100,15 @@ class Recording:
     """All calls of one forward, in order, by the path of the quantizer; and what the model answered."""
 
     calls: dict[str, list[Call]] = field(default_factory=dict)
-    outputs: Any = None
+    outputs: object = None
 
-    def __iter__(self) -> Any:
+    def __iter__(self) -> Iterator[Call]:
         return (call for calls in self.calls.values() for call in calls)
 
 
-def record(module: nn.Module, quantizers: dict[str, TensorQuant], args: tuple[Any, ...], kwargs: Any) -> Recording:
+def record(
+    module: nn.Module, quantizers: dict[str, TensorQuant], args: tuple[object, ...], kwargs: Mapping[str, object] | None
+) -> Recording:
     """Run a model once, without gradients, and write down every call of its quantizers.
 
     Args:
@@ -119,7 +121,7 @@ def record(module: nn.Module, quantizers: dict[str, TensorQuant], args: tuple[An
     held = {tensor.data_ptr() for tensor in (*module.parameters(), *module.buffers()) if tensor.numel()}
 
     def recorder(path: str) -> Lowering:
-        def call(quantizer: TensorQuant, x: Tensor, *context: Any) -> tuple[Tensor, Grid]:
+        def call(quantizer: TensorQuant, x: Tensor, *context: object) -> tuple[Tensor, Grid]:
             values, grid = quantizer._quantize(x, *context)
             calls = recording.calls.setdefault(path, [])
             stored = x.data_ptr() in held if type(x) in (Tensor, nn.Parameter) else False

@@ -1,13 +1,16 @@
 """An ONNX model in onnxruntime, with the integer codes of its quantized tensors as outputs."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from .errors import ExportError
 from .optional import required
+
+if TYPE_CHECKING:
+    import onnx
 
 __all__ = ["Session", "with_codes"]
 
@@ -21,7 +24,7 @@ class Session:
         folder: where external data lies, or None.
     """
 
-    def __init__(self, model: Any, optimize: bool) -> None:
+    def __init__(self, model: "onnx.ModelProto", optimize: bool) -> None:
         runtime = required("onnxruntime", "verify_onnx")
         options = runtime.SessionOptions()
         levels = runtime.GraphOptimizationLevel
@@ -47,7 +50,7 @@ class Session:
         return {name: torch.as_tensor(each) for name, each in zip(self.outputs, found, strict=True)}
 
 
-def with_codes(model: Any) -> tuple[Any, list[str]]:
+def with_codes(model: "onnx.ModelProto") -> tuple["onnx.ModelProto", list[str]]:
     """A copy of a model that also puts out the codes of its activations, and their names.
 
     Types that numpy lacks are cast to int32.

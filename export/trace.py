@@ -2,15 +2,15 @@
 
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 from ..qcore import Grid, TensorQuant, grid_of, values_of
+from ..qcore.aliases import Keywords
 from .caveats import silent_quantizers, unreached
 from .errors import ExportError
 from .lowering import Lowering, lowered
@@ -26,8 +26,8 @@ def trace(
     module: nn.Module,
     quantizers: dict[str, TensorQuant],
     recording: Recording,
-    args: tuple[Any, ...],
-    options: dict[str, Any],
+    args: tuple[object, ...],
+    options: Keywords,
 ) -> torch.onnx.ONNXProgram:
     """Export a model whose quantizers emit placeholders: ``Quantize`` nodes with the path and number of the call.
 
@@ -68,12 +68,12 @@ def _root(error: BaseException) -> BaseException:
 Grids = dict[nn.Module, list[list[Grid | None]]]
 
 
-def _grids(module: nn.Module, args: tuple[Any, ...], kwargs: Any) -> Grids:
+def _grids(module: nn.Module, args: tuple[object, ...], kwargs: Mapping[str, object] | None) -> Grids:
     """For each layer that returns QuantTensors the grids of its results, for each call one by one."""
     owners = {part for part in module.modules() if any(isinstance(each, TensorQuant) for each in part.children())}
     grids: Grids = {part: [] for part in owners}
 
-    def note(part: nn.Module, given: Any, output: Any) -> None:
+    def note(part: nn.Module, given: object, output: object) -> None:
         grids[part].append([grid_of(each) if isinstance(each, Tensor) else None for each in tree_leaves(output)])
 
     handles = [part.register_forward_hook(note) for part in owners]
@@ -91,14 +91,14 @@ def _handing_on(module: nn.Module, grids: Grids) -> Iterator[None]:
     """Layers that return QuantTensors while they are traced, too; the model as a whole returns plain tensors."""
     counts: dict[nn.Module, int] = {}
 
-    def carry(part: nn.Module, given: Any, output: Any) -> Any:
+    def carry(part: nn.Module, given: object, output: object) -> object:
         index = counts.get(part, 0)
         counts[part] = index + 1
         leaves, form = tree_flatten(output)
         call = grids[part][index] if index < len(grids[part]) else [None] * len(leaves)
         return tree_unflatten([_carrying(*pair) for pair in zip(leaves, call, strict=True)], form)
 
-    def plain(part: nn.Module, given: Any, output: Any) -> Any:
+    def plain(part: nn.Module, given: object, output: object) -> object:
         return tree_map(lambda each: values_of(each) if isinstance(each, Tensor) else each, output)
 
     handles = [module.register_forward_pre_hook(lambda *_: counts.clear())]
@@ -111,7 +111,7 @@ def _handing_on(module: nn.Module, grids: Grids) -> Iterator[None]:
             handle.remove()
 
 
-def _carrying(leaf: Any, grid: Grid | None) -> Any:
+def _carrying(leaf: Tensor, grid: Grid | None) -> Tensor:
     return leaf if grid is None else TracedQuantTensor.of(values_of(leaf), grid)
 
 
@@ -119,14 +119,14 @@ def _traced(
     module: nn.Module,
     quantizers: dict[str, TensorQuant],
     recording: Recording,
-    args: tuple[Any, ...],
-    options: dict[str, Any],
+    args: tuple[object, ...],
+    options: Keywords,
 ) -> torch.onnx.ONNXProgram:
     counts: dict[str, int] = {}
     surplus: list[str] = []
 
     def emitter(path: str) -> Lowering:
-        def emit(quantizer: TensorQuant, x: Tensor, *context: Any) -> tuple[Tensor, None]:
+        def emit(quantizer: TensorQuant, x: Tensor, *context: object) -> tuple[Tensor, None]:
             index = counts.get(path, 0)
             counts[path] = index + 1
             calls = recording.calls.get(path, [])

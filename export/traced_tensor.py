@@ -1,6 +1,7 @@
 """A QuantTensor for modules of the user's that read its grid, or ask for one, while torch.export traces them."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from torch.utils import _pytree
 from torch.utils._python_dispatch import _disable_current_modes
 
 from ..qcore import Grid, QuantTensor, grid_of
+from ..qcore.aliases import Arguments, Keywords
 
 __all__ = ["TracedQuantTensor"]
 
@@ -43,7 +45,9 @@ class TracedQuantTensor(QuantTensor):
         return self._known().to_int(self._inner)
 
     @classmethod
-    def __torch_function__(cls, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(
+        cls, func: Callable[..., object], types: object, args: Arguments = (), kwargs: Keywords | None = None
+    ) -> object:
         out = func(*_plain(args), **_plain(kwargs or {}))
         if not any(isinstance(each, Tensor) for each in _pytree.tree_leaves(out)):
             return out
@@ -52,11 +56,11 @@ class TracedQuantTensor(QuantTensor):
         return _pytree.tree_map(_traced, out, shadow)
 
 
-def _untraced() -> Any:
+def _untraced() -> AbstractContextManager[object]:
     return _disable_current_modes()
 
 
-def _traced(values: Any, shadow: Any) -> Any:
+def _traced(values: Tensor, shadow: object) -> Any:
     """Values with their shadow's grid, if it has one."""
     if not isinstance(shadow, QuantTensor) or grid_of(shadow) is None:
         return values
@@ -73,7 +77,7 @@ def _shadows(tree: Any) -> Any:
     return _pytree.tree_map(_shadow_of, tree)
 
 
-def _shadow_of(each: Any) -> Any:
+def _shadow_of(each: object) -> object:
     if isinstance(each, TracedQuantTensor):
         return each._shadow
     if isinstance(each, Tensor):

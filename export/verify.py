@@ -2,9 +2,9 @@
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,9 @@ from .record import codes_of
 from .report import Report, Row
 from .session import Session, with_codes
 
+if TYPE_CHECKING:
+    import onnx
+
 __all__ = ["compare", "verify_onnx"]
 
 TIE = 1e-3  # of a step: as close to a rounding boundary as this, the order of summation decides
@@ -28,10 +31,10 @@ FLOAT = 1e-5  # of the range of an output
 
 def verify_onnx(
     module: nn.Module,
-    program: "torch.onnx.ONNXProgram | str | os.PathLike[str] | Any",
-    inputs: Tensor | tuple[Any, ...],
+    program: "torch.onnx.ONNXProgram | onnx.ModelProto | str | os.PathLike[str]",
+    inputs: Tensor | tuple[object, ...],
     *,
-    kwargs: dict[str, Any] | None = None,
+    kwargs: Mapping[str, object] | None = None,
     batch_size: int = 256,
 ) -> Report:
     """Run a model in torch and its exported file in onnxruntime, and compare every quantized tensor.
@@ -81,9 +84,9 @@ def verify_onnx(
 def compare(
     module: nn.Module,
     quantizers: dict[str, TensorQuant],
-    model: Any,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any] | None = None,
+    model: "onnx.ModelProto",
+    args: tuple[object, ...],
+    kwargs: Mapping[str, object] | None = None,
     batch_size: int = 256,
 ) -> tuple[Report, set[str]]:
     """`verify_onnx` for a model in evaluation mode and an ``onnx.ModelProto``; and the quantizers that were called."""
@@ -113,8 +116,8 @@ def compare(
 class _Part:
     """Some of the samples: as arguments, and as the tensors among them."""
 
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
+    args: tuple[object, ...]
+    kwargs: Mapping[str, object]
 
     @property
     def tensors(self) -> list[Tensor]:
@@ -149,7 +152,7 @@ class Evaluation:
     def lowering(self, path: str) -> Lowering:
         """What a quantizer does: the same as ever, but nothing that was kept is used, and its grid is noted."""
 
-        def call(quantizer: TensorQuant, x: Tensor, *context: Any) -> tuple[Tensor, Grid]:
+        def call(quantizer: TensorQuant, x: Tensor, *context: object) -> tuple[Tensor, Grid]:
             index = self.counts.get(path, 0)
             self.counts[path] = index + 1
             values, grid = quantizer._quantize(x, *context)
@@ -192,7 +195,7 @@ class Comparison:
     def lowering(self, path: str) -> Lowering:
         """What a quantizer does during the comparison: compare, and go on from the runtime's codes."""
 
-        def call(quantizer: TensorQuant, x: Tensor, *context: Any) -> tuple[Tensor, Grid]:
+        def call(quantizer: TensorQuant, x: Tensor, *context: object) -> tuple[Tensor, Grid]:
             index = self.counts.get(path, 0)
             self.counts[path] = index + 1
             values, grid = quantizer._quantize(x, *context)
@@ -213,7 +216,7 @@ class Comparison:
         theirs = self.found[f"{name}.codes"].to(torch.int64)
         scale, zero_point = (stored.shaped(each, x.ndim) for each in (stored.scale, stored.zero_point))
         low, high = grid.bounds
-        rounding: Any = getattr(quantizer, "rounding", torch.round)
+        rounding: Callable[[Tensor], Tensor] = getattr(quantizer, "rounding", torch.round)
         ours = quantize_to_int(x, scale, low, high, zero_point, rounding)
         steps, near = x / scale, max(TIE, RESOLUTION * (high - low))
         below, above = (
@@ -305,7 +308,9 @@ def _explained(differing: Tensor, ties: Sequence[Tensor]) -> Tensor:
     return explained
 
 
-def _parts(session: Session, args: tuple[Any, ...], kwargs: dict[str, Any] | None, batch_size: int) -> list[_Part]:
+def _parts(
+    session: Session, args: tuple[object, ...], kwargs: Mapping[str, object] | None, batch_size: int
+) -> list[_Part]:
     """The samples in portions that the file takes: as many as its fixed first dimension says, or ``batch_size``."""
     whole = _Part(args, kwargs or {})
     tensors = whole.tensors
@@ -330,17 +335,17 @@ def _parts(session: Session, args: tuple[Any, ...], kwargs: dict[str, Any] | Non
 
 
 def _slice(part: _Part, start: int, stop: int) -> _Part:
-    def cut(each: Any) -> Any:
+    def cut(each: object) -> object:
         return each[start:stop] if isinstance(each, Tensor) else each
 
     return _Part(*_pytree.tree_map(cut, (part.args, part.kwargs)))
 
 
-def _tensors(tree: Any) -> list[Tensor]:
+def _tensors(tree: object) -> list[Tensor]:
     return [each for each in _pytree.tree_leaves(tree) if isinstance(each, Tensor)]
 
 
-def _grids(model: Any) -> dict[str, _Stored]:
+def _grids(model: "onnx.ModelProto") -> dict[str, _Stored]:
     """What the file holds for each call of a quantizer: its DequantizeLinear node is named after it."""
     onnx = required("onnx", "verify_onnx")
     held = {each.name: each for each in model.graph.initializer}
@@ -363,7 +368,7 @@ def _grids(model: Any) -> dict[str, _Stored]:
     return grids
 
 
-def _model(program: Any) -> Any:
+def _model(program: Any) -> "onnx.ModelProto":
     if isinstance(program, (str, os.PathLike)):
         onnx = required("onnx", "verify_onnx")
         return onnx.load(os.fspath(program))

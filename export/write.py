@@ -3,14 +3,20 @@
 import os
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
+
+from ..qcore.aliases import Keywords
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+    import torch
 
 __all__ = ["fits_one_file", "write"]
 
 LARGEST_FILE = 2**31 - 2**24  # protobuf's limit, less room for the graph
 
 
-def write(program: Any, path: str | os.PathLike[str], options: dict[str, Any]) -> None:
+def write(program: "torch.onnx.ONNXProgram", path: str | os.PathLike[str], options: Keywords) -> None:
     """Save a program under a name; a file of that name is replaced in one step, when all went well.
 
     Args:
@@ -34,7 +40,7 @@ def write(program: Any, path: str | os.PathLike[str], options: dict[str, Any]) -
             os.replace(made, target.parent / made.name)
 
 
-def fits_one_file(model: Any) -> bool:
+def fits_one_file(model: "ir.Model") -> bool:
     """Whether the weights of an ``onnx_ir.Model`` fit into the file of the graph."""
     values = model.graph.initializers.values()
     return sum(value.const_value.nbytes for value in values if value.const_value is not None) < LARGEST_FILE

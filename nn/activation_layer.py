@@ -13,11 +13,9 @@ from ..qcore import Grid, QuantizerError, QuantTensor, SettingError, TensorQuant
 from ..qcore.inject import QuantizerType
 from ..qcore.int_range import check_flag
 from ..qcore.tracing import exporting
-from .slots import Described, QuantLayer, split_overrides
+from .slots import Described, QuantizerLike, QuantLayer, split_overrides
 
 __all__ = ["ActivationLayer"]
-
-QuantizerLike = QuantizerType | TensorQuant | None  # what a layer takes for a quantizer
 
 
 class ActivationLayer(QuantLayer):

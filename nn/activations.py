@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from ..qcore import Grid, IntQuant, QuantizerError, TensorQuant
 from ..quantizers import Int8Act, ShiftedUint8Act, Uint8Act
-from .activation_layer import ActivationLayer, QuantizerLike
+from .activation_layer import ActivationLayer
 from .clipping import learns, unclipped
+from .slots import QuantizerLike
 
 __all__ = [
     "QuantGELU",
@@ -101,7 +102,12 @@ class QuantLeakyReLU(ActivationLayer, nn.LeakyReLU):
     """
 
     def __init__(
-        self, negative_slope: float = 0.01, inplace: bool = False, *, act_quant: QuantizerLike = Int8Act, **options: Any
+        self,
+        negative_slope: float = 0.01,
+        inplace: bool = False,
+        *,
+        act_quant: QuantizerLike = Int8Act,
+        **options: Any,
     ) -> None:
         super().__init__(negative_slope, inplace, act_quant=act_quant, **options)
 

@@ -1,13 +1,16 @@
 """Quantized convolutions."""
 
-from typing import Any
+from collections.abc import Callable
 
+import torch
 from torch import Tensor, nn
+from torch.types import Device
 
 from ..qcore import Grid
 from ..quantizers import Int8WeightPerTensor
 from . import few_channels
 from .depthwise import depthwise
+from .slots import QuantizerLike
 from .weight_layer import WeightLayer
 
 __all__ = ["QuantConv1d", "QuantConv2d", "QuantConv3d"]
@@ -16,7 +19,7 @@ __all__ = ["QuantConv1d", "QuantConv2d", "QuantConv3d"]
 class _ConvLayer(WeightLayer):
     """The constructor shared by all convolutions. torch's class is the second base of each."""
 
-    _conv_forward: Any
+    _conv_forward: Callable[..., Tensor]
     in_channels: int
     out_channels: int
     groups: int
@@ -26,22 +29,22 @@ class _ConvLayer(WeightLayer):
         self,
         in_channels: int,
         out_channels: int,
-        kernel_size: Any,
-        stride: Any = 1,
-        padding: Any = 0,
-        dilation: Any = 1,
+        kernel_size: int | tuple[int, ...],
+        stride: int | tuple[int, ...] = 1,
+        padding: int | str | tuple[int, ...] = 0,
+        dilation: int | tuple[int, ...] = 1,
         groups: int = 1,
         bias: bool = True,
-        padding_mode: Any = "zeros",
-        device: Any = None,
-        dtype: Any = None,
+        padding_mode: str = "zeros",
+        device: Device = None,
+        dtype: torch.dtype | None = None,
         *,
-        weight_quant: Any = Int8WeightPerTensor,
-        bias_quant: Any = None,
-        input_quant: Any = None,
-        output_quant: Any = None,
+        weight_quant: QuantizerLike = Int8WeightPerTensor,
+        bias_quant: QuantizerLike = None,
+        input_quant: QuantizerLike = None,
+        output_quant: QuantizerLike = None,
         return_quant_tensor: bool = False,
-        **overrides: Any,
+        **overrides: object,
     ) -> None:
         super().__init__(
             in_channels,
@@ -58,7 +61,7 @@ class _ConvLayer(WeightLayer):
         )
         self._attach(weight_quant, bias_quant, input_quant, output_quant, return_quant_tensor, overrides)
 
-    def _compute(self, x: Tensor, weight: Tensor, bias: Tensor | None, *extra: Any) -> Tensor:
+    def _compute(self, x: Tensor, weight: Tensor, bias: Tensor | None, *extra: object) -> Tensor:
         return self._conv_forward(x, weight, bias)
 
     def _per_output(self, inputs: Grid | None, weights: Grid | None) -> tuple[Grid | None, Grid | None]:
@@ -94,7 +97,7 @@ class QuantConv2d(_ConvLayer, nn.Conv2d):
         torch.Size([1, 6, 4, 4])
     """
 
-    def _compute(self, x: Tensor, weight: Tensor, bias: Tensor | None, *extra: Any) -> Tensor:
+    def _compute(self, x: Tensor, weight: Tensor, bias: Tensor | None, *extra: object) -> Tensor:
         plain = self.in_channels <= few_channels.FEW and self.groups == 1 and self.padding_mode == "zeros"
         if plain and isinstance(self.padding, tuple):
             return few_channels.conv2d(x, weight, bias, self.stride, self.padding, self.dilation)

@@ -1,14 +1,16 @@
 """Quantized transposed convolutions."""
 
 from collections.abc import Callable
-from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.types import Device
 
 from ..qcore import Grid
 from ..quantizers import Int8WeightPerTensor
 from .depthwise import depthwise
+from .slots import QuantizerLike
 from .weight_layer import WeightLayer
 
 __all__ = ["QuantConvTranspose1d", "QuantConvTranspose2d", "QuantConvTranspose3d"]
@@ -27,29 +29,29 @@ class _TransposedLayer(WeightLayer):
     in_channels: int
     out_channels: int
     kernel_size: tuple[int, ...]
-    _output_padding: Any
+    _output_padding: Callable[..., list[int]]
 
     def __init__(
         self,
         in_channels: int,
         out_channels: int,
-        kernel_size: Any,
-        stride: Any = 1,
-        padding: Any = 0,
-        output_padding: Any = 0,
+        kernel_size: int | tuple[int, ...],
+        stride: int | tuple[int, ...] = 1,
+        padding: int | tuple[int, ...] = 0,
+        output_padding: int | tuple[int, ...] = 0,
         groups: int = 1,
         bias: bool = True,
-        dilation: Any = 1,
-        padding_mode: Any = "zeros",
-        device: Any = None,
-        dtype: Any = None,
+        dilation: int | tuple[int, ...] = 1,
+        padding_mode: str = "zeros",
+        device: Device = None,
+        dtype: torch.dtype | None = None,
         *,
-        weight_quant: Any = Int8WeightPerTensor,
-        bias_quant: Any = None,
-        input_quant: Any = None,
-        output_quant: Any = None,
+        weight_quant: QuantizerLike = Int8WeightPerTensor,
+        bias_quant: QuantizerLike = None,
+        input_quant: QuantizerLike = None,
+        output_quant: QuantizerLike = None,
         return_quant_tensor: bool = False,
-        **overrides: Any,
+        **overrides: object,
     ) -> None:
         super().__init__(
             in_channels,
@@ -71,7 +73,7 @@ class _TransposedLayer(WeightLayer):
         """The layer's output; ``output_size`` settles which of several sizes is meant, as in torch."""
         return super().forward(input, output_size)
 
-    def _compute(self, x: Tensor, weight: Tensor, bias: Tensor | None, *extra: Any) -> Tensor:
+    def _compute(self, x: Tensor, weight: Tensor, bias: Tensor | None, *extra: object) -> Tensor:
         kernel, stride, dilation, padding = (
             getattr(self, name) for name in ("kernel_size", "stride", "dilation", "padding")
         )

@@ -1,11 +1,12 @@
 """Quantized linear layer."""
 
-from typing import Any
-
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.types import Device
 
 from ..quantizers import Int8WeightPerTensor
+from .slots import QuantizerLike
 from .weight_layer import WeightLayer
 
 __all__ = ["QuantLinear"]
@@ -30,18 +31,18 @@ class QuantLinear(WeightLayer, nn.Linear):
         in_features: int,
         out_features: int,
         bias: bool = True,
-        device: Any = None,
-        dtype: Any = None,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
         *,
-        weight_quant: Any = Int8WeightPerTensor,
-        bias_quant: Any = None,
-        input_quant: Any = None,
-        output_quant: Any = None,
+        weight_quant: QuantizerLike = Int8WeightPerTensor,
+        bias_quant: QuantizerLike = None,
+        input_quant: QuantizerLike = None,
+        output_quant: QuantizerLike = None,
         return_quant_tensor: bool = False,
-        **overrides: Any,
+        **overrides: object,
     ) -> None:
         nn.Linear.__init__(self, in_features, out_features, bias, device, dtype)
         self._attach(weight_quant, bias_quant, input_quant, output_quant, return_quant_tensor, overrides)
 
-    def _compute(self, x: Tensor, weight: Tensor, bias: Tensor | None, *extra: Any) -> Tensor:
+    def _compute(self, x: Tensor, weight: Tensor, bias: Tensor | None, *extra: object) -> Tensor:
         return F.linear(x, weight, bias)

@@ -7,12 +7,12 @@ on 16 images of 32x32 would take. Quantizing again takes four passes over them, 
 
 import contextlib
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
+from ..qcore.aliases import Context
 from ..qcore.fused import LARGE, repeated
 from ..qcore.quant_tensor import behind
 
@@ -22,14 +22,14 @@ _NOTHING = contextlib.nullcontext()
 _USES = 128  # products that each weight takes part in, at least: else quantizing again would be felt
 
 
-def not_kept(x: Tensor, weight: Tensor) -> Any:
+def not_kept(x: Tensor, weight: Tensor) -> contextlib.AbstractContextManager[object]:
     """A context in which autograd keeps neither the input nor the quantized weight of a layer.
 
     That is, where they are large, and come straight from a quantizer that can work them out again.
     """
     if not torch.is_grad_enabled():
         return _NOTHING
-    makers: dict[int, Any] = {}
+    makers: dict[int, Context] = {}
     for tensor in (x, weight):
         few = tensor is weight and x.numel() < _USES * weight.shape[1]
         node = None if few or tensor.numel() < LARGE else behind(tensor)
@@ -39,7 +39,10 @@ def not_kept(x: Tensor, weight: Tensor) -> Any:
     return saved_tensors_hooks(partial(_pack, makers), _unpack) if makers else _NOTHING
 
 
-def _pack(makers: dict[int, Any], tensor: Tensor) -> Any:
+Kept = tuple[Context, torch.Size, tuple[int, ...]]  # the node that can make a tensor again, its shape, its strides
+
+
+def _pack(makers: dict[int, Context], tensor: Tensor) -> Tensor | Kept:
     node = makers.get(tensor.data_ptr())
     if node is None or tensor.numel() < LARGE:
         return tensor
@@ -47,7 +50,7 @@ def _pack(makers: dict[int, Any], tensor: Tensor) -> Any:
     return node, tensor.shape, tensor.stride()
 
 
-def _unpack(kept: Any) -> Tensor:
+def _unpack(kept: Tensor | Kept) -> Tensor:
     if isinstance(kept, Tensor):
         return kept
     node, shape, stride = kept

@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from torch import Tensor, nn
 
@@ -10,7 +10,10 @@ from ..qcore import QuantizerError, TensorQuant, resolve, settings, value
 from ..qcore.errors import IncompleteError, ReadOnlyError, nearest
 from ..qcore.inject import IMPLIED, ROLE, ROOT, QuantizerType, possible_settings
 
-__all__ = ["Described", "QuantLayer", "fill_slot", "split_overrides"]
+__all__ = ["Described", "QuantLayer", "QuantizerLike", "fill_slot", "split_overrides"]
+
+
+QuantizerLike = QuantizerType | TensorQuant | None  # what a layer takes for a quantizer
 
 
 class Described:
@@ -27,14 +30,14 @@ class Described:
 
 
 def split_overrides(
-    layer: nn.Module, slots: Mapping[str, Any], overrides: Mapping[str, Any]
-) -> dict[str, dict[str, Any]]:
+    layer: nn.Module, slots: Mapping[str, object], overrides: Mapping[str, object]
+) -> dict[str, dict[str, object]]:
     """Sort keywords by the prefix that says which quantizer they are for: ``weight_bit_width=4``.
 
     Raises:
         QuantizerError: a keyword without a prefix of this layer, or for a slot without a quantizer.
     """
-    sorted_out: dict[str, dict[str, Any]] = {slot: {} for slot in slots}
+    sorted_out: dict[str, dict[str, object]] = {slot: {} for slot in slots}
     for keyword, item in overrides.items():
         slot = keyword.split("_", 1)[0]
         if slot not in slots or keyword == slot:
@@ -51,7 +54,7 @@ def split_overrides(
 _EXAMPLES = {"weight": "Int8WeightPerTensor", "bias": "Int32Bias", "input": "Int8Act", "output": "Int8Act"}
 
 
-def _misplaced(layer: nn.Module, slots: Mapping[str, Any], keyword: str, item: Any) -> str:
+def _misplaced(layer: nn.Module, slots: Mapping[str, object], keyword: str, item: object) -> str:
     """What to write instead of a keyword that belongs to no slot."""
     prefixes = ", ".join(f"{slot}_" for slot in slots)
     possible = {
@@ -72,17 +75,17 @@ def _misplaced(layer: nn.Module, slots: Mapping[str, Any], keyword: str, item: A
     )
 
 
-def _asks_for_channels(declared: Any) -> bool:
+def _asks_for_channels(declared: object) -> bool:
     return isinstance(declared, value) and "channel_axis" in inspect.signature(declared.function).parameters
 
 
 def fill_slot(
     layer: nn.Module,
     slot: str,
-    quantizer: Any,
-    overrides: Mapping[str, Any],
+    quantizer: object,
+    overrides: Mapping[str, object],
     prefix: str,
-    provided: Mapping[str, Any],
+    provided: Mapping[str, object],
 ) -> TensorQuant | None:
     """The module for a slot: a quantizer class is resolved, a module of another layer is shared, None is none.
 
@@ -122,7 +125,7 @@ def fill_slot(
     declared = quantizer(**overrides)
     _check_role(layer, slot, declared, written)
     try:
-        module = resolve(declared, provided, where=Described(layer), written=written)  # type: ignore[arg-type]
+        module = resolve(declared, provided, where=Described(layer), written=written)
     except IncompleteError as error:
         raise IncompleteError(
             f"{error} Or build on a complete one: {slot}_quant={example}, or a subclass of it."
@@ -193,14 +196,14 @@ weight_bit_width=2 can't be set on a layer that is built. Write layer.weight_qua
     _kept: dict[str, Any] | None = None  # quantized weights and biases, while the model is frozen
     _built = False
 
-    def _provided(self, slot: str) -> Mapping[str, Any]:
+    def _provided(self, slot: str) -> Mapping[str, object]:
         """What the layer contributes to the quantizer of a slot."""
         raise NotImplementedError
 
     def _check_slots(self) -> None:
         """Refuse quantizers that don't go together."""
 
-    def _fill_slots(self, slots: Mapping[str, Any], given: Mapping[str, Mapping[str, Any]]) -> None:
+    def _fill_slots(self, slots: Mapping[str, object], given: Mapping[str, Mapping[str, object]]) -> None:
         """Resolve the slots, with all the checks."""
         for slot, quantizer in slots.items():
             module = fill_slot(self, slot, quantizer, given[slot], self.prefixes[slot], self._provided(slot))
@@ -216,7 +219,7 @@ weight_bit_width=2 can't be set on a layer that is built. Write layer.weight_qua
             self._refuse_setting(name, item)
         super().__setattr__(name, item)
 
-    def _refill(self, slot: str, quantizer: Any) -> None:
+    def _refill(self, slot: str, quantizer: object) -> None:
         """Give a slot of a built layer another quantizer: a class to resolve, a module, or None."""
         name, before = f"{slot}_quant", getattr(self, f"{slot}_quant", None)
         module = fill_slot(self, slot, quantizer, {}, self.prefixes[slot], self._provided(slot))
@@ -253,16 +256,16 @@ weight_bit_width=2 can't be set on a layer that is built. Write layer.weight_qua
                 f"layer.{slot}_quant = {declared(**{setting: item})!r}."
             )
 
-    def train(self, mode: bool = True) -> Any:
+    def train(self, mode: bool = True) -> Self:
         """Switch to training or evaluation; training in a frozen model forgets what was kept."""
         if mode and self._kept:
             self._kept.clear()
         return super().train(mode)
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_kept": None}
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
+    def __setstate__(self, state: dict[str, object]) -> None:
         super().__setstate__(state)
         for slot in self.prefixes:
             quant = self._modules.get(f"{slot}_quant")

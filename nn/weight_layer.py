@@ -1,7 +1,7 @@
 """The base of layers with a weight."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, ClassVar, Self
 
@@ -27,7 +27,7 @@ from ..qcore.quant_tensor import grid_lost
 from ..qcore.tracing import exporting
 from .bypass import OwnParameter
 from .recompute import not_kept
-from .slots import Described, QuantLayer, split_overrides
+from .slots import Described, QuantizerLike, QuantLayer, split_overrides
 
 __all__ = ["WeightLayer"]
 
@@ -76,12 +76,12 @@ class WeightLayer(QuantLayer):
 
     def _attach(
         self,
-        weight_quant: Any,
-        bias_quant: Any,
-        input_quant: Any,
-        output_quant: Any,
+        weight_quant: QuantizerLike,
+        bias_quant: QuantizerLike,
+        input_quant: QuantizerLike,
+        output_quant: QuantizerLike,
         return_quant_tensor: bool,
-        overrides: dict[str, Any],
+        overrides: Mapping[str, object],
     ) -> None:
         """Resolve the slots; called by constructors once weight and bias exist."""
         self.return_quant_tensor = return_quant_tensor
@@ -95,8 +95,8 @@ class WeightLayer(QuantLayer):
             if quant is not None:
                 quant.rederive()
 
-    def _provided(self, slot: str) -> dict[str, Any]:
-        provided: dict[str, Any] = {"device": self.weight.device, "dtype": self.weight.dtype}
+    def _provided(self, slot: str) -> dict[str, object]:
+        provided: dict[str, object] = {"device": self.weight.device, "dtype": self.weight.dtype}
         tensor = {"weight": self._outputs_first(self.weight), "bias": self.bias}.get(slot)
         if tensor is not None:
             axis = self.channel_axis if slot == "weight" else 0
@@ -146,11 +146,11 @@ class WeightLayer(QuantLayer):
 
     # Forward
 
-    def _compute(self, x: Tensor, weight: Tensor, bias: Tensor | None, *extra: Any) -> Tensor:
+    def _compute(self, x: Tensor, weight: Tensor, bias: Tensor | None, *extra: object) -> Tensor:
         """The torch operation of the layer."""
         raise NotImplementedError
 
-    def forward(self, input: Tensor, *extra: Any) -> Tensor:  # noqa: A002 - torch's name for it
+    def forward(self, input: Tensor, *extra: object) -> Tensor:  # noqa: A002 - torch's name for it
         """The layer's output for an input of torch's shape; a `QuantTensor` with ``return_quant_tensor=True``."""
         values, inputs = self._take_input(input)
         if inputs is None:
@@ -225,7 +225,7 @@ class WeightLayer(QuantLayer):
         """The grid of the weight in its own shape."""
         return grid
 
-    def _weight_context(self, quant: TensorQuant, inputs: Grid | None) -> tuple[Any, ...]:
+    def _weight_context(self, quant: TensorQuant, inputs: Grid | None) -> tuple[object, ...]:
         """What the weight's quantizer is told besides: the scales below which the bias would be clipped."""
         bias, follower = self.bias, self.bias_quant
         if inputs is None or bias is None or not isinstance(follower, BiasQuant):
@@ -250,7 +250,7 @@ class WeightLayer(QuantLayer):
         return self._take("bias", quant, bias, context, inputs)
 
     def _take(
-        self, slot: str, quant: TensorQuant, tensor: Tensor, context: tuple[Any, ...], inputs: Grid | None
+        self, slot: str, quant: TensorQuant, tensor: Tensor, context: tuple[object, ...], inputs: Grid | None
     ) -> tuple[Tensor, Grid | None]:
         """A parameter quantized; in a frozen model once for each grid of the input, if it depends on that."""
         kept = None if torch.compiler.is_compiling() else self._kept
@@ -423,11 +423,11 @@ class WeightLayer(QuantLayer):
         if self._kept:
             self._kept.clear()
 
-    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         self._seen = None
         return super()._apply(fn, recurse)
 
-    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any, **kwargs: Any) -> None:
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         self._seen = None
         for name in ("weight", "bias"):
@@ -438,7 +438,7 @@ class WeightLayer(QuantLayer):
             if quant is not None and loaded and not holds:
                 quant.rederive()  # a float checkpoint: scales start from its weights
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         return {**super().__getstate__(), "_seen": None}
 
     def extra_repr(self) -> str:

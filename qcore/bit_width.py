@@ -1,9 +1,10 @@
 """Bit widths that are learned."""
 
-from typing import Any
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch.types import Device
 
 from .derivatives import straight_through
 from .errors import SettingError
@@ -40,7 +41,7 @@ class LearnedBitWidth(nn.Module):
         min_bit_width: int = 2,
         max_bit_width: int = 8,
         shape: tuple[int, ...] | None = None,
-        device: Any = None,
+        device: Device = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
@@ -63,7 +64,7 @@ class LearnedBitWidth(nn.Module):
         """Set the width to where training starts."""
         self.offset.fill_(self.start)
 
-    def _apply(self, fn: Any, recurse: bool = True) -> "LearnedBitWidth":
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "LearnedBitWidth":
         left = self.offset.is_meta
         super()._apply(fn, recurse)
         if left and not self.offset.is_meta:

@@ -4,7 +4,7 @@ import ast
 import inspect
 import json
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -39,7 +39,7 @@ class Description:
     used_by: tuple[str, ...] = ()
     needs: tuple["Description", ...] = field(default=())
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """The tree as plain dicts and lists."""
         return {
             "attribute": self.attribute,
@@ -83,7 +83,7 @@ class Description:
             yield from each._lines(rest + ("`- " if last else "|- "), inner, self.attribute)
 
 
-def describe(x: Any) -> Description:
+def describe(x: object) -> Description:
     """What a quantizer, a layer or a model is made of: a tree of attributes with value, origin and users.
 
     Args:
@@ -124,7 +124,7 @@ def _resolved(module: Any) -> Description:
     return replace(tree, value=f"{tree.value} ({progress})") if progress else tree
 
 
-def _tree(quantizer: QuantizerType, provided: Any, written: Any) -> Description:
+def _tree(quantizer: QuantizerType, provided: Mapping[str, object], written: Mapping[str, str]) -> Description:
     known = provided or _UNKNOWN  # a class by itself does not know its layer
     plan = resolution(quantizer, known, where=repr(quantizer), written=written)
     shown: set[str] = set()

@@ -67,8 +67,9 @@ def fake_quant(
             wide = fake_quant(x.float(), scale.float(), low, high, zero_point, rounding, relu=relu, clips=clips)
             return wide.to(x.dtype)
     eager = runs_eagerly(x)
-    plain = isinstance(rounding, Rounding) and isinstance(low, int) and isinstance(high, int)
-    if not plain or (not eager and transformed()):
+    if not (isinstance(rounding, Rounding) and isinstance(low, int) and isinstance(high, int)) or (
+        not eager and transformed()
+    ):
         return composed_fake_quant(x, scale, low, high, zero_point, rounding, relu=relu, clips=clips)
     if high >= _EXACT or low < -_EXACT:
         low, high = representable_bounds(low, high, MANTISSA_BITS[x.dtype])

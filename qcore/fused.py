@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .aliases import Arguments, Context
 from .composed import composed_fake_quant
 from .derivatives import clamp_through
 from .rounding import HalfEven, Rounding
@@ -43,7 +44,7 @@ def runs_eagerly(x: Tensor) -> bool:
     return wide and x.device.type == "cpu" and not torch.compiler.is_compiling() and not transformed()
 
 
-def apply_eagerly(function: type[torch.autograd.Function], *args: Any) -> Any:
+def apply_eagerly(function: type[torch.autograd.Function], *args: object) -> Any:
     """The function's outputs, or None under a transform, which takes no such function."""
     return None if transformed() else function.apply(*args)
 
@@ -121,7 +122,7 @@ def _steps_grad(grad: Tensor, inside: Tensor, x: Tensor, y: Tensor, scale: Tenso
 _hooks_in_use: Any = getattr(getattr(torch._C, "_autograd", None), "_top_saved_tensors_default_hooks", None)
 
 
-def _set_aside(ctx: Any, y: Tensor, rounding: Rounding) -> Tensor | None:
+def _set_aside(ctx: Context, y: Tensor, rounding: Rounding) -> Tensor | None:
     """Keep a large result in ``ctx.aside``, with its version, and not among the saved tensors; what is left to save.
 
     Whoever else would keep it for backward may take it away (set None), and ask for it there: `repeated` works it out
@@ -135,7 +136,7 @@ def _set_aside(ctx: Any, y: Tensor, rounding: Rounding) -> Tensor | None:
     return None
 
 
-def repeated(ctx: Any) -> Tensor:
+def repeated(ctx: Context) -> Tensor:
     """The result that a function set aside, from ``(x, scale, ...)`` among its saved tensors."""
     if ctx.aside is None:
         x, scale, *_ = ctx.saved_tensors
@@ -150,7 +151,7 @@ def repeated(ctx: Any) -> Tensor:
     return y
 
 
-def _result(ctx: Any, x: Tensor, scale: Tensor, saved: Tensor | None) -> Tensor:
+def _result(ctx: Context, x: Tensor, scale: Tensor, saved: Tensor | None) -> Tensor:
     """The result, for the function's own backward."""
     if saved is not None:
         return saved
@@ -166,7 +167,7 @@ class EagerFakeQuant(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
+        ctx: Context,
         x: Tensor,
         scale: Tensor,
         zero_point: Tensor | None,
@@ -184,10 +185,10 @@ class EagerFakeQuant(torch.autograd.Function):
         return y
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Context, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         x, scale, zero_point, y = ctx.saved_tensors
         low, high, rounding, relu, clips = ctx.rest
-        if x is not None and differentiated(grad):
+        if isinstance(x, Tensor) and differentiated(grad):
 
             def definition(x: Tensor, scale: Tensor, zero_point: Tensor | None) -> Tensor:
                 return composed_fake_quant(x, scale, low, high, zero_point, rounding, relu=relu, clips=clips)
@@ -214,7 +215,7 @@ class MagnitudeFakeQuant(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
+        ctx: Context,
         x: Tensor,
         base: Tensor,
         offset: Tensor,
@@ -234,7 +235,7 @@ class MagnitudeFakeQuant(torch.autograd.Function):
         return y, scale
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor | None, _: Any) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Context, grad: Tensor | None, _: object) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         if grad is None:
             return None, None, None, None
         x, scale, y, base, offset = ctx.saved_tensors
@@ -277,7 +278,7 @@ class AbsMaxFakeQuant(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, floor: float, threshold: int, rounding: Rounding, detached: bool
+        ctx: Context, x: Tensor, floor: float, threshold: int, rounding: Rounding, detached: bool
     ) -> tuple[Tensor, Tensor]:
         rows = x.reshape(x.shape[0], -1) if x.ndim else x.reshape(1, 1)
         highest, lowest = rows.amax(1), rows.amin(1)
@@ -287,7 +288,7 @@ class AbsMaxFakeQuant(torch.autograd.Function):
         return _weights(ctx, x, scale, finite, (floor, threshold, rounding, detached), highest, lowest)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor | None, _: Any) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Context, grad: Tensor | None, _: object) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         if grad is None or ctx.detached:
             ctx.aside = None
             return grad, None, None, None, None
@@ -315,7 +316,7 @@ class AbsMaxRowsFakeQuant(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, floor: float, threshold: int, rounding: Rounding, detached: bool
+        ctx: Context, x: Tensor, floor: float, threshold: int, rounding: Rounding, detached: bool
     ) -> tuple[Tensor, Tensor]:
         rows = x.reshape(x.shape[0], -1)
         magnitudes = torch.maximum(rows.amax(1), rows.amin(1).neg_()).clamp_min_(floor)
@@ -325,7 +326,7 @@ class AbsMaxRowsFakeQuant(torch.autograd.Function):
         return _weights(ctx, x, scale, bool(finite.all()), (floor, threshold, rounding, detached))
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor | None, _: Any) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Context, grad: Tensor | None, _: object) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         if grad is None or ctx.detached:
             ctx.aside = None
             return grad, None, None, None, None
@@ -346,7 +347,7 @@ class AbsMaxRowsFakeQuant(torch.autograd.Function):
 
 
 def _weights(
-    ctx: Any, x: Tensor, scale: Tensor, finite: bool, rest: tuple[float, int, Rounding, bool], *extremes: Tensor
+    ctx: Context, x: Tensor, scale: Tensor, finite: bool, rest: tuple[float, int, Rounding, bool], *extremes: Tensor
 ) -> tuple[Tensor, Tensor]:
     """The results of a weight's function, and what its backward needs."""
     ctx.floor, ctx.threshold, rounding, ctx.detached = rest
@@ -366,7 +367,7 @@ def _weights(
 
 
 def _weights_again(
-    ctx: Any, grad: Tensor, x: Tensor, scale: Tensor, at: Tensor, fixed: Tensor
+    ctx: Context, grad: Tensor, x: Tensor, scale: Tensor, at: Tensor, fixed: Tensor
 ) -> tuple[Tensor | None, ...]:
     """The gradients of its definition: in each row the element at ``at`` sets the scale, unless that is ``fixed``."""
     ctx.aside = None
@@ -410,12 +411,12 @@ class TracedFakeQuant(torch.autograd.Function):
         return (torch.clamp(codes + zero_point, low, high) - zero_point) * scale
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+    def setup_context(ctx: Context, inputs: Arguments, output: object) -> None:
         x, scale, zero_point, ctx.low, ctx.high, ctx.rounding, ctx.relu, ctx.clips = inputs
         ctx.save_for_backward(x, scale, zero_point)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Context, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         x, scale, zero_point = ctx.saved_tensors
         step = scale.detach()  # inside the range the derivatives are constant, but for `grad`
         steps = x.detach() / step

@@ -1,11 +1,12 @@
 """Which operations keep a tensor on its grid, and what grid their results are on."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from .aliases import Arguments, Keywords, Operator
 from .grid import Grid, is_stored, shared
 
 __all__ = [
@@ -38,13 +39,13 @@ class Operation(NamedTuple):
         out: the result, the first one of several.
     """
 
-    func: Any
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
+    func: Operator
+    args: Arguments
+    kwargs: Keywords
     grids: tuple[Grid | None, ...]
     out: Tensor
 
-    def argument(self, index: int, name: str, default: Any) -> Any:
+    def argument(self, index: int, name: str, default: object) -> Any:
         """An argument given by position or by name."""
         return self.args[index] if len(self.args) > index else self.kwargs.get(name, default)
 
@@ -113,12 +114,12 @@ SUMS = (aten.add.Tensor, aten.sub.Tensor)
 # Each rule returns the grid of the result, or None where the result is on none.
 
 Rule = Callable[[Operation], Grid | None]
-RULES: dict[Any, Rule] = {}  # for the result
-CHANGES: dict[Any, Rule] = {}  # for the tensor that is written to
+RULES: dict[Operator, Rule] = {}  # for the result
+CHANGES: dict[Operator, Rule] = {}  # for the tensor that is written to
 STAYS = {aten.relu_.default, aten.zero_.default, aten.detach_.default}  # write to a tensor, which keeps its grid
 
 
-def _keeps(*operations: Any, table: dict[Any, Rule] = RULES) -> Callable[[Rule], Rule]:
+def _keeps(*operations: Operator, table: dict[Operator, Rule] = RULES) -> Callable[[Rule], Rule]:
     def register(rule: Rule) -> Rule:
         table.update(dict.fromkeys(operations, rule))
         return rule
@@ -230,7 +231,7 @@ def _summed(op: Operation) -> Grid | None:
     )
 
 
-def _stored_scale(grid: Grid) -> tuple[Any, int]:
+def _stored_scale(grid: Grid) -> tuple[Hashable, int]:
     """What a grid has its scale from, and how many times its zero point is added up."""
     source = grid.source
     return source[1:] if isinstance(source, tuple) and source[0] == "sum" else (source, 1)
@@ -282,7 +283,7 @@ def _dropped_at_once(op: Operation) -> Grid | None:
     return _dropped(op, grid, 1 / (1 - probability), ("mask", str(1 - probability))) if probability < 1 else None
 
 
-def _dropped(op: Operation, grid: Grid, factor: float | Tensor, mask: Any) -> Grid:
+def _dropped(op: Operation, grid: Grid, factor: float | Tensor, mask: Hashable) -> Grid:
     scale = grid.scale.to(torch.promote_types(grid.scale.dtype, op.out.dtype))
     return grid.replace(scale=scale * factor, source=("dropped", mask, grid.source))
 

@@ -12,7 +12,7 @@ import inspect
 import sys
 import warnings
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
@@ -131,7 +131,7 @@ IMPLIED = {"scale": ("scaling", "constant"), "max_value": ("scaling", "constant"
 class QuantizerType(type):
     """The type of quantizers: calling one derives another, and they compare, hash, print and pickle as values."""
 
-    def __new__(mcls, name: str, bases: tuple[type, ...], namespace: dict[str, Any]) -> "QuantizerType":
+    def __new__(mcls, name: str, bases: tuple[type, ...], namespace: dict[str, object]) -> "QuantizerType":
         for base in bases:
             if not isinstance(base, QuantizerType):
                 raise QuantizerError(
@@ -143,7 +143,7 @@ class QuantizerType(type):
                 namespace[implied] = choice
         return super().__new__(mcls, name, bases, namespace)
 
-    def __call__(cls, **overrides: Any) -> Any:  # Any: type checkers would take the result for an instance
+    def __call__(cls, **overrides: object) -> Any:  # Any: type checkers would take the result for an instance
         """Derive a quantizer with some attributes replaced. ``Q()`` is ``Q``."""
         if not overrides:
             return cls
@@ -154,7 +154,7 @@ class QuantizerType(type):
         for name in given:
             if name.startswith("__"):
                 raise QuantizerError(f"{base!r}: {name} can't be a setting, names with two underscores are Python's.")
-        key: Any = (base, tuple(sorted((name, frozen(item)) for name, item in given.items())))
+        key: tuple[object, ...] | None = (base, tuple(sorted((name, frozen(item)) for name, item in given.items())))
         try:
             found = _derived.get(key)
         except TypeError:  # a value that can't be hashed: not interned, still equal to one built alike
@@ -167,7 +167,7 @@ class QuantizerType(type):
                 _derived[key] = found
         return found
 
-    def __setattr__(cls, name: str, item: Any) -> None:
+    def __setattr__(cls, name: str, item: object) -> None:
         raise ReadOnlyError(
             f"{cls!r} is a value and can't be changed. Derive another: {cls!r}({name}={_show(item)}), or a subclass."
         )
@@ -189,7 +189,7 @@ class QuantizerType(type):
     def __contains__(cls, name: str) -> bool:
         return name in settings(cls)
 
-    def _key(cls) -> tuple[Any, ...]:
+    def _key(cls) -> tuple[object, ...]:
         cached = vars(cls).get("__key__")
         if cached is None:
             bases = tuple(base._key() for base in cls.__bases__ if isinstance(base, QuantizerType))
@@ -223,15 +223,15 @@ class Quantizer(metaclass=QuantizerType):
     """
 
 
-_derived: "weakref.WeakValueDictionary[Any, QuantizerType]" = weakref.WeakValueDictionary()  # one object a value
+_derived: "weakref.WeakValueDictionary[object, QuantizerType]" = weakref.WeakValueDictionary()  # one object a value
 
 
-def _own(cls: type) -> dict[str, Any]:
+def _own(cls: type) -> dict[str, object]:
     """The attributes in a class's own body; Python's own (dunder) names are no settings."""
     return {name: item for name, item in vars(cls).items() if not (name.startswith("__") and name.endswith("__"))}
 
 
-def _show(item: Any) -> str:
+def _show(item: object) -> str:
     """How a setting's value is written in source: classes and functions by name."""
     return getattr(item, "__name__", None) or repr(item) if callable(item) else repr(item)
 
@@ -272,11 +272,11 @@ def frozen(item: Any) -> Any:
 _PLAIN = (int, float, str, bool, type(None), type)
 
 
-def _rebuild(name: str, bases: tuple[type, ...], namespace: dict[str, Any]) -> QuantizerType:
+def _rebuild(name: str, bases: tuple[type, ...], namespace: dict[str, object]) -> QuantizerType:
     return QuantizerType(name, bases, namespace)
 
 
-def _derive(base: QuantizerType, overrides: dict[str, Any]) -> QuantizerType:
+def _derive(base: QuantizerType, overrides: dict[str, object]) -> QuantizerType:
     return base(**overrides)
 
 
@@ -313,7 +313,7 @@ def settings(quantizer: QuantizerType) -> dict[str, Setting]:
     return found
 
 
-def diff(one: QuantizerType, other: QuantizerType) -> dict[str, tuple[Any, Any]]:
+def diff(one: QuantizerType, other: QuantizerType) -> dict[str, tuple[object, object]]:
     """The attributes in which two quantizers differ, each with both values; ``...`` where one has no such attribute.
 
     Example:
@@ -341,7 +341,7 @@ class Resolution:
     settings: dict[str, Setting]
     consumers: dict[str, list[str]]
     children: dict[str, list[str]]
-    defaults: dict[str, dict[str, Any]]
+    defaults: dict[str, dict[str, object]]
     written: Mapping[str, str] = field(default_factory=dict)  # attribute -> the keyword the user typed
 
     @property
@@ -362,7 +362,7 @@ class Resolution:
         ]
 
 
-def _parameters(item: Any) -> tuple[inspect.Parameter, ...]:
+def _parameters(item: object) -> tuple[inspect.Parameter, ...]:
     """The parameters through which a class or a value function takes other attributes."""
     if inspect.isclass(item) and not isinstance(item, QuantizerType):
         if item.__init__ is object.__init__ or _passes_on(item):
@@ -390,17 +390,19 @@ def _passes_on(cls: type) -> bool:
     return kinds == {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}
 
 
-def _needs(name: str, item: Any) -> tuple[inspect.Parameter, ...]:
+def _needs(name: str, item: object) -> tuple[inspect.Parameter, ...]:
     if name.endswith("_class"):  # handed over as it is, not instantiated
         return ()
     return _parameters(item) if inspect.isclass(item) or isinstance(item, value) else ()
 
 
-def _trace(quantizer: QuantizerType, found: dict[str, Setting], where: str, written: Mapping[str, str]) -> Resolution:
+def _trace(
+    quantizer: QuantizerType, found: dict[str, Setting], where: object, written: Mapping[str, str]
+) -> Resolution:
     """Follow the parameters from the root attribute. A required one that nobody provides is an error, with its path."""
     consumers: dict[str, list[str]] = {}
     children: dict[str, list[str]] = {}
-    defaults: dict[str, dict[str, Any]] = {}
+    defaults: dict[str, dict[str, object]] = {}
 
     def visit(name: str, path: tuple[str, ...]) -> None:
         if name in path:
@@ -454,9 +456,9 @@ def _reached(quantizer: QuantizerType) -> frozenset[str]:
 
 def resolution(
     quantizer: QuantizerType,
-    provided: Mapping[str, Any],
+    provided: Mapping[str, object],
     *,
-    where: str = "resolve",
+    where: object = "resolve",
     written: Mapping[str, str] | None = None,
 ) -> Resolution:
     """Work out what resolving a quantizer does, without building anything.
@@ -488,9 +490,9 @@ def resolution(
 
 def resolve(
     quantizer: QuantizerType,
-    provided: Mapping[str, Any] | None = None,
+    provided: Mapping[str, object] | None = None,
     *,
-    where: str = "resolve",
+    where: object = "resolve",
     written: Mapping[str, str] | None = None,
 ) -> Any:
     """Build the modules that a quantizer declares: each class instantiated once, shared by all that ask for it.
@@ -536,7 +538,7 @@ def resolve(
         _provided.reset(token)
 
 
-_provided: ContextVar[Mapping[str, Any]] = ContextVar("provided")  # by the layer whose quantizer is being resolved
+_provided: ContextVar[Mapping[str, object]] = ContextVar("provided")  # by the layer whose quantizer is being resolved
 
 
 @dataclass(frozen=True)
@@ -547,9 +549,9 @@ class _Plan:
     quantizer itself, so that it goes when the quantizer does.
     """
 
-    injector: type[dependencies.Injector]
+    injector: Any
     resolution: Resolution
-    constructors: list[tuple[type, object]]  # each class and its __init__: a notebook may redefine it
+    constructors: Sequence[tuple[type, object]]  # each class and its __init__: a notebook may redefine it
 
     @property
     def open(self) -> tuple[str, ...]:
@@ -561,7 +563,7 @@ class _Plan:
 
 
 def _plan_of(
-    quantizer: QuantizerType, provided: Mapping[str, Any], where: object, written: Mapping[str, str] | None
+    quantizer: QuantizerType, provided: Mapping[str, object], where: object, written: Mapping[str, str] | None
 ) -> _Plan:
     plans: dict[tuple[str, ...], _Plan] = vars(quantizer).get("__plans__", {})
     plan = plans.get(tuple(provided))
@@ -589,7 +591,7 @@ def _fed(name: str) -> value:
     return value(given)
 
 
-def _chosen(plan: _Plan) -> dict[str, Any]:
+def _chosen(plan: _Plan) -> dict[str, object]:
     """What `value` functions returned, where it is a class to instantiate or the name of a choice."""
     for name, found in plan.injector.open_values.found.items():
         if inspect.isclass(found) or (isinstance(found, str) and name in _choices):
@@ -600,16 +602,16 @@ def _chosen(plan: _Plan) -> dict[str, Any]:
 def _holder(names: tuple[str, ...]) -> type:
     """A class to be injected with attributes of those names: `dependencies` gives no value away by itself."""
 
-    def __init__(self: Any, **found: Any) -> None:  # noqa: N807 - of the class below
+    def __init__(self: Any, **found: object) -> None:  # noqa: N807 - of the class below
         self.found = found
 
     parameters = [inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)]
     parameters += [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in names]
-    __init__.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    __init__.__signature__ = inspect.Signature(parameters)
     return type("OpenValues", (), {"__init__": __init__})
 
 
-def _injectable(name: str, item: Any) -> Any:
+def _injectable(name: str, item: object) -> object:
     """What the injector is given for a setting: it refuses constructors that take anything."""
     if inspect.isclass(item) and not name.endswith("_class") and not _needs(name, item) and _passes_on(item):
         return value(lambda: item())
@@ -620,7 +622,7 @@ def _located(
     error: SettingError,
     quantizer: QuantizerType,
     found: Mapping[str, Setting],
-    where: str,
+    where: object,
     written: Mapping[str, str],
 ) -> SettingError:
     """The same error, with the keyword that the user typed, or the class that holds the setting."""

@@ -142,8 +142,9 @@ class IntQuant(_Integers):
 
     def progress(self) -> str:
         """What there is to say of the calibration, such as ``"calibrating, 100 of 300 steps"``; else nothing."""
-        unfinished = isinstance(self.scaling, StoredScaling) and (self.calibrating or not self.calibrated)
-        return self.scaling.progress() if unfinished else ""
+        if isinstance(self.scaling, StoredScaling) and (self.calibrating or not self.calibrated):
+            return self.scaling.progress()
+        return ""
 
     @property
     def dynamic(self) -> bool:
@@ -311,7 +312,7 @@ class IntQuant(_Integers):
         if isinstance(self.scaling, StoredScaling):
             self.scaling.reset_parameters()
 
-    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any, **kwargs: Any) -> None:
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any, **kwargs: Any) -> None:
         scales = f"{prefix}scaling."
         if (
             self.of_parameter
@@ -465,13 +466,13 @@ def _given(relu: bool, floor: Floor | None) -> tuple[Any, ...]:
     return (relu, floor) if floor is not None else (True,) if relu else ()
 
 
-def _exact(x: Tensor, grid: Grid, rounding: Any) -> Tensor:
+def _exact(x: Tensor, grid: Grid, rounding: Callable[[Tensor], Tensor]) -> Tensor:
     """The integers of values, worked out with as many digits as wide integers have."""
     codes = quantize_to_int(x.double(), grid.scale.double(), *grid.bounds, grid.zero_point, rounding)
     return codes.to(storage_dtype(*grid.bounds))
 
 
-def _covers(int_range: IntRange, scaling: nn.Module, zero_point: Any, rounding: Any) -> bool:
+def _covers(int_range: IntRange, scaling: object, zero_point: object, rounding: object) -> bool:
     """Can nothing be clipped? Then the gradient needs no mask."""
     symmetric = int_range.signed and int_range.narrow_range and zero_point is None and not int_range.learned
     nearest = type(rounding) in (HalfEven, HalfUp)  # the others may round the largest magnitude past its integer
@@ -480,5 +481,5 @@ def _covers(int_range: IntRange, scaling: nn.Module, zero_point: Any, rounding: 
     return getattr(scaling.statistic, "covers", False) and type(scaling.restriction) in (FloatScale, LogScale)
 
 
-def _name(rounding: Any) -> str:
+def _name(rounding: object) -> str:
     return getattr(rounding, "name", None) or getattr(rounding, "__name__", type(rounding).__name__)

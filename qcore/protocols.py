@@ -8,6 +8,7 @@ from torch import Tensor
 
 from .errors import SettingError
 from .inject import choices_of
+from .int_range import IntRange
 
 __all__ = ["Restriction", "Rounding", "Scaling", "Statistic", "ZeroPoint", "checked"]
 
@@ -71,7 +72,7 @@ class Restriction(Protocol):
         """The magnitude of a parameter."""
         ...
 
-    def int_threshold(self, int_range: Any) -> Any:
+    def int_threshold(self, int_range: IntRange) -> int | Tensor:
         """The integer that the magnitude is mapped to."""
         ...
 
@@ -80,7 +81,7 @@ _ARGUMENTS = {"scaling": 1, "rounding": 1, "zero_point": 2, "statistic": 2}
 _CALLS = {"scaling": "x", "rounding": "x", "zero_point": "x, scale", "statistic": "x, axis"}
 
 
-def checked(setting: str, found: Any) -> Any:
+def checked(setting: str, found: object) -> Any:
     """What was injected as a setting, or a `SettingError` that says what may be.
 
     Example:

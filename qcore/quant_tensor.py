@@ -1,18 +1,28 @@
 """QuantTensor: a tensor of quantized values that knows its grid."""
 
 import re
+from collections.abc import Callable, Hashable
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any, SupportsIndex, TypeVar
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import Node
 
+from .aliases import Arguments, Context, Keywords, Operator
 from .errors import QuantTensorError
 from .fused import apply_eagerly
 from .grid import Grid
 from .grid_rules import CHANGES, RULES, STAYS, Operation, may_leave
 
+if TYPE_CHECKING:
+    import numpy as np
+
 __all__ = ["QuantTensor", "grid_lost", "grid_of", "values_of"]
+
+Form = tuple[int, bool, bool, int | None, Hashable, int]  # the rest of a grid
+
+_Kind = TypeVar("_Kind", bound="QuantTensor")
 
 aten = torch.ops.aten
 _COMPOSITE = torch._C.DispatchKey.CompositeImplicitAutograd
@@ -43,16 +53,16 @@ class QuantTensor(torch.Tensor):
     scale: Tensor  # step between neighbouring values: 0-d, or broadcastable to the values
     _inner: Tensor
     _zero_point: Tensor | None
-    _form: tuple[Any, ...] | None  # the rest of the grid, constants; None once the values may have left it
+    _form: Form | None  # the rest of the grid, constants; None once the values may have left it
 
     @staticmethod
     def __new__(
-        cls: type["QuantTensor"],
+        cls: type[_Kind],
         values: Tensor,
         scale: Tensor | None,
         zero_point: Tensor | None,
-        form: tuple[Any, ...] | None,
-    ) -> "QuantTensor":
+        form: Form | None,
+    ) -> _Kind:
         self = torch.Tensor._make_wrapper_subclass(
             cls,
             values.size(),
@@ -67,7 +77,7 @@ class QuantTensor(torch.Tensor):
         self.scale = scale  # type: ignore[assignment]  # None off the grid
         return self
 
-    def __init__(self, *parts: Any) -> None:
+    def __init__(self, *parts: object) -> None:
         pass
 
     @staticmethod
@@ -168,7 +178,7 @@ class QuantTensor(torch.Tensor):
             )
         return grid.to_int(self._inner.detach())
 
-    def numpy(self, *, force: bool = False) -> Any:
+    def numpy(self, *, force: bool = False) -> "np.ndarray":
         """The values as a numpy array."""
         return values_of(self).numpy(force=force)
 
@@ -176,28 +186,28 @@ class QuantTensor(torch.Tensor):
         """The values as nested lists of numbers, or as a number."""
         return values_of(self).tolist()
 
-    def __array__(self, dtype: Any = None) -> Any:
+    def __array__(self, dtype: object = None) -> "np.ndarray":
         return values_of(self).__array__(dtype)
 
     def __format__(self, format_spec: str) -> str:
         return format(values_of(self), format_spec) if self.ndim == 0 else super().__format__(format_spec)
 
-    def __repr__(self, *, tensor_contents: Any = None) -> str:
+    def __repr__(self, *, tensor_contents: object = None) -> str:
         known = self.grid
         grid = "off its grid" if known is None else f"scale={_short(known.scale)}, {_bits(known)}"
         gradient = ", requires_grad=True" if self.requires_grad else ""
         return f"QuantTensor({_contents(self._inner)}, {grid}{gradient})"
 
-    def __iadd__(self, other: Any) -> Tensor:
+    def __iadd__(self, other: Tensor | complex) -> Tensor:
         return self + other  # rebinds: x += y must not write values off the grid into x
 
-    def __isub__(self, other: Any) -> Tensor:
+    def __isub__(self, other: Tensor | complex) -> Tensor:
         return self - other
 
-    def __imul__(self, other: Any) -> Tensor:
+    def __imul__(self, other: Tensor | complex) -> Tensor:
         return self * other
 
-    def __reduce_ex__(self, protocol: Any) -> Any:
+    def __reduce_ex__(self, protocol: SupportsIndex) -> "tuple[Callable[..., QuantTensor], tuple[object, ...]]":
         grid = self.grid  # another process, or a later one, knows nothing of the sources of this one
         form = None if grid is None else _form_of(grid.replace(source=None), self.ndim)
         return _restore, (self._inner.detach(), self.scale, self._zero_point, form, self.requires_grad)
@@ -205,7 +215,7 @@ class QuantTensor(torch.Tensor):
     def __copy__(self) -> "QuantTensor":
         return self._alike(self._inner.detach())
 
-    def __deepcopy__(self, memo: dict[Any, Any]) -> "QuantTensor":
+    def __deepcopy__(self, memo: dict[object, object]) -> "QuantTensor":
         copied = self._alike(self._inner.detach().clone())
         memo[id(self)] = copied
         return copied
@@ -216,23 +226,27 @@ class QuantTensor(torch.Tensor):
 
     # What torch.compile and torch.autograd need to take the tensor apart and put it together again.
 
-    def __tensor_flatten__(self) -> Any:
+    def __tensor_flatten__(self) -> tuple[list[str], Form | None]:
         names = ["_inner"]
         if self._form is not None:
             names += ["scale"] if self._zero_point is None else ["scale", "_zero_point"]
         return names, self._form
 
     @staticmethod
-    def __tensor_unflatten__(inner: dict[str, Tensor], context: Any, size: Any, stride: Any) -> "QuantTensor":
+    def __tensor_unflatten__(
+        inner: dict[str, Tensor], context: Form | None, size: object, stride: object
+    ) -> "QuantTensor":
         return QuantTensor(inner["_inner"], inner.get("scale"), inner.get("_zero_point"), context)
 
-    def __coerce_same_metadata_as_tangent__(self, expected: Any, expected_type: type | None = None) -> Tensor | None:
+    def __coerce_same_metadata_as_tangent__(self, expected: object, expected_type: type | None = None) -> Tensor | None:
         return self._inner if expected_type is None or not issubclass(expected_type, QuantTensor) else self
 
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(
+        cls, func: Operator, types: object, args: Arguments = (), kwargs: Keywords | None = None
+    ) -> Any:
         kwargs = kwargs or {}
         rule = RULES.get(func)
         if rule is None:
@@ -320,7 +334,7 @@ def grid_lost(x: Tensor) -> str:
 
 def _operations_since_wrap(x: Tensor) -> list[str]:
     """The names of the operations between the last layer that returned a QuantTensor and a plain tensor, in order."""
-    paths: list[tuple[Any, tuple[str, ...]]] = [(x.grad_fn, ())]
+    paths: list[tuple[Node | None, tuple[str, ...]]] = [(x.grad_fn, ())]
     seen = set()
     while paths:
         node, after = paths.pop(0)
@@ -336,23 +350,21 @@ def _operations_since_wrap(x: Tensor) -> list[str]:
 
 class _Wrap(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, values: Tensor, scale: Tensor, zero_point: Tensor | None, form: tuple[Any, ...]
-    ) -> QuantTensor:
+    def forward(ctx: Context, values: Tensor, scale: Tensor, zero_point: Tensor | None, form: Form) -> QuantTensor:
         return QuantTensor(values.detach(), scale, zero_point, form)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:  # type: ignore[override]
+    def backward(ctx: Context, grad: Tensor) -> tuple[Tensor, None, None, None]:  # type: ignore[override]
         return grad, None, None, None
 
 
 class _Unwrap(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, tensor: QuantTensor) -> Tensor:
+    def forward(ctx: Context, tensor: QuantTensor) -> Tensor:
         return tensor._inner.detach()
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: Context, grad: Tensor) -> Tensor:  # type: ignore[override]
         return grad
 
 
@@ -364,7 +376,7 @@ def behind(x: Tensor) -> Any:
     return node
 
 
-def _form_of(grid: Grid, ndim: int) -> tuple[Any, ...]:
+def _form_of(grid: Grid, ndim: int) -> Form:
     axis = None if grid.axis is None else grid.axis % ndim  # the rules count from the first dimension
     return (int(grid.bit_width), grid.signed, grid.narrow_range, axis, grid.source, grid.spare_bits)
 
@@ -387,7 +399,7 @@ def _is_composite(func: Any) -> bool:
     return func.has_kernel_for_dispatch_key(_COMPOSITE) and not func.has_kernel_for_dispatch_key("CPU")
 
 
-def _may_become_mask(func: Any, args: Any, out: Any) -> bool:
+def _may_become_mask(func: Operator, args: Arguments, out: Any) -> bool:
     """Whether a result is what dropout starts from: an empty tensor, of one number for each value or channel."""
     if func is aten.empty_like.default:
         return out.dtype.is_floating_point
@@ -408,13 +420,13 @@ def _plain(arguments: Any) -> Any:
     return _inner_of(arguments)
 
 
-def _grids(args: Any) -> tuple[Grid | None, ...]:
+def _grids(args: Arguments) -> tuple[Grid | None, ...]:
     """The grid of each tensor among the arguments, or of each in the list that is the first of them."""
     tensors = args[0] if isinstance(args[0], (tuple, list)) else args
     return tuple(grid_of(each) if isinstance(each, QuantTensor) else None for each in tensors)
 
 
-def _in_place(func: Any, args: Any, kwargs: Any) -> Any:
+def _in_place(func: Operator, args: Arguments, kwargs: Keywords) -> Any:
     """Run an operation that writes into QuantTensors: they leave their grids, unless a rule says where they go."""
     rule, written = CHANGES.get(func), _written(func, args, kwargs)
     if written and torch.Tag.inplace_view in func.tags and func not in STAYS:
@@ -439,7 +451,7 @@ def _in_place(func: Any, args: Any, kwargs: Any) -> Any:
     return wrappers.get(id(result), result)
 
 
-def _written(func: Any, args: Any, kwargs: Any) -> list["QuantTensor"]:
+def _written(func: Operator, args: Arguments, kwargs: Keywords) -> list["QuantTensor"]:
     """The QuantTensors that an operation writes into."""
     found = []
     for index, argument in enumerate(func._schema.arguments):

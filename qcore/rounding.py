@@ -4,10 +4,11 @@ A rounding is a callable on ``x / scale``. One of your own is a class (or a plai
 numbers; gradients pass straight through unless it sets ``straight_through = False`` and brings its own.
 """
 
-from typing import Any
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch.jit._trace import is_tracing
 
 from .derivatives import straight_through
 from .errors import SettingError
@@ -181,13 +182,13 @@ class StochasticRounding(nn.Module):
             self._generator = torch.Generator(device).manual_seed(self.seed or 0)
         return self._generator
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         state = dict(self.__dict__)
         if self._generator is not None:  # generators don't pickle; their state does
             state["_generator"] = (str(self._generator.device), self._generator.get_state())
         return state
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
+    def __setstate__(self, state: dict[str, object]) -> None:
         super().__setstate__(state)
         if isinstance(self._generator, tuple):
             device, saved = self._generator
@@ -211,7 +212,7 @@ ROUNDINGS = register_choices(
 )
 
 
-def round_straight_through(x: Tensor, rounding: Any) -> Tensor:
+def round_straight_through(x: Tensor, rounding: Callable[[Tensor], Tensor]) -> Tensor:
     """``rounding(x)`` whose gradient is 1, unless the rounding brings its own (``straight_through = False``).
 
     A rounding of the user's own is handed float32 or float64, and never an empty tensor.
@@ -223,7 +224,7 @@ def round_straight_through(x: Tensor, rounding: Any) -> Tensor:
         >>> y.tolist(), x.grad
         ([0.0, 1.0], tensor([1., 1.]))
     """
-    ours = isinstance(rounding, Rounding) or torch.jit.is_tracing()  # where a number of elements is none
+    ours = isinstance(rounding, Rounding) or is_tracing()  # where a number of elements is none
     if not ours and x.numel() == 0:
         return x.clone()
     wide = x if x.dtype in (torch.float32, torch.float64) else x.float()

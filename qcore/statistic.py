@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .aliases import Arguments, Context
 from .derivatives import clamp_through
 from .errors import SettingError
 from .fake_quant import composed_fake_quant
@@ -98,12 +99,12 @@ class _AbsMax(torch.autograd.Function):
         return torch.maximum(x.amax(others), -x.amin(others)) if others else x.abs()
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+    def setup_context(ctx: Context, inputs: Arguments, output: object) -> None:
         x, ctx.axis = inputs
         ctx.save_for_backward(x)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Context, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
         (x,) = ctx.saved_tensors
         rows = _rows(x, ctx.axis)
         at = rows.abs().argmax(1, keepdim=True)

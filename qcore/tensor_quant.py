@@ -7,6 +7,7 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import _IncompatibleKeys
 
 from .grid import Grid
 from .inject import QuantizerType
@@ -45,7 +46,7 @@ class TensorQuant(nn.Module):
     """
 
     quantizer: QuantizerType | None = None
-    provided: Mapping[str, Any] = {}
+    provided: Mapping[str, object] = {}
     written: Mapping[str, str] = {}
     lowering: Callable[..., tuple[Tensor, Grid | None]] | None = None
     of_parameter = False
@@ -62,19 +63,19 @@ class TensorQuant(nn.Module):
         self.register_load_state_dict_post_hook(_forgive)
         self.register_forward_pre_hook(_unchanged)
 
-    def quantize(self, x: Tensor, *context: Any) -> tuple[Tensor, Grid | None]:
+    def quantize(self, x: Tensor, *context: object) -> tuple[Tensor, Grid | None]:
         """The values moved onto the grid, and the grid; while being exported the grid may be None."""
         if self._stale:
             self._stale = False
             self.initialize(x.detach())
         return self._quantize(x, *context) if self.lowering is None else self.lowering(self, x, *context)
 
-    def forward(self, x: Tensor, *context: Any) -> Tensor:
+    def forward(self, x: Tensor, *context: object) -> Tensor:
         """The values moved onto the grid."""
         return self.quantize(x, *context)[0]
 
     @torch.no_grad()
-    def codes(self, x: Tensor, *context: Any) -> tuple[Tensor, Grid]:
+    def codes(self, x: Tensor, *context: object) -> tuple[Tensor, Grid]:
         """The integers that ``x`` is moved to, exactly, in the smallest type that holds their range; and the grid."""
         values, grid = self._quantize(x if x.dtype == torch.float64 else x.float(), *context)
         return grid.to_int(values), grid
@@ -124,16 +125,16 @@ class TensorQuant(nn.Module):
 
     # State
 
-    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+    def _save_to_state_dict(self, destination: dict[str, Tensor], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
         text = torch.frombuffer(bytearray(f"{self.scheme()}{_VERSION}".encode()), dtype=torch.uint8)
         destination[prefix + "scheme"] = text  # a tensor, so that every format and safe loading take it
 
     def _load_from_state_dict(
         self,
-        state_dict: Any,
+        state_dict: dict[str, Tensor],
         prefix: str,
-        local_metadata: Any,
+        local_metadata: dict[str, object],
         strict: bool,
         missing_keys: list[str],
         unexpected_keys: list[str],
@@ -155,15 +156,15 @@ class TensorQuant(nn.Module):
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_kept": None, "_served": []}
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
+    def __setstate__(self, state: dict[str, object]) -> None:
         super().__setstate__(state)
         self.source = next(_sources)  # a copy's scale goes its own way
 
 
-def _forgive(quant: TensorQuant, keys: Any) -> None:
+def _forgive(quant: TensorQuant, keys: _IncompatibleKeys) -> None:
     """A float checkpoint holds no state of quantizers: it is derived, not missing."""
     if quant._absent is not None:
         keys.missing_keys[:] = [key for key in keys.missing_keys if not key.startswith(quant._absent)]

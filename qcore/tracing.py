@@ -3,11 +3,12 @@
 import torch
 import torch.autograd.forward_ad as forward_ad
 from torch import Tensor
+from torch._C._functorch import is_legacy_batchedtensor as _batched
+from torch.jit._trace import is_tracing
 
 __all__ = ["differentiated", "exporting", "recording", "transformed"]
 
 _mapped = torch._C._are_functorch_transforms_active
-_batched = torch._C._functorch.is_legacy_batchedtensor
 
 
 def exporting() -> bool:
@@ -22,7 +23,7 @@ def transformed() -> bool:
     They take torch's own operations, not autograd functions of the form that the fast ones have. Nor do they under
     ``torch.compile``: in torch 2.13 a compiled `torch.func.grad` of the traced form gave wrong numbers.
     """
-    return _mapped() or forward_ad._current_level >= 0 or torch.jit.is_tracing()
+    return _mapped() or forward_ad._current_level >= 0 or is_tracing()
 
 
 def recording() -> bool:

@@ -2,7 +2,6 @@
 
 import inspect
 import pickle
-from typing import Any
 
 from ..qcore import describe
 from ..qcore.inject import QuantizerType, value
@@ -28,9 +27,9 @@ def declaration(subject: Subject) -> None:
         raise Failure("a description", "none")
 
 
-def _from_repr(quantizer: QuantizerType) -> Any:
+def _from_repr(quantizer: QuantizerType) -> object:
     """What the repr evaluates to where every class and function in it is known by its name."""
-    known: dict[str, Any] = {}
+    known: dict[str, object] = {}
     for cls in quantizer.__mro__:
         known.setdefault(cls.__name__, cls)
         for item in vars(cls).get("__overrides__", {}).values():
@@ -44,7 +43,7 @@ def _from_repr(quantizer: QuantizerType) -> Any:
         ) from None
 
 
-def _from_pickle(quantizer: QuantizerType) -> Any:
+def _from_pickle(quantizer: QuantizerType) -> object:
     try:
         return pickle.loads(pickle.dumps(quantizer))
     except Exception as error:

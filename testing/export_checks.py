@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING
 
 from torch import nn
 
@@ -12,6 +12,9 @@ from .registry import register_check
 from .report import Failure, NotApplicable, Refused
 from .state_checks import _feed
 from .subject import Subject
+
+if TYPE_CHECKING:
+    import torch
 
 __all__ = ["export_qcdq", "export_qdq"]
 
@@ -28,7 +31,7 @@ def export_qdq(subject: Subject) -> None:
     _agrees(subject, export_onnx_qdq)
 
 
-def _agrees(subject: Subject, export: Callable[..., Any]) -> None:
+def _agrees(subject: Subject, export: Callable[..., "torch.onnx.ONNXProgram"]) -> None:
     for package in ("onnx", "onnxscript", "onnxruntime"):
         if not installed(package):
             raise NotApplicable(f"needs the package {package}: pip install bitwright[onnx]")

@@ -3,13 +3,13 @@
 import time
 import warnings
 from collections.abc import Iterable
-from typing import Any
 
 import torch
 from hypothesis import HealthCheck, Phase, Verbosity, given, settings
 from hypothesis.errors import Flaky
 from torch import Tensor
 
+from ..qcore.inject import QuantizerType
 from . import declaration_checks, export_checks, gradient_checks, grid_checks, input_checks, mode_checks, state_checks
 from .registry import CHECKS, Check, selected
 from .report import Failure, NotApplicable, QuantizerCheckError, Refused, Report, Result
@@ -32,7 +32,7 @@ for _family in FAMILIES:  # the order of reports: quick and basic checks first
 
 
 def check_quantizer(
-    quantizer: Any,
+    quantizer: QuantizerType,
     *,
     checks: Iterable[str] | None = None,
     skip: Iterable[str] = (),

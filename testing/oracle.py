@@ -14,7 +14,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -84,9 +83,9 @@ class Vector:
     scale: float
     zero_point: int
     rounding: str
-    x: np.ndarray[Any, Any]
-    codes: np.ndarray[Any, Any]
-    values: np.ndarray[Any, Any]
+    x: np.ndarray
+    codes: np.ndarray
+    values: np.ndarray
 
 
 def rounded(quotient: Fraction, rounding: str) -> int:
@@ -186,12 +185,12 @@ def written(form: Format) -> str:
     return json.dumps({**head, "vectors": vectors}, indent=1) + "\n"
 
 
-def _bits(numbers: np.ndarray[Any, Any]) -> str:
+def _bits(numbers: np.ndarray) -> str:
     """float32 numbers as their bits in hexadecimal: 1.0 is 3f800000."""
     return " ".join(f"{each:08x}" for each in numbers.astype(np.float32).view(np.uint32).tolist())
 
 
-def _numbers(bits: str) -> np.ndarray[Any, Any]:
+def _numbers(bits: str) -> np.ndarray:
     return np.array([int(each, 16) for each in bits.split()], dtype=np.uint32).view(np.float32)
 
 

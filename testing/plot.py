@@ -9,7 +9,11 @@ from ..qcore import BitwrightError, Grid, TensorQuant, values_of
 from .subject import Subject
 
 if TYPE_CHECKING:
+    import numpy as np
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+    from ..export.lowering import Lowering
 
 __all__ = ["plot_model", "plot_quantizer"]
 
@@ -68,7 +72,7 @@ def plot_quantizer(quantizer: Any, *, scale: float | None = None, role: str | No
     return figure
 
 
-def plot_model(model: nn.Module, batch: Any, *, columns: int = 3) -> "Figure":
+def plot_model(model: nn.Module, batch: object, *, columns: int = 3) -> "Figure":
     """Every quantizer of a model on one page: its input values, its range, and how often each integer occurs.
 
     The bars count integers. The titles give the share of clipped values and of integers that never occur.
@@ -116,7 +120,7 @@ def _figure_class(asked: str) -> "type[Figure]":
     return Figure
 
 
-def _ready(quantizer: Any, scale: float | None, role: str | None) -> tuple[TensorQuant, tuple[Any, ...], Grid]:
+def _ready(quantizer: Any, scale: float | None, role: str | None) -> tuple[TensorQuant, tuple[Grid, ...], Grid]:
     """A module in evaluation with a known range, its context, and its grid."""
     if isinstance(quantizer, TensorQuant):
         probe = torch.linspace(-1, 1, 64).reshape(1, -1)
@@ -136,7 +140,7 @@ def _ready(quantizer: Any, scale: float | None, role: str | None) -> tuple[Tenso
     return module, context, grid
 
 
-def _stays(module: TensorQuant, context: tuple[Any, ...], grid: Grid) -> bool:
+def _stays(module: TensorQuant, context: tuple[Grid, ...], grid: Grid) -> bool:
     """Whether a larger input leaves the grid unchanged."""
     low, high = (float(end) for end in (grid.scale.min(), grid.scale.max()))
     x = torch.full((1, 8) if not context else (1,), 1e3 * high * max(map(abs, grid.bounds)))
@@ -145,7 +149,9 @@ def _stays(module: TensorQuant, context: tuple[Any, ...], grid: Grid) -> bool:
     return after is not None and float(after.scale.max()) == high and float(after.scale.min()) == low
 
 
-def _curve(module: TensorQuant, context: tuple[Any, ...], x: Tensor) -> tuple[Any, Any, Any, Grid]:
+def _curve(
+    module: TensorQuant, context: tuple[Grid, ...], x: Tensor
+) -> tuple["np.ndarray", "np.ndarray", "np.ndarray", Grid]:
     """Inputs, values, slope, and the grid for these inputs."""
     wanted = (x if context else x.reshape(1, -1)).clone().requires_grad_()
     was = module.training
@@ -159,7 +165,7 @@ def _curve(module: TensorQuant, context: tuple[Any, ...], x: Tensor) -> tuple[An
     return found[0], found[1], found[2], grid
 
 
-def _draw_grid(axes: Any, grid: Grid, step: float, shift: float) -> None:
+def _draw_grid(axes: "Axes", grid: Grid, step: float, shift: float) -> None:
     """The integers and the values they represent, as many as can be distinguished."""
     low, high = grid.bounds
     count = high - low + 1
@@ -177,7 +183,7 @@ def _draw_grid(axes: Any, grid: Grid, step: float, shift: float) -> None:
     )
 
 
-def _draw_codes(axes: Any, path: str, values: Tensor, grid: Grid) -> None:
+def _draw_codes(axes: "Axes", path: str, values: Tensor, grid: Grid) -> None:
     low, high = grid.bounds
     steps = values.double() / grid.scale
     codes = steps.round() + (0 if grid.zero_point is None else grid.zero_point)
@@ -201,14 +207,14 @@ def _draw_codes(axes: Any, path: str, values: Tensor, grid: Grid) -> None:
     axes.tick_params(labelsize=8)
 
 
-def _watched(model: nn.Module, batch: Any) -> dict[str, tuple[Tensor, Grid]]:
+def _watched(model: nn.Module, batch: object) -> dict[str, tuple[Tensor, Grid]]:
     """The last input of each quantizer of the model, and its grid, by path."""
     seen: dict[str, tuple[Tensor, Grid]] = {}
     modes = {module: module.training for module in model.modules()}
     watched = {path: each for path, each in model.named_modules() if isinstance(each, TensorQuant)}
 
-    def watch(path: str, quant: TensorQuant) -> Any:
-        def lowering(quant: TensorQuant, x: Tensor, *context: Any) -> tuple[Tensor, Grid]:
+    def watch(path: str, quant: TensorQuant) -> "Lowering":
+        def lowering(quant: TensorQuant, x: Tensor, *context: object) -> tuple[Tensor, Grid]:
             values, grid = quant._quantize(x, *context)
             given = values_of(x).detach()
             folds = bool(context) and context[0] is True  # a ReLU, computed by the clamp

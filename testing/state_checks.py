@@ -4,7 +4,7 @@ import contextlib
 import copy
 import io
 import pickle
-from typing import Any
+from collections.abc import Mapping
 
 import torch
 from torch import nn
@@ -144,7 +144,7 @@ def _tensors(layer: nn.Module) -> dict[str, torch.Tensor]:
     return {**dict(layer.named_parameters()), **dict(layer.named_buffers())}
 
 
-def _same_objects(before: dict[str, Any], after: dict[str, Any], action: str) -> None:
+def _same_objects(before: Mapping[str, object], after: Mapping[str, object], action: str) -> None:
     for name, each in before.items():
         if after.get(name) is not each:
             raise Failure(f"{name} to be the same tensor after {action}", "another one" if name in after else "none")

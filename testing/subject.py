@@ -73,7 +73,7 @@ class Subject:
 
     def __init__(
         self,
-        quantizer: Any,
+        quantizer: object,
         role: str | None = None,
         shape: tuple[int, ...] | None = None,
         channel_axis: int = 0,
@@ -113,7 +113,7 @@ class Subject:
 
     def build(self, shape: tuple[int, ...]) -> TensorQuant:
         """A module fresh from its declaration, for tensors of a shape."""
-        provided: dict[str, Any] = {"device": torch.device("cpu"), "dtype": torch.float32}
+        provided: dict[str, object] = {"device": torch.device("cpu"), "dtype": torch.float32}
         if self.role != "activation":
             axis = self.channel_axis if self.role == "weight" else 0
             provided |= {"channel_axis": axis, "channels": shape[axis], "shape": tuple(shape)}
@@ -137,7 +137,7 @@ class Subject:
         picks = (torch.arange(shape[along]) % 2).reshape([-1 if dim == along else 1 for dim in range(len(shape))])
         return ends[picks].expand(shape).float().clone()
 
-    def settle(self, module: TensorQuant, x: Tensor, *context: Any) -> None:
+    def settle(self, module: TensorQuant, x: Tensor, *context: Grid) -> None:
         """Let a module see data once, as training does, and switch it to evaluation."""
         with torch.no_grad():
             if self.role != "activation":
@@ -224,7 +224,7 @@ class Subject:
             return QuantIdentity(act_quant=self.quantizer)
         kind, arguments = self._arguments()
         if self.role == "bias":
-            given: dict[str, Any] = {"bias_quant": self.quantizer, "input_quant": Int8Act(scale=2**-6)}
+            given: dict[str, object] = {"bias_quant": self.quantizer, "input_quant": Int8Act(scale=2**-6)}
         else:
             given = {"bias": False, "weight_quant": self.quantizer}
         with torch.random.fork_rng():
@@ -255,11 +255,11 @@ class Subject:
         kernel = self.example[2:]
         return self.tensor(seed, (2, self.example[1 - self.channel_axis], *(side + 2 for side in kernel)))
 
-    def quantizer_of(self, layer: Any) -> TensorQuant:
+    def quantizer_of(self, layer: nn.Module) -> TensorQuant:
         """The module of the layer that is checked."""
         return getattr(layer, f"{_SLOTS[self.role]}_quant")
 
-    def _arguments(self, quantized: bool = True) -> tuple[Any, tuple[Any, ...]]:
+    def _arguments(self, quantized: bool = True) -> tuple[Any, tuple[object, ...]]:
         """The layer class for a tensor of the example's shape, and its positional arguments."""
         if self.role == "bias":
             return (QuantLinear if quantized else nn.Linear), (4, self.example[0])
@@ -276,7 +276,7 @@ class Subject:
 
     # What the quantizer does
 
-    def _grid(self, module: TensorQuant, x: Tensor, context: tuple[Any, ...]) -> Grid:
+    def _grid(self, module: TensorQuant, x: Tensor, context: tuple[Grid, ...]) -> Grid:
         with torch.no_grad():
             grid = module.quantize(x.clone(), *context)[1]
         assert grid is not None
@@ -327,7 +327,7 @@ class Case:
     subject: Subject
     module: TensorQuant
     x: Tensor
-    context: tuple[Any, ...] = ()
+    context: tuple[Grid, ...] = ()
     grid: Grid | None = field(default=None, init=False)
 
     def quantize(self, x: Tensor | None = None) -> tuple[Tensor, Grid]:
@@ -390,7 +390,7 @@ class _Layer(nn.Module):
 _Layer.__name__ = "check_quantizer"
 
 
-def _filled(quantizer: QuantizerType, slot: str, provided: dict[str, Any]) -> TensorQuant:
+def _filled(quantizer: QuantizerType, slot: str, provided: dict[str, object]) -> TensorQuant:
     module = fill_slot(_Layer(), slot, quantizer, {}, "", provided)
     assert module is not None
     return module

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.types import Device
 
 from ..errors import QuantizerError, SettingError
 from ..int_range import IntRange
@@ -68,7 +69,7 @@ class CalibratedScaling(StoredScaling):
         channels: int | None = None,
         calibration_steps: int = 300,
         momentum: float | None = 0.1,
-        device: Any = None,
+        device: Device = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         steps = whole("calibration_steps", calibration_steps, "a whole number of training steps, 1 or more")
@@ -158,10 +159,10 @@ class CalibratedScaling(StoredScaling):
         self._window = (before, found)
         return before, found
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         return {**super().__getstate__(), "_window": None}
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
+    def __setstate__(self, state: dict[str, object]) -> None:
         super().__setstate__(state)
         self._handle = _registered(self)  # copies and loaded models count for themselves
 
@@ -194,7 +195,7 @@ class RunningScaling(CalibratedScaling):
         axis: int | None = None,
         channels: int | None = None,
         momentum: float | None = 0.1,
-        device: Any = None,
+        device: Device = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(

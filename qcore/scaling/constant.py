@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.types import Device
 
 from ..errors import QuantizerError, SettingError
 from ..grid import along_axis
@@ -45,13 +46,13 @@ class ConstantScaling(MagnitudeScaling):
     def __init__(
         self,
         int_range: IntRange,
-        scale: Any = None,
+        scale: object = None,
         max_value: float | None = None,
         min_value: float | None = None,
         restriction: FloatScale = _FLOAT_SCALE,
         min_scale: float = 1e-10,
         axis: int | None = None,
-        device: Any = None,
+        device: Device = None,
     ) -> None:
         super().__init__(int_range, restriction, min_scale, axis)
         if scale is None and max_value is None:
@@ -85,7 +86,12 @@ class ConstantScaling(MagnitudeScaling):
         self.scale.copy_(self._given)
 
     def _load_from_state_dict(
-        self, state_dict: Any, prefix: str, local_metadata: Any, *args: Any, **kwargs: Any
+        self,
+        state_dict: dict[str, Tensor],
+        prefix: str,
+        local_metadata: dict[str, object],
+        *args: Any,
+        **kwargs: Any,
     ) -> None:
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *args, **kwargs)
         if self.scale.is_meta and local_metadata.get("assign_to_params_buffers", False):
@@ -114,7 +120,7 @@ def _reach(max_value: object, min_value: object) -> float:
     return max(abs(largest), abs(smallest))
 
 
-def _positive(setting: str, number: Any) -> Tensor:
+def _positive(setting: str, number: object) -> Tensor:
     try:
         if isinstance(number, bool):
             raise TypeError

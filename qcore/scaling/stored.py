@@ -5,6 +5,8 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
+from torch.jit._trace import is_tracing
+from torch.types import Device
 
 from ..errors import QuantizerError, SettingError
 from ..fused import MagnitudeFakeQuant, apply_eagerly
@@ -77,7 +79,7 @@ class StoredScaling(MagnitudeScaling):
         axis: int | None,
         channels: int | None,
         calibration_steps: int,
-        device: Any,
+        device: Device,
         dtype: torch.dtype | None,
         learned: bool,
     ) -> None:
@@ -137,12 +139,12 @@ class StoredScaling(MagnitudeScaling):
         return f"calibrating, {int(self.steps)} of {steps} steps"
 
     @property
-    def dynamic(self) -> bool:  # type: ignore[override]
+    def dynamic(self) -> bool:
         """Whether another input gets another scale in evaluation: nothing was measured yet."""
         return not self.calibrated
 
     @property
-    def measuring(self) -> bool:  # type: ignore[override]
+    def measuring(self) -> bool:
         """Whether this forward measures its input (see `prepare`)."""
         return self._counted if self.training else not self._whole and not (self._share() or 0.0) > 0
 
@@ -340,7 +342,7 @@ class StoredScaling(MagnitudeScaling):
         self._whole = self._settled = self._counted = False
         self._look()
 
-    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any, **kwargs: Any) -> None:
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any, **kwargs: Any) -> None:
         loaded = state_dict.get(prefix + "magnitude_base")
         if loaded is not None:
             self._adapt(state_dict, prefix)
@@ -351,7 +353,7 @@ class StoredScaling(MagnitudeScaling):
         if self._learned() and not self._settled:
             self.finish_calibration()  # what was learned is not measured over
 
-    def _adapt(self, state_dict: Any, prefix: str) -> None:
+    def _adapt(self, state_dict: dict[str, Tensor], prefix: str) -> None:
         """Let a range that another kind of scaling stored, such as a calibrated one, be loaded into this one."""
         base = state_dict[prefix + "magnitude_base"]
         for name in self._ends:
@@ -373,10 +375,10 @@ class StoredScaling(MagnitudeScaling):
         offsets = [each for each in self._offsets() if not each.is_meta and type(each) is nn.Parameter]
         return any(bool((each != 0).any()) for each in offsets)
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_whole": False, "_settled": False, "_counted": False}
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
+    def __setstate__(self, state: dict[str, object]) -> None:
         super().__setstate__(state)
         self._look()
 
@@ -418,7 +420,7 @@ class LearnedScaling(StoredScaling):
         axis: int | None = None,
         channels: int | None = None,
         max_value: float | None = None,
-        device: Any = None,
+        device: Device = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(int_range, statistic, restriction, min_scale, axis, channels, 1, device, dtype, learned=True)
@@ -482,7 +484,7 @@ def widest(one: list[Any], other: list[Any]) -> list[Any]:
 
 def _traced() -> bool:
     """Whether a graph is being made, which can't depend on what tensors hold."""
-    return torch.compiler.is_compiling() or torch.jit.is_tracing()
+    return torch.compiler.is_compiling() or is_tracing()
 
 
 def number(tensor: Tensor) -> float | None:

@@ -75,8 +75,9 @@ class WeightReader(nn.Module):
 
 
 class HalfCalled(qnn.QuantLinear):
-    def forward(self, x):
-        return F.linear(x, self.weight_quant(self.weight))
+    def forward(self, input, *extra):  # noqa: A002 - torch's name for it
+        assert self.weight_quant is not None
+        return F.linear(input, self.weight_quant(self.weight))
 
 
 def uncalibrated():

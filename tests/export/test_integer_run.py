@@ -23,7 +23,7 @@ from bitwright.export import (
 from bitwright.export.integer_journal import Journal
 from bitwright.export.integer_requantize import multiplier_and_shift
 from bitwright.export.integer_tensor import IntegerTensor, Term
-from bitwright.qcore import CalibratedScaling, Ceil, Floor, HalfEven, HalfUp, TowardZero
+from bitwright.qcore import CalibratedScaling, Ceil, Floor, HalfEven, HalfUp, IntQuant, TowardZero
 from bitwright.quantizers import (
     Int8Act,
     Int8ActPowerOfTwo,
@@ -184,8 +184,8 @@ def test_where_floats_lie():
 
 
 def test_arithmetic_of_a_quantizer_of_ones_own_is_float():
-    class Own(qnn.QuantIdentity().act_quant.__class__):
-        def _quantize(self, x, relu=False):
+    class Own(IntQuant):
+        def _quantize(self, x, relu=False, floor=None):
             return super()._quantize(x * 1.0, relu)
 
     model = nn.Sequential(qnn.QuantIdentity(scale=0.5), qnn.QuantIdentity(scale=0.25)).eval()

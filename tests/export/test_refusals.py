@@ -37,7 +37,7 @@ class NoScale(nn.Module):
 
 
 class Doubling(IntQuant):
-    def _quantize(self, x, relu=False):
+    def _quantize(self, x, relu=False, floor=None):
         return super()._quantize(2 * x, relu)
 
 

@@ -113,7 +113,7 @@ class Trained:
 def test_a_file_holds_the_parameters_as_they_are_now(change):
     """Whatever changed them, and whatever was evaluated, or exported, before."""
     trained = Trained()
-    model, x = trained.model, trained.x
+    model, x, program = trained.model, trained.x, None
     for _ in range(2):
         model.train()
         getattr(trained, change)()

@@ -46,7 +46,7 @@ def coder(*names, kind=nn.TransformerEncoderLayer, activation="relu"):
 def fast(monkeypatch):
     """Grows whenever torch takes the fast path."""
     taken = []
-    kernel = torch._transformer_encoder_layer_fwd
+    kernel = vars(torch)["_transformer_encoder_layer_fwd"]
     monkeypatch.setattr(torch, "_transformer_encoder_layer_fwd", lambda *args: taken.append(1) or kernel(*args))
     return taken
 
@@ -95,6 +95,7 @@ def test_an_encoder_layer_calls_a_quantizer_anywhere_in_it(fast):
 
 def test_the_mark_of_a_quantizer_is_copied_and_changes_nothing():
     quant = qnn.QuantReLU(scale=0.25).act_quant
+    assert quant is not None
     for each in (quant, copy.deepcopy(quant), pickle.loads(pickle.dumps(quant))):
         assert len(each._forward_pre_hooks) == 1
         assert each(torch.tensor([0.3, 99.0])).tolist() == [0.25, 63.75]

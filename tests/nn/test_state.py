@@ -491,7 +491,8 @@ def test_averaged_model(use_buffers):
     for _ in range(8):
         model(x)
         average.update_parameters(model)
-    model.eval(), average.eval()
+    model.eval()
+    average.eval()
     assert average.module[0].act_quant.calibrated
     with torch.no_grad():
         assert torch.equal(average(5 * x), model(5 * x))

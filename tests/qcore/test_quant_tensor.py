@@ -914,7 +914,7 @@ def test_python_sum_starts_from_a_number():
         lambda x: x[:, 1:].mul_(1.1),
         lambda x: x.view(-1)[3:].add_(0.1),
         lambda x: x.unbind(1)[2].zero_().add_(0.1),
-        lambda x: torch._foreach_mul_([x], 1.1),
+        lambda x: vars(torch)["_foreach_mul_"]([x], 1.1),
         lambda x: x[:1].bernoulli_(0.5, generator=torch.Generator().manual_seed(0)).div_(0.7),
     ],
 )

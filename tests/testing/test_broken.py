@@ -33,7 +33,7 @@ class Respelling(torch.autograd.Function):
 class Respelled(IntQuant):
     """Right gradients, and values that a subclass may change."""
 
-    def _quantize(self, x, relu=False):
+    def _quantize(self, x, relu=False, floor=None):
         values, grid = super()._quantize(x, relu)
         return Respelling.apply(values, self.respell(x.detach(), values.detach(), grid)), grid
 
@@ -176,7 +176,7 @@ class ScalesOfOtherChannels(Int8WeightPerChannel):
 
 
 class Detached(IntQuant):
-    def _quantize(self, x, relu=False):
+    def _quantize(self, x, relu=False, floor=None):
         values, grid = super()._quantize(x.detach(), relu)
         return values, grid
 
@@ -187,7 +187,7 @@ class GradientMissing(Int8Act(scale=0.1)):
 
 
 class PassesAll(IntQuant):
-    def _quantize(self, x, relu=False):
+    def _quantize(self, x, relu=False, floor=None):
         values, grid = super()._quantize(x.detach(), relu)
         return values + (x - x.detach()), grid
 
@@ -210,7 +210,7 @@ class Doubled(torch.autograd.Function):
 
 
 class Heavy(IntQuant):
-    def _quantize(self, x, relu=False):
+    def _quantize(self, x, relu=False, floor=None):
         scale = self.scaling(x)
         low, high = self.int_range.bounds()
         steps = x / scale
@@ -227,7 +227,7 @@ class ScaleGradientTwice(Int4Act):
 
 
 class InFloat32(IntQuant):
-    def _quantize(self, x, relu=False):
+    def _quantize(self, x, relu=False, floor=None):
         return super()._quantize(x.float(), relu)
 
 
@@ -237,7 +237,7 @@ class AlwaysFloat32(Running):
 
 
 class Contiguous(IntQuant):
-    def _quantize(self, x, relu=False):
+    def _quantize(self, x, relu=False, floor=None):
         values, grid = super()._quantize(x, relu)
         return values.contiguous(), grid
 
@@ -294,7 +294,7 @@ class SpoiltByOneNaN(Int8WeightPerTensor):
 
 
 class Scribbles(IntQuant):
-    def _quantize(self, x, relu=False):
+    def _quantize(self, x, relu=False, floor=None):
         values, grid = super()._quantize(x.clone(), relu)
         x.data.copy_(values.detach())
         return values, grid
@@ -360,7 +360,7 @@ class WithLambda(IntQuant):
         super().__init__(int_range, scaling, rounding, axis=axis)
         self.wrapper = lambda x: x
 
-    def _quantize(self, x, relu=False):
+    def _quantize(self, x, relu=False, floor=None):
         return super()._quantize(self.wrapper(x), relu)
 
 
