@@ -158,7 +158,7 @@ def record(
     return recording
 
 
-def codes_of(quantizer: TensorQuant, x: Tensor, context: tuple[Any, ...], values: Tensor, grid: Grid) -> Tensor:
+def codes_of(quantizer: TensorQuant, x: Tensor, context: Arguments, values: Tensor, grid: Grid) -> Tensor:
     """The integers that a quantizer moves ``x`` to: float32 values don't tell wide ones apart."""
     return quantizer.codes(x, *context)[0] if int(grid.bit_width) > FLOAT_BITS else grid.to_int(values.detach())
 
