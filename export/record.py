@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ..qcore import Grid, HalfEven, IntQuant, TensorQuant
+from ..qcore.aliases import Arguments
 from ..qcore.int_quant import FLOAT_BITS
 from .caveats import silent_quantizers, unreached
 from .errors import ExportError, with_causes

@@ -211,14 +211,15 @@ class IntQuant(_Integers):
 
     def _kept_grid(self, x: Tensor, kept: dict[Any, Grid]) -> Grid | None:
         """The grid that is kept while the model is frozen, for an input of that rank."""
-        if self.training or torch.is_grad_enabled() or self.dynamic:
+        if self.training or torch.is_grad_enabled():
             return None
         if self.axis is not None and not -x.ndim <= self.axis < x.ndim:
             return None
         key = None if self.axis is None else (x.ndim, x.shape[self.axis])
-        if key not in kept:
-            kept[key] = self.grid(x)
-        return kept[key]
+        found = kept.get(key)
+        if found is None and not self.dynamic:
+            kept[key] = found = self.grid(x)
+        return found
 
     def _together(self, x: Tensor) -> Tensor:
         """What a stored range is measured on: all the weights that it is for, where layers share the quantizer."""
@@ -239,7 +240,7 @@ class IntQuant(_Integers):
         """Whether a scaling may do the whole work in one step: plain integers, nothing of the user's own."""
         if self.zero_point is not None or not isinstance(high, int) or high >= 1 << 23:
             return False
-        return isinstance(self.rounding, Rounding) and torch.is_grad_enabled() and runs_eagerly(x)
+        return isinstance(self.rounding, Rounding) and runs_eagerly(x)
 
     def _grid(self, scale: Tensor, zero_point: Tensor | None) -> Grid:
         width = self.int_range.widest

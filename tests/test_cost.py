@@ -25,23 +25,23 @@ from bitwright.quantizers import Int8WeightPerChannel, Int32Bias
 COSTS = """
                                        modules      nodes      saved    forward   backward evaluation     frozen
 nn.Linear                                    1          2          0          2         10          2          2
-QuantLinear                                  3          3       8452         14         38         20          2
-QuantLinear, detached scale                  3          3       8192         13         10         21          2
+QuantLinear                                  3          3       8452         14         38         13          2
+QuantLinear, detached scale                  3          3       8192         13         10         13          2
 QuantLinear, per channel                     3          3       8320         22         36         21          2
-QuantLinear, Int32Bias                       4          7       8716         44         42         46          8
-QuantLinear, Int32Bias, QuantTensor          4          8       8716         49         42         50         12
+QuantLinear, Int32Bias                       4          7       8716         40         42         38          8
+QuantLinear, Int32Bias, QuantTensor          4          8       8716         45         42         42         12
 nn.Conv2d                                    1          1          0          1          3          1          1
-QuantConv2d                                  3          2       2372         13         31         19          1
+QuantConv2d                                  3          2       2372         13         31         12          1
 QuantConv2d, per channel                     3          2       2336         21         29         20          1
-QuantConv2d, Int32Bias                       4          6       2444         43         35         45          7
-QuantConv2d, Int32Bias, QuantTensor          4          7       2444         48         35         49         11
+QuantConv2d, Int32Bias                       4          6       2444         39         35         37          7
+QuantConv2d, Int32Bias, QuantTensor          4          7       2444         44         35         41         11
 nn.ReLU                                      1          1       1024          2          4          1          1
-QuantReLU, calibrating                       3          1       1028         30          4         17          6
-QuantReLU, learned                           3          1       1032         10         16         17          6
-QuantReLU, learned, QuantTensor              3          2       1032         11         16         17          6
-QuantIdentity, calibrating                   3          1          4         28          4         17          6
-QuantIdentity, learned                       3          1       1032         10         16         17          6
-QuantIdentity, learned, QuantTensor          3          2       1032         11         16         17          6
+QuantReLU, calibrating                       3          1          4         30          4         17          4
+QuantReLU, learned                           3          1       1032         10         16         11          4
+QuantReLU, learned, QuantTensor              3          2       1032         11         16         11          4
+QuantIdentity, calibrating                   3          1          4         28          4         17          4
+QuantIdentity, learned                       3          1       1032         10         16         11          4
+QuantIdentity, learned, QuantTensor          3          2       1032         11         16         11          4
 """
 
 LINEAR, CONV = (64, 32), (8, 8, 3)
