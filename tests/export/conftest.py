@@ -1,5 +1,7 @@
 """Models that hold many layers at once, so that one export tests them all."""
 
+import itertools
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,7 +11,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import bitwright.nn as qnn
-from bitwright.qcore import CalibratedScaling
 from bitwright.quantizers import Int8BiasOwnScale, Int8WeightPerTensor, Int32Bias
 
 pytest.importorskip("onnxruntime")
@@ -22,9 +23,9 @@ class WeightZoo(nn.Module):
 
     def __init__(
         self,
-        acts: tuple[Any, ...],
-        weights: tuple[Any, ...] = (Int8WeightPerTensor,),
-        biases: tuple[Any, ...] = (None, Int32Bias, Int8BiasOwnScale),
+        acts: Sequence[Any],
+        weights: Sequence[Any] = (Int8WeightPerTensor,),
+        biases: Sequence[Any] = (None, Int32Bias, Int8BiasOwnScale),
     ) -> None:
         super().__init__()
         kinds = [
@@ -60,24 +61,33 @@ class WeightZoo(nn.Module):
 
 
 class ActivationZoo(nn.Module):
-    """Every activation layer, and what networks do between them; the modules are used twice."""
+    """Every activation layer, and what networks do between them; the modules are used twice. Quantizers take turns."""
 
-    def __init__(self, act: Any, positive: Any = None) -> None:
+    def __init__(self, acts: Sequence[Any], positives: Sequence[Any] | None = None) -> None:
         super().__init__()
-        positive = positive or act
-        self.entry = qnn.QuantIdentity(act_quant=act, return_quant_tensor=True)
+        turns, positive_turns = itertools.cycle(acts), itertools.cycle(positives or acts)
+
+        def act() -> Any:
+            next(positive_turns)
+            return next(turns)
+
+        def positive() -> Any:
+            next(turns)
+            return next(positive_turns)
+
+        self.entry = qnn.QuantIdentity(act_quant=act(), return_quant_tensor=True)
         self.conv = qnn.QuantConv2d(CHANNELS, CHANNELS, 3, padding=1, bias=True)
         kinds = ["LeakyReLU", "Tanh", "HardTanh", "HardSwish", "SiLU", "GELU"]
-        self.layers = nn.ModuleList(getattr(qnn, f"Quant{kind}")(act_quant=act) for kind in kinds)
+        self.layers = nn.ModuleList(getattr(qnn, f"Quant{kind}")(act_quant=act()) for kind in kinds)
         self.layers.extend(
             [
-                qnn.QuantReLU(act_quant=positive),
-                qnn.QuantReLU6(act_quant=positive),
-                qnn.QuantSigmoid(act_quant=positive),
-                qnn.QuantSoftmax(1, act_quant=positive),
+                qnn.QuantReLU(act_quant=positive()),
+                qnn.QuantReLU6(act_quant=positive()),
+                qnn.QuantSigmoid(act_quant=positive()),
+                qnn.QuantSoftmax(1, act_quant=positive()),
             ]
         )
-        self.again = nn.ModuleList(qnn.QuantIdentity(act_quant=act) for _ in range(8))
+        self.again = nn.ModuleList(qnn.QuantIdentity(act_quant=act()) for _ in range(8))
         self.plain = nn.Conv2d(CHANNELS, 3, 3)
         self.head = nn.Linear(CHANNELS, 5)
 
@@ -115,9 +125,7 @@ def trained(model: nn.Module, *args: Any) -> nn.Module:
 
 def finished(model: nn.Module) -> nn.Module:
     """A model whose calibration is over."""
-    for each in model.modules():
-        if isinstance(each, CalibratedScaling):
-            each.finish_calibration()
+    qnn.finish_calibration(model)
     return model
 
 
