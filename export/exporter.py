@@ -117,7 +117,7 @@ def _export(
     arguments = args if isinstance(args, tuple) else (args,)
     kwargs = options.get("kwargs")
     quantizers = quantizers_of(module)
-    with evaluating(module), unchanged(module):
+    with unchanged(module), evaluating(module):
         recording = record(module, quantizers, arguments, kwargs)
         options["opset_version"] = check(recording, form, options.get("opset_version"))
         warn_of_caveats(call, module, quantizers, recording.calls)

@@ -142,7 +142,7 @@ def compare(
     def run(take: Take | None = None) -> IntegerRun:
         return run_lowered(model, quantizers, parts, arguments, kwargs, requantize, accumulator_bits, take)
 
-    with evaluating(model), unchanged(model):
+    with unchanged(model), evaluating(model):
         own = run()
         report = Report(_against_torch(model, quantizers, parts, own, arguments, kwargs))
         if program is None:
@@ -153,7 +153,7 @@ def compare(
         clean = report.ok
         report.add(file.rows("on"))
     blamed = clean and not report.ok
-    with evaluating(model), unchanged(model):
+    with unchanged(model), evaluating(model):
         passes = culprits(lambda disabled: any(row.differences for row in file.rows("on", disabled))) if blamed else ()
     return IntegerComparison(report, own, passes)
 

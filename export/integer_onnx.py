@@ -90,7 +90,7 @@ def export_onnx_integer(
     arguments = args if isinstance(args, tuple) else (args,)
     kwargs = given.get("kwargs")
     quantizers = quantizers_of(module)
-    with evaluating(module), unchanged(module):
+    with unchanged(module), evaluating(module):
         recording = record(module, quantizers, arguments, kwargs)
         given["opset_version"] = check(recording, INTEGER, given.get("opset_version"))
         warn_of_caveats(call, module, quantizers, recording.calls)

@@ -60,7 +60,7 @@ def run_integers(
         raise ExportError(f"accumulator_bits={accumulator_bits} is not possible: expected 2 to 53. Write 32.")
     arguments = inputs if isinstance(inputs, tuple) else (inputs,)
     found = integers_for("run_integers", model, inputs, kwargs) if integers is None else integers
-    with evaluating(model), unchanged(model):
+    with unchanged(model), evaluating(model):
         return run_lowered(
             model,
             quantizers_of(model),

@@ -53,7 +53,7 @@ def integers_for(
     """`integers` for a function that the user called, which errors name."""
     arguments = example if isinstance(example, tuple) else (example,)
     quantizers = quantizers_of(model)
-    with evaluating(model), unchanged(model):
+    with unchanged(model), evaluating(model):
         recording = record(model, quantizers, arguments, kwargs)
         warn_of_caveats(call, model, quantizers, recording.calls)
         return integers_of(call, model, quantizers, recording, arguments, kwargs)

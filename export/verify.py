@@ -73,7 +73,7 @@ def verify_onnx(
     arguments = inputs if isinstance(inputs, tuple) else (inputs,)
     quantizers = quantizers_of(module)
     proto = _model(program)
-    with evaluating(module), unchanged(module):
+    with unchanged(module), evaluating(module):
         if not all(each.calibrated for each in quantizers.values()):
             batch_size = sys.maxsize  # their ranges are those of all samples
         report, called = compare(module, quantizers, proto, arguments, kwargs, batch_size)

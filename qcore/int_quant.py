@@ -429,11 +429,12 @@ class BiasQuant(_Integers):
         if bool(beyond.any()):
             self._warned = True
             channels = beyond.reshape(-1).nonzero().reshape(-1).tolist()
+            wider = "" if high == 2**31 - 1 else "bias_quant=Int32Bias, or "
             named = ", ".join(map(str, channels[:8])) + (f" and {len(channels) - 8} more" if len(channels) > 8 else "")
             warnings.warn(
                 f"{path_of(self)}: the bias of channel{'s' * (len(channels) > 1)} {named} lies outside the range of "
-                f"{self.int_range} on the scale of the products and is clipped. Write bias_quant=Int32Bias, or "
-                "bias_quant=Int8BiasOwnScale for a scale of its own.",
+                f"{self.int_range} on the scale of the products and is clipped. Write {wider}bias_quant=Int8BiasOwnScale "
+                "for a scale of its own.",
                 BitwrightWarning,
                 stacklevel=2,
             )

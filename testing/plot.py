@@ -1,11 +1,12 @@
 """Plots of a quantizer and of a quantized model. They need matplotlib: ``pip install bitwright[plot]``."""
 
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from ..qcore import BitwrightError, Grid, TensorQuant, values_of
+from ..qcore import BitwrightError, BitwrightWarning, Grid, TensorQuant, values_of
 from .subject import Subject
 
 if TYPE_CHECKING:
@@ -133,7 +134,9 @@ def _ready(quantizer: Any, scale: float | None, role: str | None) -> tuple[Tenso
     unit = scale or 1 / max(-low, high)
     shape = (1,) * (len(subject.example) - 1) + (64,) if len(subject.example) > 1 else (1,)
     module, context = subject.build(shape), subject.context(shape, unit)
-    subject.settle(module, subject.range_to_cover(shape, unit), *context)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", BitwrightWarning)  # the ends of the range may be clipped
+        subject.settle(module, subject.range_to_cover(shape, unit), *context)
     with torch.no_grad():
         grid = module.quantize(subject.range_to_cover(shape, unit), *context)[1]
     assert grid is not None

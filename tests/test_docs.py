@@ -230,6 +230,8 @@ def test_layers_are_listed_with_their_defaults():
     found = {}
     for name in (each for each in nn.__all__ if each.startswith("Quant")):
         slots = inspect.signature(getattr(nn, name)).parameters
+        if name == "QuantLayer":  # the base of them all
+            continue
         found[name] = repr(slots["weight_quant" if "weight_quant" in slots else "act_quant"].default)
     assert listed == found
 
@@ -321,7 +323,7 @@ def is_data(item: object) -> bool:
     return isinstance(item, QuantizerType) and plain
 
 
-PUBLIC = [(package.__name__.split(".")[1], name) for package in PACKAGES for name in package.__all__]
+PUBLIC = [(package.__name__.partition(".")[2], name) for package in PACKAGES for name in package.__all__]
 
 
 @pytest.mark.parametrize(("package", "name"), PUBLIC, ids=lambda part: part)

@@ -67,9 +67,10 @@ def test_a_module_that_asks_for_a_quant_tensor(kind, act, zoo):
 
 def test_its_result_goes_on_into_layers():
     model, x = InMiddle().eval(), torch.rand(2, 8)
+    hooks = [[*each._forward_hooks, *each._forward_pre_hooks] for each in model.modules()]
     program = export_onnx_qcdq(model, x)
     assert verify_onnx(model, program, x).ok
-    assert not any(each._forward_hooks or each._forward_pre_hooks for each in model.modules())
+    assert [[*each._forward_hooks, *each._forward_pre_hooks] for each in model.modules()] == hooks
     assert isinstance(model.entry(x), QuantTensor)
 
 

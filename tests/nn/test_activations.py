@@ -463,7 +463,7 @@ def test_evaluated_before_it_saw_data_it_uses_the_range_at_hand_and_warns_once(q
     with pytest.warns(BitwrightWarning) as caught:
         out = model(x)
     assert [str(each.message) for each in caught] == [
-        "features.1.act_quant.scaling is evaluated before it saw any data: it uses the range of the tensor at hand. "
+        "features.1.act_quant is evaluated before it saw any data: it uses the range of the tensor at hand. "
         "Run some batches in training mode first, or load a checkpoint."
     ]
     assert (out - x).abs().max() < 0.5  # far beyond 1.0, nothing is clipped
@@ -533,8 +533,8 @@ def test_repr():
         "QuantReLU(\n"
         "  return_quant_tensor=True\n"
         "  (act_quant): IntQuant(\n"
-        "    uint4, per tensor, scale CalibratedScaling, half_even\n"
-        "    (scaling): CalibratedScaling(AbsPercentile(99.999), per tensor, calibrating)\n"
+        "    uint4, per tensor, float scale, half_even\n"
+        "    (scaling): CalibratedScaling(AbsPercentile(99.999), per tensor, empty)\n"
         "  )\n"
         ")"
     )

@@ -43,7 +43,7 @@ def test_module_as_it_stands():
     layer = qnn.QuantReLU(bit_width=4, scale=0.25)
     figure = plot_quantizer(layer.act_quant)
     assert figure.axes[3].get_title() == "Grid: 16 integers, 0 to 15"
-    assert figure.get_suptitle() == "IntQuant(uint4, per tensor, scale ConstantScaling, half_even)"
+    assert figure.get_suptitle() == "IntQuant(uint4, per tensor, float scale)"
 
 
 def test_model_counts_clipped_values_and_dead_integers():
