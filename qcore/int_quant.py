@@ -433,8 +433,8 @@ class BiasQuant(_Integers):
             named = ", ".join(map(str, channels[:8])) + (f" and {len(channels) - 8} more" if len(channels) > 8 else "")
             warnings.warn(
                 f"{path_of(self)}: the bias of channel{'s' * (len(channels) > 1)} {named} lies outside the range of "
-                f"{self.int_range} on the scale of the products and is clipped. Write {wider}bias_quant=Int8BiasOwnScale "
-                "for a scale of its own.",
+                f"{self.int_range} on the scale of the products and is clipped. Write {wider}"
+                "bias_quant=Int8BiasOwnScale for a scale of its own.",
                 BitwrightWarning,
                 stacklevel=2,
             )

@@ -145,7 +145,7 @@ def test_calibration_that_stopped_halfway(zoo):
 def test_a_layer_that_attention_reads_the_weight_of():
     """The layer itself refuses; what it can't see, such as a weight that pruning replaced, is named."""
     model, x = AttentionNet().eval(), torch.randn(2, 5, 16)
-    with pytest.raises(QuantizerError, match="att.out_proj: MultiheadAttention reads the weight of this layer"):
+    with pytest.raises(QuantizerError, match=r"att\.out_proj: MultiheadAttention reads the weight of this layer"):
         export_onnx_qcdq(model, x)
     prune.identity(model.att.out_proj, "weight")
     cause = f"att.out_proj.weight_quant, att.out_proj.input_quant: {ATTENTION}"
