@@ -130,7 +130,13 @@ def _set_aside(ctx: Context, y: Tensor, rounding: Rounding) -> Tensor | None:
     what is kept; and not where torch doesn't tell.
     """
     ctx.aside = None
-    if y.numel() < LARGE or not rounding.deterministic or _hooks_in_use is None or _hooks_in_use(False) is not None:
+    if (
+        y.numel() < LARGE
+        or y.is_inference()
+        or not rounding.deterministic
+        or _hooks_in_use is None
+        or _hooks_in_use(False) is not None
+    ):
         return y
     ctx.aside = (y.detach(), y._version)
     return None

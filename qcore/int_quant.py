@@ -245,7 +245,7 @@ class IntQuant(_Integers):
     def _grid(self, scale: Tensor, zero_point: Tensor | None) -> Grid:
         width = self.int_range.widest
         return Grid(
-            scale.detach() if scale.requires_grad else scale,
+            scale.detach() if scale.requires_grad or torch.jit.is_tracing() else scale,
             None if zero_point is None else zero_point.detach(),
             width.detach() if isinstance(width, Tensor) else width,
             self.signed,

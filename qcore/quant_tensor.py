@@ -89,10 +89,10 @@ class QuantTensor(torch.Tensor):
         """
         if torch.compiler.is_compiling():
             return _Wrap.apply(values, grid.scale, grid.zero_point, _form_of(grid, values.ndim))
-        if not (values.requires_grad and torch.is_grad_enabled()):
-            return _on(values, grid)
         if torch.jit.is_tracing():  # which can't record the function that passes gradients on
             return _on(values.detach(), grid)
+        if not (values.requires_grad and torch.is_grad_enabled()):
+            return _on(values, grid)
         wrapped = apply_eagerly(_Wrap, values, grid.scale, grid.zero_point, _form_of(grid, values.ndim))
         if wrapped is None:
             raise QuantTensorError(

@@ -528,6 +528,7 @@ def zoos():
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("name", ["weights and biases", "activations"])
 def test_compiled_is_eager(name, training):

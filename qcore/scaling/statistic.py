@@ -57,7 +57,8 @@ class StatisticScaling(MagnitudeScaling):
             return None
         if x.numel() == 0 or self.axis not in (None, 0) or high >= 1 << 20:
             return None
-        if low != -high or type(rounding) not in (HalfEven, HalfUp):  # the fused form clips nothing
+        plain = type(rounding) in (HalfEven, HalfUp) and self.int_range.threshold == high == -low
+        if not plain:  # the fused form clips nothing
             return None
         function = AbsMaxFakeQuant if self.axis is None else AbsMaxRowsFakeQuant
         return apply_eagerly(function, x, float(self._floor()), high, rounding, self.detach_scale)

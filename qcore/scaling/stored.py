@@ -296,7 +296,9 @@ class StoredScaling(MagnitudeScaling):
         if self.axis is not None:
             shape = [1] * x.ndim
             shape[self.axis] = -1
-        threshold = -low if self.int_range.signed else high
+        threshold = self.int_range.threshold
+        if not isinstance(threshold, int):
+            return None
         rest = (shape, threshold, self.min_scale * threshold, low, high, rounding, relu, clips)
         return apply_eagerly(MagnitudeFakeQuant, x, self.magnitude_base, offset, rest)
 
