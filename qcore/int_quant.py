@@ -20,7 +20,7 @@ from .restriction import FloatScale, LogScale
 from .rounding import HalfEven, HalfUp, Rounding
 from .scaling import MagnitudeScaling, StatisticScaling, StoredScaling
 from .tensor_quant import TensorQuant
-from .tracing import transformed
+from .tracing import is_tracing, transformed
 
 __all__ = ["FLOAT_BITS", "BiasQuant", "IntQuant", "resting"]
 
@@ -245,7 +245,7 @@ class IntQuant(_Integers):
     def _grid(self, scale: Tensor, zero_point: Tensor | None) -> Grid:
         width = self.int_range.widest
         return Grid(
-            scale.detach() if scale.requires_grad or torch.jit.is_tracing() else scale,
+            scale.detach() if scale.requires_grad or is_tracing() else scale,
             None if zero_point is None else zero_point.detach(),
             width.detach() if isinstance(width, Tensor) else width,
             self.signed,

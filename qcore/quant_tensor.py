@@ -14,6 +14,7 @@ from .errors import QuantTensorError
 from .fused import apply_eagerly
 from .grid import Grid
 from .grid_rules import CHANGES, RULES, STAYS, Operation, may_leave
+from .tracing import is_tracing
 
 if TYPE_CHECKING:
     import numpy as np
@@ -89,7 +90,7 @@ class QuantTensor(torch.Tensor):
         """
         if torch.compiler.is_compiling():
             return _Wrap.apply(values, grid.scale, grid.zero_point, _form_of(grid, values.ndim))
-        if torch.jit.is_tracing():  # which can't record the function that passes gradients on
+        if is_tracing():  # which can't record the function that passes gradients on
             return _on(values.detach(), grid)
         if not (values.requires_grad and torch.is_grad_enabled()):
             return _on(values, grid)

@@ -8,12 +8,12 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch.jit._trace import is_tracing
 
 from .derivatives import straight_through
 from .errors import SettingError
 from .inject import register_choices
 from .int_range import check_flag
+from .tracing import is_tracing
 
 __all__ = [
     "ROUNDINGS",

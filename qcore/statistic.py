@@ -20,7 +20,7 @@ from .inject import register_choices
 from .int_range import IntRange
 from .pooling import distributed, gathered_kth_largest, highest, lowest, summed
 from .protocols import Statistic
-from .tracing import transformed
+from .tracing import is_tracing, transformed
 
 __all__ = [
     "STATISTICS",
@@ -333,7 +333,7 @@ def measured(statistic: Statistic, x: Tensor, axis: int | None) -> Tensor:
         >>> measured(AbsMax(), torch.ones(0), None)
         tensor(0.)
     """
-    return statistic(x, axis) if torch.jit.is_tracing() or x.numel() else _zeros(x, axis)
+    return statistic(x, axis) if is_tracing() or x.numel() else _zeros(x, axis)
 
 
 def lower_end(statistic: Any, x: Tensor, axis: int | None) -> Tensor:
@@ -343,7 +343,7 @@ def lower_end(statistic: Any, x: Tensor, axis: int | None) -> Tensor:
         >>> lower_end(MinMax(), torch.tensor([-1.0, 3.0]), None)
         tensor(-1.)
     """
-    return statistic.low(x, axis) if torch.jit.is_tracing() or x.numel() else _zeros(x, axis)
+    return statistic.low(x, axis) if is_tracing() or x.numel() else _zeros(x, axis)
 
 
 def measure(statistic: Any, x: Tensor, axis: int | None) -> list[Tensor]:

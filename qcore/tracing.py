@@ -6,7 +6,7 @@ from torch import Tensor
 from torch._C._functorch import is_legacy_batchedtensor as _batched
 from torch.jit._trace import is_tracing
 
-__all__ = ["differentiated", "exporting", "recording", "transformed"]
+__all__ = ["differentiated", "exporting", "is_tracing", "recording", "transformed"]
 
 _mapped = torch._C._are_functorch_transforms_active
 

@@ -5,7 +5,6 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-from torch.jit._trace import is_tracing
 from torch.types import Device
 
 from ..errors import QuantizerError, SettingError
@@ -17,6 +16,7 @@ from ..protocols import Restriction, Statistic, checked
 from ..restriction import FloatScale
 from ..rounding import Rounding
 from ..statistic import AbsMax, lower_end, measure, measured
+from ..tracing import is_tracing
 from .magnitude import WIDE, MagnitudeScaling, finite, usable, whole
 
 __all__ = ["LearnedScaling", "StoredScaling", "in_backward", "number", "widest"]
@@ -477,7 +477,8 @@ def widest(one: list[Any], other: list[Any]) -> list[Any]:
         >>> widest([1.5, -1.0], [1.55, 0.0])
         [2.55, -1.0]
     """
-    largest, smallest = (max, min) if isinstance(one[0], float) else (torch.maximum, torch.minimum)
+    largest: Any = max if isinstance(one[0], float) else torch.maximum
+    smallest: Any = min if isinstance(one[0], float) else torch.minimum
     if len(one) == 1:
         return [largest(one[0], other[0])]
     low = smallest(one[1], other[1])

@@ -508,12 +508,13 @@ class Alpha(nn.Module):
 
 def test_no_tensor_or_module_outlives_its_layer():
     layers = [qnn.QuantLinear(4, 4, weight_rounding=Alpha, input_quant=Int8Act, bias_quant=Int32Bias) for _ in range(3)]
-    for each in layers:
-        each(torch.ones(1, 4))
-        each.eval()(torch.ones(1, 4))
+    for layer in layers:
+        layer(torch.ones(1, 4))
+        layer.eval()(torch.ones(1, 4))
+        del layer
     refs = [weakref.ref(part) for each in layers for part in (*each.parameters(), *each.buffers(), *each.modules())]
     assert len(refs) > 20
-    del layers, each
+    del layers
     gc.collect()
     assert [ref() for ref in refs if ref() is not None] == []
 

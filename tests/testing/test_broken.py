@@ -250,8 +250,8 @@ class ForgetsChannelsLast(Int8Act):
 class ThroughHalfSquares(IntQuant):
     """The values times a number that overflows in half precision, and divided by it."""
 
-    def _quantize(self, x, *context):
-        values, grid = super()._quantize(x, *context)
+    def _quantize(self, x, relu=False, floor=None):
+        values, grid = super()._quantize(x, relu, floor)
         return values * 1e5 / 1e5 if x.dtype is torch.float16 else values, grid
 
 
@@ -261,9 +261,9 @@ class OverflowsInHalf(Int8WeightPerTensor):
 
 
 class NeedsElements(IntQuant):
-    def _quantize(self, x, *context):
+    def _quantize(self, x, relu=False, floor=None):
         x.detach().amax()
-        return super()._quantize(x, *context)
+        return super()._quantize(x, relu, floor)
 
 
 @breaks("empty_input")
