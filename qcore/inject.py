@@ -128,6 +128,23 @@ def choices_of(name: str) -> Mapping[str, type]:
 IMPLIED = {"scale": ("scaling", "constant"), "max_value": ("scaling", "constant")}
 
 
+# Former names of settings and choices, until version 0.3.
+_FORMER = {"collect_steps": "calibration_steps", "collected": "calibrated"}
+
+
+def _renamed(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings by their present names."""
+    found = {}
+    for name, item in given.items():
+        present = _FORMER.get(name, name)
+        chosen = _FORMER["collected"] if name == "scaling" and isinstance(item, str) and item == "collected" else item
+        if present != name or chosen is not item:
+            said = f"{name}={item!r} is now {present}={chosen!r}: the former name goes with version 0.3."
+            warnings.warn(said, DeprecationWarning, stacklevel=4)
+        found[present] = chosen
+    return found
+
+
 class QuantizerType(type):
     """The type of quantizers: calling one derives another, and they compare, hash, print and pickle as values."""
 
@@ -138,6 +155,7 @@ class QuantizerType(type):
                     f"{name} has the base {base.__name__}, which is not a quantizer. Put {base.__name__} into an "
                     f"attribute of {name}, such as `scaling = {base.__name__}`."
                 )
+        namespace = _renamed(namespace)
         for given, (implied, choice) in IMPLIED.items():
             if given in namespace and implied not in namespace and not _takes(bases, implied, given):
                 namespace[implied] = choice
@@ -148,9 +166,9 @@ class QuantizerType(type):
         if not overrides:
             return cls
         base: QuantizerType = cls
-        given = dict(overrides)
+        given = _renamed(overrides)
         if "__overrides__" in vars(cls):
-            base, given = cls.__bases__[0], {**vars(cls)["__overrides__"], **overrides}
+            base, given = cls.__bases__[0], {**vars(cls)["__overrides__"], **_renamed(overrides)}
         for name in given:
             if name.startswith("__"):
                 raise QuantizerError(f"{base!r}: {name} can't be a setting, names with two underscores are Python's.")

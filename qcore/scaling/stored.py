@@ -1,6 +1,7 @@
 """Scales that are kept as state: measured first, then learned."""
 
 import sys
+import warnings
 from typing import Any, Self
 
 import torch
@@ -21,6 +22,13 @@ from .magnitude import WIDE, MagnitudeScaling, finite, usable, whole
 
 __all__ = ["LearnedScaling", "StoredScaling", "in_backward", "number", "widest"]
 
+_FORMER = {
+    "collect_steps": "calibration_steps",
+    "collecting": "calibrating",
+    "finish_collecting": "finish_calibration",
+    "observed": "calibrated",
+    "start_collecting": "start_calibration",
+}
 _FLOAT_SCALE = FloatScale()
 _ABS_MAX = AbsMax()
 
@@ -111,6 +119,13 @@ class StoredScaling(MagnitudeScaling):
 
     def _offsets(self) -> list[nn.Parameter]:
         return [each for each in self._parameters.values() if each is not None]
+
+    def __getattr__(self, name: str) -> Any:
+        if name in _FORMER:
+            said = f"{name} is now {_FORMER[name]}: the former name goes with version 0.3."
+            warnings.warn(said, DeprecationWarning, stacklevel=2)
+            return getattr(self, _FORMER[name])
+        return super().__getattr__(name)
 
     # Phases: nothing measured, calibrating, calibrated
 
