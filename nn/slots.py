@@ -140,8 +140,8 @@ def fill_slot(
             f"{Described(layer)}: {quantizer!r} quantizes biases and can't be {slot}_quant. Write "
             f"{slot}_quant={_EXAMPLES.get(slot, 'Int8Act')}."
         )
-    module.quantizer, module.provided, module.written = declared, dict(provided), written
-    module.of_parameter = "shape" in provided
+    made_of = {"quantizer": declared, "provided": dict(provided), "written": written}
+    vars(module).update(made_of, of_parameter="shape" in provided)  # past nn.Module's bookkeeping
     module.serve(layer, slot)
     return module
 

@@ -323,12 +323,15 @@ def settings(quantizer: QuantizerType) -> dict[str, Setting]:
         >>> settings(Base(bit_width=2))["bit_width"]
         Setting(name='bit_width', declared=2, owner=Base(bit_width=2))
     """
-    found: dict[str, Setting] = {}
-    for cls in reversed(quantizer.__mro__):
-        if isinstance(cls, QuantizerType):
-            for name, item in _own(cls).items():
-                found[name] = Setting(name, item, cls)
-    return found
+    found: dict[str, Setting] | None = vars(quantizer).get("__settings__")
+    if found is None:
+        found = {}
+        for cls in reversed(quantizer.__mro__):
+            if isinstance(cls, QuantizerType):
+                for name, item in _own(cls).items():
+                    found[name] = Setting(name, item, cls)
+        type.__setattr__(quantizer, "__settings__", found)
+    return dict(found)
 
 
 def diff(one: QuantizerType, other: QuantizerType) -> dict[str, tuple[object, object]]:

@@ -2,7 +2,7 @@
 
 import itertools
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self
 
 import torch
@@ -53,13 +53,13 @@ class TensorQuant(nn.Module):
     follows_input = False  # whether its grid is derived from the input's and the weight's (biases)
     _quantize: Callable[..., tuple[Tensor, Grid]]  # what subclasses implement
     _kept: dict[Any, Grid] | None = None  # grids that depend on no input, while the model is frozen
+    _served: Sequence[tuple[weakref.ref[nn.Module], str]] = ()  # the layers, and their slots
     _stale = False  # whether `initialize` is due before the next use
     _absent: str | None = None  # while a file is loaded that says nothing of this quantizer: the prefix of its keys
 
     def __init__(self) -> None:
         super().__init__()
         self.source = next(_sources)
-        self._served: list[tuple[weakref.ref[nn.Module], str]] = []
         self.register_load_state_dict_post_hook(_forgive)
         self.register_forward_pre_hook(_unchanged)
 
@@ -157,7 +157,7 @@ class TensorQuant(nn.Module):
         )
 
     def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "_kept": None, "_served": []}
+        return {**self.__dict__, "_kept": None, "_served": ()}
 
     def __setstate__(self, state: dict[str, object]) -> None:
         super().__setstate__(state)

@@ -56,6 +56,7 @@ class CalibratedScaling(StoredScaling):
     """
 
     learned = True
+    _window: tuple[list[Any] | None, list[Any]] | None = None
     momentum: float | None
     _handle: int
 
@@ -89,7 +90,6 @@ class CalibratedScaling(StoredScaling):
             self.learned,
         )
         self.momentum = None if momentum is None else float(momentum)
-        self._window: tuple[list[Any] | None, list[Any]] | None = None
         self._handle = _registered(self)
 
     def prepare(self, x: Tensor, relu: bool = False) -> None:

@@ -77,6 +77,10 @@ class StoredScaling(MagnitudeScaling):
     steps: Tensor
     statistic: Statistic
     has_low: bool
+    calls: int  # of the quantizer in one forward of the model: one for each layer that shares it
+    _whole: bool  # the bases are a measurement, not an average of several copies'
+    _settled: bool  # and calibration has ended
+    _counted: bool  # whether the last forward was measured: gradient checkpointing may run it again
 
     def __init__(
         self,
@@ -97,10 +101,7 @@ class StoredScaling(MagnitudeScaling):
         self.statistic = checked("statistic", statistic)
         self.calibration_steps = calibration_steps
         self.has_low = hasattr(statistic, "low")
-        self.calls = 1  # of the quantizer in one forward of the model: one for each layer that shares it
-        self._whole = False  # the bases are a measurement, not an average of several copies'
-        self._settled = False  # and calibration has ended
-        self._counted = False  # whether the last forward was measured: gradient checkpointing may run it again
+        vars(self).update(calls=1, _whole=False, _settled=False, _counted=False)  # past nn.Module's bookkeeping
         shape = (1 if axis is None else channels or 1,)  # not 0-d: such parameters can't be sharded
         wide = dtype if dtype in WIDE else torch.float32
         for name in self._ends:
