@@ -160,8 +160,12 @@ class IntQuant(_Integers):
     def serve(self, layer: nn.Module, slot: str) -> None:
         """Count a layer among those that use this quantizer; a stored range is measured over all of them."""
         super().serve(layer, slot)
-        if isinstance(self.scaling, StoredScaling) and not self.of_parameter:
-            self.scaling.calls = len(self._served)
+        scaling = self.scaling
+        if isinstance(scaling, StoredScaling) and not self.of_parameter and len(self._served) > scaling.calls:
+            ended = scaling.phase == "calibrated"
+            scaling.calls = len(self._served)
+            if ended:  # a layer that joins starts no calibration anew
+                scaling.finish_calibration()
 
     def _quantize(self, x: Tensor, relu: bool = False, floor: "Floor | None" = None) -> tuple[Tensor, Grid]:
         """Values and grid; no scale is below ``floor``, where there is one."""

@@ -1106,3 +1106,17 @@ def test_zero_points_that_nothing_can_set(overrides, message):
     with pytest.raises(SettingError) as error:
         resolve(ShiftedUint8Act(**overrides), where="here")
     assert str(error.value) == message
+
+
+def test_a_layer_that_joins_later_starts_no_calibration_anew():
+    given = qnn.QuantIdentity(scaling="learned", max_value=1.0)
+    other = qnn.QuantIdentity(act_quant=given.act_quant)
+    given(torch.tensor([5.0]))
+    other(torch.tensor([7.0]))
+    assert given.act_quant.scaling.magnitude.item() == 1.0
+    calibrated = qnn.QuantIdentity(calibration_steps=2)
+    for _ in range(2):
+        calibrated(torch.tensor([1.0]))
+    qnn.QuantIdentity(act_quant=calibrated.act_quant)(torch.tensor([9.0]))
+    assert calibrated.act_quant.scaling.phase == "calibrated"
+    assert calibrated.act_quant.scaling.magnitude.item() == 1.0
