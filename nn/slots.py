@@ -231,7 +231,7 @@ weight_bit_width=2 can't be set on a layer that is built. Write layer.weight_qua
             raise
         if module is not None:
             module.train(self.training)
-            if module is not quantizer or len(module._served) > 1:
+            if module.of_parameter and (module is not quantizer or len(module._served) > 1):
                 module.rederive()
         if self._kept:
             self._kept.clear()

@@ -1120,3 +1120,6 @@ def test_a_layer_that_joins_later_starts_no_calibration_anew():
     qnn.QuantIdentity(act_quant=calibrated.act_quant)(torch.tensor([9.0]))
     assert calibrated.act_quant.scaling.phase == "calibrated"
     assert calibrated.act_quant.scaling.magnitude.item() == 1.0
+    assigned = qnn.QuantIdentity()
+    assigned.act_quant = calibrated.act_quant
+    assert assigned.act_quant.scaling.phase == "calibrated"
