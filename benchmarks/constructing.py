@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 
 from torch import nn
 
@@ -16,6 +17,8 @@ from .workload import Workload, absolute, difference
 __all__ = ["CONSTRUCTING"]
 
 Make = Callable[[Layers], nn.Module]
+
+ROOT = Path(__file__).parents[1]
 
 IMPORTS = {
     "float": "torch",
@@ -82,6 +85,31 @@ def modules(make: Make, scheme: Scheme, library: str) -> Callable[[], float]:
     return lambda: sum(1 for _ in make(layers_of(library, scheme)).modules())
 
 
+def first_model(scheme: Scheme, library: str) -> Callable[[], float]:
+    """Times the first model that a process builds: CPU seconds of MobileNetV2's constructor, weights left empty."""
+    code = f"""
+import time
+from torch.nn import init
+from benchmarks.layers import Scheme
+from benchmarks.libraries import layers_of
+from benchmarks.models import MobileNetV2
+
+for name in ("kaiming_uniform_", "uniform_"):
+    setattr(init, name, lambda tensor, *args, **kwargs: tensor)
+layers = layers_of({library!r}, {scheme!r})
+begun = time.process_time()
+MobileNetV2(layers)
+print(time.process_time() - begun)
+"""
+
+    def built() -> float:
+        ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+        return float(ran.stdout.split()[-1])
+
+    built()  # the first one compiles
+    return built
+
+
 def importing(library: str) -> Callable[[], float]:
     """Times an import in its own process: CPU seconds from the start of the interpreter."""
     code = f"import time, {IMPORTS[library]}; print(time.process_time())"
@@ -121,6 +149,14 @@ CONSTRUCTING = {
         f"construct {ENCODER}, W8A8, initialisation skipped",
         LINEARS,
         partial(bare_construction, encoder_linears, W8A8),
+    ),
+    "construct-first": Workload(
+        "construct the first model of a process, MobileNetV2, W8A8, beyond float",
+        ALL,
+        partial(first_model, W8A8),
+        compare=difference,
+        unit="ms",
+        scale=1e3,
     ),
     "modules-linear": Workload(
         "modules in a quantized linear layer",

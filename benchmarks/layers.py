@@ -1,5 +1,6 @@
 """Factories for the layers of a benchmarked network, so that every library builds the same network."""
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -41,11 +42,12 @@ class Layers:
         *,
         stride: int = 1,
         padding: int = 0,
+        groups: int = 1,
         bias: bool = True,
         input_quant: bool = False,
     ) -> nn.Module:
         """A convolution; with ``input_quant`` it quantizes its input, too."""
-        return nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, bias=bias)
+        return nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, groups=groups, bias=bias)
 
     def linear(self, in_features: int, out_features: int, *, input_quant: bool = False) -> nn.Module:
         """A linear layer with bias; with ``input_quant`` it quantizes its input, too."""
@@ -54,6 +56,10 @@ class Layers:
     def quant_weight(self, layer: nn.Module) -> Tensor:
         """The quantized weight of a layer made by `linear`."""
         raise NotImplementedError
+
+    def frozen(self, model: nn.Module) -> AbstractContextManager[nn.Module]:
+        """A block in which evaluation keeps what doesn't depend on the input."""
+        return nullcontext(model)
 
     def evaluated(self, model: nn.Module) -> nn.Module:
         """The model, switched to evaluation."""

@@ -38,10 +38,13 @@ class AoLayers(Layers):
         *,
         stride: int = 1,
         padding: int = 0,
+        groups: int = 1,
         bias: bool = True,
         input_quant: bool = False,
     ) -> nn.Module:
-        layer = qat.Conv2d(in_channels, out_channels, kernel_size, stride, padding, bias=bias, qconfig=self._qconfig())
+        layer = qat.Conv2d(
+            in_channels, out_channels, kernel_size, stride, padding, groups=groups, bias=bias, qconfig=self._qconfig()
+        )
         return nn.Sequential(self.identity(), layer) if input_quant else layer
 
     def linear(self, in_features: int, out_features: int, *, input_quant: bool = False) -> nn.Module:

@@ -1,5 +1,6 @@
 """The layers of bitwright."""
 
+from contextlib import AbstractContextManager
 from functools import cache
 from typing import Any
 
@@ -30,15 +31,20 @@ class BitwrightLayers(Layers):
         *,
         stride: int = 1,
         padding: int = 0,
+        groups: int = 1,
         bias: bool = True,
         input_quant: bool = False,
     ) -> nn.Module:
+        slots = self._slots(input_quant)
         return qnn.QuantConv2d(
-            in_channels, out_channels, kernel_size, stride, padding, bias=bias, **self._slots(input_quant)
+            in_channels, out_channels, kernel_size, stride, padding, groups=groups, bias=bias, **slots
         )
 
     def linear(self, in_features: int, out_features: int, *, input_quant: bool = False) -> nn.Module:
         return qnn.QuantLinear(in_features, out_features, **self._slots(input_quant))
+
+    def frozen(self, model: nn.Module) -> AbstractContextManager[nn.Module]:
+        return qnn.frozen(model)
 
     def quant_weight(self, layer: nn.Module) -> Tensor:
         assert isinstance(layer, qnn.WeightLayer)

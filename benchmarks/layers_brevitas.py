@@ -29,12 +29,13 @@ class BrevitasLayers(Layers):
         *,
         stride: int = 1,
         padding: int = 0,
+        groups: int = 1,
         bias: bool = True,
         input_quant: bool = False,
     ) -> nn.Module:
         slots = self._slots(input_quant)
         return qnn.QuantConv2d(
-            in_channels, out_channels, kernel_size, stride=stride, padding=padding, bias=bias, **slots
+            in_channels, out_channels, kernel_size, stride=stride, padding=padding, groups=groups, bias=bias, **slots
         )
 
     def linear(self, in_features: int, out_features: int, *, input_quant: bool = False) -> nn.Module:

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from .layers import Layers
 
-__all__ = ["ENCODER", "LENET", "MLP_512", "RESNET18", "Encoder", "LeNet", "Mlp", "Network", "ResNet18"]
+__all__ = ["ENCODER", "LENET", "MLP_512", "RESNET18", "Encoder", "LeNet", "Mlp", "MobileNetV2", "Network", "ResNet18"]
 
 
 class LeNet(nn.Module):
@@ -92,6 +92,48 @@ class ResNet18(nn.Module):
         out = self.relu(self.norm(self.conv(self.entry(images))))
         out = self.blocks(out)
         return self.head(out.mean((2, 3)))
+
+
+class MobileNetV2(nn.Module):
+    """MobileNetV2 of width 1 for 224x224 images of 1000 classes: 52 convolutions, a linear layer, 35 activations."""
+
+    STAGES = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
+
+    def __init__(self, layers: Layers) -> None:
+        super().__init__()
+        self.entry = _normed(layers, 3, 32, 3, stride=2)
+        channels = 32
+        self.blocks = nn.ModuleList()
+        for expansion, out_channels, repeats, first_stride in self.STAGES:
+            for index in range(repeats):
+                wide, stride = expansion * channels, first_stride if index == 0 else 1
+                block = nn.Sequential() if expansion == 1 else _normed(layers, channels, wide, 1)
+                block.extend(_normed(layers, wide, wide, 3, stride=stride, groups=wide))
+                block.extend(_normed(layers, wide, out_channels, 1)[:2])
+                self.blocks.append(block)
+                channels = out_channels
+        self.exit = _normed(layers, channels, 1280, 1)
+        self.head = layers.linear(1280, 1000)
+
+    def forward(
+        self,
+        images: Tensor,  # (N, 3, H, W)
+    ) -> Tensor:
+        out = self.entry(images)
+        for block in self.blocks:
+            passed = block(out)
+            out = out + passed if passed.shape == out.shape else passed
+        return self.head(self.exit(out).mean((2, 3)))
+
+
+def _normed(
+    layers: Layers, in_channels: int, channels: int, kernel_size: int, *, stride: int = 1, groups: int = 1
+) -> nn.Sequential:
+    """A convolution, its normalisation and an activation."""
+    conv = layers.conv(
+        in_channels, channels, kernel_size, stride=stride, padding=kernel_size // 2, groups=groups, bias=False
+    )
+    return nn.Sequential(conv, nn.BatchNorm2d(channels), layers.relu())
 
 
 class Mlp(nn.Module):

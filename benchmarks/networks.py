@@ -1,6 +1,7 @@
 """Networks at work: training steps, evaluation, peak memory, the number of graphs."""
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
@@ -68,13 +69,18 @@ def training(
     return Timed(step_of(network, scheme, frozen, compiled, library))
 
 
-def evaluation(network: Network, scheme: Scheme, library: str, *, compiled: bool = False) -> Callable[[], float]:
-    """Times a forward in evaluation."""
+def evaluation(
+    network: Network, scheme: Scheme, library: str, *, compiled: bool = False, frozen: bool = False
+) -> Callable[[], float]:
+    """Times a forward in evaluation; ``frozen``: inside `qnn.frozen`, after the first batch."""
     model: Any = evaluated(network, scheme, library)
+    stack = ExitStack()  # left when the sampler is forgotten
+    if frozen:
+        stack.enter_context(layers_of(library, scheme).frozen(model))
     model = torch.compile(model) if compiled else model
     inputs = network.batch()[0]
 
-    def forward() -> None:
+    def forward(stack: ExitStack = stack) -> None:
         with torch.no_grad():
             model(inputs)
 
@@ -116,6 +122,7 @@ def graphs(network: Network, scheme: Scheme, library: str) -> Callable[[], float
 
 ALL = ("bitwright", "torch.ao", "Brevitas")
 LEARNED = ("bitwright", "Brevitas")
+OWN = ("bitwright",)  # others keep nothing in evaluation
 W4, W4A4 = Scheme(4), Scheme(4, 4)
 W4A4B32 = Scheme(4, 4, int_bias=True)
 W4A4_CALIBRATING = Scheme(4, 4, calibration_steps=CALIBRATING)
@@ -133,16 +140,24 @@ NETWORKS = {
     "lenet-w4a4b32-step": Workload(
         "LeNet-5, W4A4 + Int32Bias, QuantTensors, training step", LEARNED, partial(training, LENET, W4A4B32)
     ),
-    "lenet-w4a4-collecting-step": Workload(
+    "lenet-w4a4-calibrating-step": Workload(
         "LeNet-5, W4A4, training step while calibrating", ALL, partial(training, LENET, W4A4_CALIBRATING)
     ),
     "lenet-w4-eval": Workload("LeNet-5, W4, evaluation", ALL, partial(evaluation, LENET, W4)),
     "lenet-w4a4-eval": Workload("LeNet-5, W4A4, evaluation", ALL, partial(evaluation, LENET, W4A4)),
+    "lenet-w4a4-eval-frozen": Workload(
+        "LeNet-5, W4A4, evaluation, `frozen`", OWN, partial(evaluation, LENET, W4A4, frozen=True)
+    ),
     "lenet-w4a4b32-eval": Workload(
         "LeNet-5, W4A4 + Int32Bias, QuantTensors, evaluation", LEARNED, partial(evaluation, LENET, W4A4B32)
     ),
+    "lenet-w4a4b32-eval-frozen": Workload(
+        "LeNet-5, W4A4 + Int32Bias, QuantTensors, evaluation, `frozen`",
+        OWN,
+        partial(evaluation, LENET, W4A4B32, frozen=True),
+    ),
     "resnet-step": Workload("ResNet-18, W4A4, training step", ALL, partial(training, RESNET18, W4A4)),
-    "resnet-collecting-step": Workload(
+    "resnet-calibrating-step": Workload(
         "ResNet-18, W4A4, training step while calibrating", ALL, partial(training, RESNET18, W4A4_CALIBRATING)
     ),
     "resnet-memory": Workload(
@@ -155,6 +170,9 @@ NETWORKS = {
         repeats=False,
     ),
     "resnet-eval": Workload("ResNet-18, W4A4, evaluation", ALL, partial(evaluation, RESNET18, W4A4)),
+    "resnet-eval-frozen": Workload(
+        "ResNet-18, W4A4, evaluation, `frozen`", OWN, partial(evaluation, RESNET18, W4A4, frozen=True)
+    ),
     "mlp-step": Workload("MLP 3 x 512, W4A4, training step", (*ALL, "torchao"), partial(training, MLP_512, W4A4)),
     "encoder-step": Workload(
         "12-layer encoder, W8A8, training step", (*ALL, "torchao"), partial(training, ENCODER, W8A8)

@@ -2,11 +2,12 @@
 
 import pytest
 import torch
+from torch import nn
 
 from benchmarks.layers import Layers, Scheme
 from benchmarks.layers_ao import AoLayers
 from benchmarks.layers_bitwright import BitwrightLayers
-from benchmarks.models import LENET, MLP_512, RESNET18, Encoder
+from benchmarks.models import LENET, MLP_512, RESNET18, Encoder, MobileNetV2
 
 FLOAT = Layers(Scheme())
 
@@ -22,6 +23,13 @@ def count(model):
 )
 def test_float_networks_are_what_their_names_say(network, modules, parameters):
     assert count(network.build(FLOAT)) == (modules, parameters)
+
+
+def test_mobilenet_has_53_layers_and_35_activations():
+    kinds = [type(each) for each in MobileNetV2(FLOAT).modules()]
+    assert [kinds.count(each) for each in (nn.Conv2d, nn.Linear, nn.ReLU)] == [52, 1, 35]
+    assert count(MobileNetV2(FLOAT))[1] == 3_504_872  # as torchvision's
+    assert MobileNetV2(BitwrightLayers(Scheme(8, 8)))(torch.zeros(2, 3, 32, 32)).shape == (2, 1000)
 
 
 def test_encoder_has_72_linears():

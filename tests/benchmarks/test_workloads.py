@@ -6,6 +6,7 @@ from torch import nn
 
 from benchmarks.constructing import modules, without_initialisation
 from benchmarks.layers import Layers, Scheme
+from benchmarks.layers_bitwright import BitwrightLayers
 from benchmarks.memory import peak_bytes
 from benchmarks.models import Network
 from benchmarks.networks import evaluated, graphs, step_of
@@ -41,6 +42,14 @@ def test_scale_of_the_input_can_be_frozen():
 def test_phase_is_that_of_the_scheme(steps, phase):
     step = step_of(TINY, Scheme(4, 4, calibration_steps=steps), False, False, "bitwright")
     assert step.model.entry.act_quant.scaling.calibrating is phase
+
+
+def test_frozen_evaluation_keeps_the_weight():
+    model, layers = evaluated(TINY, Scheme(4, 4), "bitwright"), BitwrightLayers(Scheme(4, 4))
+    with layers.frozen(model), torch.no_grad():
+        first = model(TINY.batch()[0])
+        model.head.weight.zero_()
+        assert torch.equal(model(TINY.batch()[0]), first)
 
 
 def test_torch_ao_observes_only_in_training():
