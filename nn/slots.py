@@ -206,8 +206,8 @@ weight_bit_width=2 can't be set on a layer that is built. Write layer.weight_qua
     def _fill_slots(self, slots: Mapping[str, object], given: Mapping[str, Mapping[str, object]]) -> None:
         """Resolve the slots, with all the checks."""
         for slot, quantizer in slots.items():
-            module = fill_slot(self, slot, quantizer, given[slot], self.prefixes[slot], self._provided(slot))
-            setattr(self, f"{slot}_quant", module)
+            provided = {} if quantizer is None else self._provided(slot)
+            self._replace(f"{slot}_quant", fill_slot(self, slot, quantizer, given[slot], self.prefixes[slot], provided))
         self._check_slots()
         self._built = True
 

@@ -12,7 +12,7 @@ import inspect
 import sys
 import warnings
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
@@ -400,6 +400,12 @@ def _parameters(item: object) -> tuple[inspect.Parameter, ...]:
             raise QuantizerError(
                 f"{where} takes {each}: attributes are handed in by name. Write every argument out, with its name."
             )
+        if inspect.isclass(each.default) and each.default is not each.empty and not each.name.endswith("_class"):
+            raise QuantizerError(
+                f"{where} has the class {each.default.__name__} as default of {each.name!r}, and defaults are handed "
+                f"in as they are. Write `{each.name} = {each.default.__name__}` in the quantizer, which makes an "
+                f"instance, or name the argument {each.name}_class."
+            )
     return found
 
 
@@ -500,6 +506,11 @@ def resolution(
             f"{where}: {quantizer!r} has no attribute {ROOT!r}, so it is a fragment, not a quantizer. Build on a "
             f"complete one: class {quantizer.__name__}Weight({quantizer.__name__}, Int8WeightPerTensor)."
         )
+    if not _is_built(ROOT, found[ROOT].injected):
+        raise QuantizerError(
+            f"{where}: {quantizer!r} has {ROOT} = {_show(found[ROOT].declared)}, and it must be a class, such as "
+            "IntQuant or a subclass of TensorQuant."
+        )
     try:
         plan = _trace(quantizer, found, where, written)
     except SettingError as error:
@@ -550,7 +561,7 @@ def resolve(
                 return resolve(quantizer(**chosen), provided, where=where, written=written)
             for setting in plan.resolution.unused():
                 raise _nothing_uses(setting, replace(plan.resolution, written=written or {}), where)
-        return getattr(plan.injector, ROOT)
+        return plan.injector.result.found[ROOT]
     except SettingError as error:
         raise _located(error, quantizer, plan.resolution.settings, where, written or {}) from None
     except DependencyError as error:
@@ -591,10 +602,12 @@ def _plan_of(
     if plan is None or not plan.current:
         traced = resolution(quantizer, provided, where=where, written=written)
         injected = {name: traced.settings[name].injected for name in traced.children}
-        given = {
-            name: _fed(name) if traced.settings[name].owner is None else _injectable(name, item)
-            for name, item in injected.items()
+        own = {name for name in injected if traced.settings[name].owner is not None}
+        built = {name for name in own if _is_built(name, injected[name])}
+        given: dict[str, object] = {
+            name: _builder(injected[name], traced.children[name], injected, own, built) for name in built
         }
+        given["result"] = _holder((ROOT,))
         if traced.open:
             given["open_values"] = _holder(traced.open)
         constructors = [(item, item.__init__) for item in injected.values() if inspect.isclass(item)]
@@ -603,13 +616,30 @@ def _plan_of(
     return plan
 
 
-def _fed(name: str) -> value:
-    """An attribute whose value the layer provides."""
+def _is_built(name: str, item: object) -> bool:
+    """Is the attribute a class to instantiate or a function to call, not a value that is there?"""
+    is_class = inspect.isclass(item) and not isinstance(item, QuantizerType) and not name.endswith("_class")
+    return is_class or isinstance(item, value)
 
-    def given() -> object:
-        return _provided.get()[name]
 
-    return value(given)
+def _builder(
+    item: Any, takes: Sequence[str], injected: Mapping[str, object], own: Container[str], built: Container[str]
+) -> value:
+    """What the injector builds an attribute by: it hands over the parts; values that are there need no resolving."""
+    make = item.function if isinstance(item, value) else item
+    constants = {name: injected[name] for name in takes if name in own and name not in built}
+    by_layer = [name for name in takes if name not in own]
+    parts = [name for name in takes if name in built]
+
+    def build(**parts: object) -> object:
+        provided = _provided.get()
+        return make(**constants, **{name: provided[name] for name in by_layer}, **parts)
+
+    build.__signature__ = inspect.Signature([inspect.Parameter(name, _KEYWORD) for name in parts])
+    return value(build)
+
+
+_KEYWORD = inspect.Parameter.KEYWORD_ONLY
 
 
 def _chosen(plan: _Plan) -> dict[str, object]:
@@ -627,16 +657,9 @@ def _holder(names: tuple[str, ...]) -> type:
         self.found = found
 
     parameters = [inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)]
-    parameters += [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in names]
+    parameters += [inspect.Parameter(name, _KEYWORD) for name in names]
     __init__.__signature__ = inspect.Signature(parameters)
     return type("OpenValues", (), {"__init__": __init__})
-
-
-def _injectable(name: str, item: object) -> object:
-    """What the injector is given for a setting: it refuses constructors that take anything."""
-    if inspect.isclass(item) and not name.endswith("_class") and not _needs(name, item) and _passes_on(item):
-        return value(lambda: item())
-    return item
 
 
 def _located(

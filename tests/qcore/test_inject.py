@@ -937,16 +937,15 @@ def test_default_that_is_a_class():
         tensor_quant = Choosy
 
     assert mistake(Declared, where="Layer") == (
-        "Layer: Declared can't be resolved. 'Choosy' class has a default value of 'wheel' argument set to 'Wheel' "
-        "class.\n\n"
-        "You should either change the name of the argument into 'wheel_class'\n"
-        "or set the default value to an instance of that class."
+        "Choosy.__init__ has the class Wheel as default of 'wheel', and defaults are handed in as they are. Write "
+        "`wheel = Wheel` in the quantizer, which makes an instance, or name the argument wheel_class."
     )
 
 
 def test_root_that_is_no_class():
     assert mistake(Base(tensor_quant=3)) == (
-        "resolve: Base(tensor_quant=3) can't be resolved. Scalar dependencies could only be used to instantiate classes"
+        "resolve: Base(tensor_quant=3) has tensor_quant = 3, and it must be a class, such as IntQuant or a subclass of "
+        "TensorQuant."
     )
 
 
