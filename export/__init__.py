@@ -1,20 +1,20 @@
 """Export: ONNX files that agree with the model to the bit, and the model's integers."""
 
-from .accumulators import AccumulatorReport, AccumulatorRow, accumulator_report
 from .errors import ExportError
-from .exporter import export_onnx_qcdq, export_onnx_qdq
-from .integer_compare import IntegerComparison, compare
-from .integer_grid import IntegerGrid, Quantized
-from .integer_onnx import export_onnx_integer
-from .integer_packing import pack, unpack
-from .integer_reference import run_integers
-from .integer_requantize import ByMultiplier, ByScale, ByShift
-from .integer_run import IntegerRun
-from .integers import integers
-from .layer_integers import Integers, LayerIntegers
-from .report import Report, Row
-from .sums import Sums
-from .verify import verify_onnx
+from .integer.accumulators import AccumulatorReport, AccumulatorRow, accumulator_report
+from .integer.extraction import integers
+from .integer.grid import IntegerGrid, Quantized
+from .integer.layers import Integers, LayerIntegers
+from .integer.operators.exporter import export_onnx_integer
+from .integer.packing import pack, unpack
+from .integer.reference.comparison import IntegerComparison, compare
+from .integer.reference.entry import run_integers
+from .integer.reference.run import IntegerRun
+from .integer.requantize import ByMultiplier, ByScale, ByShift
+from .integer.sums import Sums
+from .onnx.exporter import export_onnx_qcdq, export_onnx_qdq
+from .onnx.report import Report, Row
+from .onnx.verify import verify_onnx
 
 __all__ = [
     "AccumulatorReport",

@@ -14,10 +14,10 @@ from .activations import (
     QuantSoftmax,
     QuantTanh,
 )
-from .calibrating import calibrating, finish_calibration
+from .contexts.calibration import calibrating, finish_calibration
+from .contexts.freezing import frozen
 from .conv import QuantConv1d, QuantConv2d, QuantConv3d
 from .conv_transpose import QuantConvTranspose1d, QuantConvTranspose2d, QuantConvTranspose3d
-from .freeze import frozen
 from .linear import QuantLinear
 from .slots import QuantLayer
 from .weight_layer import WeightLayer

@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.types import Device
 
 from ..qcore import Grid, QuantizerError, QuantTensor, SettingError, TensorQuant, path_of, values_of
-from ..qcore.inject import QuantizerType
-from ..qcore.int_range import check_flag
+from ..qcore.declare.inject import QuantizerType
+from ..qcore.formats.int_range import check_flag
 from ..qcore.tracing import exporting
 from .slots import Described, QuantizerLike, QuantLayer, split_overrides
 

@@ -8,8 +8,8 @@ from torch.types import Device
 
 from ..qcore import Grid
 from ..quantizers import Int8WeightPerTensor
-from . import few_channels
 from .depthwise import depthwise
+from .kernels import few_channels
 from .slots import QuantizerLike
 from .weight_layer import WeightLayer
 

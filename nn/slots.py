@@ -7,8 +7,8 @@ from typing import Any, ClassVar, Self
 from torch import Tensor, nn
 
 from ..qcore import QuantizerError, TensorQuant, resolve, settings, value
+from ..qcore.declare.inject import IMPLIED, ROLE, ROOT, QuantizerType, possible_settings
 from ..qcore.errors import IncompleteError, ReadOnlyError, nearest
-from ..qcore.inject import IMPLIED, ROLE, ROOT, QuantizerType, possible_settings
 
 __all__ = ["Described", "QuantLayer", "QuantizerLike", "fill_slot", "split_overrides"]
 

@@ -20,13 +20,13 @@ from ..qcore import (
     path_of,
     values_of,
 )
-from ..qcore.fused import LARGE
 from ..qcore.grid import bits_to_spare, products_source
 from ..qcore.int_quant import resting
+from ..qcore.kernels.fused import LARGE
 from ..qcore.quant_tensor import grid_lost
 from ..qcore.tracing import exporting
 from .bypass import OwnParameter
-from .recompute import not_kept
+from .kernels.recompute import not_kept
 from .slots import Described, QuantizerLike, QuantLayer, split_overrides
 
 __all__ = ["WeightLayer"]

@@ -1,7 +1,7 @@
 """What quantizers are made of: the declaration language, numerics, scales, zero points, bit widths, QuantTensor."""
 
-from .bit_width import LearnedBitWidth, bit_width_report, size_penalty
-from .describe import Description, describe
+from .declare.description import Description, describe
+from .declare.inject import Quantizer, diff, register_choices, resolve, settings, value
 from .errors import (
     BitwrightError,
     BitwrightWarning,
@@ -11,14 +11,13 @@ from .errors import (
     SettingError,
     UncalibratedWarning,
 )
-from .fake_quant import composed_fake_quant, fake_quant, quantize_to_int
+from .formats.bit_width import LearnedBitWidth, bit_width_report, size_penalty
+from .formats.int_range import IntRange, int_bounds
 from .grid import Grid
-from .inject import Quantizer, diff, register_choices, resolve, settings, value
 from .int_quant import BiasQuant, IntQuant
-from .int_range import IntRange, int_bounds
+from .kernels.dispatch import composed_fake_quant, fake_quant, quantize_to_int
 from .locate import path_of
 from .quant_tensor import QuantTensor, grid_of, values_of
-from .restriction import RESTRICTIONS, FloatScale, LogScale, PowerOfTwoScale
 from .rounding import ROUNDINGS, Ceil, Floor, HalfEven, HalfUp, Rounding, StochasticRounding, TowardZero
 from .scaling import (
     SCALINGS,
@@ -28,7 +27,8 @@ from .scaling import (
     RunningScaling,
     StatisticScaling,
 )
-from .statistic import (
+from .scaling.restriction import RESTRICTIONS, FloatScale, LogScale, PowerOfTwoScale
+from .scaling.statistics import (
     STATISTICS,
     AbsMax,
     AbsPercentile,

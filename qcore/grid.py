@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .int_range import int_bounds
+from .formats.int_range import int_bounds
 
 __all__ = ["Grid", "along_axis", "bits_to_spare", "products_source", "shared", "storage_dtype"]
 

@@ -10,15 +10,15 @@ from torch import Tensor, nn
 
 from . import protocols
 from .errors import BitwrightWarning, QuantizerError, ReadOnlyError, UncalibratedWarning
-from .fake_quant import as_real, fake_quant, quantize_to_int
-from .fused import runs_eagerly
+from .formats.int_range import IntRange, check_flag
 from .grid import Grid, along_axis, storage_dtype
-from .int_range import IntRange, check_flag
+from .kernels.dispatch import as_real, fake_quant, quantize_to_int
+from .kernels.fused import runs_eagerly
 from .locate import path_of
 from .protocols import checked
-from .restriction import FloatScale, LogScale
 from .rounding import HalfEven, HalfUp, Rounding
 from .scaling import MagnitudeScaling, StatisticScaling, StoredScaling
+from .scaling.restriction import FloatScale, LogScale
 from .tensor_quant import TensorQuant
 from .tracing import is_tracing, transformed
 

@@ -6,9 +6,9 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
+from .declare.inject import choices_of
 from .errors import SettingError
-from .inject import choices_of
-from .int_range import IntRange
+from .formats.int_range import IntRange
 
 __all__ = ["Restriction", "Rounding", "Scaling", "Statistic", "ZeroPoint", "checked"]
 

@@ -11,9 +11,9 @@ from torch.autograd.graph import Node
 
 from .aliases import Arguments, Context, Keywords, Operator
 from .errors import QuantTensorError
-from .fused import apply_eagerly
 from .grid import Grid
 from .grid_rules import CHANGES, RULES, STAYS, Operation, may_leave
+from .kernels.fused import apply_eagerly
 from .tracing import is_tracing
 
 if TYPE_CHECKING:

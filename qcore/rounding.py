@@ -9,10 +9,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from .derivatives import straight_through
+from .declare.inject import register_choices
 from .errors import SettingError
-from .inject import register_choices
-from .int_range import check_flag
+from .formats.int_range import check_flag
+from .kernels.derivatives import straight_through
 from .tracing import is_tracing
 
 __all__ = [

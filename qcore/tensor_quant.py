@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import _IncompatibleKeys
 
+from .declare.inject import QuantizerType
 from .grid import Grid
-from .inject import QuantizerType
 
 __all__ = ["TensorQuant"]
 

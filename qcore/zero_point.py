@@ -6,11 +6,11 @@ that 0 is on the grid (padding, ReLU).
 
 from torch import Tensor, nn
 
-from .derivatives import clamp_through
+from .declare.inject import register_choices
 from .errors import SettingError
+from .formats.int_range import IntRange
 from .grid import along_axis
-from .inject import register_choices
-from .int_range import IntRange
+from .kernels.derivatives import clamp_through
 from .rounding import HalfEven, round_straight_through
 
 __all__ = ["ZERO_POINTS", "RangeZeroPoint"]

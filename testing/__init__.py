@@ -11,8 +11,8 @@ except ModuleNotFoundError as error:
     ) from None
 
 from . import strategies as quantizer_strategies
+from .golden.oracle import golden_vectors
 from .kit import check_quantizer
-from .oracle import golden_vectors
 from .plot import plot_model, plot_quantizer
 from .registry import CHECKS, Check, register_check
 from .report import Failure, NotApplicable, QuantizerCheckError, Refused, Report, Result

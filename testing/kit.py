@@ -9,8 +9,14 @@ from hypothesis import HealthCheck, Phase, Verbosity, given, settings
 from hypothesis.errors import Flaky
 from torch import Tensor
 
-from ..qcore.inject import QuantizerType
-from . import declaration_checks, export_checks, gradient_checks, grid_checks, input_checks, mode_checks, state_checks
+from ..qcore.declare.inject import QuantizerType
+from .checks import declaration as declaration_checks
+from .checks import export as export_checks
+from .checks import gradient as gradient_checks
+from .checks import grid as grid_checks
+from .checks import input as input_checks
+from .checks import mode as mode_checks
+from .checks import state as state_checks
 from .registry import CHECKS, Check, selected
 from .report import Failure, NotApplicable, QuantizerCheckError, Refused, Report, Result
 from .subject import Case, Draw, Subject

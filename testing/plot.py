@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from ..export.lowering import Lowering
+    from ..export.capture.intercept import Lowering
 
 __all__ = ["plot_model", "plot_quantizer"]
 

@@ -22,7 +22,7 @@ from ..nn import (
 )
 from ..nn.slots import fill_slot
 from ..qcore import BiasQuant, Grid, IntQuant, QuantizerError, SettingError, TensorQuant
-from ..qcore.inject import QuantizerType
+from ..qcore.declare.inject import QuantizerType
 from ..quantizers import Int8Act
 from .report import NotApplicable
 from .strategies import Placement, place, placements, scales, shapes, single_places, sweep

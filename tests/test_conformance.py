@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import bitwright.nn as qnn
 from bitwright import quantizers
 from bitwright.qcore import BitwrightWarning, QuantizerError, QuantTensor, TensorQuant, describe, values_of
-from bitwright.qcore.inject import QuantizerType
+from bitwright.qcore.declare.inject import QuantizerType
 from bitwright.quantizers import Int8Act, Int8WeightPerTensor, Int32Bias
 
 pytestmark = pytest.mark.filterwarnings("ignore:.* is clipped:bitwright.qcore.BitwrightWarning")  # biases of 8 bits

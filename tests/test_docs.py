@@ -18,8 +18,8 @@ import pytest
 import torch
 
 from bitwright import nn, qcore, quantizers
-from bitwright.export.formats import EXPORTER_OPSET, QCDQ, QDQ
-from bitwright.qcore.inject import QuantizerType, settings
+from bitwright.export.onnx.dialects import EXPORTER_OPSET, QCDQ, QDQ
+from bitwright.qcore.declare.inject import QuantizerType, settings
 from bitwright.testing import CHECKS
 
 ROOT = Path(__file__).parents[1]

@@ -1,4 +1,4 @@
-"""Lets `bitwright.qcore.inject` be imported where torch is not installed. Python runs this file at start-up.
+"""Lets `bitwright.qcore.declare.inject` be imported where torch is not installed. Python runs this file at start-up.
 
 `bitwright.qcore` imports torch in its `__init__`; here the package stands without it, its modules can be imported one
 by one. In subprocesses too, which inherit PYTHONPATH.

@@ -4,11 +4,11 @@ A scaling is a module ``x -> scale``: the scale is positive, and 0-d or broadcas
 nothing else; ask in its ``__init__`` for whatever attributes of the quantizer it depends on.
 """
 
-from ..inject import register_choices
+from ..declare.inject import register_choices
 from .calibrated import CalibratedScaling, RunningScaling
 from .constant import ConstantScaling
+from .dynamic import StatisticScaling
 from .magnitude import MagnitudeScaling
-from .statistic import StatisticScaling
 from .stored import LearnedScaling, StoredScaling
 
 __all__ = [

@@ -11,14 +11,14 @@ from torch import Tensor
 from torch.types import Device
 
 from ..errors import QuantizerError, SettingError
-from ..int_range import IntRange
+from ..formats.int_range import IntRange
 from ..locate import path_of
-from ..pooling import distributed
 from ..protocols import Restriction, Statistic
-from ..restriction import FloatScale
-from ..statistic import AbsMax, measure
 from ..tracing import exporting
 from .magnitude import finite, whole
+from .pooling import distributed
+from .restriction import FloatScale
+from .statistics import AbsMax, measure
 from .stored import StoredScaling, in_backward, number, widest
 
 __all__ = ["CalibratedScaling", "RunningScaling"]

@@ -7,11 +7,11 @@ from torch import Tensor
 from torch.types import Device
 
 from ..errors import QuantizerError, SettingError
+from ..formats.int_range import IntRange
 from ..grid import along_axis
-from ..int_range import IntRange
 from ..locate import path_of
-from ..restriction import FloatScale
 from .magnitude import MagnitudeScaling, finite
+from .restriction import FloatScale
 
 __all__ = ["ConstantScaling"]
 

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import SettingError
+from ..formats.int_range import IntRange
 from ..grid import along_axis
-from ..int_range import IntRange
 from ..protocols import Restriction, checked
-from ..restriction import FloatScale
 from ..rounding import Rounding
+from .restriction import FloatScale
 
 __all__ = ["WIDE", "MagnitudeScaling", "finite", "usable", "whole"]
 

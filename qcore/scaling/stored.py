@@ -9,16 +9,16 @@ from torch import Tensor, nn
 from torch.types import Device
 
 from ..errors import QuantizerError, SettingError
-from ..fused import MagnitudeFakeQuant, apply_eagerly
-from ..int_range import IntRange
+from ..formats.int_range import IntRange
+from ..kernels.fused import MagnitudeFakeQuant, apply_eagerly
 from ..locate import path_of
-from ..pooling import distributed
 from ..protocols import Restriction, Statistic, checked
-from ..restriction import FloatScale
 from ..rounding import Rounding
-from ..statistic import AbsMax, lower_end, measure, measured
 from ..tracing import is_tracing
 from .magnitude import WIDE, MagnitudeScaling, finite, usable, whole
+from .pooling import distributed
+from .restriction import FloatScale
+from .statistics import AbsMax, lower_end, measure, measured
 
 __all__ = ["LearnedScaling", "StoredScaling", "in_backward", "number", "widest"]
 

@@ -1,0 +1,177 @@
+"""One forward of a model on the example input: what every quantizer was asked for, and the grid it answered with."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from ...qcore import Grid, HalfEven, IntQuant, TensorQuant
+from ...qcore.aliases import Arguments
+from ...qcore.int_quant import FLOAT_BITS
+from ..errors import ExportError, with_causes
+from .caveats import silent_quantizers, unreached
+from .intercept import Lowering, lowered, numbered
+
+__all__ = ["Call", "Recording", "codes_of", "record"]
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a quantizer.
+
+    Attributes:
+        path: of the quantizer in the model.
+        index: how many calls of it came before.
+        quantizer: the module.
+        grid: the grid it answered with.
+        codes: the integers, shaped like the input.
+        dtype: of the input.
+        stored: whether the input is a parameter or buffer of the model.
+        on_grid: whether the values it answered with lie on that grid.
+        follows_input: whether another input would get another grid, although the quantizer has seen data.
+    """
+
+    path: str
+    index: int
+    quantizer: TensorQuant
+    grid: Grid
+    codes: Tensor
+    dtype: torch.dtype
+    stored: bool
+    on_grid: bool = True
+    follows_input: bool = False
+
+    @property
+    def name(self) -> str:
+        """What its tensors are called in the file."""
+        return numbered(self.path, self.index)
+
+    @property
+    def bits(self) -> int:
+        """The bit width, a learned one as it stands."""
+        return int(self.grid.bit_width)
+
+    @property
+    def bounds(self) -> tuple[int, int]:
+        """The smallest and the largest integer of the grid."""
+        return self.grid.bounds
+
+    @property
+    def axis(self) -> int | None:
+        """The dimension of the input with a scale for each index, None for one scale, -1 for anything else."""
+        scale = self.grid.scale
+        if scale.numel() == 1:
+            return None
+        long = [dim for dim, size in enumerate(scale.shape) if size > 1]
+        if len(long) != 1 or scale.ndim != self.codes.ndim or scale.numel() != self.codes.shape[long[0]]:
+            return -1
+        return long[0]
+
+    @property
+    def half_even(self) -> bool:
+        """Whether it rounds as QuantizeLinear does."""
+        return type(getattr(self.quantizer, "rounding", None)) is HalfEven
+
+    def flat(self, tensor: Tensor | None) -> Tensor:
+        """A scale or zero point as ONNX wants it: 0-d or 1-d; None gives zeros."""
+        scale = self.grid.scale.detach()
+        full = torch.zeros_like(scale) if tensor is None else tensor.detach().expand_as(scale)
+        return full.reshape(() if self.axis is None else -1).cpu()
+
+    @property
+    def scale(self) -> Tensor:
+        """float32, 0-d or one for each index of the axis."""
+        return self.flat(self.grid.scale).float()
+
+    @property
+    def zero_point(self) -> Tensor:
+        """Whole numbers as int64, shaped like the scale."""
+        return self.flat(self.grid.zero_point).round().to(torch.int64)
+
+    def along_axis(self, flat: Tensor) -> Tensor:
+        """A 1-d tensor shaped so that it broadcasts against the input."""
+        return (
+            flat if self.axis is None else flat.reshape([-1 if d == self.axis else 1 for d in range(self.codes.ndim)])
+        )
+
+
+@dataclass
+class Recording:
+    """All calls of one forward, in order, by the path of the quantizer; and what the model answered."""
+
+    calls: dict[str, list[Call]] = field(default_factory=dict)
+    outputs: object = None
+
+    def __iter__(self) -> Iterator[Call]:
+        return (call for calls in self.calls.values() for call in calls)
+
+
+def record(
+    module: nn.Module, quantizers: dict[str, TensorQuant], args: tuple[object, ...], kwargs: Mapping[str, object] | None
+) -> Recording:
+    """Run a model once, without gradients, and write down every call of its quantizers.
+
+    Args:
+        module: the model, in evaluation mode.
+        quantizers: by path, see `quantizers_of`.
+        args: positional arguments.
+        kwargs: keyword arguments, or None.
+    """
+    recording = Recording()
+    held = {tensor.data_ptr() for tensor in (*module.parameters(), *module.buffers()) if tensor.numel()}
+
+    def recorder(path: str) -> Lowering:
+        def call(quantizer: TensorQuant, x: Tensor, *context: object) -> tuple[Tensor, Grid]:
+            values, grid = quantizer._quantize(x, *context)
+            calls = recording.calls.setdefault(path, [])
+            stored = x.data_ptr() in held if type(x) in (Tensor, nn.Parameter) else False
+            stored = stored or path.rpartition(".")[2] in ("weight_quant", "bias_quant")  # of values computed from some
+            codes = codes_of(quantizer, x, context, values, grid)
+            calls.append(
+                Call(
+                    path,
+                    len(calls),
+                    quantizer,
+                    grid,
+                    codes,
+                    x.dtype,
+                    stored,
+                    on_grid=_lie_on(grid, codes, values.detach()),
+                    follows_input=not stored and _follows_input(quantizer, x),
+                )
+            )
+            return values, grid
+
+        return call
+
+    with torch.no_grad(), lowered(quantizers, recorder), silent_quantizers():
+        recording.outputs = module(*args, **(kwargs or {}))
+    if quantizers and not recording.calls:
+        first = next(iter(quantizers))
+        raise ExportError(
+            with_causes(
+                f"{type(module).__name__}: the example input reached no quantizer, so no scale is known. Pass the args "
+                "of a whole forward.",
+                [f"{first}: {unreached(first, module, ())}"],
+            )
+        )
+    return recording
+
+
+def codes_of(quantizer: TensorQuant, x: Tensor, context: Arguments, values: Tensor, grid: Grid) -> Tensor:
+    """The integers that a quantizer moves ``x`` to: float32 values don't tell wide ones apart."""
+    return quantizer.codes(x, *context)[0] if int(grid.bit_width) > FLOAT_BITS else grid.to_int(values.detach())
+
+
+def _lie_on(grid: Grid, codes: Tensor, values: Tensor) -> bool:
+    steps = (grid.from_int(codes) - values).abs() / grid.scale
+    return not bool((steps > 1e-3 * codes.abs().clamp_min(1)).any())
+
+
+def _follows_input(quantizer: TensorQuant, x: Tensor) -> bool:
+    """Does twice the input get another grid? A quantizer that saw no data yet is expected to, see `caveats`."""
+    if not isinstance(quantizer, IntQuant) or not quantizer.calibrated:
+        return False
+    one, two = quantizer.grid(x), quantizer.grid(2 * x)
+    return not torch.equal(one.scale, two.scale)

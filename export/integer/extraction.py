@@ -1,0 +1,138 @@
+"""Taking the integers out of a model."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from torch import Tensor, nn
+
+from ...qcore import TensorQuant
+from ...qcore.aliases import Keywords
+from ..capture.caveats import warn_of_caveats
+from ..capture.intercept import evaluating, quantizers_of, unchanged
+from ..capture.record import Call, Recording, record
+from ..errors import ExportError, with_causes
+from .grid import IntegerGrid, Quantized
+from .layers import Integers, LayerIntegers
+from .reference.run import run_lowered
+from .sums import worst_sums
+
+__all__ = ["integers", "integers_for", "integers_of", "parts_of"]
+
+
+def integers(
+    model: nn.Module, example: Tensor | tuple[object, ...], *, kwargs: Mapping[str, object] | None = None
+) -> Integers:
+    """The integers of a model as it evaluates.
+
+    Args:
+        model: a model with quantized layers; it is left as it was.
+        example: one tensor, or a tuple of all positional arguments; its numbers matter only to quantizers that saw no
+            data yet.
+        kwargs: keyword arguments.
+
+    Returns:
+        An `Integers`: a mapping from the path of each layer to its integers and grids.
+
+    Raises:
+        ExportError: a quantizer whose integers depend on the input's range, or that has no plain grid; all are listed.
+
+    Example:
+        >>> import torch, bitwright.nn as qnn
+        >>> layer = qnn.QuantLinear(3, 2, bias=False, weight_bit_width=4)
+        >>> _ = layer.weight.data.copy_(torch.tensor([[0.7, -0.3, 0.0], [0.1, 0.2, -0.7]]))
+        >>> integers(nn.Sequential(layer), torch.ones(1, 3))["0"].weight.codes
+        tensor([[ 7, -3,  0],
+                [ 1,  2, -7]], dtype=torch.int8)
+    """
+    return integers_for("integers", model, example, kwargs)
+
+
+def integers_for(
+    call: str, model: nn.Module, example: Tensor | tuple[object, ...], kwargs: Mapping[str, object] | None
+) -> Integers:
+    """`integers` for a function that the user called, which errors name."""
+    arguments = example if isinstance(example, tuple) else (example,)
+    quantizers = quantizers_of(model)
+    with unchanged(model), evaluating(model):
+        recording = record(model, quantizers, arguments, kwargs)
+        warn_of_caveats(call, model, quantizers, recording.calls)
+        return integers_of(call, model, quantizers, recording, arguments, kwargs)
+
+
+def integers_of(
+    call: str,
+    model: nn.Module,
+    quantizers: dict[str, TensorQuant],
+    recording: Recording,
+    arguments: tuple[object, ...],
+    kwargs: Mapping[str, object] | None,
+) -> Integers:
+    """The integers of a model in evaluation mode, from the recording of a forward with the same arguments."""
+    ungrouped = parts_of(recording, call)
+    run = run_lowered(model, quantizers, ungrouped, arguments, kwargs, accumulator_bits=53)
+    modules = dict(model.named_modules())
+    layers: dict[str, LayerIntegers] = {}
+    for name, slots in run.slots.items():
+        module = modules[name] if name in modules else modules[name.rpartition(".")[0]]
+        parts = {slot: replace(ungrouped[each], entering=run.entering.get(each)) for slot, each in slots.items()}
+        entering, leaving = run.grids[name]
+        entering = parts["input"].grid if "input" in parts else entering
+        layer = LayerIntegers(name, type(module).__name__, parts, entering, leaving, _settings(module))
+        layers[name] = layer
+    return Integers({name: _with_widths(layer, layers) for name, layer in layers.items()}, run.float_modules)
+
+
+def parts_of(recording: Recording, call: str = "integers") -> dict[str, Quantized]:
+    """What a recording holds of each quantizer's call, by name; ``call`` is the function that errors name."""
+    causes = [cause for cause in map(_problem, recording) if cause is not None]
+    if causes:
+        count = f"{len(causes)} quantizer{'s' * (len(causes) > 1)}"
+        raise ExportError(with_causes(f"{call}: {count} of this model can't be given as integers:", causes))
+    parts = {}
+    for each in recording:
+        slot = each.path.rpartition(".")[2]
+        stored = each.stored or each.quantizer.follows_input or slot in ("weight_quant", "bias_quant")
+        codes = each.codes.detach().cpu().clone() if stored else None
+        parts[each.name] = Quantized(IntegerGrid.of(each), codes)
+    return parts
+
+
+def _problem(call: Call) -> str | None:
+    """Why a call can't be given as integers."""
+    scale = call.grid.scale
+    if call.axis == -1:
+        return (
+            f"{call.path}: its scale has the shape {tuple(scale.shape)} for values of shape {tuple(call.codes.shape)}. "
+            "Write axis=None for one scale, or axis=1 for one for each channel."
+        )
+    if not bool((scale.isfinite() & (scale > 0)).all()):
+        return f"{call.path}: a scale is not a positive, finite number. Check what its scaling computes."
+    if not call.on_grid:
+        kind = type(call.quantizer).__name__
+        return f"{call.path}: the values it returns do not lie on the grid it returns ({kind}._quantize)."
+    if call.follows_input:
+        scaling = type(getattr(call.quantizer, "scaling", None)).__name__
+        return (
+            f"{call.path}: its scale follows the input ({scaling}), so there is no grid to give. Write "
+            "scaling='calibrated' or scaling='running', and run some batches in training mode."
+        )
+    return None
+
+
+def _with_widths(layer: LayerIntegers, layers: dict[str, LayerIntegers]) -> LayerIntegers:
+    """Grids of sums get the bits that the sums of that layer may need."""
+
+    def widened(grid: IntegerGrid | None) -> IntegerGrid | None:
+        sums = None if grid is None or grid.name not in layers else worst_sums(layers[grid.name])
+        return grid if grid is None or sums is None else replace(grid, bit_width=max(sums.bits, 2))
+
+    return replace(layer, input=widened(layer.input), output=widened(layer.output))
+
+
+def _settings(module: nn.Module) -> Keywords:
+    """What a convolution needs to know besides its integers."""
+    names = ("stride", "padding", "dilation", "groups", "output_padding")
+    found = {name: getattr(module, name) for name in names if hasattr(module, name)}
+    if getattr(module, "padding_mode", "zeros") != "zeros":
+        found["padding_mode"] = module.padding_mode
+    return {name: list(each) if isinstance(each, tuple) else each for name, each in found.items()}

@@ -1,0 +1,145 @@
+"""The integers of a model as objects: weights, biases and grids, layer by layer."""
+
+import os
+from collections.abc import ItemsView, Iterator
+from dataclasses import dataclass, field
+
+from ...qcore.aliases import Keywords
+from .float_modules import FloatModule
+from .grid import IntegerGrid, Quantized
+
+__all__ = ["Integers", "LayerIntegers"]
+
+
+@dataclass(frozen=True)
+class LayerIntegers:
+    """One layer: what each of its quantizers does, and the grids of its input and output.
+
+    Attributes:
+        name: path of the layer; a later call of the same layer adds its number.
+        kind: class of the layer.
+        quantizers: by slot: ``weight``, ``bias``, ``input``, ``output``, ``act``.
+        input: the grid of the integers that it computes with, or None where those are floats.
+        output: the grid of its result: its quantizer's, or the sums' (input scale times weight scale); None for floats.
+        settings: of convolutions: ``stride``, ``padding``, ``dilation``, ``groups``, as numbers.
+
+    Example:
+        >>> import torch, bitwright.nn as qnn
+        >>> from bitwright.export import integers
+        >>> from bitwright.quantizers import Int8Act, Int32Bias
+        >>> layer = qnn.QuantLinear(8, 4, weight_bit_width=4, bias_quant=Int32Bias, input_quant=Int8Act(scale=0.5))
+        >>> fc = integers(torch.nn.Sequential(layer), torch.randn(2, 8))["0"]
+        >>> fc.weight.codes.shape, fc.bias.codes.dtype, fc.input.bit_width
+        (torch.Size([4, 8]), torch.int32, 8)
+    """
+
+    name: str
+    kind: str
+    quantizers: dict[str, Quantized]
+    input: IntegerGrid | None = None
+    output: IntegerGrid | None = None
+    settings: Keywords = field(default_factory=dict)
+
+    @property
+    def weight(self) -> Quantized | None:
+        """The integers of the weight, or None."""
+        return self.quantizers.get("weight")
+
+    @property
+    def bias(self) -> Quantized | None:
+        """The integers of the bias, or None where it is float or absent."""
+        return self.quantizers.get("bias")
+
+    def __str__(self) -> str:
+        parts = [f"{slot} {each}" for slot, each in self.quantizers.items()]
+        return f"{self.name} ({self.kind}): {'; '.join(parts)}"
+
+
+@dataclass(frozen=True)
+class Integers:
+    """The integers of a model: a mapping from the path of a layer to `LayerIntegers`, in order of execution.
+
+    `integers` takes them from a model. They can be saved and read back exactly, or written as a C header.
+
+    Attributes:
+        layers: by path.
+        floats: what the model computes in floats, module by module, before the first quantizer, between two, and after
+            the last.
+
+    Example:
+        >>> import torch, bitwright.nn as qnn
+        >>> from bitwright.export import integers
+        >>> model = torch.nn.Sequential(qnn.QuantIdentity(scale=0.5, bit_width=4), qnn.QuantReLU(scale=0.5))
+        >>> print(integers(model, torch.ones(2)))
+        0 (QuantIdentity): act int4, scale 0.5
+        1 (QuantReLU): act uint8, scale 0.5
+    """
+
+    layers: dict[str, LayerIntegers]
+    floats: tuple[FloatModule, ...] = ()
+
+    def __getitem__(self, path: str) -> LayerIntegers:
+        try:
+            return self.layers[path]
+        except KeyError:
+            known = ", ".join(self.layers)
+            raise KeyError(f"there is no quantized layer {path!r} in this model. It has {known}.") from None
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.layers)
+
+    def __len__(self) -> int:
+        return len(self.layers)
+
+    def items(self) -> ItemsView[str, LayerIntegers]:
+        """Paths and layers."""
+        return self.layers.items()
+
+    def quantized(self) -> dict[str, Quantized]:
+        """Every quantizer's part, by the name of its grid."""
+        return {each.grid.name: each for layer in self.layers.values() for each in layer.quantizers.values()}
+
+    def __str__(self) -> str:
+        return "\n".join(str(layer) for layer in self.layers.values())
+
+    def save_npz(self, path: str | os.PathLike[str]) -> None:
+        """Write a compressed numpy archive, integers packed without gaps; see `bitwright.export.integer.files`.
+
+        Raises:
+            ExportError: numpy is not installed.
+        """
+        from .files import save_npz  # which makes objects of this class
+
+        save_npz(self, path)
+
+    def save_safetensors(self, path: str | os.PathLike[str]) -> None:
+        """Write a safetensors file of the same content.
+
+        Raises:
+            ExportError: safetensors is not installed.
+        """
+        from .files import save_safetensors
+
+        save_safetensors(self, path)
+
+    @staticmethod
+    def load(path: str | os.PathLike[str]) -> "Integers":
+        """Read what `save_npz` or `save_safetensors` wrote; equal to what was saved.
+
+        Raises:
+            ExportError: the file is of neither kind, or damaged.
+        """
+        from .files import load
+
+        return load(path)
+
+    def to_c_header(self, name: str = "model") -> str:
+        """The text of a C header with every array and number, see `bitwright.export.integer.c_header`.
+
+        Raises:
+            ExportError: something between two quantizers is computed in floats, or in a way that the header can't say;
+                all of it is listed.
+        """
+        from .c_header import to_c_header
+
+        return to_c_header(self, name)

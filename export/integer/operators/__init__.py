@@ -1,0 +1,3 @@
+"""ONNX files that compute in integers only."""
+
+__all__: list[str] = []

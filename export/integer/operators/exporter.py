@@ -1,0 +1,235 @@
+"""Export to ONNX's integer operators: exact by construction."""
+
+import ast
+import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree
+
+from ....qcore import BiasQuant
+from ...capture.caveats import warn_of_caveats
+from ...capture.intercept import evaluating, quantizers_of, unchanged
+from ...capture.record import record
+from ...errors import ExportError, with_causes
+from ...onnx.check import check
+from ...onnx.dialects import QCDQ, Format
+from ...onnx.exporter import _checked
+from ...onnx.lower import lower
+from ...onnx.operators import check_operators
+from ...onnx.protect import protect
+from ...onnx.report import Report, Row
+from ...onnx.trace import trace
+from ...onnx.write import fits_one_file, write
+from ...optional import installed, required
+from ..extraction import integers_of
+from ..float_modules import FloatModule, remedy
+from ..layers import Integers, LayerIntegers
+from ..reference.comparison import _File
+from ..reference.run import IntegerRun, Take, run_lowered
+
+if TYPE_CHECKING:
+    import onnx
+    import onnx_ir as ir
+
+__all__ = ["INTEGER", "export_onnx_integer"]
+
+INTEGER = Format("the integer dialect", tuple(each for each in QCDQ.types if each.bits == 8), clips_integers=True)
+
+
+def export_onnx_integer(
+    module: nn.Module,
+    args: Tensor | tuple[object, ...],
+    export_path: str | os.PathLike[str] | None = None,
+    *,
+    verify: bool = True,
+    **options: object,
+) -> torch.onnx.ONNXProgram:
+    """Export a model to ONNX with integer arithmetic: ``ConvInteger`` and ``MatMulInteger`` on 8-bit integers.
+
+    A layer's products are summed in int32, its bias is added in int32, and one multiplication by the scale turns the
+    sums to floats, which ``QuantizeLinear`` moves to the next grid. No sum of floats is left whose order could matter:
+    the runtime's bits are those of `run_integers`, and of a model evaluated on integer-valued floats. Averages are sums
+    of integers, too, and so are additions of tensors on one grid. Additions of tensors on different grids are done in
+    floats, one rounding each, alike everywhere. Nothing else is computed in floats: a layer without quantizers, a batch
+    norm that was not folded or a softmax is refused. Before the first quantizer numbers may be scaled and shifted.
+
+    Args:
+        module: a model with quantized layers, float32; left as it was.
+        args: example input: one tensor, or a tuple of all positional arguments.
+        export_path: the file to write; None only returns the program.
+        verify: run the file in onnxruntime, where that is installed, and compare its bits with `run_integers`; a
+            difference raises and no file is written.
+        options: further keywords of `torch.onnx.export`.
+
+    Returns:
+        What `torch.onnx.export` returns.
+
+    Raises:
+        ExportError: layers that the dialect can't hold (all of them are listed: more than 8 bits, a float bias, an
+            input without quantizer, a transposed convolution, whatever is computed in floats), or what
+            `export_onnx_qcdq` raises.
+
+    Example:
+        >>> import bitwright.nn as qnn
+        >>> from bitwright.quantizers import Int8Act, Int32Bias
+        >>> layer = qnn.QuantLinear(8, 4, bias_quant=Int32Bias, input_quant=Int8Act(scale=0.1))
+        >>> program = export_onnx_integer(nn.Sequential(layer), torch.randn(2, 8))
+        >>> [node.op_type for node in program.model_proto.graph.node]
+        ['QuantizeLinear', 'MatMulInteger', 'Add', 'Cast', 'Mul']
+    """
+    call = "export_onnx_integer"
+    required("numpy", call)
+    from .lower import integerize  # which can't be imported without numpy
+
+    export_path, given = _checked(call, export_path, options)
+    for package in ("onnx", "onnxscript"):
+        required(package, call)
+    arguments = args if isinstance(args, tuple) else (args,)
+    kwargs = given.get("kwargs")
+    quantizers = quantizers_of(module)
+    with unchanged(module), evaluating(module):
+        recording = record(module, quantizers, arguments, kwargs)
+        given["opset_version"] = check(recording, INTEGER, given.get("opset_version"))
+        warn_of_caveats(call, module, quantizers, recording.calls)
+        found = integers_of(call, module, quantizers, recording, arguments, kwargs)
+        check_layers(module, found)
+        program = trace(module, quantizers, recording, arguments, given)
+        check_operators(program)
+        scopes = {str(value.name): _scope(node) for node in program.model.graph for value in node.outputs}
+        lower(program.model, recording, INTEGER)
+        _refuse_nodes(module, integerize(program.model), scopes)
+        protect(program.model)
+        if verify and installed("onnxruntime") and fits_one_file(program.model):
+            report = _verified(module, found, program.model_proto, arguments, kwargs)
+            if not report.ok:
+                raise ExportError(
+                    f"{call}: onnxruntime does not reproduce the integers, so no file was written.\n{report}\n"
+                    "Please report it. verify=False writes the file all the same."
+                )
+    if export_path is not None:
+        write(program, export_path, given)
+    return program
+
+
+def check_layers(module: nn.Module, found: Integers) -> None:
+    """Refuse layers that integer operators can't express, and what is computed in floats, all of it in one error."""
+    causes, named = [], set()
+    for name, layer in found.items():
+        if layer.weight is not None:
+            path = layer.weight.grid.name.partition(".weight_quant")[0]
+            path = "" if path == "weight_quant" else path
+            owner = module.get_submodule(path)
+            problems = [f"{name or type(owner).__name__}: {problem}" for problem in _problems(owner, layer)]
+            named |= {path} if problems else set()
+            causes += problems
+    causes += [f"{each}. {remedy(each)}" for each in found.floats if _refused(each) and each.path not in named]
+    if causes:
+        raise ExportError(with_causes(_HEADLINE, causes))
+
+
+_HEADLINE = "the integer dialect can't express this model:"
+_ROUND_ONCE = {"abs", "add", "div", "mul", "neg", "rsub", "sub"}  # alike everywhere
+
+
+def _refused(found: FloatModule) -> bool:
+    """Whether something computed in floats has no place in the file: all but scaling and shifting the model's input."""
+    return not (found.place == "before" and _ROUND_ONCE.issuperset(found.operations))
+
+
+_ON_INTEGERS = {"AveragePool", "Conv", "Gemm", "GlobalAveragePool", "MatMul", "ReduceMean", "ReduceSum"}
+_NARROWER = (
+    "It takes integers of more than 8 bits or of several scales, and integer operators take 8 bits and one scale. Put "
+    "a QuantIdentity in front of it."
+)
+
+
+def _scope(node: "ir.Node") -> str:
+    """The path of the innermost module that a node was traced from."""
+    names = ast.literal_eval(node.metadata_props.get("pkg.torch.onnx.name_scopes", "['', '']"))
+    return names[-2].partition("@")[0] if len(names) > 1 else ""  # the last is the operator's; "@1" marks a second call
+
+
+def _refuse_nodes(module: nn.Module, nodes: list[Any], scopes: dict[str, str]) -> None:
+    """Refuse what is left of float arithmetic in the graph, by the modules that it was traced from."""
+    found: dict[str, list[str]] = {}
+    for node in nodes:
+        path = scopes.get(node.outputs[0].name, "")
+        found.setdefault(path, []).append(node.op_type)
+    causes = []
+    for path, kinds in found.items():
+        each = FloatModule(path, type(module.get_submodule(path)).__name__, tuple(dict.fromkeys(kinds)), "between")
+        causes.append(f"{each}. {_NARROWER if _ON_INTEGERS.issuperset(kinds) else remedy(each)}")
+    if causes:
+        raise ExportError(with_causes(_HEADLINE, causes))
+
+
+def _problems(owner: nn.Module, layer: LayerIntegers) -> list[str]:
+    assert layer.weight is not None
+    problems = []
+    if layer.input is None:
+        problems.append("its input is not quantized. Write input_quant=Int8Act, or put a QuantIdentity in front of it.")
+    elif layer.input.axis is not None:
+        count = layer.input.scale.numel()
+        problems.append(f"its input has {count} scales. Quantize it per tensor: axis=None.")
+    elif layer.input.bit_width > 8:
+        bits = layer.input.bit_width
+        problems.append(f"its input has {bits} bits, and integer operators take 8. Put a QuantIdentity in front of it.")
+    if isinstance(owner, nn.modules.conv._ConvTransposeNd):
+        problems.append(
+            "ONNX has no transposed convolution of integers. Use export_onnx_qcdq, or upsample and convolve."
+        )
+    bias, quantizer = getattr(owner, "bias", None), getattr(owner, "bias_quant", None)
+    if bias is not None and quantizer is None:
+        problems.append("its bias is float. Write bias_quant=Int32Bias.")
+    elif bias is not None and not isinstance(quantizer, BiasQuant):
+        problems.append("its bias has a scale of its own. Write bias_quant=Int32Bias, on the scale of the products.")
+    zero_point = layer.weight.grid.zero_point.reshape(-1)
+    if bool((zero_point != zero_point[:1]).any()):
+        problems.append(
+            f"its weight has {zero_point.numel()} zero points, and ConvInteger takes one. Write a weight_quant without "
+            "zero point, such as Int8WeightPerChannel, or per tensor."
+        )
+    return problems
+
+
+def _verified(
+    module: nn.Module,
+    found: Integers,
+    proto: "onnx.ModelProto",
+    args: tuple[object, ...],
+    kwargs: Mapping[str, object] | None,
+) -> Report:
+    """Equal bits, with the runtime's optimizations off and on."""
+    quantizers, parts = quantizers_of(module), found.quantized()
+
+    def run(take: Take | None = None) -> IntegerRun:
+        return run_lowered(module, quantizers, parts, args, kwargs, take=take)
+
+    inputs = [each for each in _pytree.tree_leaves((args, kwargs or {})) if isinstance(each, Tensor)]
+    file, own, report = _File(proto, inputs, run), run(), Report()
+    for optimizations in ("off", "on"):
+        report.add(_bits(file, own, optimizations))
+    return report
+
+
+def _bits(file: _File, own: IntegerRun, optimizations: str) -> list[Row]:
+    codes, outputs, plain = file.codes_and_outputs(optimizations)
+    rows = [
+        _equal(name, "activation", optimizations, own.codes[name], each)
+        for name, each in codes.items()
+        if name in own.codes
+    ]
+    expected = [each for each in _pytree.tree_leaves(own.outputs) if isinstance(each, Tensor)]
+    for kind, found in ((optimizations, outputs), ("plain", plain)):
+        if found:  # the file as it is runs with optimizations only
+            pairs = zip(expected, found.items(), strict=True)
+            rows += [_equal(name, "output", kind, one, other) for one, (name, other) in pairs]
+    return rows
+
+
+def _equal(name: str, kind: str, where: str, ours: Tensor, theirs: Tensor) -> Row:
+    off = (ours.double() - theirs.reshape(ours.shape).double()).abs()
+    return Row(name, kind, where, off.numel(), int((~(off == 0)).sum()), 0, float(off.max()) if off.numel() else 0.0)

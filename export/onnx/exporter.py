@@ -1,0 +1,171 @@
+"""The exports that users call: check, record, trace, lower, verify, write."""
+
+import inspect
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ...qcore.aliases import Keywords
+from ...qcore.errors import nearest
+from ..capture.caveats import warn_of_caveats
+from ..capture.intercept import evaluating, quantizers_of, unchanged
+from ..capture.record import record
+from ..errors import ExportError
+from ..optional import installed, required
+from .check import check
+from .dialects import QCDQ, QDQ, Format
+from .lower import lower
+from .operators import check_operators
+from .protect import protect
+from .trace import trace
+from .verify import compare
+from .write import fits_one_file, write
+
+__all__ = ["export_onnx_qcdq", "export_onnx_qdq"]
+
+
+def export_onnx_qcdq(
+    module: nn.Module,
+    args: Tensor | tuple[object, ...],
+    export_path: str | os.PathLike[str] | None = None,
+    *,
+    verify: bool = True,
+    **options: object,
+) -> torch.onnx.ONNXProgram:
+    """Export a model to ONNX as QuantizeLinear, Clip and DequantizeLinear nodes, in 8- and 16-bit integers.
+
+    Weights and biases are stored as integers. A tensor of fewer bits than its type goes through Clip, so that a reader
+    of the file sees its width. The model is exported as it evaluates, whatever mode it is in, and is left as it was.
+
+    Args:
+        module: a model with quantized layers, float32.
+        args: example input: one tensor, or a tuple of all positional arguments.
+        export_path: the file to write; None only returns the program.
+        verify: run the model in onnxruntime, where that is installed, and compare every quantized tensor with torch's,
+            see `verify_onnx`; a difference raises and no file is written. Models over 2 GB are not compared.
+        options: further keywords of `torch.onnx.export`, such as ``kwargs``, ``input_names``, ``dynamic_shapes`` or
+            ``opset_version`` (by default the oldest that will do).
+
+    Returns:
+        What `torch.onnx.export` returns: ``program.model_proto``, ``program.save(...)``.
+
+    Raises:
+        ExportError: something that the format can't hold (all of it is listed), an unknown keyword, a package that is
+            not installed, or a file that disagrees with the model. What was there before is untouched.
+
+    Example:
+        >>> import bitwright.nn as qnn
+        >>> model = nn.Sequential(qnn.QuantLinear(8, 4, weight_bit_width=4), nn.ReLU())
+        >>> program = export_onnx_qcdq(model, torch.randn(2, 8))
+        >>> [node.op_type for node in program.model_proto.graph.node]
+        ['Clip', 'DequantizeLinear', 'Gemm', 'Relu']
+    """
+    return _export(QCDQ, module, args, export_path, verify, options)
+
+
+def export_onnx_qdq(
+    module: nn.Module,
+    args: Tensor | tuple[object, ...],
+    export_path: str | os.PathLike[str] | None = None,
+    *,
+    verify: bool = True,
+    **options: object,
+) -> torch.onnx.ONNXProgram:
+    """Export a model to ONNX in its narrow integer types: (U)INT2, (U)INT4, (U)INT8, (U)INT16.
+
+    A width that is not a type takes the next wider one, and values are clipped before they are quantized. Narrow types
+    are young: 16 and 4 bits need opset 21, 2 bits opset 25. The rest is as in `export_onnx_qcdq`.
+
+    Args:
+        module: a model with quantized layers, float32.
+        args: example input: one tensor, or a tuple of all positional arguments.
+        export_path: the file to write; None only returns the program.
+        verify: compare the result with torch's in onnxruntime, where that is installed.
+        options: further keywords of `torch.onnx.export`.
+
+    Returns:
+        What `torch.onnx.export` returns.
+
+    Raises:
+        ExportError: as for `export_onnx_qcdq`.
+
+    Example:
+        >>> import bitwright.nn as qnn
+        >>> program = export_onnx_qdq(qnn.QuantLinear(8, 4, bias=False, weight_bit_width=4), torch.randn(2, 8))
+        >>> program.model.graph.initializers["weight_quant.codes"].dtype.name
+        'INT4'
+    """
+    return _export(QDQ, module, args, export_path, verify, options)
+
+
+def _export(
+    form: Format,
+    module: nn.Module,
+    args: Tensor | tuple[object, ...],
+    path: str | os.PathLike[str] | None,
+    verify: bool,
+    given: Mapping[str, object],
+) -> torch.onnx.ONNXProgram:
+    call = f"export_onnx_{form.name.lower()}"
+    path, options = _checked(call, path, given)
+    for package in ("onnx", "onnxscript"):
+        required(package, call)
+    arguments = args if isinstance(args, tuple) else (args,)
+    kwargs = options.get("kwargs")
+    quantizers = quantizers_of(module)
+    with unchanged(module), evaluating(module):
+        recording = record(module, quantizers, arguments, kwargs)
+        options["opset_version"] = check(recording, form, options.get("opset_version"))
+        warn_of_caveats(call, module, quantizers, recording.calls)
+        program = trace(module, quantizers, recording, arguments, options)
+        check_operators(program)
+        lower(program.model, recording, form)
+        protect(program.model)
+        if verify and installed("onnxruntime") and fits_one_file(program.model):
+            report, _ = compare(module, quantizers, program.model_proto, arguments, kwargs, sys.maxsize)
+            if not report.ok:
+                raise ExportError(
+                    f"{call}: onnxruntime does not reproduce the model, so no file was written.\n{report}\n"
+                    "Please report it. verify=False writes the file all the same."
+                )
+    if path is not None:
+        write(program, path, options)
+    return program
+
+
+_FIXED = {
+    "model": "module, the first argument",
+    "dynamo": "no dynamo: exports go through torch.export",
+    "input_shape": "args=torch.randn(input_shape)",
+    "input_t": "args=input_t",
+    "disable_warnings": "nothing: there are none to disable",
+    "export_weight_q_node": "nothing: weights are stored as integers",
+}
+
+
+def _checked(
+    call: str, path: str | os.PathLike[str] | None, given: Mapping[str, object]
+) -> tuple[str | os.PathLike[str] | None, Keywords]:
+    """The path and the keywords for torch, or an error for one that torch does not know."""
+    known = set(inspect.signature(torch.onnx.export).parameters)
+    options: Keywords = dict(given)
+    if "f" in options:
+        if path is not None:
+            raise ExportError(f"{call}: export_path={path!r} and f={options['f']!r} are the same setting. Give one.")
+        path = options.pop("f")
+    for name in options:
+        if name in _FIXED and not (name == "dynamo" and options[name] is True):
+            raise ExportError(f"{call}({name}=...) is not possible. Write {_FIXED[name]}.")
+        if name not in known:
+            close = nearest(name, known - {"model", "args", "f"} | {"verify", "export_path"})
+            hint = f" Did you mean {close}?" if close else " help(torch.onnx.export) lists them."
+            raise ExportError(f"{call}({name}=...) is no keyword of torch.onnx.export.{hint}")
+    if path is not None and not Path(path).parent.is_dir():
+        folder = str(Path(path).parent)
+        raise ExportError(f"{call}(export_path={str(path)!r}): there is no folder {folder!r}. Make it first.")
+    options.setdefault("verbose", False)
+    return path, options

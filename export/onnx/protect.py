@@ -1,0 +1,272 @@
+"""A graph that onnxruntime's optimizer leaves at the numbers it stands for.
+
+Some of its passes change results, or fail (onnxruntime 1.32, CPU, all optimizations on; found by experiment):
+
+- *WeightBiasQuantization* rounds a float bias, and the float weight of a layer that is not quantized, to integers
+  where the input comes from DequantizeLinear: at 4 bits every output moves.
+- A bias on a scale of its own, added to a MatMul, is taken for one on the scale of the products (QGemm).
+- *DoubleQDQPairsRemover* merges two quantizations in a row, also on different grids.
+- *MatMulNBits* takes over a MatMul with a dequantized weight and rounds its input to 8 bits.
+- QLinearSoftmax is off by one in 3% of its codes; QLinearAdd, QLinearMul and the average pools break ties their own
+  way.
+- Around 2- and 4-bit activations, integer kernels are chosen that do not exist (MaxPool, Reshape, ...), and a Relu in
+  front of one is dropped although the zero point is not the smallest integer.
+- Integer kernels are chosen for activations with several scales, and fail.
+- From opset 21 on, the load fails where a signed 8-bit activation goes through MaxPool, Reshape, Transpose, ...
+
+Two forms are left alone by all of them: a bias that is subtracted, negated; and a Sum of one input, a fence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from ..optional import required
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+__all__ = ["protect"]
+
+# Operators that a grid passes through, or that the optimizer moves or drops in front of a QuantizeLinear.
+_MOVEMENT = {
+    *("Clip", "Concat", "DepthToSpace", "Dropout", "Expand", "Flatten", "Gather", "Identity", "MaxPool", "Pad", "Relu"),
+    *("Reshape", "Resize", "Slice", "SpaceToDepth", "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze"),
+}
+
+
+def protect(model: ir.Model) -> None:
+    """Put fences where the optimizer would change numbers, in place.
+
+    Args:
+        model: an ``onnx_ir.Model`` whose quantizations are QuantizeLinear and DequantizeLinear nodes.
+    """
+    guard = Guard(model)
+    for node in list(model.graph):
+        rule = _RULES.get(node.op_type)
+        if rule is not None and node.graph is not None:  # another rule may have replaced it
+            rule(guard, node)
+
+
+class Guard:
+    """Edits one graph and answers where its values come from."""
+
+    def __init__(self, model: ir.Model) -> None:
+        self.ir = required("onnx_ir", "export")
+        self.graph = model.graph
+        self.opset = model.opset_imports[""]
+        self.names = {
+            value.name for node in model.graph for value in (*node.inputs, *node.outputs) if value is not None
+        }
+
+    def dequantize(self, value: ir.Value | None) -> Any:
+        """The DequantizeLinear that a value comes from, directly or through operators that move values; or None."""
+        producer = None if value is None else value.producer()
+        while producer is not None and producer.op_type in _MOVEMENT:
+            value = producer.inputs[0]
+            producer = None if value is None else value.producer()
+        return producer if producer is not None and producer.op_type == "DequantizeLinear" else None
+
+    def fence(self, node: Any, index: int) -> None:
+        """Let one input of a node pass through a Sum of one."""
+        value = node.inputs[index]
+        fence = self.add(node, "Sum", [value], like=value, name=f"{value.name}.fence")
+        node.replace_input_with(index, fence)
+
+    def fence_uses(self, value: Any) -> None:
+        """Let all users of a value have it through one Sum of one."""
+        users = list(value.uses())
+        if users:
+            node = self.ir.node("Sum", [value], name=self.unused(f"{value.name}.fence"))
+            fence = node.outputs[0]
+            fence.name, fence.dtype, fence.shape = node.name, value.dtype, value.shape
+            self.graph.insert_after(value.producer(), node)
+            for user, index in users:
+                user.replace_input_with(index, fence)
+
+    def subtract(self, node: ir.Node, bias: Any, unsqueezed: int) -> None:
+        """After a node, subtract its negated bias."""
+        output = node.outputs[0]
+        negated = self.add(node, "Neg", [bias], like=bias, name=f"{bias.name}.negated")
+        if unsqueezed:
+            axes = self.constant(f"{bias.name}.axes", list(range(1, 1 + unsqueezed)))
+            negated = self.add(node, "Unsqueeze", [negated, axes], like=None, name=f"{bias.name}.spatial")
+            negated.dtype = bias.dtype
+            negated.shape = self.ir.Shape([*bias.shape, *[1] * unsqueezed]) if bias.shape is not None else None
+        subtraction = self.ir.node("Sub", [output, negated], name=f"{node.name}.bias")
+        after = subtraction.outputs[0]
+        after.dtype, after.shape = output.dtype, output.shape
+        name = output.name
+        for user, index in list(output.uses()):
+            if user is not subtraction:
+                user.replace_input_with(index, after)
+        for index, each in enumerate(self.graph.outputs):
+            if each is output:
+                self.graph.outputs[index] = after
+        output.name = self.unused(f"{name}.product")
+        after.name = name
+        self.graph.insert_after(node, subtraction)
+
+    def add(
+        self, before: ir.Node, op_type: str, inputs: Sequence[ir.Value | None], like: ir.Value | None, name: str
+    ) -> ir.Value:
+        """A node in front of another."""
+        name = self.unused(name)
+        node = self.ir.node(op_type, inputs, name=name)
+        output = node.outputs[0]
+        output.name = name
+        if like is not None:
+            output.dtype, output.shape = like.dtype, like.shape
+        self.graph.insert_before(before, node)
+        return output
+
+    def constant(self, name: str, numbers: list[int]) -> ir.Value:
+        """An initializer."""
+        name = self.unused(name)
+        tensor = self.ir.tensor(numbers, dtype=self.ir.DataType.INT64, name=name)
+        value = self.ir.Value(
+            name=name, shape=self.ir.Shape(tensor.shape), type=self.ir.TensorType(tensor.dtype), const_value=tensor
+        )
+        self.graph.register_initializer(value)
+        return value
+
+    def unused(self, name: str) -> str:
+        """A name that no value has: this one, or with a number."""
+        free, number = name, 0
+        while free in self.names or free in self.graph.initializers:
+            number += 1
+            free = f"{name}.{number}"
+        self.names.add(free)
+        return free
+
+    def narrow(self, codes: Any) -> bool:
+        """Whether integers have fewer than 8 bits."""
+        return codes.dtype is not None and codes.dtype.bitwidth < 8
+
+    def per_channel(self, node: Any) -> bool:
+        """Whether a quantization has several scales."""
+        scale = node.inputs[1].shape
+        return scale is None or len(scale) > 0
+
+    def on_scale_of_products(self, bias: Any, inputs: Any, weights: Any) -> bool:
+        """Whether a bias is int32 on input scale x weight scale: the only kind that the integer kernels take."""
+        source = None if bias is None else bias.producer()
+        if source is None or source.op_type != "DequantizeLinear" or weights is None:
+            return False
+        scales = [_number(each.inputs[1]) for each in (source, inputs, weights)]
+        if any(scale is None for scale in scales) or source.inputs[0].dtype != self.ir.DataType.INT32:
+            return False
+        own, input_scale, weight_scale = scales
+        if input_scale.size != 1:
+            return False
+        products = input_scale.reshape(()) * weight_scale
+        return own.shape == products.shape and bool((own == products).all())
+
+
+def _number(value: Any) -> Any:
+    return None if value is None or value.const_value is None else value.const_value.numpy()
+
+
+def _layer(guard: Guard, node: Any) -> None:
+    """Conv, ConvTranspose, Gemm: a float weight is fenced off; a bias goes out unless it is the kernels' own kind."""
+    inputs = guard.dequantize(node.inputs[0])
+    if inputs is None:
+        return
+    weights = guard.dequantize(node.inputs[1])
+    if weights is None or any(node.attributes.get_float(factor, 1.0) != 1.0 for factor in ("alpha", "beta")):
+        guard.fence(node, 0)
+        return
+    bias = node.inputs[2] if len(node.inputs) > 2 else None
+    if bias is None or guard.on_scale_of_products(bias, inputs, weights):
+        return
+    spatial = 0 if node.op_type == "Gemm" else len(node.inputs[1].shape) - 2
+    node.resize_inputs(2)
+    guard.subtract(node, bias, spatial)
+
+
+def _matmul(guard: Guard, node: Any) -> None:
+    """MatMul: a weight that is not for the 8-bit kernels is fenced off, and so is the bias that is added."""
+    inputs, weights = guard.dequantize(node.inputs[0]), guard.dequantize(node.inputs[1])
+    if weights is None:
+        if inputs is not None and _is_initializer(node.inputs[1]):
+            guard.fence(node, 0)
+        return
+    users = node.outputs[0].uses()
+    addition = users[0].node if len(users) == 1 and users[0].node.op_type == "Add" else None
+    if addition is not None and not node.outputs[0].is_graph_output():
+        bias = addition.inputs[1 - users[0].idx]
+        matches = inputs is not None and guard.on_scale_of_products(bias, inputs, weights)
+        if _is_constant(bias) and not matches:
+            negated = guard.add(addition, "Neg", [bias], like=bias, name=f"{bias.name}.negated")
+            subtraction = guard.ir.node("Sub", [node.outputs[0], negated], name=addition.name)
+            guard.graph.insert_before(addition, subtraction)
+            _take_place(guard, addition, subtraction)
+    direct = node.inputs[0].producer() is inputs
+    eight = all(each is not None and each.inputs[0].dtype in _eight_bits(guard) for each in (inputs, weights))
+    if not (direct and eight):
+        guard.fence(node, 1)
+
+
+def _quantize(guard: Guard, node: Any) -> None:
+    """QuantizeLinear: two in a row are kept apart, and so are odd ones and what they could be moved or merged with."""
+    producer = node.inputs[0].producer()
+    merges = guard.narrow(node.outputs[0]) and producer is not None and producer.op_type in _MOVEMENT
+    if merges or guard.per_channel(node) or guard.dequantize(node.inputs[0]) is not None:
+        guard.fence(node, 0)
+
+
+def _dequantize(guard: Guard, node: Any) -> None:
+    """DequantizeLinear of an activation: where the integers must not be moved on."""
+    codes, value = node.inputs[0], node.outputs[0]
+    if _is_constant(codes):
+        return
+    moved = any(user.op_type in _MOVEMENT for user, _ in value.uses())
+    if (
+        guard.narrow(codes)
+        or guard.per_channel(node)
+        or (moved and guard.opset >= 21 and codes.dtype == guard.ir.DataType.INT8)
+    ):
+        guard.fence_uses(value)
+
+
+def _requantized(guard: Guard, node: ir.Node) -> None:
+    """Operators whose integer kernels round otherwise."""
+    if guard.dequantize(node.inputs[0]) is not None:
+        guard.fence(node, 0)
+
+
+def _take_place(guard: Guard, old: Any, new: Any) -> None:
+    value, output = old.outputs[0], new.outputs[0]
+    output.dtype, output.shape = value.dtype, value.shape
+    name, value.name = value.name, None
+    output.name = name
+    guard.ir.convenience.replace_all_uses_with(value, output, replace_graph_outputs=True)
+    guard.graph.remove(old, safe=True)
+
+
+def _is_initializer(value: ir.Value | None) -> bool:
+    return value is not None and value.is_initializer()
+
+
+def _is_constant(value: Any) -> bool:
+    """An initializer, also one that is clipped and dequantized."""
+    producer = value.producer()
+    if producer is None:
+        return value.is_initializer()
+    return producer.op_type in ("DequantizeLinear", "Clip") and _is_constant(producer.inputs[0])
+
+
+def _eight_bits(guard: Guard) -> tuple[ir.DataType, ir.DataType]:
+    return guard.ir.DataType.INT8, guard.ir.DataType.UINT8
+
+
+_RULES: dict[str, Callable[[Guard, ir.Node], None]] = {
+    "Conv": _layer,
+    "ConvTranspose": _layer,
+    "Gemm": _layer,
+    "MatMul": _matmul,
+    "QuantizeLinear": _quantize,
+    "DequantizeLinear": _dequantize,
+    **dict.fromkeys(("Add", "AveragePool", "GlobalAveragePool", "Mul", "Softmax"), _requantized),
+}

@@ -1,0 +1,182 @@
+"""A model as an ONNX graph in which every call of a quantizer is one placeholder node."""
+
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
+
+from ...qcore import Grid, TensorQuant, grid_of, values_of
+from ...qcore.aliases import Keywords
+from ..capture.caveats import silent_quantizers, unreached
+from ..capture.intercept import Lowering, lowered
+from ..capture.record import Call, Recording
+from ..errors import ExportError
+from .traced_tensor import TracedQuantTensor
+
+__all__ = ["DOMAIN", "trace"]
+
+DOMAIN = "bitwright"  # of the placeholders; none is left in the end
+
+
+def trace(
+    module: nn.Module,
+    quantizers: dict[str, TensorQuant],
+    recording: Recording,
+    args: tuple[object, ...],
+    options: Keywords,
+) -> torch.onnx.ONNXProgram:
+    """Export a model whose quantizers emit placeholders: ``Quantize`` nodes with the path and number of the call.
+
+    A rounding that QuantizeLinear does not do is traced as the torch code it is, between ``Divide`` (by the scale) and
+    ``Quantize``. Layers hand on plain tensors. Where that fails, as some module reads the grid of its input, they hand
+    on QuantTensors with the grids that they have in torch.
+
+    Args:
+        module: the model, in evaluation mode.
+        quantizers: by path.
+        recording: what they were asked for with the same arguments.
+        args: positional arguments.
+        options: further keywords of `torch.onnx.export`.
+    """
+    try:
+        return _traced(module, quantizers, recording, args, options)
+    except ExportError:
+        raise
+    except Exception as error:  # torch's, or the model's own
+        failure = error
+    grids = _grids(module, args, options.get("kwargs"))
+    if any(grids.values()):
+        try:
+            with _handing_on(module, grids):
+                return _traced(module, quantizers, recording, args, options)
+        except Exception as error:
+            if type(_root(error)) is not type(_root(failure)):
+                raise  # the first is mended
+    raise failure
+
+
+def _root(error: BaseException) -> BaseException:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
+Grids = dict[nn.Module, list[list[Grid | None]]]
+
+
+def _grids(module: nn.Module, args: tuple[object, ...], kwargs: Mapping[str, object] | None) -> Grids:
+    """For each layer that returns QuantTensors the grids of its results, for each call one by one."""
+    owners = {part for part in module.modules() if any(isinstance(each, TensorQuant) for each in part.children())}
+    grids: Grids = {part: [] for part in owners}
+
+    def note(part: nn.Module, given: object, output: object) -> None:
+        grids[part].append([grid_of(each) if isinstance(each, Tensor) else None for each in tree_leaves(output)])
+
+    handles = [part.register_forward_hook(note) for part in owners]
+    try:
+        with torch.no_grad(), silent_quantizers():
+            module(*args, **(kwargs or {}))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {part: calls for part, calls in grids.items() if any(grid is not None for call in calls for grid in call)}
+
+
+@contextmanager
+def _handing_on(module: nn.Module, grids: Grids) -> Iterator[None]:
+    """Layers that return QuantTensors while they are traced, too; the model as a whole returns plain tensors."""
+    counts: dict[nn.Module, int] = {}
+
+    def carry(part: nn.Module, given: object, output: object) -> object:
+        index = counts.get(part, 0)
+        counts[part] = index + 1
+        leaves, form = tree_flatten(output)
+        call = grids[part][index] if index < len(grids[part]) else [None] * len(leaves)
+        return tree_unflatten([_carrying(*pair) for pair in zip(leaves, call, strict=True)], form)
+
+    def plain(part: nn.Module, given: object, output: object) -> object:
+        return tree_map(lambda each: values_of(each) if isinstance(each, Tensor) else each, output)
+
+    handles = [module.register_forward_pre_hook(lambda *_: counts.clear())]
+    handles += [part.register_forward_hook(carry) for part in grids]
+    handles.append(module.register_forward_hook(plain))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _carrying(leaf: Tensor, grid: Grid | None) -> Tensor:
+    return leaf if grid is None else TracedQuantTensor.of(values_of(leaf), grid)
+
+
+def _traced(
+    module: nn.Module,
+    quantizers: dict[str, TensorQuant],
+    recording: Recording,
+    args: tuple[object, ...],
+    options: Keywords,
+) -> torch.onnx.ONNXProgram:
+    counts: dict[str, int] = {}
+    surplus: list[str] = []
+
+    def emitter(path: str) -> Lowering:
+        def emit(quantizer: TensorQuant, x: Tensor, *context: object) -> tuple[Tensor, None]:
+            index = counts.get(path, 0)
+            counts[path] = index + 1
+            calls = recording.calls.get(path, [])
+            if index >= len(calls):
+                surplus.append(path)
+                return x, None
+            return _placeholders(calls[index], x), None
+
+        return emit
+
+    handle = module.register_forward_pre_hook(lambda *_: counts.clear())  # torch may run forward more than once
+    try:
+        with lowered(quantizers, emitter), _quiet(), torch.no_grad():
+            program = torch.onnx.export(module, args, **options)
+    finally:
+        handle.remove()
+    missed = next((path for path in surplus if path not in recording.calls), None)
+    if missed is not None:
+        raise ExportError(
+            f"{missed} is called while the model is traced, but not when it runs on the example input:\n  {missed}: "
+            f"{unreached(missed, module, recording.calls)}"
+        )
+    if surplus:
+        raise ExportError(
+            f"{surplus[0]} is called more often while the model is traced than when it runs on the example input. Let "
+            "the forward take the same path both times (no branch on torch.compiler.is_exporting())."
+        )
+    assert program is not None  # it is for dynamo=False only
+    return program
+
+
+def _placeholders(call: Call, x: Tensor) -> Tensor:
+    which = {"path": call.path, "index": call.index}
+    if not (call.half_even or call.stored):
+        x = torch.onnx.ops.symbolic(f"{DOMAIN}::Divide", (x,), which, dtype=x.dtype, shape=x.shape, version=1)
+        x = call.quantizer.rounding(x)  # type: ignore[operator]
+    return torch.onnx.ops.symbolic(f"{DOMAIN}::Quantize", (x,), which, dtype=x.dtype, shape=x.shape, version=1)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the exporter's notices about itself; errors pass."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    with warnings.catch_warnings():
+        for category in (DeprecationWarning, FutureWarning):
+            warnings.simplefilter("ignore", category)
+        warnings.filterwarnings("ignore", module=r"torch\.|onnxscript\.|onnx_ir\.")
+        logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            logger.setLevel(level)

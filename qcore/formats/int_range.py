@@ -1,0 +1,195 @@
+"""The integers that a quantizer may use."""
+
+import inspect
+from operator import index
+
+from torch import Tensor, nn
+
+from ..errors import QuantizerError, SettingError
+
+__all__ = ["IntRange", "int_bounds", "representable_bounds"]
+
+MIN_BIT_WIDTH, MAX_BIT_WIDTH = 2, 32
+
+
+def int_bounds(bit_width: int, signed: bool, narrow_range: bool) -> tuple[int, int]:
+    """The smallest and the largest integer of a range.
+
+    Signed: ``-2**(b-1)`` to ``2**(b-1) - 1``; narrow drops the smallest, which makes the range symmetric.
+    Unsigned: 0 to ``2**b - 1``; narrow drops the largest.
+
+    Example:
+        >>> int_bounds(8, signed=True, narrow_range=True), int_bounds(4, signed=False, narrow_range=False)
+        ((-127, 127), (0, 15))
+    """
+    left_out = int(narrow_range)
+    if signed:
+        return -(2 ** (bit_width - 1)) + left_out, 2 ** (bit_width - 1) - 1
+    return 0, 2**bit_width - 1 - left_out
+
+
+def representable_bounds(low: int, high: int, mantissa_bits: int) -> tuple[int, int]:
+    """The bounds pulled in to whole numbers that a float with so many bits of mantissa holds exactly.
+
+    float32 has 24, so that 2**31 - 1 would be rounded up to 2**31, which no int32 holds.
+
+    Example:
+        >>> representable_bounds(-(2**31), 2**31 - 1, 24)
+        (-2147483648, 2147483520)
+    """
+
+    def pull(bound: int) -> int:
+        spare = max(0, abs(bound).bit_length() - mantissa_bits)
+        kept = abs(bound) >> spare << spare
+        return kept if bound >= 0 else -kept
+
+    return pull(low), pull(high)
+
+
+class IntRange:
+    """The integers that a quantizer may use, from its attributes ``bit_width``, ``signed`` and ``narrow_range``.
+
+    Inject it (as ``int_range``) into a scaling, statistic or zero point of your own to know the bounds.
+
+    Args:
+        bit_width: whole number from 2 to 32, or a module that computes it, such as `LearnedBitWidth`: a 0-d tensor,
+            or one width for each channel, in any shape.
+        signed: whether there are negative integers.
+        narrow_range: leave out the smallest (signed) or largest (unsigned) integer.
+
+    Raises:
+        SettingError: a bit width out of range, a module that computes none, or something that is not a truth value.
+
+    Example:
+        >>> four = IntRange(4, signed=True, narrow_range=True)
+        >>> four.min_int, four.max_int, four.threshold
+        (-7, 7, 7)
+    """
+
+    def __init__(self, bit_width: int | nn.Module, signed: bool, narrow_range: bool = False) -> None:
+        computed = isinstance(bit_width, nn.Module)
+        self.width = _check_module(bit_width) if computed else check_bit_width("bit_width", bit_width)
+        self.signed = check_flag("signed", signed)
+        self.narrow_range = check_flag("narrow_range", narrow_range)
+
+    def __str__(self) -> str:
+        kind = "int" if self.signed else "uint"
+        width = f"learned {kind}" if self.learned else f"{kind}{self.width}"
+        return f"{width} narrow" if self.narrow_range else width
+
+    @property
+    def learned(self) -> bool:
+        """Whether the bit width is computed by a module, so that the bounds are tensors."""
+        return isinstance(self.width, nn.Module)
+
+    @property
+    def bit_width(self) -> int | Tensor:
+        """The current bit width: a plain number, a 0-d tensor where a module computes it, or one for each channel."""
+        if not isinstance(self.width, nn.Module):
+            return self.width
+        width = self.width()
+        if not isinstance(width, Tensor) or width.ndim == 0:
+            return width
+        return width.reshape(() if width.numel() == 1 else -1)
+
+    @property
+    def widest(self) -> int | Tensor:
+        """The largest bit width in use: every integer of every channel is one of so many bits."""
+        width = self.bit_width
+        return width.amax() if isinstance(width, Tensor) and width.ndim else width
+
+    def bounds(self, axis: int | None = None, ndim: int = 0) -> tuple[int, int] | tuple[Tensor | int, Tensor]:
+        """The smallest and the largest integer; tensors where a module computes the bit width.
+
+        Args:
+            axis: the dimension that has a bit width for each index, where there are several.
+            ndim: dimensions of the tensor that the bounds are for: along ``axis`` they broadcast against it.
+
+        Raises:
+            QuantizerError: there are several bit widths for one scale.
+        """
+        width = self.bit_width
+        if isinstance(width, Tensor) and width.ndim and ndim:
+            if axis is None:
+                raise QuantizerError(
+                    f"{type(self.width).__name__} gives {width.numel()} bit widths, and the quantizer has one scale. "
+                    "Give it one for each channel, too: weight_quant=Int8WeightPerChannel, or axis=0."
+                )
+            shape = [1] * ndim
+            shape[axis] = -1
+            width = width.reshape(shape)
+        return int_bounds(width, self.signed, self.narrow_range)  # type: ignore[arg-type]
+
+    @property
+    def min_int(self) -> int | Tensor:
+        """The smallest integer."""
+        return self.bounds()[0]
+
+    @property
+    def max_int(self) -> int | Tensor:
+        """The largest integer."""
+        return self.bounds()[1]
+
+    @property
+    def threshold(self) -> int | Tensor:
+        """The integer that the largest magnitude is mapped to: scale = magnitude / threshold."""
+        low, high = self.bounds()
+        return -low if self.signed else high
+
+    @property
+    def power_of_two_threshold(self) -> int | Tensor:
+        """The same for scales that are powers of two: a power of two itself."""
+        return int_bounds(self.bit_width, self.signed, False)[1] + 1  # type: ignore[arg-type]
+
+
+def check_bit_width(setting: str, bit_width: object, minimum: int = MIN_BIT_WIDTH) -> int:
+    """The bit width as an int, or a `SettingError` that says what is possible."""
+    expected = f"a whole number from {minimum} to {MAX_BIT_WIDTH}"
+    try:
+        if isinstance(bit_width, bool) or _is_numpy_bool(bit_width):
+            raise TypeError
+        width = index(bit_width)  # type: ignore[arg-type]
+    except TypeError:
+        remedy = ""
+        if isinstance(bit_width, float) and minimum <= bit_width <= MAX_BIT_WIDTH:
+            remedy = f"Write {setting}={int(bit_width)}."
+        raise SettingError(setting, bit_width, expected, remedy) from None
+    if width == 1:
+        raise SettingError(
+            setting,
+            bit_width,
+            expected,
+            "A narrow signed range of 1 bit has no levels but 0: one bit is binary quantization (signs times a "
+            f"scale), which is not an integer grid. Write {setting}=2 for the levels -1, 0, 1.",
+        )
+    if not minimum <= width <= MAX_BIT_WIDTH:
+        raise SettingError(setting, bit_width, expected, f"Write {setting}={min(max(width, minimum), MAX_BIT_WIDTH)}.")
+    return width
+
+
+def check_flag(setting: str, flag: object) -> bool:
+    """The flag, or a `SettingError`: anything but True and False, Python's or numpy's, is a slip."""
+    if flag is True or flag is False:
+        return flag
+    if _is_numpy_bool(flag):
+        return bool(flag)
+    raise SettingError(setting, flag, "True or False")
+
+
+def _is_numpy_bool(found: object) -> bool:
+    return str(getattr(found, "dtype", "")) == "bool" and getattr(found, "shape", None) == ()
+
+
+def _check_module(bit_width: nn.Module) -> nn.Module:
+    """A module that computes a bit width, or a `SettingError`: its forward takes nothing."""
+    try:
+        inspect.signature(bit_width.forward).bind()
+    except TypeError:
+        raise SettingError(
+            "bit_width",
+            bit_width,
+            f"a whole number from {MIN_BIT_WIDTH} to {MAX_BIT_WIDTH}, or a module whose forward takes no arguments and "
+            "returns it",
+            "Write bit_width=LearnedBitWidth for one that is learned.",
+        ) from None
+    return bit_width

@@ -1,0 +1,443 @@
+"""The fast forms of `fake_quant`: one autograd function for each kind of quantization.
+
+Eager forms, for float32 and float64 on the CPU: four passes over memory, three of them in place; what backward needs is
+the input and the output, which are alive anyway, and no masks. Those that start from a magnitude or from the tensor
+itself spare the small operations between it and the scale. They have autograd's older form (the newer one inspects its
+signature at every call: 40 us), which torch.func doesn't take. The traced form is pointwise and recomputes in backward,
+so that a compiler turns each direction into one loop; it serves every device.
+
+Where the gradients of an eager form are to be differentiated in turn, they are those of its definition (`_again`).
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..aliases import Arguments, Context
+from ..rounding import HalfEven, Rounding
+from ..tracing import differentiated, transformed
+from .composed import composed_fake_quant
+from .derivatives import clamp_through
+
+__all__ = [
+    "LARGE",
+    "AbsMaxFakeQuant",
+    "AbsMaxRowsFakeQuant",
+    "EagerFakeQuant",
+    "MagnitudeFakeQuant",
+    "TracedFakeQuant",
+    "repeated",
+    "runs_eagerly",
+]
+
+LARGE = 1 << 18  # numbers from which on quantized values may be worked out again in backward rather than kept: 1 MB
+_hardtanh_backward = torch.ops.aten.hardtanh_backward.default
+_FEW = 512  # integers up to which the scale's gradient may be taken as the difference of two dot products
+
+
+def runs_eagerly(x: Tensor) -> bool:
+    """Whether the eager forms can take a tensor."""
+    wide = x.dtype == torch.float32 or x.dtype == torch.float64
+    return wide and x.device.type == "cpu" and not torch.compiler.is_compiling() and not transformed()
+
+
+def apply_eagerly(function: type[torch.autograd.Function], *args: object) -> Any:
+    """The function's outputs, or None under a transform, which takes no such function."""
+    return None if transformed() else function.apply(*args)
+
+
+def _again(grad: Tensor, definition: Callable[..., Tensor], *inputs: Tensor | None) -> list[Tensor | None]:
+    """The gradients of a definition in torch's own operations: what can be differentiated again, or mapped."""
+    recorded = torch.is_grad_enabled()
+    with torch.enable_grad():
+        own = [each if each is None else each.view_as(each) for each in inputs]  # one may be made from another
+        wanted = [each for each in own if each is not None and each.requires_grad]
+        found = torch.autograd.grad(definition(*own), wanted, grad, create_graph=recorded, allow_unused=True)
+    gradients = iter(found)
+    return [next(gradients) if each is not None and each.requires_grad else None for each in own]
+
+
+def quantize_eagerly(
+    x: Tensor, scale: Tensor, zero_point: Tensor | None, low: int, high: int, rounding: Rounding, relu: bool
+) -> Tensor:
+    """Values on the grid, in one allocation; no gradients."""
+    y = rounding.inplace(torch.div(x, scale))
+    if zero_point is None:
+        y.clamp_(0 if relu else low, high)
+    elif zero_point.numel() == 1:
+        shift = zero_point.item()
+        y.clamp_(low - shift, high - shift)
+    else:
+        y.add_(zero_point).clamp_(low, high).sub_(zero_point)
+    return y.mul_(scale)
+
+
+def _inside(
+    grad: Tensor,
+    x: Tensor,
+    scale: Tensor,
+    zero_point: Tensor | None,
+    low: int,
+    high: int,
+    rounding: Rounding,
+    relu: bool,
+) -> Tensor:
+    """The gradient where the rounded integer is in range, else 0, by the one vectorised kernel that does it."""
+    one_shift = zero_point is None or zero_point.numel() == 1
+    if isinstance(rounding, HalfEven) and scale.numel() == 1 and one_shift:
+        step, shift = scale.item(), 0.0 if zero_point is None else zero_point.item()
+        lowest = 0.0 if relu else (low - shift - 0.5) * step
+        return _hardtanh_backward(grad, x, lowest, (high - shift + 0.5) * step)
+    codes = rounding.inplace(torch.div(x, scale))
+    if relu:
+        codes.masked_fill_(x <= 0, low - 1)
+    if zero_point is not None:
+        codes.add_(zero_point)
+    return _hardtanh_backward(grad, codes, low - 0.5, high + 0.5)
+
+
+def _unclipped(grad: Tensor, x: Tensor, relu: bool) -> Tensor:
+    """The gradient where what is clipped lets it pass; the ReLU does not."""
+    return torch.where(x > 0, grad, 0.0) if relu else grad
+
+
+def _step_grad(grad: Tensor, inside: Tensor, x: Tensor, y: Tensor, step: float, few: bool) -> float:
+    """LSQ's gradient of one scale, from what is at hand: inside ``(y - x) / scale``, outside ``y / scale``."""
+    if few:
+        total = (torch.dot(grad.reshape(-1), y.reshape(-1)) - torch.dot(inside.reshape(-1), x.reshape(-1))).item()
+        if math.isfinite(total):
+            return total / step
+    # with many integers the two products would cancel; with an infinite value that was clipped, they are NaN
+    return (grad * torch.where(inside == 0, y, y - x)).sum().item() / step
+
+
+def _steps_grad(grad: Tensor, inside: Tensor, x: Tensor, y: Tensor, scale: Tensor) -> Tensor:
+    """The same for several scales."""
+    return (grad * torch.where(inside == 0, y, y - x)).sum_to_size(scale.shape) / scale
+
+
+_hooks_in_use: Any = getattr(getattr(torch._C, "_autograd", None), "_top_saved_tensors_default_hooks", None)
+
+
+def _set_aside(ctx: Context, y: Tensor, rounding: Rounding) -> Tensor | None:
+    """Keep a large result in ``ctx.aside``, with its version, and not among the saved tensors; what is left to save.
+
+    Whoever else would keep it for backward may take it away (set None), and ask for it there: `repeated` works it out
+    again, once for all. Not under gradient checkpointing or other hooks on saved tensors, which decide for themselves
+    what is kept; and not where torch doesn't tell.
+    """
+    ctx.aside = None
+    if (
+        y.numel() < LARGE
+        or y.is_inference()
+        or not rounding.deterministic
+        or _hooks_in_use is None
+        or _hooks_in_use(False) is not None
+    ):
+        return y
+    ctx.aside = (y.detach(), y._version)
+    return None
+
+
+def repeated(ctx: Context) -> Tensor:
+    """The result that a function set aside, from ``(x, scale, ...)`` among its saved tensors."""
+    if ctx.aside is None:
+        x, scale, *_ = ctx.saved_tensors
+        y = quantize_eagerly(x, scale, None, *ctx.form)
+        ctx.aside = (y, y._version)
+    y, version = ctx.aside
+    if y._version != version:
+        raise RuntimeError(
+            "a quantized tensor needed for gradient computation has been modified by an inplace operation: version "
+            f"{y._version}, expected {version}. Write y = y + 1 for y += 1."
+        )
+    return y
+
+
+def _result(ctx: Context, x: Tensor, scale: Tensor, saved: Tensor | None) -> Tensor:
+    """The result, for the function's own backward."""
+    if saved is not None:
+        return saved
+    if ctx.aside is None:
+        return quantize_eagerly(x, scale, None, *ctx.form)
+    y = repeated(ctx)
+    ctx.aside = None
+    return y
+
+
+class EagerFakeQuant(torch.autograd.Function):
+    """``(x, scale, zero_point) -> y``."""
+
+    @staticmethod
+    def forward(
+        ctx: Context,
+        x: Tensor,
+        scale: Tensor,
+        zero_point: Tensor | None,
+        low: int,
+        high: int,
+        rounding: Rounding,
+        relu: bool,
+        clips: bool,
+    ) -> Tensor:
+        y = quantize_eagerly(x, scale, zero_point, low, high, rounding, relu)
+        ctx.rest = low, high, rounding, relu, clips
+        learned = ctx.needs_input_grad[1]
+        needed = learned or clips or relu or ctx.needs_input_grad[2]
+        ctx.save_for_backward(x if needed else None, scale, zero_point, y if learned else None)
+        return y
+
+    @staticmethod
+    def backward(ctx: Context, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        x, scale, zero_point, y = ctx.saved_tensors
+        low, high, rounding, relu, clips = ctx.rest
+        if isinstance(x, Tensor) and differentiated(grad):
+
+            def definition(x: Tensor, scale: Tensor, zero_point: Tensor | None) -> Tensor:
+                return composed_fake_quant(x, scale, low, high, zero_point, rounding, relu=relu, clips=clips)
+
+            return *_again(grad, definition, x, scale, zero_point), None, None, None, None, None
+        asked = ctx.needs_input_grad
+        inside = grad
+        if clips or asked[1] or asked[2]:
+            inside = _inside(grad, x, scale, zero_point, low, high, rounding, relu)
+        scale_grad = zero_point_grad = None
+        if asked[1]:
+            if scale.numel() == 1:
+                scale_grad = torch.full_like(scale, _step_grad(grad, inside, x, y, scale.item(), high - low < _FEW))
+            else:
+                scale_grad = _steps_grad(grad, inside, x, y, scale)
+        if asked[2]:
+            zero_point_grad = (inside - grad).mul_(scale).sum_to_size(zero_point.shape)
+        passed = inside if clips else _unclipped(grad, x, relu)
+        return passed, scale_grad, zero_point_grad, None, None, None, None, None
+
+
+class MagnitudeFakeQuant(torch.autograd.Function):
+    """``(x, base, offset) -> (y, scale)``, with scale = max(|base + offset|, floor) / threshold: learned scales."""
+
+    @staticmethod
+    def forward(
+        ctx: Context,
+        x: Tensor,
+        base: Tensor,
+        offset: Tensor,
+        rest: tuple[list[int] | None, int, float, int, int, Rounding, bool, bool],
+    ) -> tuple[Tensor, Tensor]:
+        shape, threshold, floor, low, high, rounding, relu, clips = rest
+        magnitude = _wide(base + offset)
+        if shape is None:
+            scale = _divided(_at_least(abs(magnitude.item()), floor, magnitude), threshold, magnitude)
+        else:
+            scale = (magnitude.abs().clamp_min_(floor) / threshold).reshape(shape)
+        y = quantize_eagerly(x, scale, None, low, high, rounding, relu)
+        ctx.form, ctx.rest, ctx.magnitude = (low, high, rounding, relu), (threshold, floor, clips), magnitude
+        ctx.mark_non_differentiable(scale)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(x, scale, _set_aside(ctx, y, rounding), base, offset)
+        return y, scale
+
+    @staticmethod
+    def backward(ctx: Context, grad: Tensor | None, _: object) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        if grad is None:
+            return None, None, None, None
+        x, scale, y, base, offset = ctx.saved_tensors
+        low, high, rounding, relu = ctx.form
+        threshold, floor, clips = ctx.rest
+        if differentiated(grad):
+            ctx.aside = None
+
+            def definition(x: Tensor, base: Tensor, offset: Tensor) -> Tensor:
+                step = clamp_through(_wide(base + offset).abs(), floor) / threshold
+                shaped = step.reshape(scale.shape)
+                return composed_fake_quant(x, shaped, low, high, None, rounding, relu=relu, clips=clips)
+
+            return *_again(grad, definition, x, base, offset), None
+        inside = _inside(grad, x, scale, None, low, high, rounding, relu)
+        y = _result(ctx, x, scale, y)
+        magnitude = ctx.magnitude
+        if scale.ndim == 0:
+            number = magnitude.item()
+            factor = 0.0 if abs(number) < floor else math.copysign(1, number) / threshold
+            pull = _step_grad(grad, inside, x, y, scale.item(), high - low < _FEW)
+            offset_grad = torch.full_like(magnitude, pull * factor)
+        else:
+            factors = torch.where(magnitude.abs() < floor, 0.0, magnitude.sign() / threshold)
+            offset_grad = _steps_grad(grad, inside, x, y, scale).reshape(magnitude.shape) * factors
+        passed = inside if clips else _unclipped(grad, x, relu)
+        return passed, offset_grad if ctx.needs_input_grad[1] else None, offset_grad, None
+
+
+def _wide(magnitude: Tensor) -> Tensor:
+    """A scale is never half precision."""
+    return magnitude if magnitude.dtype == torch.float32 or magnitude.dtype == torch.float64 else magnitude.float()
+
+
+class AbsMaxFakeQuant(torch.autograd.Function):
+    """``x -> (y, scale)``, with scale = max(|x|, floor) / threshold: weights.
+
+    Nothing is clipped; detached, gradients pass as they are.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Context, x: Tensor, floor: float, threshold: int, rounding: Rounding, detached: bool
+    ) -> tuple[Tensor, Tensor]:
+        rows = x.reshape(x.shape[0], -1) if x.ndim else x.reshape(1, 1)
+        highest, lowest = rows.amax(1), rows.amin(1)
+        largest = max(highest.amax().item(), -lowest.amin().item())
+        finite = math.isfinite(largest)
+        scale = _divided(_at_least(largest, floor, x) if finite else 1.0, threshold, x)
+        return _weights(ctx, x, scale, finite, (floor, threshold, rounding, detached), highest, lowest)
+
+    @staticmethod
+    def backward(ctx: Context, grad: Tensor | None, _: object) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        if grad is None or ctx.detached:
+            ctx.aside = None
+            return grad, None, None, None, None
+        x, scale, y, highest, lowest = ctx.saved_tensors
+        up, down = highest.argmax().item(), lowest.argmin().item()
+        positive = highest[up].item() >= -lowest[down].item()
+        row = up if positive else down
+        largest = highest[up].item() if positive else -lowest[down].item()
+        if largest < ctx.floor or not math.isfinite(largest):
+            return grad, None, None, None, None
+        values = x.select(0, row).reshape(-1) if x.ndim else x.reshape(1)
+        at = row * values.numel() + (values.argmax() if positive else values.argmin()).item()
+        if differentiated(grad):
+            return _weights_again(ctx, grad, x, scale, torch.tensor([[at]]), torch.tensor([[False]]))
+        y = _result(ctx, x, scale, y)
+        pull = _step_grad(grad, grad, x, y, scale.item(), ctx.threshold * 2 < _FEW) / ctx.threshold
+        del y  # before another copy is made
+        result = grad.clone(memory_format=torch.contiguous_format)
+        result.view(-1)[at].add_(pull if positive else -pull)
+        return result, None, None, None, None
+
+
+class AbsMaxRowsFakeQuant(torch.autograd.Function):
+    """The same with a scale for each index of the first dimension."""
+
+    @staticmethod
+    def forward(
+        ctx: Context, x: Tensor, floor: float, threshold: int, rounding: Rounding, detached: bool
+    ) -> tuple[Tensor, Tensor]:
+        rows = x.reshape(x.shape[0], -1)
+        magnitudes = torch.maximum(rows.amax(1), rows.amin(1).neg_()).clamp_min_(floor)
+        finite = magnitudes.isfinite()
+        magnitudes = torch.where(finite, magnitudes, 1.0)
+        scale = (magnitudes / threshold).reshape([-1] + [1] * (x.ndim - 1))
+        return _weights(ctx, x, scale, bool(finite.all()), (floor, threshold, rounding, detached))
+
+    @staticmethod
+    def backward(ctx: Context, grad: Tensor | None, _: object) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        if grad is None or ctx.detached:
+            ctx.aside = None
+            return grad, None, None, None, None
+        x, scale, y = ctx.saved_tensors
+        rows = x.reshape(x.shape[0], -1)
+        at = rows.abs().argmax(1, keepdim=True)
+        largest = rows.gather(1, at)
+        fixed = (largest.abs() < ctx.floor) | ~largest.isfinite()
+        if differentiated(grad):
+            return _weights_again(ctx, grad, x, scale, at, fixed)
+        y = _result(ctx, x, scale, y)
+        pull = (grad * (y - x)).sum_to_size(scale.shape).reshape(-1, 1) / (scale.reshape(-1, 1) * ctx.threshold)
+        pull.masked_fill_(fixed, 0.0)
+        del y  # before another copy is made
+        result = grad.clone(memory_format=torch.contiguous_format)
+        result.view(rows.shape).scatter_add_(1, at, largest.sign_().mul_(pull))
+        return result, None, None, None, None
+
+
+def _weights(
+    ctx: Context, x: Tensor, scale: Tensor, finite: bool, rest: tuple[float, int, Rounding, bool], *extremes: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The results of a weight's function, and what its backward needs."""
+    ctx.floor, ctx.threshold, rounding, ctx.detached = rest
+    y = rounding.inplace(torch.div(x, scale))
+    if not finite:
+        y.clamp_(-ctx.threshold, ctx.threshold)
+    y.mul_(scale)
+    ctx.form = (-ctx.threshold, ctx.threshold, rounding, False)
+    ctx.mark_non_differentiable(scale)
+    ctx.set_materialize_grads(False)
+    kept = _set_aside(ctx, y, rounding)
+    if not ctx.detached:
+        ctx.save_for_backward(x, scale, kept, *extremes)
+    elif kept is None:
+        ctx.save_for_backward(x, scale)
+    return y, scale
+
+
+def _weights_again(
+    ctx: Context, grad: Tensor, x: Tensor, scale: Tensor, at: Tensor, fixed: Tensor
+) -> tuple[Tensor | None, ...]:
+    """The gradients of its definition: in each row the element at ``at`` sets the scale, unless that is ``fixed``."""
+    ctx.aside = None
+
+    def definition(x: Tensor) -> Tensor:
+        largest = x.reshape(at.shape[0], -1).gather(1, at).abs()
+        step = torch.where(fixed, scale.reshape(-1, 1), largest / ctx.threshold).reshape(scale.shape)
+        low, high, rounding, _ = ctx.form
+        return composed_fake_quant(x, step, low, high, None, rounding, clips=False)
+
+    return *_again(grad, definition, x), None, None, None, None
+
+
+def _at_least(magnitude: float, floor: float, like: Tensor) -> float:
+    """The magnitude, or the smallest one allowed, as tensors of that precision hold it."""
+    return magnitude if magnitude >= floor else torch.tensor(floor, dtype=like.dtype).item()
+
+
+def _divided(magnitude: float, threshold: int, like: Tensor) -> Tensor:
+    """The quotient in the precision of a tensor: a double holds enough digits for it to be rounded once."""
+    return torch.full((), magnitude / threshold, dtype=like.dtype)
+
+
+class TracedFakeQuant(torch.autograd.Function):
+    """``(x, scale, zero_point) -> y`` in pointwise operations, recomputed in backward."""
+
+    @staticmethod
+    def forward(
+        x: Tensor,
+        scale: Tensor,
+        zero_point: Tensor | None,
+        low: int,
+        high: int,
+        rounding: Rounding,
+        relu: bool,
+        clips: bool,
+    ) -> Tensor:
+        codes = rounding(x / scale)
+        if zero_point is None:
+            return torch.clamp(codes, 0 if relu else low, high) * scale
+        return (torch.clamp(codes + zero_point, low, high) - zero_point) * scale
+
+    @staticmethod
+    def setup_context(ctx: Context, inputs: Arguments, output: object) -> None:
+        x, scale, zero_point, ctx.low, ctx.high, ctx.rounding, ctx.relu, ctx.clips = inputs
+        ctx.save_for_backward(x, scale, zero_point)
+
+    @staticmethod
+    def backward(ctx: Context, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        x, scale, zero_point = ctx.saved_tensors
+        step = scale.detach()  # inside the range the derivatives are constant, but for `grad`
+        steps = x.detach() / step
+        codes = ctx.rounding(steps)
+        shifted = codes if zero_point is None else codes + zero_point.detach()
+        inside = (shifted >= ctx.low) & (shifted <= ctx.high)
+        if ctx.relu:
+            inside = inside & (x > 0)
+        passed = torch.where(inside if ctx.clips else x > 0, grad, 0.0) if ctx.clips or ctx.relu else grad
+        scale_grad = zero_point_grad = None
+        if ctx.needs_input_grad[1]:
+            bound = torch.clamp(shifted, 0 if ctx.relu else ctx.low, ctx.high)
+            moved = torch.where(inside, codes - steps, bound if zero_point is None else bound - zero_point)
+            scale_grad = (grad * moved).sum_to_size(scale.shape)
+        if ctx.needs_input_grad[2]:
+            outside = torch.where(inside, 0.0, -grad * scale)
+            zero_point_grad = outside.sum_to_size(scale.shape)
+        return passed, scale_grad, zero_point_grad, None, None, None, None, None

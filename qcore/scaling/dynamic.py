@@ -1,0 +1,76 @@
+"""Scales that follow the tensor at hand."""
+
+from torch import Tensor
+
+from ..formats.int_range import IntRange, check_flag
+from ..kernels.fused import AbsMaxFakeQuant, AbsMaxRowsFakeQuant, apply_eagerly
+from ..protocols import Restriction, Statistic, checked
+from ..rounding import HalfEven, HalfUp, Rounding
+from .magnitude import MagnitudeScaling, usable
+from .restriction import FloatScale
+from .statistics import AbsMax, lower_end, measured
+
+__all__ = ["StatisticScaling"]
+
+_FLOAT_SCALE = FloatScale()
+_ABS_MAX = AbsMax()
+
+
+class StatisticScaling(MagnitudeScaling):
+    """The scale follows a statistic of the tensor at hand, at each forward: the default for weights.
+
+    Args:
+        int_range: the integers of the grid.
+        statistic: what is measured, see `STATISTICS`.
+        restriction: which scales are allowed.
+        min_scale: no scale is smaller.
+        axis: one scale for each index of this dimension, or None for one.
+        detach_scale: no gradient through the statistic: training is faster, the largest weight gets no extra pull.
+
+    Example:
+        >>> import torch
+        >>> StatisticScaling(IntRange(8, signed=True, narrow_range=True))(torch.tensor([0.5, -1.27]))
+        tensor(0.0100)
+    """
+
+    statistic: Statistic
+    detach_scale: bool
+
+    def __init__(
+        self,
+        int_range: IntRange,
+        statistic: Statistic = _ABS_MAX,
+        restriction: Restriction = _FLOAT_SCALE,
+        min_scale: float = 1e-10,
+        axis: int | None = None,
+        detach_scale: bool = False,
+    ) -> None:
+        super().__init__(int_range, restriction, min_scale, axis)
+        self.statistic = checked("statistic", statistic)
+        self.detach_scale = check_flag("detach_scale", detach_scale)
+
+    def fused(
+        self, x: Tensor, low: int, high: int, rounding: Rounding, relu: bool, clips: bool
+    ) -> tuple[Tensor, Tensor] | None:
+        """Values and scale of a weight whose largest magnitude sets the scale."""
+        if clips or type(self.statistic) is not AbsMax or type(self.restriction) is not FloatScale:
+            return None
+        if x.numel() == 0 or self.axis not in (None, 0) or high >= 1 << 20:
+            return None
+        plain = type(rounding) in (HalfEven, HalfUp) and self.int_range.threshold == high == -low
+        if not plain:  # the fused form clips nothing
+            return None
+        function = AbsMaxFakeQuant if self.axis is None else AbsMaxRowsFakeQuant
+        return apply_eagerly(function, x, float(self._floor()), high, rounding, self.detach_scale)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The scale of ``x``."""
+        source = x.detach() if self.detach_scale else x
+        return self.scale_of(usable(measured(self.statistic, source, self.axis)), x.ndim)
+
+    def low_of(self, x: Tensor) -> Tensor:
+        """The lower end of the range of ``x``, for a zero point."""
+        return usable(lower_end(self.statistic, x.detach(), self.axis))
+
+    def extra_repr(self) -> str:
+        return f"{self.statistic!r}, {super().extra_repr()}"

@@ -1,0 +1,405 @@
+"""Statistics of a tensor from which a scale (and a zero point) is derived.
+
+A statistic is a callable ``(x, axis) -> Tensor``: one number (0-d) without axis, else one for each index of the axis.
+They are computed in float32 at least. One of your own is a class with that call; one that also has ``low`` serves
+quantizers with a zero point.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..aliases import Arguments, Context
+from ..declare.inject import register_choices
+from ..errors import SettingError
+from ..formats.int_range import IntRange
+from ..kernels.derivatives import clamp_through
+from ..kernels.dispatch import composed_fake_quant
+from ..protocols import Statistic
+from ..tracing import is_tracing, transformed
+from .pooling import distributed, gathered_kth_largest, highest, lowest, summed
+
+__all__ = [
+    "STATISTICS",
+    "AbsMax",
+    "AbsPercentile",
+    "MeanSigma",
+    "MinMax",
+    "MinSquaredError",
+    "PercentileInterval",
+    "kth_largest",
+    "lower_end",
+    "measure",
+    "measured",
+]
+
+_BLOCK = 4096  # columns of the block search; measured best between 256 and 16384 from 1e5 to 1e7 elements
+_SEARCH = 65536  # elements from which the block search pays
+
+
+def _rows(x: Tensor, axis: int | None) -> Tensor:
+    """The values as float, all in one row or, with an axis, one row per index of it."""
+    wide = x if x.dtype in (torch.float32, torch.float64) else x.float()
+    return wide.reshape(1, -1) if axis is None else wide.movedim(axis, 0).reshape(wide.shape[axis], -1)
+
+
+def _shaped(rows: Tensor, axis: int | None) -> Tensor:
+    return rows.reshape(()) if axis is None else rows
+
+
+def _zeros(x: Tensor, axis: int | None) -> Tensor:
+    """What a statistic of nothing is."""
+    dtype = x.dtype if x.dtype in (torch.float32, torch.float64) else torch.float32
+    return torch.zeros(() if axis is None else x.shape[axis], dtype=dtype, device=x.device)
+
+
+class AbsMax:
+    """The largest magnitude: nothing is clipped.
+
+    Its gradient goes to the first element that has it.
+
+    Example:
+        >>> x = torch.tensor([[1.0, -3.0], [0.5, 0.25]])
+        >>> AbsMax()(x), AbsMax()(x, axis=0)
+        (tensor(3.), tensor([3.0000, 0.5000]))
+    """
+
+    covers = True  # every value lies within the statistic
+
+    def __call__(self, x: Tensor, axis: int | None = None) -> Tensor:
+        """The largest magnitude, per tensor or per index of the axis."""
+        if x.numel() == 0:
+            return _zeros(x, axis)
+        if torch.compiler.is_compiling():
+            return _shaped(_rows(x, axis).abs().amax(1), axis)
+        if transformed():
+            rows = _rows(x, axis)
+            return _shaped(rows.gather(1, rows.detach().abs().argmax(1, keepdim=True)).abs().squeeze(1), axis)
+        return _AbsMax.apply(x if x.dtype in (torch.float32, torch.float64) else x.float(), axis)
+
+    def pooled(self, x: Tensor, axis: int | None = None) -> list[Tensor]:
+        """The statistic over all ranks."""
+        return [highest(self(x, axis))]
+
+    def __repr__(self) -> str:
+        return "AbsMax()"
+
+
+class _AbsMax(torch.autograd.Function):
+    """abs().max() without its dense backward: two vectorised reductions; one element (per index) gets the gradient."""
+
+    @staticmethod
+    def forward(x: Tensor, axis: int | None) -> Tensor:
+        if axis is None:
+            return torch.maximum(x.amax(), -x.amin())
+        others = [dim for dim in range(x.ndim) if dim != axis % x.ndim]
+        return torch.maximum(x.amax(others), -x.amin(others)) if others else x.abs()
+
+    @staticmethod
+    def setup_context(ctx: Context, inputs: Arguments, output: object) -> None:
+        x, ctx.axis = inputs
+        ctx.save_for_backward(x)
+
+    @staticmethod
+    def backward(ctx: Context, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        (x,) = ctx.saved_tensors
+        rows = _rows(x, ctx.axis)
+        at = rows.abs().argmax(1, keepdim=True)
+        sparse = torch.zeros_like(rows).scatter_(1, at, rows.gather(1, at).sign() * grad.reshape(-1, 1))
+        if ctx.axis is None:
+            return sparse.reshape(x.shape), None
+        moved = x.movedim(ctx.axis, 0)
+        return sparse.reshape(moved.shape).movedim(0, ctx.axis), None
+
+
+class MinMax:
+    """The width of the smallest interval that holds every value and zero. Serves zero points.
+
+    Example:
+        >>> x = torch.tensor([-1.0, 3.0])
+        >>> MinMax()(x), MinMax().low(x), MinMax()(x + 3)
+        (tensor(4.), tensor(-1.), tensor(6.))
+    """
+
+    def __call__(self, x: Tensor, axis: int | None = None) -> Tensor:
+        """Largest minus smallest value, zero included."""
+        if x.numel() == 0:
+            return _zeros(x, axis)
+        return _shaped(clamp_through(_rows(x, axis).amax(1), 0.0), axis) - self.low(x, axis)
+
+    def low(self, x: Tensor, axis: int | None = None) -> Tensor:
+        """The smallest value, or 0 if all are positive."""
+        return _zeros(x, axis) if x.numel() == 0 else _shaped(clamp_through(_rows(x, axis).amin(1), None, 0.0), axis)
+
+    def pooled(self, x: Tensor, axis: int | None = None) -> list[Tensor]:
+        """Width and lower end over all ranks."""
+        low = self.low(x, axis)
+        high, low = highest(self(x, axis) + low), lowest(low)
+        return [high - low, low]
+
+    def __repr__(self) -> str:
+        return "MinMax()"
+
+
+class AbsPercentile:
+    """The magnitude below which ``percentile`` percent of the values lie, found without sorting them.
+
+    Args:
+        percentile: above 0, up to 100; of n values the element at rank ``floor(percentile / 100 * n + 0.5)`` is
+            taken, at least the first.
+
+    Raises:
+        SettingError: a percentile that is none.
+
+    Example:
+        >>> AbsPercentile(percentile=90.0)(torch.arange(-10.0, 0.0))
+        tensor(9.)
+    """
+
+    def __init__(self, percentile: float = 99.999) -> None:
+        self.percentile = _checked_percentile("percentile", percentile)
+
+    def __call__(self, x: Tensor, axis: int | None = None) -> Tensor:
+        """The percentile of the magnitudes, per tensor or per index of the axis."""
+        if x.numel() == 0:
+            return _zeros(x, axis)
+        rows = _rows(x, axis).abs()
+        rank = min(max(math.floor(self.percentile / 100 * rows.shape[1] + 0.5), 1), rows.shape[1])
+        return _shaped(kth_largest(rows, rows.shape[1] - rank + 1), axis)
+
+    def pooled(self, x: Tensor, axis: int | None = None) -> list[Tensor]:
+        """The percentile over all ranks."""
+        return [_pooled_percentile(_rows(x, axis).abs(), axis, lambda n: math.floor(self.percentile / 100 * n + 0.5))]
+
+    def __repr__(self) -> str:
+        return f"AbsPercentile({self.percentile})"
+
+
+class PercentileInterval:
+    """The width of the interval between two percentiles, zero included. Serves zero points.
+
+    Args:
+        low_percentile: from 0; of n values the one at rank ``ceil(low_percentile / 100 * n)`` is the lower end.
+        high_percentile: up to 100, above the lower one.
+
+    Raises:
+        SettingError: percentiles that are none, or in the wrong order.
+
+    Example:
+        >>> PercentileInterval(low_percentile=10.0, high_percentile=90.0)(torch.arange(-5.0, 5.0))
+        tensor(8.)
+    """
+
+    def __init__(self, low_percentile: float = 0.001, high_percentile: float = 99.999) -> None:
+        self.low_percentile = _checked_percentile("low_percentile", low_percentile, 0)
+        self.high_percentile = _checked_percentile("high_percentile", high_percentile)
+        if low_percentile >= high_percentile:
+            raise SettingError("low_percentile", low_percentile, f"less than high_percentile={high_percentile}")
+
+    def __call__(self, x: Tensor, axis: int | None = None) -> Tensor:
+        """Upper minus lower percentile, zero included."""
+        if x.numel() == 0:
+            return _zeros(x, axis)
+        rows = _rows(x, axis)
+        rank = min(max(math.floor(self.high_percentile / 100 * rows.shape[1] + 0.5), 1), rows.shape[1])
+        high = clamp_through(kth_largest(rows, rows.shape[1] - rank + 1), 0.0)
+        return _shaped(high, axis) - self.low(x, axis)
+
+    def low(self, x: Tensor, axis: int | None = None) -> Tensor:
+        """The lower percentile, or 0 if it is positive."""
+        if x.numel() == 0:
+            return _zeros(x, axis)
+        rows = _rows(x, axis)
+        rank = min(max(math.ceil(self.low_percentile / 100 * rows.shape[1]), 1), rows.shape[1])
+        return _shaped(-clamp_through(kth_largest(-rows, rank), 0.0), axis)
+
+    def pooled(self, x: Tensor, axis: int | None = None) -> list[Tensor]:
+        """Width and lower end over all ranks."""
+        rows = _rows(x, axis)
+        high = _pooled_percentile(rows, axis, lambda n: math.floor(self.high_percentile / 100 * n + 0.5))
+        mirrored = _pooled_percentile(-rows, axis, lambda n: n + 1 - max(math.ceil(self.low_percentile / 100 * n), 1))
+        low = -mirrored.clamp_min(0)
+        return [high.clamp_min(0) - low, low]
+
+    def __repr__(self) -> str:
+        return f"PercentileInterval({self.low_percentile}, {self.high_percentile})"
+
+
+class MeanSigma:
+    """Mean magnitude plus ``sigma`` standard deviations of the magnitudes.
+
+    Args:
+        sigma: how many standard deviations, 0 or more.
+
+    Raises:
+        SettingError: a negative sigma, or one that is no number.
+
+    Example:
+        >>> MeanSigma(sigma=2.0)(torch.tensor([1.0, -3.0]))
+        tensor(4.)
+    """
+
+    def __init__(self, sigma: float = 3.0) -> None:
+        if isinstance(sigma, bool) or not isinstance(sigma, (int, float)) or not sigma >= 0:
+            raise SettingError("sigma", sigma, "a number of standard deviations, 0 or more")
+        self.sigma = sigma
+
+    def __call__(self, x: Tensor, axis: int | None = None) -> Tensor:
+        """The statistic per tensor or per index of the axis; the deviation is that of the population."""
+        if x.numel() == 0:
+            return _zeros(x, axis)
+        rows = _rows(x, axis).abs()
+        mean = rows.mean(1)
+        spread = (rows - mean[:, None]).square().mean(1)
+        deviation = torch.where(spread > 0, spread, 1.0).sqrt() * (spread > 0)  # no NaN gradient at zero spread
+        return _shaped(mean + self.sigma * deviation, axis)
+
+    def pooled(self, x: Tensor, axis: int | None = None) -> list[Tensor]:
+        """The statistic over all ranks, from their sums."""
+        rows = _rows(x, axis).abs().double()
+        count = torch.full((rows.shape[0],), float(rows.shape[1]), dtype=torch.float64, device=x.device)
+        total, squares, count = summed(torch.stack([rows.sum(1), rows.square().sum(1), count])).clone()
+        mean = total / count.clamp_min(1)
+        deviation = (squares / count.clamp_min(1) - mean.square()).clamp_min(0).sqrt()
+        return [_shaped((mean + self.sigma * deviation).to(_zeros(x, axis).dtype), axis)]
+
+    def __repr__(self) -> str:
+        return f"MeanSigma({self.sigma})"
+
+
+class MinSquaredError:
+    """The range whose grid moves the values least: a search over fractions of the largest magnitude.
+
+    Args:
+        int_range: the integers of the grid.
+        search_steps: how many evenly spaced candidates are tried, up to the full range.
+
+    Raises:
+        SettingError: fewer than 1 step.
+
+    Example:
+        >>> weight = torch.cat([torch.linspace(-1, 1, 999), torch.tensor([20.0])])
+        >>> MinSquaredError(IntRange(4, signed=True, narrow_range=True))(weight).item() < 20
+        True
+    """
+
+    def __init__(self, int_range: IntRange, search_steps: int = 64) -> None:
+        if isinstance(search_steps, bool) or not isinstance(search_steps, int) or search_steps < 1:
+            raise SettingError("search_steps", search_steps, "a whole number, 1 or more")
+        self.int_range = int_range
+        self.search_steps = search_steps
+
+    @torch.no_grad()
+    def __call__(self, x: Tensor, axis: int | None = None) -> Tensor:
+        """The best of the candidates, per tensor or per index of the axis. It has no gradient."""
+        if x.numel() == 0:
+            return _zeros(x, axis)
+        rows = _rows(x, axis)
+        largest = rows.abs().amax(1) if self.int_range.signed else rows.amax(1).clamp_min(0)
+        low, high = self.int_range.bounds(0, 2)
+        best, least = largest.clone(), torch.full_like(largest, float("inf"))
+        for step in range(self.search_steps, 0, -1):
+            candidate = largest * (step / self.search_steps)
+            scale = (candidate / self.int_range.threshold).clamp_min(torch.finfo(rows.dtype).tiny)
+            error = (composed_fake_quant(rows, scale[:, None], low, high) - rows).square().sum(1)
+            better = error < least
+            best, least = torch.where(better, candidate, best), torch.where(better, error, least)
+        return _shaped(best, axis)
+
+    def __repr__(self) -> str:
+        return f"MinSquaredError({self.search_steps} steps)"
+
+
+STATISTICS = register_choices(
+    "statistic",
+    {
+        "abs_max": AbsMax,
+        "min_max": MinMax,
+        "percentile": AbsPercentile,
+        "percentile_interval": PercentileInterval,
+        "mean_sigma": MeanSigma,
+        "mse": MinSquaredError,
+    },
+)
+
+
+def measured(statistic: Statistic, x: Tensor, axis: int | None) -> Tensor:
+    """The statistic of a tensor: 0 where there is nothing to measure.
+
+    Example:
+        >>> measured(AbsMax(), torch.ones(0), None)
+        tensor(0.)
+    """
+    return statistic(x, axis) if is_tracing() or x.numel() else _zeros(x, axis)
+
+
+def lower_end(statistic: Any, x: Tensor, axis: int | None) -> Tensor:
+    """The lower end of the range of a tensor, by a statistic that has one (`low`): 0 where there is nothing to measure.
+
+    Example:
+        >>> lower_end(MinMax(), torch.tensor([-1.0, 3.0]), None)
+        tensor(-1.)
+    """
+    return statistic.low(x, axis) if is_tracing() or x.numel() else _zeros(x, axis)
+
+
+def measure(statistic: Any, x: Tensor, axis: int | None) -> list[Tensor]:
+    """A statistic, and the lower end where it has one; over all ranks where training is distributed.
+
+    A statistic without a ``pooled`` of its own is averaged over ranks.
+
+    Example:
+        >>> measure(MinMax(), torch.tensor([-1.0, 3.0]), None)
+        [tensor(4.), tensor(-1.)]
+    """
+    if distributed() and hasattr(statistic, "pooled"):
+        return statistic.pooled(x, axis)
+    found = [measured(statistic, x, axis)]
+    if hasattr(statistic, "low"):
+        found.append(lower_end(statistic, x, axis))
+    if not distributed():
+        return found
+    ranks = summed(torch.ones_like(found[0]))
+    return [summed(each) / ranks for each in found]
+
+
+def _pooled_percentile(rows: Tensor, axis: int | None, rank: Callable[[int], int]) -> Tensor:
+    total = int(summed(torch.tensor(rows.shape[1], device=rows.device)))
+    if total == 0:
+        return _shaped(rows.new_zeros(rows.shape[0]), axis)
+    at = min(max(rank(total), 1), total)
+    return _shaped(gathered_kth_largest(rows, total - at + 1), axis)
+
+
+def kth_largest(rows: Tensor, k: int) -> Tensor:
+    """The ``k``-th largest of each row (1 is the largest), exactly, without sorting where that is avoidable.
+
+    Long rows: of the maxima of columns the k largest tell which columns can hold the answer.
+
+    Example:
+        >>> kth_largest(torch.tensor([[3.0, 1.0, 2.0]]), 2)
+        tensor([2.])
+    """
+    length = rows.shape[1]
+    if k == 1:
+        return rows.amax(1)
+    if k > length // 64:
+        return rows.kthvalue(length - k + 1, 1).values
+    if rows.shape[0] > 1 or length < _SEARCH or k > _BLOCK // 2:
+        return rows.topk(k, 1).values[:, -1]
+    whole = length // _BLOCK * _BLOCK
+    blocks = rows[0, :whole].view(-1, _BLOCK)
+    columns = blocks.amax(0).topk(k).indices
+    candidates = torch.cat([blocks[:, columns].reshape(-1), rows[0, whole:]])
+    return candidates.topk(k).values[-1:]
+
+
+def _checked_percentile(setting: str, percentile: object, lowest: float = math.ulp(0)) -> float:
+    if isinstance(percentile, bool) or not isinstance(percentile, (int, float)) or not lowest <= percentile <= 100:
+        expected = "a number from 0 to 100" if lowest == 0 else "a number above 0, up to 100"
+        remedy = f"Write {setting}=99.9 for 99.9 percent." if setting != "low_percentile" else ""
+        raise SettingError(setting, percentile, expected, remedy)
+    return float(percentile)

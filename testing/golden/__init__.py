@@ -1,0 +1,3 @@
+"""Golden vectors from an independent oracle."""
+
+__all__: list[str] = []
