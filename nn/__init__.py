@@ -16,6 +16,7 @@ from .activations import (
 )
 from .contexts.calibration import calibrating, finish_calibration
 from .contexts.freezing import frozen
+from .contexts.intercepting import intercepted, quantizers_of
 from .conv import QuantConv1d, QuantConv2d, QuantConv3d
 from .conv_transpose import QuantConvTranspose1d, QuantConvTranspose2d, QuantConvTranspose3d
 from .linear import QuantLinear
@@ -47,4 +48,6 @@ __all__ = [
     "calibrating",
     "finish_calibration",
     "frozen",
+    "intercepted",
+    "quantizers_of",
 ]

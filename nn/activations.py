@@ -66,7 +66,7 @@ class QuantReLU(ActivationLayer, nn.ReLU):
         return F.relu(x, self.inplace)
 
     def _quantized(self, x: Tensor, quant: TensorQuant) -> tuple[Tensor, Grid | None]:
-        if quant.lowering is None and isinstance(quant, IntQuant) and quant.folds_relu:
+        if quant.intercept is None and isinstance(quant, IntQuant) and quant.folds_relu:
             return quant.quantize(x, True)  # the clamp at the smallest integer, 0, is the ReLU
         return super()._quantized(x, quant)
 

@@ -14,7 +14,7 @@ __all__ = ["learns", "unclipped"]
 
 def learns(quant: nn.Module) -> TypeGuard[IntQuant]:
     """Whether gradients reach a range that no longer depends on the input."""
-    if not isinstance(quant, IntQuant) or quant.lowering is not None:
+    if not isinstance(quant, IntQuant) or quant.intercept is not None:
         return False
     if not torch.is_grad_enabled() or exporting():
         return False

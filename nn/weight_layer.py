@@ -164,7 +164,7 @@ class WeightLayer(QuantLayer):
                 out = self._compute(values, weight, bias, *extra)
         if self.output_quant is not None:
             out, grid = self.output_quant.quantize(out)
-        elif self.return_quant_tensor and not (self._lowered() and (inputs is None or weights is None)):
+        elif self.return_quant_tensor and not (self._intercepted() and (inputs is None or weights is None)):
             grid = self._output_grid(inputs, weights, biases, out.ndim, out.dtype)
         else:
             return out
@@ -175,10 +175,10 @@ class WeightLayer(QuantLayer):
     def _check_needs_no_grid(self, x: Tensor) -> None:
         """Say what became of the grid of an input that arrives without one, and is needed."""
         quant = None if self.bias is None else self.bias_quant
-        if quant is not None and quant.follows_input and quant.lowering is None:
+        if quant is not None and quant.follows_input and quant.intercept is None:
             asks = f"{path_of(self)}: the scale of bias_quant follows the input's"
             remedy = "or choose a bias with a scale of its own: bias_quant=Int8BiasOwnScale"
-        elif self.return_quant_tensor and self.output_quant is None and not self._lowered():
+        elif self.return_quant_tensor and self.output_quant is None and not self._intercepted():
             asks = f"{path_of(self)}: return_quant_tensor=True needs a quantized input"
             remedy = "or output_quant=Int8Act"
         else:
@@ -187,8 +187,8 @@ class WeightLayer(QuantLayer):
             f"{asks}, and the input is a plain tensor. {grid_lost(x)} Or give this layer input_quant=Int8Act, {remedy}."
         )
 
-    def _lowered(self) -> bool:
-        return self.weight_quant is not None and self.weight_quant.lowering is not None
+    def _intercepted(self) -> bool:
+        return self.weight_quant is not None and self.weight_quant.intercept is not None
 
     def _take_input(self, x: Tensor) -> tuple[Tensor, Grid | None]:
         grid, x = grid_of(x), values_of(x)
@@ -254,7 +254,7 @@ class WeightLayer(QuantLayer):
     ) -> tuple[Tensor, Grid | None]:
         """A parameter quantized; in a frozen model once for each grid of the input, if it depends on that."""
         kept = None if torch.compiler.is_compiling() else self._kept
-        if kept is None or quant.lowering is not None or self.training or torch.is_grad_enabled():
+        if kept is None or quant.intercept is not None or self.training or torch.is_grad_enabled():
             return quant.quantize(tensor, *context)
         scale = inputs.scale if context and inputs is not None else None
         found = kept.get(slot)

@@ -12,7 +12,9 @@ from torch.nn.modules.module import _IncompatibleKeys
 from .declare.inject import QuantizerType
 from .grid import Grid
 
-__all__ = ["TensorQuant"]
+__all__ = ["Intercept", "TensorQuant"]
+
+Intercept = Callable[..., tuple[Tensor, Grid | None]]  # (quantizer, x, *context) -> values, grid
 
 _sources = itertools.count()
 _VERSION = "; version 1"  # of what a saved state means
@@ -27,7 +29,7 @@ class TensorQuant(nn.Module):
         quantizer: the declaration it was resolved from, or None if it was built by hand.
         provided: what the layer contributed to it (shape, device ...).
         written: for each setting given by keyword, the keyword.
-        lowering: set by an exporter for the time of an export: called instead of `_quantize`.
+        intercept: called as ``(quant, x, *context)`` instead of `_quantize`, see `bitwright.nn.intercepted`.
         of_parameter: whether it quantizes a weight or bias, whose range is known without data.
         source: a number that no other quantizer of this process has; marks the grids of one stored scale.
 
@@ -48,7 +50,7 @@ class TensorQuant(nn.Module):
     quantizer: QuantizerType | None = None
     provided: Mapping[str, object] = {}
     written: Mapping[str, str] = {}
-    lowering: Callable[..., tuple[Tensor, Grid | None]] | None = None
+    intercept: Intercept | None = None
     of_parameter = False
     follows_input = False  # whether its grid is derived from the input's and the weight's (biases)
     _quantize: Callable[..., tuple[Tensor, Grid]]  # what subclasses implement
@@ -68,7 +70,7 @@ class TensorQuant(nn.Module):
         if self._stale:
             self._stale = False
             self.initialize(x.detach())
-        return self._quantize(x, *context) if self.lowering is None else self.lowering(self, x, *context)
+        return self._quantize(x, *context) if self.intercept is None else self.intercept(self, x, *context)
 
     def forward(self, x: Tensor, *context: object) -> Tensor:
         """The values moved onto the grid."""

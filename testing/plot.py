@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from ..export.capture.model_state import evaluating
+from ..nn.contexts.intercepting import intercepted, quantizers_of
 from ..qcore import BitwrightError, BitwrightWarning, Grid, TensorQuant, values_of
 from .subject import Subject
 
@@ -14,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from ..export.capture.intercept import Lowering
+    from ..qcore.tensor_quant import Intercept
 
 __all__ = ["plot_model", "plot_quantizer"]
 
@@ -213,30 +215,20 @@ def _draw_codes(axes: "Axes", path: str, values: Tensor, grid: Grid) -> None:
 def _watched(model: nn.Module, batch: object) -> dict[str, tuple[Tensor, Grid]]:
     """The last input of each quantizer of the model, and its grid, by path."""
     seen: dict[str, tuple[Tensor, Grid]] = {}
-    modes = {module: module.training for module in model.modules()}
-    watched = {path: each for path, each in model.named_modules() if isinstance(each, TensorQuant)}
+    watched = quantizers_of(model)
 
-    def watch(path: str, quant: TensorQuant) -> "Lowering":
-        def lowering(quant: TensorQuant, x: Tensor, *context: object) -> tuple[Tensor, Grid]:
+    def watch(path: str) -> "Intercept":
+        def intercept(quant: TensorQuant, x: Tensor, *context: object) -> tuple[Tensor, Grid]:
             values, grid = quant._quantize(x, *context)
             given = values_of(x).detach()
             folds = bool(context) and context[0] is True  # a ReLU, computed by the clamp
             seen[path] = (given.clamp_min(0) if folds else given), grid
             return values, grid
 
-        return lowering
+        return intercept
 
-    model.eval()
-    try:
-        for path, quant in watched.items():
-            quant.lowering = watch(path, quant)
-        with torch.no_grad():
-            model(*(batch if isinstance(batch, tuple) else (batch,)))
-    finally:
-        for quant in watched.values():
-            quant.lowering = None
-        for module, mode in modes.items():
-            module.training = mode
+    with torch.no_grad(), evaluating(model), intercepted(watched, watch):
+        model(*(batch if isinstance(batch, tuple) else (batch,)))
     return {path: seen[path] for path in watched if path in seen}
 
 

@@ -6,12 +6,14 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from ...nn.contexts.intercepting import intercepted
 from ...qcore import Grid, HalfEven, IntQuant, TensorQuant
 from ...qcore.aliases import Arguments
 from ...qcore.int_quant import FLOAT_BITS
+from ...qcore.tensor_quant import Intercept
 from ..errors import ExportError, with_causes
 from .caveats import silent_quantizers, unreached
-from .intercept import Lowering, lowered, numbered
+from .model_state import numbered
 
 __all__ = ["Call", "Recording", "codes_of", "record"]
 
@@ -121,7 +123,7 @@ def record(
     recording = Recording()
     held = {tensor.data_ptr() for tensor in (*module.parameters(), *module.buffers()) if tensor.numel()}
 
-    def recorder(path: str) -> Lowering:
+    def recorder(path: str) -> Intercept:
         def call(quantizer: TensorQuant, x: Tensor, *context: object) -> tuple[Tensor, Grid]:
             values, grid = quantizer._quantize(x, *context)
             calls = recording.calls.setdefault(path, [])
@@ -145,7 +147,7 @@ def record(
 
         return call
 
-    with torch.no_grad(), lowered(quantizers, recorder), silent_quantizers():
+    with torch.no_grad(), intercepted(quantizers, recorder), silent_quantizers():
         recording.outputs = module(*args, **(kwargs or {}))
     if quantizers and not recording.calls:
         first = next(iter(quantizers))

@@ -5,10 +5,11 @@ from dataclasses import replace
 
 from torch import Tensor, nn
 
+from ...nn.contexts.intercepting import quantizers_of
 from ...qcore import TensorQuant
 from ...qcore.aliases import Keywords
 from ..capture.caveats import warn_of_caveats
-from ..capture.intercept import evaluating, quantizers_of, unchanged
+from ..capture.model_state import evaluating, unchanged
 from ..capture.record import Call, Recording, record
 from ..errors import ExportError, with_causes
 from .grid import IntegerGrid, Quantized

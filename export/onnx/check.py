@@ -7,34 +7,34 @@ import torch
 from ...qcore import IntQuant
 from ..capture.record import Call, Recording
 from ..errors import ExportError, with_causes
-from .dialects import BIAS, EXPORTER_OPSET, Format, Storage
+from .dialects import BIAS, EXPORTER_OPSET, Dialect, Storage
 
 __all__ = ["check", "needed_opset", "storage_of"]
 
 
-def storage_of(call: Call, form: Format) -> Storage | None:
+def storage_of(call: Call, dialect: Dialect) -> Storage | None:
     """The type that the integers of a call are stored in; a wide bias has int32."""
     signed = call.grid.signed
     if call.quantizer.follows_input:
         return BIAS if signed or call.bits < BIAS.bits else None
-    fitting = form.storage(call.bits, signed)
+    fitting = dialect.storage(call.bits, signed)
     if fitting is None and call.stored and call.codes.ndim == 1 and signed:
         return BIAS
     return fitting
 
 
-def needed_opset(recording: Recording, form: Format) -> int:
+def needed_opset(recording: Recording, dialect: Dialect) -> int:
     """The oldest opset that has every type that the calls need, and that torch's exporter writes."""
-    stored = (storage_of(call, form) for call in recording)
+    stored = (storage_of(call, dialect) for call in recording)
     return max([EXPORTER_OPSET, *(storage.opset for storage in stored if storage is not None)])
 
 
-def check(recording: Recording, form: Format, opset: int | None) -> int:
+def check(recording: Recording, dialect: Dialect, opset: int | None) -> int:
     """Refuse what can't be written, all of it in one error.
 
     Args:
         recording: every call of every quantizer.
-        form: the dialect.
+        dialect: the dialect.
         opset: what the user asked for, or None for the oldest that will do.
 
     Returns:
@@ -46,22 +46,22 @@ def check(recording: Recording, form: Format, opset: int | None) -> int:
     causes: dict[str, str] = {}
     for call in recording:
         for rule in _RULES:
-            problem = rule(call, form)
+            problem = rule(call, dialect)
             if problem is not None:
                 causes.setdefault(call.path, f"{call.path}: {problem}")
     if causes:
         count = f"{len(causes)} quantizer{'s' * (len(causes) > 1)}"
-        raise ExportError(with_causes(f"{form.name} can't express {count} of this model:", list(causes.values())))
-    needed = needed_opset(recording, form)
+        raise ExportError(with_causes(f"{dialect.name} can't express {count} of this model:", list(causes.values())))
+    needed = needed_opset(recording, dialect)
     if opset is not None and opset < needed:
-        raise ExportError(_old_opset(recording, form, opset, needed))
+        raise ExportError(_old_opset(recording, dialect, opset, needed))
     return opset or needed
 
 
-def _old_opset(recording: Recording, form: Format, opset: int, needed: int) -> str:
+def _old_opset(recording: Recording, dialect: Dialect, opset: int, needed: int) -> str:
     asked = f"opset_version={opset} is too old"
     remedy = f"Write opset_version={needed}, or leave it out."
-    stored = [(call, storage_of(call, form)) for call in recording]
+    stored = [(call, storage_of(call, dialect)) for call in recording]
     wanting = [(call, storage) for call, storage in stored if storage is not None and storage.opset > opset]
     if not wanting:
         return f"{asked}: torch.onnx.export writes {EXPORTER_OPSET} and later. {remedy}"
@@ -73,10 +73,10 @@ def _old_opset(recording: Recording, form: Format, opset: int, needed: int) -> s
     )
 
 
-Rule = Callable[[Call, Format], str | None]
+Rule = Callable[[Call, Dialect], str | None]
 
 
-def _kind(call: Call, form: Format) -> str | None:
+def _kind(call: Call, dialect: Dialect) -> str | None:
     """Only values computed as QuantizeLinear does can be computed by it; a parameter's are stored as they are."""
     quantizer = call.quantizer
     if call.stored or quantizer.follows_input:
@@ -89,21 +89,21 @@ def _kind(call: Call, form: Format) -> str | None:
     )
 
 
-def _width(call: Call, form: Format) -> str | None:
+def _width(call: Call, dialect: Dialect) -> str | None:
     width = getattr(getattr(call.quantizer, "int_range", None), "bit_width", None)
     if isinstance(width, torch.Tensor) and width.ndim and not call.stored:
         return (
-            f"it has {width.numel()} bit widths, and {form.name} clips a tensor that is computed at run time to one. "
-            f"Write {_setting(call, 'bit_width')}=8, or another width for all."
+            f"it has {width.numel()} bit widths, and {dialect.name} clips a tensor that is computed at run time to "
+            f"one. Write {_setting(call, 'bit_width')}=8, or another width for all."
         )
-    if storage_of(call, form) is not None:
+    if storage_of(call, dialect) is not None:
         return None
     kind = "signed" if call.grid.signed else "unsigned"
-    remedy = f"Write {_setting(call, 'bit_width')}={form.widest} or less."
-    return f"{call.bits} bits, {kind}; {form.name} stores 2 to {form.widest}. {remedy}"
+    remedy = f"Write {_setting(call, 'bit_width')}={dialect.widest} or less."
+    return f"{call.bits} bits, {kind}; {dialect.name} stores 2 to {dialect.widest}. {remedy}"
 
 
-def _rounding(call: Call, form: Format) -> str | None:
+def _rounding(call: Call, dialect: Dialect) -> str | None:
     """A parameter's integers are stored, however they came about; an activation's are computed at run time."""
     if call.stored or call.quantizer.follows_input or call.half_even:
         return None
@@ -130,28 +130,28 @@ def _repeats(rounding: Callable[[torch.Tensor], torch.Tensor]) -> bool:
         return torch.equal(rounding(probe.clone()), rounding(probe.clone()))
 
 
-def _precision(call: Call, form: Format) -> str | None:
+def _precision(call: Call, dialect: Dialect) -> str | None:
     if call.dtype is torch.float32:
         return None
     found = str(call.dtype).removeprefix("torch.")
-    return f"its input is {found}, and {form.name} is exact in float32. Export a float32 model: model.float()."
+    return f"its input is {found}, and {dialect.name} is exact in float32. Export a float32 model: model.float()."
 
 
-def _grid(call: Call, form: Format) -> str | None:
+def _grid(call: Call, dialect: Dialect) -> str | None:
     scale = call.grid.scale
     if not bool((scale.isfinite() & (scale > 0)).all()):
         return "a scale is not a positive, finite number. Check what its scaling computes."
     if call.axis == -1:
         return (
-            f"its scale has the shape {tuple(scale.shape)} for values of shape {tuple(call.codes.shape)}; {form.name} "
-            "takes one scale per tensor or per index of one dimension. Write axis=None or axis=1."
+            f"its scale has the shape {tuple(scale.shape)} for values of shape {tuple(call.codes.shape)}; "
+            f"{dialect.name} takes one scale per tensor or per index of one dimension. Write axis=None or axis=1."
         )
     if not call.on_grid:
         return f"the values it returns do not lie on the grid it returns ({type(call.quantizer).__name__}._quantize)."
     return None
 
 
-def _zero_point(call: Call, form: Format) -> str | None:
+def _zero_point(call: Call, dialect: Dialect) -> str | None:
     zero_point = call.grid.zero_point
     if zero_point is None:
         return None

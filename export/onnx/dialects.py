@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-__all__ = ["EXPORTER_OPSET", "QCDQ", "QDQ", "Format", "Storage"]
+__all__ = ["EXPORTER_OPSET", "QCDQ", "QDQ", "Dialect", "Storage"]
 
 EXPORTER_OPSET = 18  # the oldest that torch.onnx.export writes without converting
 
@@ -38,7 +38,7 @@ class Storage:
 
 
 @dataclass(frozen=True)
-class Format:
+class Dialect:
     """One dialect: which integer types it stores quantized tensors in.
 
     Args:
@@ -75,9 +75,9 @@ _EIGHT_AND_SIXTEEN = (
     Storage("UINT16", 16, 21, 10),
 )
 
-QCDQ = Format("QCDQ", _EIGHT_AND_SIXTEEN, clips_integers=True)
+QCDQ = Dialect("QCDQ", _EIGHT_AND_SIXTEEN, clips_integers=True)
 
-QDQ = Format(
+QDQ = Dialect(
     "QDQ",
     (
         Storage("INT2", 2, 25, 13),

@@ -9,15 +9,16 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ...nn.contexts.intercepting import quantizers_of
 from ...qcore.aliases import Keywords
 from ...qcore.errors import nearest
 from ..capture.caveats import warn_of_caveats
-from ..capture.intercept import evaluating, quantizers_of, unchanged
+from ..capture.model_state import evaluating, unchanged
 from ..capture.record import record
 from ..errors import ExportError
 from ..optional import installed, required
 from .check import check
-from .dialects import QCDQ, QDQ, Format
+from .dialects import QCDQ, QDQ, Dialect
 from .lower import lower
 from .operators import check_operators
 from .protect import protect
@@ -103,14 +104,14 @@ def export_onnx_qdq(
 
 
 def _export(
-    form: Format,
+    dialect: Dialect,
     module: nn.Module,
     args: Tensor | tuple[object, ...],
     path: str | os.PathLike[str] | None,
     verify: bool,
     given: Mapping[str, object],
 ) -> torch.onnx.ONNXProgram:
-    call = f"export_onnx_{form.name.lower()}"
+    call = f"export_onnx_{dialect.name.lower()}"
     path, options = _checked(call, path, given)
     for package in ("onnx", "onnxscript"):
         required(package, call)
@@ -119,11 +120,11 @@ def _export(
     quantizers = quantizers_of(module)
     with unchanged(module), evaluating(module):
         recording = record(module, quantizers, arguments, kwargs)
-        options["opset_version"] = check(recording, form, options.get("opset_version"))
+        options["opset_version"] = check(recording, dialect, options.get("opset_version"))
         warn_of_caveats(call, module, quantizers, recording.calls)
         program = trace(module, quantizers, recording, arguments, options)
         check_operators(program)
-        lower(program.model, recording, form)
+        lower(program.model, recording, dialect)
         protect(program.model)
         if verify and installed("onnxruntime") and fits_one_file(program.model):
             report, _ = compare(module, quantizers, program.model_proto, arguments, kwargs, sys.maxsize)

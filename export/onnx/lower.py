@@ -12,7 +12,7 @@ from ..capture.record import Call, Recording
 from ..errors import ExportError, with_causes
 from ..optional import required
 from .check import storage_of
-from .dialects import Format, Storage
+from .dialects import Dialect, Storage
 from .trace import DOMAIN
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["lower"]
 
 
-def lower(model: ir.Model, recording: Recording, form: Format) -> None:
+def lower(model: ir.Model, recording: Recording, dialect: Dialect) -> None:
     """Replace every placeholder of a traced model, in place, and drop what is then unused.
 
     The tensors of a quantizer are named by its path: ``conv1.weight_quant.codes``, ``.scale``, ``.zero_point``; the
@@ -30,23 +30,23 @@ def lower(model: ir.Model, recording: Recording, form: Format) -> None:
     Args:
         model: an ``onnx_ir.Model``.
         recording: the calls that the placeholders stand for.
-        form: the dialect.
+        dialect: the dialect.
 
     Raises:
         ExportError: an activation whose scale follows the input.
     """
-    Lowering(model, recording, form).run()
+    Lowering(model, recording, dialect).run()
 
 
 class Lowering:
     """The work on one model: what was made so far."""
 
-    def __init__(self, model: ir.Model, recording: Recording, form: Format) -> None:
+    def __init__(self, model: ir.Model, recording: Recording, dialect: Dialect) -> None:
         self.ir = required("onnx_ir", "export")
         self.model = model
         self.graph = model.graph
         self.recording = recording
-        self.form = form
+        self.dialect = dialect
         self.initializers: dict[tuple[str, bytes], ir.Value] = {}
         self.stored: dict[str, list[tuple[Call, ir.Value]]] = {}
         self.constants: dict[ir.Value, bool] = {}
@@ -65,7 +65,7 @@ class Lowering:
         self.model.opset_imports.pop(DOMAIN, None)
         self._sweep()
         used = {value.dtype for value in self.graph.initializers.values()}
-        versions = [each.ir_version for each in self.form.types if self.ir.DataType[each.name] in used]
+        versions = [each.ir_version for each in self.dialect.types if self.ir.DataType[each.name] in used]
         self.model.ir_version = max([self.model.ir_version, *versions])
 
     def _refuse_following(self, nodes: Iterable[ir.Node]) -> None:
@@ -81,7 +81,7 @@ class Lowering:
         if causes:
             count = f"{len(causes)} quantizer{'s' * (len(causes) > 1)}"
             raise ExportError(
-                with_causes(f"{self.form.name} can't express {count} of this model:", list(causes.values()))
+                with_causes(f"{self.dialect.name} can't express {count} of this model:", list(causes.values()))
             )
 
     def _is_constant(self, value: Any) -> bool:
@@ -111,12 +111,12 @@ class Lowering:
     def _activation(self, call: Call, x: Any, node: ir.Node) -> ir.Value:
         """Values that are quantized and dequantized at run time."""
         storage = self._storage(call)
-        if not (self.form.clips_integers and storage.clips):
+        if not (self.dialect.clips_integers and storage.clips):
             x = self._clip_values(call, x, storage, node)
         zero_point = self._initializer(call, "zero_point", call.zero_point, storage)
         scale = self._scale(call) if call.half_even else self._float(call, "step", torch.ones_like(call.scale))
         axis = {} if call.axis is None else {"axis": call.axis}
-        clips = self._clips(call, storage) and self.form.clips_integers and storage.clips
+        clips = self._clips(call, storage) and self.dialect.clips_integers and storage.clips
         codes = self._add(
             node, "QuantizeLinear", [x, scale, zero_point], call, "quantize", "unclipped" if clips else "codes", axis
         )
@@ -142,7 +142,7 @@ class Lowering:
         return call.bounds != storage.bounds()
 
     def _clip_integers(self, call: Call, codes: Any, storage: Storage, node: ir.Node) -> ir.Value:
-        if not (self._clips(call, storage) and self.form.clips_integers and storage.clips):
+        if not (self._clips(call, storage) and self.dialect.clips_integers and storage.clips):
             return codes
         low, high = (
             self._initializer(call, name, torch.tensor(bound), storage)
@@ -168,7 +168,7 @@ class Lowering:
         return self._add(node, "Min", [x, below], call, "clip_high", "inside")
 
     def _storage(self, call: Call) -> Storage:
-        storage = storage_of(call, self.form)
+        storage = storage_of(call, self.dialect)
         assert storage is not None  # checked
         return storage
 

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
+from ...nn.contexts.intercepting import intercepted
 from ...qcore import Grid, TensorQuant, grid_of, values_of
 from ...qcore.aliases import Keywords
+from ...qcore.tensor_quant import Intercept
 from ..capture.caveats import silent_quantizers, unreached
-from ..capture.intercept import Lowering, lowered
 from ..capture.record import Call, Recording
 from ..errors import ExportError
 from .traced_tensor import TracedQuantTensor
@@ -125,7 +126,7 @@ def _traced(
     counts: dict[str, int] = {}
     surplus: list[str] = []
 
-    def emitter(path: str) -> Lowering:
+    def emitter(path: str) -> Intercept:
         def emit(quantizer: TensorQuant, x: Tensor, *context: object) -> tuple[Tensor, None]:
             index = counts.get(path, 0)
             counts[path] = index + 1
@@ -139,7 +140,7 @@ def _traced(
 
     handle = module.register_forward_pre_hook(lambda *_: counts.clear())  # torch may run forward more than once
     try:
-        with lowered(quantizers, emitter), _quiet(), torch.no_grad():
+        with intercepted(quantizers, emitter), _quiet(), torch.no_grad():
             program = torch.onnx.export(module, args, **options)
     finally:
         handle.remove()

@@ -10,9 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree
 
+from ...nn.contexts.intercepting import intercepted, quantizers_of
 from ...qcore import Grid, TensorQuant, quantize_to_int, values_of
+from ...qcore.tensor_quant import Intercept
 from ..capture.caveats import silent_quantizers, warn_of_caveats
-from ..capture.intercept import Lowering, evaluating, lowered, numbered, quantizers_of, unchanged
+from ..capture.model_state import evaluating, numbered, unchanged
 from ..capture.record import codes_of
 from ..errors import ExportError
 from ..optional import required
@@ -98,12 +100,12 @@ def compare(
             session = Session(watched, optimize=optimizations == "on")
             for number, part in enumerate(_parts(session, args, kwargs, batch_size)):
                 own = Evaluation()
-                with lowered(quantizers, own.lowering):
+                with intercepted(quantizers, own.intercept):
                     outputs = part.through(module)
                 called |= own.counts.keys()
                 found = session.run(part.tensors)
                 comparison = Comparison(stored, own.grids, names, found, optimizations, with_stored=number == 0)
-                with lowered(quantizers, comparison.lowering):
+                with intercepted(quantizers, comparison.intercept):
                     expected = part.through(module)
                 report.add(comparison.rows)
                 report.add(_outputs(plain.outputs, expected, found, optimizations))
@@ -149,7 +151,7 @@ class Evaluation:
         self.grids: dict[str, Grid] = {}
         self.counts: dict[str, int] = {}
 
-    def lowering(self, path: str) -> Lowering:
+    def intercept(self, path: str) -> Intercept:
         """What a quantizer does: the same as ever, but nothing that was kept is used, and its grid is noted."""
 
         def call(quantizer: TensorQuant, x: Tensor, *context: object) -> tuple[Tensor, Grid]:
@@ -192,7 +194,7 @@ class Comparison:
         self.ties: list[Tensor] = []  # for each activation, where its code hangs on the order of a sum
         self.counts: dict[str, int] = {}
 
-    def lowering(self, path: str) -> Lowering:
+    def intercept(self, path: str) -> Intercept:
         """What a quantizer does during the comparison: compare, and go on from the runtime's codes."""
 
         def call(quantizer: TensorQuant, x: Tensor, *context: object) -> tuple[Tensor, Grid]:

@@ -1052,7 +1052,7 @@ def test_sources_differ():
 
 def test_lowering_replaces_quantization():
     quant = act(scale=0.5)
-    quant.lowering = lambda quant, x, *context: (x + 1, None)
+    quant.intercept = lambda quant, x, *context: (x + 1, None)
     assert quant(torch.tensor([0.3])).item() == pytest.approx(1.3)
     assert quant.quantize(torch.tensor([0.3]))[1] is None
 

@@ -57,7 +57,7 @@ def test_model_counts_clipped_values_and_dead_integers():
         "2.act_quant: uint2\n0 % clipped, 2 of 4 integers dead",
     ]
     assert model.training
-    assert model[0].act_quant.lowering is None
+    assert model[0].act_quant.intercept is None
 
 
 def test_model_without_quantizers_is_refused():

@@ -9,13 +9,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree
 
+from ....nn.contexts.intercepting import quantizers_of
 from ....qcore import BiasQuant
 from ...capture.caveats import warn_of_caveats
-from ...capture.intercept import evaluating, quantizers_of, unchanged
+from ...capture.model_state import evaluating, unchanged
 from ...capture.record import record
 from ...errors import ExportError, with_causes
 from ...onnx.check import check
-from ...onnx.dialects import QCDQ, Format
+from ...onnx.dialects import QCDQ, Dialect
 from ...onnx.exporter import _checked
 from ...onnx.lower import lower
 from ...onnx.operators import check_operators
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 
 __all__ = ["INTEGER", "export_onnx_integer"]
 
-INTEGER = Format("the integer dialect", tuple(each for each in QCDQ.types if each.bits == 8), clips_integers=True)
+INTEGER = Dialect("the integer dialect", tuple(each for each in QCDQ.types if each.bits == 8), clips_integers=True)
 
 
 def export_onnx_integer(

@@ -10,8 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree
 
+from ....nn.contexts.intercepting import intercepted, quantizers_of
 from ....qcore import BitwrightWarning, Grid, TensorQuant, values_of
-from ...capture.intercept import Lowering, evaluating, lowered, numbered, quantizers_of, unchanged
+from ....qcore.tensor_quant import Intercept
+from ...capture.model_state import evaluating, numbered, unchanged
 from ...capture.record import codes_of
 from ...onnx.exporter import export_onnx_qcdq
 from ...onnx.passes import culprits, load
@@ -234,7 +236,7 @@ def _against_torch(
     rows: list[Row] = []
     counts: dict[str, int] = {}
 
-    def lowering(path: str) -> Lowering:
+    def intercept(path: str) -> Intercept:
         def call(quantizer: TensorQuant, x: Tensor, *context: object) -> tuple[Tensor, Grid | None]:
             index = counts.get(path, 0)
             counts[path] = index + 1
@@ -256,7 +258,7 @@ def _against_torch(
 
         return call
 
-    with torch.no_grad(), lowered(quantizers, lowering), warnings.catch_warnings():
+    with torch.no_grad(), intercepted(quantizers, intercept), warnings.catch_warnings():
         warnings.simplefilter("ignore", BitwrightWarning)  # no data yet: taking the integers said so
         outputs = _tensors(model(*args, **(kwargs or {})))
     names = ["output"] if len(outputs) == 1 else [f"output.{index}" for index in range(len(outputs))]

@@ -4,7 +4,8 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from ...capture.intercept import evaluating, quantizers_of, unchanged
+from ....nn.contexts.intercepting import quantizers_of
+from ...capture.model_state import evaluating, unchanged
 from ...errors import ExportError
 from ..extraction import integers_for
 from ..layers import Integers

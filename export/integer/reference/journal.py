@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ....qcore import TensorQuant
 from ....qcore.aliases import Arguments, Keywords, Operator
-from ...capture.intercept import numbered
+from ...capture.model_state import numbered
 from ...errors import ExportError
 from ..sums import Sums
 

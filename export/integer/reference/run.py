@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree
 
+from ....nn.contexts.intercepting import intercepted
 from ....qcore import (
     BitwrightError,
     BitwrightWarning,
@@ -19,7 +20,8 @@ from ....qcore import (
     values_of,
 )
 from ....qcore.aliases import Arguments
-from ...capture.intercept import Lowering, lowered, numbered
+from ....qcore.tensor_quant import Intercept
+from ...capture.model_state import numbered
 from ...errors import ExportError
 from ..float_modules import FloatModule
 from ..grid import Entering, IntegerGrid, Quantized
@@ -116,7 +118,7 @@ def run_lowered(
     known, counts, modules = found, dict[str, int](), dict(model.named_modules())
     requantize = requantize or requantization("scale")
 
-    def lowering(path: str) -> Lowering:
+    def intercept(path: str) -> Intercept:
         def call(quantizer: TensorQuant, x: Tensor, *context: object) -> tuple[Tensor, None]:
             index = counts.get(path, 0)
             counts[path] = index + 1
@@ -152,7 +154,7 @@ def run_lowered(
 
     with (
         torch.no_grad(),
-        lowered(quantizers, lowering),
+        intercepted(quantizers, intercept),
         journal.following(model, passed),
         tracker,
         warnings.catch_warnings(),

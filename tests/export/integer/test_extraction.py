@@ -105,7 +105,7 @@ def test_model_is_left_alone(net, example):
     integers(net, example)
     assert net.training
     assert all(torch.equal(each, before[name]) for name, each in net.state_dict().items())
-    assert all(quant.lowering is None for quant in (net.conv.weight_quant, net.inp.act_quant))
+    assert all(quant.intercept is None for quant in (net.conv.weight_quant, net.inp.act_quant))
 
 
 def test_npz_round_trip(net, example, tmp_path):

@@ -1,21 +1,14 @@
-"""What an exporter does to a model for the time of an export, and undoes."""
+"""The state of a model for the time of an export or comparison, and afterwards as it was."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
-from torch import Tensor, nn
+from torch import nn
 
 from ...nn.slots import QuantLayer
-from ...qcore import Grid, TensorQuant
+from ...qcore import TensorQuant
 
-__all__ = ["Lowering", "evaluating", "lowered", "numbered", "quantizers_of", "unchanged"]
-
-Lowering = Callable[..., tuple[Tensor, Grid | None]]
-
-
-def quantizers_of(module: nn.Module) -> dict[str, TensorQuant]:
-    """Every quantizer of a model by its path; one that several layers share counts once."""
-    return {name: each for name, each in module.named_modules() if isinstance(each, TensorQuant)}
+__all__ = ["evaluating", "numbered", "unchanged"]
 
 
 def numbered(path: str, index: int) -> str:
@@ -38,21 +31,6 @@ def evaluating(module: nn.Module) -> Iterator[None]:
             each.training = mode
         for each, former in kept:
             each._kept = former
-
-
-@contextmanager
-def lowered(quantizers: dict[str, TensorQuant], lowering: Callable[[str], Lowering]) -> Iterator[None]:
-    """Quantizers that call ``lowering(path)`` instead of their own arithmetic."""
-    before = [(each, each.__dict__.get("lowering")) for each in quantizers.values()]
-    try:
-        for name, each in quantizers.items():
-            each.lowering = lowering(name)
-        yield
-    finally:
-        for each, former in before:
-            each.__dict__.pop("lowering", None)
-            if former is not None:
-                each.lowering = former
 
 
 @contextmanager
