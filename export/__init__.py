@@ -4,7 +4,8 @@ from .errors import ExportError
 from .integer.accumulators import AccumulatorReport, AccumulatorRow, accumulator_report
 from .integer.extraction import integers
 from .integer.grid import IntegerGrid, Quantized
-from .integer.layers import Integers, LayerIntegers
+from .integer.layers import LayerIntegers
+from .integer.model import Integers
 from .integer.operators.exporter import export_onnx_integer
 from .integer.packing import pack, unpack
 from .integer.reference.comparison import IntegerComparison, compare

@@ -2,11 +2,14 @@
 
 import ast
 import importlib
+import pkgutil
 import subprocess
 import sys
 import tomllib
+from graphlib import TopologicalSorter
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from packaging.requirements import Requirement
@@ -261,3 +264,55 @@ def test_every_requirement_has_a_tested_version():
     for requirement in map(Requirement, asked):
         version = str(pinned[canonicalize_name(requirement.name)]).removeprefix("==")
         assert requirement.specifier.contains(version), f"{requirement}, but tested with {version}"
+
+
+@pytest.mark.parametrize("name", PACKAGES)
+def test_no_public_name_hides_a_module(name):
+    """`import bitwright.export.integers` would give a function."""
+    package = importlib.import_module(name)
+    modules = {found.name for found in pkgutil.iter_modules(package.__path__)}
+    hidden = [each for each in modules & set(vars(package)) if not isinstance(vars(package)[each], ModuleType)]
+    assert hidden == []
+
+
+def test_front_door_opens_lazily():
+    code = (
+        "import sys, bitwright; assert 'torch' not in sys.modules; print(bitwright.nn.QuantLinear, bitwright.describe)"
+    )
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout
+    assert said.startswith("<class 'bitwright.nn.linear.QuantLinear'> <function describe at")
+    assert set(bitwright.__all__) <= set(dir(bitwright))
+    with pytest.raises(AttributeError, match="^module 'bitwright' has no attribute 'layers'$"):
+        bitwright.layers
+
+
+def modules_imported(path: Path, modules: dict[str, Path]) -> set[str]:
+    """The modules of the repository that a file imports, wherever in it; not for type checkers alone."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+            node.body = []
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            base = ".".join(path.relative_to(ROOT).parts[: -node.level])
+            module = ".".join(part for part in (base, node.module) if part)
+            names = {f"{module}.{each.name}" for each in node.names}
+            found |= (names & modules.keys()) or {module}
+    return found & modules.keys()
+
+
+@only_in_checkout
+def test_modules_import_in_no_circle():
+    paths = [path for folder in FOLDERS.values() for path in (ROOT / folder).glob("*.py")]
+    named = {path: ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for path in paths}
+    modules = {name: path for path, name in named.items()}
+    graph = {name: modules_imported(path, modules) for name, path in modules.items()}
+    assert graph["nn.linear"] >= {"nn.weight_layer"}
+    TopologicalSorter(graph).prepare()  # raises CycleError, which shows the circle
+
+
+@only_in_checkout
+def test_no_folder_is_crowded():
+    crowded = {folder: len([*(ROOT / folder).glob("*.py")]) for folder in FOLDERS.values()}
+    assert {folder: count for folder, count in crowded.items() if count > 15} == {}

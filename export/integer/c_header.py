@@ -27,7 +27,7 @@ from ...qcore.grid import storage_dtype
 from ..errors import ExportError, with_causes
 from .float_modules import remedy
 from .grid import Entering, IntegerGrid, Quantized
-from .layers import Integers, LayerIntegers
+from .layers import LayerIntegers, LayerTable
 from .requantize import ByScale, multiplier_and_shift
 from .sums import on_products, worst_sums
 
@@ -63,7 +63,7 @@ static inline int64_t bitwright_requantize(
 #endif"""
 
 
-def to_c_header(integers: Integers, name: str = "model") -> str:
+def to_c_header(integers: LayerTable, name: str = "model") -> str:
     """The text of a header; ``name`` is for its include guard.
 
     Raises:
@@ -115,7 +115,7 @@ def to_c_header(integers: Integers, name: str = "model") -> str:
     return "\n".join([*lines, "", "#endif", ""])
 
 
-def _refuse(integers: Integers) -> None:
+def _refuse(integers: LayerTable) -> None:
     causes = [f"{each}. {remedy(each)}" for each in integers.floats if each.place == "between"]
     for part in integers.quantized().values():
         problem = None if part.entering is None else _problem(part.grid, part.entering)

@@ -13,7 +13,8 @@ from ..capture.model_state import evaluating, unchanged
 from ..capture.record import Call, Recording, record
 from ..errors import ExportError, with_causes
 from .grid import IntegerGrid, Quantized
-from .layers import Integers, LayerIntegers
+from .layers import LayerIntegers
+from .model import Integers
 from .reference.run import run_lowered
 from .sums import worst_sums
 

@@ -32,7 +32,7 @@ from ..errors import ExportError
 from ..optional import required
 from .float_modules import FloatModule
 from .grid import Entering, IntegerGrid, Quantized
-from .layers import Integers, LayerIntegers
+from .layers import LayerIntegers, LayerTable
 from .packing import pack, unpack
 
 __all__ = ["load", "save_npz", "save_safetensors"]
@@ -40,7 +40,7 @@ __all__ = ["load", "save_npz", "save_safetensors"]
 KEY, VERSION = "bitwright", 2
 
 
-def save_npz(integers: Integers, path: str | os.PathLike[str]) -> None:
+def save_npz(integers: LayerTable, path: str | os.PathLike[str]) -> None:
     """Write a compressed numpy archive; the name is used as it is."""
     numpy = required("numpy", "save_npz")
     text, tensors = _taken_apart(integers)
@@ -50,14 +50,14 @@ def save_npz(integers: Integers, path: str | os.PathLike[str]) -> None:
         numpy.savez_compressed(file, **arrays)
 
 
-def save_safetensors(integers: Integers, path: str | os.PathLike[str]) -> None:
+def save_safetensors(integers: LayerTable, path: str | os.PathLike[str]) -> None:
     """Write a safetensors file."""
     safetensors = _safetensors("save_safetensors").torch
     text, tensors = _taken_apart(integers)
     safetensors.save_file(tensors, os.fspath(path), metadata={KEY: text})
 
 
-def load(path: str | os.PathLike[str]) -> Integers:
+def load(path: str | os.PathLike[str]) -> tuple[dict[str, LayerIntegers], tuple[FloatModule, ...]]:
     """Read a file of either kind."""
     with open(path, "rb") as file:
         start = file.read(9)
@@ -103,7 +103,7 @@ def _safetensors(purpose: str) -> ModuleType:
     return import_module("safetensors")
 
 
-def _taken_apart(integers: Integers) -> tuple[str, dict[str, Tensor]]:
+def _taken_apart(integers: LayerTable) -> tuple[str, dict[str, Tensor]]:
     tensors: dict[str, Tensor] = {}
     quantizers: dict[str, dict[str, object]] = {}
     sums: dict[str, dict[str, object]] = {}
@@ -142,7 +142,9 @@ def _taken_apart(integers: Integers) -> tuple[str, dict[str, Tensor]]:
     return json.dumps(described), tensors
 
 
-def _put_together(described: Keywords, tensors: dict[str, Tensor]) -> Integers:
+def _put_together(
+    described: Keywords, tensors: dict[str, Tensor]
+) -> tuple[dict[str, LayerIntegers], tuple[FloatModule, ...]]:
     def grid(name: str, entry: Keywords) -> IntegerGrid:
         plain = {key: entry[key] for key in ("bit_width", "signed", "narrow_range", "axis")}
         return IntegerGrid(name, tensors[f"{name}.scale"], tensors[f"{name}.zero_point"], **plain)
@@ -165,4 +167,4 @@ def _put_together(described: Keywords, tensors: dict[str, Tensor]) -> Integers:
         entering, leaving = (None if each[end] is None else grids[each[end]] for end in ("input", "output"))
         layers[each["name"]] = LayerIntegers(each["name"], each["kind"], slots, entering, leaving, each["settings"])
     floats = (FloatModule(**{**each, "operations": tuple(each["operations"])}) for each in described["floats"])
-    return Integers(layers, tuple(floats))
+    return layers, tuple(floats)

@@ -1,6 +1,5 @@
 """The integers of a model as objects: weights, biases and grids, layer by layer."""
 
-import os
 from collections.abc import ItemsView, Iterator
 from dataclasses import dataclass, field
 
@@ -8,7 +7,7 @@ from ...qcore.aliases import Keywords
 from .float_modules import FloatModule
 from .grid import IntegerGrid, Quantized
 
-__all__ = ["Integers", "LayerIntegers"]
+__all__ = ["LayerIntegers", "LayerTable"]
 
 
 @dataclass(frozen=True)
@@ -56,23 +55,12 @@ class LayerIntegers:
 
 
 @dataclass(frozen=True)
-class Integers:
-    """The integers of a model: a mapping from the path of a layer to `LayerIntegers`, in order of execution.
-
-    `integers` takes them from a model. They can be saved and read back exactly, or written as a C header.
+class LayerTable:
+    """The layers of a model by path, in order of execution: `Integers` without what can be done with them.
 
     Attributes:
         layers: by path.
-        floats: what the model computes in floats, module by module, before the first quantizer, between two, and after
-            the last.
-
-    Example:
-        >>> import torch, bitwright.nn as qnn
-        >>> from bitwright.export import integers
-        >>> model = torch.nn.Sequential(qnn.QuantIdentity(scale=0.5, bit_width=4), qnn.QuantReLU(scale=0.5))
-        >>> print(integers(model, torch.ones(2)))
-        0 (QuantIdentity): act int4, scale 0.5
-        1 (QuantReLU): act uint8, scale 0.5
+        floats: what the model computes in floats, module by module.
     """
 
     layers: dict[str, LayerIntegers]
@@ -101,45 +89,3 @@ class Integers:
 
     def __str__(self) -> str:
         return "\n".join(str(layer) for layer in self.layers.values())
-
-    def save_npz(self, path: str | os.PathLike[str]) -> None:
-        """Write a compressed numpy archive, integers packed without gaps; see `bitwright.export.integer.files`.
-
-        Raises:
-            ExportError: numpy is not installed.
-        """
-        from .files import save_npz  # which makes objects of this class
-
-        save_npz(self, path)
-
-    def save_safetensors(self, path: str | os.PathLike[str]) -> None:
-        """Write a safetensors file of the same content.
-
-        Raises:
-            ExportError: safetensors is not installed.
-        """
-        from .files import save_safetensors
-
-        save_safetensors(self, path)
-
-    @staticmethod
-    def load(path: str | os.PathLike[str]) -> "Integers":
-        """Read what `save_npz` or `save_safetensors` wrote; equal to what was saved.
-
-        Raises:
-            ExportError: the file is of neither kind, or damaged.
-        """
-        from .files import load
-
-        return load(path)
-
-    def to_c_header(self, name: str = "model") -> str:
-        """The text of a C header with every array and number, see `bitwright.export.integer.c_header`.
-
-        Raises:
-            ExportError: something between two quantizers is computed in floats, or in a way that the header can't say;
-                all of it is listed.
-        """
-        from .c_header import to_c_header
-
-        return to_c_header(self, name)

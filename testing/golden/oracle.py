@@ -20,7 +20,7 @@ import numpy as np
 __all__ = ["FORMATS", "VERSION", "Format", "Vector", "golden_vectors", "made", "written"]
 
 VERSION = 1  # of the files: raise it when the numbers change, and say why in the changelog
-FOLDER = Path(__file__).parent
+FOLDER = Path(__file__).parent / "vectors"
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,8 @@ from ...onnx.write import fits_one_file, write
 from ...optional import installed, required
 from ..extraction import integers_of
 from ..float_modules import FloatModule, remedy
-from ..layers import Integers, LayerIntegers
+from ..layers import LayerIntegers
+from ..model import Integers
 from ..reference.comparison import _File
 from ..reference.run import IntegerRun, Take, run_lowered
 

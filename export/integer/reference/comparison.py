@@ -23,7 +23,7 @@ from ...onnx.verify import FLOAT, RESOLUTION, TIE
 from ...optional import installed, required
 from ..extraction import integers_for
 from ..grid import IntegerGrid, Quantized
-from ..layers import Integers
+from ..model import Integers
 from ..requantize import Requantization, requantization
 from .run import IntegerRun, Take, run_lowered
 from .tensor import IntegerTensor

@@ -8,7 +8,7 @@ from ....nn.contexts.intercepting import quantizers_of
 from ...capture.model_state import evaluating, unchanged
 from ...errors import ExportError
 from ..extraction import integers_for
-from ..layers import Integers
+from ..model import Integers
 from ..requantize import Requantization, requantization
 from .run import IntegerRun, run_lowered
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch.utils.checkpoint import checkpoint
 
 import bitwright.nn as qnn
-from bitwright.nn import few_channels
+from bitwright.nn.kernels import few_channels
 from bitwright.nn.kernels.few_channels import conv2d
 
 pairs = st.tuples(st.integers(1, 3), st.integers(1, 3))

@@ -9,8 +9,10 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import bitwright.nn as qnn
-from bitwright.nn import recompute, weight_layer
-from bitwright.qcore import LearnedBitWidth, fused, values_of
+from bitwright.nn import weight_layer
+from bitwright.nn.kernels import recompute
+from bitwright.qcore import LearnedBitWidth, values_of
+from bitwright.qcore.kernels import fused
 from bitwright.quantizers import (
     Int8WeightPerChannel,
     Int8WeightPerChannelLearned,

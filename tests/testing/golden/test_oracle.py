@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from bitwright.qcore import ROUNDINGS, Grid, composed_fake_quant, fake_quant, int_bounds, quantize_to_int
-from bitwright.testing import make_golden, oracle
+from bitwright.testing.golden import make, oracle
 from bitwright.testing.golden.oracle import FORMATS, golden_vectors
 
 names = pytest.mark.parametrize("name", FORMATS)
@@ -25,8 +25,8 @@ def test_files_are_what_the_oracle_makes(name):
 
 
 def test_script_writes_the_files(tmp_path, monkeypatch):
-    monkeypatch.setattr(make_golden, "FOLDER", tmp_path / "golden")
-    make_golden.main()
+    monkeypatch.setattr(make, "FOLDER", tmp_path / "golden")
+    make.main()
     for path in oracle.FOLDER.iterdir():
         assert (tmp_path / "golden" / path.name).read_text(encoding="utf-8") == path.read_text(encoding="utf-8")
 

@@ -12,10 +12,10 @@ from bitwright.export import (
     compare,
     export_onnx_integer,
     export_onnx_qcdq,
-    exporter,
     integers,
     run_integers,
 )
+from bitwright.export.onnx import exporter
 from bitwright.qcore import CalibratedScaling, QuantTensor
 from bitwright.quantizers import (
     Int8Act,
