@@ -276,14 +276,12 @@ def test_no_public_name_hides_a_module(name):
 
 
 def test_front_door_opens_lazily():
-    code = (
-        "import sys, bitwright; assert 'torch' not in sys.modules; print(bitwright.nn.QuantLinear, bitwright.describe)"
-    )
+    code = "import sys, bitwright; print('torch' in sys.modules, bitwright.nn.QuantLinear, bitwright.describe)"
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout
-    assert said.startswith("<class 'bitwright.nn.linear.QuantLinear'> <function describe at")
+    assert said.startswith("False <class 'bitwright.nn.linear.QuantLinear'> <function describe at")
     assert set(bitwright.__all__) <= set(dir(bitwright))
-    with pytest.raises(AttributeError, match="^module 'bitwright' has no attribute 'layers'$"):
-        bitwright.layers
+    with pytest.raises(AttributeError, match=r"^module 'bitwright' has no attribute 'layers'$"):
+        getattr(bitwright, "layers")  # noqa: B009 - as a statement it would be taken for useless
 
 
 def modules_imported(path: Path, modules: dict[str, Path]) -> set[str]:
