@@ -89,7 +89,9 @@ class Granularity:
 
     def _split(self, shape: Sequence[int]) -> bool:
         """Whether some dimension is cut into pieces, so that the scales don't broadcast against the tensor."""
-        return not self.broadcasts and any(1 < step < size for step, size in zip(self._block(shape), shape, strict=True))
+        return not self.broadcasts and any(
+            1 < step < size for step, size in zip(self._block(shape), shape, strict=True)
+        )
 
     def view(self, x: Tensor) -> Tensor:
         """The tensor, or its rows, whichever `beside` broadcasts against."""

@@ -99,9 +99,7 @@ class IntRange:
         width = self.bit_width
         return width.amax() if isinstance(width, Tensor) and width.ndim else width
 
-    def bounds(
-        self, shaped: Callable[[Tensor], Tensor] | None = None
-    ) -> tuple[int, int] | tuple[Tensor | int, Tensor]:
+    def bounds(self, shaped: Callable[[Tensor], Tensor] | None = None) -> tuple[int, int] | tuple[Tensor | int, Tensor]:
         """The smallest and the largest integer; tensors where a module computes the bit width.
 
         Args:
