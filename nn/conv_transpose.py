@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.types import Device
 
 from ..qcore import Grid
+from ..qcore.granularity import PerAxis, PerBlock, PerGroup
 from ..quantizers import Int8WeightPerTensor
 from .depthwise import depthwise
 from .slots import QuantizerLike, checked_flag
@@ -106,11 +107,20 @@ class _TransposedLayer(WeightLayer):
         if self._counts_outputs or grid.scale.numel() == 1:
             return grid
         inputs = self.in_channels // self.groups
+        if isinstance(grid.granularity, PerGroup):
+            size = grid.granularity.group_size
+            scale, zero_point = (
+                None if each is None else self._regrouped(each) for each in (grid.scale, grid.zero_point)
+            )
+            return grid.replace(
+                scale=scale, zero_point=zero_point, granularity=PerGroup(inputs if size == -1 else size, 0)
+            )
         scale, zero_point = (
             None if each is None else self._regrouped(each.expand(-1, inputs, *each.shape[2:]))
             for each in (grid.scale, grid.zero_point)
         )
-        return grid.replace(scale=scale, zero_point=zero_point, axis=0 if self.groups == self.out_channels else None)
+        granularity = PerAxis(0) if self.groups == self.out_channels else PerBlock((1,) * self.weight.ndim)
+        return grid.replace(scale=scale, zero_point=zero_point, granularity=granularity)
 
     def _per_output(self, inputs: Grid | None, weights: Grid | None) -> tuple[Grid | None, Grid | None]:
         return depthwise(self, inputs, weights)

@@ -20,7 +20,9 @@ from ..qcore import (
     path_of,
     values_of,
 )
-from ..qcore.grid import bits_to_spare, products_source
+from ..qcore.formats.number_format import Integers
+from ..qcore.granularity import Granularity, PerAxis, PerTensor
+from ..qcore.grid import along_axis, bits_to_spare, products_source
 from ..qcore.int_quant import resting
 from ..qcore.kernels.fused import LARGE
 from ..qcore.quant_tensor import grid_lost
@@ -115,23 +117,30 @@ class WeightLayer(QuantLayer):
         follows = self.bias_quant is not None and self.bias_quant.follows_input
         summed = follows or (self.return_quant_tensor and self.output_quant is None)
         for slot, tensor, usual in (("weight", self.weight, self.channel_axis), ("bias", self.bias, 0)):
-            axis = getattr(getattr(self, f"{slot}_quant"), "axis", None)
-            if tensor is None or axis is None:
+            granularity: Granularity | None = getattr(getattr(self, f"{slot}_quant"), "granularity", None)
+            if tensor is None or granularity is None or granularity.single:
                 continue
-            if not -tensor.ndim <= axis < tensor.ndim:
-                wrong = f"{slot}_axis={axis} is not a dimension of the {slot}, which has {tensor.ndim}"
-            elif slot == "weight" and axis % tensor.ndim != usual and summed:
+            axis, each_output = granularity.axis, f"{slot}_axis={usual} for one scale for each output channel"
+            if not granularity.fits(tensor.ndim):
+                found = f"{slot}_axis={axis} is" if axis is not None else f"{granularity} need"
+                wrong = f"{found} not a dimension of the {slot}, which has {tensor.ndim}"
+            elif slot == "weight" and summed and not self._one_scale_each(granularity):
                 asks = "a bias on the scale of the products" if follows else "return_quant_tensor=True"
+                given = f"weight_axis={axis}" if axis is not None else str(granularity)
                 wrong = (
-                    f"with weight_axis={axis} the products that one output sums have several scales, and {asks} needs "
-                    "a common one"
+                    f"with {given} the products that one output sums have several scales, and {asks} needs a common one"
                 )
+                if axis is None:
+                    each_output = "weight_quant=Int8WeightPerChannel for one scale for each output channel"
             else:
                 continue
-            raise QuantizerError(
-                f"{Described(self)}: {wrong}. Write {slot}_axis={usual} for one scale for each output channel, or "
-                f"{slot}_axis=None for one scale."
-            )
+            one = f"{slot}_axis=None" if axis is not None else f"{slot}_quant=Int8WeightPerTensor"
+            raise QuantizerError(f"{Described(self)}: {wrong}. Write {each_output}, or {one} for one scale.")
+
+    def _one_scale_each(self, granularity: Granularity) -> bool:
+        """Whether the weights that one output sums share a scale."""
+        scales = granularity.scales_shape(self._outputs_first(self.weight).shape)
+        return granularity.single or all(size == 1 for dim, size in enumerate(scales) if dim != self.channel_axis)
 
     def _check_output_grid(self) -> None:
         lacking = ""
@@ -239,8 +248,8 @@ class WeightLayer(QuantLayer):
             ones, each = self._per_output(inputs, Grid(inputs.scale.new_ones(())))
             if ones is None or each is None or ones.scale.numel() != 1:
                 return ()
-            inputs = ones.replace(scale=ones.scale * each.scale, axis=0)
-        by_channel = quant.axis is not None and quant.axis % self.weight.ndim == self.channel_axis
+            inputs = ones.replace(scale=ones.scale * each.scale, granularity=PerAxis(0))
+        by_channel = not quant.granularity.single and self._one_scale_each(quant.granularity)
         floor = follower.floor(bias, inputs, by_channel)
         return () if floor is None else (False, floor)
 
@@ -280,22 +289,22 @@ class WeightLayer(QuantLayer):
         assert weights is not None
         if inputs.scale.numel() != 1:
             raise QuantizerError(
-                f"{path_of(self)}: the input has {inputs.scale.numel()} scales (axis {inputs.axis}), so its products "
+                f"{path_of(self)}: the input has {inputs.scale.numel()} scales ({inputs.granularity}), so its products "
                 "with the weight lie on no common grid. Quantize the input per tensor (axis=None), or set "
                 "output_quant=Int8Act."
             )
         scale = inputs.scale.reshape(-1) * weights.scale.reshape(-1)
-        axis = None
+        granularity: Granularity = PerTensor()
         if scale.numel() == 1:
             scale = scale.reshape(())
         else:
-            axis = ndim - self.weight.ndim + 1  # also of outputs without a batch
-            scale = scale.reshape([-1 if dim == axis else 1 for dim in range(ndim)])
+            granularity = PerAxis(ndim - self.weight.ndim + 1)  # also of outputs without a batch
+            scale = along_axis(scale, granularity.axis, ndim)
         width = self._sum_bit_width(inputs, weights, biases)
         low, high = self._sum_bounds(inputs, weights)
         spare = bits_to_spare(max(-low, high), dtype)
         source = products_source(inputs.source, weights.source)
-        return Grid(scale, None, width, True, False, axis, source, spare)
+        return Grid(scale, None, Integers(width), granularity, source, spare)
 
     def _sum_bounds(self, inputs: Grid, weights: Grid) -> tuple[int, int]:
         """The smallest and the largest sum of products that the integer ranges allow."""

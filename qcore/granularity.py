@@ -13,10 +13,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .declare.inject import register_choices
 from .errors import QuantizerError, SettingError
 
-__all__ = ["GRANULARITIES", "Granularity", "PerAxis", "PerBlock", "PerGroup", "PerTensor", "PerToken", "granularity_of"]
+__all__ = ["Granularity", "PerAxis", "PerBlock", "PerGroup", "PerTensor", "PerToken", "granularity_of"]
 
 
 class Granularity:
@@ -65,6 +64,10 @@ class Granularity:
         """Whether scales broadcast against every tensor, as it cuts no dimension into pieces."""
         return False
 
+    def fits(self, ndim: int) -> bool:
+        """Whether tensors of so many dimensions can have it."""
+        return True
+
     def placed(self, ndim: int) -> "Granularity":
         """The same for tensors of so many dimensions, with dimensions counted from the first."""
         return self
@@ -80,7 +83,9 @@ class Granularity:
     def _block(self, shape: Sequence[int]) -> tuple[int, ...]:
         """The block, at least 1 along each dimension; checked."""
         found = tuple(self.block(shape))
-        if len(found) != len(shape) or not all(1 <= step <= max(size, 1) for step, size in zip(found, shape)):
+        if len(found) != len(shape) or not all(
+            1 <= step <= max(size, 1) for step, size in zip(found, shape, strict=True)
+        ):
             raise QuantizerError(
                 f"{self!r}.block({tuple(shape)}) is {found}: expected one whole number for each of {len(shape)} "
                 "dimensions, from 1 to its size."
@@ -108,8 +113,8 @@ class Granularity:
         return self.unrows(view, x) if self._split(x.shape) else view
 
     def compact(self, flat: Tensor, shape: Sequence[int]) -> Tensor:
-        """One number for each row, in the shape in which scales are kept."""
-        return flat.reshape(self.scales_shape(shape))
+        """One number for each row, in the shape in which scales are kept; one for all stays 0-d."""
+        return flat if flat.ndim == 0 else flat.reshape(self.scales_shape(shape))
 
     def spread(self, scales: Tensor, shape: Sequence[int]) -> Tensor:
         """The scales of a tensor of some shape, or other numbers like them, broadcastable to it."""
@@ -243,15 +248,21 @@ class PerAxis(_Value, _Axis):
         return True
 
     def rows(self, x: Tensor) -> Tensor:
-        return x.movedim(self.axis, 0).reshape(x.shape[self.axis], -1)
+        moved = x.movedim(self.axis, 0)
+        return moved.flatten(1) if x.ndim > 1 else moved.unsqueeze(1)
 
     def spread(self, scales: Tensor, shape: Sequence[int]) -> Tensor:
         return scales
+
+    def fits(self, ndim: int) -> bool:
+        return -ndim <= self.axis < ndim
 
     def placed(self, ndim: int) -> Granularity:
         return PerAxis(self.axis % ndim)
 
     def compact(self, flat: Tensor, shape: Sequence[int]) -> Tensor:
+        if flat.ndim == 0:
+            return flat
         return flat.reshape([-1 if dim == self.axis % len(shape) else 1 for dim in range(len(shape))])
 
     def __str__(self) -> str:
@@ -287,6 +298,9 @@ class PerGroup(_Value, _Group):
         size = max(shape[axis], 1)
         found[axis] = size if self.group_size == -1 else min(self.group_size, size)
         return tuple(found)
+
+    def fits(self, ndim: int) -> bool:
+        return -ndim <= self.group_axis < ndim
 
     def placed(self, ndim: int) -> Granularity:
         return PerGroup(self.group_size, self.group_axis % ndim)
@@ -343,16 +357,13 @@ class PerBlock(_Value, _Block):
     def block(self, shape: Sequence[int]) -> tuple[int, ...]:
         sizes = self.block_sizes[-len(shape) :] if shape else ()
         known = [1] * (len(shape) - len(sizes)) + [*sizes]
-        return tuple(max(side, 1) if size == -1 else min(size, max(side, 1)) for size, side in zip(known, shape))
+        return tuple(
+            max(side, 1) if size == -1 else min(size, max(side, 1)) for size, side in zip(known, shape, strict=True)
+        )
 
     def __str__(self) -> str:
         return f"blocks of {' x '.join(map(str, self.block_sizes))}"
 
-
-GRANULARITIES = register_choices(
-    "granularity",
-    {"per_tensor": PerTensor, "per_axis": PerAxis, "per_group": PerGroup, "per_token": PerToken, "per_block": PerBlock},
-)
 
 _PER_TENSOR = PerTensor()
 
@@ -371,8 +382,7 @@ def granularity_of(axis: object, granularity: object = None) -> Granularity:
     if granularity is None:
         return _PER_TENSOR if dimension is None else PerAxis(dimension)
     if not isinstance(granularity, Granularity):
-        names = ", ".join(map(repr, GRANULARITIES))
-        raise SettingError("granularity", granularity, f"one of {names}, or a Granularity such as PerGroup(32)")
+        raise SettingError("granularity", granularity, "a Granularity such as PerGroup(32), PerAxis(1) or PerTensor()")
     if dimension is not None and granularity.axis != dimension:
         raise SettingError("axis", axis, f"no axis beside granularity={granularity!r}", "Leave one of the two out.")
     return granularity

@@ -23,7 +23,7 @@ from .activations import (
     Uint8ActPerChannel,
     Uint8ActPowerOfTwo,
 )
-from .base import BiasBase, IntBase, PerOutputChannel, PowerOfTwo, Shifted
+from .base import BiasBase, IntBase, PerGroup, PerOutputChannel, PowerOfTwo, Shifted
 from .biases import (
     Int8Bias,
     Int8BiasOwnScale,
@@ -103,6 +103,7 @@ __all__ = [
     "Int24Bias",
     "Int32Bias",
     "IntBase",
+    "PerGroup",
     "PerOutputChannel",
     "PowerOfTwo",
     "Shifted",

@@ -1,8 +1,10 @@
 """Fragments that the shipped quantizers are built from."""
 
 from ..qcore import BiasQuant, IntQuant, IntRange, Quantizer, value
+from ..qcore.granularity import PerGroup as Groups
+from ..qcore.granularity import granularity_of
 
-__all__ = ["BiasBase", "IntBase", "PerOutputChannel", "PowerOfTwo", "Shifted"]
+__all__ = ["BiasBase", "IntBase", "PerGroup", "PerOutputChannel", "PowerOfTwo", "Shifted"]
 
 
 class IntBase(Quantizer):
@@ -24,6 +26,11 @@ class IntBase(Quantizer):
     min_scale = 1e-10
     axis = None
 
+    @value
+    def granularity(axis):  # noqa: ANN201, N805 - axis is an attribute, not an instance
+        """Which values share a scale."""
+        return granularity_of(axis)
+
 
 class PerOutputChannel(Quantizer):
     """Fragment: one scale per output channel of the layer.
@@ -41,6 +48,31 @@ class PerOutputChannel(Quantizer):
     def axis(channel_axis):  # noqa: ANN201, N805 - channel_axis is an attribute, not an instance
         """The weight's dimension of output channels."""
         return channel_axis
+
+
+class PerGroup(Quantizer):
+    """Fragment: one scale for each group of neighbours along the input channels; of an activation, its last dimension.
+
+    ``group_size=32`` neighbours share one, the last group may be shorter, and -1 stands for all. ``group_axis`` selects
+    another dimension.
+
+    Example:
+        >>> import bitwright.nn as qnn
+        >>> from bitwright.quantizers import Int4WeightPerTensor
+        >>> class Int4Groups(PerGroup, Int4WeightPerTensor):
+        ...     group_size = 16
+        >>> qnn.QuantLinear(40, 2, weight_quant=Int4Groups).quant_weight().scale.shape
+        torch.Size([2, 3])
+    """
+
+    group_size = 32
+    group_axis = None
+
+    @value
+    def granularity(group_size, group_axis, axis=None, channel_axis=None):  # noqa: ANN201, N805 - attributes
+        """Which values share a scale."""
+        usual = -1 if channel_axis is None else 1 - channel_axis
+        return granularity_of(axis, Groups(group_size, usual if group_axis is None else group_axis))
 
 
 class PowerOfTwo(Quantizer):

@@ -21,7 +21,7 @@ from ..nn import (
     QuantLinear,
 )
 from ..nn.slots import fill_slot
-from ..qcore import BiasQuant, Grid, IntQuant, QuantizerError, SettingError, TensorQuant
+from ..qcore import BiasQuant, Grid, IntQuant, PerAxis, QuantizerError, SettingError, TensorQuant
 from ..qcore.declare.inject import QuantizerType
 from ..quantizers import Int8Act
 from .report import NotApplicable
@@ -136,7 +136,7 @@ class Subject:
         if not self.follows_input:
             return ()
         steps = 2.0 ** (torch.arange(shape[0]) % 3)
-        return Grid(torch.tensor(unit)), Grid(steps.reshape(-1, 1), axis=0)
+        return Grid(torch.tensor(unit)), Grid(steps.reshape(-1, 1), granularity=PerAxis(0))
 
     def range_to_cover(self, shape: tuple[int, ...], unit: float) -> Tensor:
         """A tensor that reaches both ends of the range at the scale ``unit``, in every channel where there is room."""
@@ -371,7 +371,7 @@ def leading(x: Tensor, grid: Grid) -> Tensor:
     """The first element of each channel with its own scale, as a view.
 
     Example:
-        >>> leading(torch.tensor([[1.0, 2.0], [3.0, 4.0]]), Grid(torch.ones(2, 1), axis=0))
+        >>> leading(torch.tensor([[1.0, 2.0], [3.0, 4.0]]), Grid(torch.ones(2, 1), granularity=PerAxis(0)))
         tensor([1., 3.])
     """
     channels = x[None] if grid.axis is None else x.movedim(grid.axis, 0)
@@ -382,7 +382,7 @@ def with_life(x: Tensor, grid: Grid) -> Tensor:
     """The tensor, with one step added in each all-zero channel; zeros have their own check.
 
     Example:
-        >>> with_life(torch.tensor([[0.0, 0.0], [3.0, 4.0]]), Grid(torch.ones(2, 1), axis=0))
+        >>> with_life(torch.tensor([[0.0, 0.0], [3.0, 4.0]]), Grid(torch.ones(2, 1), granularity=PerAxis(0)))
         tensor([[1., 0.],
                 [3., 4.]])
     """
