@@ -157,7 +157,7 @@ def test_mean_squared_error_for_several_bit_widths():
     search = MinSquaredError(IntRange(Bits(), signed=True, narrow_range=True), search_steps=4)
     x = torch.tensor([[3.0, 2.0, 1.0, 0.0, 0.0], [2.0, 1.0, 1.0, 1.0, 1.0]])
     assert search(x).tolist() == [3, 1]
-    assert MinSquaredError(IntRange(3, signed=True, narrow_range=True), search_steps=4)(x).tolist() == [3, 2]
+    assert MinSquaredError(IntRange(3, signed=True, narrow_range=True), search_steps=4)(x).tolist() == [3, 1.5]
 
 
 def test_measured():
