@@ -362,7 +362,8 @@ def _signs_of_largest(rows: Tensor, largest: Tensor, fixed: Tensor, out: Tensor)
     """
     torch.div(rows, torch.where(fixed, float("inf"), largest), out=out)
     _hardshrink(out, 1 - torch.finfo(out.dtype).eps / 2, out=out)
-    return torch.dot(out.view(-1), out.view(-1)).item() == (~fixed).sum().item()
+    flat = out.reshape(-1)
+    return torch.dot(flat, flat).item() == (~fixed).sum().item()
 
 
 _hardshrink = torch.ops.aten.hardshrink.out
