@@ -139,6 +139,8 @@ class WeightLayer(QuantLayer):
 
     def _one_scale_each(self, granularity: Granularity) -> bool:
         """Whether the weights that one output sums share a scale."""
+        if granularity.axis is not None:
+            return granularity.axis % self.weight.ndim == self.channel_axis
         scales = granularity.scales_shape(self._outputs_first(self.weight).shape)
         return granularity.single or all(size == 1 for dim, size in enumerate(scales) if dim != self.channel_axis)
 
