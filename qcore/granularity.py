@@ -64,6 +64,9 @@ class Granularity:
         """Whether scales broadcast against every tensor, as it cuts no dimension into pieces."""
         return False
 
+    def check(self) -> None:
+        """Raise a `SettingError` where it was made with something impossible; called when a quantizer takes it."""
+
     def fits(self, ndim: int) -> bool:
         """Whether tensors of so many dimensions can have it."""
         return True
@@ -139,7 +142,8 @@ class Granularity:
                 fill[dim] = -(-missing // (step - missing))
                 x = torch.cat([x, tail.repeat(fill).narrow(dim, 0, missing)], dim)
         counted, shared, sizes = _dimensions(x.shape, block)
-        return x.reshape(sizes).permute(counted + shared).reshape(math.prod(sizes[dim] for dim in counted), -1)
+        scales, values = (math.prod([sizes[dim] for dim in dims]) for dims in (counted, shared))
+        return x.reshape(sizes).permute(counted + shared).reshape(scales, values)
 
     def unrows(self, rows: Tensor, x: Tensor) -> Tensor:
         """The tensor whose `rows` these are, shaped like ``x``."""
@@ -156,37 +160,38 @@ class Granularity:
     def __str__(self) -> str:
         return repr(self)
 
+    # A named tuple behind this class equals one of its own kind only, and is never false.
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(self, tuple):
+            return self is other
+        return type(self) is type(other) and tuple.__eq__(self, other)  # type: ignore[arg-type]
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other  # a tuple has its own
+
+    def __hash__(self) -> int:
+        return hash((type(self), *self)) if isinstance(self, tuple) else object.__hash__(self)
+
+    def __bool__(self) -> bool:
+        return True
+
 
 def _dimensions(shape: Sequence[int], block: Sequence[int]) -> tuple[list[int], list[int], list[int]]:
     """Each dimension as (blocks, size of a block): which of these count scales, which share one, and their sizes."""
     sizes: list[int] = []
     counted, shared = [], []
     for size, step in zip(shape, block, strict=True):
-        if step < size:
+        if step < size or size == 0:
             counted.append(len(sizes))
             sizes.append(size // step)
-        if step > 1 or step == size:
+        if size > 0 and (step > 1 or step == size):
             shared.append(len(sizes))
             sizes.append(step)
     return counted, shared, sizes
 
 
-class _Value(Granularity):
-    """A granularity that is a tuple: equal to one of its own kind only, and never false."""
-
-    __slots__ = ()
-
-    def __eq__(self, other: object) -> bool:
-        return type(self) is type(other) and tuple.__eq__(self, other)  # type: ignore[arg-type]
-
-    def __hash__(self) -> int:
-        return hash((type(self), *self))  # type: ignore[misc]
-
-    def __bool__(self) -> bool:
-        return True
-
-
-class PerTensor(_Value, NamedTuple("_PerTensor", [])):
+class PerTensor(Granularity, NamedTuple("_PerTensor", [])):
     """One scale for all values.
 
     Example:
@@ -224,7 +229,7 @@ class _Axis(NamedTuple):
     axis: int
 
 
-class PerAxis(_Value, _Axis):
+class PerAxis(Granularity, _Axis):
     """A scale for each index of one dimension: per channel. ``axis=1`` in a quantizer stands for ``PerAxis(1)``.
 
     Example:
@@ -234,6 +239,9 @@ class PerAxis(_Value, _Axis):
 
     __slots__ = ()
     axis = _Axis.axis
+
+    def check(self) -> None:
+        _check_dimension("axis", self.axis)
 
     def block(self, shape: Sequence[int]) -> tuple[int, ...]:
         axis = self.axis % len(shape)
@@ -274,7 +282,7 @@ class _Group(NamedTuple):
     group_axis: int = -1
 
 
-class PerGroup(_Value, _Group):
+class PerGroup(Granularity, _Group):
     """A scale for each run of neighbours along one dimension, at every index of the others; the last may be shorter.
 
     The ``block_size`` of ONNX's DequantizeLinear.
@@ -293,6 +301,12 @@ class PerGroup(_Value, _Group):
 
     __slots__ = ()
 
+    def check(self) -> None:
+        _check_dimension("group_axis", self.group_axis)
+        if not _is_size(self.group_size):
+            expected = "a whole number of neighbours, 1 or more, or -1 for all"
+            raise SettingError("group_size", self.group_size, expected)
+
     def block(self, shape: Sequence[int]) -> tuple[int, ...]:
         axis, found = self.group_axis % len(shape), [1] * len(shape)
         size = max(shape[axis], 1)
@@ -310,7 +324,7 @@ class PerGroup(_Value, _Group):
         return f"groups of {size} along axis {self.group_axis}"
 
 
-class PerToken(_Value, NamedTuple("_PerToken", [])):
+class PerToken(Granularity, NamedTuple("_PerToken", [])):
     """A scale for each vector along the last dimension.
 
     Example:
@@ -331,7 +345,7 @@ class PerToken(_Value, NamedTuple("_PerToken", [])):
         return True
 
     def rows(self, x: Tensor) -> Tensor:
-        return x.reshape(-1, x.shape[-1]) if x.ndim else x.reshape(1, 1)
+        return x.reshape(math.prod(x.shape[:-1]), x.shape[-1]) if x.ndim else x.reshape(1, 1)
 
     def __str__(self) -> str:
         return "per token"
@@ -341,7 +355,7 @@ class _Block(NamedTuple):
     block_sizes: tuple[int, ...]
 
 
-class PerBlock(_Value, _Block):
+class PerBlock(Granularity, _Block):
     """A scale for each block of the last dimensions, such as 128 x 128; one for each index of those before.
 
     Args:
@@ -353,6 +367,12 @@ class PerBlock(_Value, _Block):
     """
 
     __slots__ = ()
+
+    def check(self) -> None:
+        sizes = self.block_sizes
+        if not isinstance(sizes, tuple) or not sizes or not all(map(_is_size, sizes)):
+            expected = "a tuple of whole numbers, 1 or more, or -1 for a whole dimension, such as (128, 128)"
+            raise SettingError("block_sizes", sizes, expected)
 
     def block(self, shape: Sequence[int]) -> tuple[int, ...]:
         sizes = self.block_sizes[-len(shape) :] if shape else ()
@@ -383,20 +403,37 @@ def granularity_of(axis: object, granularity: object = None) -> Granularity:
         return _PER_TENSOR if dimension is None else PerAxis(dimension)
     if not isinstance(granularity, Granularity):
         raise SettingError("granularity", granularity, "a Granularity such as PerGroup(32), PerAxis(1) or PerTensor()")
+    granularity.check()
     if dimension is not None and granularity.axis != dimension:
         raise SettingError("axis", axis, f"no axis beside granularity={granularity!r}", "Leave one of the two out.")
     return granularity
 
 
+def _whole(number: object) -> int | None:
+    """The number as an int; None if it is no whole number."""
+    try:
+        return None if isinstance(number, bool) else index(number)  # type: ignore[arg-type]
+    except TypeError:
+        return None
+
+
+def _check_dimension(setting: str, found: object) -> None:
+    if _whole(found) is None:
+        raise SettingError(setting, found, "a dimension such as 1")
+
+
+def _is_size(found: object) -> bool:
+    """Whether it is a number of neighbours, or -1 for all."""
+    number = _whole(found)
+    return number is not None and (number >= 1 or number == -1)
+
+
 def _checked_axis(axis: object) -> int | None:
     if axis is None:
         return None
-    try:
-        if isinstance(axis, bool):
-            raise TypeError
-        found = index(axis)  # type: ignore[arg-type]
-    except TypeError:
-        raise SettingError("axis", axis, "a dimension such as 1, or None for one scale per tensor") from None
+    found = _whole(axis)
+    if found is None:
+        raise SettingError("axis", axis, "a dimension such as 1, or None for one scale per tensor")
     if not -_DIMENSIONS <= found < _DIMENSIONS:
         expected = f"a dimension from {-_DIMENSIONS} to {_DIMENSIONS - 1}, or None for one scale per tensor"
         raise SettingError("axis", axis, expected)

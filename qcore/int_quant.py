@@ -578,8 +578,8 @@ def _misfit(quant: IntQuant, x: Tensor) -> str:
     granularity = quant.granularity
     if granularity.axis is None:
         return (
-            f"{path_of(quant)}: an input of {x.ndim} dimensions can't have {granularity}. Write group_axis= a dimension "
-            f"from {-x.ndim} to {x.ndim - 1}."
+            f"{path_of(quant)}: an input of {x.ndim} dimensions can't have {granularity}. Write a group_axis from "
+            f"{-x.ndim} to {x.ndim - 1}."
         )
     return (
         f"{path_of(quant)}: axis={quant.axis} is not a dimension of an input of {x.ndim} dimensions. Write one "
