@@ -559,7 +559,7 @@ def test_activations_of_every_granularity(granularity, dtype):
     assert layer(x[:0]).shape == (0, 2, 5)
 
 
-COMPILED = [(each, False) for each in ACTS] + [(each, True) for each in (PerGroup(3), PerBlock((2, 4)), PerHalf(0))]
+COMPILED = [(each, False) for each in ACTS] + [(each, True) for each in ACTS if each != PerHalf(0)]
 
 
 @pytest.mark.parametrize(("granularity", "dynamic"), COMPILED, ids=str)
@@ -572,9 +572,11 @@ def test_compiled(granularity, dynamic):
         y = layer(x)
         return values_of(y).pow(3).sum(), y.detach()
 
-    compiled = torch.compile(loss, backend="aot_eager", fullgraph=True, dynamic=dynamic)
+    compiled = torch.compile(loss, backend="aot_eager", fullgraph=True)
     for batch in (4, 6) if dynamic else (4,):
         x = torch.randn(batch, 4, 5, generator=torch.Generator().manual_seed(0), requires_grad=True)
+        if dynamic:
+            torch._dynamo.mark_dynamic(x, 0)
         (out, y), (wanted, expected) = compiled(x), loss(x)
         assert torch.equal(y.value, expected.value)
         assert torch.equal(y.scale, expected.scale)
