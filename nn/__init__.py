@@ -19,8 +19,8 @@ from .contexts.freezing import frozen
 from .contexts.intercepting import intercepted, quantizers_of
 from .conv import QuantConv1d, QuantConv2d, QuantConv3d
 from .conv_transpose import QuantConvTranspose1d, QuantConvTranspose2d, QuantConvTranspose3d
+from .layer import QuantLayer
 from .linear import QuantLinear
-from .slots import QuantLayer
 from .weight_layer import WeightLayer
 
 __all__ = [
