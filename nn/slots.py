@@ -161,7 +161,8 @@ def fill_slot(
             name, item = next(iter(overrides.items()))
             raise QuantizerError(
                 f"{Described(layer)}: {slot.keywords}{name}={item!r} would change the quantizer module that "
-                f"{slot.name}_quant shares with another layer. Give the setting where that module is made, or pass a quantizer class."
+                f"{slot.name}_quant shares with another layer. Give the setting where that module is made, or pass a "
+                "quantizer class."
             )
         if quantizer.quantizer is not None:
             _check_role(layer, slot, quantizer.quantizer, {})

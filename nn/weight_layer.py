@@ -171,7 +171,9 @@ class WeightLayer(QuantLayer):
                 out = self._compute(values, weight, bias, *extra)
         if self.output_quant is not None:
             out, grid = self.output_quant.quantize(out)
-        elif self.return_quant_tensor and not (self._intercepted() and (inputs is None or weights is None)):
+        elif self.return_quant_tensor and not (
+            self._intercepted() and (inputs is None or weights is None or (bias is not None and biases is None))
+        ):
             if weights is None or bias is not None:
                 self._check_output_grid()  # the flag, or a bias, may have been set since the layer was built
             grid = self._output_grid(inputs, weights, biases, out.ndim, out.dtype)
