@@ -94,6 +94,4 @@ def test_frozen_values_are_kept_for_afterwards():
 def test_what_is_no_model():
     with pytest.raises(QuantizerError) as error, qnn.unquantized(5):
         pass
-    assert str(error.value) == (
-        "unquantized: 5 is not a model. Pass a torch.nn.Module, such as qnn.QuantLinear(8, 4)."
-    )
+    assert str(error.value) == ("unquantized: 5 is not a model. Pass a torch.nn.Module, such as qnn.QuantLinear(8, 4).")
