@@ -21,7 +21,7 @@ from ..qcore import (
     values_of,
 )
 from ..qcore.formats.number_format import Integers
-from ..qcore.granularity import Granularity, PerAxis, PerTensor
+from ..qcore.granularity import Granularity, PerAxis, PerGroup, PerTensor
 from ..qcore.grid import along_axis, bits_to_spare, products_source
 from ..qcore.int_quant import resting
 from ..qcore.kernels.fused import LARGE
@@ -117,8 +117,9 @@ class WeightLayer(QuantLayer):
                 continue
             axis, each_output = granularity.axis, f"{slot}_axis={usual} for one scale for each output channel"
             if not granularity.fits(tensor.ndim):
-                found = f"{slot}_axis={axis} is" if axis is not None else f"{granularity} need"
-                wrong = f"{found} not a dimension of the {slot}, which has {tensor.ndim}"
+                if axis is None:
+                    raise QuantizerError(_misfit(self, slot, granularity, tensor.ndim, 1 - usual))
+                wrong = f"{slot}_axis={axis} is not a dimension of the {slot}, which has {tensor.ndim}"
             elif slot == "weight" and summed and not self._one_scale_each(granularity):
                 asks = "a bias on the scale of the products" if follows else "return_quant_tensor=True"
                 given = f"weight_axis={axis}" if axis is not None else str(granularity)
@@ -423,6 +424,13 @@ class WeightLayer(QuantLayer):
     def extra_repr(self) -> str:
         extra = super().extra_repr()
         return f"{extra}, return_quant_tensor=True" if self.return_quant_tensor else extra
+
+
+def _misfit(layer: nn.Module, slot: str, granularity: Granularity, ndim: int, usual: int) -> str:
+    if isinstance(granularity, PerGroup):
+        wrong = f"{slot}_group_axis={granularity.group_axis} is not a dimension of the {slot}, which has {ndim}"
+        return f"{Described(layer)}: {wrong}. Write {slot}_group_axis={usual}."
+    return f"{Described(layer)}: {granularity} do not fit the {slot}, which has {ndim} dimensions."
 
 
 def _without_bias(layer: nn.Module, quantizer: object) -> str:

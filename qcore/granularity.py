@@ -64,6 +64,13 @@ class Granularity:
         """Whether scales broadcast against every tensor, as it cuts no dimension into pieces."""
         return False
 
+    def check(self) -> None:
+        """Refuse numbers that mean nothing.
+
+        Raises:
+            SettingError: such a number.
+        """
+
     def fits(self, ndim: int) -> bool:
         """Whether tensors of so many dimensions can have it."""
         return True
@@ -74,7 +81,7 @@ class Granularity:
 
     def scales_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
         """The shape in which the scales of a tensor are kept: one for each block."""
-        return tuple(-(-size // step) for size, step in zip(shape, self._block(shape), strict=True))
+        return tuple([-(-size // step) for size, step in zip(shape, self._block(shape), strict=True)])
 
     def count(self, shape: Sequence[int]) -> int:
         """How many scales a tensor has."""
@@ -83,9 +90,8 @@ class Granularity:
     def _block(self, shape: Sequence[int]) -> tuple[int, ...]:
         """The block, at least 1 along each dimension; checked."""
         found = tuple(self.block(shape))
-        if len(found) != len(shape) or not all(
-            1 <= step <= max(size, 1) for step, size in zip(found, shape, strict=True)
-        ):
+        sizes = [max(size, 1) for size in shape]
+        if len(found) != len(sizes) or not all([1 <= step <= size for step, size in zip(found, sizes, strict=True)]):
             raise QuantizerError(
                 f"{self!r}.block({tuple(shape)}) is {found}: expected one whole number for each of {len(shape)} "
                 "dimensions, from 1 to its size."
@@ -94,9 +100,9 @@ class Granularity:
 
     def _split(self, shape: Sequence[int]) -> bool:
         """Whether some dimension is cut into pieces, so that the scales don't broadcast against the tensor."""
-        return not self.broadcasts and any(
-            1 < step < size for step, size in zip(self._block(shape), shape, strict=True)
-        )
+        if self.broadcasts:
+            return False
+        return any([1 < step < size for step, size in zip(self._block(shape), shape, strict=True)])
 
     def view(self, x: Tensor) -> Tensor:
         """The tensor, or its rows, whichever `beside` broadcasts against."""
@@ -139,7 +145,7 @@ class Granularity:
                 fill[dim] = -(-missing // (step - missing))
                 x = torch.cat([x, tail.repeat(fill).narrow(dim, 0, missing)], dim)
         counted, shared, sizes = _dimensions(x.shape, block)
-        return x.reshape(sizes).permute(counted + shared).reshape(math.prod(sizes[dim] for dim in counted), -1)
+        return x.reshape(sizes).permute(counted + shared).reshape(math.prod([sizes[dim] for dim in counted]), -1)
 
     def unrows(self, rows: Tensor, x: Tensor) -> Tensor:
         """The tensor whose `rows` these are, shaped like ``x``."""
@@ -151,7 +157,7 @@ class Granularity:
         out = rows.reshape([sizes[dim] for dim in order]).permute(back).reshape(full)
         for dim, size in enumerate(x.shape):
             out = out.narrow(dim, 0, size) if full[dim] != size else out
-        return out
+        return out.contiguous()
 
     def __str__(self) -> str:
         return repr(self)
@@ -197,7 +203,7 @@ class PerTensor(_Value, NamedTuple("_PerTensor", [])):
     __slots__ = ()
 
     def block(self, shape: Sequence[int]) -> tuple[int, ...]:
-        return tuple(max(size, 1) for size in shape)
+        return tuple([max(size, 1) for size in shape])
 
     @property
     def single(self) -> bool:
@@ -237,11 +243,11 @@ class PerAxis(_Value, _Axis):
 
     def block(self, shape: Sequence[int]) -> tuple[int, ...]:
         axis = self.axis % len(shape)
-        return tuple(1 if dim == axis else max(size, 1) for dim, size in enumerate(shape))
+        return tuple([1 if dim == axis else max(size, 1) for dim, size in enumerate(shape)])
 
     def scales_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
         axis = self.axis % len(shape)
-        return tuple(size if dim == axis else 1 for dim, size in enumerate(shape))
+        return tuple([size if dim == axis else 1 for dim, size in enumerate(shape)])
 
     @property
     def broadcasts(self) -> bool:
@@ -299,6 +305,12 @@ class PerGroup(_Value, _Group):
         found[axis] = size if self.group_size == -1 else min(self.group_size, size)
         return tuple(found)
 
+    def check(self) -> None:
+        if not _whole(self.group_size) or (self.group_size < 1 and self.group_size != -1):
+            raise SettingError("group_size", self.group_size, "a whole number, 1 or more, or -1 for the whole row")
+        if not _whole(self.group_axis):
+            raise SettingError("group_axis", self.group_axis, "a dimension such as 1")
+
     def fits(self, ndim: int) -> bool:
         return -ndim <= self.group_axis < ndim
 
@@ -321,7 +333,7 @@ class PerToken(_Value, NamedTuple("_PerToken", [])):
     __slots__ = ()
 
     def block(self, shape: Sequence[int]) -> tuple[int, ...]:
-        return (*[1] * (len(shape) - 1), *(max(size, 1) for size in shape[-1:]))
+        return (*[1] * (len(shape) - 1), *[max(size, 1) for size in shape[-1:]])
 
     def scales_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
         return (*shape[:-1], 1) if shape else ()
@@ -361,6 +373,11 @@ class PerBlock(_Value, _Block):
             max(side, 1) if size == -1 else min(size, max(side, 1)) for size, side in zip(known, shape, strict=True)
         )
 
+    def check(self) -> None:
+        sizes = self.block_sizes
+        if not isinstance(sizes, tuple) or not all([_whole(size) and (size >= 1 or size == -1) for size in sizes]):
+            raise SettingError("block_sizes", sizes, "a tuple of whole numbers, 1 or more, or -1 for a whole dimension")
+
     def __str__(self) -> str:
         return f"blocks of {' x '.join(map(str, self.block_sizes))}"
 
@@ -383,9 +400,14 @@ def granularity_of(axis: object, granularity: object = None) -> Granularity:
         return _PER_TENSOR if dimension is None else PerAxis(dimension)
     if not isinstance(granularity, Granularity):
         raise SettingError("granularity", granularity, "a Granularity such as PerGroup(32), PerAxis(1) or PerTensor()")
+    granularity.check()
     if dimension is not None and granularity.axis != dimension:
         raise SettingError("axis", axis, f"no axis beside granularity={granularity!r}", "Leave one of the two out.")
     return granularity
+
+
+def _whole(number: object) -> bool:
+    return isinstance(number, int) and not isinstance(number, bool)
 
 
 def _checked_axis(axis: object) -> int | None:
