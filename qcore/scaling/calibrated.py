@@ -1,9 +1,7 @@
 """Scales that are a running average over training forwards."""
 
-import itertools
 import math
 import sys
-import weakref
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,12 +14,12 @@ from ..formats.int_range import IntRange
 from ..granularity import Granularity, granularity_of
 from ..locate import path_of
 from ..protocols import Restriction, Statistic
-from ..tracing import exporting
+from ..tracing import exporting, number
 from .magnitude import finite, whole
 from .pooling import distributed
 from .restriction import FloatScale
 from .statistics import AbsMax, measure
-from .stored import StoredScaling, in_backward, number, widest
+from .stored import StoredScaling, in_backward, scalings, widest
 
 __all__ = ["CalibratedScaling", "RunningScaling"]
 
@@ -62,7 +60,6 @@ class CalibratedScaling(StoredScaling):
     learned = True
     _window: tuple[list[Any] | None, list[Any]] | None = None
     momentum: float | None
-    _handle: int
 
     def __init__(
         self,
@@ -97,7 +94,6 @@ class CalibratedScaling(StoredScaling):
             self.learned,
         )
         self.momentum = None if momentum is None else float(momentum)
-        self._handle = _registered(self)
 
     def prepare(self, x: Tensor, relu: bool = False) -> None:
         """Decide whether this forward is one of the calibration."""
@@ -112,7 +108,7 @@ class CalibratedScaling(StoredScaling):
     @torch.no_grad()
     def _measure(self, x: Tensor) -> None:
         if not self.granularity.single:
-            self._fit(self.granularity.count(x.shape))
+            self._sized(self.granularity.count(x.shape))
         state = [*self._bases(), self.measured, self.steps]
         if torch.compiler.is_compiling():
             torch.ops.bitwright.calibrate.default(state, x, self._handle)
@@ -171,10 +167,6 @@ class CalibratedScaling(StoredScaling):
     def __getstate__(self) -> dict[str, object]:
         return {**super().__getstate__(), "_window": None}
 
-    def __setstate__(self, state: dict[str, object]) -> None:
-        super().__setstate__(state)
-        self._handle = _registered(self)  # copies and loaded models count for themselves
-
 
 class RunningScaling(CalibratedScaling):
     """A running average of the statistic, as in batch normalisation: updated by every training forward, never learned.
@@ -226,17 +218,7 @@ class RunningScaling(CalibratedScaling):
 
 
 # Under torch.compile the average is one opaque operation: its Python can end the calibration without a graph break.
-_calibrating: "weakref.WeakValueDictionary[int, CalibratedScaling]" = weakref.WeakValueDictionary()
-_handles = itertools.count()
-
-
-def _registered(scaling: CalibratedScaling) -> int:
-    handle = next(_handles)
-    _calibrating[handle] = scaling
-    return handle
-
-
 @torch.library.custom_op("bitwright::calibrate", mutates_args=("state",))
 def _calibrate(state: list[Tensor], x: Tensor, handle: int) -> None:
     if not in_backward():
-        _calibrating[handle]._average(state, x)
+        scalings[handle]._average(state, x)

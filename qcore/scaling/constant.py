@@ -106,7 +106,7 @@ class ConstantScaling(MagnitudeScaling):
         if self.scale.numel() != 1 and (asked := self.granularity.count(x.shape)) != self.scale.numel():
             raise QuantizerError(
                 f"{path_of(self)}: the input has {entries(self.granularity, asked)}, and {self.scale.numel()} scales "
-                "are given. Give one scale, or one for each."
+                "are given. Give one scale, or one for each entry."
             )
         graph = torch.compiler.is_compiling() or is_tracing()
         scale = self.scale if graph else self.scale.clone()  # a tensor's grid stays when a file's constant is loaded
