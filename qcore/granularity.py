@@ -91,7 +91,7 @@ class Granularity:
         """The block, at least 1 along each dimension; checked."""
         found = tuple(self.block(shape))
         sizes = [max(size, 1) for size in shape]
-        if len(found) != len(sizes) or not all([1 <= step <= size for step, size in zip(found, sizes, strict=True)]):
+        if len(found) != len(sizes) or not all(1 <= step <= size for step, size in zip(found, sizes, strict=True)):
             raise QuantizerError(
                 f"{self!r}.block({tuple(shape)}) is {found}: expected one whole number for each of {len(shape)} "
                 "dimensions, from 1 to its size."
@@ -102,7 +102,7 @@ class Granularity:
         """Whether some dimension is cut into pieces, so that the scales don't broadcast against the tensor."""
         if self.broadcasts:
             return False
-        return any([1 < step < size for step, size in zip(self._block(shape), shape, strict=True)])
+        return any(1 < step < size for step, size in zip(self._block(shape), shape, strict=True))
 
     def view(self, x: Tensor) -> Tensor:
         """The tensor, or its rows, whichever `beside` broadcasts against."""
@@ -307,20 +307,13 @@ class PerGroup(Granularity, _Group):
     def check(self) -> None:
         _check_dimension("group_axis", self.group_axis)
         if not _is_size(self.group_size):
-            expected = "a whole number of neighbours, 1 or more, or -1 for all"
-            raise SettingError("group_size", self.group_size, expected)
+            raise SettingError("group_size", self.group_size, "a whole number, 1 or more, or -1 for the whole row")
 
     def block(self, shape: Sequence[int]) -> tuple[int, ...]:
         axis, found = self.group_axis % len(shape), [1] * len(shape)
         size = max(shape[axis], 1)
         found[axis] = size if self.group_size == -1 else min(self.group_size, size)
         return tuple(found)
-
-    def check(self) -> None:
-        if not _whole(self.group_size) or (self.group_size < 1 and self.group_size != -1):
-            raise SettingError("group_size", self.group_size, "a whole number, 1 or more, or -1 for the whole row")
-        if not _whole(self.group_axis):
-            raise SettingError("group_axis", self.group_axis, "a dimension such as 1")
 
     def fits(self, ndim: int) -> bool:
         return -ndim <= self.group_axis < ndim
@@ -380,8 +373,7 @@ class PerBlock(Granularity, _Block):
     def check(self) -> None:
         sizes = self.block_sizes
         if not isinstance(sizes, tuple) or not sizes or not all(map(_is_size, sizes)):
-            expected = "a tuple of whole numbers, 1 or more, or -1 for a whole dimension, such as (128, 128)"
-            raise SettingError("block_sizes", sizes, expected)
+            raise SettingError("block_sizes", sizes, "a tuple of whole numbers, 1 or more, or -1 for a whole dimension")
 
     def block(self, shape: Sequence[int]) -> tuple[int, ...]:
         sizes = self.block_sizes[-len(shape) :] if shape else ()
@@ -389,11 +381,6 @@ class PerBlock(Granularity, _Block):
         return tuple(
             max(side, 1) if size == -1 else min(size, max(side, 1)) for size, side in zip(known, shape, strict=True)
         )
-
-    def check(self) -> None:
-        sizes = self.block_sizes
-        if not isinstance(sizes, tuple) or not all([_whole(size) and (size >= 1 or size == -1) for size in sizes]):
-            raise SettingError("block_sizes", sizes, "a tuple of whole numbers, 1 or more, or -1 for a whole dimension")
 
     def __str__(self) -> str:
         return f"blocks of {' x '.join(map(str, self.block_sizes))}"
@@ -423,8 +410,23 @@ def granularity_of(axis: object, granularity: object = None) -> Granularity:
     return granularity
 
 
-def _whole(number: object) -> bool:
-    return isinstance(number, SupportsIndex) and not isinstance(number, bool)
+def _whole(number: object) -> int | None:
+    """The number as an int; None if it is no whole number."""
+    try:
+        return None if isinstance(number, bool) else index(number)  # type: ignore[arg-type]
+    except TypeError:
+        return None
+
+
+def _check_dimension(setting: str, found: object) -> None:
+    if _whole(found) is None:
+        raise SettingError(setting, found, "a dimension such as 1")
+
+
+def _is_size(found: object) -> bool:
+    """Whether it is a number of neighbours, or -1 for all."""
+    number = _whole(found)
+    return number is not None and (number >= 1 or number == -1)
 
 
 def _checked_axis(axis: object) -> int | None:

@@ -73,12 +73,17 @@ def test_state_is_untouched():
 def test_blocks_are_nested_and_end_with_exceptions():
     net = model()
     expected = net(X)
-    with pytest.raises(ZeroDivisionError), qnn.unquantized(net, activations=False, biases=False):
-        with qnn.unquantized(net, weights=False):
-            assert torch.equal(net(X), as_float(net, X).relu())
-        codes = (X / 0.25).round() * 0.25
-        assert torch.equal(net[0](X), QuantTensor.wrap(codes, net[0](X).grid))
-        1 / 0
+
+    def fail():
+        with qnn.unquantized(net, activations=False, biases=False):
+            with qnn.unquantized(net, weights=False):
+                assert torch.equal(net(X), as_float(net, X).relu())
+            codes = (X / 0.25).round() * 0.25
+            assert torch.equal(net[0](X), QuantTensor.wrap(codes, net[0](X).grid))
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
     assert torch.equal(net(X), expected)
 
 
