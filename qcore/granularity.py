@@ -65,11 +65,7 @@ class Granularity:
         return False
 
     def check(self) -> None:
-        """Refuse numbers that mean nothing.
-
-        Raises:
-            SettingError: such a number.
-        """
+        """Raise a `SettingError` where it was made with something impossible; called when a quantizer takes it."""
 
     def fits(self, ndim: int) -> bool:
         """Whether tensors of so many dimensions can have it."""
@@ -81,7 +77,7 @@ class Granularity:
 
     def scales_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
         """The shape in which the scales of a tensor are kept: one for each block."""
-        return tuple([-(-size // step) for size, step in zip(shape, self._block(shape), strict=True)])
+        return tuple(-(-size // step) for size, step in zip(shape, self._block(shape), strict=True))
 
     def count(self, shape: Sequence[int]) -> int:
         """How many scales a tensor has."""
@@ -90,8 +86,9 @@ class Granularity:
     def _block(self, shape: Sequence[int]) -> tuple[int, ...]:
         """The block, at least 1 along each dimension; checked."""
         found = tuple(self.block(shape))
-        sizes = [max(size, 1) for size in shape]
-        if len(found) != len(sizes) or not all([1 <= step <= size for step, size in zip(found, sizes, strict=True)]):
+        if len(found) != len(shape) or not all(
+            1 <= step <= max(size, 1) for step, size in zip(found, shape, strict=True)
+        ):
             raise QuantizerError(
                 f"{self!r}.block({tuple(shape)}) is {found}: expected one whole number for each of {len(shape)} "
                 "dimensions, from 1 to its size."
@@ -100,9 +97,9 @@ class Granularity:
 
     def _split(self, shape: Sequence[int]) -> bool:
         """Whether some dimension is cut into pieces, so that the scales don't broadcast against the tensor."""
-        if self.broadcasts:
-            return False
-        return any([1 < step < size for step, size in zip(self._block(shape), shape, strict=True)])
+        return not self.broadcasts and any(
+            1 < step < size for step, size in zip(self._block(shape), shape, strict=True)
+        )
 
     def view(self, x: Tensor) -> Tensor:
         """The tensor, or its rows, whichever `beside` broadcasts against."""
@@ -145,7 +142,8 @@ class Granularity:
                 fill[dim] = -(-missing // (step - missing))
                 x = torch.cat([x, tail.repeat(fill).narrow(dim, 0, missing)], dim)
         counted, shared, sizes = _dimensions(x.shape, block)
-        return x.reshape(sizes).permute(counted + shared).reshape(math.prod([sizes[dim] for dim in counted]), -1)
+        scales, values = (math.prod([sizes[dim] for dim in dims]) for dims in (counted, shared))
+        return x.reshape(sizes).permute(counted + shared).reshape(scales, values)
 
     def unrows(self, rows: Tensor, x: Tensor) -> Tensor:
         """The tensor whose `rows` these are, shaped like ``x``."""
@@ -157,10 +155,26 @@ class Granularity:
         out = rows.reshape([sizes[dim] for dim in order]).permute(back).reshape(full)
         for dim, size in enumerate(x.shape):
             out = out.narrow(dim, 0, size) if full[dim] != size else out
-        return out.contiguous()
+        return out.contiguous()  # else a convolution would take it for another memory format
 
     def __str__(self) -> str:
         return repr(self)
+
+    # A named tuple behind this class equals one of its own kind only, and is never false.
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(self, tuple):
+            return self is other
+        return type(self) is type(other) and tuple.__eq__(self, other)  # type: ignore[arg-type]
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other  # a tuple has its own
+
+    def __hash__(self) -> int:
+        return hash((type(self), *self)) if isinstance(self, tuple) else object.__hash__(self)
+
+    def __bool__(self) -> bool:
+        return True
 
 
 def _dimensions(shape: Sequence[int], block: Sequence[int]) -> tuple[list[int], list[int], list[int]]:
@@ -168,31 +182,16 @@ def _dimensions(shape: Sequence[int], block: Sequence[int]) -> tuple[list[int], 
     sizes: list[int] = []
     counted, shared = [], []
     for size, step in zip(shape, block, strict=True):
-        if step < size:
+        if step < size or size == 0:
             counted.append(len(sizes))
             sizes.append(size // step)
-        if step > 1 or step == size:
+        if size > 0 and (step > 1 or step == size):
             shared.append(len(sizes))
             sizes.append(step)
     return counted, shared, sizes
 
 
-class _Value(Granularity):
-    """A granularity that is a tuple: equal to one of its own kind only, and never false."""
-
-    __slots__ = ()
-
-    def __eq__(self, other: object) -> bool:
-        return type(self) is type(other) and tuple.__eq__(self, other)  # type: ignore[arg-type]
-
-    def __hash__(self) -> int:
-        return hash((type(self), *self))  # type: ignore[misc]
-
-    def __bool__(self) -> bool:
-        return True
-
-
-class PerTensor(_Value, NamedTuple("_PerTensor", [])):
+class PerTensor(Granularity, NamedTuple("_PerTensor", [])):
     """One scale for all values.
 
     Example:
@@ -203,7 +202,7 @@ class PerTensor(_Value, NamedTuple("_PerTensor", [])):
     __slots__ = ()
 
     def block(self, shape: Sequence[int]) -> tuple[int, ...]:
-        return tuple([max(size, 1) for size in shape])
+        return tuple(max(size, 1) for size in shape)
 
     @property
     def single(self) -> bool:
@@ -230,7 +229,7 @@ class _Axis(NamedTuple):
     axis: int
 
 
-class PerAxis(_Value, _Axis):
+class PerAxis(Granularity, _Axis):
     """A scale for each index of one dimension: per channel. ``axis=1`` in a quantizer stands for ``PerAxis(1)``.
 
     Example:
@@ -241,13 +240,16 @@ class PerAxis(_Value, _Axis):
     __slots__ = ()
     axis = _Axis.axis
 
+    def check(self) -> None:
+        _check_dimension("axis", self.axis)
+
     def block(self, shape: Sequence[int]) -> tuple[int, ...]:
         axis = self.axis % len(shape)
-        return tuple([1 if dim == axis else max(size, 1) for dim, size in enumerate(shape)])
+        return tuple(1 if dim == axis else max(size, 1) for dim, size in enumerate(shape))
 
     def scales_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
         axis = self.axis % len(shape)
-        return tuple([size if dim == axis else 1 for dim, size in enumerate(shape)])
+        return tuple(size if dim == axis else 1 for dim, size in enumerate(shape))
 
     @property
     def broadcasts(self) -> bool:
@@ -280,7 +282,7 @@ class _Group(NamedTuple):
     group_axis: int = -1
 
 
-class PerGroup(_Value, _Group):
+class PerGroup(Granularity, _Group):
     """A scale for each run of neighbours along one dimension, at every index of the others; the last may be shorter.
 
     The ``block_size`` of ONNX's DequantizeLinear.
@@ -299,17 +301,17 @@ class PerGroup(_Value, _Group):
 
     __slots__ = ()
 
+    def check(self) -> None:
+        _check_dimension("group_axis", self.group_axis)
+        if not _is_size(self.group_size):
+            expected = "a whole number of neighbours, 1 or more, or -1 for all"
+            raise SettingError("group_size", self.group_size, expected)
+
     def block(self, shape: Sequence[int]) -> tuple[int, ...]:
         axis, found = self.group_axis % len(shape), [1] * len(shape)
         size = max(shape[axis], 1)
         found[axis] = size if self.group_size == -1 else min(self.group_size, size)
         return tuple(found)
-
-    def check(self) -> None:
-        if not _whole(self.group_size) or (self.group_size < 1 and self.group_size != -1):
-            raise SettingError("group_size", self.group_size, "a whole number, 1 or more, or -1 for the whole row")
-        if not _whole(self.group_axis):
-            raise SettingError("group_axis", self.group_axis, "a dimension such as 1")
 
     def fits(self, ndim: int) -> bool:
         return -ndim <= self.group_axis < ndim
@@ -322,7 +324,7 @@ class PerGroup(_Value, _Group):
         return f"groups of {size} along axis {self.group_axis}"
 
 
-class PerToken(_Value, NamedTuple("_PerToken", [])):
+class PerToken(Granularity, NamedTuple("_PerToken", [])):
     """A scale for each vector along the last dimension.
 
     Example:
@@ -333,7 +335,7 @@ class PerToken(_Value, NamedTuple("_PerToken", [])):
     __slots__ = ()
 
     def block(self, shape: Sequence[int]) -> tuple[int, ...]:
-        return (*[1] * (len(shape) - 1), *[max(size, 1) for size in shape[-1:]])
+        return (*[1] * (len(shape) - 1), *(max(size, 1) for size in shape[-1:]))
 
     def scales_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
         return (*shape[:-1], 1) if shape else ()
@@ -343,7 +345,7 @@ class PerToken(_Value, NamedTuple("_PerToken", [])):
         return True
 
     def rows(self, x: Tensor) -> Tensor:
-        return x.reshape(-1, x.shape[-1]) if x.ndim else x.reshape(1, 1)
+        return x.reshape(math.prod(x.shape[:-1]), x.shape[-1]) if x.ndim else x.reshape(1, 1)
 
     def __str__(self) -> str:
         return "per token"
@@ -353,7 +355,7 @@ class _Block(NamedTuple):
     block_sizes: tuple[int, ...]
 
 
-class PerBlock(_Value, _Block):
+class PerBlock(Granularity, _Block):
     """A scale for each block of the last dimensions, such as 128 x 128; one for each index of those before.
 
     Args:
@@ -366,17 +368,18 @@ class PerBlock(_Value, _Block):
 
     __slots__ = ()
 
+    def check(self) -> None:
+        sizes = self.block_sizes
+        if not isinstance(sizes, tuple) or not sizes or not all(map(_is_size, sizes)):
+            expected = "a tuple of whole numbers, 1 or more, or -1 for a whole dimension, such as (128, 128)"
+            raise SettingError("block_sizes", sizes, expected)
+
     def block(self, shape: Sequence[int]) -> tuple[int, ...]:
         sizes = self.block_sizes[-len(shape) :] if shape else ()
         known = [1] * (len(shape) - len(sizes)) + [*sizes]
         return tuple(
             max(side, 1) if size == -1 else min(size, max(side, 1)) for size, side in zip(known, shape, strict=True)
         )
-
-    def check(self) -> None:
-        sizes = self.block_sizes
-        if not isinstance(sizes, tuple) or not all([_whole(size) and (size >= 1 or size == -1) for size in sizes]):
-            raise SettingError("block_sizes", sizes, "a tuple of whole numbers, 1 or more, or -1 for a whole dimension")
 
     def __str__(self) -> str:
         return f"blocks of {' x '.join(map(str, self.block_sizes))}"
@@ -406,19 +409,31 @@ def granularity_of(axis: object, granularity: object = None) -> Granularity:
     return granularity
 
 
-def _whole(number: object) -> bool:
-    return isinstance(number, int) and not isinstance(number, bool)
+def _whole(number: object) -> int | None:
+    """The number as an int; None if it is no whole number."""
+    try:
+        return None if isinstance(number, bool) else index(number)  # type: ignore[arg-type]
+    except TypeError:
+        return None
+
+
+def _check_dimension(setting: str, found: object) -> None:
+    if _whole(found) is None:
+        raise SettingError(setting, found, "a dimension such as 1")
+
+
+def _is_size(found: object) -> bool:
+    """Whether it is a number of neighbours, or -1 for all."""
+    number = _whole(found)
+    return number is not None and (number >= 1 or number == -1)
 
 
 def _checked_axis(axis: object) -> int | None:
     if axis is None:
         return None
-    try:
-        if isinstance(axis, bool):
-            raise TypeError
-        found = index(axis)  # type: ignore[arg-type]
-    except TypeError:
-        raise SettingError("axis", axis, "a dimension such as 1, or None for one scale per tensor") from None
+    found = _whole(axis)
+    if found is None:
+        raise SettingError("axis", axis, "a dimension such as 1, or None for one scale per tensor")
     if not -_DIMENSIONS <= found < _DIMENSIONS:
         expected = f"a dimension from {-_DIMENSIONS} to {_DIMENSIONS - 1}, or None for one scale per tensor"
         raise SettingError("axis", axis, expected)

@@ -260,13 +260,21 @@ class IntQuant(_Integers):
         """The ends of the integers, shaped to broadcast against what `_moved` works on."""
         if not self.int_range.learned:
             return self.int_range.bounds()
-        low, high = self.int_range.bounds(lambda width: self.granularity.beside(width, x))
-        if isinstance(high, Tensor) and high.numel() > 1 and self.granularity.single:
+        return self.int_range.bounds(lambda widths: self._beside(widths, x))
+
+    def _beside(self, widths: Tensor, x: Tensor) -> Tensor:
+        """Bit widths, one for each scale."""
+        scales = self.granularity.count(x.shape)
+        if widths.numel() != scales:
+            name = type(self.int_range.width).__name__
             raise QuantizerError(
-                f"{type(self.int_range.width).__name__} gives {high.numel()} bit widths, and the quantizer has one "
-                "scale. Give it one for each channel, too: weight_quant=Int8WeightPerChannel, or axis=0."
+                f"{name} gives {widths.numel()} bit widths, and the quantizer has one scale. Give it one for each "
+                "channel, too: weight_quant=Int8WeightPerChannel, or axis=0."
+                if self.granularity.single
+                else f"{name} gives {widths.numel()} bit widths, and the quantizer has {scales} scales "
+                f"({self.granularity}). Give one bit width, or one for each scale."
             )
-        return low, high
+        return self.granularity.beside(widths, x)
 
     def _scale(self, x: Tensor) -> Tensor:
         if isinstance(self.scaling, MagnitudeScaling):
@@ -570,8 +578,8 @@ def _misfit(quant: IntQuant, x: Tensor) -> str:
     granularity = quant.granularity
     if granularity.axis is None:
         return (
-            f"{path_of(quant)}: an input of {x.ndim} dimensions can't have {granularity}. Write group_axis= a dimension "
-            f"from {-x.ndim} to {x.ndim - 1}."
+            f"{path_of(quant)}: an input of {x.ndim} dimensions can't have {granularity}. Write a group_axis from "
+            f"{-x.ndim} to {x.ndim - 1}."
         )
     return (
         f"{path_of(quant)}: axis={quant.axis} is not a dimension of an input of {x.ndim} dimensions. Write one "

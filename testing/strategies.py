@@ -218,7 +218,8 @@ def tensors(
 
     Example:
         >>> from hypothesis import find
-        >>> find(tensors(Grid(torch.tensor(0.5), number_format=Integers(4)), shape=(1,)), lambda x: bool(x > 3.5)).item() > 3.5
+        >>> grid = Grid(torch.tensor(0.5), number_format=Integers(4))
+        >>> find(tensors(grid, shape=(1,)), lambda x: bool(x > 3.5)).item() > 3.5
         True
     """
     grid = draw(grids()) if grid is None else grid

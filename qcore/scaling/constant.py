@@ -110,7 +110,9 @@ class ConstantScaling(MagnitudeScaling):
             )
         graph = torch.compiler.is_compiling() or is_tracing()
         scale = self.scale if graph else self.scale.clone()  # a tensor's grid stays when a file's constant is loaded
-        return self.granularity.compact(scale, x.shape) if scale.numel() != 1 else scale.reshape(())
+        if scale.numel() == 1:
+            return scale.reshape(() if self.granularity.single else [1] * x.ndim)
+        return self.granularity.compact(scale, x.shape)
 
 
 def _reach(max_value: object, min_value: object) -> float:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..errors import SettingError
 from ..formats.int_range import IntRange
-from ..granularity import Granularity, granularity_of
+from ..granularity import Granularity, PerToken, granularity_of
 from ..protocols import Restriction, checked
 from ..rounding import Rounding
 from .restriction import FloatScale
@@ -130,9 +130,9 @@ def entries(granularity: Granularity, count: int) -> str:
         >>> entries(granularity_of(1), 3)
         '3 entries along axis 1'
     """
-    return (
-        f"{count} entries along axis {granularity.axis}" if granularity.axis is not None else f"{count} {granularity}"
-    )
+    if granularity.axis is not None:
+        return f"{count} entries along axis {granularity.axis}"
+    return f"{count} {'tokens' if isinstance(granularity, PerToken) else granularity}"
 
 
 def whole(setting: str, number: object, expected: str) -> int:

@@ -1,8 +1,8 @@
 """Statistics of a tensor from which a scale (and a zero point) is derived.
 
-A statistic is a callable ``rows -> Tensor``: rows are the values that share a scale, one row for each scale (2-d, float32
-or float64, never empty), and the result has one number for each. One of your own is a class with that call; one that
-also has ``low`` serves quantizers with a zero point.
+A statistic is a callable ``rows -> Tensor``: rows are the values that share a scale, one row for each scale (2-d,
+float32 or float64, never empty), and the result has one number for each. One of your own is a class with that call; one
+that also has ``low`` serves quantizers with a zero point.
 """
 
 import math
@@ -70,7 +70,7 @@ class AbsMax:
 
 
 class _AbsMax(torch.autograd.Function):
-    """abs().amax(1) without its dense backward: two vectorised reductions; one element of each row gets the gradient."""
+    """abs().amax(1) without its dense backward: two vectorised reductions; one element of a row gets the gradient."""
 
     @staticmethod
     def forward(rows: Tensor) -> Tensor:
@@ -314,8 +314,8 @@ def _asked(statistic: object, call: Callable[[Tensor], Tensor], x: Tensor, granu
     if found.numel() != rows.shape[0]:
         name = getattr(statistic, "__name__", type(statistic).__name__)
         raise QuantizerError(
-            f"{name}: it gives {found.numel()} number{'s' * (found.numel() != 1)} for {rows.shape[0]} rows. A statistic "
-            "takes rows (scales, values) and returns one number for each, such as rows.abs().amax(1)."
+            f"{name}: it gives {found.numel()} number{'s' * (found.numel() != 1)} for {rows.shape[0]} rows. A "
+            "statistic takes rows (scales, values) and returns one number for each, such as rows.abs().amax(1)."
         )
     return found.reshape(-1)
 

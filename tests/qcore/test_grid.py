@@ -3,8 +3,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bitwright.qcore import Grid, Integers, PerAxis, int_bounds
-from bitwright.qcore.grid import along_axis, bits_to_spare, products_source, shared, storage_dtype
+from bitwright.qcore import Grid, Integers, PerAxis, PerBlock, PerGroup, PerTensor, PerToken, int_bounds
+from bitwright.qcore.formats.number_format import storage_dtype
+from bitwright.qcore.grid import along_axis, bits_to_spare, products_source, shared
 
 HALF = torch.tensor(0.5)
 
@@ -13,6 +14,14 @@ def test_defaults():
     grid = Grid(HALF)
     assert (grid.scale, grid.zero_point, grid.bit_width, grid.signed) == (HALF, None, 8, True)
     assert (grid.narrow_range, grid.axis, grid.source, grid.spare_bits) == (False, None, None, 64)
+    assert (grid.number_format, grid.granularity) == (Integers(8), PerTensor())
+
+
+def test_what_it_says_is_its_formats_and_its_granularitys():
+    grid = Grid(HALF, number_format=Integers(3, signed=False, narrow_range=True), granularity=PerAxis(1))
+    assert (grid.bit_width, grid.signed, grid.narrow_range, grid.bounds, grid.axis) == (3, False, True, (0, 6), 1)
+    for granularity in (PerTensor(), PerGroup(2), PerToken(), PerBlock((2, 2))):
+        assert grid.replace(granularity=granularity).axis is None
 
 
 def test_bounds():
@@ -45,6 +54,30 @@ def test_to_int_per_channel():
     values = torch.tensor([[1.0, 2.0], [1.0, -2.0]])
     assert grid.to_int(values).tolist() == [[2, 4], [12, 0]]
     assert grid.from_int(grid.to_int(values)).tolist() == values.tolist()
+
+
+@pytest.mark.parametrize(
+    ("granularity", "scale", "codes"),
+    [
+        (PerGroup(2), [[0.5, 0.25], [1.0, 2.0]], [[2, 4, 4], [3, 4, 1]]),
+        (PerGroup(2, 0), [[0.5, 0.25, 1.0]], [[2, 8, 1], [6, 16, 2]]),
+        (PerGroup(-1), [[0.5], [0.25]], [[2, 4, 2], [12, 16, 8]]),
+        (PerToken(), [[0.5], [0.25]], [[2, 4, 2], [12, 16, 8]]),
+        (PerBlock((2, 2)), [[0.5, 0.25]], [[2, 4, 4], [6, 8, 8]]),
+        (PerAxis(1), [[0.5, 0.25, 1.0]], [[2, 8, 1], [6, 16, 2]]),
+        (PerTensor(), 0.5, [[2, 4, 2], [6, 8, 4]]),
+    ],
+)
+def test_to_int_of_every_granularity(granularity, scale, codes):
+    values = torch.tensor([[1.0, 2.0, 1.0], [3.0, 4.0, 2.0]])
+    scale = torch.tensor(scale)
+    grid = Grid(scale, number_format=Integers(8, signed=False), granularity=granularity)
+    assert grid.to_int(values).tolist() == codes
+    assert grid.from_int(grid.to_int(values)).tolist() == values.tolist()
+    shifted = grid.replace(zero_point=torch.full_like(scale, 3))
+    assert shifted.to_int(values).tolist() == [[code + 3 for code in row] for row in codes]
+    assert shifted.from_int(shifted.to_int(values)).tolist() == values.tolist()
+    assert grid.along(scale, values.shape).expand(values.shape).tolist() == (values / torch.tensor(codes)).tolist()
 
 
 def test_to_int_keeps_range():
@@ -95,8 +128,11 @@ def test_one_stored_scale_is_one_grid(source):
     assert not shared(grid, None)
     assert not shared(None, None)
     assert not shared(grid, Grid(HALF, source="another"))
-    for change in ({"bit_width": 4}, {"signed": False}, {"narrow_range": True}, {"axis": 0}):
-        assert not shared(grid, grid.replace(**change))
+    for number_format in (Integers(4), Integers(8, signed=False), Integers(8, narrow_range=True)):
+        assert not shared(grid, grid.replace(number_format=number_format))
+    for granularity in (PerAxis(0), PerGroup(32), PerToken(), PerBlock((2, 2))):
+        assert not shared(grid, grid.replace(granularity=granularity))
+    assert shared(grid, grid.replace(scale=torch.tensor(2.0), zero_point=HALF, spare_bits=3))  # numbers don't tell
 
 
 @pytest.mark.parametrize("source", [None, ("products", 1, None), ("products", ("sum", None, 2), 1)])
@@ -130,8 +166,14 @@ def test_to_int_of_other_dtypes(dtype):
 
 
 def test_replace():
-    grid = Grid(HALF, granularity=PerAxis(1)).replace(axis=0, bit_width=3)
+    grid = Grid(HALF, granularity=PerAxis(1)).replace(granularity=PerAxis(0), number_format=Integers(3))
     assert (grid.axis, grid.bit_width, grid.scale) == (0, 3, HALF)
+
+
+@pytest.mark.parametrize("name", ["axis", "bit_width", "signed", "narrow_range", "bounds"])
+def test_what_follows_is_no_field(name):
+    with pytest.raises(ValueError, match=name):
+        Grid(HALF).replace(**{name: 4})
 
 
 def test_immutable():
@@ -146,21 +188,3 @@ def test_along_axis():
     assert along_axis(three, -1, 3).shape == (1, 1, 3)
     assert along_axis(HALF, 1, 4).shape == ()
     assert along_axis(three, None, 4) is three
-
-
-@pytest.mark.parametrize(
-    ("bounds", "dtype"),
-    [
-        ((-128, 127), torch.int8),
-        ((0, 127), torch.int8),
-        ((0, 128), torch.uint8),
-        ((0, 255), torch.uint8),
-        ((0, 256), torch.int16),
-        ((-129, 0), torch.int16),
-        ((0, 65535), torch.int32),
-        ((-(2**31), 2**31 - 1), torch.int32),
-        ((0, 2**32 - 1), torch.int64),
-    ],
-)
-def test_storage_dtype(bounds, dtype):
-    assert storage_dtype(*bounds) == dtype

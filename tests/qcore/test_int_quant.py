@@ -368,7 +368,7 @@ def test_gradient_of_learned_scales(name, restriction, x, exponent, share, signe
     with torch.no_grad():
         quant.scaling.magnitude_base.copy_(stored * share)
         quant.scaling.magnitude_offset.copy_(stored - quant.scaling.magnitude_base)
-    scale = quant.scaling.scale_of(quant.scaling.restriction.load(quant.scaling.magnitude), x.ndim)
+    scale = quant.scaling.scale_of(quant.scaling.restriction.load(quant.scaling.magnitude), x)
     steps = x / scale.detach()
     low, high = quant.int_range.bounds()
     assume(((steps - low + 0.5).abs() > 1e-3).all())

@@ -387,7 +387,7 @@ def test_spatial_operations_keep_scales_of_batch_and_channels_only(operation, ax
 @pytest.mark.parametrize("operation", WITH_AXIS)
 def test_an_axis_may_be_counted_from_the_end(operation):
     x = quantized(1)
-    twin = QuantTensor.wrap(x.value, grid_of(x).replace(axis=-3))
+    twin = QuantTensor.wrap(x.value, grid_of(x).replace(granularity=PerAxis(-3)))
     assert grid_of(twin).axis == 1
     out, expected = KEPT[operation](twin), KEPT[operation](x)
     assert type(out) is type(expected)
@@ -838,7 +838,7 @@ def test_products_share_a_grid_if_both_factors_do(join):
 
 def test_integers_of_another_range_do_not_concatenate_into_one_grid():
     x = quantized()
-    wider = QuantTensor.wrap(x.value * 4, grid_of(x).replace(bit_width=6))
+    wider = QuantTensor.wrap(x.value * 4, grid_of(x).replace(number_format=Integers(6)))
     assert type(torch.cat([x, wider])) is Tensor
     assert (x + wider).is_valid
 

@@ -1,8 +1,20 @@
 import pytest
 import torch
 
-from bitwright.qcore import BiasQuant, IntQuant, IntRange, QuantizerError, resolve, settings
-from bitwright.quantizers import BiasBase, Int8WeightPerTensor, IntBase, PerOutputChannel, PowerOfTwo, Shifted
+from bitwright.qcore import BiasQuant, IntQuant, IntRange, QuantizerError, SettingError, resolve, settings
+from bitwright.qcore import PerGroup as Groups
+from bitwright.quantizers import (
+    BiasBase,
+    Int4WeightPerGroup,
+    Int8Act,
+    Int8WeightPerTensor,
+    IntBase,
+    PerGroup,
+    PerOutputChannel,
+    PowerOfTwo,
+    Shifted,
+    of_width,
+)
 
 
 def declared(quantizer):
@@ -10,7 +22,9 @@ def declared(quantizer):
 
 
 def test_int_base():
-    assert declared(IntBase) == {
+    found = declared(IntBase)
+    assert repr(found.pop("granularity")) == "value(granularity)"
+    assert found == {
         "quantizes": None,
         "tensor_quant": IntQuant,
         "int_range": IntRange,
@@ -51,7 +65,10 @@ def test_fragments():
     assert declared(PowerOfTwo) == {"restriction": "power_of_two", "power_of_two_rounding": "ceil"}
     assert declared(Shifted) == {"signed": False, "narrow_range": False, "zero_point": "range"}
     assert list(declared(PerOutputChannel)) == ["axis"]
-    for fragment in (PowerOfTwo, Shifted, PerOutputChannel):
+    groups = declared(PerGroup)
+    assert repr(groups.pop("granularity")) == "value(granularity)"
+    assert groups == {"group_size": 32, "group_axis": None}
+    for fragment in (PowerOfTwo, Shifted, PerOutputChannel, PerGroup):
         with pytest.raises(QuantizerError, match="so it is a fragment, not a quantizer"):
             resolve(fragment)
 
@@ -64,6 +81,55 @@ def test_fragments_are_put_together():
     assert grid.scale.tolist() == [[0.5], [1.0]]
     assert values.tolist() == [[3, 0], [7, 3]]
     assert grid.bounds == (-7, 7)
+
+
+@pytest.mark.parametrize(
+    ("provided", "overrides", "granularity"),
+    [
+        ({"channel_axis": 0}, {}, Groups(32, 1)),  # a linear layer's weight: along the inputs
+        ({"channel_axis": 1}, {}, Groups(32, 0)),  # a transposed convolution's
+        ({}, {}, Groups(32, -1)),
+        ({"channel_axis": 0}, {"group_size": 2}, Groups(2, 1)),
+        ({"channel_axis": 0}, {"group_size": -1, "group_axis": 0}, Groups(-1, 0)),
+    ],
+)
+def test_groups(provided, overrides, granularity):
+    class Mine(PerGroup, Int8WeightPerTensor):
+        bit_width = 4
+
+    quant = resolve(Mine(**overrides), provided)
+    assert quant.granularity == quant.scaling.granularity == granularity
+
+
+def test_scales_of_groups():
+    class Mine(PerGroup, PowerOfTwo, Int8WeightPerTensor):
+        bit_width = 4
+        group_size = 2
+
+    values, grid = resolve(Mine, {"channel_axis": 0}).quantize(torch.tensor([[3.0, 0.2, 8.0], [8.0, 2.6, 0.7]]))
+    assert grid.scale.tolist() == [[0.5, 1], [1, 0.125]]
+    assert values.tolist() == [[3, 0, 7], [7, 3, 0.75]]
+    assert grid.to_int(values).tolist() == [[6, 0, 7], [7, 3, 6]]
+
+
+def test_groups_and_an_axis_say_two_things():
+    with pytest.raises(SettingError) as error:
+        resolve(Int4WeightPerGroup(axis=0), {"channel_axis": 0})
+    assert str(error.value) == (
+        "resolve: in Int4WeightPerGroup(axis=0), axis=0 is not possible: expected no axis beside "
+        "granularity=PerGroup(group_size=32, group_axis=1). Leave one of the two out."
+    )
+
+
+def test_of_width():
+    twelve = of_width(Int8Act, 12)
+    assert (twelve.__name__, twelve.bit_width, twelve.__doc__) == (
+        "Int12Act",
+        12,
+        "`Int8Act` with 12 bits: integers from -2048 to 2047.",
+    )
+    assert of_width(Int8WeightPerTensor, 4).__doc__ == "`Int8WeightPerTensor` with 4 bits: integers from -7 to 7."
+    assert resolve(twelve).scheme() == resolve(Int8Act(bit_width=12)).scheme()
 
 
 def test_fragments_go_to_the_left():

@@ -1,6 +1,7 @@
 """Every exported quantizer is what its name says."""
 
 import re
+from typing import TypeVar
 
 import pytest
 import torch
@@ -13,6 +14,9 @@ from bitwright.qcore import (
     FloatScale,
     IntQuant,
     LearnedScaling,
+    PerAxis,
+    PerGroup,
+    PerTensor,
     PowerOfTwoScale,
     Quantizer,
     QuantTensor,
@@ -23,12 +27,13 @@ from bitwright.qcore import (
 )
 from bitwright.quantizers import Int8Act
 
-FRAGMENTS = {"IntBase", "BiasBase", "PerOutputChannel", "PowerOfTwo", "Shifted"}
+FRAGMENTS = {"IntBase", "BiasBase", "PerGroup", "PerOutputChannel", "PowerOfTwo", "Shifted"}
+MAKERS = {"of_width"}  # of quantizers
 NAME = re.compile(
     r"(?P<shifted>Shifted)?(?P<kind>Int|Uint)(?P<bits>\d+)(?P<slot>Weight|Act|Bias)"
-    r"(?P<granularity>PerTensor|PerChannel)?(?P<own>OwnScale)?(?P<scale>PowerOfTwo|Learned|MSE)?"
+    r"(?P<granularity>PerTensor|PerChannel|PerGroup)?(?P<own>OwnScale)?(?P<scale>PowerOfTwo|Learned|MSE)?"
 )
-QUANTIZERS = [getattr(quantizers, name) for name in quantizers.__all__ if name not in FRAGMENTS]
+QUANTIZERS = [getattr(quantizers, name) for name in quantizers.__all__ if name not in FRAGMENTS | MAKERS]
 FAMILIES = list({re.sub(r"\d+", "", each.__name__): each for each in QUANTIZERS}.values())  # one for all bit widths
 every = pytest.mark.parametrize("quantizer", QUANTIZERS, ids=repr)
 
@@ -63,16 +68,16 @@ def test_name_follows_the_rule(quantizer):
 def test_names_are_those_of_the_classes():
     for name in quantizers.__all__:
         assert getattr(quantizers, name).__name__ == name
-        assert issubclass(getattr(quantizers, name), Quantizer)
+        assert name in MAKERS or issubclass(getattr(quantizers, name), Quantizer)
     assert len(set(quantizers.__all__)) == len(quantizers.__all__)
-    assert FRAGMENTS <= set(quantizers.__all__)
+    assert FRAGMENTS | MAKERS <= set(quantizers.__all__)
 
 
 def test_every_declared_one_is_exported():
     for module in (quantizers.weights, quantizers.activations, quantizers.biases, quantizers.base):
         assert set(module.__all__) <= set(quantizers.__all__)
-        declared = {name for name, item in vars(module).items() if getattr(item, "__module__", "") == module.__name__}
-        assert declared == set(module.__all__)
+        own = {name: item for name, item in vars(module).items() if getattr(item, "__module__", "") == module.__name__}
+        assert {name for name, item in own.items() if not isinstance(item, TypeVar)} == set(module.__all__)
 
 
 @every
@@ -97,8 +102,11 @@ def test_resolves_to_what_its_name_says(quantizer):
     if follows:
         return
     assert (type(quant.zero_point) is RangeZeroPoint) == bool(parts["shifted"])
-    axis = None if parts["granularity"] != "PerChannel" else 0 if parts["slot"] == "Weight" else 1
-    assert quant.axis == quant.scaling.axis == axis
+    channels = PerAxis(0 if parts["slot"] == "Weight" else 1)
+    granularity = {"PerChannel": channels, "PerGroup": PerGroup(32, 1)}.get(parts["granularity"], PerTensor())
+    assert quant.granularity == quant.scaling.granularity == granularity
+    assert quant.axis == quant.scaling.axis == granularity.axis
+    assert quant.zero_point is None or quant.zero_point.granularity == granularity
     assert type(quant.scaling.restriction) is (PowerOfTwoScale if parts["scale"] == "PowerOfTwo" else FloatScale)
     learned = parts["scale"] in ("Learned", "MSE")
     expected = CalibratedScaling if parts["slot"] == "Act" else LearnedScaling if learned else StatisticScaling
@@ -119,7 +127,8 @@ def test_granularity_of_the_scale(quantizer):
         assert y.scale.shape == shape
     else:
         tensor = module.quant_weight() if parts["slot"] == "Weight" else module.quant_bias()
-        assert tensor.scale.shape == ((3, 1, 1, 1) if parts["granularity"] == "PerChannel" else ())
+        shapes = {"PerChannel": (3, 1, 1, 1), "PerGroup": (3, 1, 3, 3)}
+        assert tensor.scale.shape == shapes.get(parts["granularity"], ())
 
 
 @pytest.mark.filterwarnings("ignore:.* is clipped:UserWarning")  # a bias of 8 bits may be
@@ -181,6 +190,7 @@ def test_same_as_another_one_of_other_bits(quantizer):
 )
 def test_output_channels_of_every_weight(quantizer, build, axis):
     weight = build(quantizer).quant_weight()
-    expected = [1] * weight.ndim
-    expected[axis] = 6
-    assert weight.scale.shape == (tuple(expected) if said(quantizer)["granularity"] == "PerChannel" else ())
+    channels = [1] * weight.ndim
+    channels[axis] = 6
+    shapes = {"PerChannel": tuple(channels), "PerGroup": (*channels[:2], *weight.shape[2:])}
+    assert weight.scale.shape == shapes.get(said(quantizer)["granularity"], ())

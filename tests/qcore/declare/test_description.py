@@ -126,7 +126,9 @@ def test_implied(overrides, implied):
 def test_quantizer_that_needs_a_layer():
     tree = describe(Int8WeightPerChannel)
     assert (tree.find("channel_axis").value, tree.find("channel_axis").set_by) == ("(from the layer)", "the layer")
-    assert (tree.find("axis").value, tree.find("axis").used_by) == ("value(axis)", ("scaling", "tensor_quant"))
+    axis, granularity = tree.find("axis"), tree.find("granularity")
+    assert (axis.value, set(axis.used_by)) == ("value(axis)", {"granularity", "scaling", "tensor_quant"})
+    assert (granularity.value, set(granularity.used_by)) == ("value(granularity)", {"scaling", "tensor_quant"})
 
 
 def test_layer():

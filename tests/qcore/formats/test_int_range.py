@@ -6,7 +6,19 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bitwright.qcore import IntRange, LearnedBitWidth, QuantizerError, SettingError, int_bounds
+from bitwright.qcore import (
+    ConstantScaling,
+    IntQuant,
+    IntRange,
+    LearnedBitWidth,
+    PerAxis,
+    PerBlock,
+    PerGroup,
+    QuantizerError,
+    SettingError,
+    StatisticScaling,
+    int_bounds,
+)
 from bitwright.qcore.formats.int_range import check_bit_width, check_flag, representable_bounds
 
 WIDTHS = st.integers(2, 32)
@@ -134,22 +146,52 @@ def test_bit_widths_of_channels(shape):
     assert found.threshold.tolist() == [127, 7, 1]
     assert found.power_of_two_threshold.tolist() == [128, 8, 2]
     assert found.widest.item() == 8
-    low, high = found.bounds(axis=1, ndim=3)
+    low, high = found.bounds(lambda width: width.reshape(1, 3, 1))
     assert low.tolist() == [[[-127], [-7], [-1]]]
     assert high.tolist() == [[[127], [7], [1]]]
-    assert found.bounds(axis=-1, ndim=2)[1].shape == (1, 3)
+    assert found.bounds(lambda width: width.reshape(-1, 1))[1].shape == (3, 1)
+    assert found.bounds()[1].shape == (3,)
     (slope,) = torch.autograd.grad(found.max_int[2], found.width.bits)
     assert slope.tolist() == pytest.approx([0, 0, 2 * math.log(2)])
 
 
 def test_bit_widths_of_channels_for_one_scale():
-    found = IntRange(Widths((3,)), signed=True, narrow_range=True)
+    int_range = IntRange(Widths((3,)), signed=True, narrow_range=True)
+    quant = IntQuant(int_range, ConstantScaling(int_range, scale=0.5))
     with pytest.raises(QuantizerError) as error:
-        found.bounds(axis=None, ndim=2)
+        quant(torch.ones(3, 2))
     assert str(error.value) == (
         "Widths gives 3 bit widths, and the quantizer has one scale. Give it one for each channel, too: "
         "weight_quant=Int8WeightPerChannel, or axis=0."
     )
+
+
+def test_bit_widths_of_channels_for_scales_of_something_else():
+    int_range = IntRange(Widths((3,)), signed=True, narrow_range=True)
+    for granularity, count in ((PerGroup(2), 6), (PerAxis(1), 4), (PerBlock((2, 4)), 2)):
+        quant = IntQuant(int_range, StatisticScaling(int_range, granularity=granularity), granularity=granularity)
+        with pytest.raises(QuantizerError) as error:
+            quant(torch.ones(3, 4))
+        assert str(error.value) == (
+            f"Widths gives 3 bit widths, and the quantizer has {count} scales ({granularity}). Give one bit width, or "
+            "one for each scale."
+        )
+
+
+def test_bit_widths_of_groups():
+    int_range = IntRange(Widths((3,)), signed=True, narrow_range=True)
+    granularity = PerGroup(2)
+    quant = IntQuant(int_range, StatisticScaling(int_range, granularity=granularity), granularity=granularity)
+    x = torch.tensor([[127.0, 100.4, 7.0, 4.6, 1.0]])
+    values, grid = quant.quantize(x)
+    assert values.tolist() == [[127, 100, 7, 5, 1]]
+    assert (grid.scale.tolist(), grid.bounds) == ([[1, 1, 1]], (-127, 127))
+    quant(torch.tensor([[12.7, 10.44, 7.0, 4.6, 0.3]])).sum().backward()
+    assert int_range.width.bits.grad is not None
+
+
+def unasked(width):
+    raise AssertionError("there is nothing to shape")
 
 
 def test_one_bit_width_has_any_shape():
@@ -159,8 +201,8 @@ def test_one_bit_width_has_any_shape():
 
     found = IntRange(One(), signed=False)
     assert found.bit_width.shape == found.widest.shape == ()
-    assert found.bounds(axis=None, ndim=2) == (0, 15)
-    assert IntRange(4, signed=False).bounds(axis=0, ndim=2) == (0, 15)
+    assert found.bounds(unasked) == found.bounds() == (0, 15)
+    assert IntRange(4, signed=False).bounds(unasked) == (0, 15)
     assert IntRange(4, signed=False).widest == 4
 
 

@@ -10,7 +10,8 @@ from torch.autograd import forward_ad
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vmap
 
 import bitwright.nn as qnn
-from bitwright.qcore import AbsMax, composed_fake_quant, fake_quant
+from bitwright.qcore import AbsMax, PerBlock, PerGroup, PerToken, composed_fake_quant, fake_quant
+from bitwright.qcore.granularity import granularity_of
 from bitwright.qcore.kernels.derivatives import clamp_through, straight_through
 from bitwright.qcore.kernels.fused import (
     AbsMaxFakeQuant,
@@ -20,6 +21,7 @@ from bitwright.qcore.kernels.fused import (
     TracedFakeQuant,
 )
 from bitwright.qcore.rounding import HalfEven
+from bitwright.qcore.scaling.statistics import measured
 from bitwright.quantizers import (
     Int8WeightPerChannel,
     Int8WeightPerTensor,
@@ -186,10 +188,22 @@ def test_learned_scale_at_the_smallest():
 
 @pytest.mark.parametrize("axis", [None, 0, 1])
 def test_largest_magnitude(axis):
+    granularity = granularity_of(axis)
+
     def defined(x):
         return (x.abs().amax() if axis is None else x.abs().amax(1 - axis)).pow(3)
 
-    same(lambda x: AbsMax()(x, axis).pow(3), defined, double(3, 4))
+    same(lambda x: measured(AbsMax(), x, granularity).reshape(defined(x).shape).pow(3), defined, double(3, 4))
+
+
+@pytest.mark.parametrize("granularity", [PerGroup(2), PerGroup(3), PerBlock((2, 2)), PerToken()], ids=str)
+def test_largest_magnitude_of_blocks(granularity):
+    def defined(x):
+        steps = granularity.block(x.shape)
+        cut = [part for rows in x.split(steps[0], 0) for part in rows.split(steps[1], 1)]
+        return torch.stack([each.abs().amax() for each in cut]).pow(3)
+
+    same(lambda x: measured(AbsMax(), x, granularity).pow(3), defined, double(3, 4))
 
 
 def test_ordinary_gradients_record_nothing():
@@ -377,7 +391,8 @@ def test_compiled(transform):
     """Compiled derivatives are eager's, and a function compiled for them is not taken for another."""
 
     def loss(x):
-        return (fake_quant(x, torch.tensor(0.25, dtype=x.dtype), -4, 3) * AbsMax()(x)).square().sum()
+        largest = AbsMax()(x.reshape(1, -1))
+        return (fake_quant(x, torch.tensor(0.25, dtype=x.dtype), -4, 3) * largest).square().sum()
 
     x, function = double(3, 2), transform(loss)
     made = torch.compile(function, backend="aot_eager")
@@ -398,7 +413,7 @@ def test_traced_by_jit(gradients, training):
             fake_quant(x, scale, -8, 7),
             fake_quant(x, scale, 0, 7, zero_point),
             fake_quant(x, scale, 0, 7, relu=True),
-            fake_quant(weight, AbsMax()(weight) / 7, -7, 7, clips=False),
+            fake_quant(weight, AbsMax()(weight.reshape(1, -1)) / 7, -7, 7, clips=False),
         )
 
     x, scale, zero_point = double(4, 5), torch.tensor(0.25, dtype=torch.float64), torch.tensor(2.0, dtype=torch.float64)

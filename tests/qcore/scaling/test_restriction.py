@@ -101,6 +101,34 @@ def test_power_of_two_threshold_is_one_too(int_range, threshold):
     assert PowerOfTwoScale().int_threshold(int_range) == threshold
 
 
+@pytest.mark.parametrize(
+    ("restriction", "int_range", "scale"),
+    [
+        (FloatScale(), EIGHT, 12.7 / 127),
+        (FloatScale(), IntRange(8, signed=True), 12.7 / 128),
+        (FloatScale(), IntRange(4, signed=False), 12.7 / 15),
+        (LogScale(), EIGHT, 12.7 / 127),
+        (PowerOfTwoScale(), EIGHT, 16 / 128),
+        (PowerOfTwoScale(), IntRange(4, signed=False), 16 / 16),
+        (PowerOfTwoScale("floor"), EIGHT, 8 / 128),
+        (PowerOfTwoScale("round"), EIGHT, 16 / 128),
+    ],
+)
+def test_scale(restriction, int_range, scale):
+    """The magnitude is first restricted, then divided by the integer that it is mapped to."""
+    magnitudes = torch.tensor([12.7, 25.4])
+    found = restriction.scale(magnitudes, int_range)
+    assert found.tolist() == pytest.approx([scale, 2 * scale], rel=1e-6)
+    assert restriction.scale(magnitudes.double(), int_range).dtype == torch.float64
+
+
+def test_gradient_of_the_scale():
+    for restriction, slope in ((FloatScale(), 1 / 127), (LogScale(), 1 / 127), (PowerOfTwoScale(), 4 / 3 / 128)):
+        x = torch.tensor(3.0, requires_grad=True)
+        restriction.scale(x, EIGHT).backward()
+        assert x.grad.item() == pytest.approx(slope)
+
+
 def test_choices():
     assert RESTRICTIONS == {"float": FloatScale, "log": LogScale, "power_of_two": PowerOfTwoScale}
 
