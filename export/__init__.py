@@ -1,9 +1,9 @@
 """Export: ONNX files that agree with the model to the bit, and the model's integers."""
 
+from .capture.grid import IntegerGrid, Quantized
 from .errors import ExportError
 from .integer.accumulators import AccumulatorReport, AccumulatorRow, accumulator_report
 from .integer.extraction import integers
-from .integer.grid import IntegerGrid, Quantized
 from .integer.layers import LayerIntegers
 from .integer.model import Integers
 from .integer.operators.exporter import export_onnx_integer

@@ -24,9 +24,9 @@ from torch import Tensor
 
 from ...qcore import HalfEven, StochasticRounding
 from ...qcore.grid import storage_dtype
+from ..capture.grid import Entering, IntegerGrid, Quantized
 from ..errors import ExportError, with_causes
 from .float_modules import remedy
-from .grid import Entering, IntegerGrid, Quantized
 from .layers import LayerIntegers, LayerTable
 from .requantize import ByScale, multiplier_and_shift
 from .sums import on_products, worst_sums

@@ -9,10 +9,10 @@ from ...nn.contexts.intercepting import quantizers_of
 from ...qcore import TensorQuant
 from ...qcore.aliases import Keywords
 from ..capture.caveats import warn_of_caveats
+from ..capture.grid import IntegerGrid, Quantized
 from ..capture.model_state import evaluating, unchanged
 from ..capture.record import Call, Recording, record
 from ..errors import ExportError, with_causes
-from .grid import IntegerGrid, Quantized
 from .layers import LayerIntegers
 from .model import Integers
 from .reference.run import run_lowered
@@ -95,14 +95,14 @@ def parts_of(recording: Recording, call: str = "integers") -> dict[str, Quantize
         slot = each.path.rpartition(".")[2]
         stored = each.stored or each.quantizer.follows_input or slot in ("weight_quant", "bias_quant")
         codes = each.codes.detach().cpu().clone() if stored else None
-        parts[each.name] = Quantized(IntegerGrid.of(each), codes)
+        parts[each.name] = Quantized(each.plain, codes)
     return parts
 
 
 def _problem(call: Call) -> str | None:
     """Why a call can't be given as integers."""
     scale = call.grid.scale
-    if call.axis == -1:
+    if call.plain.axis == -1:
         return (
             f"{call.path}: its scale has the shape {tuple(scale.shape)} for values of shape {tuple(call.codes.shape)}. "
             "Write axis=None for one scale, or axis=1 for one for each channel."

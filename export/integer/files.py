@@ -28,10 +28,10 @@ import torch
 from torch import Tensor
 
 from ...qcore.aliases import Keywords
+from ..capture.grid import Entering, IntegerGrid, Quantized
 from ..errors import ExportError
 from ..optional import required
 from .float_modules import FloatModule
-from .grid import Entering, IntegerGrid, Quantized
 from .layers import LayerIntegers, LayerTable
 from .packing import pack, unpack
 

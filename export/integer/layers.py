@@ -4,8 +4,8 @@ from collections.abc import ItemsView, Iterator
 from dataclasses import dataclass, field
 
 from ...qcore.aliases import Keywords
+from ..capture.grid import IntegerGrid, Quantized
 from .float_modules import FloatModule
-from .grid import IntegerGrid, Quantized
 
 __all__ = ["LayerIntegers", "LayerTable"]
 

@@ -8,8 +8,8 @@ from torch import Tensor
 from ...qcore import Ceil, Floor, HalfEven, HalfUp, StochasticRounding, TowardZero
 from ...qcore.errors import nearest
 from ...qcore.kernels.dispatch import quantize_to_int
+from ..capture.grid import IntegerGrid
 from ..errors import ExportError
-from .grid import IntegerGrid
 from .reference.tensor import IntegerTensor
 
 __all__ = ["REQUANTIZATIONS", "ByMultiplier", "ByScale", "ByShift", "multiplier_and_shift", "requantization"]

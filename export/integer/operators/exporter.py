@@ -31,6 +31,7 @@ from ..layers import LayerIntegers
 from ..model import Integers
 from ..reference.comparison import _File
 from ..reference.run import IntegerRun, Take, run_lowered
+from .lower import integerize
 
 if TYPE_CHECKING:
     import onnx
@@ -84,8 +85,6 @@ def export_onnx_integer(
     """
     call = "export_onnx_integer"
     required("numpy", call)
-    from .lower import integerize  # which can't be imported without numpy
-
     export_path, given = _checked(call, export_path, options)
     for package in ("onnx", "onnxscript"):
         required(package, call)
@@ -102,7 +101,7 @@ def export_onnx_integer(
         check_operators(program)
         scopes = {str(value.name): _scope(node) for node in program.model.graph for value in node.outputs}
         lower(program.model, recording, INTEGER)
-        _refuse_nodes(module, integerize(program.model), scopes)
+        _refuse_nodes(module, integerize(program.model, recording), scopes)
         protect(program.model)
         if verify and installed("onnxruntime") and fits_one_file(program.model):
             report = _verified(module, found, program.model_proto, arguments, kwargs)

@@ -13,6 +13,7 @@ from torch.utils import _pytree
 from ....nn.contexts.intercepting import intercepted, quantizers_of
 from ....qcore import BitwrightWarning, Grid, TensorQuant, values_of
 from ....qcore.tensor_quant import Intercept
+from ...capture.grid import IntegerGrid, Quantized
 from ...capture.model_state import evaluating, numbered, unchanged
 from ...capture.record import codes_of
 from ...onnx.exporter import export_onnx_qcdq
@@ -22,7 +23,6 @@ from ...onnx.session import with_codes
 from ...onnx.verify import FLOAT, RESOLUTION, TIE
 from ...optional import installed, required
 from ..extraction import integers_for
-from ..grid import IntegerGrid, Quantized
 from ..model import Integers
 from ..requantize import Requantization, requantization
 from .run import IntegerRun, Take, run_lowered

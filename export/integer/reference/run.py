@@ -21,10 +21,10 @@ from ....qcore import (
 )
 from ....qcore.aliases import Arguments
 from ....qcore.tensor_quant import Intercept
+from ...capture.grid import Entering, IntegerGrid, Quantized
 from ...capture.model_state import numbered
 from ...errors import ExportError
 from ..float_modules import FloatModule
-from ..grid import Entering, IntegerGrid, Quantized
 from ..requantize import Requantization, requantization
 from ..sums import Sums
 from .journal import Journal

@@ -1,5 +1,6 @@
 """The grid of a quantized tensor as plain integers and floats, for files and for integer arithmetic."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -7,7 +8,6 @@ from torch import Tensor
 
 from ...qcore import Grid
 from ...qcore.formats.int_range import int_bounds
-from ..capture.record import Call
 
 __all__ = ["Entering", "IntegerGrid", "Quantized"]
 
@@ -23,7 +23,7 @@ class IntegerGrid:
         bit_width: number of bits.
         signed: whether integers may be negative.
         narrow_range: whether the smallest (signed) or largest (unsigned) integer is left out.
-        axis: the dimension with several scales, or None.
+        axis: the dimension with several scales, None without one, and -1 where they vary in another way.
 
     Example:
         >>> grid = IntegerGrid("act", torch.tensor(0.5), torch.tensor(3), 4, signed=False)
@@ -40,13 +40,14 @@ class IntegerGrid:
     axis: int | None = None
 
     @staticmethod
-    def of(call: Call) -> "IntegerGrid":
-        """The grid that a recorded call answered with."""
-        grid: Grid = call.grid
-        axis = None if call.axis is None else call.axis
-        return IntegerGrid(
-            call.name, call.scale.clone(), call.zero_point.clone(), call.bits, grid.signed, grid.narrow_range, axis
-        )
+    def of(name: str, grid: Grid, shape: Sequence[int]) -> "IntegerGrid":
+        """The grid of values of a shape, as it stands."""
+        scale = grid.scale.detach()
+        zero_point = torch.zeros_like(scale) if grid.zero_point is None else grid.zero_point.detach().expand_as(scale)
+        axis = _axis_of(scale, shape)
+        flat, whole = (each.cpu().reshape(() if axis is None else -1).clone() for each in (scale, zero_point.round()))
+        bits = int(grid.bit_width)
+        return IntegerGrid(name, flat.float(), whole.to(torch.int64), bits, grid.signed, grid.narrow_range, axis)
 
     @property
     def bounds(self) -> tuple[int, int]:
@@ -89,6 +90,14 @@ class IntegerGrid:
             scale = f"scale {self.scale.item():.6g}"
         zero = f", zero point {self.zero_point.item()}" if self.axis is None and bool(self.zero_point != 0) else ""
         return f"{kind}, {scale}{zero}"
+
+
+def _axis_of(scale: Tensor, shape: Sequence[int]) -> int | None:
+    if scale.numel() == 1:
+        return None
+    long = [dim for dim, size in enumerate(scale.shape) if size > 1]
+    fits = len(long) == 1 and scale.ndim == len(shape) and scale.numel() == shape[long[0]]
+    return long[0] if fits else -1
 
 
 @dataclass(frozen=True, eq=False)
