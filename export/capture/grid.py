@@ -1,12 +1,12 @@
 """The grid of a quantized tensor as plain integers and floats, for files and for integer arithmetic."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ...qcore import Grid
+from ...qcore import Grid, quantize_to_int
 from ...qcore.formats.int_range import int_bounds
 
 __all__ = ["Entering", "IntegerGrid", "Quantized"]
@@ -65,6 +65,11 @@ class IntegerGrid:
         if self.axis is None:
             return tensor
         return tensor.reshape([-1 if dim == self.axis % ndim else 1 for dim in range(ndim)])
+
+    def codes(self, values: Tensor, rounding: Callable[[Tensor], Tensor]) -> Tensor:
+        """The integers of values, int64, computed as ``QuantizeLinear`` does."""
+        scale, zero_point = (self.shaped(each, values.ndim).to(values.device) for each in (self.scale, self.zero_point))
+        return quantize_to_int(values, scale, *self.bounds, zero_point, rounding).to(torch.int64)
 
     def values(self, codes: Tensor) -> Tensor:
         """The float32 values of integers, computed as ``DequantizeLinear`` does."""

@@ -7,7 +7,6 @@ from torch import Tensor
 
 from ...qcore import Ceil, Floor, HalfEven, HalfUp, StochasticRounding, TowardZero
 from ...qcore.errors import nearest
-from ...qcore.kernels.dispatch import quantize_to_int
 from ..capture.grid import IntegerGrid
 from ..errors import ExportError
 from .reference.tensor import IntegerTensor
@@ -29,9 +28,7 @@ class ByScale:
 
     def __call__(self, x: Tensor, grid: IntegerGrid, rounding: Callable[[Tensor], Tensor]) -> Tensor:
         """The integers of ``x`` on a grid, int64."""
-        values = x.value if isinstance(x, IntegerTensor) else x
-        scale, zero_point = (grid.shaped(each, x.ndim).to(x.device) for each in (grid.scale, grid.zero_point))
-        return quantize_to_int(values, scale, *grid.bounds, zero_point, rounding).to(torch.int64)
+        return grid.codes(x.value if isinstance(x, IntegerTensor) else x, rounding)
 
 
 class ByMultiplier:

@@ -1,18 +1,21 @@
 """An ONNX model in onnxruntime, with the integer codes of its quantized tensors as outputs."""
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+import os
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree
 
+from ...qcore import values_of
 from ..errors import ExportError
 from ..optional import required
 
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["Session", "with_codes"]
+__all__ = ["Session", "codes_among", "proto_of", "tensors_in", "with_codes"]
 
 
 class Session:
@@ -21,18 +24,21 @@ class Session:
     Args:
         model: an ``onnx.ModelProto``.
         optimize: all optimizations, or none.
-        folder: where external data lies, or None.
+        call: the function that the user called, which errors name.
+        disabled: names of optimization passes that are left out.
     """
 
-    def __init__(self, model: "onnx.ModelProto", optimize: bool) -> None:
-        runtime = required("onnxruntime", "verify_onnx")
+    def __init__(self, model: "onnx.ModelProto", optimize: bool, call: str, disabled: Sequence[str] = ()) -> None:
+        runtime = required("onnxruntime", call)
         options = runtime.SessionOptions()
         levels = runtime.GraphOptimizationLevel
         options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimize else levels.ORT_DISABLE_ALL
         options.log_severity_level = 4  # what fails is raised
         options.intra_op_num_threads = torch.get_num_threads()
         try:
-            self.session = runtime.InferenceSession(model.SerializeToString(), options, ["CPUExecutionProvider"])
+            self.session = runtime.InferenceSession(
+                model.SerializeToString(), options, ["CPUExecutionProvider"], disabled_optimizers=list(disabled)
+            )
         except Exception as error:  # onnxruntime's have no base class of their own
             level = "on" if optimize else "off"
             raise ExportError(
@@ -50,12 +56,31 @@ class Session:
         return {name: torch.as_tensor(each) for name, each in zip(self.outputs, found, strict=True)}
 
 
-def with_codes(model: "onnx.ModelProto") -> tuple["onnx.ModelProto", list[str]]:
+def proto_of(program: Any, call: str) -> "onnx.ModelProto":
+    """The ``onnx.ModelProto`` of what an export returned, of a path, or itself."""
+    if isinstance(program, (str, os.PathLike)):
+        return required("onnx", call).load(os.fspath(program))
+    return getattr(program, "model_proto", program)
+
+
+def tensors_in(tree: object) -> list[Tensor]:
+    """The tensors of arguments or outputs, in order, plain."""
+    return [values_of(each) for each in _pytree.tree_leaves(tree) if isinstance(each, Tensor)]
+
+
+def codes_among(found: Mapping[str, Tensor], names: Sequence[str]) -> dict[str, Tensor]:
+    """The codes that a model of `with_codes` put out, int64, by the name of the quantizer's call."""
+    return {
+        name.removesuffix(".codes"): found[name if name in found else f"{name}.int32"].to(torch.int64) for name in names
+    }
+
+
+def with_codes(model: "onnx.ModelProto", call: str) -> tuple["onnx.ModelProto", list[str]]:
     """A copy of a model that also puts out the codes of its activations, and their names.
 
     Types that numpy lacks are cast to int32.
     """
-    onnx = required("onnx", "verify_onnx")
+    onnx = required("onnx", call)
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     types, helper = onnx.TensorProto, onnx.helper

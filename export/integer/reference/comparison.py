@@ -2,36 +2,34 @@
 
 import os
 import warnings
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree
 
 from ....nn.contexts.intercepting import intercepted, quantizers_of
-from ....qcore import BitwrightWarning, Grid, TensorQuant, values_of
+from ....qcore import BitwrightWarning, Grid, TensorQuant
 from ....qcore.tensor_quant import Intercept
 from ...capture.grid import IntegerGrid, Quantized
-from ...capture.model_state import evaluating, numbered, unchanged
+from ...capture.model_state import counted, evaluating, unchanged
 from ...capture.record import codes_of
+from ...onnx.agreement import compare_codes, compare_exactly, compare_outputs
 from ...onnx.exporter import export_onnx_qcdq
-from ...onnx.passes import culprits, load
+from ...onnx.passes import culprits
 from ...onnx.report import Report, Row
-from ...onnx.session import with_codes
-from ...onnx.verify import FLOAT, RESOLUTION, TIE
-from ...optional import installed, required
+from ...onnx.session import Session, codes_among, proto_of, tensors_in, with_codes
+from ...optional import installed
 from ..extraction import integers_for
 from ..model import Integers
 from ..requantize import Requantization, requantization
 from .run import IntegerRun, Take, run_lowered
-from .tensor import IntegerTensor
 
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["IntegerComparison", "compare"]
+__all__ = ["ExportedFile", "IntegerComparison", "compare"]
 
 
 @dataclass
@@ -149,65 +147,51 @@ def compare(
         report = Report(_against_torch(model, quantizers, parts, own, arguments, kwargs))
         if program is None:
             return IntegerComparison(report, own)
-        proto, inputs = _model(program), _tensors((arguments, kwargs or {}))
-        file = _File(proto, inputs, run)
-        report.add(file.rows("off"))
+        file = ExportedFile("compare", proto_of(program, "compare"), tensors_in((arguments, kwargs or {})))
+        report.add(_against_file(file, run, "off"))
         clean = report.ok
-        report.add(file.rows("on"))
-    blamed = clean and not report.ok
-    with unchanged(model), evaluating(model):
-        passes = culprits(lambda disabled: any(row.differences for row in file.rows("on", disabled))) if blamed else ()
+        report.add(_against_file(file, run, "on"))
+
+        def differs(disabled: tuple[str, ...]) -> bool:
+            return any(row.differences for row in _against_file(file, run, "on", disabled))
+
+        passes = culprits(differs) if clean and not report.ok else ()
     return IntegerComparison(report, own, passes)
 
 
-class _File:
-    """An exported model, and the integer run that goes on from its codes."""
+class ExportedFile:
+    """An exported model on inputs.
 
-    def __init__(self, proto: "onnx.ModelProto", inputs: list[Tensor], run: Callable[..., IntegerRun]) -> None:
-        self.proto, self.inputs, self.run = proto, inputs, run
-        self.watched, self.names = with_codes(proto)
+    Args:
+        call: the function that the user called, which errors name.
+        proto: the model.
+        inputs: of the runs.
+    """
+
+    def __init__(self, call: str, proto: "onnx.ModelProto", inputs: list[Tensor]) -> None:
+        self.call, self.proto, self.inputs = call, proto, inputs
+        self.watched, self.names = with_codes(proto, call)
+
+    def run(self, model: "onnx.ModelProto", optimizations: str, disabled: tuple[str, ...]) -> dict[str, Tensor]:
+        """The outputs of the file, or of a copy that shows codes."""
+        return Session(model, optimizations == "on", self.call, disabled).run(self.inputs)
 
     def codes_and_outputs(
         self, optimizations: str, disabled: tuple[str, ...] = ()
     ) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
         """The codes by quantizer, the outputs beside them, and those of the file as it is (with optimizations only)."""
-        found = load(self.watched, optimizations == "on", disabled)(self.inputs)
-        codes = {name.removesuffix(".codes"): found[name if name in found else f"{name}.int32"] for name in self.names}
+        found = self.run(self.watched, optimizations, disabled)
         outputs = {each.name: found[each.name] for each in self.proto.graph.output}
-        plain = load(self.proto, True, disabled)(self.inputs) if optimizations == "on" else {}
-        return codes, outputs, plain
+        plain = self.run(self.proto, "on", disabled) if optimizations == "on" else {}
+        return codes_among(found, self.names), outputs, plain
 
-    def rows(self, optimizations: str, disabled: tuple[str, ...] = ()) -> list[Row]:
-        """The rows of one way to load the file; with optimizations, of the file as it is, too."""
-        codes, outputs, plain = self.codes_and_outputs(optimizations, disabled)
-        rows = self._rows(optimizations, codes, outputs)
-        as_it_is = [_output(name, outputs[name], each, "plain") for name, each in plain.items()]
-        if any(row.differences for row in as_it_is):  # showing codes changed what the runtime fuses: show one by one
-            as_it_is = self._rows("plain", self._codes_as_it_is(plain, disabled), plain)
-        return rows + as_it_is
-
-    def _rows(self, where: str, codes: dict[str, Tensor], outputs: dict[str, Tensor]) -> list[Row]:
-        """The integer run against codes and outputs of the file, going on from its codes."""
-        rows: list[Row] = []
-
-        def take(name: str, x: Tensor, ours: Tensor, grid: IntegerGrid, rounding: Callable[[Tensor], Tensor]) -> Tensor:
-            theirs = codes.get(name)
-            if theirs is None:
-                return ours
-            theirs = theirs.to(torch.int64).reshape(ours.shape)
-            rows.append(compared(name, where, x, ours, theirs, grid, rounding))
-            return theirs
-
-        ours = _tensors(self.run(take).outputs)
-        return rows + [_output(name, each, outputs[name], where) for name, each in zip(outputs, ours, strict=True)]
-
-    def _codes_as_it_is(self, plain: dict[str, Tensor], disabled: tuple[str, ...]) -> dict[str, Tensor]:
+    def codes_as_it_is(self, plain: dict[str, Tensor], disabled: tuple[str, ...]) -> dict[str, Tensor]:
         """The codes of tensors that can be shown, one in each copy of the file, without changing its outputs."""
         codes = {}
         for name in self.names:
-            found = load(self._showing(name), True, disabled)(self.inputs)
+            found = self.run(self._showing(name), "on", disabled)
             if all(torch.equal(found[each], plain[each]) for each in plain):
-                codes[name.removesuffix(".codes")] = found[name if name in found else f"{name}.int32"]
+                codes |= codes_among(found, [name])
         return codes
 
     def _showing(self, name: str) -> "onnx.ModelProto":
@@ -224,6 +208,35 @@ class _File:
         return copy
 
 
+def _against_file(
+    file: ExportedFile, run: Callable[[Take], IntegerRun], optimizations: str, disabled: tuple[str, ...] = ()
+) -> list[Row]:
+    """The rows of one way to load a file; with optimizations, of the file as it is, too."""
+    codes, outputs, plain = file.codes_and_outputs(optimizations, disabled)
+    rows = _going_on(run, optimizations, codes, outputs)
+    as_it_is = _outputs("plain", plain, [outputs[name] for name in plain], plain.values())
+    if any(row.differences for row in as_it_is):  # showing codes changed what the runtime fuses: show one by one
+        as_it_is = _going_on(run, "plain", file.codes_as_it_is(plain, disabled), plain)
+    return rows + as_it_is
+
+
+def _going_on(
+    run: Callable[[Take], IntegerRun], where: str, codes: dict[str, Tensor], outputs: dict[str, Tensor]
+) -> list[Row]:
+    """The integer run against codes and outputs of a file, going on from its codes."""
+    rows: list[Row] = []
+
+    def take(name: str, x: Tensor, ours: Tensor, grid: IntegerGrid, rounding: Callable[[Tensor], Tensor]) -> Tensor:
+        if name not in codes:
+            return ours
+        theirs = codes[name].reshape(ours.shape)
+        rows.append(compare_codes(name, where, x, ours, theirs, grid, rounding)[0])
+        return theirs
+
+    ours = tensors_in(run(take).outputs)
+    return rows + _outputs(where, outputs, ours, outputs.values())
+
+
 def _against_torch(
     model: nn.Module,
     quantizers: dict[str, TensorQuant],
@@ -238,9 +251,7 @@ def _against_torch(
 
     def intercept(path: str) -> Intercept:
         def call(quantizer: TensorQuant, x: Tensor, *context: object) -> tuple[Tensor, Grid | None]:
-            index = counts.get(path, 0)
-            counts[path] = index + 1
-            name = numbered(path, index)
+            name = counted(counts, path)
             part = parts[name]
             if quantizer.follows_input and any(each is None for each in context):
                 assert part.values is not None
@@ -248,67 +259,27 @@ def _against_torch(
             values, grid = quantizer._quantize(x, *context)
             theirs = codes_of(quantizer, x, context, values, grid).to(torch.int64)
             if part.codes is not None:
-                off = (theirs - part.codes.to(x.device)).abs()
-                rows.append(Row(name, "stored", "torch", off.numel(), int((off > 0).sum()), 0, _largest(off)))
+                rows.append(compare_exactly(name, "stored", "torch", theirs, part.codes))
                 return values, grid
             ours = run.codes[name]
             rounding = getattr(quantizer, "rounding", torch.round)
-            rows.append(compared(name, "torch", x, ours, theirs, part.grid, rounding))
+            rows.append(compare_codes(name, "torch", x, ours, theirs, part.grid, rounding)[0])
             return part.grid.values(ours), grid
 
         return call
 
     with torch.no_grad(), intercepted(quantizers, intercept), warnings.catch_warnings():
         warnings.simplefilter("ignore", BitwrightWarning)  # no data yet: taking the integers said so
-        outputs = _tensors(model(*args, **(kwargs or {})))
+        outputs = tensors_in(model(*args, **(kwargs or {})))
     names = ["output"] if len(outputs) == 1 else [f"output.{index}" for index in range(len(outputs))]
-    ours = _tensors(run.outputs)
-    rows += [_output(*each, "torch") for each in zip(names, ours, outputs, strict=True)]
-    return rows
+    return rows + _outputs("torch", names, tensors_in(run.outputs), outputs)
 
 
-def compared(
-    name: str,
-    where: str,
-    x: Tensor,
-    ours: Tensor,
-    theirs: Tensor,
-    grid: IntegerGrid,
-    rounding: Callable[[Tensor], Tensor],
-) -> Row:
-    """Two sets of codes of one tensor, from the same input, whose values before rounding are ``x``."""
-    values = (x.value if isinstance(x, IntegerTensor) else x).double()
-    scale, zero_point = (grid.shaped(each, x.ndim).to(values.device) for each in (grid.scale, grid.zero_point))
-    low, high = grid.bounds
-    steps, near = values / scale, max(TIE, RESOLUTION * (high - low))
-    below, above = ((rounding(steps + sign * near) + zero_point).clamp(low, high) for sign in (-1, 1))
-    off = (ours - theirs).abs()
-    between = (below <= torch.minimum(ours, theirs)) & (torch.maximum(ours, theirs) <= above)
-    tie = (off == 1) & between
-    differences = int(((off > 0) & ~tie).sum())
-    return Row(name, "activation", where, off.numel(), differences, int(tie.sum()), _largest(off))
-
-
-def _output(name: str, ours: Tensor, theirs: Tensor, where: str) -> Row:
-    ours, theirs = ours.detach().cpu().double(), theirs.detach().cpu().double()
-    reach = float(ours.abs().max()) if ours.numel() else 0.0
-    off = (ours - theirs).abs() / (reach or 1.0)
-    return Row(name, "output", where, ours.numel(), int((~(off <= FLOAT)).sum()), 0, _largest(off))
-
-
-def _largest(off: Tensor) -> float:
-    return float(off.max()) if off.numel() else 0.0
+def _outputs(where: str, names: Iterable[str], ours: Iterable[Tensor], theirs: Iterable[Tensor]) -> list[Row]:
+    """Without the absolute error, which is the model's alone."""
+    rows = (compare_outputs(name, where, one, other) for name, one, other in zip(names, ours, theirs, strict=True))
+    return [replace(row, absolute=None) for row in rows]
 
 
 def _said(row: Row) -> str:
     return "on, as it is" if row.optimizations == "plain" else row.optimizations
-
-
-def _tensors(tree: object) -> list[Tensor]:
-    return [values_of(each) for each in _pytree.tree_leaves(tree) if isinstance(each, Tensor)]
-
-
-def _model(program: Any) -> "onnx.ModelProto":
-    if isinstance(program, (str, os.PathLike)):
-        return required("onnx", "compare").load(os.fspath(program))
-    return getattr(program, "model_proto", program)

@@ -22,7 +22,7 @@ from ....qcore import (
 from ....qcore.aliases import Arguments
 from ....qcore.tensor_quant import Intercept
 from ...capture.grid import Entering, IntegerGrid, Quantized
-from ...capture.model_state import numbered
+from ...capture.model_state import counted
 from ...errors import ExportError
 from ..float_modules import FloatModule
 from ..requantize import Requantization, requantization
@@ -108,8 +108,8 @@ def run_lowered(
         kwargs: keyword arguments.
         requantize: as a callable.
         accumulator_bits: width of the accumulators.
-        take: called at each activation with its name, input, integers, grid and rounding; returns the
-            integers to go on with.
+        take: called at each activation with its name, the values of its input, integers, grid and rounding; returns
+            the integers to go on with.
         keep: whether the sums of each layer are kept.
     """
     run = IntegerRun(None)
@@ -120,9 +120,7 @@ def run_lowered(
 
     def intercept(path: str) -> Intercept:
         def call(quantizer: TensorQuant, x: Tensor, *context: object) -> tuple[Tensor, None]:
-            index = counts.get(path, 0)
-            counts[path] = index + 1
-            name = numbered(path, index)
+            name = counted(counts, path)
             run.slots.setdefault(journal.call, {})[_slot(modules[journal.layer], quantizer, path)] = name
             part = known.get(name)
             if part is None:
@@ -143,7 +141,8 @@ def run_lowered(
                     journal.compute_in_float(f"{type(quantizer).__name__}._quantize")
                     tracker.places[journal.noted[-1]] = "between"
                 if take is not None:
-                    codes = take(name, x, codes, part.grid, HalfEven() if rounding is None else rounding)
+                    values = x.value if isinstance(x, IntegerTensor) else x
+                    codes = take(name, values, codes, part.grid, HalfEven() if rounding is None else rounding)
                 run.codes[name] = codes
                 return _tensor(part, codes, journal), None
 
