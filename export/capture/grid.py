@@ -9,7 +9,7 @@ from torch import Tensor
 from ...qcore import Grid, quantize_to_int
 from ...qcore.formats.int_range import int_bounds
 
-__all__ = ["Entering", "IntegerGrid", "Quantized"]
+__all__ = ["Entering", "IntegerGrid", "QuantizedTensor"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,7 +139,7 @@ class Entering:
 
 
 @dataclass(frozen=True, eq=False)
-class Quantized:
+class QuantizedTensor:
     """What one quantizer does: the grid, and the integers where the tensor is a parameter.
 
     Args:
@@ -150,7 +150,7 @@ class Quantized:
 
     Example:
         >>> grid = IntegerGrid("fc.weight_quant", torch.tensor(0.5), torch.tensor(0), 4, signed=True)
-        >>> print(Quantized(grid, torch.tensor([[1, -2]], dtype=torch.int8)))
+        >>> print(QuantizedTensor(grid, torch.tensor([[1, -2]], dtype=torch.int8)))
         (1, 2) int4, scale 0.5
     """
 
@@ -164,7 +164,7 @@ class Quantized:
         return None if self.codes is None else self.grid.values(self.codes)
 
     def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Quantized):
+        if not isinstance(other, QuantizedTensor):
             return NotImplemented
         if self.codes is None or other.codes is None:
             return self.grid == other.grid and self.codes is other.codes and self.entering == other.entering

@@ -9,7 +9,7 @@ from ...nn.contexts.intercepting import quantizers_of
 from ...qcore import TensorQuant
 from ...qcore.aliases import Keywords
 from ..capture.caveats import warn_of_caveats
-from ..capture.grid import IntegerGrid, Quantized
+from ..capture.grid import IntegerGrid, QuantizedTensor
 from ..capture.model_state import evaluating, unchanged
 from ..capture.record import Call, Recording, record
 from ..errors import ExportError, with_causes
@@ -84,7 +84,7 @@ def integers_of(
     return Integers({name: _with_widths(layer, layers) for name, layer in layers.items()}, run.float_modules)
 
 
-def parts_of(recording: Recording, call: str = "integers") -> dict[str, Quantized]:
+def parts_of(recording: Recording, call: str = "integers") -> dict[str, QuantizedTensor]:
     """What a recording holds of each quantizer's call, by name; ``call`` is the function that errors name."""
     causes = [cause for cause in map(_problem, recording) if cause is not None]
     if causes:
@@ -95,7 +95,7 @@ def parts_of(recording: Recording, call: str = "integers") -> dict[str, Quantize
         slot = each.path.rpartition(".")[2]
         stored = each.stored or each.quantizer.follows_input or slot in ("weight_quant", "bias_quant")
         codes = each.codes.detach().cpu().clone() if stored else None
-        parts[each.name] = Quantized(each.plain, codes)
+        parts[each.name] = QuantizedTensor(each.plain, codes)
     return parts
 
 

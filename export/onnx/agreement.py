@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..capture.grid import IntegerGrid
-from .report import Row
+from .report import VerificationRow
 
 __all__ = ["compare_codes", "compare_exactly", "compare_outputs"]
 
@@ -23,7 +23,7 @@ def compare_codes(
     theirs: Tensor,
     grid: IntegerGrid,
     rounding: Callable[[Tensor], Tensor],
-) -> tuple[Row, Tensor]:
+) -> tuple[VerificationRow, Tensor]:
     """Two sets of codes of one tensor, from the same input.
 
     Args:
@@ -52,17 +52,19 @@ def compare_codes(
     off = (ours - theirs).abs()
     tie = (off == 1) & (below <= torch.minimum(ours, theirs)) & (torch.maximum(ours, theirs) <= above)
     differences = int(((off > 0) & ~tie).sum())
-    return Row(name, "activation", where, off.numel(), differences, int(tie.sum()), _largest(off)), below != above
+    return VerificationRow(
+        name, "activation", where, off.numel(), differences, int(tie.sum()), _largest(off)
+    ), below != above
 
 
-def compare_exactly(name: str, kind: str, where: str, ours: Tensor, theirs: Tensor) -> Row:
+def compare_exactly(name: str, kind: str, where: str, ours: Tensor, theirs: Tensor) -> VerificationRow:
     """Two tensors whose every number is to be the same.
 
     Example:
         >>> compare_exactly("fc.weight_quant", "stored", "off", torch.tensor([1, 2]), torch.tensor([1, 5])).differences
         1
     """
-    row = Row(name, kind, where, ours.numel())
+    row = VerificationRow(name, kind, where, ours.numel())
     if ours.shape != theirs.shape:
         row.differences, row.note = ours.numel(), f"shape {tuple(theirs.shape)} in the file"
     else:
@@ -71,7 +73,9 @@ def compare_exactly(name: str, kind: str, where: str, ours: Tensor, theirs: Tens
     return row
 
 
-def compare_outputs(name: str, where: str, ours: Tensor, theirs: Tensor, ties: Sequence[Tensor] = ()) -> Row:
+def compare_outputs(
+    name: str, where: str, ours: Tensor, theirs: Tensor, ties: Sequence[Tensor] = ()
+) -> VerificationRow:
     """Outputs of a model: floats agree to 1e-5 of their range.
 
     Args:
@@ -85,7 +89,7 @@ def compare_outputs(name: str, where: str, ours: Tensor, theirs: Tensor, ties: S
         >>> compare_outputs("y", "on", torch.tensor([100.0, 1.0]), torch.tensor([100.0, 1.01])).differences
         1
     """
-    row = Row(name, "output", where, compared=ours.numel())
+    row = VerificationRow(name, "output", where, compared=ours.numel())
     if ours.shape != theirs.shape:
         row.differences = max(ours.numel(), 1)
         row.note = f"shape {tuple(theirs.shape)} in onnxruntime, {tuple(ours.shape)} in torch"

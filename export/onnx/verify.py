@@ -3,7 +3,7 @@
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,13 +14,13 @@ from ...nn.contexts.intercepting import intercepted, quantizers_of
 from ...qcore import Grid, TensorQuant
 from ...qcore.tensor_quant import Intercept
 from ..capture.caveats import silent_quantizers, warn_of_caveats
-from ..capture.grid import IntegerGrid, Quantized
+from ..capture.grid import IntegerGrid, QuantizedTensor
 from ..capture.model_state import counted, evaluating, unchanged
 from ..capture.record import codes_of
 from ..errors import ExportError
 from ..optional import required
 from .agreement import compare_codes, compare_exactly, compare_outputs
-from .report import Report, Row
+from .report import VerificationReport, VerificationRow
 from .session import Session, codes_among, proto_of, tensors_in, with_codes
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def verify_onnx(
     *,
     kwargs: Mapping[str, object] | None = None,
     batch_size: int = 256,
-) -> Report:
+) -> VerificationReport:
     """Run a model in torch and its exported file in onnxruntime, and compare every quantized tensor.
 
     Compared are integer codes, with the runtime's optimizations off and on: at each quantizer torch starts from the
@@ -57,7 +57,7 @@ def verify_onnx(
         batch_size: how many samples (entries of the first dimension) run at a time, where the file leaves that open.
 
     Returns:
-        A `Report`: ``report.ok``, ``report.differences``, ``report.tie_flips``, ``print(report.table())``.
+        A `VerificationReport`: ``report.ok``, ``report.differences``, ``report.tie_flips``, ``print(report.table())``.
 
     Raises:
         ExportError: onnxruntime is not installed, or the inputs are not the file's.
@@ -89,11 +89,11 @@ def compare_with_file(
     args: tuple[object, ...],
     kwargs: Mapping[str, object] | None,
     batch_size: int,
-) -> tuple[Report, set[str]]:
+) -> tuple[VerificationReport, set[str]]:
     """`verify_onnx` for a model in evaluation mode and an ``onnx.ModelProto``; and the quantizers that were called."""
     watched, names = with_codes(model, call)
     plain, stored = Session(model, True, call), _stored(model, call)
-    report, called = Report(), set[str]()
+    report, called = VerificationReport(), set[str]()
     with torch.no_grad(), silent_quantizers():
         for optimizations in ("off", "on"):
             session = Session(watched, optimizations == "on", call)
@@ -129,12 +129,12 @@ class _Part:
         return tensors_in(module(*self.args, **self.kwargs))
 
 
+@dataclass
 class Evaluation:
     """The model as it evaluates, worked out from its parameters: the grids of its quantizers' calls, by name."""
 
-    def __init__(self) -> None:
-        self.grids: dict[str, Grid] = {}
-        self.counts: dict[str, int] = {}
+    grids: dict[str, Grid] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
 
     def intercept(self, path: str) -> Intercept:
         """What a quantizer does: the same as ever, but nothing that was kept is used, and its grid is noted."""
@@ -147,6 +147,7 @@ class Evaluation:
         return call
 
 
+@dataclass
 class Comparison:
     """One run of the runtime, against which torch's quantizers compare themselves.
 
@@ -156,24 +157,19 @@ class Comparison:
         codes: by name of the call, what the run found.
         optimizations: ``off`` or ``on``, for the rows.
         with_stored: whether integers in the file are compared, too: once is enough.
+        rows: what was compared.
+        ties: for each activation, where its code hangs on the order of a sum.
+        counts: how often each quantizer was called.
     """
 
-    def __init__(
-        self,
-        stored: dict[str, Quantized],
-        own: dict[str, Grid],
-        codes: dict[str, Tensor],
-        optimizations: str,
-        with_stored: bool,
-    ) -> None:
-        self.stored = stored
-        self.own = own
-        self.codes = codes
-        self.optimizations = optimizations
-        self.with_stored = with_stored
-        self.rows: list[Row] = []
-        self.ties: list[Tensor] = []  # for each activation, where its code hangs on the order of a sum
-        self.counts: dict[str, int] = {}
+    stored: dict[str, QuantizedTensor]
+    own: dict[str, Grid]
+    codes: dict[str, Tensor]
+    optimizations: str
+    with_stored: bool
+    rows: list[VerificationRow] = field(default_factory=list)
+    ties: list[Tensor] = field(default_factory=list)
+    counts: dict[str, int] = field(default_factory=dict)
 
     def intercept(self, path: str) -> Intercept:
         """What a quantizer does during the comparison: compare, and go on from the runtime's codes."""
@@ -213,7 +209,7 @@ class Comparison:
         return file.values(theirs).to(values.dtype), grid
 
 
-def _compare_grid(row: Row, own: IntegerGrid, file: IntegerGrid) -> None:
+def _compare_grid(row: VerificationRow, own: IntegerGrid, file: IntegerGrid) -> None:
     """A file of other scales is another model, whatever its codes."""
     for what in ("scale", "zero_point"):
         if not torch.equal(getattr(own, what).reshape(-1), getattr(file, what).reshape(-1)):
@@ -223,7 +219,7 @@ def _compare_grid(row: Row, own: IntegerGrid, file: IntegerGrid) -> None:
 
 def _outputs(
     names: Sequence[str], expected: list[Tensor], found: dict[str, Tensor], where: str, ties: Sequence[Tensor] = ()
-) -> list[Row]:
+) -> list[VerificationRow]:
     if len(expected) != len(names):
         raise ExportError(
             f"the model returns {len(expected)} tensors, and the file has {len(names)} outputs: {', '.join(names)}. "
@@ -266,7 +262,7 @@ def _slice(part: _Part, start: int, stop: int) -> _Part:
     return _Part(*_pytree.tree_map(cut, (part.args, part.kwargs)))
 
 
-def _stored(model: "onnx.ModelProto", call: str) -> dict[str, Quantized]:
+def _stored(model: "onnx.ModelProto", call: str) -> dict[str, QuantizedTensor]:
     """What the file holds for each call of a quantizer: its DequantizeLinear node is named after it."""
     onnx = required("onnx", call)
     held = {each.name: each for each in model.graph.initializer}
@@ -288,5 +284,5 @@ def _stored(model: "onnx.ModelProto", call: str) -> dict[str, Quantized]:
         axis = next((each.i for each in node.attribute if each.name == "axis"), None)
         grid = IntegerGrid(name, scale, zero_point, int(kind.lstrip("UINT")), not kind.startswith("U"), axis=axis)
         codes = clipped.get(node.input[0], node.input[0])
-        stored[name] = Quantized(grid, tensor(codes) if codes in held else None)
+        stored[name] = QuantizedTensor(grid, tensor(codes) if codes in held else None)
     return stored

@@ -21,7 +21,7 @@ from ...onnx.exporter import checked_options
 from ...onnx.lower import lower
 from ...onnx.operators import check_operators
 from ...onnx.protect import protect
-from ...onnx.report import Report, Row
+from ...onnx.report import VerificationReport, VerificationRow
 from ...onnx.session import tensors_in
 from ...onnx.trace import trace
 from ...onnx.write import fits_one_file, write
@@ -203,16 +203,16 @@ def _verified(
     proto: "onnx.ModelProto",
     args: tuple[object, ...],
     kwargs: Mapping[str, object] | None,
-) -> Report:
+) -> VerificationReport:
     """Equal bits, with the runtime's optimizations off and on."""
-    file, report = ExportedFile("export_onnx_integer", proto, tensors_in((args, kwargs or {}))), Report()
+    file, report = ExportedFile("export_onnx_integer", proto, tensors_in((args, kwargs or {}))), VerificationReport()
     own = run_lowered(module, quantizers_of(module), found.quantized(), args, kwargs)
     for optimizations in ("off", "on"):
         report.add(_bits(file, own, optimizations))
     return report
 
 
-def _bits(file: ExportedFile, own: IntegerRun, optimizations: str) -> list[Row]:
+def _bits(file: ExportedFile, own: IntegerRun, optimizations: str) -> list[VerificationRow]:
     codes, outputs, plain = file.codes_and_outputs(optimizations)
     rows = [
         compare_exactly(name, "activation", optimizations, own.codes[name], each.reshape(own.codes[name].shape))

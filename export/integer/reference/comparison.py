@@ -12,24 +12,24 @@ from torch import Tensor, nn
 from ....nn.contexts.intercepting import intercepted, quantizers_of
 from ....qcore import BitwrightWarning, Grid, TensorQuant
 from ....qcore.tensor_quant import Intercept
-from ...capture.grid import IntegerGrid, Quantized
+from ...capture.grid import IntegerGrid, QuantizedTensor
 from ...capture.model_state import counted, evaluating, unchanged
 from ...capture.record import codes_of
 from ...onnx.agreement import compare_codes, compare_exactly, compare_outputs
 from ...onnx.exporter import export_onnx_qcdq
-from ...onnx.passes import culprits
-from ...onnx.report import Report, Row
+from ...onnx.report import VerificationReport, VerificationRow
 from ...onnx.session import Session, codes_among, proto_of, tensors_in, with_codes
 from ...optional import installed
 from ..extraction import integers_for
 from ..model import Integers
 from ..requantize import Requantization, requantization
+from .passes import culprits
 from .run import IntegerRun, Take, run_lowered
 
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["ExportedFile", "IntegerComparison", "compare"]
+__all__ = ["ExportedFile", "IntegerComparison", "compare_integers"]
 
 
 @dataclass
@@ -43,8 +43,10 @@ class IntegerComparison:
         passes: the runtime's optimization passes that cause differences, if some do: any one of them alone.
 
     Example:
-        >>> rows = [Row("conv1", "activation", "torch", 9), Row("relu1", "activation", "on", 9, 2, 0, 3.0)]
-        >>> comparison = IntegerComparison(Report(rows), IntegerRun(None), ("WeightBiasQuantization",))
+        >>> one = VerificationRow("conv1", "activation", "torch", 9)
+        >>> other = VerificationRow("relu1", "activation", "on", 9, 2, 0, 3.0)
+        >>> report = VerificationReport([one, other])
+        >>> comparison = IntegerComparison(report, IntegerRun(None), ("WeightBiasQuantization",))
         >>> comparison.ok, comparison.first_difference.name, comparison.passes
         (False, 'relu1', ('WeightBiasQuantization',))
         >>> print(comparison)  # doctest: +NORMALIZE_WHITESPACE
@@ -54,7 +56,7 @@ class IntegerComparison:
         first difference: relu1, in onnxruntime with optimizations on, caused by its pass WeightBiasQuantization
     """
 
-    report: Report
+    report: VerificationReport
     run: IntegerRun
     passes: tuple[str, ...] = field(default=())
 
@@ -74,7 +76,7 @@ class IntegerComparison:
         return self.report.tie_flips
 
     @property
-    def first_difference(self) -> Row | None:
+    def first_difference(self) -> VerificationRow | None:
         """The first tensor that differs, in order of execution."""
         return next((row for row in self.report.rows if row.differences), None)
 
@@ -91,7 +93,7 @@ class IntegerComparison:
         return f"{self.report}\nfirst difference: {first.name}, {where}{blamed}"
 
 
-def compare(
+def compare_integers(
     model: nn.Module,
     example: Tensor | tuple[object, ...],
     *,
@@ -126,7 +128,7 @@ def compare(
         >>> import bitwright.nn as qnn
         >>> from bitwright.quantizers import Int8Act, Int32Bias
         >>> layer = qnn.QuantLinear(8, 4, bias_quant=Int32Bias, input_quant=Int8Act(scale=0.1))
-        >>> print(compare(nn.Sequential(layer, qnn.QuantReLU(scale=0.05)), torch.randn(50, 8)))
+        >>> print(compare_integers(nn.Sequential(layer, qnn.QuantReLU(scale=0.05)), torch.randn(50, 8)))
         2636 numbers compared: 0 differences, 0 tie flips
     """
     arguments = example if isinstance(example, tuple) else (example,)
@@ -135,7 +137,7 @@ def compare(
             if integers is None:
                 warnings.simplefilter("ignore", BitwrightWarning)  # taking the integers says the same
             program = export_onnx_qcdq(model, arguments, verify=False, kwargs=kwargs)
-    found = integers_for("compare", model, arguments, kwargs) if integers is None else integers
+    found = integers_for("compare_integers", model, arguments, kwargs) if integers is None else integers
     quantizers, parts = quantizers_of(model), found.quantized()
     requantize = requantization(requantize)
 
@@ -144,10 +146,12 @@ def compare(
 
     with unchanged(model), evaluating(model):
         own = run()
-        report = Report(_against_torch(model, quantizers, parts, own, arguments, kwargs))
+        report = VerificationReport(_against_torch(model, quantizers, parts, own, arguments, kwargs))
         if program is None:
             return IntegerComparison(report, own)
-        file = ExportedFile("compare", proto_of(program, "compare"), tensors_in((arguments, kwargs or {})))
+        file = ExportedFile(
+            "compare_integers", proto_of(program, "compare_integers"), tensors_in((arguments, kwargs or {}))
+        )
         report.add(_against_file(file, run, "off"))
         clean = report.ok
         report.add(_against_file(file, run, "on"))
@@ -210,7 +214,7 @@ class ExportedFile:
 
 def _against_file(
     file: ExportedFile, run: Callable[[Take], IntegerRun], optimizations: str, disabled: tuple[str, ...] = ()
-) -> list[Row]:
+) -> list[VerificationRow]:
     """The rows of one way to load a file; with optimizations, of the file as it is, too."""
     codes, outputs, plain = file.codes_and_outputs(optimizations, disabled)
     rows = _going_on(run, optimizations, codes, outputs)
@@ -222,9 +226,9 @@ def _against_file(
 
 def _going_on(
     run: Callable[[Take], IntegerRun], where: str, codes: dict[str, Tensor], outputs: dict[str, Tensor]
-) -> list[Row]:
+) -> list[VerificationRow]:
     """The integer run against codes and outputs of a file, going on from its codes."""
-    rows: list[Row] = []
+    rows: list[VerificationRow] = []
 
     def take(name: str, x: Tensor, ours: Tensor, grid: IntegerGrid, rounding: Callable[[Tensor], Tensor]) -> Tensor:
         if name not in codes:
@@ -240,13 +244,13 @@ def _going_on(
 def _against_torch(
     model: nn.Module,
     quantizers: dict[str, TensorQuant],
-    parts: dict[str, Quantized],
+    parts: dict[str, QuantizedTensor],
     run: IntegerRun,
     args: tuple[object, ...],
     kwargs: Mapping[str, object] | None,
-) -> list[Row]:
+) -> list[VerificationRow]:
     """The fake-quantized model, which goes on from the integers of the run at each quantizer."""
-    rows: list[Row] = []
+    rows: list[VerificationRow] = []
     counts: dict[str, int] = {}
 
     def intercept(path: str) -> Intercept:
@@ -275,11 +279,13 @@ def _against_torch(
     return rows + _outputs("torch", names, tensors_in(run.outputs), outputs)
 
 
-def _outputs(where: str, names: Iterable[str], ours: Iterable[Tensor], theirs: Iterable[Tensor]) -> list[Row]:
+def _outputs(
+    where: str, names: Iterable[str], ours: Iterable[Tensor], theirs: Iterable[Tensor]
+) -> list[VerificationRow]:
     """Without the absolute error, which is the model's alone."""
     rows = (compare_outputs(name, where, one, other) for name, one, other in zip(names, ours, theirs, strict=True))
     return [replace(row, absolute=None) for row in rows]
 
 
-def _said(row: Row) -> str:
+def _said(row: VerificationRow) -> str:
     return "on, as it is" if row.optimizations == "plain" else row.optimizations

@@ -21,12 +21,12 @@ from ....qcore import (
 )
 from ....qcore.aliases import Arguments
 from ....qcore.tensor_quant import Intercept
-from ...capture.grid import Entering, IntegerGrid, Quantized
+from ...capture.grid import Entering, IntegerGrid, QuantizedTensor
 from ...capture.model_state import counted
 from ...errors import ExportError
 from ..float_modules import FloatModule
 from ..requantize import Requantization, requantization
-from ..sums import Sums
+from ..sums import AccumulatorRange
 from .journal import Journal
 from .tensor import IntegerTensor, Term, compact
 from .tracker import FloatTracker
@@ -64,7 +64,7 @@ class IntegerRun:
 
     outputs: object
     codes: dict[str, Tensor] = field(default_factory=dict)
-    sums: dict[str, Sums] = field(default_factory=dict)
+    sums: dict[str, AccumulatorRange] = field(default_factory=dict)
     accumulators: dict[str, Tensor] = field(default_factory=dict)
     floats: dict[str, dict[str, int]] = field(default_factory=dict)
     float_modules: tuple[FloatModule, ...] = ()
@@ -90,7 +90,7 @@ class IntegerRun:
 def run_lowered(
     model: nn.Module,
     quantizers: dict[str, TensorQuant],
-    found: dict[str, Quantized],
+    found: dict[str, QuantizedTensor],
     args: tuple[object, ...],
     kwargs: Mapping[str, object] | None,
     requantize: Requantization | None = None,
@@ -172,7 +172,7 @@ def run_lowered(
     return run
 
 
-def _tensor(part: Quantized, codes: Tensor, journal: Journal) -> IntegerTensor:
+def _tensor(part: QuantizedTensor, codes: Tensor, journal: Journal) -> IntegerTensor:
     grid = part.grid
     scale, zero_point = (grid.shaped(each, codes.ndim).to(codes.device) for each in (grid.scale, grid.zero_point))
     return IntegerTensor((Term(codes.to(torch.int64) - zero_point, scale),), journal, grid)
