@@ -3,7 +3,8 @@
 from .errors import ExportError
 from .integer.accumulators import AccumulatorReport, AccumulatorRow, accumulator_report
 from .integer.extraction import integers
-from .integer.grid import IntegerGrid, Quantized
+from .integer.float_modules import FloatModule
+from .integer.grid import Entering, IntegerGrid, Quantized
 from .integer.layers import LayerIntegers
 from .integer.model import Integers
 from .integer.operators.exporter import export_onnx_integer
@@ -23,7 +24,9 @@ __all__ = [
     "ByMultiplier",
     "ByScale",
     "ByShift",
+    "Entering",
     "ExportError",
+    "FloatModule",
     "IntegerComparison",
     "IntegerGrid",
     "IntegerRun",

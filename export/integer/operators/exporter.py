@@ -11,6 +11,7 @@ from torch.utils import _pytree
 
 from ....nn.contexts.intercepting import quantizers_of
 from ....qcore import BiasQuant
+from ....qcore.models import require_model
 from ...capture.caveats import warn_of_caveats
 from ...capture.model_state import evaluating, unchanged
 from ...capture.record import record
@@ -83,12 +84,12 @@ def export_onnx_integer(
         ['QuantizeLinear', 'MatMulInteger', 'Add', 'Cast', 'Mul']
     """
     call = "export_onnx_integer"
-    required("numpy", call)
-    from .lower import integerize  # which can't be imported without numpy
-
+    require_model(call, module, ExportError)
     export_path, given = _checked(call, export_path, options)
     for package in ("onnx", "onnxscript"):
         required(package, call)
+    from .lower import integerize  # which can't be imported without numpy, as onnx can't
+
     arguments = args if isinstance(args, tuple) else (args,)
     kwargs = given.get("kwargs")
     quantizers = quantizers_of(module)
