@@ -1,3 +1,1 @@
 """Benchmarks of bitwright beside float torch and other libraries: ``make bench``, results in docs/benchmarks.md."""
-
-__all__: list[str] = []

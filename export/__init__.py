@@ -2,10 +2,11 @@
 
 import warnings
 
-from .capture.grid import IntegerGrid, QuantizedTensor
+from .capture.grid import Entering, IntegerGrid, QuantizedTensor
 from .errors import ExportError
 from .integer.accumulators import AccumulatorReport, AccumulatorRow, accumulator_report
 from .integer.extraction import integers
+from .integer.float_modules import FloatModule
 from .integer.layers import LayerIntegers
 from .integer.model import Integers
 from .integer.operators.exporter import export_onnx_integer
@@ -26,7 +27,9 @@ __all__ = [
     "ByMultiplier",
     "ByScale",
     "ByShift",
+    "Entering",
     "ExportError",
+    "FloatModule",
     "IntegerComparison",
     "IntegerGrid",
     "IntegerRun",

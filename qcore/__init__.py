@@ -1,7 +1,8 @@
 """What quantizers are made of: the declaration language, numerics, scales, zero points, bit widths, QuantTensor."""
 
+from . import protocols
 from .declare.description import Description, describe
-from .declare.inject import Quantizer, diff, register_choices, resolve, settings, value
+from .declare.inject import Quantizer, QuantizerType, Setting, diff, register_choices, resolve, settings, value
 from .errors import (
     BitwrightError,
     BitwrightWarning,
@@ -14,7 +15,7 @@ from .errors import (
 from .formats.bit_width import LearnedBitWidth, bit_width_report, size_penalty
 from .formats.int_range import IntRange, int_bounds
 from .grid import Grid
-from .int_quant import BiasQuant, IntQuant
+from .int_quant import BiasQuant, IntQuant, ScaleFloor
 from .kernels.dispatch import composed_fake_quant, fake_quant, quantize_to_int
 from .locate import path_of
 from .quant_tensor import QuantTensor, grid_of, values_of
@@ -74,10 +75,13 @@ __all__ = [
     "QuantTensorError",
     "Quantizer",
     "QuantizerError",
+    "QuantizerType",
     "RangeZeroPoint",
     "ReadOnlyError",
     "Rounding",
     "RunningScaling",
+    "ScaleFloor",
+    "Setting",
     "SettingError",
     "StatisticScaling",
     "StochasticRounding",
@@ -92,6 +96,7 @@ __all__ = [
     "grid_of",
     "int_bounds",
     "path_of",
+    "protocols",
     "quantize_to_int",
     "register_choices",
     "resolve",

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from ...nn.contexts.intercepting import quantizers_of
 from ...qcore import TensorQuant
 from ...qcore.aliases import Keywords
+from ...qcore.models import require_model, shown
 from ..capture.caveats import warn_of_caveats
 from ..capture.grid import IntegerGrid, QuantizedTensor
 from ..capture.model_state import evaluating, unchanged
@@ -36,7 +37,8 @@ def integers(
         An `Integers`: a mapping from the path of each layer to its integers and grids.
 
     Raises:
-        ExportError: a quantizer whose integers depend on the input's range, or that has no plain grid; all are listed.
+        ExportError: not a model, or quantizers whose integers depend on the input's range, or that have no plain grid;
+            all are listed.
 
     Example:
         >>> import torch, bitwright.nn as qnn
@@ -50,9 +52,21 @@ def integers(
 
 
 def integers_for(
-    call: str, model: nn.Module, example: Tensor | tuple[object, ...], kwargs: Mapping[str, object] | None
+    call: str,
+    model: nn.Module,
+    example: Tensor | tuple[object, ...],
+    kwargs: Mapping[str, object] | None,
+    given: Integers | None = None,
 ) -> Integers:
-    """`integers` for a function that the user called, which errors name."""
+    """`integers` for a function that the user called, which errors name; or those that the user gave it."""
+    require_model(call, model, ExportError)
+    if isinstance(given, Integers):
+        return given
+    if given is not None:
+        raise ExportError(
+            f"{call}: integers={shown(given)} is not possible. Pass what integers(model, example) or Integers.load "
+            "returned, or leave it out."
+        )
     arguments = example if isinstance(example, tuple) else (example,)
     quantizers = quantizers_of(model)
     with unchanged(model), evaluating(model):

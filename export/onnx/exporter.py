@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ...nn.contexts.intercepting import quantizers_of
 from ...qcore.aliases import Keywords
 from ...qcore.errors import nearest
+from ...qcore.models import require_model
 from ..capture.caveats import warn_of_caveats
 from ..capture.model_state import evaluating, unchanged
 from ..capture.record import record
@@ -112,6 +113,7 @@ def _export(
     given: Mapping[str, object],
 ) -> torch.onnx.ONNXProgram:
     call = f"export_onnx_{dialect.name.lower()}"
+    require_model(call, module, ExportError)
     path, options = checked_options(call, path, given)
     for package in ("onnx", "onnxscript"):
         required(package, call)

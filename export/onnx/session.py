@@ -9,13 +9,14 @@ from torch import Tensor
 from torch.utils import _pytree
 
 from ...qcore import values_of
+from ...qcore.models import shown
 from ..errors import ExportError
 from ..optional import required
 
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["Session", "codes_among", "proto_of", "tensors_in", "with_codes"]
+__all__ = ["Session", "codes_among", "loaded", "tensors_in", "with_codes"]
 
 
 class Session:
@@ -56,11 +57,18 @@ class Session:
         return {name: torch.as_tensor(each) for name, each in zip(self.outputs, found, strict=True)}
 
 
-def proto_of(program: Any, call: str) -> "onnx.ModelProto":
-    """The ``onnx.ModelProto`` of what an export returned, of a path, or itself."""
+def loaded(call: str, program: Any) -> "onnx.ModelProto":
+    """An exported model, however a user names it; ``call`` is the function that errors name."""
+    onnx = required("onnx", call)
     if isinstance(program, (str, os.PathLike)):
-        return required("onnx", call).load(os.fspath(program))
-    return getattr(program, "model_proto", program)
+        return onnx.load(os.fspath(program))
+    proto = getattr(program, "model_proto", program)
+    if not isinstance(proto, onnx.ModelProto):
+        raise ExportError(
+            f"{call}: program={shown(program)} is not an exported model. Pass what an export returned, the path of a "
+            "file, or an onnx.ModelProto."
+        )
+    return proto
 
 
 def tensors_in(tree: object) -> list[Tensor]:

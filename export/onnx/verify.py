@@ -12,6 +12,7 @@ from torch.utils import _pytree
 
 from ...nn.contexts.intercepting import intercepted, quantizers_of
 from ...qcore import Grid, TensorQuant
+from ...qcore.models import require_model
 from ...qcore.tensor_quant import Intercept
 from ..capture.caveats import silent_quantizers, warn_of_caveats
 from ..capture.grid import IntegerGrid, QuantizedTensor
@@ -21,7 +22,7 @@ from ..errors import ExportError
 from ..optional import required
 from .agreement import compare_codes, compare_exactly, compare_outputs
 from .report import VerificationReport, VerificationRow
-from .session import Session, codes_among, proto_of, tensors_in, with_codes
+from .session import Session, codes_among, loaded, tensors_in, with_codes
 
 if TYPE_CHECKING:
     import onnx
@@ -60,7 +61,7 @@ def verify_onnx(
         A `VerificationReport`: ``report.ok``, ``report.differences``, ``report.tie_flips``, ``print(report.table())``.
 
     Raises:
-        ExportError: onnxruntime is not installed, or the inputs are not the file's.
+        ExportError: not a model or not a file, onnxruntime is not installed, or the inputs are not the file's.
 
     Example:
         >>> import bitwright.nn as qnn
@@ -70,9 +71,10 @@ def verify_onnx(
         >>> verify_onnx(layer, program, torch.randn(100, 8)).ok
         True
     """
+    require_model("verify_onnx", module, ExportError)
     arguments = inputs if isinstance(inputs, tuple) else (inputs,)
     quantizers = quantizers_of(module)
-    proto = proto_of(program, "verify_onnx")
+    proto = loaded("verify_onnx", program)
     with unchanged(module), evaluating(module):
         if not all(each.calibrated for each in quantizers.values()):
             batch_size = sys.maxsize  # their ranges are those of all samples

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ....nn.contexts.intercepting import quantizers_of
 from ....qcore import BiasQuant
+from ....qcore.models import require_model
 from ...capture.caveats import warn_of_caveats
 from ...capture.model_state import evaluating, unchanged
 from ...capture.record import record
@@ -85,7 +86,7 @@ def export_onnx_integer(
         ['QuantizeLinear', 'MatMulInteger', 'Add', 'Cast', 'Mul']
     """
     call = "export_onnx_integer"
-    required("numpy", call)
+    require_model(call, module, ExportError)
     export_path, given = checked_options(call, export_path, options)
     for package in ("onnx", "onnxscript"):
         required(package, call)

@@ -11,14 +11,16 @@ from torch import Tensor, nn
 
 from ....nn.contexts.intercepting import intercepted, quantizers_of
 from ....qcore import BitwrightWarning, Grid, TensorQuant
+from ....qcore.models import require_model
 from ....qcore.tensor_quant import Intercept
 from ...capture.grid import IntegerGrid, QuantizedTensor
 from ...capture.model_state import counted, evaluating, unchanged
 from ...capture.record import codes_of
+from ...errors import ExportError
 from ...onnx.agreement import compare_codes, compare_exactly, compare_outputs
 from ...onnx.exporter import export_onnx_qcdq
 from ...onnx.report import VerificationReport, VerificationRow
-from ...onnx.session import Session, codes_among, proto_of, tensors_in, with_codes
+from ...onnx.session import Session, codes_among, loaded, tensors_in, with_codes
 from ...optional import installed
 from ..extraction import integers_for
 from ..model import Integers
@@ -122,7 +124,7 @@ def compare_integers(
         An `IntegerComparison`: ``ok``, ``differences``, ``tie_flips``, ``first_difference``, ``passes``.
 
     Raises:
-        ExportError: an accumulator overflows, or the model can't be exported.
+        ExportError: not a model, not its integers or file, an accumulator overflows, or the model can't be exported.
 
     Example:
         >>> import bitwright.nn as qnn
@@ -131,13 +133,14 @@ def compare_integers(
         >>> print(compare_integers(nn.Sequential(layer, qnn.QuantReLU(scale=0.05)), torch.randn(50, 8)))
         2636 numbers compared: 0 differences, 0 tie flips
     """
+    require_model("compare_integers", model, ExportError)
     arguments = example if isinstance(example, tuple) else (example,)
     if program is None and installed("onnxruntime"):
         with warnings.catch_warnings():
             if integers is None:
                 warnings.simplefilter("ignore", BitwrightWarning)  # taking the integers says the same
             program = export_onnx_qcdq(model, arguments, verify=False, kwargs=kwargs)
-    found = integers_for("compare_integers", model, arguments, kwargs) if integers is None else integers
+    found = integers_for("compare_integers", model, arguments, kwargs, integers)
     quantizers, parts = quantizers_of(model), found.quantized()
     requantize = requantization(requantize)
 
@@ -149,9 +152,8 @@ def compare_integers(
         report = VerificationReport(_against_torch(model, quantizers, parts, own, arguments, kwargs))
         if program is None:
             return IntegerComparison(report, own)
-        file = ExportedFile(
-            "compare_integers", proto_of(program, "compare_integers"), tensors_in((arguments, kwargs or {}))
-        )
+        proto, inputs = loaded("compare_integers", program), tensors_in((arguments, kwargs or {}))
+        file = ExportedFile("compare_integers", proto, inputs)
         report.add(_against_file(file, run, "off"))
         clean = report.ok
         report.add(_against_file(file, run, "on"))
