@@ -66,15 +66,20 @@ class IntegerGrid:
             return tensor
         return tensor.reshape([-1 if dim == self.axis % ndim else 1 for dim in range(ndim)])
 
+    def spread(self, tensor: Tensor) -> tuple[Tensor, Tensor]:
+        """The scale and the zero point, shaped to broadcast against a tensor, and on its device."""
+        scale, zero_point = (self.shaped(each, tensor.ndim) for each in (self.scale, self.zero_point))
+        return scale.to(tensor.device), zero_point.to(tensor.device)
+
     def codes(self, values: Tensor, rounding: Callable[[Tensor], Tensor]) -> Tensor:
         """The integers of values, int64, computed as ``QuantizeLinear`` does."""
-        scale, zero_point = (self.shaped(each, values.ndim).to(values.device) for each in (self.scale, self.zero_point))
+        scale, zero_point = self.spread(values)
         return quantize_to_int(values, scale, *self.bounds, zero_point, rounding).to(torch.int64)
 
     def values(self, codes: Tensor) -> Tensor:
         """The float32 values of integers, computed as ``DequantizeLinear`` does."""
-        centred = codes.to(torch.int64) - self.shaped(self.zero_point, codes.ndim)
-        return centred.to(torch.float32) * self.shaped(self.scale, codes.ndim)
+        scale, zero_point = self.spread(codes)
+        return (codes.to(torch.int64) - zero_point).to(torch.float32) * scale
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, IntegerGrid):

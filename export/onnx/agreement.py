@@ -46,7 +46,7 @@ def compare_codes(
         (3, 1, 1, tensor([ True, False, False]))
     """
     low, high = grid.bounds
-    scale, zero_point = (grid.shaped(each, values.ndim).to(values.device) for each in (grid.scale, grid.zero_point))
+    scale, zero_point = grid.spread(values)
     steps, near = values.double() / scale, max(TIE, RESOLUTION * (high - low))
     below, above = ((rounding(steps + each) + zero_point).clamp(low, high) for each in (-near, near))
     off = (ours - theirs).abs()
@@ -76,7 +76,7 @@ def compare_exactly(name: str, kind: str, where: str, ours: Tensor, theirs: Tens
 def compare_outputs(
     name: str, where: str, ours: Tensor, theirs: Tensor, ties: Sequence[Tensor] = ()
 ) -> VerificationRow:
-    """Outputs of a model: floats agree to 1e-5 of their range.
+    """Outputs of a model: floats agree to 1e-5 of their range, the largest finite magnitude.
 
     Args:
         name: of the output.
@@ -95,7 +95,8 @@ def compare_outputs(
         row.note = f"shape {tuple(theirs.shape)} in onnxruntime, {tuple(ours.shape)} in torch"
     elif ours.numel():
         one, other = ours.detach().cpu().double(), theirs.detach().cpu().double()
-        reach = float(one.abs().max()) if ours.dtype.is_floating_point else 1.0
+        finite = one[one.isfinite()].abs()
+        reach = float(finite.max()) if ours.dtype.is_floating_point and finite.numel() else 1.0
         apart = torch.where(one.isnan() & other.isnan() | (one == other), 0.0, (one - other).abs())
         off = apart / (reach or 1.0)
         differing = ~(off <= FLOAT)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Self
 
 from torch import Tensor
 
@@ -28,6 +28,26 @@ class Editor:
         values = (value for node in model.graph for value in (*node.inputs, *node.outputs) if value is not None)
         self._names = {value.name for value in (*values, *model.graph.inputs)} | set(model.graph.initializers)
         self._constants: dict[tuple[object, ...], ir.Value] = {}
+
+    def rewrite(self, rules: Mapping[str, Callable[[Self, ir.Node], None]]) -> None:
+        """Let a rule for its operator edit every node that the graph has now, unless another rule took it away."""
+        for node in list(self.graph):
+            rule = rules.get(node.op_type)
+            if rule is not None and node.graph is not None:
+                rule(self, node)
+
+    def operand(self, node: ir.Node, index: int) -> ir.Value | None:
+        """An input of a node, None where it is left out."""
+        return node.inputs[index] if len(node.inputs) > index else None
+
+    def addition(self, value: ir.Value) -> tuple[ir.Node, ir.Value] | None:
+        """The Add that alone uses a value, and what it adds to it; or None."""
+        users = list(value.uses())
+        if len(users) != 1 or users[0].node.op_type != "Add" or value.is_graph_output():
+            return None
+        other = users[0].node.inputs[1 - users[0].idx]
+        assert other is not None
+        return users[0].node, other
 
     def unused(self, name: str) -> str:
         """A name that no value has: this one, or with a number."""

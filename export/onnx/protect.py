@@ -44,11 +44,7 @@ def protect(model: ir.Model) -> None:
     Args:
         model: an ``onnx_ir.Model`` whose quantizations are QuantizeLinear and DequantizeLinear nodes.
     """
-    guard = Guard(model)
-    for node in list(model.graph):
-        rule = _RULES.get(node.op_type)
-        if rule is not None and node.graph is not None:  # another rule may have replaced it
-            rule(guard, node)
+    Guard(model).rewrite(_RULES)
 
 
 class Guard(Editor):
@@ -128,7 +124,7 @@ def _layer(guard: Guard, node: Any) -> None:
     if weights is None or any(node.attributes.get_float(factor, 1.0) != 1.0 for factor in ("alpha", "beta")):
         guard.fence(node, 0)
         return
-    bias = node.inputs[2] if len(node.inputs) > 2 else None
+    bias = guard.operand(node, 2)
     if bias is None or guard.on_scale_of_products(bias, inputs, weights):
         return
     spatial = 0 if node.op_type == "Gemm" else len(node.inputs[1].shape) - 2
@@ -143,10 +139,9 @@ def _matmul(guard: Guard, node: Any) -> None:
         if inputs is not None and _is_initializer(node.inputs[1]):
             guard.fence(node, 0)
         return
-    users = node.outputs[0].uses()
-    addition = users[0].node if len(users) == 1 and users[0].node.op_type == "Add" else None
-    if addition is not None and not node.outputs[0].is_graph_output():
-        bias = addition.inputs[1 - users[0].idx]
+    added = guard.addition(node.outputs[0])
+    if added is not None:
+        addition, bias = added
         matches = inputs is not None and guard.on_scale_of_products(bias, inputs, weights)
         if _is_constant(bias) and not matches:
             negated = guard.add(addition, "Neg", [bias], f"{bias.name}.negated", like=bias)

@@ -206,7 +206,7 @@ class Comparison:
             row.note += ": the quantizer saw no data, and takes the range of the input at hand"
         self.rows.append(row)
         # what comes next starts from the file's grid, too: before any data, a quantizer would answer with another
-        scale, zero_point = (file.shaped(each, x.ndim) for each in (file.scale, file.zero_point))
+        scale, zero_point = file.spread(x)
         grid = grid.replace(scale=scale, zero_point=None if grid.zero_point is None else zero_point.to(scale.dtype))
         return file.values(theirs).to(values.dtype), grid
 

@@ -74,10 +74,7 @@ def integerize(model: ir.Model, recording: Recording) -> list[ir.Node]:
         The nodes that compute in floats what two runtimes may sum or round differently.
     """
     graph = _Graph(model, recording)
-    for node in list(model.graph):
-        rule = _RULES.get(node.op_type)
-        if rule is not None and node.graph is not None:  # another rule may have replaced it
-            rule(graph, node)
+    graph.rewrite(_RULES)
     graph.sweep()
     return [node for node in model.graph if graph.computes_in_floats(node)]
 
@@ -141,7 +138,7 @@ class _Graph(Editor):
         if op_type == "Relu":
             op_type, inputs = "Clip", [inner.codes, self.zero(inner)]
         elif op_type == "Pad":
-            filled = node.inputs[2] if len(node.inputs) > 2 else None
+            filled = self.operand(node, 2)
             mode = node.attributes.get_string("mode", "constant")
             if mode != "constant" or (
                 filled is not None and (filled.const_value is None or filled.const_value.numpy() != 0)
@@ -240,10 +237,9 @@ def _conv(graph: _Graph, node: ir.Node) -> None:
         return
     layer, spatial = _layer_of(weights, node), weights.constant.ndim - 2
     scale = x.grid.scale * weights.grid.scale  # float32
-    bias = node.inputs[2] if len(node.inputs) > 2 else None
     operands = _operands(graph, x, weights, layer)
     sums = graph.summed(node, "ConvInteger", operands, f"{layer}.products", node.attributes)
-    sums = _with_bias(graph, node, sums, bias, scale, layer, spatial)
+    sums = _with_bias(graph, node, sums, graph.operand(node, 2), scale, layer, spatial)
     graph.scaled(node, sums, scale.reshape(-1, *[1] * spatial) if scale.ndim else scale, layer)
 
 
@@ -259,7 +255,7 @@ def _gemm(graph: _Graph, node: ir.Node) -> None:
         weights = replace(weights, grid=replace(weights.grid, axis=axis), constant=weights.constant.T)
     if weights.grid.axis not in (None, 1):
         return
-    _product(graph, node, x, weights, node.inputs[2] if len(node.inputs) > 2 else None, node)
+    _product(graph, node, x, weights, graph.operand(node, 2), node)
 
 
 def _matmul(graph: _Graph, node: Any) -> None:
@@ -272,15 +268,11 @@ def _matmul(graph: _Graph, node: Any) -> None:
         return
     if weights.constant.ndim != 2 or weights.grid.axis not in (None, 1):
         return
-    users = node.outputs[0].uses()
-    addition = users[0].node if len(users) == 1 and users[0].node.op_type == "Add" else None
-    if addition is not None and not node.outputs[0].is_graph_output():
-        bias = addition.inputs[1 - users[0].idx]
-        known = graph.form(bias)
-        if known is not None and known.constant is not None and known.constant.ndim == 1:
-            _product(graph, node, x, weights, bias, addition)
-            return
-    _product(graph, node, x, weights, None, node)
+    addition, bias = graph.addition(node.outputs[0]) or (node, None)
+    known = graph.form(bias)
+    if known is None or known.constant is None or known.constant.ndim != 1:
+        addition, bias = node, None
+    _product(graph, node, x, weights, bias, addition)
 
 
 def _product(graph: _Graph, node: Any, x: Form, weights: Form, bias: ir.Value | None, place: ir.Node) -> None:

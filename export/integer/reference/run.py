@@ -173,9 +173,8 @@ def run_lowered(
 
 
 def _tensor(part: QuantizedTensor, codes: Tensor, journal: Journal) -> IntegerTensor:
-    grid = part.grid
-    scale, zero_point = (grid.shaped(each, codes.ndim).to(codes.device) for each in (grid.scale, grid.zero_point))
-    return IntegerTensor((Term(codes.to(torch.int64) - zero_point, scale),), journal, grid)
+    scale, zero_point = part.grid.spread(codes)
+    return IntegerTensor((Term(codes.to(torch.int64) - zero_point, scale),), journal, part.grid)
 
 
 def _requantized(
