@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from hashlib import sha256
 from typing import TYPE_CHECKING, Self
 
 from torch import Tensor
@@ -69,7 +70,7 @@ class Editor:
         """
         dtype = self.ir.DataType[kind]
         array = tensor.detach().cpu().contiguous().numpy().astype(dtype.numpy())
-        key = (name, kind, array.shape, array.tobytes())
+        key = (name, kind, array.shape, sha256(array.tobytes()).digest())  # weights are large
         if key not in self._constants:
             free = self.unused(otherwise if otherwise is not None and name in self._names else name)
             content = self.ir.tensor(array, dtype=dtype, name=free)
