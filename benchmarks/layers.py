@@ -53,6 +53,10 @@ class Layers:
         """A linear layer with bias; with ``input_quant`` it quantizes its input, too."""
         return nn.Linear(in_features, out_features)
 
+    def grouped_linear(self, in_features: int, out_features: int, *, detached: bool) -> nn.Module:
+        """A linear layer whose weight has a scale for each group of 32; ``detached``: no gradient through it."""
+        raise NotImplementedError
+
     def quant_weight(self, layer: nn.Module) -> Tensor:
         """The quantized weight of a layer made by `linear`."""
         raise NotImplementedError

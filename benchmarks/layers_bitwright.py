@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 import bitwright.nn as qnn
-from bitwright.quantizers import Int8Act, Int32Bias
+from bitwright.quantizers import Int4WeightPerGroup, Int8Act, Int32Bias
 
 from .layers import Layers
 
@@ -42,6 +42,10 @@ class BitwrightLayers(Layers):
 
     def linear(self, in_features: int, out_features: int, *, input_quant: bool = False) -> nn.Module:
         return qnn.QuantLinear(in_features, out_features, **self._slots(input_quant))
+
+    def grouped_linear(self, in_features: int, out_features: int, *, detached: bool) -> nn.Module:
+        quantizer = Int4WeightPerGroup(bit_width=self.scheme.weight_bits, detach_scale=detached)
+        return qnn.QuantLinear(in_features, out_features, weight_quant=quantizer)
 
     def frozen(self, model: nn.Module) -> AbstractContextManager[nn.Module]:
         return qnn.frozen(model)

@@ -41,6 +41,16 @@ def weight(shape: tuple[int, int], backward: bool, library: str) -> Callable[[],
     return Timed(forward_backward(quantize, [layer.weight]) if backward else quantize)
 
 
+def grouped_weight(detached: bool, library: str) -> Callable[[], float]:
+    """Times the quantizer of a weight of 4 bits, a scale for each group of 32, in training."""
+    shape = (1024, 1024)
+    if library == "float":
+        return cloning(shape)
+    layers = layers_of(library, Scheme(4))
+    layer: Any = layers.grouped_linear(*reversed(shape), detached=detached)
+    return Timed(forward_backward(lambda: layers.quant_weight(layer), [layer.weight]))
+
+
 def activation(shape: tuple[int, int], backward: bool, calibration_steps: int, library: str) -> Callable[[], float]:
     """Times the quantizer of an activation of 8 bits, in training."""
     if library == "float":
@@ -115,6 +125,9 @@ def _quantizers() -> dict[str, Workload]:
             found[f"act-{size}-{name}"] = Workload(
                 f"activation, learned scale, {what}", ALL, partial(activation, shape, backward, 1)
             )
+    for name, detached in {"detached": True, "through": False}.items():
+        title = f"weight, 4 bits, groups of 32, 1e6 elements, forward and backward, scale {name}"
+        found[f"weight-groups-{name}"] = Workload(title, ("bitwright",), partial(grouped_weight, detached))
     for size in ("1e3", "1e5", "1e6"):
         title = f"activation, calibrating, {size} elements, forward and backward"
         make = partial(activation, SHAPES[size], True, CALIBRATING)

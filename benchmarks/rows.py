@@ -57,4 +57,10 @@ ROWS = (
     _row("19", "`import bitwright.nn` beyond torch, s", "import", 0.2),
     _row("20", "ONNX file of LeNet-5 W4 against the float file", "onnx-size", 0.14),
     _row("21", "fake-quant of an activation, 1e5 elements, forward + backward, against `clone`", "act-1e5-step", 25),
+    Row(
+        "28",
+        "int4 weight, groups of 32, 1e6 elements, forward + backward, scale detached / through, against `clone`",
+        ("weight-groups-detached", "weight-groups-through"),
+        (5.5, 12),
+    ),
 )

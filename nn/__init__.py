@@ -17,10 +17,12 @@ from .activations import (
 from .contexts.calibration import calibrating, finish_calibration
 from .contexts.freezing import frozen
 from .contexts.intercepting import intercepted, quantizers_of
+from .contexts.switching import unquantized
 from .conv import QuantConv1d, QuantConv2d, QuantConv3d
 from .conv_transpose import QuantConvTranspose1d, QuantConvTranspose2d, QuantConvTranspose3d
+from .layer import QuantLayer
 from .linear import QuantLinear
-from .slots import QuantLayer
+from .slots import Slot
 from .weight_layer import WeightLayer
 
 __all__ = [
@@ -44,10 +46,12 @@ __all__ = [
     "QuantSigmoid",
     "QuantSoftmax",
     "QuantTanh",
+    "Slot",
     "WeightLayer",
     "calibrating",
     "finish_calibration",
     "frozen",
     "intercepted",
     "quantizers_of",
+    "unquantized",
 ]

@@ -13,7 +13,8 @@ from ..qcore import Grid, QuantizerError, QuantTensor, SettingError, TensorQuant
 from ..qcore.declare.inject import QuantizerType
 from ..qcore.formats.int_range import check_flag
 from ..qcore.tracing import exporting
-from .slots import Described, QuantizerLike, QuantLayer, split_overrides
+from .layer import QuantLayer
+from .slots import Described, QuantizerLike, Slot, split_overrides
 
 __all__ = ["ActivationLayer"]
 
@@ -55,7 +56,7 @@ class ActivationLayer(QuantLayer):
         (tensor([-2,  2,  7], dtype=torch.int8), tensor(0.5000), 4)
     """
 
-    prefixes: ClassVar[dict[str, str]] = {"act": "", "input": "input_"}
+    slots: ClassVar[tuple[Slot, ...]] = (Slot("act", prefix=""), Slot("input"))
     __signature__: ClassVar[inspect.Signature]
     _torchs: ClassVar[tuple[str, ...]] = ()  # the names of torch's arguments
 
@@ -88,9 +89,9 @@ class ActivationLayer(QuantLayer):
         self.return_quant_tensor = bool(checked[-1])
         own, inputs = self._split(act_quant, input_quant, overrides)
         self._where = {"device": device, "dtype": dtype}
-        self._fill_slots({"act": act_quant, "input": input_quant}, {"act": own, "input": inputs})
+        self._fill_slots(dict(zip(self.slots, (act_quant, input_quant), strict=True)), {"act": own, "input": inputs})
 
-    def _provided(self, slot: str) -> dict[str, object]:
+    def _provided(self, slot: Slot) -> dict[str, object]:
         return dict(self._where)
 
     def _check_slots(self) -> None:
@@ -119,7 +120,7 @@ class ActivationLayer(QuantLayer):
                     f"{Described(self)}: {keyword}={item!r} is given, but act_quant is None. Write act_quant=Int8Act "
                     f"too, or leave {keyword} out."
                 )
-        return own, split_overrides(self, {"input": input_quant}, prefixed)["input"]
+        return own, split_overrides(self, {self.slot("input"): input_quant}, prefixed)["input"]
 
     def _function(self, x: Tensor) -> Tensor:
         """What the layer computes before it quantizes."""

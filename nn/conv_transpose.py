@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.types import Device
 
 from ..qcore import Grid
+from ..qcore.granularity import Granularity, PerAxis, PerBlock, PerGroup
 from ..quantizers import Int8WeightPerTensor
 from .depthwise import depthwise
 from .slots import QuantizerLike, checked_flag
@@ -105,12 +106,24 @@ class _TransposedLayer(WeightLayer):
     def _grid_as_stored(self, grid: Grid) -> Grid:
         if self._counts_outputs or grid.scale.numel() == 1:
             return grid
-        inputs = self.in_channels // self.groups
-        scale, zero_point = (
-            None if each is None else self._regrouped(each.expand(-1, inputs, *each.shape[2:]))
-            for each in (grid.scale, grid.zero_point)
-        )
-        return grid.replace(scale=scale, zero_point=zero_point, axis=0 if self.groups == self.out_channels else None)
+        seen, inputs = self._outputs_first(self.weight).shape, self.in_channels // self.groups
+        size = grid.granularity.group_size if isinstance(grid.granularity, PerGroup) else 0
+        size = inputs if size == -1 or size > inputs else size
+        whole = size > 0 and inputs % size == 0
+
+        def stored(each: Tensor | None) -> Tensor | None:
+            if each is None or whole:
+                return None if each is None else self._regrouped(each)
+            spread = grid.along(each, seen)
+            return self._regrouped(spread.expand(-1, inputs, *spread.shape[2:]))
+
+        scale = stored(grid.scale)
+        assert scale is not None
+        kernel = (-1 if side == 1 else 1 for side in scale.shape[2:])
+        granularity: Granularity = PerGroup(size, 0) if whole else PerBlock((1, 1, *kernel))
+        if self.groups == self.out_channels and grid.axis is not None:
+            granularity = PerAxis(0)
+        return grid.replace(scale=scale, zero_point=stored(grid.zero_point), granularity=granularity)
 
     def _per_output(self, inputs: Grid | None, weights: Grid | None) -> tuple[Grid | None, Grid | None]:
         return depthwise(self, inputs, weights)

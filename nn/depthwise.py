@@ -3,6 +3,7 @@
 from typing import Protocol
 
 from ..qcore import Grid
+from ..qcore.granularity import PerAxis, PerTensor
 
 __all__ = ["depthwise"]
 
@@ -21,7 +22,7 @@ def depthwise(layer: _Grouped, inputs: Grid | None, weights: Grid | None) -> tup
 
     Example:
         >>> import torch, bitwright.nn as qnn
-        >>> inputs = Grid(torch.tensor([0.5, 0.25]).reshape(1, 2, 1), axis=1)
+        >>> inputs = Grid(torch.tensor([0.5, 0.25]).reshape(1, 2, 1), granularity=PerAxis(1))
         >>> inputs, weights = depthwise(qnn.QuantConv1d(2, 4, 3, groups=2), inputs, Grid(torch.tensor(2.0)))
         >>> inputs.scale, weights.scale
         (tensor(1.), tensor([1.0000, 1.0000, 0.5000, 0.5000]))
@@ -32,5 +33,5 @@ def depthwise(layer: _Grouped, inputs: Grid | None, weights: Grid | None) -> tup
     if inputs.axis % ndim != ndim - len(layer.kernel_size) - 1:  # a scale for each of something else
         return inputs, weights
     each = inputs.scale.reshape(-1).repeat_interleave(layer.out_channels // layer.groups)
-    products = weights.replace(scale=each * weights.scale.reshape(-1), axis=0)
-    return inputs.replace(scale=inputs.scale.new_ones(()), axis=None), products
+    products = weights.replace(scale=each * weights.scale.reshape(-1), granularity=PerAxis(0))
+    return inputs.replace(scale=inputs.scale.new_ones(()), granularity=PerTensor()), products

@@ -20,15 +20,17 @@ from ..qcore import (
     path_of,
     values_of,
 )
-from ..qcore.grid import bits_to_spare, products_source
+from ..qcore.formats.number_format import Integers
+from ..qcore.granularity import Granularity, PerAxis, PerTensor
+from ..qcore.grid import along_axis, bits_to_spare, products_source
 from ..qcore.int_quant import resting
 from ..qcore.kernels.fused import LARGE
 from ..qcore.quant_tensor import grid_lost
-from ..qcore.tensor_quant import Kept
 from ..qcore.tracing import exporting
 from .bypass import OwnParameter
 from .kernels.recompute import not_kept
-from .slots import Described, QuantizerLike, QuantLayer, checked_flag, split_overrides
+from .layer import QuantLayer
+from .slots import Described, QuantizerLike, Slot, checked_flag, split_overrides
 
 __all__ = ["WeightLayer"]
 
@@ -62,9 +64,13 @@ class WeightLayer(QuantLayer):
         (torch.Size([4, 8]), torch.int32, 33)
     """
 
+    slots: ClassVar[tuple[Slot, ...]] = (
+        Slot("weight", "weight"),
+        Slot("bias", "bias", follows=("input", "weight")),
+        Slot("input"),
+        Slot("output"),
+    )
     channel_axis = 0  # the weight's dimension that runs over output channels
-
-    prefixes: ClassVar[dict[str, str]] = {each: f"{each}_" for each in ("weight", "bias", "input", "output")}
 
     weight: Tensor = OwnParameter()  # type: ignore[assignment]
     bias: Tensor | None
@@ -86,23 +92,14 @@ class WeightLayer(QuantLayer):
     ) -> None:
         """Resolve the slots; called by constructors once weight and bias exist."""
         self.return_quant_tensor = checked_flag(self, "return_quant_tensor", return_quant_tensor)
-        slots = {"weight": weight_quant, "bias": bias_quant, "input": input_quant, "output": output_quant}
+        slots = dict(zip(self.slots, (weight_quant, bias_quant, input_quant, output_quant), strict=True))
         given = split_overrides(self, slots, overrides)
         if bias_quant is not None and self.bias is None:
             raise QuantizerError(_without_bias(self, bias_quant))
         self._fill_slots(slots, given)
-        for slot in ("weight", "bias"):
-            quant = getattr(self, f"{slot}_quant")
-            if quant is not None:
-                quant.rederive()
 
-    def _provided(self, slot: str) -> dict[str, object]:
-        provided: dict[str, object] = {"device": self.weight.device, "dtype": self.weight.dtype}
-        tensor = {"weight": self._outputs_first(self.weight), "bias": self.bias}.get(slot)
-        if tensor is not None:
-            axis = self.channel_axis if slot == "weight" else 0
-            provided |= {"channel_axis": axis, "channels": tensor.shape[axis], "shape": tuple(tensor.shape)}
-        return provided
+    def _channel_axis(self, slot: Slot) -> int:
+        return self.channel_axis if slot.name == "weight" else 0
 
     def _check_slots(self) -> None:
         if self.bias_quant is not None and self.bias is None:
@@ -115,23 +112,32 @@ class WeightLayer(QuantLayer):
         follows = self.bias_quant is not None and self.bias_quant.follows_input
         summed = follows or (self.return_quant_tensor and self.output_quant is None)
         for slot, tensor, usual in (("weight", self.weight, self.channel_axis), ("bias", self.bias, 0)):
-            axis = getattr(getattr(self, f"{slot}_quant"), "axis", None)
-            if tensor is None or axis is None:
+            granularity: Granularity | None = getattr(getattr(self, f"{slot}_quant"), "granularity", None)
+            if tensor is None or granularity is None or granularity.single:
                 continue
-            if not -tensor.ndim <= axis < tensor.ndim:
-                wrong = f"{slot}_axis={axis} is not a dimension of the {slot}, which has {tensor.ndim}"
-            elif slot == "weight" and axis % tensor.ndim != usual and summed:
+            axis, each_output = granularity.axis, f"{slot}_axis={usual} for one scale for each output channel"
+            if not granularity.fits(tensor.ndim):
+                found = f"{slot}_axis={axis} is" if axis is not None else f"{granularity} need"
+                wrong = f"{found} not a dimension of the {slot}, which has {tensor.ndim}"
+            elif slot == "weight" and summed and not self._one_scale_each(granularity):
                 asks = "a bias on the scale of the products" if follows else "return_quant_tensor=True"
+                given = f"weight_axis={axis}" if axis is not None else str(granularity)
                 wrong = (
-                    f"with weight_axis={axis} the products that one output sums have several scales, and {asks} needs "
-                    "a common one"
+                    f"with {given} the products that one output sums have several scales, and {asks} needs a common one"
                 )
+                if axis is None:
+                    each_output = "weight_quant=Int8WeightPerChannel for one scale for each output channel"
             else:
                 continue
-            raise QuantizerError(
-                f"{Described(self)}: {wrong}. Write {slot}_axis={usual} for one scale for each output channel, or "
-                f"{slot}_axis=None for one scale."
-            )
+            one = f"{slot}_axis=None" if axis is not None else f"{slot}_quant=Int8WeightPerTensor"
+            raise QuantizerError(f"{Described(self)}: {wrong}. Write {each_output}, or {one} for one scale.")
+
+    def _one_scale_each(self, granularity: Granularity) -> bool:
+        """Whether the weights that one output sums share a scale."""
+        if granularity.axis is not None:
+            return granularity.axis % self.weight.ndim == self.channel_axis
+        scales = granularity.scales_shape(self._outputs_first(self.weight).shape)
+        return granularity.single or all(size == 1 for dim, size in enumerate(scales) if dim != self.channel_axis)
 
     def _check_output_grid(self) -> None:
         lacking = ""
@@ -165,7 +171,9 @@ class WeightLayer(QuantLayer):
                 out = self._compute(values, weight, bias, *extra)
         if self.output_quant is not None:
             out, grid = self.output_quant.quantize(out)
-        elif self.return_quant_tensor and not (self._intercepted() and (inputs is None or weights is None)):
+        elif self.return_quant_tensor and not (
+            self._intercepted() and (inputs is None or weights is None or (bias is not None and biases is None))
+        ):
             if weights is None or bias is not None:
                 self._check_output_grid()  # the flag, or a bias, may have been set since the layer was built
             grid = self._output_grid(inputs, weights, biases, out.ndim, out.dtype)
@@ -208,13 +216,12 @@ class WeightLayer(QuantLayer):
         quant = self.weight_quant
         if quant is None:
             return self.weight, None
-        seen = self._outputs_first(self.weight)
-        values, grid = self._take("weight", quant, seen, self._weight_context(quant, inputs), inputs)
+        values, grid = self._take("weight", quant, self._weight_context(quant, inputs), inputs)
         return self._as_stored(values), grid
 
     def tensor_of(self, slot: str) -> Tensor:
         """What the quantizer of a slot quantizes: the weight, with its outputs first, or the bias."""
-        return self._outputs_first(self.weight) if slot == "weight" else getattr(self, slot)
+        return self._outputs_first(self.weight) if slot == "weight" else super().tensor_of(slot)
 
     def _outputs_first(self, weight: Tensor) -> Tensor:
         """The weight as its quantizer sees it: with a dimension, `channel_axis`, that counts the outputs."""
@@ -239,8 +246,8 @@ class WeightLayer(QuantLayer):
             ones, each = self._per_output(inputs, Grid(inputs.scale.new_ones(())))
             if ones is None or each is None or ones.scale.numel() != 1:
                 return ()
-            inputs = ones.replace(scale=ones.scale * each.scale, axis=0)
-        by_channel = quant.axis is not None and quant.axis % self.weight.ndim == self.channel_axis
+            inputs = ones.replace(scale=ones.scale * each.scale, granularity=PerAxis(0))
+        by_channel = not quant.granularity.single and self._one_scale_each(quant.granularity)
         floor = follower.floor(bias, inputs, by_channel)
         return () if floor is None else (False, floor)
 
@@ -250,22 +257,7 @@ class WeightLayer(QuantLayer):
         if quant is None or bias is None:
             return bias, None
         context = self._per_output(inputs, weights) if quant.follows_input else ()
-        return self._take("bias", quant, bias, context, inputs)
-
-    def _take(
-        self, slot: str, quant: TensorQuant, tensor: Tensor, context: tuple[object, ...], inputs: Grid | None
-    ) -> tuple[Tensor, Grid | None]:
-        """A parameter quantized; in a frozen model once for each grid of the input, if it depends on that."""
-        kept = None if torch.compiler.is_compiling() else self._kept
-        if kept is None or quant.intercept is not None or self.training or torch.is_grad_enabled():
-            return quant.quantize(tensor, *context)
-        if isinstance(kept, Kept) and not kept.live:  # the block has ended
-            return quant.quantize(tensor, *context)
-        scale = inputs.scale if context and inputs is not None else None
-        found = kept.get(slot)
-        if found is None or found[0] is not scale:
-            kept[slot] = found = (scale, *quant.quantize(tensor, *context))
-        return found[1:]
+        return self._take("bias", quant, context, inputs)
 
     def _per_output(self, inputs: Grid | None, weights: Grid | None) -> tuple[Grid | None, Grid | None]:
         """The grids whose scales multiply: of the input, and of the weight with one for each output, or one for all."""
@@ -280,22 +272,22 @@ class WeightLayer(QuantLayer):
         assert weights is not None
         if inputs.scale.numel() != 1:
             raise QuantizerError(
-                f"{path_of(self)}: the input has {inputs.scale.numel()} scales (axis {inputs.axis}), so its products "
+                f"{path_of(self)}: the input has {inputs.scale.numel()} scales ({inputs.granularity}), so its products "
                 "with the weight lie on no common grid. Quantize the input per tensor (axis=None), or set "
                 "output_quant=Int8Act."
             )
         scale = inputs.scale.reshape(-1) * weights.scale.reshape(-1)
-        axis = None
+        granularity: Granularity = PerTensor()
         if scale.numel() == 1:
             scale = scale.reshape(())
         else:
-            axis = ndim - self.weight.ndim + 1  # also of outputs without a batch
-            scale = scale.reshape([-1 if dim == axis else 1 for dim in range(ndim)])
+            granularity = PerAxis(ndim - self.weight.ndim + 1)  # also of outputs without a batch
+            scale = along_axis(scale, granularity.axis, ndim)
         width = self._sum_bit_width(inputs, weights, biases)
         low, high = self._sum_bounds(inputs, weights)
         spare = bits_to_spare(max(-low, high), dtype)
         source = products_source(inputs.source, weights.source)
-        return Grid(scale, None, width, True, False, axis, source, spare)
+        return Grid(scale, None, Integers(width), granularity, source, spare)
 
     def _sum_bounds(self, inputs: Grid, weights: Grid) -> tuple[int, int]:
         """The smallest and the largest sum of products that the integer ranges allow."""
@@ -417,33 +409,13 @@ class WeightLayer(QuantLayer):
 
     # State
 
-    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
-        """Register a parameter; a weight or bias that takes another's place has its learned scale derived anew."""
-        before = self._parameters.get(name)
-        super().register_parameter(name, param)
-        quant = self._modules.get(f"{name}_quant") if self._built else None
-        plain = type(before) is nn.Parameter and type(param) is nn.Parameter  # sharding exchanges tensors, not weights
-        if isinstance(quant, TensorQuant) and plain and before is not param:
-            quant.rederive()
-        if self._kept:
-            self._kept.clear()
-
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         self._seen = None
-        if self._kept:
-            self._kept.clear()
         return super()._apply(fn, recurse)
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         self._seen = None
-        for name in ("weight", "bias"):
-            quant = getattr(self, f"{name}_quant")
-            holds = any(key.startswith(f"{prefix}{name}_quant.") for key in state_dict)
-            parts = (f"{prefix}{name}", f"{prefix}{name}_", f"{prefix}parametrizations.{name}.")  # pruned, parametrized
-            loaded = any(key == parts[0] or key.startswith(parts[1:]) for key in state_dict)
-            if quant is not None and loaded and not holds:
-                quant.rederive()  # a float checkpoint: scales start from its weights
 
     def __getstate__(self) -> dict[str, object]:
         return {**super().__getstate__(), "_seen": None}

@@ -14,12 +14,24 @@ from .errors import (
 )
 from .formats.bit_width import LearnedBitWidth, bit_width_report, size_penalty
 from .formats.int_range import IntRange, int_bounds
+from .formats.number_format import Integers, NumberFormat
+from .granularity import Granularity, PerAxis, PerBlock, PerGroup, PerTensor, PerToken
 from .grid import Grid
 from .int_quant import BiasQuant, IntQuant, ScaleFloor
 from .kernels.dispatch import composed_fake_quant, fake_quant, quantize_to_int
 from .locate import path_of
 from .quant_tensor import QuantTensor, grid_of, values_of
-from .rounding import ROUNDINGS, Ceil, Floor, HalfEven, HalfUp, Rounding, StochasticRounding, TowardZero
+from .rounding import (
+    ROUNDINGS,
+    Ceil,
+    Floor,
+    HalfEven,
+    HalfUp,
+    Rounding,
+    StochasticRounding,
+    TowardZero,
+    round_straight_through,
+)
 from .scaling import (
     SCALINGS,
     CalibratedScaling,
@@ -58,17 +70,25 @@ __all__ = [
     "Description",
     "FloatScale",
     "Floor",
+    "Granularity",
     "Grid",
     "HalfEven",
     "HalfUp",
     "IntQuant",
     "IntRange",
+    "Integers",
     "LearnedBitWidth",
     "LearnedScaling",
     "LogScale",
     "MeanSigma",
     "MinMax",
     "MinSquaredError",
+    "NumberFormat",
+    "PerAxis",
+    "PerBlock",
+    "PerGroup",
+    "PerTensor",
+    "PerToken",
     "PercentileInterval",
     "PowerOfTwoScale",
     "QuantTensor",
@@ -100,6 +120,7 @@ __all__ = [
     "quantize_to_int",
     "register_choices",
     "resolve",
+    "round_straight_through",
     "settings",
     "size_penalty",
     "value",

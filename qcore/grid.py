@@ -1,63 +1,88 @@
 """The grid that quantized values lie on."""
 
 import math
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from .formats.int_range import int_bounds
+from .formats.number_format import Integers
+from .granularity import Granularity, PerTensor
 
-__all__ = ["Grid", "along_axis", "bits_to_spare", "products_source", "shared", "storage_dtype"]
+__all__ = ["Grid", "along_axis", "bits_to_spare", "products_source", "shared"]
 
 
 class Grid(NamedTuple):
-    """Where quantized values lie: ``(integer - zero_point) * scale``, integers of ``bit_width`` bits.
+    """Where quantized values lie: ``(level - zero_point) * scale``, the one record of it.
 
     Args:
-        scale: float tensor, 0-d or broadcastable to the values; detached.
+        scale: float tensor, detached, of the granularity's compact shape: 0-d for one, ``(1, C, 1, 1)`` per channel,
+            one number for each block else.
         zero_point: tensor of whole numbers shaped like the scale, or None for 0.
-        bit_width: number of bits; a 0-d tensor where it is learned.
-        signed: whether integers may be negative.
-        narrow_range: whether the range leaves out one end, see `int_bounds`.
-        axis: the dimension that has a scale for each index, or None for one scale.
+        number_format: the levels: which integers.
+        granularity: which values share a scale.
         source: which stored scale the grid came from, hashable; equal for tensors on one shared grid. None for a scale
             that belongs to one tensor, such as a statistic of it: such a grid is shared with nothing.
         spare_bits: for float sums of products, how many bits of the float's mantissa the largest possible sum leaves
             free, see `bits_to_spare`: below 1, rounding may have moved a value by half a step.
 
     Example:
-        >>> Grid(torch.tensor(0.5), bit_width=4, signed=True).bounds
-        (-8, 7)
+        >>> grid = Grid(torch.tensor(0.5), number_format=Integers(4))
+        >>> grid.bounds, grid.axis, grid.bit_width
+        ((-8, 7), None, 4)
     """
 
     scale: Tensor
     zero_point: Tensor | None = None
-    bit_width: int | Tensor = 8
-    signed: bool = True
-    narrow_range: bool = False
-    axis: int | None = None
+    number_format: Integers = Integers()
+    granularity: Granularity = PerTensor()
     source: Hashable = None
     spare_bits: int = 64
 
     @property
+    def bit_width(self) -> int | Tensor:
+        """Number of bits; a 0-d tensor where it is learned."""
+        return self.number_format.bit_width
+
+    @property
+    def signed(self) -> bool:
+        """Whether integers may be negative."""
+        return self.number_format.signed
+
+    @property
+    def narrow_range(self) -> bool:
+        """Whether the range leaves out one end."""
+        return self.number_format.narrow_range
+
+    @property
+    def axis(self) -> int | None:
+        """The dimension that has a scale for each index; None for one scale, and for other granularities."""
+        return self.granularity.axis
+
+    @property
     def bounds(self) -> tuple[int, int]:
         """The smallest and the largest integer, as plain numbers."""
-        return int_bounds(int(self.bit_width), self.signed, self.narrow_range)
+        return self.number_format.bounds
+
+    def along(self, numbers: Tensor, shape: Sequence[int]) -> Tensor:
+        """Scales or zero points, broadcastable to a tensor of some shape that lies on the grid."""
+        return self.granularity.spread(numbers, shape)
 
     def to_int(self, values: Tensor) -> Tensor:
         """The integers of values that lie on the grid, in the smallest integer type that holds them."""
         exact = torch.float64 if int(self.bit_width) > 22 else torch.promote_types(values.dtype, torch.float32)
-        codes = torch.round(values.to(exact) / self.scale)
+        codes = torch.round(values.to(exact) / self.along(self.scale, values.shape))
         if self.zero_point is not None:
-            codes = codes + self.zero_point
-        return codes.clamp(*self.bounds).to(storage_dtype(*self.bounds))
+            codes = codes + self.along(self.zero_point, values.shape)
+        return codes.clamp(*self.bounds).to(self.number_format.dtype)
 
     def from_int(self, codes: Tensor) -> Tensor:
         """The values of integers."""
         whole = codes.to(self.scale.dtype)
-        return (whole if self.zero_point is None else whole - self.zero_point) * self.scale
+        if self.zero_point is not None:
+            whole = whole - self.along(self.zero_point, codes.shape)
+        return whole * self.along(self.scale, codes.shape)
 
     def replace(self, **changes: object) -> "Grid":
         """The same grid with some fields replaced."""
@@ -74,7 +99,7 @@ def shared(one: Grid | None, other: Grid | None) -> bool:
         >>> shared(stored, stored), shared(stored, dynamic), shared(dynamic, dynamic)
         (True, False, False)
     """
-    return one is not None and other is not None and is_stored(one.source) and one[2:7] == other[2:7]
+    return one is not None and other is not None and is_stored(one.source) and one[2:5] == other[2:5]
 
 
 def is_stored(source: Hashable) -> bool:
@@ -115,16 +140,3 @@ def along_axis(flat: Tensor, axis: int | None, ndim: int) -> Tensor:
     shape = [1] * ndim
     shape[axis] = -1
     return flat.reshape(shape)
-
-
-def storage_dtype(low: int, high: int) -> torch.dtype:
-    """The smallest torch integer type that holds every integer from ``low`` to ``high``.
-
-    Example:
-        >>> storage_dtype(-7, 7), storage_dtype(0, 255), storage_dtype(0, 65535)
-        (torch.int8, torch.uint8, torch.int32)
-    """
-    for dtype in (torch.int8, torch.uint8, torch.int16, torch.int32):
-        if torch.iinfo(dtype).min <= low and high <= torch.iinfo(dtype).max:
-            return dtype
-    return torch.int64

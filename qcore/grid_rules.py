@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 
 from .aliases import Arguments, Keywords, Operator
+from .formats.number_format import Integers
+from .granularity import PerAxis, PerGroup
 from .grid import Grid, is_stored, shared
 
 __all__ = [
@@ -137,7 +139,7 @@ def _in_place_of_each(op: Operation) -> Grid | None:
 def _anywhere(op: Operation) -> Grid | None:
     """Values may end up anywhere: fine with one scale for all."""
     grid = op.grids[0]
-    return grid if grid is not None and grid.axis is None else None
+    return grid if grid is not None and grid.granularity.single else None
 
 
 @_keeps(aten._to_copy.default)
@@ -152,7 +154,9 @@ def _converted(op: Operation) -> Grid | None:
 @_keeps(*FILTERS)
 def _spatial(op: Operation) -> Grid | None:
     grid = op.grids[0]
-    return grid if grid is not None and (grid.axis is None or grid.axis <= 1) else None
+    if grid is None or grid.granularity.single:
+        return grid
+    return grid if grid.axis is not None and grid.axis <= 1 else None
 
 
 @_keeps(aten.constant_pad_nd.default)
@@ -160,15 +164,19 @@ def _padded(op: Operation) -> Grid | None:
     grid = op.grids[0]
     if grid is None or op.argument(2, "value", 0) != 0:  # 0 is on every grid, other values may not be
         return None
+    if grid.granularity.single:
+        return grid
     touched = {op.out.ndim - 1 - index // 2 for index, width in enumerate(op.args[1]) if width}
-    return None if grid.axis in touched else grid
+    return None if grid.axis is None or grid.axis in touched else grid
 
 
 @_keeps(*VIEWS)
 def _viewed(op: Operation) -> Grid | None:
     grid = op.grids[0]
-    if grid is None or grid.axis is None:
+    if grid is None or grid.granularity.single:
         return grid
+    if grid.axis is None:
+        return grid if op.args[0].shape == op.out.shape else None
     kept = grid.axis + 1
     same = op.args[0].shape[:kept] == op.out.shape[:kept]
     return _moved(grid, grid.axis, op.out.ndim) if same else None
@@ -178,8 +186,10 @@ def _viewed(op: Operation) -> Grid | None:
 def _dimensions(op: Operation) -> Grid | None:
     """A stride that only the axis has tells where it went."""
     tensor, grid = op.args[0], op.grids[0]
-    if grid is None or grid.axis is None:
+    if grid is None or grid.granularity.single:
         return grid
+    if grid.axis is None:
+        return _rearranged(op, grid)
     mark = 7919
     strides = [mark if dim == grid.axis else 0 for dim in range(tensor.ndim)]
     marked = torch.empty(mark * tensor.shape[grid.axis], device="meta").as_strided(tensor.shape, strides)
@@ -196,7 +206,28 @@ def _moved(grid: Grid, axis: int, ndim: int) -> Grid:
     shape = [1] * ndim
     shape[axis] = -1
     zero_point = None if grid.zero_point is None else grid.zero_point.reshape(shape)
-    return grid.replace(scale=grid.scale.reshape(shape), zero_point=zero_point, axis=axis)
+    return grid.replace(scale=grid.scale.reshape(shape), zero_point=zero_point, granularity=PerAxis(axis))
+
+
+def _rearranged(op: Operation, grid: Grid) -> Grid | None:
+    """Scales of groups are moved as the values are, where that leaves the groups whole."""
+    granularity = grid.granularity
+    if not isinstance(granularity, PerGroup) or op.func not in _EXCHANGES:
+        return None
+    ndim, axis = op.args[0].ndim, granularity.group_axis
+    shape = [1] * ndim
+    shape[axis] = 2
+    moved = op.func(torch.empty(shape, device="meta"), *op.args[1:], **op.kwargs)  # the longer side tells where it went
+    if 2 not in moved.shape:
+        return None
+    scale, zero_point = (
+        None if each is None else op.func(each, *op.args[1:], **op.kwargs) for each in (grid.scale, grid.zero_point)
+    )
+    there = PerGroup(granularity.group_size, list(moved.shape).index(2))
+    return grid.replace(scale=scale, zero_point=zero_point, granularity=there)
+
+
+_EXCHANGES = {aten.permute.default, aten.t.default, aten.transpose.int, aten.unsqueeze.default}
 
 
 @_keeps(*JOINS)
@@ -206,7 +237,9 @@ def _joined(op: Operation) -> Grid | None:
     if first is None or not all(shared(first, grid) for grid in op.grids):
         return None
     dim = op.argument(1, "dim", 0) % op.out.ndim
-    return first if first.axis is None or (op.func is aten.cat.default and dim != first.axis) else None
+    if first.granularity.single:
+        return first
+    return first if first.axis is not None and op.func is aten.cat.default and dim != first.axis else None
 
 
 @_keeps(*SUMS)
@@ -216,9 +249,11 @@ def _summed(op: Operation) -> Grid | None:
     if one is None or other is None or not (is_stored(one.source) and is_stored(other.source)):
         return None
     (scale_of_one, terms), (scale_of_other, more) = _stored_scale(one), _stored_scale(other)
-    if op.argument(2, "alpha", 1) != 1 or scale_of_one != scale_of_other or one.axis != other.axis:
+    if op.argument(2, "alpha", 1) != 1 or scale_of_one != scale_of_other or one.granularity != other.granularity:
         return None
-    if op.args[0].ndim != op.args[1].ndim and one.axis is not None:
+    if op.args[0].shape != op.args[1].shape and not one.granularity.single and one.axis is None:
+        return None
+    if op.args[0].ndim != op.args[1].ndim and not one.granularity.single:
         return None
     subtracts = op.func is aten.sub.Tensor
     zero_point = _combined(one.zero_point, other.zero_point, subtracts)
@@ -226,9 +261,8 @@ def _summed(op: Operation) -> Grid | None:
     spare = 2 if one.signed != other.signed else 1  # an unsigned range of b bits needs b + 1 signed ones
     width = max(int(one.bit_width), int(other.bit_width)) + spare
     source = ("sum", scale_of_one, terms - more if subtracts else terms + more)
-    return Grid(
-        one.scale, zero_point, width, signed, False, one.axis, source, min(one.spare_bits, other.spare_bits) - 1
-    )
+    spare_bits = min(one.spare_bits, other.spare_bits) - 1
+    return Grid(one.scale, zero_point, Integers(width, signed), one.granularity, source, spare_bits)
 
 
 def _stored_scale(grid: Grid) -> tuple[Hashable, int]:
@@ -250,7 +284,7 @@ def _combined(one: Tensor | None, other: Tensor | None, subtracts: bool) -> Tens
 def _tossed(op: Operation) -> Grid | None:
     """0 and 1 are integers of one bit."""
     one = torch.ones((), dtype=op.out.dtype, device=op.out.device)
-    return Grid(one, None, 1, False, False, None, ("mask", "1"))
+    return Grid(one, None, Integers(1, signed=False), source=("mask", "1"))
 
 
 @_keeps(aten.div_.Scalar, aten.div_.Tensor, table=CHANGES)

@@ -12,7 +12,9 @@ from . import protocols
 from .declare.inject import possible_settings
 from .errors import BitwrightWarning, QuantizerError, ReadOnlyError, UncalibratedWarning
 from .formats.int_range import IntRange, check_flag
-from .grid import Grid, along_axis, storage_dtype
+from .formats.number_format import Integers
+from .granularity import Granularity, PerAxis, PerTensor, granularity_of
+from .grid import Grid
 from .kernels.dispatch import as_real, fake_quant, quantize_to_int
 from .kernels.fused import runs_eagerly
 from .locate import path_of
@@ -69,9 +71,9 @@ class _Integers(TensorQuant):
         return f"{self.scheme()}, {_name(self.rounding)}"
 
 
-_PROPERTIES = {"signed", "narrow_range"}
+_PROPERTIES = {"signed", "narrow_range", "axis"}
 _EXCHANGED = {"rounding", "scaling", "zero_point"}
-_DECLARED = {"bit_width", "axis", *_PROPERTIES}
+_DECLARED = {"bit_width", "granularity", *_PROPERTIES}
 
 
 def _settled_message(quant: TensorQuant, name: str, item: object) -> str:
@@ -115,6 +117,7 @@ class IntQuant(_Integers):
         rounding: callable on ``x / scale``.
         zero_point: callable ``(x, scale) -> zero point``, or None for 0.
         axis: the dimension that has a scale for each index, or None.
+        granularity: which values share a scale, where ``axis`` can't say it.
         pass_clipped: let gradients through where values were clipped, too.
 
     Example:
@@ -125,10 +128,11 @@ class IntQuant(_Integers):
         tensor([ 0., -1.,  1.])
     """
 
-    axis: int | None
+    granularity: Granularity
     scaling: protocols.Scaling
     zero_point: protocols.ZeroPoint | None
     clips: bool
+    _format: Integers | None  # None where the bit width is learned
     _warned = False
 
     def __init__(
@@ -138,16 +142,23 @@ class IntQuant(_Integers):
         rounding: protocols.Rounding = _HALF_EVEN,
         zero_point: protocols.ZeroPoint | None = None,
         axis: int | None = None,
+        granularity: Granularity | None = None,
         pass_clipped: bool = False,
     ) -> None:
         super().__init__()
         self.int_range = int_range
         self.bit_width = int_range.width
-        self.axis = axis
+        self.granularity = granularity_of(axis, granularity)
+        self._format = None if int_range.learned else _format_of(int_range)
         self.scaling = checked("scaling", scaling)
         self.rounding = checked("rounding", rounding)
         self.zero_point = None if zero_point is None else checked("zero_point", zero_point)
         self.clips = not (check_flag("pass_clipped", pass_clipped) or _covers(int_range, scaling, zero_point, rounding))
+
+    @property
+    def axis(self) -> int | None:
+        """The dimension that has a scale for each index; None for one scale, and for other granularities."""
+        return self.granularity.axis
 
     @property
     def calibrated(self) -> bool:
@@ -194,15 +205,13 @@ class IntQuant(_Integers):
             real = x if x.is_floating_point() else as_real(x, path_of(self))
             values, grid = self._quantize(real.float(), *_given(relu, floor))
             return values.to(real.dtype), grid
-        low, high = self.int_range.bounds(self.axis, x.ndim)
+        granularity = self.granularity
+        if not granularity.fits(x.ndim):
+            raise QuantizerError(_misfit(self, x))
+        low, high = self._bounds(x)
         kept = None if torch.compiler.is_compiling() or self._kept is None else self._kept_grid(x, self._kept)
         if kept is not None and floor is None:
-            return fake_quant(x, kept.scale, low, high, kept.zero_point, self.rounding, relu=relu), kept
-        if self.axis is not None and not -x.ndim <= self.axis < x.ndim:
-            raise QuantizerError(
-                f"{path_of(self)}: axis={self.axis} is not a dimension of an input of {x.ndim} dimensions. Write one "
-                f"from {-x.ndim} to {x.ndim - 1}, or axis=None for one scale."
-            )
+            return self._moved(x, kept.scale, low, high, kept.zero_point, relu, True), kept
         scaling = self.scaling
         seen, measuring = x, True
         if isinstance(scaling, StoredScaling):
@@ -223,16 +232,50 @@ class IntQuant(_Integers):
             ).relu()  # what is measured is the activation
         scale = self._scale(seen)
         if floor is not None and floor.binds(scale):
-            least = along_axis(floor.scales(), self.axis, x.ndim)
+            least = granularity.compact(floor.scales(), x.shape)
             scale = torch.where(scale < least, least, scale)
         zero_point = None if self.zero_point is None else self._zero_of(seen, scale)
-        values = fake_quant(x, scale, low, high, zero_point, self.rounding, relu=relu, clips=self.clips)
-        return values, self._grid(scale, zero_point)
+        return self._moved(x, scale, low, high, zero_point, relu, self.clips), self._grid(scale, zero_point)
+
+    def _moved(
+        self,
+        x: Tensor,
+        scale: Tensor,
+        low: int | Tensor,
+        high: int | Tensor,
+        zero_point: Tensor | None,
+        relu: bool,
+        clips: bool,
+    ) -> Tensor:
+        """The values moved onto the grid."""
+        granularity = self.granularity
+        if granularity.broadcasts:
+            return fake_quant(x, scale, low, high, zero_point, self.rounding, relu=relu, clips=clips)
+        zero_point = None if zero_point is None else granularity.beside(zero_point, x)
+        view, beside = granularity.view(x), granularity.beside(scale, x)
+        values = fake_quant(view, beside, low, high, zero_point, self.rounding, relu=relu, clips=clips)
+        return granularity.back(values, x)
+
+    def _bounds(self, x: Tensor) -> tuple[int | Tensor, int | Tensor]:
+        """The ends of the integers, shaped to broadcast against what `_moved` works on."""
+        if not self.int_range.learned:
+            return self.int_range.bounds()
+        low, high = self.int_range.bounds(lambda width: self.granularity.beside(width, x))
+        if isinstance(high, Tensor) and high.numel() > 1 and self.granularity.single:
+            raise QuantizerError(
+                f"{type(self.int_range.width).__name__} gives {high.numel()} bit widths, and the quantizer has one "
+                "scale. Give it one for each channel, too: weight_quant=Int8WeightPerChannel, or axis=0."
+            )
+        return low, high
 
     def _scale(self, x: Tensor) -> Tensor:
-        if not isinstance(self.scaling, MagnitudeScaling) and x.numel() == 0:  # a scaling of the user's own
-            return along_axis(x.new_ones(1 if self.axis is None else x.shape[self.axis]), self.axis, x.ndim)
-        return self.scaling(x)
+        if isinstance(self.scaling, MagnitudeScaling):
+            return self.scaling(x)
+        granularity = self.granularity
+        if x.numel() == 0:
+            return granularity.compact(x.new_ones(granularity.count(x.shape)), x.shape)
+        scale = self.scaling(x)  # of the user's own
+        return scale if granularity.broadcasts else granularity.compact(scale.reshape(-1), x.shape)
 
     def _zero_of(self, x: Tensor, scale: Tensor) -> Tensor:
         assert self.zero_point is not None
@@ -244,9 +287,7 @@ class IntQuant(_Integers):
         """The grid that is kept while the model is frozen, for an input of that rank."""
         if self.training or not kept.live or torch.is_grad_enabled():
             return None
-        if self.axis is not None and not -x.ndim <= self.axis < x.ndim:
-            return None
-        key = None if self.axis is None else (x.ndim, x.shape[self.axis])
+        key = None if self.granularity.single else x.shape
         found = kept.get(key)
         if found is None and not self.dynamic:
             kept[key] = found = self.grid(x)
@@ -257,8 +298,13 @@ class IntQuant(_Integers):
         if not self.of_parameter or len(self._served) < 2 or not self._measures():
             return x
         tensors = [each.detach() for each in self._parameters_served()]
-        if self.axis is None:
+        if self.granularity.single:
             return torch.cat([each.reshape(-1) for each in tensors])
+        if self.axis is None:
+            raise QuantizerError(
+                f"{path_of(self)} has a stored scale for each of {self.granularity}, which layers can't share. Give "
+                "each layer a quantizer of its own: pass the class, not the module."
+            )
         axis = self.axis % x.ndim
         lengths = {each.shape[axis] if axis < each.ndim else 0 for each in tensors}
         if len(lengths) > 1:
@@ -289,14 +335,11 @@ class IntQuant(_Integers):
         return isinstance(self.rounding, Rounding) and runs_eagerly(x)
 
     def _grid(self, scale: Tensor, zero_point: Tensor | None) -> Grid:
-        width = self.int_range.widest
         return Grid(
             scale.detach() if scale.requires_grad or is_tracing() else scale,
             None if zero_point is None else zero_point.detach(),
-            width.detach() if isinstance(width, Tensor) else width,
-            self.signed,
-            self.narrow_range,
-            self.axis,
+            self._format or _format_of(self.int_range),
+            self.granularity,
             self.source if self._one_scale() else None,
         )
 
@@ -339,12 +382,9 @@ class IntQuant(_Integers):
                 f"{self.scheme()}: the scale follows the input, or has seen none yet. Ask for the grid of an input, "
                 "quant.grid(x).scale, or run some batches in training mode first."
             )
-        shape = [1] * (1 if self.axis is None else max(self.axis + 1, -self.axis))
-        if self.axis is not None:
-            shape[self.axis] = state.numel()
         with resting(self), torch.no_grad():
-            scale = self.scaling(state.new_empty(shape)).detach()
-        return scale if self.axis is None else scale.reshape(-1)
+            scale = self.scaling.standing() if isinstance(self.scaling, StoredScaling) else state.clone()
+        return scale.reshape(() if self.granularity.single else -1)
 
     @torch.no_grad()
     def codes(self, x: Tensor, *context: Any) -> tuple[Tensor, Grid]:
@@ -374,7 +414,7 @@ class IntQuant(_Integers):
 
     def scheme(self) -> str:
         """What the numbers mean, such as ``int4 narrow, axis 0, float scale``."""
-        where = "per tensor" if self.axis is None else f"axis {self.axis}"
+        where = str(self.granularity)
         restriction = getattr(self.scaling, "restriction", None)
         allowed = getattr(restriction, "kind", FloatScale.kind)
         zero = "" if self.zero_point is None else ", zero point"
@@ -456,14 +496,14 @@ class BiasQuant(_Integers):
             )
         if inputs.scale.numel() != 1:
             raise QuantizerError(
-                f"{path_of(self)}: the input has {inputs.scale.numel()} scales (axis {inputs.axis}), so its products "
+                f"{path_of(self)}: the input has {inputs.scale.numel()} scales ({inputs.granularity}), so its products "
                 "with the weight have no common one for the bias. Quantize the input per tensor (axis=None), or "
                 "choose bias_quant=Int8BiasOwnScale."
             )
         scale = inputs.scale.reshape(()) * weights.scale.reshape(-1)
         scale = scale.reshape(()) if scale.numel() == 1 else scale
-        axis = None if scale.ndim == 0 else 0
-        return Grid(scale, None, self.int_range.bit_width, self.signed, self.narrow_range, axis, None)
+        granularity = PerTensor() if scale.ndim == 0 else PerAxis(0)
+        return Grid(scale, None, _format_of(self.int_range), granularity)
 
     def _warn(self, bias: Tensor, scale: Tensor, low: int | Tensor, high: int | Tensor) -> None:
         if not isinstance(high, int) or bias.numel() == 0:
@@ -516,8 +556,27 @@ def _given(relu: bool, floor: ScaleFloor | None) -> tuple[Any, ...]:
 
 def _exact(x: Tensor, grid: Grid, rounding: Callable[[Tensor], Tensor]) -> Tensor:
     """The integers of values, worked out with as many digits as wide integers have."""
-    codes = quantize_to_int(x.double(), grid.scale.double(), *grid.bounds, grid.zero_point, rounding)
-    return codes.to(storage_dtype(*grid.bounds))
+    scale = grid.along(grid.scale, x.shape).double()
+    zero_point = None if grid.zero_point is None else grid.along(grid.zero_point, x.shape)
+    return quantize_to_int(x.double(), scale, *grid.bounds, zero_point, rounding).to(grid.number_format.dtype)
+
+
+def _format_of(int_range: IntRange) -> Integers:
+    width = int_range.widest
+    return Integers(width.detach() if isinstance(width, Tensor) else width, int_range.signed, int_range.narrow_range)
+
+
+def _misfit(quant: IntQuant, x: Tensor) -> str:
+    granularity = quant.granularity
+    if granularity.axis is None:
+        return (
+            f"{path_of(quant)}: an input of {x.ndim} dimensions can't have {granularity}. Write group_axis= a dimension "
+            f"from {-x.ndim} to {x.ndim - 1}."
+        )
+    return (
+        f"{path_of(quant)}: axis={quant.axis} is not a dimension of an input of {x.ndim} dimensions. Write one "
+        f"from {-x.ndim} to {x.ndim - 1}, or axis=None for one scale."
+    )
 
 
 def _covers(int_range: IntRange, scaling: object, zero_point: object, rounding: object) -> bool:

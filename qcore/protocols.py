@@ -45,14 +45,14 @@ class ZeroPoint(Protocol):
 
 @runtime_checkable
 class Statistic(Protocol):
-    """``(x, axis) -> Tensor``, 0-d or one number for each index of the axis.
+    """``rows -> Tensor``: one number for each row of values that share a scale, see `Granularity`.
 
-    ``x`` is float32 or float64 and never empty. With a method ``low(x, axis)`` it serves zero points, with
-    ``pooled(x, axis)`` it tells what several processes that train together have measured.
+    ``rows`` is 2-d, float32 or float64 and never empty. With a method ``low(rows)`` it serves zero points, with
+    ``pooled(rows)`` it tells what several processes that train together have measured.
     """
 
-    def __call__(self, x: Tensor, axis: int | None = None, /) -> Tensor:
-        """The statistic of a tensor."""
+    def __call__(self, rows: Tensor, /) -> Tensor:
+        """The statistic of each row."""
         ...
 
 
@@ -60,8 +60,8 @@ class Statistic(Protocol):
 class Restriction(Protocol):
     """Which scales are allowed, and in which domain a learned one is stored. See `FloatScale`."""
 
-    def restrict(self, magnitude: Tensor) -> Tensor:
-        """The allowed value for a positive magnitude."""
+    def scale(self, magnitude: Tensor, int_range: IntRange) -> Tensor:
+        """The allowed scale with which the integers reach a positive magnitude."""
         ...
 
     def store(self, magnitude: Tensor) -> Tensor:
@@ -77,8 +77,8 @@ class Restriction(Protocol):
         ...
 
 
-_ARGUMENTS = {"scaling": 1, "rounding": 1, "zero_point": 2, "statistic": 2}
-_CALLS = {"scaling": "x", "rounding": "x", "zero_point": "x, scale", "statistic": "x, axis"}
+_ARGUMENTS = {"scaling": 1, "rounding": 1, "zero_point": 2, "statistic": 1}
+_CALLS = {"scaling": "x", "rounding": "x", "zero_point": "x, scale", "statistic": "rows"}
 
 
 def checked(setting: str, found: object) -> Any:

@@ -11,6 +11,8 @@ from torch.autograd.graph import Node
 
 from .aliases import Arguments, Context, Keywords, Operator
 from .errors import QuantTensorError
+from .formats.number_format import Integers
+from .granularity import Granularity
 from .grid import Grid
 from .grid_rules import CHANGES, RULES, STAYS, Operation, may_leave
 from .kernels.fused import apply_eagerly
@@ -21,13 +23,13 @@ if TYPE_CHECKING:
 
 __all__ = ["QuantTensor", "grid_lost", "grid_of", "values_of"]
 
-Form = tuple[int, bool, bool, int | None, Hashable, int]  # the rest of a grid
+Form = tuple[Integers, Granularity, Hashable, int]  # the rest of a grid
 
 _Kind = TypeVar("_Kind", bound="QuantTensor")
 
 aten = torch.ops.aten
 _COMPOSITE = torch._C.DispatchKey.CompositeImplicitAutograd
-_SOURCE = 4  # its place in `_form`
+_SOURCE = 2  # its place in `_form`
 _CHANGED = (
     "This QuantTensor was changed in place by an operation that leaves its grid. Use the operation that returns a new "
     "tensor (x = x * 2 instead of x.mul_(2)), or quantize the result again."
@@ -46,7 +48,7 @@ class QuantTensor(torch.Tensor):
     Layers make them (``return_quant_tensor=True``); `wrap` makes one from values and a grid.
 
     Example:
-        >>> q = QuantTensor.wrap(torch.tensor([0.5, -1.0]), Grid(torch.tensor(0.25), bit_width=4, signed=True))
+        >>> q = QuantTensor.wrap(torch.tensor([0.5, -1.0]), Grid(torch.tensor(0.25), number_format=Integers(4)))
         >>> q.int(), q.scale, q.bit_width, type(q[:1]).__name__, type(q * 2).__name__
         (tensor([ 2, -4], dtype=torch.int8), tensor(0.2500), 4, 'QuantTensor', 'Tensor')
     """
@@ -144,16 +146,17 @@ class QuantTensor(torch.Tensor):
         if grid is None:
             return False
         with torch.no_grad():
-            steps = self._inner.double() / grid.scale
+            scale = grid.along(grid.scale, self.shape)
+            steps = self._inner.double() / scale
             whole = steps.round()
             if self.dtype in (torch.float32, torch.float64):
                 near = (steps - whole).abs() < 0.2
             else:
                 below, here, above = (
-                    ((whole + offset).float() * grid.scale).to(self.dtype) == self._inner for offset in (-1, 0, 1)
+                    ((whole + offset).float() * scale).to(self.dtype) == self._inner for offset in (-1, 0, 1)
                 )
                 near = here & ~below & ~above
-            codes = whole if grid.zero_point is None else whole + grid.zero_point
+            codes = whole if grid.zero_point is None else whole + grid.along(grid.zero_point, self.shape)
             low, high = grid.bounds
             return bool((near & (codes >= low) & (codes <= high)).all())
 
@@ -321,7 +324,7 @@ def grid_of(x: Tensor) -> Grid | None:
     """The grid of a tensor; None for plain tensors, and for one that an in-place operation moved off its grid.
 
     Example:
-        >>> q = QuantTensor.wrap(torch.tensor([0.5, -1.0]), Grid(torch.tensor(0.25), bit_width=4))
+        >>> q = QuantTensor.wrap(torch.tensor([0.5, -1.0]), Grid(torch.tensor(0.25), number_format=Integers(4)))
         >>> grid_of(q).bounds, grid_of(torch.ones(1))
         ((-8, 7), None)
     """
@@ -404,8 +407,10 @@ def behind(x: Tensor) -> Any:
 
 
 def _form_of(grid: Grid, ndim: int) -> Form:
-    axis = None if grid.axis is None else grid.axis % ndim  # the rules count from the first dimension
-    return (int(grid.bit_width), grid.signed, grid.narrow_range, axis, grid.source, grid.spare_bits)
+    number_format = grid.number_format
+    if isinstance(number_format.bit_width, Tensor):
+        number_format = Integers(int(number_format.bit_width), grid.signed, grid.narrow_range)
+    return (number_format, grid.granularity.placed(ndim), grid.source, grid.spare_bits)
 
 
 def _on(values: Tensor, grid: Grid) -> QuantTensor:

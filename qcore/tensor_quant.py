@@ -70,7 +70,7 @@ class TensorQuant(nn.Module):
         >>> class Signs(TensorQuant):  # a kind of its own: what `_quantize` returns must lie on the grid it returns
         ...     def _quantize(self, x, *context):
         ...         scale = x.detach().abs().mean()
-        ...         grid = Grid(scale, bit_width=2, narrow_range=True)
+        ...         grid = Grid(scale, number_format=Integers(2, narrow_range=True))
         ...         return torch.where(x < 0, -scale, scale), grid
         ...
         ...     def scheme(self):

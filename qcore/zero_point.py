@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from .declare.inject import register_choices
 from .errors import SettingError
 from .formats.int_range import IntRange
-from .grid import along_axis
+from .granularity import Granularity, granularity_of
 from .kernels.derivatives import clamp_through
 from .rounding import HalfEven, round_straight_through
 
@@ -25,7 +25,7 @@ class RangeZeroPoint:
     Args:
         scaling: a scaling that knows the lower end (``low_of``): with a statistic such as `MinMax`.
         int_range: the integers of the grid.
-        axis: as for the scaling.
+        axis, granularity: as for the scaling.
 
     Raises:
         SettingError: the scaling, or its statistic, knows no lower end.
@@ -40,7 +40,13 @@ class RangeZeroPoint:
         tensor(100.)
     """
 
-    def __init__(self, scaling: nn.Module, int_range: IntRange, axis: int | None = None) -> None:
+    def __init__(
+        self,
+        scaling: nn.Module,
+        int_range: IntRange,
+        axis: int | None = None,
+        granularity: Granularity | None = None,
+    ) -> None:
         if not hasattr(scaling, "low_of"):
             raise SettingError(
                 "scaling",
@@ -58,7 +64,7 @@ class RangeZeroPoint:
             )
         self.scaling = scaling
         self.int_range = int_range
-        self.axis = axis
+        self.granularity = granularity_of(axis, granularity)
 
     @property
     def dynamic(self) -> bool:
@@ -68,8 +74,8 @@ class RangeZeroPoint:
     def __call__(self, x: Tensor, scale: Tensor) -> Tensor:
         """The zero point for the scale that the scaling just gave for ``x``."""
         low = self.scaling.low_of(x)  # type: ignore[operator]
-        smallest, largest = self.int_range.bounds(self.axis, x.ndim)
-        offset = along_axis(low, self.axis, x.ndim).to(scale.dtype) / scale
+        smallest, largest = self.int_range.bounds(lambda width: self.granularity.compact(width, x.shape))
+        offset = self.granularity.compact(low, x.shape).to(scale.dtype) / scale
         return clamp_through(smallest - round_straight_through(offset, HalfEven()), smallest, largest)
 
     def __repr__(self) -> str:

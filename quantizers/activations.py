@@ -1,6 +1,6 @@
 """Quantizers for activations: ``[Shifted](Int|Uint)<bits>Act[PerChannel][kind of scale]``, see docs/quantizers.md."""
 
-from .base import IntBase, PowerOfTwo, Shifted
+from .base import IntBase, PowerOfTwo, Shifted, of_width
 
 __all__ = [
     "Int2Act",
@@ -59,78 +59,6 @@ class Uint8Act(Int8Act):
     signed = False
 
 
-class Int2Act(Int8Act):
-    """Activations as signed 2-bit integers from -2 to 1."""
-
-    bit_width = 2
-
-
-class Uint2Act(Uint8Act):
-    """Activations that are never negative, as integers from 0 to 3."""
-
-    bit_width = 2
-
-
-class Int3Act(Int8Act):
-    """Activations as signed 3-bit integers from -4 to 3."""
-
-    bit_width = 3
-
-
-class Uint3Act(Uint8Act):
-    """Activations that are never negative, as integers from 0 to 7."""
-
-    bit_width = 3
-
-
-class Int4Act(Int8Act):
-    """Activations as signed 4-bit integers from -8 to 7."""
-
-    bit_width = 4
-
-
-class Uint4Act(Uint8Act):
-    """Activations that are never negative, as integers from 0 to 15."""
-
-    bit_width = 4
-
-
-class Int5Act(Int8Act):
-    """Activations as signed 5-bit integers from -16 to 15."""
-
-    bit_width = 5
-
-
-class Uint5Act(Uint8Act):
-    """Activations that are never negative, as integers from 0 to 31."""
-
-    bit_width = 5
-
-
-class Int6Act(Int8Act):
-    """Activations as signed 6-bit integers from -32 to 31."""
-
-    bit_width = 6
-
-
-class Uint6Act(Uint8Act):
-    """Activations that are never negative, as integers from 0 to 63."""
-
-    bit_width = 6
-
-
-class Int7Act(Int8Act):
-    """Activations as signed 7-bit integers from -64 to 63."""
-
-    bit_width = 7
-
-
-class Uint7Act(Uint8Act):
-    """Activations that are never negative, as integers from 0 to 127."""
-
-    bit_width = 7
-
-
 class Int8ActPerChannel(Int8Act):
     """`Int8Act` with one scale per channel (dimension 1; ``axis=`` selects another)."""
 
@@ -163,16 +91,24 @@ class ShiftedUint8Act(Shifted, Int8Act):
     high_percentile = 99.999
 
 
-class ShiftedUint4Act(Shifted, Int8Act):
-    """Activations as integers from 0 to 15 with a zero point; scale and lower end calibrated, then learned."""
-
-    bit_width = 4
-    statistic = "percentile_interval"
-    low_percentile = 0.001
-    high_percentile = 99.999
-
-
 class ShiftedUint8ActPerChannel(ShiftedUint8Act):
     """`ShiftedUint8Act` with scale and zero point per channel (dimension 1; ``axis=`` selects another)."""
 
     axis = 1
+
+
+# The same of other widths
+
+Int2Act = of_width(Int8Act, 2)
+Int3Act = of_width(Int8Act, 3)
+Int4Act = of_width(Int8Act, 4)
+Int5Act = of_width(Int8Act, 5)
+Int6Act = of_width(Int8Act, 6)
+Int7Act = of_width(Int8Act, 7)
+Uint2Act = of_width(Uint8Act, 2)
+Uint3Act = of_width(Uint8Act, 3)
+Uint4Act = of_width(Uint8Act, 4)
+Uint5Act = of_width(Uint8Act, 5)
+Uint6Act = of_width(Uint8Act, 6)
+Uint7Act = of_width(Uint8Act, 7)
+ShiftedUint4Act = of_width(ShiftedUint8Act, 4)

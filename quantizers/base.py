@@ -1,8 +1,33 @@
 """Fragments that the shipped quantizers are built from."""
 
-from ..qcore import BiasQuant, IntQuant, IntRange, Quantizer, value
+from typing import TypeVar
 
-__all__ = ["BiasBase", "IntBase", "PerOutputChannel", "PowerOfTwo", "Shifted"]
+from ..qcore import BiasQuant, IntQuant, IntRange, Quantizer, int_bounds, settings, value
+from ..qcore.declare.inject import QuantizerType
+from ..qcore.granularity import PerGroup as Groups
+from ..qcore.granularity import granularity_of
+
+__all__ = ["BiasBase", "IntBase", "PerGroup", "PerOutputChannel", "PowerOfTwo", "Shifted", "of_width"]
+
+
+Kind = TypeVar("Kind", bound=QuantizerType)
+
+
+def of_width(quantizer: Kind, bit_width: int) -> Kind:
+    """The quantizer like another, with another bit width, and named after it: ``Int4Act`` for ``Int8Act``.
+
+    Example:
+        >>> from bitwright.quantizers import Int8Act
+        >>> Int12Act = of_width(Int8Act, 12)
+        >>> Int12Act, Int12Act.bit_width
+        (Int12Act, 12)
+    """
+    declared = settings(quantizer)
+    low, high = int_bounds(bit_width, declared["signed"].declared, declared["narrow_range"].declared)
+    name = quantizer.__name__.replace(str(declared["bit_width"].declared), str(bit_width), 1)
+    text = f"`{quantizer.__name__}` with {bit_width} bits: integers from {low} to {high}."
+    namespace = {"bit_width": bit_width, "__doc__": text, "__module__": quantizer.__module__, "__qualname__": name}
+    return type(quantizer)(name, (quantizer,), namespace)  # type: ignore[return-value]
 
 
 class IntBase(Quantizer):
@@ -24,6 +49,11 @@ class IntBase(Quantizer):
     min_scale = 1e-10
     axis = None
 
+    @value
+    def granularity(axis):  # noqa: ANN201, N805 - axis is an attribute, not an instance
+        """Which values share a scale."""
+        return granularity_of(axis)
+
 
 class PerOutputChannel(Quantizer):
     """Fragment: one scale per output channel of the layer.
@@ -41,6 +71,31 @@ class PerOutputChannel(Quantizer):
     def axis(channel_axis):  # noqa: ANN201, N805 - channel_axis is an attribute, not an instance
         """The weight's dimension of output channels."""
         return channel_axis
+
+
+class PerGroup(Quantizer):
+    """Fragment: one scale for each group of neighbours along the input channels; of an activation, its last dimension.
+
+    ``group_size=32`` neighbours share one, the last group may be shorter, and -1 stands for all. ``group_axis`` selects
+    another dimension.
+
+    Example:
+        >>> import bitwright.nn as qnn
+        >>> from bitwright.quantizers import Int4WeightPerTensor
+        >>> class Int4Groups(PerGroup, Int4WeightPerTensor):
+        ...     group_size = 16
+        >>> qnn.QuantLinear(40, 2, weight_quant=Int4Groups).quant_weight().scale.shape
+        torch.Size([2, 3])
+    """
+
+    group_size = 32
+    group_axis = None
+
+    @value
+    def granularity(group_size, group_axis, axis=None, channel_axis=None):  # noqa: ANN001, ANN201, N805 - attributes
+        """Which values share a scale."""
+        usual = -1 if channel_axis is None else 1 - channel_axis
+        return granularity_of(axis, Groups(group_size, usual if group_axis is None else group_axis))
 
 
 class PowerOfTwo(Quantizer):

@@ -1,6 +1,6 @@
 """Quantizers for biases. Names: ``Int<bits>Bias[kind of scale]``, see docs/quantizers.md."""
 
-from .base import BiasBase, IntBase, PowerOfTwo
+from .base import BiasBase, IntBase, PowerOfTwo, of_width
 
 __all__ = [
     "Int8Bias",
@@ -26,24 +26,6 @@ class Int32Bias(BiasBase):
     """
 
 
-class Int24Bias(BiasBase):
-    """The bias as 24-bit integers at the scale of the products. Brevitas: ``Int24Bias``."""
-
-    bit_width = 24
-
-
-class Int16Bias(BiasBase):
-    """The bias as 16-bit integers at the scale of the products. Brevitas: ``Int16Bias``."""
-
-    bit_width = 16
-
-
-class Int8Bias(BiasBase):
-    """The bias as 8-bit integers at the scale of the products; larger values are clipped. Brevitas: ``Int8Bias``."""
-
-    bit_width = 8
-
-
 class Int8BiasOwnScale(IntBase):
     """The bias as 8-bit integers with their own scale, from the largest magnitude; the input need not be quantized.
 
@@ -61,14 +43,16 @@ class Int8BiasOwnScale(IntBase):
     statistic = "abs_max"
 
 
-class Int16BiasOwnScale(Int8BiasOwnScale):
-    """The same with 16 bits."""
-
-    bit_width = 16
-
-
 class Int8BiasOwnScalePowerOfTwo(PowerOfTwo, Int8BiasOwnScale):
     """`Int8BiasOwnScale` with a power-of-two scale.
 
     Brevitas: ``Int8BiasPerTensorFixedPointInternalScaling``.
     """
+
+
+# The same of other widths
+
+Int24Bias = of_width(Int32Bias, 24)
+Int16Bias = of_width(Int32Bias, 16)
+Int8Bias = of_width(Int32Bias, 8)
+Int16BiasOwnScale = of_width(Int8BiasOwnScale, 16)

@@ -1,13 +1,16 @@
 """Quantizers for weights: ``[Shifted](Int|Uint)<bits>Weight<granularity>[kind of scale]``, see docs/quantizers.md."""
 
-from .base import IntBase, PerOutputChannel, PowerOfTwo, Shifted
+from .base import IntBase, PerGroup, PerOutputChannel, PowerOfTwo, Shifted, of_width
 
 __all__ = [
     "Int2WeightPerChannel",
+    "Int2WeightPerGroup",
     "Int2WeightPerTensor",
     "Int3WeightPerChannel",
+    "Int3WeightPerGroup",
     "Int3WeightPerTensor",
     "Int4WeightPerChannel",
+    "Int4WeightPerGroup",
     "Int4WeightPerTensor",
     "Int5WeightPerChannel",
     "Int5WeightPerTensor",
@@ -19,13 +22,16 @@ __all__ = [
     "Int8WeightPerChannelLearned",
     "Int8WeightPerChannelMSE",
     "Int8WeightPerChannelPowerOfTwo",
+    "Int8WeightPerGroup",
     "Int8WeightPerTensor",
     "Int8WeightPerTensorLearned",
     "Int8WeightPerTensorMSE",
     "Int8WeightPerTensorPowerOfTwo",
     "ShiftedUint4WeightPerChannel",
+    "ShiftedUint4WeightPerGroup",
     "ShiftedUint4WeightPerTensor",
     "ShiftedUint8WeightPerChannel",
+    "ShiftedUint8WeightPerGroup",
     "ShiftedUint8WeightPerTensor",
     "Uint4WeightPerChannel",
     "Uint4WeightPerTensor",
@@ -62,78 +68,6 @@ class Int8WeightPerChannel(PerOutputChannel, Int8WeightPerTensor):
     """
 
 
-class Int2WeightPerTensor(Int8WeightPerTensor):
-    """Weights as signed 2-bit integers from -1 to 1, one scale."""
-
-    bit_width = 2
-
-
-class Int2WeightPerChannel(Int8WeightPerChannel):
-    """Weights as signed 2-bit integers from -1 to 1, one scale per output channel."""
-
-    bit_width = 2
-
-
-class Int3WeightPerTensor(Int8WeightPerTensor):
-    """Weights as signed 3-bit integers from -3 to 3, one scale."""
-
-    bit_width = 3
-
-
-class Int3WeightPerChannel(Int8WeightPerChannel):
-    """Weights as signed 3-bit integers from -3 to 3, one scale per output channel."""
-
-    bit_width = 3
-
-
-class Int4WeightPerTensor(Int8WeightPerTensor):
-    """Weights as signed 4-bit integers from -7 to 7, one scale."""
-
-    bit_width = 4
-
-
-class Int4WeightPerChannel(Int8WeightPerChannel):
-    """Weights as signed 4-bit integers from -7 to 7, one scale per output channel."""
-
-    bit_width = 4
-
-
-class Int5WeightPerTensor(Int8WeightPerTensor):
-    """Weights as signed 5-bit integers from -15 to 15, one scale."""
-
-    bit_width = 5
-
-
-class Int5WeightPerChannel(Int8WeightPerChannel):
-    """Weights as signed 5-bit integers from -15 to 15, one scale per output channel."""
-
-    bit_width = 5
-
-
-class Int6WeightPerTensor(Int8WeightPerTensor):
-    """Weights as signed 6-bit integers from -31 to 31, one scale."""
-
-    bit_width = 6
-
-
-class Int6WeightPerChannel(Int8WeightPerChannel):
-    """Weights as signed 6-bit integers from -31 to 31, one scale per output channel."""
-
-    bit_width = 6
-
-
-class Int7WeightPerTensor(Int8WeightPerTensor):
-    """Weights as signed 7-bit integers from -63 to 63, one scale."""
-
-    bit_width = 7
-
-
-class Int7WeightPerChannel(Int8WeightPerChannel):
-    """Weights as signed 7-bit integers from -63 to 63, one scale per output channel."""
-
-    bit_width = 7
-
-
 class Uint8WeightPerTensor(Int8WeightPerTensor):
     """Weights that are never negative, as integers from 0 to 255, one scale."""
 
@@ -162,33 +96,6 @@ class ShiftedUint8WeightPerTensor(Shifted, Int8WeightPerTensor):
 
 class ShiftedUint8WeightPerChannel(PerOutputChannel, ShiftedUint8WeightPerTensor):
     """The same with scale and zero point per output channel. Brevitas: ``ShiftedUint8WeightPerChannelFloat``."""
-
-
-class Uint4WeightPerTensor(Int8WeightPerTensor):
-    """Weights that are never negative, as integers from 0 to 15, one scale."""
-
-    bit_width = 4
-    signed = False
-    narrow_range = False
-
-
-class Uint4WeightPerChannel(Int8WeightPerChannel):
-    """Weights that are never negative, as integers from 0 to 15, one scale per output channel."""
-
-    bit_width = 4
-    signed = False
-    narrow_range = False
-
-
-class ShiftedUint4WeightPerTensor(Shifted, Int8WeightPerTensor):
-    """Weights as integers from 0 to 15 with a zero point, so that the range need not be centred on 0."""
-
-    bit_width = 4
-    statistic = "min_max"
-
-
-class ShiftedUint4WeightPerChannel(PerOutputChannel, ShiftedUint4WeightPerTensor):
-    """The same with scale and zero point per output channel."""
 
 
 class Int8WeightPerTensorPowerOfTwo(PowerOfTwo, Int8WeightPerTensor):
@@ -227,3 +134,43 @@ class Int8WeightPerChannelMSE(Int8WeightPerChannelLearned):
     """
 
     statistic = "mse"
+
+
+class Int8WeightPerGroup(PerGroup, Int8WeightPerTensor):
+    """Weights as signed 8-bit integers with one scale for each group of 32 neighbours along the input channels.
+
+    ``weight_group_size=64`` sets another size, -1 one group for the whole row; the last group may be shorter.
+
+    Example:
+        >>> import bitwright.nn as qnn
+        >>> qnn.QuantLinear(80, 2, weight_quant=Int8WeightPerGroup).quant_weight().scale.shape
+        torch.Size([2, 3])
+    """
+
+
+class ShiftedUint8WeightPerGroup(PerGroup, ShiftedUint8WeightPerTensor):
+    """The same as integers from 0 to 255, with a zero point for each group."""
+
+
+# The same of other widths
+
+Int2WeightPerTensor = of_width(Int8WeightPerTensor, 2)
+Int3WeightPerTensor = of_width(Int8WeightPerTensor, 3)
+Int4WeightPerTensor = of_width(Int8WeightPerTensor, 4)
+Int5WeightPerTensor = of_width(Int8WeightPerTensor, 5)
+Int6WeightPerTensor = of_width(Int8WeightPerTensor, 6)
+Int7WeightPerTensor = of_width(Int8WeightPerTensor, 7)
+Int2WeightPerChannel = of_width(Int8WeightPerChannel, 2)
+Int3WeightPerChannel = of_width(Int8WeightPerChannel, 3)
+Int4WeightPerChannel = of_width(Int8WeightPerChannel, 4)
+Int5WeightPerChannel = of_width(Int8WeightPerChannel, 5)
+Int6WeightPerChannel = of_width(Int8WeightPerChannel, 6)
+Int7WeightPerChannel = of_width(Int8WeightPerChannel, 7)
+Int2WeightPerGroup = of_width(Int8WeightPerGroup, 2)
+Int3WeightPerGroup = of_width(Int8WeightPerGroup, 3)
+Int4WeightPerGroup = of_width(Int8WeightPerGroup, 4)
+Uint4WeightPerTensor = of_width(Uint8WeightPerTensor, 4)
+Uint4WeightPerChannel = of_width(Uint8WeightPerChannel, 4)
+ShiftedUint4WeightPerTensor = of_width(ShiftedUint8WeightPerTensor, 4)
+ShiftedUint4WeightPerChannel = of_width(ShiftedUint8WeightPerChannel, 4)
+ShiftedUint4WeightPerGroup = of_width(ShiftedUint8WeightPerGroup, 4)

@@ -3,8 +3,8 @@
 Example:
     >>> from hypothesis import given, settings
     >>> from bitwright.testing import quantizer_strategies as strategies
-    >>> from bitwright.qcore import Grid, fake_quant
-    >>> grid = Grid(torch.tensor(0.1), bit_width=4)
+    >>> from bitwright.qcore import Grid, Integers, fake_quant
+    >>> grid = Grid(torch.tensor(0.1), number_format=Integers(4))
     >>> @settings(database=None, max_examples=20)
     ... @given(strategies.tensors(grid))
     ... def test_rounding_is_within_half_a_step(x):
@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 from torch import Tensor
 
-from ..qcore import Grid
+from ..qcore import Grid, Integers
 
 __all__ = [
     "Placement",
@@ -108,7 +108,7 @@ def grids(draw: st.DrawFn, smallest: int = 2, largest: int = 8, zero_points: boo
     """
     width = draw(bit_widths(smallest, largest))
     signed, narrow = not draw(st.booleans()), draw(st.booleans())
-    grid = Grid(torch.tensor(draw(scales())), None, width, signed, narrow)
+    grid = Grid(torch.tensor(draw(scales())), number_format=Integers(width, signed=signed, narrow_range=narrow))
     if zero_points and draw(st.booleans()):
         grid = grid.replace(zero_point=torch.tensor(float(draw(st.integers(*grid.bounds)))))
     return grid
@@ -123,7 +123,7 @@ class Placement(NamedTuple):
 
     Example:
         >>> tie = Placement(torch.tensor([2.5], dtype=torch.float64), torch.tensor([0]))
-        >>> place(tie, Grid(torch.tensor(0.5), bit_width=4))
+        >>> place(tie, Grid(torch.tensor(0.5), number_format=Integers(4)))
         tensor([1.2500])
     """
 
@@ -218,7 +218,7 @@ def tensors(
 
     Example:
         >>> from hypothesis import find
-        >>> find(tensors(Grid(torch.tensor(0.5), bit_width=4), shape=(1,)), lambda x: bool(x > 3.5)).item() > 3.5
+        >>> find(tensors(Grid(torch.tensor(0.5), number_format=Integers(4)), shape=(1,)), lambda x: bool(x > 3.5)).item() > 3.5
         True
     """
     grid = draw(grids()) if grid is None else grid

@@ -20,8 +20,8 @@ from ..nn import (
     QuantIdentity,
     QuantLinear,
 )
-from ..nn.slots import fill_slot
-from ..qcore import BiasQuant, Grid, IntQuant, QuantizerError, SettingError, TensorQuant
+from ..nn.slots import Slot, fill_slot
+from ..qcore import BiasQuant, Grid, IntQuant, PerAxis, QuantizerError, SettingError, TensorQuant
 from ..qcore.declare.inject import QuantizerType
 from ..quantizers import Int8Act
 from .report import NotApplicable
@@ -30,7 +30,11 @@ from .strategies import Placement, place, placements, scales, shapes, single_pla
 __all__ = ["ROLES", "Case", "Draw", "Subject", "leading", "with_life"]
 
 ROLES = {"weight": (4, 8), "activation": (3, 4), "bias": (6,)}  # with the shape of a tensor in that role
-_SLOTS = {"weight": "weight", "activation": "act", "bias": "bias"}
+_SLOTS = {
+    "weight": Slot("weight", "weight"),
+    "activation": Slot("act", prefix=""),
+    "bias": Slot("bias", "bias", follows=("input", "weight")),
+}
 _LAYERS = {
     (2, 0): (QuantLinear, nn.Linear),
     (3, 0): (QuantConv1d, nn.Conv1d),
@@ -129,14 +133,14 @@ class Subject:
         if self.role != "activation":
             axis = self.channel_axis if self.role == "weight" else 0
             provided |= {"channel_axis": axis, "channels": shape[axis], "shape": tuple(shape)}
-        return _filled(self.quantizer, _SLOTS[self.role], provided)
+        return _filled(self.quantizer, self.role, provided)
 
     def context(self, shape: tuple[int, ...], unit: float) -> tuple[Grid, ...]:
         """The grids of input and weight, for a bias that follows them."""
         if not self.follows_input:
             return ()
         steps = 2.0 ** (torch.arange(shape[0]) % 3)
-        return Grid(torch.tensor(unit)), Grid(steps.reshape(-1, 1), axis=0)
+        return Grid(torch.tensor(unit)), Grid(steps.reshape(-1, 1), granularity=PerAxis(0))
 
     def range_to_cover(self, shape: tuple[int, ...], unit: float) -> Tensor:
         """A tensor that reaches both ends of the range at the scale ``unit``, in every channel where there is room."""
@@ -269,7 +273,7 @@ class Subject:
 
     def quantizer_of(self, layer: nn.Module) -> TensorQuant:
         """The module of the layer that is checked."""
-        return getattr(layer, f"{_SLOTS[self.role]}_quant")
+        return getattr(layer, f"{_SLOTS[self.role].name}_quant")
 
     def _arguments(self, quantized: bool = True) -> tuple[Any, tuple[object, ...]]:
         """The layer class for a tensor of the example's shape, and its positional arguments."""
@@ -371,7 +375,7 @@ def leading(x: Tensor, grid: Grid) -> Tensor:
     """The first element of each channel with its own scale, as a view.
 
     Example:
-        >>> leading(torch.tensor([[1.0, 2.0], [3.0, 4.0]]), Grid(torch.ones(2, 1), axis=0))
+        >>> leading(torch.tensor([[1.0, 2.0], [3.0, 4.0]]), Grid(torch.ones(2, 1), granularity=PerAxis(0)))
         tensor([1., 3.])
     """
     channels = x[None] if grid.axis is None else x.movedim(grid.axis, 0)
@@ -382,7 +386,7 @@ def with_life(x: Tensor, grid: Grid) -> Tensor:
     """The tensor, with one step added in each all-zero channel; zeros have their own check.
 
     Example:
-        >>> with_life(torch.tensor([[0.0, 0.0], [3.0, 4.0]]), Grid(torch.ones(2, 1), axis=0))
+        >>> with_life(torch.tensor([[0.0, 0.0], [3.0, 4.0]]), Grid(torch.ones(2, 1), granularity=PerAxis(0)))
         tensor([[1., 0.],
                 [3., 4.]])
     """
@@ -402,7 +406,7 @@ class _Layer(nn.Module):
 _Layer.__name__ = "check_quantizer"
 
 
-def _filled(quantizer: QuantizerType, slot: str, provided: dict[str, object]) -> TensorQuant:
-    module = fill_slot(_Layer(), slot, quantizer, {}, "", provided)
+def _filled(quantizer: QuantizerType, role: str, provided: dict[str, object]) -> TensorQuant:
+    module = fill_slot(_Layer(), _SLOTS[role], quantizer, {}, provided)
     assert module is not None
     return module

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 from torch import nn
 
-from ...nn.slots import QuantLayer
+from ...nn.layer import QuantLayer
 from ...qcore import TensorQuant
 
 __all__ = ["counted", "evaluating", "numbered", "unchanged"]

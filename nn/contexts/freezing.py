@@ -9,7 +9,7 @@ from torch import nn
 from ...qcore import TensorQuant
 from ...qcore.models import require_model
 from ...qcore.tensor_quant import Kept
-from ..slots import QuantLayer
+from ..layer import QuantLayer
 
 __all__ = ["frozen"]
 

@@ -1,11 +1,12 @@
 """The integers that a quantizer may use."""
 
 import inspect
+from collections.abc import Callable
 from operator import index
 
 from torch import Tensor, nn
 
-from ..errors import QuantizerError, SettingError
+from ..errors import SettingError
 
 __all__ = ["IntRange", "int_bounds", "representable_bounds"]
 
@@ -98,26 +99,15 @@ class IntRange:
         width = self.bit_width
         return width.amax() if isinstance(width, Tensor) and width.ndim else width
 
-    def bounds(self, axis: int | None = None, ndim: int = 0) -> tuple[int, int] | tuple[Tensor | int, Tensor]:
+    def bounds(self, shaped: Callable[[Tensor], Tensor] | None = None) -> tuple[int, int] | tuple[Tensor | int, Tensor]:
         """The smallest and the largest integer; tensors where a module computes the bit width.
 
         Args:
-            axis: the dimension that has a bit width for each index, where there are several.
-            ndim: dimensions of the tensor that the bounds are for: along ``axis`` they broadcast against it.
-
-        Raises:
-            QuantizerError: there are several bit widths for one scale.
+            shaped: gives several bit widths, one for each scale, the shape that the bounds are to have.
         """
         width = self.bit_width
-        if isinstance(width, Tensor) and width.ndim and ndim:
-            if axis is None:
-                raise QuantizerError(
-                    f"{type(self.width).__name__} gives {width.numel()} bit widths, and the quantizer has one scale. "
-                    "Give it one for each channel, too: weight_quant=Int8WeightPerChannel, or axis=0."
-                )
-            shape = [1] * ndim
-            shape[axis] = -1
-            width = width.reshape(shape)
+        if shaped is not None and isinstance(width, Tensor) and width.ndim:
+            width = shaped(width)
         return int_bounds(width, self.signed, self.narrow_range)  # type: ignore[arg-type]
 
     @property

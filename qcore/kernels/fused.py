@@ -325,31 +325,48 @@ class AbsMaxRowsFakeQuant(torch.autograd.Function):
         ctx: Context, x: Tensor, floor: float, threshold: int, rounding: Rounding, detached: bool
     ) -> tuple[Tensor, Tensor]:
         rows = x.reshape(x.shape[0], -1)
-        magnitudes = torch.maximum(rows.amax(1), rows.amin(1).neg_()).clamp_min_(floor)
+        largest = torch.maximum(rows.amax(1), rows.amin(1).neg_())
+        magnitudes = largest.clamp_min(floor)
         finite = magnitudes.isfinite()
         magnitudes = torch.where(finite, magnitudes, 1.0)
         scale = (magnitudes / threshold).reshape([-1] + [1] * (x.ndim - 1))
-        return _weights(ctx, x, scale, bool(finite.all()), (floor, threshold, rounding, detached))
+        ctx.finite = bool(finite.all())
+        return _weights(ctx, x, scale, ctx.finite, (floor, threshold, rounding, detached), largest)
 
     @staticmethod
     def backward(ctx: Context, grad: Tensor | None, _: object) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         if grad is None or ctx.detached:
             ctx.aside = None
             return grad, None, None, None, None
-        x, scale, y = ctx.saved_tensors
-        rows = x.reshape(x.shape[0], -1)
-        at = rows.abs().argmax(1, keepdim=True)
-        largest = rows.gather(1, at)
-        fixed = (largest.abs() < ctx.floor) | ~largest.isfinite()
+        x, scale, y, largest = ctx.saved_tensors
+        rows, grads, largest = x.reshape(x.shape[0], -1), grad.reshape(x.shape[0], -1), largest.reshape(-1, 1)
+        fixed = (largest < ctx.floor) | ~largest.isfinite()
         if differentiated(grad):
-            return _weights_again(ctx, grad, x, scale, at, fixed)
+            return _weights_again(ctx, grad, x, scale, rows.abs().argmax(1, keepdim=True), fixed)
         y = _result(ctx, x, scale, y)
-        pull = (grad * (y - x)).sum_to_size(scale.shape).reshape(-1, 1) / (scale.reshape(-1, 1) * ctx.threshold)
+        work = torch.sub(y.reshape(rows.shape), rows).mul_(grads)
+        del y  # memory is used again: with short rows, fresh pages cost more than the arithmetic
+        pull = work.sum(1, keepdim=True) / (scale.reshape(-1, 1) * ctx.threshold)
         pull.masked_fill_(fixed, 0.0)
-        del y  # before another copy is made
-        result = grad.clone(memory_format=torch.contiguous_format)
-        result.view(rows.shape).scatter_add_(1, at, largest.sign_().mul_(pull))
-        return result, None, None, None, None
+        if ctx.finite and _signs_of_largest(rows, largest, fixed, work):
+            return work.mul_(pull).add_(grads).reshape(grad.shape), None, None, None, None
+        at = rows.abs().argmax(1, keepdim=True)  # where several are the largest, the first one sets the scale
+        result = work.copy_(grads).scatter_add_(1, at, rows.gather(1, at).sign_().mul_(pull))
+        return result.reshape(grad.shape), None, None, None, None
+
+
+def _signs_of_largest(rows: Tensor, largest: Tensor, fixed: Tensor, out: Tensor) -> bool:
+    """The sign of the largest number of each row, 0 elsewhere; False where some row has several.
+
+    A quotient of unequal numbers never rounds to 1. This form takes a third of the time of ``argmax`` on short rows.
+    """
+    torch.div(rows, torch.where(fixed, float("inf"), largest), out=out)
+    _hardshrink(out, 1 - torch.finfo(out.dtype).eps / 2, out=out)
+    flat = out.reshape(-1)
+    return torch.dot(flat, flat).item() == (~fixed).sum().item()
+
+
+_hardshrink = torch.ops.aten.hardshrink.out
 
 
 def _weights(

@@ -4,6 +4,7 @@ import itertools
 import math
 import sys
 import weakref
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch.types import Device
 
 from ..errors import QuantizerError, SettingError
 from ..formats.int_range import IntRange
+from ..granularity import Granularity, granularity_of
 from ..locate import path_of
 from ..protocols import Restriction, Statistic
 from ..tracing import exporting
@@ -41,7 +43,9 @@ class CalibratedScaling(StoredScaling):
         restriction: which scales are allowed, and the domain of the parameter.
         min_scale: no scale is smaller.
         axis: one scale for each index of this dimension, or None for one.
-        channels: how many indices the axis has; found from the first input otherwise.
+        granularity: which values share a scale, where ``axis`` can't say it.
+        channels: how many scales there are; found from the first input otherwise.
+        shape: of the tensor that is quantized, where known.
         calibration_steps: training forwards that are averaged, 1 or more.
         momentum: weight of each new batch in the average; None for the plain mean.
 
@@ -67,7 +71,9 @@ class CalibratedScaling(StoredScaling):
         restriction: Restriction = _FLOAT_SCALE,
         min_scale: float = 1e-10,
         axis: int | None = None,
+        granularity: Granularity | None = None,
         channels: int | None = None,
+        shape: Sequence[int] | None = None,
         calibration_steps: int = 300,
         momentum: float | None = 0.1,
         device: Device = None,
@@ -82,8 +88,9 @@ class CalibratedScaling(StoredScaling):
             statistic,
             restriction,
             min_scale,
-            axis,
+            granularity_of(axis, granularity),
             channels,
+            shape,
             steps,
             device,
             dtype,
@@ -104,8 +111,8 @@ class CalibratedScaling(StoredScaling):
 
     @torch.no_grad()
     def _measure(self, x: Tensor) -> None:
-        if self.axis is not None:
-            self._fit(x.shape[self.axis])
+        if not self.granularity.single:
+            self._fit(self.granularity.count(x.shape))
         state = [*self._bases(), self.measured, self.steps]
         if torch.compiler.is_compiling():
             torch.ops.bitwright.calibrate.default(state, x, self._handle)
@@ -125,8 +132,10 @@ class CalibratedScaling(StoredScaling):
         if taken >= self._limit():  # compiled code finds out in here
             self._forget()
             return
-        found: list[Any] = measure(self.statistic, x, self.axis)
-        alone = self.axis is None and steps.device.type == "cpu" and type(self.restriction).store is FloatScale.store
+        found: list[Any] = measure(self.statistic, x, self.granularity)
+        alone = (
+            self.granularity.single and steps.device.type == "cpu" and type(self.restriction).store is FloatScale.store
+        )
         numbers = [each.item() for each in found] if alone else []
         if not all(map(math.isfinite, numbers) if alone else (bool(each.isfinite().all()) for each in found)):
             return
@@ -193,13 +202,26 @@ class RunningScaling(CalibratedScaling):
         restriction: Restriction = _FLOAT_SCALE,
         min_scale: float = 1e-10,
         axis: int | None = None,
+        granularity: Granularity | None = None,
         channels: int | None = None,
+        shape: Sequence[int] | None = None,
         momentum: float | None = 0.1,
         device: Device = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(
-            int_range, statistic, restriction, min_scale, axis, channels, sys.maxsize, momentum, device, dtype
+            int_range,
+            statistic,
+            restriction,
+            min_scale,
+            axis,
+            granularity,
+            channels,
+            shape,
+            sys.maxsize,
+            momentum,
+            device,
+            dtype,
         )
 
 

@@ -8,10 +8,10 @@ from torch.types import Device
 
 from ..errors import QuantizerError, SettingError
 from ..formats.int_range import IntRange
-from ..grid import along_axis
+from ..granularity import Granularity
 from ..locate import path_of
 from ..tracing import is_tracing
-from .magnitude import MagnitudeScaling, finite
+from .magnitude import MagnitudeScaling, entries, finite
 from .restriction import FloatScale
 
 __all__ = ["ConstantScaling"]
@@ -31,6 +31,7 @@ class ConstantScaling(MagnitudeScaling):
         min_value: lower end of that range; by default ``-max_value``, or 0 where integers are unsigned.
         restriction: which scales are allowed.
         axis: the dimension of several scales.
+        granularity: which values share one, where ``axis`` can't say it.
 
     Raises:
         SettingError: neither or both of scale and max_value, or numbers that are not positive and finite.
@@ -53,9 +54,10 @@ class ConstantScaling(MagnitudeScaling):
         restriction: FloatScale = _FLOAT_SCALE,
         min_scale: float = 1e-10,
         axis: int | None = None,
+        granularity: Granularity | None = None,
         device: Device = None,
     ) -> None:
-        super().__init__(int_range, restriction, min_scale, axis)
+        super().__init__(int_range, restriction, min_scale, axis, granularity)
         if scale is None and max_value is None:
             raise SettingError("scale", None, "a positive number such as 2**-7", "Or give the range: max_value=1.0.")
         for name, bound in (("max_value", max_value), ("min_value", min_value)):
@@ -69,10 +71,11 @@ class ConstantScaling(MagnitudeScaling):
                 raise SettingError("scale", scale, f"a scale that {restriction!r} allows", remedy)
         else:
             reach = _reach(max_value, min_value)
-            constant = self.scale_of(_positive("max_value", reach), 1).detach()
-        if axis is None and constant.numel() != 1:
+            magnitude = _positive("max_value", reach)
+            constant = self.scale_of(magnitude, magnitude).detach()
+        if self.granularity.single and constant.numel() != 1:
             raise SettingError("scale", scale, "one number", "Say which dimension the numbers are for: axis=1.")
-        self._given = constant.reshape(() if axis is None else -1)
+        self._given = constant.reshape(() if self.granularity.single else -1)
         self.register_buffer("scale", self._given.to(device or torch.get_default_device(), copy=True))
 
     def extra_repr(self) -> str:
@@ -100,14 +103,14 @@ class ConstantScaling(MagnitudeScaling):
 
     def forward(self, x: Tensor) -> Tensor:
         """The constant, shaped for ``x``."""
-        if self.axis is not None and self.scale.numel() not in (1, x.shape[self.axis]):
+        if self.scale.numel() != 1 and (asked := self.granularity.count(x.shape)) != self.scale.numel():
             raise QuantizerError(
-                f"{path_of(self)}: the input has {x.shape[self.axis]} entries along axis {self.axis}, and "
-                f"{self.scale.numel()} scales are given. Give one scale, or one for each entry."
+                f"{path_of(self)}: the input has {entries(self.granularity, asked)}, and {self.scale.numel()} scales "
+                "are given. Give one scale, or one for each entry."
             )
         graph = torch.compiler.is_compiling() or is_tracing()
         scale = self.scale if graph else self.scale.clone()  # a tensor's grid stays when a file's constant is loaded
-        return along_axis(scale, self.axis, x.ndim)
+        return self.granularity.compact(scale, x.shape) if scale.numel() != 1 else scale.reshape(())
 
 
 def _reach(max_value: object, min_value: object) -> float:

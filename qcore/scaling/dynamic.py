@@ -3,6 +3,7 @@
 from torch import Tensor
 
 from ..formats.int_range import IntRange, check_flag
+from ..granularity import Granularity
 from ..kernels.fused import AbsMaxFakeQuant, AbsMaxRowsFakeQuant, apply_eagerly
 from ..protocols import Restriction, Statistic, checked
 from ..rounding import HalfEven, HalfUp, Rounding
@@ -25,6 +26,7 @@ class StatisticScaling(MagnitudeScaling):
         restriction: which scales are allowed.
         min_scale: no scale is smaller.
         axis: one scale for each index of this dimension, or None for one.
+        granularity: which values share a scale, where ``axis`` can't say it.
         detach_scale: no gradient through the statistic: training is faster, the largest weight gets no extra pull.
 
     Example:
@@ -43,9 +45,10 @@ class StatisticScaling(MagnitudeScaling):
         restriction: Restriction = _FLOAT_SCALE,
         min_scale: float = 1e-10,
         axis: int | None = None,
+        granularity: Granularity | None = None,
         detach_scale: bool = False,
     ) -> None:
-        super().__init__(int_range, restriction, min_scale, axis)
+        super().__init__(int_range, restriction, min_scale, axis, granularity)
         self.statistic = checked("statistic", statistic)
         self.detach_scale = check_flag("detach_scale", detach_scale)
 
@@ -55,22 +58,32 @@ class StatisticScaling(MagnitudeScaling):
         """Values and scale of a weight whose largest magnitude sets the scale."""
         if clips or type(self.statistic) is not AbsMax or type(self.restriction) is not FloatScale:
             return None
-        if x.numel() == 0 or self.axis not in (None, 0) or high >= 1 << 20:
+        rows = self._rows(x)
+        if rows is None or x.numel() == 0 or high >= 1 << 20:
             return None
         plain = type(rounding) in (HalfEven, HalfUp) and self.int_range.threshold == high == -low
         if not plain:  # the fused form clips nothing
             return None
-        function = AbsMaxFakeQuant if self.axis is None else AbsMaxRowsFakeQuant
-        return apply_eagerly(function, x, float(self._floor()), high, rounding, self.detach_scale)
+        function = AbsMaxFakeQuant if self.granularity.single else AbsMaxRowsFakeQuant
+        done = apply_eagerly(function, rows, float(self._floor()), high, rounding, self.detach_scale)
+        if done is None or rows is x:
+            return done
+        return self.granularity.unrows(done[0], x), self.granularity.compact(done[1].reshape(-1), x.shape)
+
+    def _rows(self, x: Tensor) -> Tensor | None:
+        """What the fused forms take: a tensor whose first dimension counts the scales; or for one scale any."""
+        if self.granularity.single or self.axis == 0:
+            return x
+        return None if self.granularity.broadcasts else self.granularity.rows(x)
 
     def forward(self, x: Tensor) -> Tensor:
         """The scale of ``x``."""
         source = x.detach() if self.detach_scale else x
-        return self.scale_of(usable(measured(self.statistic, source, self.axis)), x.ndim)
+        return self.scale_of(usable(measured(self.statistic, source, self.granularity)), x)
 
     def low_of(self, x: Tensor) -> Tensor:
         """The lower end of the range of ``x``, for a zero point."""
-        return usable(lower_end(self.statistic, x.detach(), self.axis))
+        return usable(lower_end(self.statistic, x.detach(), self.granularity))
 
     def extra_repr(self) -> str:
         return f"{self.statistic!r}, {super().extra_repr()}"

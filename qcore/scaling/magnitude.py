@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 from ..errors import SettingError
 from ..formats.int_range import IntRange
-from ..grid import along_axis
+from ..granularity import Granularity, granularity_of
 from ..protocols import Restriction, checked
 from ..rounding import Rounding
 from .restriction import FloatScale
 
-__all__ = ["WIDE", "MagnitudeScaling", "finite", "usable", "whole"]
+__all__ = ["WIDE", "MagnitudeScaling", "entries", "finite", "usable", "whole"]
 
 WIDE = (torch.float32, torch.float64)
 
@@ -30,6 +30,7 @@ class MagnitudeScaling(nn.Module):
         restriction: which scales are allowed.
         min_scale: no scale is smaller.
         axis: the dimension with a scale for each index, or None for one scale.
+        granularity: which values share a scale, where ``axis`` can't say it.
 
     Raises:
         SettingError: a minimum that is not above 0 and finite, or an axis that is no whole number.
@@ -37,10 +38,10 @@ class MagnitudeScaling(nn.Module):
     Example:
         >>> class Largest(MagnitudeScaling):
         ...     def __init__(self, int_range):
-        ...         super().__init__(int_range, FloatScale(), min_scale=1e-10, axis=None)
+        ...         super().__init__(int_range, FloatScale(), min_scale=1e-10)
         ...
         ...     def forward(self, x):
-        ...         return self.scale_of(x.abs().max(), x.ndim)
+        ...         return self.scale_of(x.abs().max(), x)
         >>> Largest(IntRange(8, signed=True, narrow_range=True))(torch.tensor([0.5, -1.27]))
         tensor(0.0100)
     """
@@ -50,24 +51,43 @@ class MagnitudeScaling(nn.Module):
     int_range: IntRange
     restriction: Restriction
     min_scale: float
-    axis: int | None
+    granularity: Granularity
 
-    def __init__(self, int_range: IntRange, restriction: Restriction, min_scale: float, axis: int | None) -> None:
+    def __init__(
+        self,
+        int_range: IntRange,
+        restriction: Restriction,
+        min_scale: float,
+        axis: int | None = None,
+        granularity: Granularity | None = None,
+    ) -> None:
         super().__init__()
         if finite("min_scale", min_scale, "a number above 0") <= 0:
             raise SettingError("min_scale", min_scale, "a number above 0")
         self.int_range = int_range
         self.restriction = checked("restriction", restriction)
         self.min_scale = float(min_scale)
-        self.axis = _axis(axis)
+        self.granularity = granularity_of(axis, granularity)
 
-    def scale_of(self, magnitude: Tensor, ndim: int) -> Tensor:
-        """The scale that maps a magnitude to the largest integer; never below the minimum, never half precision."""
+    @property
+    def axis(self) -> int | None:
+        """The dimension with a scale for each index, where that is the granularity."""
+        return self.granularity.axis
+
+    def scale_of(self, magnitude: Tensor, x: Tensor) -> Tensor:
+        """The scale that maps a magnitude to the largest integer; never below the minimum, never half precision.
+
+        Args:
+            magnitude: one number, or one for each row of the granularity.
+            x: the tensor that it is for: its shape says that of the scales.
+        """
+        return self.granularity.compact(self._scale_for(magnitude), x.shape)
+
+    def _scale_for(self, magnitude: Tensor) -> Tensor:
         magnitude = magnitude if magnitude.dtype in WIDE else magnitude.float()
-        threshold = self.restriction.int_threshold(self.int_range)
-        floor = self.min_scale * threshold
+        floor = self.min_scale * self.restriction.int_threshold(self.int_range)
         at_least = torch.where(magnitude < floor, floor, magnitude)
-        return along_axis(self.restriction.restrict(at_least) / threshold, self.axis, ndim)
+        return self.restriction.scale(at_least, self.int_range)
 
     def fused(
         self, x: Tensor, low: int, high: int, rounding: Rounding, relu: bool, clips: bool
@@ -100,25 +120,19 @@ class MagnitudeScaling(nn.Module):
 
     def extra_repr(self) -> str:
         restriction = "" if type(self.restriction) is FloatScale else f", {self.restriction!r}"
-        return ("per tensor" if self.axis is None else f"per index of axis {self.axis}") + restriction
+        return (str(self.granularity) if self.axis is None else f"per index of axis {self.axis}") + restriction
 
 
-def _axis(axis: object) -> int | None:
-    if axis is None:
-        return None
-    try:
-        if isinstance(axis, bool):
-            raise TypeError
-        found = index(axis)  # type: ignore[arg-type]
-    except TypeError:
-        raise SettingError("axis", axis, "a dimension such as 1, or None for one scale per tensor") from None
-    if not -_DIMENSIONS <= found < _DIMENSIONS:
-        expected = f"a dimension from {-_DIMENSIONS} to {_DIMENSIONS - 1}, or None for one scale per tensor"
-        raise SettingError("axis", axis, expected)
-    return found
+def entries(granularity: Granularity, count: int) -> str:
+    """How many things of an input have a scale each, in words.
 
-
-_DIMENSIONS = 8  # more than any tensor that flows through a network has
+    Example:
+        >>> entries(granularity_of(1), 3)
+        '3 entries along axis 1'
+    """
+    return (
+        f"{count} entries along axis {granularity.axis}" if granularity.axis is not None else f"{count} {granularity}"
+    )
 
 
 def whole(setting: str, number: object, expected: str) -> int:

@@ -39,6 +39,10 @@ class FloatScale:
         """The integer that the magnitude is mapped to."""
         return int_range.threshold
 
+    def scale(self, magnitude: Tensor, int_range: IntRange) -> Tensor:
+        """The allowed scale with which the integers reach a positive magnitude."""
+        return self.restrict(magnitude) / self.int_threshold(int_range)
+
     def __repr__(self) -> str:
         return f"{type(self).__name__}()"
 

@@ -1,8 +1,8 @@
 """Statistics of a tensor from which a scale (and a zero point) is derived.
 
-A statistic is a callable ``(x, axis) -> Tensor``: one number (0-d) without axis, else one for each index of the axis.
-They are computed in float32 at least. One of your own is a class with that call; one that also has ``low`` serves
-quantizers with a zero point.
+A statistic is a callable ``rows -> Tensor``: rows are the values that share a scale, one row for each scale (2-d, float32
+or float64, never empty), and the result has one number for each. One of your own is a class with that call; one that
+also has ``low`` serves quantizers with a zero point.
 """
 
 import math
@@ -14,8 +14,9 @@ from torch import Tensor
 
 from ..aliases import Arguments, Context
 from ..declare.inject import register_choices
-from ..errors import SettingError
+from ..errors import QuantizerError, SettingError
 from ..formats.int_range import IntRange
+from ..granularity import Granularity
 from ..kernels.derivatives import clamp_through
 from ..kernels.dispatch import composed_fake_quant
 from ..protocols import Statistic
@@ -40,104 +41,73 @@ _BLOCK = 4096  # columns of the block search; measured best between 256 and 1638
 _SEARCH = 65536  # elements from which the block search pays
 
 
-def _rows(x: Tensor, axis: int | None) -> Tensor:
-    """The values as float, all in one row or, with an axis, one row per index of it."""
-    wide = x if x.dtype in (torch.float32, torch.float64) else x.float()
-    return wide.reshape(1, -1) if axis is None else wide.movedim(axis, 0).reshape(wide.shape[axis], -1)
-
-
-def _shaped(rows: Tensor, axis: int | None) -> Tensor:
-    return rows.reshape(()) if axis is None else rows
-
-
-def _zeros(x: Tensor, axis: int | None) -> Tensor:
-    """What a statistic of nothing is."""
-    dtype = x.dtype if x.dtype in (torch.float32, torch.float64) else torch.float32
-    return torch.zeros(() if axis is None else x.shape[axis], dtype=dtype, device=x.device)
-
-
 class AbsMax:
     """The largest magnitude: nothing is clipped.
 
     Its gradient goes to the first element that has it.
 
     Example:
-        >>> x = torch.tensor([[1.0, -3.0], [0.5, 0.25]])
-        >>> AbsMax()(x), AbsMax()(x, axis=0)
-        (tensor(3.), tensor([3.0000, 0.5000]))
+        >>> AbsMax()(torch.tensor([[1.0, -3.0], [0.5, 0.25]]))
+        tensor([3.0000, 0.5000])
     """
 
     covers = True  # every value lies within the statistic
 
-    def __call__(self, x: Tensor, axis: int | None = None) -> Tensor:
-        """The largest magnitude, per tensor or per index of the axis."""
-        if x.numel() == 0:
-            return _zeros(x, axis)
+    def __call__(self, rows: Tensor) -> Tensor:
+        """The largest magnitude of each row."""
         if torch.compiler.is_compiling():
-            return _shaped(_rows(x, axis).abs().amax(1), axis)
+            return rows.abs().amax(1)
         if transformed():
-            rows = _rows(x, axis)
-            return _shaped(rows.gather(1, rows.detach().abs().argmax(1, keepdim=True)).abs().squeeze(1), axis)
-        return _AbsMax.apply(x if x.dtype in (torch.float32, torch.float64) else x.float(), axis)
+            return rows.gather(1, rows.detach().abs().argmax(1, keepdim=True)).abs().squeeze(1)
+        return _AbsMax.apply(rows)
 
-    def pooled(self, x: Tensor, axis: int | None = None) -> list[Tensor]:
+    def pooled(self, rows: Tensor) -> list[Tensor]:
         """The statistic over all ranks."""
-        return [highest(self(x, axis))]
+        return [highest(_of_some(self, rows))]
 
     def __repr__(self) -> str:
         return "AbsMax()"
 
 
 class _AbsMax(torch.autograd.Function):
-    """abs().max() without its dense backward: two vectorised reductions; one element (per index) gets the gradient."""
+    """abs().amax(1) without its dense backward: two vectorised reductions; one element of each row gets the gradient."""
 
     @staticmethod
-    def forward(x: Tensor, axis: int | None) -> Tensor:
-        if axis is None:
-            return torch.maximum(x.amax(), -x.amin())
-        others = [dim for dim in range(x.ndim) if dim != axis % x.ndim]
-        return torch.maximum(x.amax(others), -x.amin(others)) if others else x.abs()
+    def forward(rows: Tensor) -> Tensor:
+        return torch.maximum(rows.amax(1), -rows.amin(1))
 
     @staticmethod
     def setup_context(ctx: Context, inputs: Arguments, output: object) -> None:
-        x, ctx.axis = inputs
-        ctx.save_for_backward(x)
+        ctx.save_for_backward(*inputs)
 
     @staticmethod
-    def backward(ctx: Context, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
-        (x,) = ctx.saved_tensors
-        rows = _rows(x, ctx.axis)
+    def backward(ctx: Context, grad: Tensor) -> Tensor:  # type: ignore[override]
+        (rows,) = ctx.saved_tensors
         at = rows.abs().argmax(1, keepdim=True)
-        sparse = torch.zeros_like(rows).scatter_(1, at, rows.gather(1, at).sign() * grad.reshape(-1, 1))
-        if ctx.axis is None:
-            return sparse.reshape(x.shape), None
-        moved = x.movedim(ctx.axis, 0)
-        return sparse.reshape(moved.shape).movedim(0, ctx.axis), None
+        return torch.zeros_like(rows).scatter_(1, at, rows.gather(1, at).sign() * grad.reshape(-1, 1))
 
 
 class MinMax:
     """The width of the smallest interval that holds every value and zero. Serves zero points.
 
     Example:
-        >>> x = torch.tensor([-1.0, 3.0])
-        >>> MinMax()(x), MinMax().low(x), MinMax()(x + 3)
-        (tensor(4.), tensor(-1.), tensor(6.))
+        >>> rows = torch.tensor([[-1.0, 3.0], [2.0, 6.0]])
+        >>> MinMax()(rows), MinMax().low(rows)
+        (tensor([4., 6.]), tensor([-1.,  0.]))
     """
 
-    def __call__(self, x: Tensor, axis: int | None = None) -> Tensor:
+    def __call__(self, rows: Tensor) -> Tensor:
         """Largest minus smallest value, zero included."""
-        if x.numel() == 0:
-            return _zeros(x, axis)
-        return _shaped(clamp_through(_rows(x, axis).amax(1), 0.0), axis) - self.low(x, axis)
+        return clamp_through(rows.amax(1), 0.0) - self.low(rows)
 
-    def low(self, x: Tensor, axis: int | None = None) -> Tensor:
+    def low(self, rows: Tensor) -> Tensor:
         """The smallest value, or 0 if all are positive."""
-        return _zeros(x, axis) if x.numel() == 0 else _shaped(clamp_through(_rows(x, axis).amin(1), None, 0.0), axis)
+        return clamp_through(rows.amin(1), None, 0.0)
 
-    def pooled(self, x: Tensor, axis: int | None = None) -> list[Tensor]:
+    def pooled(self, rows: Tensor) -> list[Tensor]:
         """Width and lower end over all ranks."""
-        low = self.low(x, axis)
-        high, low = highest(self(x, axis) + low), lowest(low)
+        low = _of_some(self.low, rows)
+        high, low = highest(_of_some(self, rows) + low), lowest(low)
         return [high - low, low]
 
     def __repr__(self) -> str:
@@ -155,24 +125,22 @@ class AbsPercentile:
         SettingError: a percentile that is none.
 
     Example:
-        >>> AbsPercentile(percentile=90.0)(torch.arange(-10.0, 0.0))
-        tensor(9.)
+        >>> AbsPercentile(percentile=90.0)(torch.arange(-10.0, 0.0).reshape(1, -1))
+        tensor([9.])
     """
 
     def __init__(self, percentile: float = 99.999) -> None:
         self.percentile = _checked_percentile("percentile", percentile)
 
-    def __call__(self, x: Tensor, axis: int | None = None) -> Tensor:
-        """The percentile of the magnitudes, per tensor or per index of the axis."""
-        if x.numel() == 0:
-            return _zeros(x, axis)
-        rows = _rows(x, axis).abs()
+    def __call__(self, rows: Tensor) -> Tensor:
+        """The percentile of the magnitudes, of each row."""
+        rows = rows.abs()
         rank = min(max(math.floor(self.percentile / 100 * rows.shape[1] + 0.5), 1), rows.shape[1])
-        return _shaped(kth_largest(rows, rows.shape[1] - rank + 1), axis)
+        return kth_largest(rows, rows.shape[1] - rank + 1)
 
-    def pooled(self, x: Tensor, axis: int | None = None) -> list[Tensor]:
+    def pooled(self, rows: Tensor) -> list[Tensor]:
         """The percentile over all ranks."""
-        return [_pooled_percentile(_rows(x, axis).abs(), axis, lambda n: math.floor(self.percentile / 100 * n + 0.5))]
+        return [_pooled_percentile(rows.abs(), lambda n: math.floor(self.percentile / 100 * n + 0.5))]
 
     def __repr__(self) -> str:
         return f"AbsPercentile({self.percentile})"
@@ -189,8 +157,8 @@ class PercentileInterval:
         SettingError: percentiles that are none, or in the wrong order.
 
     Example:
-        >>> PercentileInterval(low_percentile=10.0, high_percentile=90.0)(torch.arange(-5.0, 5.0))
-        tensor(8.)
+        >>> PercentileInterval(low_percentile=10.0, high_percentile=90.0)(torch.arange(-5.0, 5.0).reshape(1, -1))
+        tensor([8.])
     """
 
     def __init__(self, low_percentile: float = 0.001, high_percentile: float = 99.999) -> None:
@@ -199,28 +167,21 @@ class PercentileInterval:
         if low_percentile >= high_percentile:
             raise SettingError("low_percentile", low_percentile, f"less than high_percentile={high_percentile}")
 
-    def __call__(self, x: Tensor, axis: int | None = None) -> Tensor:
+    def __call__(self, rows: Tensor) -> Tensor:
         """Upper minus lower percentile, zero included."""
-        if x.numel() == 0:
-            return _zeros(x, axis)
-        rows = _rows(x, axis)
         rank = min(max(math.floor(self.high_percentile / 100 * rows.shape[1] + 0.5), 1), rows.shape[1])
         high = clamp_through(kth_largest(rows, rows.shape[1] - rank + 1), 0.0)
-        return _shaped(high, axis) - self.low(x, axis)
+        return high - self.low(rows)
 
-    def low(self, x: Tensor, axis: int | None = None) -> Tensor:
+    def low(self, rows: Tensor) -> Tensor:
         """The lower percentile, or 0 if it is positive."""
-        if x.numel() == 0:
-            return _zeros(x, axis)
-        rows = _rows(x, axis)
         rank = min(max(math.ceil(self.low_percentile / 100 * rows.shape[1]), 1), rows.shape[1])
-        return _shaped(-clamp_through(kth_largest(-rows, rank), 0.0), axis)
+        return -clamp_through(kth_largest(-rows, rank), 0.0)
 
-    def pooled(self, x: Tensor, axis: int | None = None) -> list[Tensor]:
+    def pooled(self, rows: Tensor) -> list[Tensor]:
         """Width and lower end over all ranks."""
-        rows = _rows(x, axis)
-        high = _pooled_percentile(rows, axis, lambda n: math.floor(self.high_percentile / 100 * n + 0.5))
-        mirrored = _pooled_percentile(-rows, axis, lambda n: n + 1 - max(math.ceil(self.low_percentile / 100 * n), 1))
+        high = _pooled_percentile(rows, lambda n: math.floor(self.high_percentile / 100 * n + 0.5))
+        mirrored = _pooled_percentile(-rows, lambda n: n + 1 - max(math.ceil(self.low_percentile / 100 * n), 1))
         low = -mirrored.clamp_min(0)
         return [high.clamp_min(0) - low, low]
 
@@ -238,8 +199,8 @@ class MeanSigma:
         SettingError: a negative sigma, or one that is no number.
 
     Example:
-        >>> MeanSigma(sigma=2.0)(torch.tensor([1.0, -3.0]))
-        tensor(4.)
+        >>> MeanSigma(sigma=2.0)(torch.tensor([[1.0, -3.0]]))
+        tensor([4.])
     """
 
     def __init__(self, sigma: float = 3.0) -> None:
@@ -247,24 +208,22 @@ class MeanSigma:
             raise SettingError("sigma", sigma, "a number of standard deviations, 0 or more")
         self.sigma = sigma
 
-    def __call__(self, x: Tensor, axis: int | None = None) -> Tensor:
-        """The statistic per tensor or per index of the axis; the deviation is that of the population."""
-        if x.numel() == 0:
-            return _zeros(x, axis)
-        rows = _rows(x, axis).abs()
+    def __call__(self, rows: Tensor) -> Tensor:
+        """The statistic of each row; the deviation is that of the population."""
+        rows = rows.abs()
         mean = rows.mean(1)
         spread = (rows - mean[:, None]).square().mean(1)
         deviation = torch.where(spread > 0, spread, 1.0).sqrt() * (spread > 0)  # no NaN gradient at zero spread
-        return _shaped(mean + self.sigma * deviation, axis)
+        return mean + self.sigma * deviation
 
-    def pooled(self, x: Tensor, axis: int | None = None) -> list[Tensor]:
+    def pooled(self, rows: Tensor) -> list[Tensor]:
         """The statistic over all ranks, from their sums."""
-        rows = _rows(x, axis).abs().double()
-        count = torch.full((rows.shape[0],), float(rows.shape[1]), dtype=torch.float64, device=x.device)
+        dtype, rows = rows.dtype, rows.abs().double()
+        count = torch.full((rows.shape[0],), float(rows.shape[1]), dtype=torch.float64, device=rows.device)
         total, squares, count = summed(torch.stack([rows.sum(1), rows.square().sum(1), count])).clone()
         mean = total / count.clamp_min(1)
         deviation = (squares / count.clamp_min(1) - mean.square()).clamp_min(0).sqrt()
-        return [_shaped((mean + self.sigma * deviation).to(_zeros(x, axis).dtype), axis)]
+        return [(mean + self.sigma * deviation).to(dtype)]
 
     def __repr__(self) -> str:
         return f"MeanSigma({self.sigma})"
@@ -281,7 +240,7 @@ class MinSquaredError:
         SettingError: fewer than 1 step.
 
     Example:
-        >>> weight = torch.cat([torch.linspace(-1, 1, 999), torch.tensor([20.0])])
+        >>> weight = torch.cat([torch.linspace(-1, 1, 999), torch.tensor([20.0])]).reshape(1, -1)
         >>> MinSquaredError(IntRange(4, signed=True, narrow_range=True))(weight).item() < 20
         True
     """
@@ -293,13 +252,10 @@ class MinSquaredError:
         self.search_steps = search_steps
 
     @torch.no_grad()
-    def __call__(self, x: Tensor, axis: int | None = None) -> Tensor:
-        """The best of the candidates, per tensor or per index of the axis. It has no gradient."""
-        if x.numel() == 0:
-            return _zeros(x, axis)
-        rows = _rows(x, axis)
+    def __call__(self, rows: Tensor) -> Tensor:
+        """The best of the candidates, of each row. It has no gradient."""
         largest = rows.abs().amax(1) if self.int_range.signed else rows.amax(1).clamp_min(0)
-        low, high = self.int_range.bounds(0, 2)
+        low, high = self.int_range.bounds(lambda width: width.reshape(-1, 1))
         best, least = largest.clone(), torch.full_like(largest, float("inf"))
         for step in range(self.search_steps, 0, -1):
             candidate = largest * (step / self.search_steps)
@@ -307,7 +263,7 @@ class MinSquaredError:
             error = (composed_fake_quant(rows, scale[:, None], low, high) - rows).square().sum(1)
             better = error < least
             best, least = torch.where(better, candidate, best), torch.where(better, error, least)
-        return _shaped(best, axis)
+        return best
 
     def __repr__(self) -> str:
         return f"MinSquaredError({self.search_steps} steps)"
@@ -326,52 +282,76 @@ STATISTICS = register_choices(
 )
 
 
-def measured(statistic: Statistic, x: Tensor, axis: int | None) -> Tensor:
-    """The statistic of a tensor: 0 where there is nothing to measure.
+def measured(statistic: Statistic, x: Tensor, granularity: Granularity) -> Tensor:
+    """The statistic of a tensor, one number for each scale: 0 where there is nothing to measure.
+
+    Raises:
+        QuantizerError: the statistic gives another count of numbers.
 
     Example:
-        >>> measured(AbsMax(), torch.ones(0), None)
-        tensor(0.)
+        >>> measured(AbsMax(), torch.tensor([[1.0, -3.0], [0.5, 0.25]]), PerTensor())
+        tensor([3.])
     """
-    return statistic(x, axis) if is_tracing() or x.numel() else _zeros(x, axis)
+    return _asked(statistic, statistic, x, granularity)
 
 
-def lower_end(statistic: Any, x: Tensor, axis: int | None) -> Tensor:
+def lower_end(statistic: Any, x: Tensor, granularity: Granularity) -> Tensor:
     """The lower end of the range of a tensor, by a statistic that has one (`low`): 0 where there is nothing to measure.
 
     Example:
-        >>> lower_end(MinMax(), torch.tensor([-1.0, 3.0]), None)
-        tensor(-1.)
+        >>> lower_end(MinMax(), torch.tensor([-1.0, 3.0]), PerTensor())
+        tensor([-1.])
     """
-    return statistic.low(x, axis) if is_tracing() or x.numel() else _zeros(x, axis)
+    return _asked(statistic, statistic.low, x, granularity)
 
 
-def measure(statistic: Any, x: Tensor, axis: int | None) -> list[Tensor]:
+def _asked(statistic: object, call: Callable[[Tensor], Tensor], x: Tensor, granularity: Granularity) -> Tensor:
+    wide = x if x.dtype in (torch.float32, torch.float64) else x.float()
+    if not is_tracing() and x.numel() == 0:
+        return torch.zeros(granularity.count(x.shape), dtype=wide.dtype, device=x.device)
+    rows = granularity.rows(wide)
+    found = call(rows)
+    if found.numel() != rows.shape[0]:
+        name = getattr(statistic, "__name__", type(statistic).__name__)
+        raise QuantizerError(
+            f"{name}: it gives {found.numel()} number{'s' * (found.numel() != 1)} for {rows.shape[0]} rows. A statistic "
+            "takes rows (scales, values) and returns one number for each, such as rows.abs().amax(1)."
+        )
+    return found.reshape(-1)
+
+
+def measure(statistic: Any, x: Tensor, granularity: Granularity) -> list[Tensor]:
     """A statistic, and the lower end where it has one; over all ranks where training is distributed.
 
     A statistic without a ``pooled`` of its own is averaged over ranks.
 
     Example:
-        >>> measure(MinMax(), torch.tensor([-1.0, 3.0]), None)
-        [tensor(4.), tensor(-1.)]
+        >>> measure(MinMax(), torch.tensor([-1.0, 3.0]), PerTensor())
+        [tensor([4.]), tensor([-1.])]
     """
     if distributed() and hasattr(statistic, "pooled"):
-        return statistic.pooled(x, axis)
-    found = [measured(statistic, x, axis)]
+        wide = x if x.dtype in (torch.float32, torch.float64) else x.float()
+        return [each.reshape(-1) for each in statistic.pooled(granularity.rows(wide))]
+    found = [measured(statistic, x, granularity)]
     if hasattr(statistic, "low"):
-        found.append(lower_end(statistic, x, axis))
+        found.append(lower_end(statistic, x, granularity))
     if not distributed():
         return found
     ranks = summed(torch.ones_like(found[0]))
     return [summed(each) / ranks for each in found]
 
 
-def _pooled_percentile(rows: Tensor, axis: int | None, rank: Callable[[int], int]) -> Tensor:
+def _of_some(call: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
+    """A statistic of what one rank has, which may be nothing."""
+    return call(rows) if rows.shape[1] else rows.new_zeros(rows.shape[0])
+
+
+def _pooled_percentile(rows: Tensor, rank: Callable[[int], int]) -> Tensor:
     total = int(summed(torch.tensor(rows.shape[1], device=rows.device)))
     if total == 0:
-        return _shaped(rows.new_zeros(rows.shape[0]), axis)
+        return rows.new_zeros(rows.shape[0])
     at = min(max(rank(total), 1), total)
-    return _shaped(gathered_kth_largest(rows, total - at + 1), axis)
+    return gathered_kth_largest(rows, total - at + 1)
 
 
 def kth_largest(rows: Tensor, k: int) -> Tensor:

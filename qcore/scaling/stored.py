@@ -2,6 +2,7 @@
 
 import sys
 import warnings
+from collections.abc import Sequence
 from typing import Any, Self
 
 import torch
@@ -10,12 +11,13 @@ from torch.types import Device
 
 from ..errors import QuantizerError, SettingError
 from ..formats.int_range import IntRange
+from ..granularity import Granularity, PerToken, granularity_of
 from ..kernels.fused import MagnitudeFakeQuant, apply_eagerly
 from ..locate import path_of
 from ..protocols import Restriction, Statistic, checked
 from ..rounding import Rounding
 from ..tracing import is_tracing
-from .magnitude import WIDE, MagnitudeScaling, finite, usable, whole
+from .magnitude import WIDE, MagnitudeScaling, entries, finite, usable, whole
 from .pooling import distributed
 from .restriction import FloatScale
 from .statistics import AbsMax, lower_end, measure, measured
@@ -53,8 +55,9 @@ class StoredScaling(MagnitudeScaling):
         statistic: what is measured.
         restriction: which scales are allowed, and the domain in which the magnitude is stored.
         min_scale: no scale is smaller.
-        axis: one scale for each index of this dimension, or None for one.
-        channels: how many indices the axis has, where known.
+        granularity: which values share a scale.
+        channels: how many scales there are, where known.
+        shape: of the tensor that is quantized, where known: it says the same.
         calibration_steps: training forwards that are measured.
         device: of the state.
         dtype: of what is learned.
@@ -88,25 +91,35 @@ class StoredScaling(MagnitudeScaling):
         statistic: Statistic,
         restriction: Restriction,
         min_scale: float,
-        axis: int | None,
+        granularity: Granularity,
         channels: int | None,
+        shape: Sequence[int] | None,
         calibration_steps: int,
         device: Device,
         dtype: torch.dtype | None,
         learned: bool,
     ) -> None:
-        super().__init__(int_range, restriction, min_scale, axis)
+        super().__init__(int_range, restriction, min_scale, None, granularity)
+        if isinstance(granularity, PerToken):
+            raise SettingError(
+                "granularity",
+                granularity,
+                "one whose scales can be stored",
+                "A scale for each token follows its values: write scaling='statistic'.",
+            )
         if channels is not None:
             channels = whole("channels", channels, "a whole number of channels, 1 or more")
         self.statistic = checked("statistic", statistic)
         self.calibration_steps = calibration_steps
         self.has_low = hasattr(statistic, "low")
         vars(self).update(calls=1, _whole=False, _settled=False, _counted=False)  # past nn.Module's bookkeeping
-        shape = (1 if axis is None else channels or 1,)  # not 0-d: such parameters can't be sharded
+        if channels is None and shape is not None:
+            channels = granularity.count(shape)
+        size = (1 if granularity.single else channels or 1,)  # not 0-d: such parameters can't be sharded
         wide = dtype if dtype in WIDE else torch.float32
         for name in self._ends:
-            self.register_buffer(f"{name}_base", torch.zeros(shape, device=device, dtype=wide))
-            offset = nn.Parameter(torch.zeros(shape, device=device, dtype=dtype)) if learned else None
+            self.register_buffer(f"{name}_base", torch.zeros(size, device=device, dtype=wide))
+            offset = nn.Parameter(torch.zeros(size, device=device, dtype=dtype)) if learned else None
             self.register_parameter(f"{name}_offset", offset)
         self.register_buffer("measured", torch.zeros(1, device=device))
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64, device=device))
@@ -246,7 +259,7 @@ class StoredScaling(MagnitudeScaling):
         return torch.zeros_like(base) if name == "low" else self.restriction.store(torch.ones_like(base))
 
     def _shaped(self, state: Tensor) -> Tensor:
-        return state.reshape(()) if self.axis is None else state
+        return state.reshape(()) if self.granularity.single else state
 
     def _stored_as(self, magnitude: Tensor) -> Tensor:
         """What is stored for a measured magnitude, which is never below the smallest."""
@@ -255,8 +268,8 @@ class StoredScaling(MagnitudeScaling):
     def _at_hand(self, name: str, x: Tensor) -> Tensor:
         """The end of the range of the tensor at hand, as it would be stored."""
         if name == "low":
-            return usable(lower_end(self.statistic, x, self.axis))
-        return self._stored_as(usable(measured(self.statistic, x, self.axis)))
+            return self._shaped(usable(lower_end(self.statistic, x, self.granularity)))
+        return self._shaped(self._stored_as(usable(measured(self.statistic, x, self.granularity))))
 
     def _evaluated(self, name: str, x: Tensor) -> Tensor:
         """The end of the range in evaluation: the one in use, or, before there is any, that of the tensor at hand."""
@@ -285,11 +298,15 @@ class StoredScaling(MagnitudeScaling):
         self.prepare(x)
         self._measure_if_due(x)
         self._check(x)
-        return self.scale_of(self.restriction.load(self._stored("magnitude", x)), x.ndim)
+        return self.scale_of(self.restriction.load(self._stored("magnitude", x)), x)
+
+    def standing(self) -> Tensor:
+        """The scale in use, one number for each that is stored."""
+        return self._scale_for(self.restriction.load(self._in_use("magnitude")))
 
     def current(self, x: Tensor) -> Tensor:
         """The scale in use, shaped for ``x``, which is not measured."""
-        return self.scale_of(self.restriction.load(self._in_use("magnitude")), x.ndim)
+        return self.scale_of(self.restriction.load(self._in_use("magnitude")), x)
 
     def _measure_if_due(self, x: Tensor) -> None:
         """Take the input of a forward that counts into the state."""
@@ -308,23 +325,26 @@ class StoredScaling(MagnitudeScaling):
         if not self._settled or (self.training and self._counted):
             return None
         self._check(x)
-        shape = None
-        if self.axis is not None:
-            shape = [1] * x.ndim
-            shape[self.axis] = -1
-        threshold = self.int_range.threshold
+        threshold, granularity = self.int_range.threshold, self.granularity
         if not isinstance(threshold, int):
             return None
+        view, shape = x, None
+        if not granularity.single:
+            view = granularity.view(x)
+            shape = [-1, 1] if view is not x else list(granularity.scales_shape(x.shape))
         rest = (shape, threshold, self.min_scale * threshold, low, high, rounding, relu, clips)
-        return apply_eagerly(MagnitudeFakeQuant, x, self.magnitude_base, offset, rest)
+        done = apply_eagerly(MagnitudeFakeQuant, view, self.magnitude_base, offset, rest)
+        if done is None or view is x:
+            return done
+        return granularity.back(done[0], x), granularity.compact(done[1].reshape(-1), x.shape)
 
     # Measuring
 
     def _check(self, x: Tensor) -> None:
         """Refuse an input of another length along the axis than the data that the state comes from."""
         grown = _traced() and self.magnitude_base.shape[0] == 1  # a graph doesn't see the new length
-        if self.axis is not None and not grown and (self.training or self.calibrated):
-            self._fit(x.shape[self.axis])
+        if not self.granularity.single and not grown and (self.training or self.calibrated):
+            self._fit(self.granularity.count(x.shape))
 
     def _fit(self, channels: int, loading: bool = False) -> None:
         """Give the state its length along the axis, once the first data tells it. Tensors stay the same objects."""
@@ -333,12 +353,12 @@ class StoredScaling(MagnitudeScaling):
             return
         if self.calibrated and not self._one_for_all():
             raise QuantizerError(
-                f"{path_of(self)}: the input has {channels} entries along axis {self.axis}, but the {known} scales "
+                f"{path_of(self)}: the input has {entries(self.granularity, channels)}, but the {known} scales "
                 "were collected for as many. Use another quantizer for this input."
             )
         if offset is not None and (type(offset) is not nn.Parameter if loading else distributed()):
             raise QuantizerError(  # what splits or synchronizes parameters relies on their sizes
-                f"{path_of(self)}: there are {channels} entries along axis {self.axis}, and several processes train "
+                f"{path_of(self)}: there are {entries(self.granularity, channels)}, and several processes train "
                 f"together on a model that was made without that number. Give the quantizer channels={channels}."
             )
         for tensor in (*self._bases(), *self._offsets()):
@@ -364,7 +384,7 @@ class StoredScaling(MagnitudeScaling):
         loaded = state_dict.get(prefix + "magnitude_base")
         if loaded is not None:
             self._adapt(state_dict, prefix)
-            if self.axis is not None and loaded.ndim == 1 and loaded.shape != self.magnitude_base.shape:
+            if not self.granularity.single and loaded.ndim == 1 and loaded.shape != self.magnitude_base.shape:
                 self._reset_for(loaded, state_dict.get(prefix + "measured"))
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         self._forget()
@@ -417,7 +437,9 @@ class LearnedScaling(StoredScaling):
         restriction: which scales are allowed, and the domain of the parameter.
         min_scale: no scale is smaller.
         axis: one scale for each index of this dimension, or None for one.
-        channels: how many indices the axis has, where known.
+        granularity: which values share a scale, where ``axis`` can't say it.
+        channels: how many scales there are, where known.
+        shape: of the tensor that is quantized, where known.
         max_value: start from this magnitude instead of a statistic.
 
     Raises:
@@ -436,12 +458,27 @@ class LearnedScaling(StoredScaling):
         restriction: Restriction = _FLOAT_SCALE,
         min_scale: float = 1e-10,
         axis: int | None = None,
+        granularity: Granularity | None = None,
         channels: int | None = None,
+        shape: Sequence[int] | None = None,
         max_value: float | None = None,
         device: Device = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(int_range, statistic, restriction, min_scale, axis, channels, 1, device, dtype, learned=True)
+        granularity = granularity_of(axis, granularity)
+        super().__init__(
+            int_range,
+            statistic,
+            restriction,
+            min_scale,
+            granularity,
+            channels,
+            shape,
+            1,
+            device,
+            dtype,
+            learned=True,
+        )
         if max_value is not None and finite("max_value", max_value, "a number above 0") <= 0:
             raise SettingError("max_value", max_value, "a number above 0")
         self.max_value = max_value
@@ -469,9 +506,9 @@ class LearnedScaling(StoredScaling):
 
     @torch.no_grad()
     def _measure(self, x: Tensor) -> None:
-        if self.axis is not None:
-            self._fit(x.shape[self.axis])
-        found = [usable(each) for each in measure(self.statistic, x, self.axis)]
+        if not self.granularity.single:
+            self._fit(self.granularity.count(x.shape))
+        found = [usable(each) for each in measure(self.statistic, x, self.granularity)]
         before = self._bases()
         known = [self.restriction.load(before[0]), *before[1:]]  # layers that share the quantizer add to one's range
         joined = widest(known, [each.to(known[0]) for each in found])

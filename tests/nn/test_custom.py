@@ -14,6 +14,7 @@ from bitwright.qcore import (
     AbsMax,
     FloatScale,
     Grid,
+    Integers,
     IntRange,
     Quantizer,
     QuantizerError,
@@ -140,7 +141,7 @@ class Signs(TensorQuant):
     def _quantize(self, x, *context):
         scale = x.detach().abs().mean()
         values = torch.where(x.detach() < self.threshold, -scale, scale) + (x - x.detach())
-        return values, Grid(scale, None, 2, True, True, None, self.source)
+        return values, Grid(scale, number_format=Integers(2, narrow_range=True), source=self.source)
 
     def scheme(self):
         return f"signs from {self.threshold}"

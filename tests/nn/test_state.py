@@ -15,7 +15,7 @@ from torch.nn.utils import parametrizations, prune
 from torch.optim.swa_utils import AveragedModel
 
 import bitwright.nn as qnn
-from bitwright.qcore import Grid, LearnedBitWidth, Quantizer, QuantTensor, TensorQuant
+from bitwright.qcore import Grid, Integers, LearnedBitWidth, Quantizer, QuantTensor, TensorQuant
 from bitwright.quantizers import (
     Int8Act,
     Int8ActPerChannel,
@@ -594,7 +594,7 @@ class Kept(TensorQuant):
 
     def _quantize(self, x, *context):
         scale = self.largest / 127
-        return torch.round(x / scale) * scale, Grid(scale, bit_width=8, narrow_range=True)
+        return torch.round(x / scale) * scale, Grid(scale, number_format=Integers(8, narrow_range=True))
 
     def scheme(self):
         return "kept"

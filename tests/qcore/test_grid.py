@@ -3,7 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bitwright.qcore import Grid, int_bounds
+from bitwright.qcore import Grid, Integers, PerAxis, int_bounds
 from bitwright.qcore.grid import along_axis, bits_to_spare, products_source, shared, storage_dtype
 
 HALF = torch.tensor(0.5)
@@ -16,19 +16,19 @@ def test_defaults():
 
 
 def test_bounds():
-    assert Grid(HALF, bit_width=4).bounds == (-8, 7)
-    assert Grid(HALF, bit_width=4, narrow_range=True).bounds == (-7, 7)
-    assert Grid(HALF, bit_width=torch.tensor(4.0), signed=False).bounds == (0, 15)
+    assert Grid(HALF, number_format=Integers(4)).bounds == (-8, 7)
+    assert Grid(HALF, number_format=Integers(4, narrow_range=True)).bounds == (-7, 7)
+    assert Grid(HALF, number_format=Integers(torch.tensor(4.0), signed=False)).bounds == (0, 15)
 
 
 def test_to_int():
-    codes = Grid(HALF, bit_width=4).to_int(torch.tensor([-4.0, 0.0, 1.5, 3.5]))
+    codes = Grid(HALF, number_format=Integers(4)).to_int(torch.tensor([-4.0, 0.0, 1.5, 3.5]))
     assert codes.tolist() == [-8, 0, 3, 7]
     assert codes.dtype == torch.int8
 
 
 def test_to_int_with_zero_point():
-    grid = Grid(HALF, torch.tensor(2.0), bit_width=4, signed=False)
+    grid = Grid(HALF, torch.tensor(2.0), number_format=Integers(4, signed=False))
     codes = grid.to_int(torch.tensor([-1.0, 0.0, 6.5]))
     assert codes.tolist() == [0, 2, 15]
     assert codes.dtype == torch.int8
@@ -36,14 +36,19 @@ def test_to_int_with_zero_point():
 
 
 def test_to_int_per_channel():
-    grid = Grid(torch.tensor([[0.5], [0.25]]), torch.tensor([[0.0], [8.0]]), bit_width=8, signed=False, axis=0)
+    grid = Grid(
+        torch.tensor([[0.5], [0.25]]),
+        torch.tensor([[0.0], [8.0]]),
+        number_format=Integers(8, signed=False),
+        granularity=PerAxis(0),
+    )
     values = torch.tensor([[1.0, 2.0], [1.0, -2.0]])
     assert grid.to_int(values).tolist() == [[2, 4], [12, 0]]
     assert grid.from_int(grid.to_int(values)).tolist() == values.tolist()
 
 
 def test_to_int_keeps_range():
-    assert Grid(HALF, bit_width=2).to_int(torch.tensor([-9.0, 9.0])).tolist() == [-2, 1]
+    assert Grid(HALF, number_format=Integers(2)).to_int(torch.tensor([-9.0, 9.0])).tolist() == [-2, 1]
 
 
 @given(
@@ -58,7 +63,7 @@ def test_integers_of_values_are_exact(bit_width, signed, scale, places):
     if bit_width == 24 and not signed:
         high = 2**23
     codes = torch.tensor([low + round(place * (high - low)) for place in places], dtype=torch.float64)
-    grid = Grid(torch.tensor(scale), bit_width=bit_width, signed=signed)
+    grid = Grid(torch.tensor(scale), number_format=Integers(bit_width, signed=signed))
     values = grid.from_int(codes.long())
     assert values.dtype == torch.float32
     assert grid.to_int(values).tolist() == codes.tolist()
@@ -66,7 +71,7 @@ def test_integers_of_values_are_exact(bit_width, signed, scale, places):
 
 def test_every_integer_of_24_bits_is_exact():
     """In float32 the quotient of value and scale may be off by one."""
-    grid, codes = Grid(torch.tensor(0.1), bit_width=24), torch.arange(-(2**23), 2**23, 97)
+    grid, codes = Grid(torch.tensor(0.1), number_format=Integers(24)), torch.arange(-(2**23), 2**23, 97)
     values = grid.from_int(codes)
     assert not torch.equal(torch.round(values / grid.scale), codes.float())
     assert torch.equal(grid.to_int(values).long(), codes)
@@ -75,7 +80,7 @@ def test_every_integer_of_24_bits_is_exact():
 @pytest.mark.parametrize("bit_width", [24, 31, 32])
 @pytest.mark.parametrize("signed", [True, False])
 def test_the_ends_of_wide_ranges_are_exact(bit_width, signed):
-    grid = Grid(torch.tensor(0.1, dtype=torch.float64), bit_width=bit_width, signed=signed)
+    grid = Grid(torch.tensor(0.1, dtype=torch.float64), number_format=Integers(bit_width, signed=signed))
     low, high = grid.bounds
     codes = torch.tensor([low, low + 1, high - 1, high])
     assert grid.to_int(grid.from_int(codes)).tolist() == codes.tolist()
@@ -121,11 +126,11 @@ def test_products_source():
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_to_int_of_other_dtypes(dtype):
-    assert Grid(HALF, bit_width=4).to_int(torch.tensor([-4.0, 3.5], dtype=dtype)).tolist() == [-8, 7]
+    assert Grid(HALF, number_format=Integers(4)).to_int(torch.tensor([-4.0, 3.5], dtype=dtype)).tolist() == [-8, 7]
 
 
 def test_replace():
-    grid = Grid(HALF, axis=1).replace(axis=0, bit_width=3)
+    grid = Grid(HALF, granularity=PerAxis(1)).replace(axis=0, bit_width=3)
     assert (grid.axis, grid.bit_width, grid.scale) == (0, 3, HALF)
 
 

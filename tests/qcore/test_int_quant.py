@@ -28,6 +28,7 @@ from bitwright.qcore import (
     IntQuant,
     IntRange,
     LearnedScaling,
+    PerAxis,
     QuantizerError,
     SettingError,
     StatisticScaling,
@@ -865,7 +866,7 @@ def test_bias_with_a_scale_of_its_own():
             "weight_quant=Int8WeightPerTensor, or bias_quant=Int8BiasOwnScale.",
         ),
         (
-            Grid(torch.ones(1, 4), axis=1),
+            Grid(torch.ones(1, 4), granularity=PerAxis(1)),
             Grid(torch.tensor(0.5)),
             "BiasQuant: the input has 4 scales (axis 1), so its products with the weight have no common one for the "
             "bias. Quantize the input per tensor (axis=None), or choose bias_quant=Int8BiasOwnScale.",

@@ -19,7 +19,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.checkpoint import checkpoint
 
 import bitwright.nn as qnn
-from bitwright.qcore import BitwrightError, Grid, QuantTensor, QuantTensorError, grid_of, values_of
+from bitwright.qcore import BitwrightError, Grid, Integers, PerAxis, QuantTensor, QuantTensorError, grid_of, values_of
+from bitwright.qcore.granularity import granularity_of
 from bitwright.qcore.grid import bits_to_spare, products_source
 from bitwright.qcore.quant_tensor import grid_lost
 from bitwright.quantizers import Int32Bias
@@ -35,11 +36,13 @@ def codes_of(shape=SHAPE, low=-8, high=7, seed=0):
 def grid_for(axis=None, shape=SHAPE, zero_point=False, source="one quantizer"):
     """Signed 4 bit; with an axis, another scale (and zero point) for each index of it."""
     if axis is None:
-        return Grid(torch.tensor(STEP), torch.tensor(3.0) if zero_point else None, 4, True, False, None, source)
+        return Grid(
+            torch.tensor(STEP), torch.tensor(3.0) if zero_point else None, number_format=Integers(4), source=source
+        )
     along = [-1 if dim == axis else 1 for dim in range(len(shape))]
     scale = (torch.arange(shape[axis]) * 0.375 + 0.125).reshape(along)
     zero = (torch.arange(shape[axis]) % 5 - 2.0).reshape(along) if zero_point else None
-    return Grid(scale, zero, 4, True, False, axis, source)
+    return Grid(scale, zero, number_format=Integers(4), granularity=granularity_of(axis), source=source)
 
 
 def quantized(axis=None, shape=SHAPE, seed=0, **kwargs):
@@ -638,7 +641,7 @@ def test_dropout_modules(training):
 
 @given(bit_width=st.integers(2, 16), scale=st.floats(1e-6, 1e6), p=st.floats(0, 0.99), seed=st.integers(0, 2**31))
 def test_dropout_keeps_integers_of_any_scale(bit_width, scale, p, seed):
-    grid = Grid(torch.tensor(scale), None, bit_width, True)
+    grid = Grid(torch.tensor(scale), number_format=Integers(bit_width))
     codes = codes_of((200,), *grid.bounds, seed)
     out = F.dropout(QuantTensor.wrap(grid.from_int(codes), grid), p)
     assert out.is_valid
@@ -760,7 +763,7 @@ def test_the_extremes_of_sums_fit_their_bit_width():
 
 
 def test_sums_of_unsigned_and_signed_integers():
-    unsigned = Grid(torch.tensor(STEP), None, 4, False, False, None, "one quantizer")
+    unsigned = Grid(torch.tensor(STEP), number_format=Integers(4, signed=False), source="one quantizer")
     high = QuantTensor.wrap(torch.tensor([15 * STEP]), unsigned)
     assert ((high + high).int().item(), (high + high).bit_width, (high + high).signed) == (30, 5, False)
     difference = high - (high + high)
@@ -770,7 +773,7 @@ def test_sums_of_unsigned_and_signed_integers():
 
 
 def test_an_unsigned_sum_and_a_difference():
-    unsigned = Grid(torch.tensor(STEP), None, 4, False, False, None, "one quantizer")
+    unsigned = Grid(torch.tensor(STEP), number_format=Integers(4, signed=False), source="one quantizer")
     low, high = (QuantTensor.wrap(torch.tensor([code * STEP]), unsigned) for code in (0.0, 15.0))
     for total, expected in [((high + high) + (high - low), 45), ((low - high) - (high + high), -45)]:
         assert (total.int().item(), total.is_valid) == (expected, True)
@@ -779,7 +782,7 @@ def test_an_unsigned_sum_and_a_difference():
 @given(st.lists(st.sampled_from("+-"), min_size=1, max_size=5), st.booleans(), st.booleans())
 def test_chains_of_sums_hold_integers_and_zero_points(signs, signed, with_zero_point):
     zero = torch.tensor(3.0) if with_zero_point else None
-    grid = Grid(torch.tensor(STEP), zero, 4, signed, False, None, "one quantizer")
+    grid = Grid(torch.tensor(STEP), zero, number_format=Integers(4, signed=signed), source="one quantizer")
     low, high = grid.bounds
     total = None
     for index, sign in enumerate(signs):
@@ -1061,7 +1064,7 @@ def test_repr():
     assert repr(x) == "QuantTensor([ 0.5000, -1.0000], scale=0.25, int4)"
     grown = QuantTensor.wrap(torch.tensor([0.5, -1.0], requires_grad=True), grid_for())
     assert repr(grown) == "QuantTensor([ 0.5000, -1.0000], scale=0.25, int4, requires_grad=True)"
-    unsigned = Grid(torch.tensor([0.25, 0.5]), None, 8, False, False, 0)
+    unsigned = Grid(torch.tensor([0.25, 0.5]), number_format=Integers(8, signed=False), granularity=PerAxis(0))
     assert repr(QuantTensor.wrap(torch.tensor([0.5, 1.0]), unsigned)) == (
         "QuantTensor([0.5000, 1.0000], scale=[2 values], uint8)"
     )
@@ -1091,7 +1094,7 @@ def test_values_at_the_ends_of_the_range_are_valid(value):
 
 
 def test_a_narrow_range_excludes_its_lowest_integer():
-    narrow = Grid(torch.tensor(STEP), None, 4, True, True)
+    narrow = Grid(torch.tensor(STEP), number_format=Integers(4, narrow_range=True))
     assert not QuantTensor.wrap(torch.tensor([-2.0]), narrow).is_valid
     assert QuantTensor.wrap(torch.tensor([-1.75]), narrow).int().item() == -7
 
@@ -1110,7 +1113,7 @@ def test_a_narrow_range_excludes_its_lowest_integer():
     ],
 )
 def test_integers_come_in_the_smallest_type(bit_width, signed, dtype):
-    grid = Grid(torch.tensor(0.5), None, bit_width, signed)
+    grid = Grid(torch.tensor(0.5), number_format=Integers(bit_width, signed=signed))
     low, high = grid.bounds
     codes = torch.tensor([low, 0, 1, min(high, 2**24 - 1)], dtype=torch.float64)
     x = QuantTensor.wrap(codes * 0.5, grid)
@@ -1120,7 +1123,7 @@ def test_integers_come_in_the_smallest_type(bit_width, signed, dtype):
 
 @given(st.integers(2, 24), st.booleans(), st.floats(1e-6, 1e6), st.integers(0, 2**31))
 def test_integers_survive_the_way_to_values_and_back(bit_width, signed, scale, seed):
-    grid = Grid(torch.tensor(scale), None, bit_width, signed)
+    grid = Grid(torch.tensor(scale), number_format=Integers(bit_width, signed=signed))
     low, high = grid.bounds
     codes = torch.cat([torch.tensor([low, high]).float(), codes_of((50,), low, high, seed)])
     x = QuantTensor.wrap(grid.from_int(codes), grid)
@@ -1142,7 +1145,11 @@ def sums_of_products(inputs, outputs, rows, dtype, lowest=0):
     scales = torch.tensor(0.0123, dtype=dtype), torch.tensor(0.00321, dtype=dtype)
     values = (codes.to(dtype) * scales[0]) @ (weight.to(dtype) * scales[1])
     largest = inputs * 255 * 127
-    grid = Grid(scales[0] * scales[1], None, largest.bit_length() + 1, True, spare_bits=bits_to_spare(largest, dtype))
+    grid = Grid(
+        scales[0] * scales[1],
+        number_format=Integers(largest.bit_length() + 1),
+        spare_bits=bits_to_spare(largest, dtype),
+    )
     return codes @ weight, QuantTensor.wrap(values, grid)
 
 
@@ -1196,7 +1203,7 @@ def test_wide_sums_in_double_precision_have_exact_integers(inputs):
 
 
 def test_a_range_too_wide_for_float32_says_so():
-    grid = Grid(torch.tensor(0.1), None, 32, True)
+    grid = Grid(torch.tensor(0.1), number_format=Integers(32))
     codes = torch.tensor([-(2**31), -(2**31) + 1, 2**24 + 1, 2**31 - 2, 2**31 - 1])
     with pytest.raises(QuantTensorError) as caught:
         QuantTensor.wrap(grid.from_int(codes), grid).int()
@@ -1213,7 +1220,7 @@ def test_a_range_too_wide_for_float32_says_so():
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @given(bit_width=st.integers(2, 20), signed=st.booleans(), scale=st.floats(1e-3, 1.0), seed=st.integers(0, 2**31))
 def test_half_precision_hands_out_the_right_integers_or_none(dtype, bit_width, signed, scale, seed):
-    grid = Grid(torch.tensor(scale), None, bit_width, signed)
+    grid = Grid(torch.tensor(scale), number_format=Integers(bit_width, signed=signed))
     codes = codes_of((50,), *grid.bounds, seed)
     x = QuantTensor.wrap(grid.from_int(codes), grid).to(dtype)
     if isinstance(x, QuantTensor) and x.is_valid:
@@ -1223,7 +1230,7 @@ def test_half_precision_hands_out_the_right_integers_or_none(dtype, bit_width, s
 @pytest.mark.parametrize(("dtype", "bit_width"), [(torch.float16, 11), (torch.bfloat16, 8)])
 def test_half_precision_holds_the_integers_of_its_mantissa(dtype, bit_width):
     for scale in (0.1, 0.25, 0.0123):
-        grid = Grid(torch.tensor(scale), None, bit_width, True)
+        grid = Grid(torch.tensor(scale), number_format=Integers(bit_width))
         codes = torch.arange(*grid.bounds).float()
         x = QuantTensor.wrap(grid.from_int(codes), grid).to(dtype)
         assert torch.equal(x.int().float(), codes)
@@ -1482,7 +1489,9 @@ def test_dropout_between_layers_trains(dropout):
 
 
 def test_what_reads_memory_reads_the_values():
-    q = QuantTensor.wrap(torch.tensor([0.5, -1.0]), Grid(torch.tensor(0.25), torch.tensor(1.0), bit_width=4))
+    q = QuantTensor.wrap(
+        torch.tensor([0.5, -1.0]), Grid(torch.tensor(0.25), torch.tensor(1.0), number_format=Integers(4))
+    )
     assert torch.from_dlpack(q).tolist() == np.from_dlpack(q).tolist() == [0.5, -1.0]
     assert not q.is_shared()
     assert q.share_memory_() is q
@@ -1491,7 +1500,7 @@ def test_what_reads_memory_reads_the_values():
 
 
 def test_functions_applied_in_place_are_refused():
-    q = QuantTensor.wrap(torch.tensor([0.5, -1.0]), Grid(torch.tensor(0.25), bit_width=4))
+    q = QuantTensor.wrap(torch.tensor([0.5, -1.0]), Grid(torch.tensor(0.25), number_format=Integers(4)))
     with pytest.raises(QuantTensorError) as error:
         q.apply_(lambda number: number + 1)
     assert str(error.value) == (

@@ -4,7 +4,7 @@ import torch
 from hypothesis import find, given
 from hypothesis import strategies as st
 
-from bitwright.qcore import Grid
+from bitwright.qcore import Grid, Integers
 from bitwright.testing import quantizer_strategies as strategies
 
 
@@ -23,7 +23,7 @@ def test_tensors_have_the_shape_and_type_asked_for(data):
 
 
 def test_ties_their_neighbours_and_what_is_beyond_are_found():
-    grid, shape = Grid(torch.tensor(0.5), bit_width=4), (1,)
+    grid, shape = Grid(torch.tensor(0.5), number_format=Integers(4)), (1,)
     tie = torch.tensor([1.25])
     for wanted in (tie, torch.nextafter(tie, tie * 2), torch.nextafter(tie, tie * 0), torch.tensor([4.5])):
         assert torch.equal(
@@ -42,6 +42,6 @@ def test_scales_are_exact_in_float32(scale):
 
 
 def test_zero_point_moves_places():
-    grid = Grid(torch.tensor(0.5), torch.tensor(3.0), bit_width=4, signed=False)
+    grid = Grid(torch.tensor(0.5), torch.tensor(3.0), number_format=Integers(4, signed=False))
     place = strategies.Placement(torch.tensor([5.5]), torch.tensor([0]))
     assert strategies.place(place, grid).tolist() == [1.25]

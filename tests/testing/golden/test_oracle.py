@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from bitwright.qcore import ROUNDINGS, Grid, composed_fake_quant, fake_quant, int_bounds, quantize_to_int
+from bitwright.qcore import ROUNDINGS, Grid, Integers, composed_fake_quant, fake_quant, int_bounds, quantize_to_int
 from bitwright.testing.golden import make, oracle
 from bitwright.testing.golden.oracle import FORMATS, golden_vectors
 
@@ -56,7 +56,11 @@ def test_library_computes_the_golden_codes_and_values(name):
             traced = fake_quant(x.clone().requires_grad_(), *arguments[1:]).detach()
         for values in (fake_quant(*arguments), traced, composed_fake_quant(*arguments)):
             np.testing.assert_array_equal(values.numpy(), vector.values)
-        grid = Grid(scale, zero_point, form.bit_width, form.signed, form.narrow_range)
+        grid = Grid(
+            scale,
+            zero_point,
+            number_format=Integers(form.bit_width, signed=form.signed, narrow_range=form.narrow_range),
+        )
         np.testing.assert_array_equal(grid.from_int(codes).numpy(), vector.values)
         assert grid.to_int(torch.from_numpy(vector.values)).tolist() == vector.codes.tolist()
 
