@@ -37,7 +37,7 @@ def evaluating(module: nn.Module) -> Iterator[None]:
         for each, mode in modes:
             each.training = mode
         for each, former in kept:
-            each._kept = former
+            vars(each)["_kept"] = former
 
 
 @contextmanager

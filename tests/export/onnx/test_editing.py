@@ -113,7 +113,7 @@ def test_an_addition_and_what_it_adds():
     bias = editor.constant("bias", torch.ones(3), "FLOAT")
     assert editor.addition(relu.outputs[0]) is None
     editor.replace(neg, editor.add(neg, "Add", [bias, relu.outputs[0]], "sum", like=neg.outputs[0]))
-    node, added = editor.addition(relu.outputs[0])
+    node, added = editor.addition(relu.outputs[0]) or (None, None)
     assert (node.op_type, added) == ("Add", bias)
     assert editor.operand(node, 1) is relu.outputs[0]
     assert editor.operand(node, 2) is None
