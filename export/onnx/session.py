@@ -83,8 +83,10 @@ def codes_among(found: Mapping[str, Tensor], names: Sequence[str]) -> dict[str, 
     }
 
 
-def with_codes(model: "onnx.ModelProto", call: str) -> tuple["onnx.ModelProto", list[str]]:
-    """A copy of a model that also puts out the codes of its activations, and their names.
+def with_codes(
+    model: "onnx.ModelProto", call: str, only: Sequence[str] | None = None
+) -> tuple["onnx.ModelProto", list[str]]:
+    """A copy of a model that also puts out the codes of its activations, all or only some, and their names.
 
     Types that numpy lacks are cast to int32.
     """
@@ -99,6 +101,8 @@ def with_codes(model: "onnx.ModelProto", call: str) -> tuple["onnx.ModelProto", 
         if node.op_type not in ("QuantizeLinear", "Clip") or not node.output[0].endswith(".codes"):
             continue
         name, kind = node.output[0], known[node.output[0]]
+        if only is not None and name not in only:
+            continue
         if kind in narrow:
             copy.graph.node.append(helper.make_node("Cast", [name], [f"{name}.int32"], to=types.INT32))
             copy.graph.output.append(helper.make_tensor_value_info(f"{name}.int32", types.INT32, None))

@@ -195,23 +195,11 @@ class ExportedFile:
         """The codes of tensors that can be shown, one in each copy of the file, without changing its outputs."""
         codes = {}
         for name in self.names:
-            found = self.run(self._showing(name), "on", disabled)
+            alone, _ = with_codes(self.proto, self.call, [name])
+            found = self.run(alone, "on", disabled)
             if all(torch.equal(found[each], plain[each]) for each in plain):
                 codes |= codes_among(found, [name])
         return codes
-
-    def _showing(self, name: str) -> "onnx.ModelProto":
-        """A copy of the file that shows the codes of one tensor."""
-        copy = type(self.watched)()
-        copy.CopyFrom(self.watched)
-        shown = {name, f"{name}.int32", *(each.name for each in self.proto.graph.output)}
-        outputs = [each for each in copy.graph.output if each.name in shown]
-        casts = [each for each in copy.graph.node[len(self.proto.graph.node) :] if each.output[0] in shown]
-        del copy.graph.output[:]
-        del copy.graph.node[len(self.proto.graph.node) :]
-        copy.graph.output.extend(outputs)
-        copy.graph.node.extend(casts)
-        return copy
 
 
 def _against_file(
