@@ -24,9 +24,9 @@ from torch import Tensor
 
 from ...qcore import HalfEven, StochasticRounding
 from ...qcore.formats.number_format import storage_dtype
+from ..capture.grid import Entering, IntegerGrid, QuantizedTensor
 from ..errors import ExportError, with_causes
 from .float_modules import remedy
-from .grid import Entering, IntegerGrid, Quantized
 from .layers import LayerIntegers, LayerTable
 from .requantize import ByScale, multiplier_and_shift
 from .sums import on_products, worst_sums
@@ -282,7 +282,7 @@ def _setting(name: str, number: object) -> Iterable[str]:
         yield f"#define {name} {number}"
 
 
-def _quantized(name: str, part: Quantized) -> Iterable[str]:
+def _quantized(name: str, part: QuantizedTensor) -> Iterable[str]:
     codes = part.codes
     yield f"#define {name}_BITS {part.grid.bit_width}"
     yield f"#define {name}_SIGNED {int(part.grid.signed)}"

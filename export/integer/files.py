@@ -26,12 +26,12 @@ import torch
 from torch import Tensor
 
 from ...qcore.aliases import Keywords
+from ..capture.grid import Entering, IntegerGrid, QuantizedTensor
 from ..errors import ExportError
 from ..optional import required
 from .float_modules import FloatModule
-from .grid import Entering, IntegerGrid, Quantized
 from .layers import LayerIntegers, LayerTable
-from .packing import pack, unpack
+from .packing import pack_integers, unpack_integers
 
 __all__ = ["load", "save_npz", "save_safetensors"]
 
@@ -112,7 +112,7 @@ def _taken_apart(integers: LayerTable) -> tuple[str, dict[str, Tensor]]:
             tensors |= {f"{name}.entering.{number}": each for number, each in enumerate(part.entering.scales)}
         if part.codes is not None:
             entry |= {"shape": list(part.codes.shape), "dtype": str(part.codes.dtype).removeprefix("torch.")}
-            tensors[f"{name}.codes"] = pack(part.codes, part.grid.bit_width, part.grid.signed)
+            tensors[f"{name}.codes"] = pack_integers(part.codes, part.grid.bit_width, part.grid.signed)
         quantizers[name] = entry
     for layer in integers.layers.values():
         for each in (layer.input, layer.output):
@@ -145,13 +145,15 @@ def _put_together(
     for name, entry in described["quantizers"].items():
         codes = None
         if entry["shape"] is not None:
-            codes = unpack(tensors[f"{name}.codes"], entry["bit_width"], entry["signed"], tuple(entry["shape"]))
+            codes = unpack_integers(
+                tensors[f"{name}.codes"], entry["bit_width"], entry["signed"], tuple(entry["shape"])
+            )
             codes = codes.to(getattr(torch, entry["dtype"]))
         entering = entry["entering"]
         if entering is not None:
             scales = tuple(tensors[f"{name}.entering.{number}"] for number in range(entering.pop("terms")))
             entering = Entering(scales, **entering)
-        parts[name] = Quantized(grids[name], codes, entering)
+        parts[name] = QuantizedTensor(grids[name], codes, entering)
     layers = {}
     for each in described["layers"]:
         slots = {slot: parts[name] for slot, name in each["quantizers"].items()}

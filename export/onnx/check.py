@@ -16,8 +16,8 @@ def storage_of(call: Call, dialect: Dialect) -> Storage | None:
     """The type that the integers of a call are stored in; a wide bias has int32."""
     signed = call.grid.signed
     if call.quantizer.follows_input:
-        return BIAS if signed or call.bits < BIAS.bits else None
-    fitting = dialect.storage(call.bits, signed)
+        return BIAS if signed or call.plain.bit_width < BIAS.bits else None
+    fitting = dialect.storage(call.plain.bit_width, signed)
     if fitting is None and call.stored and call.codes.ndim == 1 and signed:
         return BIAS
     return fitting
@@ -66,9 +66,10 @@ def _old_opset(recording: Recording, dialect: Dialect, opset: int, needed: int) 
     if not wanting:
         return f"{asked}: torch.onnx.export writes {EXPORTER_OPSET} and later. {remedy}"
     first, storage = max(wanting, key=lambda pair: pair[1].opset)
+    bits = first.plain.bit_width
     others = f" (and {len(wanting) - 1} more)" if len(wanting) > 1 else ""
     return (
-        f"{asked}: {first.path}{others} has {first.bits} bits, stored as {storage.name}, which ONNX has since opset "
+        f"{asked}: {first.path}{others} has {bits} bits, stored as {storage.name}, which ONNX has since opset "
         f"{storage.opset}. {remedy}"
     )
 
@@ -100,7 +101,7 @@ def _width(call: Call, dialect: Dialect) -> str | None:
         return None
     kind = "signed" if call.grid.signed else "unsigned"
     remedy = f"Write {_setting(call, 'bit_width')}={dialect.widest} or less."
-    return f"{call.bits} bits, {kind}; {dialect.name} stores 2 to {dialect.widest}. {remedy}"
+    return f"{call.plain.bit_width} bits, {kind}; {dialect.name} stores 2 to {dialect.widest}. {remedy}"
 
 
 def _rounding(call: Call, dialect: Dialect) -> str | None:
@@ -141,7 +142,7 @@ def _grid(call: Call, dialect: Dialect) -> str | None:
     scale = call.grid.scale
     if not bool((scale.isfinite() & (scale > 0)).all()):
         return "a scale is not a positive, finite number. Check what its scaling computes."
-    if call.axis == -1:
+    if call.plain.axis == -1:
         return (
             f"its scale has the shape {tuple(scale.shape)} for values of shape {tuple(call.codes.shape)}; "
             f"{dialect.name} takes one scale per tensor or per index of one dimension. Write axis=None or axis=1."
@@ -155,7 +156,7 @@ def _zero_point(call: Call, dialect: Dialect) -> str | None:
     zero_point = call.grid.zero_point
     if zero_point is None:
         return None
-    low, high = call.bounds
+    low, high = call.grid.bounds
     if bool(((zero_point >= low) & (zero_point <= high)).all()):
         return None
     outside = zero_point[(zero_point < low) | (zero_point > high)].reshape(-1)[0].item()

@@ -1,13 +1,15 @@
 """The grid of a quantized tensor as plain integers and floats, for files and for integer arithmetic."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from ...qcore import Grid, quantize_to_int
 from ...qcore.formats.int_range import int_bounds
 
-__all__ = ["Entering", "IntegerGrid", "Quantized"]
+__all__ = ["Entering", "IntegerGrid", "QuantizedTensor"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,7 +23,7 @@ class IntegerGrid:
         bit_width: number of bits.
         signed: whether integers may be negative.
         narrow_range: whether the smallest (signed) or largest (unsigned) integer is left out.
-        axis: the dimension with several scales, or None.
+        axis: the dimension with several scales, None without one, and -1 where they vary in another way.
 
     Example:
         >>> grid = IntegerGrid("act", torch.tensor(0.5), torch.tensor(3), 4, signed=False)
@@ -36,6 +38,16 @@ class IntegerGrid:
     signed: bool
     narrow_range: bool = False
     axis: int | None = None
+
+    @staticmethod
+    def of(name: str, grid: Grid, shape: Sequence[int]) -> "IntegerGrid":
+        """The grid of values of a shape, as it stands."""
+        scale = grid.scale.detach()
+        zero_point = torch.zeros_like(scale) if grid.zero_point is None else grid.zero_point.detach().expand_as(scale)
+        axis = _axis_of(scale, shape)
+        flat, whole = (each.cpu().reshape(() if axis is None else -1).clone() for each in (scale, zero_point.round()))
+        bits = int(grid.bit_width)
+        return IntegerGrid(name, flat.float(), whole.to(torch.int64), bits, grid.signed, grid.narrow_range, axis)
 
     @property
     def bounds(self) -> tuple[int, int]:
@@ -54,10 +66,20 @@ class IntegerGrid:
             return tensor
         return tensor.reshape([-1 if dim == self.axis % ndim else 1 for dim in range(ndim)])
 
+    def spread(self, tensor: Tensor) -> tuple[Tensor, Tensor]:
+        """The scale and the zero point, shaped to broadcast against a tensor, and on its device."""
+        scale, zero_point = (self.shaped(each, tensor.ndim) for each in (self.scale, self.zero_point))
+        return scale.to(tensor.device), zero_point.to(tensor.device)
+
+    def codes(self, values: Tensor, rounding: Callable[[Tensor], Tensor]) -> Tensor:
+        """The integers of values, int64, computed as ``QuantizeLinear`` does."""
+        scale, zero_point = self.spread(values)
+        return quantize_to_int(values, scale, *self.bounds, zero_point, rounding).to(torch.int64)
+
     def values(self, codes: Tensor) -> Tensor:
         """The float32 values of integers, computed as ``DequantizeLinear`` does."""
-        centred = codes.to(torch.int64) - self.shaped(self.zero_point, codes.ndim)
-        return centred.to(torch.float32) * self.shaped(self.scale, codes.ndim)
+        scale, zero_point = self.spread(codes)
+        return (codes.to(torch.int64) - zero_point).to(torch.float32) * scale
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, IntegerGrid):
@@ -78,6 +100,14 @@ class IntegerGrid:
             scale = f"scale {self.scale.item():.6g}"
         zero = f", zero point {self.zero_point.item()}" if self.axis is None and bool(self.zero_point != 0) else ""
         return f"{kind}, {scale}{zero}"
+
+
+def _axis_of(scale: Tensor, shape: Sequence[int]) -> int | None:
+    if scale.numel() == 1:
+        return None
+    long = [dim for dim, size in enumerate(scale.shape) if size > 1]
+    fits = len(long) == 1 and scale.ndim == len(shape) and scale.numel() == shape[long[0]]
+    return long[0] if fits else -1
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,7 +144,7 @@ class Entering:
 
 
 @dataclass(frozen=True, eq=False)
-class Quantized:
+class QuantizedTensor:
     """What one quantizer does: the grid, and the integers where the tensor is a parameter.
 
     Args:
@@ -125,7 +155,7 @@ class Quantized:
 
     Example:
         >>> grid = IntegerGrid("fc.weight_quant", torch.tensor(0.5), torch.tensor(0), 4, signed=True)
-        >>> print(Quantized(grid, torch.tensor([[1, -2]], dtype=torch.int8)))
+        >>> print(QuantizedTensor(grid, torch.tensor([[1, -2]], dtype=torch.int8)))
         (1, 2) int4, scale 0.5
     """
 
@@ -139,7 +169,7 @@ class Quantized:
         return None if self.codes is None else self.grid.values(self.codes)
 
     def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Quantized):
+        if not isinstance(other, QuantizedTensor):
             return NotImplemented
         if self.codes is None or other.codes is None:
             return self.grid == other.grid and self.codes is other.codes and self.entering == other.entering
