@@ -92,7 +92,7 @@ def record(
             values, grid = quantizer._quantize(x, *context)
             calls = recording.calls.setdefault(path, [])
             stored = x.data_ptr() in held if type(x) in (Tensor, nn.Parameter) else False
-            stored = stored or path.rpartition(".")[2] in ("weight_quant", "bias_quant")  # of values computed from some
+            stored = stored or quantizer.of_parameter  # or of values computed from one
             codes = codes_of(quantizer, x, context, values, grid)
             calls.append(
                 Call(
@@ -131,7 +131,7 @@ def codes_of(quantizer: TensorQuant, x: Tensor, context: Arguments, values: Tens
 
 
 def _lie_on(grid: Grid, codes: Tensor, values: Tensor) -> bool:
-    steps = (grid.from_int(codes) - values).abs() / grid.scale
+    steps = (grid.from_int(codes) - values).abs() / grid.along(grid.scale, codes.shape)
     return not bool((steps > 1e-3 * codes.abs().clamp_min(1)).any())
 
 

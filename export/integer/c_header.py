@@ -257,7 +257,7 @@ def _without_sums(layer: LayerIntegers, float_bias: bool) -> str | None:
         return f"there is none for {layer.kind}"
     if layer.input is None or layer.input.axis is not None:
         return "its input has no grid" if layer.input is None else "its input has several scales"
-    if layer.weight.grid.axis not in (None, 0):
+    if layer.weight.grid.axis not in (None, 0) or layer.weight.grid.block is not None:
         return "its weight has several scales in one sum"
     if float_bias:
         return "its bias is float"

@@ -7,9 +7,9 @@ a numpy archive, an entry of the header's metadata in safetensors::
 
     {"version": 2,
      "layers": [{"name", "kind", "settings", "quantizers": {slot: quantizer}, "input": grid, "output": grid}],
-     "quantizers": {name: {"shape", "dtype", "bit_width", "signed", "narrow_range", "axis",
+     "quantizers": {name: {"shape", "dtype", "bit_width", "signed", "narrow_range", "axis", "block",
                            "entering": {"terms", "axis", "low", "high", "rounding"}}},
-     "sums": {name: {"bit_width", "signed", "narrow_range", "axis"}},
+     "sums": {name: {"bit_width", "signed", "narrow_range", "axis", "block"}},
      "floats": [{"path", "kind", "operations", "place"}]}
 
 ``shape`` is null for activations, which have no stored integers, and ``entering`` where a quantizer takes floats. A
@@ -102,7 +102,7 @@ def _taken_apart(integers: LayerTable) -> tuple[str, dict[str, Tensor]]:
 
     def grid(each: IntegerGrid) -> dict[str, object]:
         tensors[f"{each.name}.scale"], tensors[f"{each.name}.zero_point"] = each.scale, each.zero_point
-        return {name: getattr(each, name) for name in ("bit_width", "signed", "narrow_range", "axis")}
+        return {name: getattr(each, name) for name in ("bit_width", "signed", "narrow_range", "axis", "block")}
 
     for name, part in integers.quantized().items():
         entry = {"shape": None, **grid(part.grid), "entering": None}
@@ -138,6 +138,7 @@ def _put_together(
 ) -> tuple[dict[str, LayerIntegers], tuple[FloatModule, ...]]:
     def grid(name: str, entry: Keywords) -> IntegerGrid:
         plain = {key: entry[key] for key in ("bit_width", "signed", "narrow_range", "axis")}
+        plain["block"] = entry.get("block")  # files of version 0.1 have none
         return IntegerGrid(name, tensors[f"{name}.scale"], tensors[f"{name}.zero_point"], **plain)
 
     grids = {name: grid(name, each) for name, each in {**described["sums"], **described["quantizers"]}.items()}

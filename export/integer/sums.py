@@ -51,6 +51,8 @@ def worst_sums(layer: LayerIntegers) -> AccumulatorRange | None:
     weight, given = layer.weight, layer.input
     if weight is None or weight.codes is None or given is None or given.axis is not None:
         return None
+    if weight.grid.block is not None:  # integers of several scales don't add up
+        return None
     centred = weight.codes.to(torch.int64) - weight.grid.spread(weight.codes)[1]
     ungrouped = "output_padding" in layer.settings and "Transpose" in layer.kind and layer.settings["groups"] == 1
     rows = (centred.transpose(0, 1) if ungrouped else centred).flatten(1)  # (out, products)

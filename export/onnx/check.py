@@ -7,7 +7,7 @@ import torch
 from ...qcore import IntQuant
 from ..capture.record import Call, Recording
 from ..errors import ExportError, with_causes
-from .dialects import BIAS, EXPORTER_OPSET, Dialect, Storage
+from .dialects import BIAS, BLOCKS, EXPORTER_OPSET, Dialect, Storage
 
 __all__ = ["check", "needed_opset", "storage_of"]
 
@@ -26,7 +26,8 @@ def storage_of(call: Call, dialect: Dialect) -> Storage | None:
 def needed_opset(recording: Recording, dialect: Dialect) -> int:
     """The oldest opset that has every type that the calls need, and that torch's exporter writes."""
     stored = (storage_of(call, dialect) for call in recording)
-    return max([EXPORTER_OPSET, *(storage.opset for storage in stored if storage is not None)])
+    blocks = BLOCKS if any(call.plain.block is not None for call in recording) else EXPORTER_OPSET
+    return max([EXPORTER_OPSET, blocks, *(storage.opset for storage in stored if storage is not None)])
 
 
 def check(recording: Recording, dialect: Dialect, opset: int | None) -> int:
@@ -63,6 +64,10 @@ def _old_opset(recording: Recording, dialect: Dialect, opset: int, needed: int) 
     remedy = f"Write opset_version={needed}, or leave it out."
     stored = [(call, storage_of(call, dialect)) for call in recording]
     wanting = [(call, storage) for call, storage in stored if storage is not None and storage.opset > opset]
+    grouped = [call for call, _ in stored if call.plain.block is not None]
+    if not wanting and grouped:
+        others = f" (and {len(grouped) - 1} more)" if len(grouped) > 1 else ""
+        return f"{asked}: {grouped[0].path}{others} has scales in groups, which ONNX has since opset {BLOCKS}. {remedy}"
     if not wanting:
         return f"{asked}: torch.onnx.export writes {EXPORTER_OPSET} and later. {remedy}"
     first, storage = max(wanting, key=lambda pair: pair[1].opset)
@@ -145,7 +150,13 @@ def _grid(call: Call, dialect: Dialect) -> str | None:
     if call.plain.axis == -1:
         return (
             f"its scale has the shape {tuple(scale.shape)} for values of shape {tuple(call.codes.shape)}; "
-            f"{dialect.name} takes one scale per tensor or per index of one dimension. Write axis=None or axis=1."
+            f"{dialect.name} takes one scale per tensor, per index of one dimension, or per group along one. Write "
+            "axis=None or axis=1."
+        )
+    if call.plain.block is not None and not call.stored:
+        return (
+            f"it has a stored scale for {call.grid.granularity} of an activation, whose number of groups changes with "
+            "the input. Write axis=None for one scale, or axis=1 for one for each channel."
         )
     if not call.on_grid:
         return f"the values it returns do not lie on the grid it returns ({type(call.quantizer).__name__}._quantize)."

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ..capture.grid import IntegerGrid
 from ..capture.record import Call, Recording
 from ..errors import ExportError, with_causes
 from .check import storage_of
@@ -121,7 +122,7 @@ class Lowering(Editor):
             call,
             "quantize",
             "unclipped" if clips else "codes",
-            _along(grid.axis),
+            _along(grid),
             kind=storage.name,
         )
         return self._dequantize(call, self._clip_integers(call, codes, storage, node), storage, node)
@@ -130,7 +131,7 @@ class Lowering(Editor):
         inputs = [codes, self._scale(call)]
         if not call.quantizer.follows_input:
             inputs.append(self._initializer(call, "zero_point", call.plain.zero_point, storage.name))
-        return self._add(node, "DequantizeLinear", inputs, call, "dequantize", "", _along(call.plain.axis))
+        return self._add(node, "DequantizeLinear", inputs, call, "dequantize", "", _along(call.plain))
 
     def _divide(self, call: Call, x: Any, node: ir.Node) -> ir.Value:
         """Values in steps of the scale, for a rounding that follows."""
@@ -196,8 +197,11 @@ class Lowering(Editor):
         return self.add(before, op_type, inputs, name, attributes, like=like, kind=kind, called=f"{call.name}.{verb}")
 
 
-def _along(axis: int | None) -> dict[str, int]:
-    return {} if axis is None else {"axis": axis}
+def _along(grid: IntegerGrid) -> dict[str, int]:
+    """Where the scales vary, as attributes of QuantizeLinear and DequantizeLinear."""
+    if grid.axis is None:
+        return {}
+    return {"axis": grid.axis} if grid.block is None else {"axis": grid.axis, "block_size": grid.block}
 
 
 def _alike(one: Call, other: Call) -> bool:

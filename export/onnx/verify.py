@@ -283,8 +283,9 @@ def _stored(model: "onnx.ModelProto", call: str) -> dict[str, QuantizedTensor]:
         if len(node.input) > 2:
             zero_point = tensor(node.input[2])
             kind = onnx.TensorProto.DataType.Name(held[node.input[2]].data_type)
-        axis = next((each.i for each in node.attribute if each.name == "axis"), None)
-        grid = IntegerGrid(name, scale, zero_point, int(kind.lstrip("UINT")), not kind.startswith("U"), axis=axis)
+        given = {each.name: each.i for each in node.attribute}
+        places = {"axis": given.get("axis"), "block": given.get("block_size")}
+        grid = IntegerGrid(name, scale, zero_point, int(kind.lstrip("UINT")), not kind.startswith("U"), **places)
         codes = clipped.get(node.input[0], node.input[0])
         stored[name] = QuantizedTensor(grid, tensor(codes) if codes in held else None)
     return stored

@@ -189,6 +189,11 @@ def _problems(owner: nn.Module, layer: LayerIntegers) -> list[str]:
         problems.append("its bias is float. Write bias_quant=Int32Bias.")
     elif bias is not None and not isinstance(quantizer, BiasQuant):
         problems.append("its bias has a scale of its own. Write bias_quant=Int32Bias, on the scale of the products.")
+    if layer.weight.grid.block is not None:
+        problems.append(
+            "its weight has scales in groups, so the integers that one output sums have no common scale. Write "
+            "weight_quant=Int8WeightPerChannel, or use export_onnx_qdq."
+        )
     zero_point = layer.weight.grid.zero_point.reshape(-1)
     if bool((zero_point != zero_point[:1]).any()):
         problems.append(
