@@ -65,11 +65,7 @@ class Granularity:
         return False
 
     def check(self) -> None:
-        """Refuse numbers that mean nothing.
-
-        Raises:
-            SettingError: such a number.
-        """
+        """Raise a `SettingError` where it was made with something impossible; called when a quantizer takes it."""
 
     def fits(self, ndim: int) -> bool:
         """Whether tensors of so many dimensions can have it."""
@@ -81,7 +77,7 @@ class Granularity:
 
     def scales_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
         """The shape in which the scales of a tensor are kept: one for each block."""
-        return tuple([-(-size // step) for size, step in zip(shape, self._block(shape), strict=True)])
+        return tuple(-(-size // step) for size, step in zip(shape, self._block(shape), strict=True))
 
     def count(self, shape: Sequence[int]) -> int:
         """How many scales a tensor has."""
@@ -90,8 +86,9 @@ class Granularity:
     def _block(self, shape: Sequence[int]) -> tuple[int, ...]:
         """The block, at least 1 along each dimension; checked."""
         found = tuple(self.block(shape))
-        sizes = [max(size, 1) for size in shape]
-        if len(found) != len(sizes) or not all([1 <= step <= size for step, size in zip(found, sizes, strict=True)]):
+        if len(found) != len(shape) or not all(
+            1 <= step <= max(size, 1) for step, size in zip(found, shape, strict=True)
+        ):
             raise QuantizerError(
                 f"{self!r}.block({tuple(shape)}) is {found}: expected one whole number for each of {len(shape)} "
                 "dimensions, from 1 to its size."
@@ -100,9 +97,9 @@ class Granularity:
 
     def _split(self, shape: Sequence[int]) -> bool:
         """Whether some dimension is cut into pieces, so that the scales don't broadcast against the tensor."""
-        if self.broadcasts:
-            return False
-        return any([1 < step < size for step, size in zip(self._block(shape), shape, strict=True)])
+        return not self.broadcasts and any(
+            1 < step < size for step, size in zip(self._block(shape), shape, strict=True)
+        )
 
     def view(self, x: Tensor) -> Tensor:
         """The tensor, or its rows, whichever `beside` broadcasts against."""
@@ -158,7 +155,7 @@ class Granularity:
         out = rows.reshape([sizes[dim] for dim in order]).permute(back).reshape(full)
         for dim, size in enumerate(x.shape):
             out = out.narrow(dim, 0, size) if full[dim] != size else out
-        return out.contiguous()
+        return out.contiguous()  # else a convolution would take it for another memory format
 
     def __str__(self) -> str:
         return repr(self)
@@ -205,7 +202,7 @@ class PerTensor(Granularity, NamedTuple("_PerTensor", [])):
     __slots__ = ()
 
     def block(self, shape: Sequence[int]) -> tuple[int, ...]:
-        return tuple([max(size, 1) for size in shape])
+        return tuple(max(size, 1) for size in shape)
 
     @property
     def single(self) -> bool:
@@ -248,11 +245,11 @@ class PerAxis(Granularity, _Axis):
 
     def block(self, shape: Sequence[int]) -> tuple[int, ...]:
         axis = self.axis % len(shape)
-        return tuple([1 if dim == axis else max(size, 1) for dim, size in enumerate(shape)])
+        return tuple(1 if dim == axis else max(size, 1) for dim, size in enumerate(shape))
 
     def scales_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
         axis = self.axis % len(shape)
-        return tuple([size if dim == axis else 1 for dim, size in enumerate(shape)])
+        return tuple(size if dim == axis else 1 for dim, size in enumerate(shape))
 
     @property
     def broadcasts(self) -> bool:
@@ -316,12 +313,6 @@ class PerGroup(Granularity, _Group):
         found[axis] = size if self.group_size == -1 else min(self.group_size, size)
         return tuple(found)
 
-    def check(self) -> None:
-        if not _whole(self.group_size) or (self.group_size < 1 and self.group_size != -1):
-            raise SettingError("group_size", self.group_size, "a whole number, 1 or more, or -1 for the whole row")
-        if not _whole(self.group_axis):
-            raise SettingError("group_axis", self.group_axis, "a dimension such as 1")
-
     def fits(self, ndim: int) -> bool:
         return -ndim <= self.group_axis < ndim
 
@@ -344,7 +335,7 @@ class PerToken(Granularity, NamedTuple("_PerToken", [])):
     __slots__ = ()
 
     def block(self, shape: Sequence[int]) -> tuple[int, ...]:
-        return (*[1] * (len(shape) - 1), *[max(size, 1) for size in shape[-1:]])
+        return (*[1] * (len(shape) - 1), *(max(size, 1) for size in shape[-1:]))
 
     def scales_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
         return (*shape[:-1], 1) if shape else ()
@@ -390,11 +381,6 @@ class PerBlock(Granularity, _Block):
             max(side, 1) if size == -1 else min(size, max(side, 1)) for size, side in zip(known, shape, strict=True)
         )
 
-    def check(self) -> None:
-        sizes = self.block_sizes
-        if not isinstance(sizes, tuple) or not all([_whole(size) and (size >= 1 or size == -1) for size in sizes]):
-            raise SettingError("block_sizes", sizes, "a tuple of whole numbers, 1 or more, or -1 for a whole dimension")
-
     def __str__(self) -> str:
         return f"blocks of {' x '.join(map(str, self.block_sizes))}"
 
@@ -423,8 +409,23 @@ def granularity_of(axis: object, granularity: object = None) -> Granularity:
     return granularity
 
 
-def _whole(number: object) -> bool:
-    return isinstance(number, SupportsIndex) and not isinstance(number, bool)
+def _whole(number: object) -> int | None:
+    """The number as an int; None if it is no whole number."""
+    try:
+        return None if isinstance(number, bool) else index(number)  # type: ignore[arg-type]
+    except TypeError:
+        return None
+
+
+def _check_dimension(setting: str, found: object) -> None:
+    if _whole(found) is None:
+        raise SettingError(setting, found, "a dimension such as 1")
+
+
+def _is_size(found: object) -> bool:
+    """Whether it is a number of neighbours, or -1 for all."""
+    number = _whole(found)
+    return number is not None and (number >= 1 or number == -1)
 
 
 def _checked_axis(axis: object) -> int | None:
