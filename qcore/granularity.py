@@ -41,6 +41,7 @@ class Granularity:
     """
 
     __slots__ = ()
+    axis: int | None = None  # the dimension with a scale for each index, where that is all that there is
 
     def block(self, shape: Sequence[int]) -> tuple[int, ...]:
         """How many neighbours along each dimension of a tensor share a scale, from 1 to the dimension's size.
@@ -48,11 +49,6 @@ class Granularity:
         A block at the end of a dimension may be shorter.
         """
         raise NotImplementedError
-
-    @property
-    def axis(self) -> int | None:
-        """The dimension with a scale for each index, where that is all that there is; else None."""
-        return None
 
     @property
     def single(self) -> bool:
@@ -238,7 +234,7 @@ class PerAxis(Granularity, _Axis):
     """
 
     __slots__ = ()
-    axis = _Axis.axis
+    axis: int = _Axis.axis  # type: ignore[assignment]
 
     def check(self) -> None:
         _check_dimension("axis", self.axis)

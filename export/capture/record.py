@@ -84,12 +84,15 @@ def record(
         args: positional arguments.
         kwargs: keyword arguments, or None.
     """
-    recording = Recording()
+    recording, gridless = Recording(), dict[str, str]()
     held = {tensor.data_ptr() for tensor in (*module.parameters(), *module.buffers()) if tensor.numel()}
 
     def recorder(path: str) -> Intercept:
-        def call(quantizer: TensorQuant, x: Tensor, *context: object) -> tuple[Tensor, Grid]:
+        def call(quantizer: TensorQuant, x: Tensor, *context: object) -> tuple[Tensor, Grid | None]:
             values, grid = quantizer._quantize(x, *context)
+            if grid is None:
+                gridless[path] = type(quantizer).__name__
+                return values, None
             calls = recording.calls.setdefault(path, [])
             stored = x.data_ptr() in held if type(x) in (Tensor, nn.Parameter) else False
             stored = stored or quantizer.of_parameter  # or of values computed from one
@@ -113,6 +116,15 @@ def record(
 
     with torch.no_grad(), intercepted(quantizers, recorder), silent_quantizers():
         recording.outputs = module(*args, **(kwargs or {}))
+    if gridless:
+        count = f"{len(gridless)} quantizer{'s' * (len(gridless) > 1)}"
+        raise ExportError(
+            with_causes(
+                f"{type(module).__name__}: {count} of this model put values on no grid of integers, so there is nothing "
+                "to write:",
+                [f"{path}: return a Grid from {kind}._quantize where there is one." for path, kind in gridless.items()],
+            )
+        )
     if quantizers and not recording.calls:
         first = next(iter(quantizers))
         raise ExportError(
