@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 import bitwright.nn as qnn
-from bitwright.export import Report, export_onnx_qcdq, export_onnx_qdq, verify_onnx
+from bitwright.export import VerificationReport, export_onnx_qcdq, export_onnx_qdq, verify_onnx
 from bitwright.quantizers import Int32Bias
 
 __all__ = ["Vgg", "fold_batch_norm", "main"]
@@ -100,14 +100,14 @@ class File:
 
     title: str
     path: Path
-    report: Report
+    report: VerificationReport
     apart: float
 
     @classmethod
     def of(cls, title: str, export: Callable[..., object], model: nn.Module, images: Tensor, path: Path) -> "File":
         """Export a model in evaluation for batches of one, and compare the file with it, image by image."""
         export(model, images[:1], path, input_names=["images"])
-        session, report = _session(path), Report()
+        session, report = _session(path), VerificationReport()
         with torch.no_grad():
             expected = torch.cat([model(image) for image in images.split(1)])
         found = torch.cat([torch.from_numpy(_run(session, image)) for image in images.split(1)])

@@ -8,7 +8,7 @@ from pathlib import Path
 import onnxruntime
 from torch import Tensor, nn
 
-from bitwright.export import Report, export_onnx_qcdq, export_onnx_qdq, verify_onnx
+from bitwright.export import VerificationReport, export_onnx_qcdq, export_onnx_qdq, verify_onnx
 
 __all__ = ["DIALECTS", "File", "latencies"]
 
@@ -31,7 +31,7 @@ class File:
 
     path: Path
     dialect: str
-    report: Report
+    report: VerificationReport
 
     @classmethod
     def of(cls, model: nn.Module, dialect: str, images: Tensor, folder: Path) -> "File":

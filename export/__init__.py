@@ -1,24 +1,27 @@
 """Export: ONNX files that agree with the model to the bit, and the model's integers."""
 
+import warnings
+
+from .capture.grid import Entering, IntegerGrid, QuantizedTensor
 from .errors import ExportError
 from .integer.accumulators import AccumulatorReport, AccumulatorRow, accumulator_report
 from .integer.extraction import integers
 from .integer.float_modules import FloatModule
-from .integer.grid import Entering, IntegerGrid, Quantized
 from .integer.layers import LayerIntegers
 from .integer.model import Integers
 from .integer.operators.exporter import export_onnx_integer
-from .integer.packing import pack, unpack
-from .integer.reference.comparison import IntegerComparison, compare
+from .integer.packing import pack_integers, unpack_integers
+from .integer.reference.comparison import IntegerComparison, compare_integers
 from .integer.reference.entry import run_integers
 from .integer.reference.run import IntegerRun
 from .integer.requantize import ByMultiplier, ByScale, ByShift
-from .integer.sums import Sums
+from .integer.sums import AccumulatorRange
 from .onnx.exporter import export_onnx_qcdq, export_onnx_qdq
-from .onnx.report import Report, Row
+from .onnx.report import VerificationReport, VerificationRow
 from .onnx.verify import verify_onnx
 
 __all__ = [
+    "AccumulatorRange",
     "AccumulatorReport",
     "AccumulatorRow",
     "ByMultiplier",
@@ -32,18 +35,36 @@ __all__ = [
     "IntegerRun",
     "Integers",
     "LayerIntegers",
-    "Quantized",
-    "Report",
-    "Row",
-    "Sums",
+    "QuantizedTensor",
+    "VerificationReport",
+    "VerificationRow",
     "accumulator_report",
-    "compare",
+    "compare_integers",
     "export_onnx_integer",
     "export_onnx_qcdq",
     "export_onnx_qdq",
     "integers",
-    "pack",
+    "pack_integers",
     "run_integers",
-    "unpack",
+    "unpack_integers",
     "verify_onnx",
 ]
+
+_FORMER = {
+    "Quantized": "QuantizedTensor",
+    "Report": "VerificationReport",
+    "Row": "VerificationRow",
+    "Sums": "AccumulatorRange",
+    "compare": "compare_integers",
+    "pack": "pack_integers",
+    "unpack": "unpack_integers",
+}
+
+
+def __getattr__(name: str) -> object:
+    present = _FORMER.get(name)
+    if present is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    said = f"{name} is now {present}: the former name goes with version 0.3."
+    warnings.warn(said, DeprecationWarning, stacklevel=2)
+    return globals()[present]

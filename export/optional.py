@@ -6,7 +6,7 @@ from typing import Any
 
 from .errors import ExportError
 
-__all__ = ["Deferred", "installed", "required"]
+__all__ = ["installed", "required"]
 
 
 def required(package: str, purpose: str) -> Any:
@@ -25,21 +25,6 @@ def required(package: str, purpose: str) -> Any:
 
 
 _BY_THEMSELVES = ("numpy", "safetensors")  # which are of use without onnx
-
-
-class Deferred:
-    """A package under its usual name, imported when it is first used.
-
-    Example:
-        >>> Deferred("math", "an example").sqrt(4.0)
-        2.0
-    """
-
-    def __init__(self, package: str, purpose: str) -> None:
-        self._package, self._purpose = package, purpose
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(required(self._package, self._purpose), name)
 
 
 def installed(package: str) -> bool:

@@ -177,6 +177,12 @@ class WeightLayer(QuantLayer):
         ):
             if weights is None or bias is not None:
                 self._check_output_grid()  # the flag, or a bias, may have been set since the layer was built
+                if weights is None:
+                    raise QuantizerError(
+                        f"{path_of(self)}: return_quant_tensor=True needs outputs that lie on a grid, and "
+                        f"{type(self.weight_quant).__name__} puts the weight on none. Set output_quant=Int8Act, or "
+                        "return_quant_tensor=False."
+                    )
             grid = self._output_grid(inputs, weights, biases, out.ndim, out.dtype)
         else:
             return out

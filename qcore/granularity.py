@@ -41,6 +41,7 @@ class Granularity:
     """
 
     __slots__ = ()
+    axis: int | None = None  # the dimension with a scale for each index, where that is all that there is
 
     def block(self, shape: Sequence[int]) -> tuple[int, ...]:
         """How many neighbours along each dimension of a tensor share a scale, from 1 to the dimension's size.
@@ -48,11 +49,6 @@ class Granularity:
         A block at the end of a dimension may be shorter.
         """
         raise NotImplementedError
-
-    @property
-    def axis(self) -> int | None:
-        """The dimension with a scale for each index, where that is all that there is; else None."""
-        return None
 
     @property
     def single(self) -> bool:
@@ -65,11 +61,7 @@ class Granularity:
         return False
 
     def check(self) -> None:
-        """Refuse numbers that mean nothing.
-
-        Raises:
-            SettingError: such a number.
-        """
+        """Raise a `SettingError` where it was made with something impossible; called when a quantizer takes it."""
 
     def fits(self, ndim: int) -> bool:
         """Whether tensors of so many dimensions can have it."""
@@ -81,7 +73,7 @@ class Granularity:
 
     def scales_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
         """The shape in which the scales of a tensor are kept: one for each block."""
-        return tuple([-(-size // step) for size, step in zip(shape, self._block(shape), strict=True)])
+        return tuple(-(-size // step) for size, step in zip(shape, self._block(shape), strict=True))
 
     def count(self, shape: Sequence[int]) -> int:
         """How many scales a tensor has."""
@@ -90,8 +82,9 @@ class Granularity:
     def _block(self, shape: Sequence[int]) -> tuple[int, ...]:
         """The block, at least 1 along each dimension; checked."""
         found = tuple(self.block(shape))
-        sizes = [max(size, 1) for size in shape]
-        if len(found) != len(sizes) or not all(1 <= step <= size for step, size in zip(found, sizes, strict=True)):
+        if len(found) != len(shape) or not all(
+            1 <= step <= max(size, 1) for step, size in zip(found, shape, strict=True)
+        ):
             raise QuantizerError(
                 f"{self!r}.block({tuple(shape)}) is {found}: expected one whole number for each of {len(shape)} "
                 "dimensions, from 1 to its size."
@@ -100,9 +93,9 @@ class Granularity:
 
     def _split(self, shape: Sequence[int]) -> bool:
         """Whether some dimension is cut into pieces, so that the scales don't broadcast against the tensor."""
-        if self.broadcasts:
-            return False
-        return any(1 < step < size for step, size in zip(self._block(shape), shape, strict=True))
+        return not self.broadcasts and any(
+            1 < step < size for step, size in zip(self._block(shape), shape, strict=True)
+        )
 
     def view(self, x: Tensor) -> Tensor:
         """The tensor, or its rows, whichever `beside` broadcasts against."""
@@ -158,7 +151,7 @@ class Granularity:
         out = rows.reshape([sizes[dim] for dim in order]).permute(back).reshape(full)
         for dim, size in enumerate(x.shape):
             out = out.narrow(dim, 0, size) if full[dim] != size else out
-        return out.contiguous()
+        return out.contiguous()  # else a convolution would take it for another memory format
 
     def __str__(self) -> str:
         return repr(self)
@@ -205,7 +198,7 @@ class PerTensor(Granularity, NamedTuple("_PerTensor", [])):
     __slots__ = ()
 
     def block(self, shape: Sequence[int]) -> tuple[int, ...]:
-        return tuple([max(size, 1) for size in shape])
+        return tuple(max(size, 1) for size in shape)
 
     @property
     def single(self) -> bool:
@@ -241,18 +234,18 @@ class PerAxis(Granularity, _Axis):
     """
 
     __slots__ = ()
-    axis = _Axis.axis
+    axis: int = _Axis.axis  # type: ignore[assignment]
 
     def check(self) -> None:
         _check_dimension("axis", self.axis)
 
     def block(self, shape: Sequence[int]) -> tuple[int, ...]:
         axis = self.axis % len(shape)
-        return tuple([1 if dim == axis else max(size, 1) for dim, size in enumerate(shape)])
+        return tuple(1 if dim == axis else max(size, 1) for dim, size in enumerate(shape))
 
     def scales_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
         axis = self.axis % len(shape)
-        return tuple([size if dim == axis else 1 for dim, size in enumerate(shape)])
+        return tuple(size if dim == axis else 1 for dim, size in enumerate(shape))
 
     @property
     def broadcasts(self) -> bool:
@@ -307,7 +300,8 @@ class PerGroup(Granularity, _Group):
     def check(self) -> None:
         _check_dimension("group_axis", self.group_axis)
         if not _is_size(self.group_size):
-            raise SettingError("group_size", self.group_size, "a whole number, 1 or more, or -1 for the whole row")
+            expected = "a whole number of neighbours, 1 or more, or -1 for all"
+            raise SettingError("group_size", self.group_size, expected)
 
     def block(self, shape: Sequence[int]) -> tuple[int, ...]:
         axis, found = self.group_axis % len(shape), [1] * len(shape)
@@ -337,7 +331,7 @@ class PerToken(Granularity, NamedTuple("_PerToken", [])):
     __slots__ = ()
 
     def block(self, shape: Sequence[int]) -> tuple[int, ...]:
-        return (*[1] * (len(shape) - 1), *[max(size, 1) for size in shape[-1:]])
+        return (*[1] * (len(shape) - 1), *(max(size, 1) for size in shape[-1:]))
 
     def scales_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
         return (*shape[:-1], 1) if shape else ()
@@ -373,7 +367,8 @@ class PerBlock(Granularity, _Block):
     def check(self) -> None:
         sizes = self.block_sizes
         if not isinstance(sizes, tuple) or not sizes or not all(map(_is_size, sizes)):
-            raise SettingError("block_sizes", sizes, "a tuple of whole numbers, 1 or more, or -1 for a whole dimension")
+            expected = "a tuple of whole numbers, 1 or more, or -1 for a whole dimension, such as (128, 128)"
+            raise SettingError("block_sizes", sizes, expected)
 
     def block(self, shape: Sequence[int]) -> tuple[int, ...]:
         sizes = self.block_sizes[-len(shape) :] if shape else ()

@@ -492,7 +492,7 @@ class BiasQuant(_Integers):
 
     def _grid(self, bias: Tensor, inputs: Grid | None, weights: Grid | None) -> Grid:
         if inputs is None or weights is None:
-            lacking = "the input is a plain tensor" if inputs is None else "the weight is not quantized"
+            lacking = "the input is a plain tensor" if inputs is None else "the weight lies on no grid of integers"
             remedy = (
                 "Set return_quant_tensor=True on the layer before, or give this one input_quant=Int8Act, or choose a "
                 "bias with a scale of its own: bias_quant=Int8BiasOwnScale."

@@ -10,7 +10,9 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _IncompatibleKeys
 
 from .declare.inject import QuantizerType
+from .errors import QuantizerError
 from .grid import Grid
+from .locate import path_of
 
 __all__ = ["Intercept", "Kept", "TensorQuant"]
 
@@ -56,7 +58,8 @@ class Kept(dict[Any, Any]):
 class TensorQuant(nn.Module):
     """A resolved quantizer: a module that layers own as ``weight_quant``, ``act_quant`` and so on.
 
-    Subclasses implement `_quantize` and `scheme`. Invariant: ``quantize`` returns values on the grid it returns.
+    Subclasses implement `_quantize` and `scheme`. Invariant: ``quantize`` returns values on the grid it returns; the
+    grid is None where they lie on no grid of integers, as with a codebook.
 
     Attributes:
         quantizer: the declaration it was resolved from, or None if it was built by hand.
@@ -87,7 +90,7 @@ class TensorQuant(nn.Module):
     intercept: Intercept | None = None
     of_parameter = False
     follows_input = False  # whether its grid is derived from the input's and the weight's (biases)
-    _quantize: Callable[..., tuple[Tensor, Grid]]  # what subclasses implement
+    _quantize: Callable[..., tuple[Tensor, Grid | None]]  # what subclasses implement
     _kept: Kept | None = None  # grids that depend on no input, while the model is frozen
     _served: Sequence[tuple[weakref.ref[nn.Module], str]] = ()  # the layers, and their slots
     _stale = False  # whether `initialize` is due before the next use
@@ -112,8 +115,18 @@ class TensorQuant(nn.Module):
 
     @torch.no_grad()
     def codes(self, x: Tensor, *context: object) -> tuple[Tensor, Grid]:
-        """The integers that ``x`` is moved to, exactly, in the smallest type that holds their range; and the grid."""
+        """The integers that ``x`` is moved to, exactly, in the smallest type that holds their range; and the grid.
+
+        Raises:
+            QuantizerError: the values lie on no grid of integers.
+        """
         values, grid = self._quantize(x if x.dtype == torch.float64 else x.float(), *context)
+        if grid is None:
+            kind = type(self).__name__
+            raise QuantizerError(
+                f"{path_of(self)}: {kind} puts values on no grid of integers, so they have none. Return a Grid from "
+                f"{kind}._quantize where there is one."
+            )
         return grid.to_int(values), grid
 
     @property

@@ -27,7 +27,7 @@ def of_width(quantizer: Kind, bit_width: int) -> Kind:
     name = quantizer.__name__.replace(str(declared["bit_width"].declared), str(bit_width), 1)
     text = f"`{quantizer.__name__}` with {bit_width} bits: integers from {low} to {high}."
     namespace = {"bit_width": bit_width, "__doc__": text, "__module__": quantizer.__module__, "__qualname__": name}
-    return type(quantizer)(name, (quantizer,), namespace)  # type: ignore[return-value]
+    return type(quantizer)(name, (quantizer,), namespace)
 
 
 class IntBase(Quantizer):
@@ -92,7 +92,7 @@ class PerGroup(Quantizer):
     group_axis = None
 
     @value
-    def granularity(group_size, group_axis, axis=None, channel_axis=None):  # noqa: ANN001, ANN201, N805 - attributes
+    def granularity(group_size: int, group_axis, axis=None, channel_axis=None):  # noqa: ANN001, ANN201, N805
         """Which values share a scale."""
         usual = -1 if channel_axis is None else 1 - channel_axis
         return granularity_of(axis, Groups(group_size, usual if group_axis is None else group_axis))

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from ...qcore.int_quant import FLOAT_BITS
 from ...qcore.tensor_quant import Intercept
 from ..errors import ExportError, with_causes
 from .caveats import silent_quantizers, unreached
+from .grid import IntegerGrid
 from .model_state import numbered
 
 __all__ = ["Call", "Recording", "codes_of", "record"]
@@ -49,53 +51,15 @@ class Call:
         """What its tensors are called in the file."""
         return numbered(self.path, self.index)
 
-    @property
-    def bits(self) -> int:
-        """The bit width, a learned one as it stands."""
-        return int(self.grid.bit_width)
-
-    @property
-    def bounds(self) -> tuple[int, int]:
-        """The smallest and the largest integer of the grid."""
-        return self.grid.bounds
-
-    @property
-    def axis(self) -> int | None:
-        """The dimension of the input with a scale for each index, None for one scale, -1 for anything else."""
-        scale = self.grid.scale
-        if scale.numel() == 1:
-            return None
-        long = [dim for dim, size in enumerate(scale.shape) if size > 1]
-        if len(long) != 1 or scale.ndim != self.codes.ndim or scale.numel() != self.codes.shape[long[0]]:
-            return -1
-        return long[0]
+    @cached_property
+    def plain(self) -> IntegerGrid:
+        """The grid as plain integers and floats."""
+        return IntegerGrid.of(self.name, self.grid, self.codes.shape)
 
     @property
     def half_even(self) -> bool:
         """Whether it rounds as QuantizeLinear does."""
         return type(getattr(self.quantizer, "rounding", None)) is HalfEven
-
-    def flat(self, tensor: Tensor | None) -> Tensor:
-        """A scale or zero point as ONNX wants it: 0-d or 1-d; None gives zeros."""
-        scale = self.grid.scale.detach()
-        full = torch.zeros_like(scale) if tensor is None else tensor.detach().expand_as(scale)
-        return full.reshape(() if self.axis is None else -1).cpu()
-
-    @property
-    def scale(self) -> Tensor:
-        """float32, 0-d or one for each index of the axis."""
-        return self.flat(self.grid.scale).float()
-
-    @property
-    def zero_point(self) -> Tensor:
-        """Whole numbers as int64, shaped like the scale."""
-        return self.flat(self.grid.zero_point).round().to(torch.int64)
-
-    def along_axis(self, flat: Tensor) -> Tensor:
-        """A 1-d tensor shaped so that it broadcasts against the input."""
-        return (
-            flat if self.axis is None else flat.reshape([-1 if d == self.axis else 1 for d in range(self.codes.ndim)])
-        )
 
 
 @dataclass
@@ -120,15 +84,18 @@ def record(
         args: positional arguments.
         kwargs: keyword arguments, or None.
     """
-    recording = Recording()
+    recording, gridless = Recording(), dict[str, str]()
     held = {tensor.data_ptr() for tensor in (*module.parameters(), *module.buffers()) if tensor.numel()}
 
     def recorder(path: str) -> Intercept:
-        def call(quantizer: TensorQuant, x: Tensor, *context: object) -> tuple[Tensor, Grid]:
+        def call(quantizer: TensorQuant, x: Tensor, *context: object) -> tuple[Tensor, Grid | None]:
             values, grid = quantizer._quantize(x, *context)
+            if grid is None:
+                gridless[path] = type(quantizer).__name__
+                return values, None
             calls = recording.calls.setdefault(path, [])
             stored = x.data_ptr() in held if type(x) in (Tensor, nn.Parameter) else False
-            stored = stored or path.rpartition(".")[2] in ("weight_quant", "bias_quant")  # of values computed from some
+            stored = stored or quantizer.of_parameter  # or of values computed from one
             codes = codes_of(quantizer, x, context, values, grid)
             calls.append(
                 Call(
@@ -149,6 +116,15 @@ def record(
 
     with torch.no_grad(), intercepted(quantizers, recorder), silent_quantizers():
         recording.outputs = module(*args, **(kwargs or {}))
+    if gridless:
+        count = f"{len(gridless)} quantizer{'s' * (len(gridless) > 1)}"
+        raise ExportError(
+            with_causes(
+                f"{type(module).__name__}: {count} of this model put values on no grid of integers, so there is "
+                "nothing to write:",
+                [f"{path}: return a Grid from {kind}._quantize where there is one." for path, kind in gridless.items()],
+            )
+        )
     if quantizers and not recording.calls:
         first = next(iter(quantizers))
         raise ExportError(
@@ -167,7 +143,7 @@ def codes_of(quantizer: TensorQuant, x: Tensor, context: Arguments, values: Tens
 
 
 def _lie_on(grid: Grid, codes: Tensor, values: Tensor) -> bool:
-    steps = (grid.from_int(codes) - values).abs() / grid.scale
+    steps = (grid.from_int(codes) - values).abs() / grid.along(grid.scale, codes.shape)
     return not bool((steps > 1e-3 * codes.abs().clamp_min(1)).any())
 
 

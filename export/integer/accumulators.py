@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ..errors import ExportError, with_causes
 from .extraction import integers_for
 from .reference.entry import run_integers
-from .sums import Sums, worst_sums
+from .sums import AccumulatorRange, worst_sums
 
 __all__ = ["AccumulatorReport", "AccumulatorRow", "accumulator_report"]
 
@@ -25,14 +25,14 @@ class AccumulatorRow:
         actual: what the example reached, or None.
 
     Example:
-        >>> row = AccumulatorRow("fc", Sums(torch.tensor([-8, -200]), torch.tensor([7, 100])), None)
+        >>> row = AccumulatorRow("fc", AccumulatorRange(torch.tensor([-8, -200]), torch.tensor([7, 100])), None)
         >>> row.worst_bits, row.channel, row.actual_bits
         (9, 1, None)
     """
 
     name: str
-    worst: Sums | None
-    actual: Sums | None
+    worst: AccumulatorRange | None
+    actual: AccumulatorRange | None
 
     @property
     def worst_bits(self) -> int | None:
@@ -57,8 +57,9 @@ class AccumulatorReport:
     """The accumulators of a model's layers.
 
     Example:
-        >>> worst = Sums(torch.tensor([-8, -200]), torch.tensor([7, 100]))
-        >>> report = AccumulatorReport([AccumulatorRow("fc", worst, Sums(torch.tensor([-3]), torch.tensor([5])))])
+        >>> worst = AccumulatorRange(torch.tensor([-8, -200]), torch.tensor([7, 100]))
+        >>> actual = AccumulatorRange(torch.tensor([-3]), torch.tensor([5]))
+        >>> report = AccumulatorReport([AccumulatorRow("fc", worst, actual)])
         >>> report.fits(16), report.fits(8), report.bits
         (True, False, 9)
         >>> print(report)
@@ -148,7 +149,7 @@ def accumulator_report(
         >>> _ = layer.weight.data.copy_(torch.tensor([[0.7, -0.3, 0.1]]))
         >>> row = accumulator_report(nn.Sequential(layer), torch.ones(1, 3))["0"]
         >>> row.worst, row.worst_bits, row.actual_bits
-        (Sums(low=tensor([-45]), high=tensor([120])), 8, 4)
+        (AccumulatorRange(low=tensor([-45]), high=tensor([120])), 8, 4)
     """
     found = integers_for("accumulator_report", model, example, kwargs)
     run = run_integers(model, example, integers=found, accumulator_bits=53, kwargs=kwargs)

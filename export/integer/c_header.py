@@ -24,9 +24,9 @@ from torch import Tensor
 
 from ...qcore import HalfEven, StochasticRounding
 from ...qcore.formats.number_format import storage_dtype
+from ..capture.grid import Entering, IntegerGrid, QuantizedTensor
 from ..errors import ExportError, with_causes
 from .float_modules import remedy
-from .grid import Entering, IntegerGrid, Quantized
 from .layers import LayerIntegers, LayerTable
 from .requantize import ByScale, multiplier_and_shift
 from .sums import on_products, worst_sums
@@ -257,7 +257,7 @@ def _without_sums(layer: LayerIntegers, float_bias: bool) -> str | None:
         return f"there is none for {layer.kind}"
     if layer.input is None or layer.input.axis is not None:
         return "its input has no grid" if layer.input is None else "its input has several scales"
-    if layer.weight.grid.axis not in (None, 0):
+    if layer.weight.grid.axis not in (None, 0) or layer.weight.grid.block is not None:
         return "its weight has several scales in one sum"
     if float_bias:
         return "its bias is float"
@@ -282,7 +282,7 @@ def _setting(name: str, number: object) -> Iterable[str]:
         yield f"#define {name} {number}"
 
 
-def _quantized(name: str, part: Quantized) -> Iterable[str]:
+def _quantized(name: str, part: QuantizedTensor) -> Iterable[str]:
     codes = part.codes
     yield f"#define {name}_BITS {part.grid.bit_width}"
     yield f"#define {name}_SIGNED {int(part.grid.signed)}"

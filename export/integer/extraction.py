@@ -10,10 +10,10 @@ from ...qcore import TensorQuant
 from ...qcore.aliases import Keywords
 from ...qcore.models import require_model, shown
 from ..capture.caveats import warn_of_caveats
+from ..capture.grid import IntegerGrid, QuantizedTensor
 from ..capture.model_state import evaluating, unchanged
 from ..capture.record import Call, Recording, record
 from ..errors import ExportError, with_causes
-from .grid import IntegerGrid, Quantized
 from .layers import LayerIntegers
 from .model import Integers
 from .reference.run import run_lowered
@@ -98,7 +98,7 @@ def integers_of(
     return Integers({name: _with_widths(layer, layers) for name, layer in layers.items()}, run.float_modules)
 
 
-def parts_of(recording: Recording, call: str = "integers") -> dict[str, Quantized]:
+def parts_of(recording: Recording, call: str = "integers") -> dict[str, QuantizedTensor]:
     """What a recording holds of each quantizer's call, by name; ``call`` is the function that errors name."""
     causes = [cause for cause in map(_problem, recording) if cause is not None]
     if causes:
@@ -109,20 +109,14 @@ def parts_of(recording: Recording, call: str = "integers") -> dict[str, Quantize
         slot = each.path.rpartition(".")[2]
         stored = each.stored or each.quantizer.follows_input or slot in ("weight_quant", "bias_quant")
         codes = each.codes.detach().cpu().clone() if stored else None
-        parts[each.name] = Quantized(_grid_of(each), codes)
+        parts[each.name] = QuantizedTensor(each.plain, codes)
     return parts
-
-
-def _grid_of(call: Call) -> IntegerGrid:
-    """The grid that a recorded call answered with."""
-    kind = call.grid.signed, call.grid.narrow_range
-    return IntegerGrid(call.name, call.scale.clone(), call.zero_point.clone(), call.bits, *kind, call.axis)
 
 
 def _problem(call: Call) -> str | None:
     """Why a call can't be given as integers."""
     scale = call.grid.scale
-    if call.axis == -1:
+    if call.plain.axis == -1:
         return (
             f"{call.path}: its scale has the shape {tuple(scale.shape)} for values of shape {tuple(call.codes.shape)}. "
             "Write axis=None for one scale, or axis=1 for one for each channel."

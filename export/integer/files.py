@@ -7,9 +7,9 @@ a numpy archive, an entry of the header's metadata in safetensors::
 
     {"version": 2,
      "layers": [{"name", "kind", "settings", "quantizers": {slot: quantizer}, "input": grid, "output": grid}],
-     "quantizers": {name: {"shape", "dtype", "bit_width", "signed", "narrow_range", "axis",
+     "quantizers": {name: {"shape", "dtype", "bit_width", "signed", "narrow_range", "axis", "block",
                            "entering": {"terms", "axis", "low", "high", "rounding"}}},
-     "sums": {name: {"bit_width", "signed", "narrow_range", "axis"}},
+     "sums": {name: {"bit_width", "signed", "narrow_range", "axis", "block"}},
      "floats": [{"path", "kind", "operations", "place"}]}
 
 ``shape`` is null for activations, which have no stored integers, and ``entering`` where a quantizer takes floats. A
@@ -26,12 +26,12 @@ import torch
 from torch import Tensor
 
 from ...qcore.aliases import Keywords
+from ..capture.grid import Entering, IntegerGrid, QuantizedTensor
 from ..errors import ExportError
 from ..optional import required
 from .float_modules import FloatModule
-from .grid import Entering, IntegerGrid, Quantized
 from .layers import LayerIntegers, LayerTable
-from .packing import pack, unpack
+from .packing import pack_integers, unpack_integers
 
 __all__ = ["load", "save_npz", "save_safetensors"]
 
@@ -102,7 +102,7 @@ def _taken_apart(integers: LayerTable) -> tuple[str, dict[str, Tensor]]:
 
     def grid(each: IntegerGrid) -> dict[str, object]:
         tensors[f"{each.name}.scale"], tensors[f"{each.name}.zero_point"] = each.scale, each.zero_point
-        return {name: getattr(each, name) for name in ("bit_width", "signed", "narrow_range", "axis")}
+        return {name: getattr(each, name) for name in ("bit_width", "signed", "narrow_range", "axis", "block")}
 
     for name, part in integers.quantized().items():
         entry = {"shape": None, **grid(part.grid), "entering": None}
@@ -112,7 +112,7 @@ def _taken_apart(integers: LayerTable) -> tuple[str, dict[str, Tensor]]:
             tensors |= {f"{name}.entering.{number}": each for number, each in enumerate(part.entering.scales)}
         if part.codes is not None:
             entry |= {"shape": list(part.codes.shape), "dtype": str(part.codes.dtype).removeprefix("torch.")}
-            tensors[f"{name}.codes"] = pack(part.codes, part.grid.bit_width, part.grid.signed)
+            tensors[f"{name}.codes"] = pack_integers(part.codes, part.grid.bit_width, part.grid.signed)
         quantizers[name] = entry
     for layer in integers.layers.values():
         for each in (layer.input, layer.output):
@@ -138,6 +138,7 @@ def _put_together(
 ) -> tuple[dict[str, LayerIntegers], tuple[FloatModule, ...]]:
     def grid(name: str, entry: Keywords) -> IntegerGrid:
         plain = {key: entry[key] for key in ("bit_width", "signed", "narrow_range", "axis")}
+        plain["block"] = entry.get("block")  # files of version 0.1 have none
         return IntegerGrid(name, tensors[f"{name}.scale"], tensors[f"{name}.zero_point"], **plain)
 
     grids = {name: grid(name, each) for name, each in {**described["sums"], **described["quantizers"]}.items()}
@@ -145,13 +146,15 @@ def _put_together(
     for name, entry in described["quantizers"].items():
         codes = None
         if entry["shape"] is not None:
-            codes = unpack(tensors[f"{name}.codes"], entry["bit_width"], entry["signed"], tuple(entry["shape"]))
+            codes = unpack_integers(
+                tensors[f"{name}.codes"], entry["bit_width"], entry["signed"], tuple(entry["shape"])
+            )
             codes = codes.to(getattr(torch, entry["dtype"]))
         entering = entry["entering"]
         if entering is not None:
             scales = tuple(tensors[f"{name}.entering.{number}"] for number in range(entering.pop("terms")))
             entering = Entering(scales, **entering)
-        parts[name] = Quantized(grids[name], codes, entering)
+        parts[name] = QuantizedTensor(grids[name], codes, entering)
     layers = {}
     for each in described["layers"]:
         slots = {slot: parts[name] for slot, name in each["quantizers"].items()}

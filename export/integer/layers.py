@@ -4,8 +4,8 @@ from collections.abc import ItemsView, Iterator
 from dataclasses import dataclass, field
 
 from ...qcore.aliases import Keywords
+from ..capture.grid import IntegerGrid, QuantizedTensor
 from .float_modules import FloatModule
-from .grid import IntegerGrid, Quantized
 
 __all__ = ["LayerIntegers", "LayerTable"]
 
@@ -34,18 +34,18 @@ class LayerIntegers:
 
     name: str
     kind: str
-    quantizers: dict[str, Quantized]
+    quantizers: dict[str, QuantizedTensor]
     input: IntegerGrid | None = None
     output: IntegerGrid | None = None
     settings: Keywords = field(default_factory=dict)
 
     @property
-    def weight(self) -> Quantized | None:
+    def weight(self) -> QuantizedTensor | None:
         """The integers of the weight, or None."""
         return self.quantizers.get("weight")
 
     @property
-    def bias(self) -> Quantized | None:
+    def bias(self) -> QuantizedTensor | None:
         """The integers of the bias, or None where it is float or absent."""
         return self.quantizers.get("bias")
 
@@ -83,7 +83,7 @@ class LayerTable:
         """Paths and layers."""
         return self.layers.items()
 
-    def quantized(self) -> dict[str, Quantized]:
+    def quantized(self) -> dict[str, QuantizedTensor]:
         """Every quantizer's part, by the name of its grid."""
         return {each.grid.name: each for layer in self.layers.values() for each in layer.quantizers.values()}
 

@@ -13,12 +13,12 @@ from ...qcore.formats.int_range import int_bounds
 from ...qcore.formats.number_format import storage_dtype
 from ..errors import ExportError
 
-__all__ = ["pack", "unpack"]
+__all__ = ["pack_integers", "unpack_integers"]
 
 CHUNK = 2**17  # numbers at a time, which fill whole bytes: the bits take 64 times the space until they are packed
 
 
-def pack(codes: Tensor, bit_width: int, signed: bool) -> Tensor:
+def pack_integers(codes: Tensor, bit_width: int, signed: bool) -> Tensor:
     """The bytes of integers.
 
     Args:
@@ -33,7 +33,7 @@ def pack(codes: Tensor, bit_width: int, signed: bool) -> Tensor:
         ExportError: a number that so many bits don't hold.
 
     Example:
-        >>> pack(torch.tensor([1, -2, 7]), 4, signed=True)
+        >>> pack_integers(torch.tensor([1, -2, 7]), 4, signed=True)
         tensor([225,   7], dtype=torch.uint8)
     """
     numbers = codes.detach().cpu().reshape(-1).to(torch.int64)
@@ -42,14 +42,14 @@ def pack(codes: Tensor, bit_width: int, signed: bool) -> Tensor:
         worst = int(numbers.min()) if int(numbers.min()) < low else int(numbers.max())
         kind = "signed" if signed else "unsigned"
         raise ExportError(
-            f"pack(bit_width={bit_width}): {worst} is not among the {kind} integers of {bit_width} bits, {low} to "
-            f"{high}."
+            f"pack_integers(bit_width={bit_width}): {worst} is not among the {kind} integers of {bit_width} bits, "
+            f"{low} to {high}."
         )
     return torch.cat([_packed(each, bit_width) for each in numbers.split(CHUNK)])
 
 
-def unpack(packed: Tensor, bit_width: int, signed: bool, shape: tuple[int, ...]) -> Tensor:
-    """The integers that `pack` wrote, in the smallest integer type that holds their range.
+def unpack_integers(packed: Tensor, bit_width: int, signed: bool, shape: tuple[int, ...]) -> Tensor:
+    """The integers that `pack_integers` wrote, in the smallest integer type that holds their range.
 
     Args:
         packed: 1-d uint8.
@@ -61,15 +61,15 @@ def unpack(packed: Tensor, bit_width: int, signed: bool, shape: tuple[int, ...])
         ExportError: another number of bytes than the shape needs.
 
     Example:
-        >>> unpack(torch.tensor([225, 7], dtype=torch.uint8), 4, signed=True, shape=(3,))
+        >>> unpack_integers(torch.tensor([225, 7], dtype=torch.uint8), 4, signed=True, shape=(3,))
         tensor([ 1, -2,  7], dtype=torch.int8)
     """
     count = torch.Size(shape).numel()
     needed = -(-count * bit_width // 8)
     if packed.numel() != needed:
         raise ExportError(
-            f"unpack(shape={tuple(shape)}): {packed.numel()} bytes are given, and {count} integers of {bit_width} bits "
-            f"are {needed}. The file is damaged, or not ours."
+            f"unpack_integers(shape={tuple(shape)}): {packed.numel()} bytes are given, and {count} integers of "
+            f"{bit_width} bits are {needed}. The file is damaged, or not ours."
         )
     dtype = storage_dtype(*int_bounds(bit_width, signed, False))
     parts = packed.split(CHUNK * bit_width // 8)

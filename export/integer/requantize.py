@@ -7,9 +7,8 @@ from torch import Tensor
 
 from ...qcore import Ceil, Floor, HalfEven, HalfUp, StochasticRounding, TowardZero
 from ...qcore.errors import nearest
-from ...qcore.kernels.dispatch import quantize_to_int
+from ..capture.grid import IntegerGrid
 from ..errors import ExportError
-from .grid import IntegerGrid
 from .reference.tensor import IntegerTensor
 
 __all__ = ["REQUANTIZATIONS", "ByMultiplier", "ByScale", "ByShift", "multiplier_and_shift", "requantization"]
@@ -29,9 +28,7 @@ class ByScale:
 
     def __call__(self, x: Tensor, grid: IntegerGrid, rounding: Callable[[Tensor], Tensor]) -> Tensor:
         """The integers of ``x`` on a grid, int64."""
-        values = x.value if isinstance(x, IntegerTensor) else x
-        scale, zero_point = (grid.shaped(each, x.ndim).to(x.device) for each in (grid.scale, grid.zero_point))
-        return quantize_to_int(values, scale, *grid.bounds, zero_point, rounding).to(torch.int64)
+        return grid.codes(x.value if isinstance(x, IntegerTensor) else x, rounding)
 
 
 class ByMultiplier:
@@ -81,19 +78,18 @@ class ByMultiplier:
             )
         total = sum(term.codes * each for term, each in zip(x.terms, multipliers, strict=True))
         assert isinstance(total, Tensor)
-        zero_point, (low, high) = grid.shaped(grid.zero_point, x.ndim).to(x.device), grid.bounds
-        codes = shifted(total, shift) + zero_point
+        codes = shifted(total, shift) + grid.spread(total)[1]
         for bound, clamp in ((x.low, torch.maximum), (x.high, torch.minimum)):
             if bound is not None:  # rounding keeps order, so the bound may be rounded in place of the values
                 end = ByScale()(torch.full((1,) * x.ndim, bound, device=x.device), grid, rounding)
                 codes = clamp(codes, end)
-        return codes.clamp(low, high)
+        return codes.clamp(*grid.bounds)
 
     _name = "requantize='multiplier'"
 
     def _ratios(self, x: IntegerTensor, grid: IntegerGrid) -> list[Tensor]:
-        scale = grid.shaped(grid.scale, x.ndim).double().to(x.device)
-        return [term.scale.double() / scale for term in x.terms]
+        scale, _ = grid.spread(x)
+        return [term.scale.double() / scale.double() for term in x.terms]
 
     def _check(self, multipliers: list[Tensor], grid: IntegerGrid) -> None:
         """Whether the multipliers may be used."""

@@ -7,11 +7,11 @@ from torch import Tensor
 
 from .layers import LayerIntegers
 
-__all__ = ["Sums", "on_products", "signed_bits", "worst_sums"]
+__all__ = ["AccumulatorRange", "on_products", "signed_bits", "worst_sums"]
 
 
 @dataclass
-class Sums:
+class AccumulatorRange:
     """The smallest and the largest sum that a layer had, for each output channel.
 
     Attributes:
@@ -19,7 +19,7 @@ class Sums:
         high: the same for the largest.
 
     Example:
-        >>> Sums(torch.tensor([-129, 0]), torch.tensor([5, 100])).bits
+        >>> AccumulatorRange(torch.tensor([-129, 0]), torch.tensor([5, 100])).bits
         9
     """
 
@@ -42,7 +42,7 @@ def signed_bits(low: int, high: int) -> int:
     return max(high.bit_length() if high > 0 else 0, (-low - 1).bit_length() if low < 0 else 0) + 1
 
 
-def worst_sums(layer: LayerIntegers) -> Sums | None:
+def worst_sums(layer: LayerIntegers) -> AccumulatorRange | None:
     """The smallest and largest sum of products and bias that a layer can reach, for each output channel.
 
     Returns:
@@ -51,7 +51,9 @@ def worst_sums(layer: LayerIntegers) -> Sums | None:
     weight, given = layer.weight, layer.input
     if weight is None or weight.codes is None or given is None or given.axis is not None:
         return None
-    centred = weight.codes.to(torch.int64) - weight.grid.shaped(weight.grid.zero_point, weight.codes.ndim)
+    if weight.grid.block is not None:  # integers of several scales don't add up
+        return None
+    centred = weight.codes.to(torch.int64) - weight.grid.spread(weight.codes)[1]
     ungrouped = "output_padding" in layer.settings and "Transpose" in layer.kind and layer.settings["groups"] == 1
     rows = (centred.transpose(0, 1) if ungrouped else centred).flatten(1)  # (out, products)
     low, high = (bound - int(given.zero_point) for bound in given.bounds)
@@ -62,7 +64,7 @@ def worst_sums(layer: LayerIntegers) -> Sums | None:
     if bias is not None and bias.codes is not None and on_products(layer):
         own = bias.codes.to(torch.int64)
         smallest, largest = smallest + own.clamp_max(0), largest + own.clamp_min(0)
-    return Sums(smallest, largest)
+    return AccumulatorRange(smallest, largest)
 
 
 def on_products(layer: LayerIntegers) -> bool:

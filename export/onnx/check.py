@@ -7,7 +7,7 @@ import torch
 from ...qcore import IntQuant
 from ..capture.record import Call, Recording
 from ..errors import ExportError, with_causes
-from .dialects import BIAS, EXPORTER_OPSET, Dialect, Storage
+from .dialects import BIAS, BLOCKS, EXPORTER_OPSET, Dialect, Storage
 
 __all__ = ["check", "needed_opset", "storage_of"]
 
@@ -16,8 +16,8 @@ def storage_of(call: Call, dialect: Dialect) -> Storage | None:
     """The type that the integers of a call are stored in; a wide bias has int32."""
     signed = call.grid.signed
     if call.quantizer.follows_input:
-        return BIAS if signed or call.bits < BIAS.bits else None
-    fitting = dialect.storage(call.bits, signed)
+        return BIAS if signed or call.plain.bit_width < BIAS.bits else None
+    fitting = dialect.storage(call.plain.bit_width, signed)
     if fitting is None and call.stored and call.codes.ndim == 1 and signed:
         return BIAS
     return fitting
@@ -26,7 +26,8 @@ def storage_of(call: Call, dialect: Dialect) -> Storage | None:
 def needed_opset(recording: Recording, dialect: Dialect) -> int:
     """The oldest opset that has every type that the calls need, and that torch's exporter writes."""
     stored = (storage_of(call, dialect) for call in recording)
-    return max([EXPORTER_OPSET, *(storage.opset for storage in stored if storage is not None)])
+    blocks = BLOCKS if any(call.plain.block is not None for call in recording) else EXPORTER_OPSET
+    return max([EXPORTER_OPSET, blocks, *(storage.opset for storage in stored if storage is not None)])
 
 
 def check(recording: Recording, dialect: Dialect, opset: int | None) -> int:
@@ -63,12 +64,17 @@ def _old_opset(recording: Recording, dialect: Dialect, opset: int, needed: int) 
     remedy = f"Write opset_version={needed}, or leave it out."
     stored = [(call, storage_of(call, dialect)) for call in recording]
     wanting = [(call, storage) for call, storage in stored if storage is not None and storage.opset > opset]
+    grouped = [call for call, _ in stored if call.plain.block is not None]
+    if not wanting and grouped:
+        others = f" (and {len(grouped) - 1} more)" if len(grouped) > 1 else ""
+        return f"{asked}: {grouped[0].path}{others} has scales in groups, which ONNX has since opset {BLOCKS}. {remedy}"
     if not wanting:
         return f"{asked}: torch.onnx.export writes {EXPORTER_OPSET} and later. {remedy}"
     first, storage = max(wanting, key=lambda pair: pair[1].opset)
+    bits = first.plain.bit_width
     others = f" (and {len(wanting) - 1} more)" if len(wanting) > 1 else ""
     return (
-        f"{asked}: {first.path}{others} has {first.bits} bits, stored as {storage.name}, which ONNX has since opset "
+        f"{asked}: {first.path}{others} has {bits} bits, stored as {storage.name}, which ONNX has since opset "
         f"{storage.opset}. {remedy}"
     )
 
@@ -100,7 +106,7 @@ def _width(call: Call, dialect: Dialect) -> str | None:
         return None
     kind = "signed" if call.grid.signed else "unsigned"
     remedy = f"Write {_setting(call, 'bit_width')}={dialect.widest} or less."
-    return f"{call.bits} bits, {kind}; {dialect.name} stores 2 to {dialect.widest}. {remedy}"
+    return f"{call.plain.bit_width} bits, {kind}; {dialect.name} stores 2 to {dialect.widest}. {remedy}"
 
 
 def _rounding(call: Call, dialect: Dialect) -> str | None:
@@ -141,10 +147,16 @@ def _grid(call: Call, dialect: Dialect) -> str | None:
     scale = call.grid.scale
     if not bool((scale.isfinite() & (scale > 0)).all()):
         return "a scale is not a positive, finite number. Check what its scaling computes."
-    if call.axis == -1:
+    if call.plain.axis == -1:
         return (
             f"its scale has the shape {tuple(scale.shape)} for values of shape {tuple(call.codes.shape)}; "
-            f"{dialect.name} takes one scale per tensor or per index of one dimension. Write axis=None or axis=1."
+            f"{dialect.name} takes one scale per tensor, per index of one dimension, or per group along one. Write "
+            "axis=None or axis=1."
+        )
+    if call.plain.block is not None and not call.stored:
+        return (
+            f"it has a stored scale for {call.grid.granularity} of an activation, whose number of groups changes with "
+            "the input. Write axis=None for one scale, or axis=1 for one for each channel."
         )
     if not call.on_grid:
         return f"the values it returns do not lie on the grid it returns ({type(call.quantizer).__name__}._quantize)."
@@ -155,7 +167,7 @@ def _zero_point(call: Call, dialect: Dialect) -> str | None:
     zero_point = call.grid.zero_point
     if zero_point is None:
         return None
-    low, high = call.bounds
+    low, high = call.grid.bounds
     if bool(((zero_point >= low) & (zero_point <= high)).all()):
         return None
     outside = zero_point[(zero_point < low) | (zero_point > high)].reshape(-1)[0].item()

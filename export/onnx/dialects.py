@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass
 
-__all__ = ["EXPORTER_OPSET", "QCDQ", "QDQ", "Dialect", "Storage"]
+__all__ = ["BLOCKS", "EXPORTER_OPSET", "QCDQ", "QDQ", "Dialect", "Storage"]
 
+BLOCKS = 21  # the first opset whose DequantizeLinear has a block_size
 EXPORTER_OPSET = 18  # the oldest that torch.onnx.export writes without converting
 
 

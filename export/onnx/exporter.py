@@ -24,10 +24,10 @@ from .lower import lower
 from .operators import check_operators
 from .protect import protect
 from .trace import trace
-from .verify import compare
+from .verify import compare_with_file
 from .write import fits_one_file, write
 
-__all__ = ["export_onnx_qcdq", "export_onnx_qdq"]
+__all__ = ["checked_options", "export_onnx_qcdq", "export_onnx_qdq"]
 
 
 def export_onnx_qcdq(
@@ -114,7 +114,7 @@ def _export(
 ) -> torch.onnx.ONNXProgram:
     call = f"export_onnx_{dialect.name.lower()}"
     require_model(call, module, ExportError)
-    path, options = _checked(call, path, given)
+    path, options = checked_options(call, path, given)
     for package in ("onnx", "onnxscript"):
         required(package, call)
     arguments = args if isinstance(args, tuple) else (args,)
@@ -129,7 +129,8 @@ def _export(
         lower(program.model, recording, dialect)
         protect(program.model)
         if verify and installed("onnxruntime") and fits_one_file(program.model):
-            report, _ = compare(module, quantizers, program.model_proto, arguments, kwargs, sys.maxsize)
+            proto = program.model_proto
+            report, _ = compare_with_file(call, module, quantizers, proto, arguments, kwargs, sys.maxsize)
             if not report.ok:
                 raise ExportError(
                     f"{call}: onnxruntime does not reproduce the model, so no file was written.\n{report}\n"
@@ -150,7 +151,7 @@ _FIXED = {
 }
 
 
-def _checked(
+def checked_options(
     call: str, path: str | os.PathLike[str] | None, given: Mapping[str, object]
 ) -> tuple[str | os.PathLike[str] | None, Keywords]:
     """The path and the keywords for torch, or an error for one that torch does not know."""

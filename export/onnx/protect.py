@@ -19,10 +19,12 @@ Two forms are left alone by all of them: a bias that is subtracted, negated; and
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from ..optional import required
+import torch
+
+from .editing import Editor
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -42,23 +44,11 @@ def protect(model: ir.Model) -> None:
     Args:
         model: an ``onnx_ir.Model`` whose quantizations are QuantizeLinear and DequantizeLinear nodes.
     """
-    guard = Guard(model)
-    for node in list(model.graph):
-        rule = _RULES.get(node.op_type)
-        if rule is not None and node.graph is not None:  # another rule may have replaced it
-            rule(guard, node)
+    Guard(model).rewrite(_RULES)
 
 
-class Guard:
+class Guard(Editor):
     """Edits one graph and answers where its values come from."""
-
-    def __init__(self, model: ir.Model) -> None:
-        self.ir = required("onnx_ir", "export")
-        self.graph = model.graph
-        self.opset = model.opset_imports[""]
-        self.names = {
-            value.name for node in model.graph for value in (*node.inputs, *node.outputs) if value is not None
-        }
 
     def dequantize(self, value: ir.Value | None) -> Any:
         """The DequantizeLinear that a value comes from, directly or through operators that move values; or None."""
@@ -71,74 +61,31 @@ class Guard:
     def fence(self, node: Any, index: int) -> None:
         """Let one input of a node pass through a Sum of one."""
         value = node.inputs[index]
-        fence = self.add(node, "Sum", [value], like=value, name=f"{value.name}.fence")
-        node.replace_input_with(index, fence)
+        node.replace_input_with(index, self.add(node, "Sum", [value], f"{value.name}.fence", like=value))
 
     def fence_uses(self, value: Any) -> None:
         """Let all users of a value have it through one Sum of one."""
         users = list(value.uses())
         if users:
-            node = self.ir.node("Sum", [value], name=self.unused(f"{value.name}.fence"))
-            fence = node.outputs[0]
-            fence.name, fence.dtype, fence.shape = node.name, value.dtype, value.shape
-            self.graph.insert_after(value.producer(), node)
+            fence = self.add(value.producer(), "Sum", [value], f"{value.name}.fence", like=value, after=True)
             for user, index in users:
                 user.replace_input_with(index, fence)
 
     def subtract(self, node: ir.Node, bias: Any, unsqueezed: int) -> None:
         """After a node, subtract its negated bias."""
         output = node.outputs[0]
-        negated = self.add(node, "Neg", [bias], like=bias, name=f"{bias.name}.negated")
+        negated = self.add(node, "Neg", [bias], f"{bias.name}.negated", like=bias)
         if unsqueezed:
-            axes = self.constant(f"{bias.name}.axes", list(range(1, 1 + unsqueezed)))
-            negated = self.add(node, "Unsqueeze", [negated, axes], like=None, name=f"{bias.name}.spatial")
-            negated.dtype = bias.dtype
-            negated.shape = self.ir.Shape([*bias.shape, *[1] * unsqueezed]) if bias.shape is not None else None
-        subtraction = self.ir.node("Sub", [output, negated], name=f"{node.name}.bias")
-        after = subtraction.outputs[0]
-        after.dtype, after.shape = output.dtype, output.shape
-        name = output.name
-        for user, index in list(output.uses()):
-            if user is not subtraction:
-                user.replace_input_with(index, after)
-        for index, each in enumerate(self.graph.outputs):
-            if each is output:
-                self.graph.outputs[index] = after
+            axes = self.constant(f"{bias.name}.axes", torch.arange(1, 1 + unsqueezed), "INT64")
+            negated = self.add(node, "Unsqueeze", [negated, axes], f"{bias.name}.spatial", like=bias)
+            if bias.shape is not None:
+                negated.shape = self.ir.Shape([*bias.shape, *[1] * unsqueezed])
+        after = self.add(node, "Sub", [output, negated], f"{node.name}.bias", like=output, after=True)
+        subtraction, name = after.producer(), output.name
+        assert subtraction is not None
+        self.supersede(output, after, renamed=True)
         output.name = self.unused(f"{name}.product")
-        after.name = name
-        self.graph.insert_after(node, subtraction)
-
-    def add(
-        self, before: ir.Node, op_type: str, inputs: Sequence[ir.Value | None], like: ir.Value | None, name: str
-    ) -> ir.Value:
-        """A node in front of another."""
-        name = self.unused(name)
-        node = self.ir.node(op_type, inputs, name=name)
-        output = node.outputs[0]
-        output.name = name
-        if like is not None:
-            output.dtype, output.shape = like.dtype, like.shape
-        self.graph.insert_before(before, node)
-        return output
-
-    def constant(self, name: str, numbers: list[int]) -> ir.Value:
-        """An initializer."""
-        name = self.unused(name)
-        tensor = self.ir.tensor(numbers, dtype=self.ir.DataType.INT64, name=name)
-        value = self.ir.Value(
-            name=name, shape=self.ir.Shape(tensor.shape), type=self.ir.TensorType(tensor.dtype), const_value=tensor
-        )
-        self.graph.register_initializer(value)
-        return value
-
-    def unused(self, name: str) -> str:
-        """A name that no value has: this one, or with a number."""
-        free, number = name, 0
-        while free in self.names or free in self.graph.initializers:
-            number += 1
-            free = f"{name}.{number}"
-        self.names.add(free)
-        return free
+        subtraction.replace_input_with(0, output)
 
     def narrow(self, codes: Any) -> bool:
         """Whether integers have fewer than 8 bits."""
@@ -177,7 +124,7 @@ def _layer(guard: Guard, node: Any) -> None:
     if weights is None or any(node.attributes.get_float(factor, 1.0) != 1.0 for factor in ("alpha", "beta")):
         guard.fence(node, 0)
         return
-    bias = node.inputs[2] if len(node.inputs) > 2 else None
+    bias = guard.operand(node, 2)
     if bias is None or guard.on_scale_of_products(bias, inputs, weights):
         return
     spatial = 0 if node.op_type == "Gemm" else len(node.inputs[1].shape) - 2
@@ -192,16 +139,15 @@ def _matmul(guard: Guard, node: Any) -> None:
         if inputs is not None and _is_initializer(node.inputs[1]):
             guard.fence(node, 0)
         return
-    users = node.outputs[0].uses()
-    addition = users[0].node if len(users) == 1 and users[0].node.op_type == "Add" else None
-    if addition is not None and not node.outputs[0].is_graph_output():
-        bias = addition.inputs[1 - users[0].idx]
+    added = guard.addition(node.outputs[0])
+    if added is not None:
+        addition, bias = added
         matches = inputs is not None and guard.on_scale_of_products(bias, inputs, weights)
         if _is_constant(bias) and not matches:
-            negated = guard.add(addition, "Neg", [bias], like=bias, name=f"{bias.name}.negated")
-            subtraction = guard.ir.node("Sub", [node.outputs[0], negated], name=addition.name)
-            guard.graph.insert_before(addition, subtraction)
-            _take_place(guard, addition, subtraction)
+            negated = guard.add(addition, "Neg", [bias], f"{bias.name}.negated", like=bias)
+            operands, result = [node.outputs[0], negated], addition.outputs[0]
+            after = guard.add(addition, "Sub", operands, f"{result.name}.after", like=result, called=addition.name)
+            guard.replace(addition, after, renamed=True)
     direct = node.inputs[0].producer() is inputs
     eight = all(each is not None and each.inputs[0].dtype in _eight_bits(guard) for each in (inputs, weights))
     if not (direct and eight):
@@ -225,7 +171,7 @@ def _dequantize(guard: Guard, node: Any) -> None:
     if (
         guard.narrow(codes)
         or guard.per_channel(node)
-        or (moved and guard.opset >= 21 and codes.dtype == guard.ir.DataType.INT8)
+        or (moved and guard.model.opset_imports[""] >= 21 and codes.dtype == guard.ir.DataType.INT8)
     ):
         guard.fence_uses(value)
 
@@ -234,15 +180,6 @@ def _requantized(guard: Guard, node: ir.Node) -> None:
     """Operators whose integer kernels round otherwise."""
     if guard.dequantize(node.inputs[0]) is not None:
         guard.fence(node, 0)
-
-
-def _take_place(guard: Guard, old: Any, new: Any) -> None:
-    value, output = old.outputs[0], new.outputs[0]
-    output.dtype, output.shape = value.dtype, value.shape
-    name, value.name = value.name, None
-    output.name = name
-    guard.ir.convenience.replace_all_uses_with(value, output, replace_graph_outputs=True)
-    guard.graph.remove(old, safe=True)
 
 
 def _is_initializer(value: ir.Value | None) -> bool:

@@ -3,11 +3,11 @@
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-__all__ = ["Report", "Row"]
+__all__ = ["VerificationReport", "VerificationRow"]
 
 
 @dataclass
-class Row:
+class VerificationRow:
     """One tensor compared between torch and onnxruntime.
 
     Attributes:
@@ -24,8 +24,8 @@ class Row:
         note: what else is wrong.
 
     Example:
-        >>> row = Row("act", "activation", "on", compared=1000, tie_flips=1)
-        >>> row.add(Row("act", "activation", "on", compared=500, differences=2, largest=3.0))
+        >>> row = VerificationRow("act", "activation", "on", compared=1000, tie_flips=1)
+        >>> row.add(VerificationRow("act", "activation", "on", compared=500, differences=2, largest=3.0))
         >>> row.compared, row.differences, row.tie_flips
         (1500, 2, 1)
     """
@@ -40,7 +40,7 @@ class Row:
     note: str = ""
     absolute: float | None = None
 
-    def add(self, other: "Row") -> None:
+    def add(self, other: "VerificationRow") -> None:
         """Count a further part of the same tensor in."""
         self.compared += other.compared
         self.differences += other.differences
@@ -52,11 +52,12 @@ class Row:
 
 
 @dataclass
-class Report:
+class VerificationReport:
     """All tensors compared, with the runtime's optimizations off and on.
 
     Example:
-        >>> report = Report([Row("act", "activation", "off", 1000, 0, 1, 1.0), Row("y", "output", "plain", 10, 2)])
+        >>> act = VerificationRow("act", "activation", "off", 1000, 0, 1, 1.0)
+        >>> report = VerificationReport([act, VerificationRow("y", "output", "plain", 10, 2)])
         >>> report.ok, report.differences, report.tie_flips
         (False, 2, 1)
         >>> print(report)
@@ -65,7 +66,7 @@ class Report:
         plain          y                      10            2          0         0
     """
 
-    rows: list[Row] = field(default_factory=list)
+    rows: list[VerificationRow] = field(default_factory=list)
 
     @property
     def ok(self) -> bool:
@@ -97,19 +98,20 @@ class Report:
         """The same as a share of the range of the output: its largest magnitude."""
         return max((row.largest for row in self._outputs()), default=0.0)
 
-    def _outputs(self) -> list[Row]:
+    def _outputs(self) -> list[VerificationRow]:
         return [row for row in self.only("plain").rows if row.absolute is not None]
 
-    def only(self, optimizations: str) -> "Report":
+    def only(self, optimizations: str) -> "VerificationReport":
         """The part with the runtime's optimizations ``off``, ``on``, or of the ``plain`` file.
 
         Example:
-            >>> Report([Row("act", "activation", "off", 10), Row("act", "activation", "on", 20)]).only("on").compared
+            >>> rows = [VerificationRow("act", "activation", "off", 10), VerificationRow("act", "activation", "on", 20)]
+            >>> VerificationReport(rows).only("on").compared
             20
         """
-        return Report([row for row in self.rows if row.optimizations == optimizations])
+        return VerificationReport([row for row in self.rows if row.optimizations == optimizations])
 
-    def add(self, rows: Iterable[Row]) -> None:
+    def add(self, rows: Iterable[VerificationRow]) -> None:
         """Count further parts in."""
         known = {(row.name, row.kind, row.optimizations): row for row in self.rows}
         for row in rows:
@@ -140,7 +142,7 @@ class Report:
 _HEADER = f"{'optimizations':13}  {'tensor':12} {'compared':>12} {'differences':>12} {'tie flips':>10} {'largest':>9}"
 
 
-def _line(row: Row) -> str:
+def _line(row: VerificationRow) -> str:
     note = f"  {row.note}" if row.note else ""
     return (
         f"{row.optimizations:13}  {row.name:12} {row.compared:12} {row.differences:12} {row.tie_flips:10} "

@@ -1,18 +1,22 @@
 """An ONNX model in onnxruntime, with the integer codes of its quantized tensors as outputs."""
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+import os
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree
 
+from ...qcore import values_of
+from ...qcore.models import shown
 from ..errors import ExportError
 from ..optional import required
 
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["Session", "with_codes"]
+__all__ = ["Session", "codes_among", "loaded", "tensors_in", "with_codes"]
 
 
 class Session:
@@ -21,18 +25,21 @@ class Session:
     Args:
         model: an ``onnx.ModelProto``.
         optimize: all optimizations, or none.
-        folder: where external data lies, or None.
+        call: the function that the user called, which errors name.
+        disabled: names of optimization passes that are left out.
     """
 
-    def __init__(self, model: "onnx.ModelProto", optimize: bool) -> None:
-        runtime = required("onnxruntime", "verify_onnx")
+    def __init__(self, model: "onnx.ModelProto", optimize: bool, call: str, disabled: Sequence[str] = ()) -> None:
+        runtime = required("onnxruntime", call)
         options = runtime.SessionOptions()
         levels = runtime.GraphOptimizationLevel
         options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimize else levels.ORT_DISABLE_ALL
         options.log_severity_level = 4  # what fails is raised
         options.intra_op_num_threads = torch.get_num_threads()
         try:
-            self.session = runtime.InferenceSession(model.SerializeToString(), options, ["CPUExecutionProvider"])
+            self.session = runtime.InferenceSession(
+                model.SerializeToString(), options, ["CPUExecutionProvider"], disabled_optimizers=list(disabled)
+            )
         except Exception as error:  # onnxruntime's have no base class of their own
             level = "on" if optimize else "off"
             raise ExportError(
@@ -50,12 +57,40 @@ class Session:
         return {name: torch.as_tensor(each) for name, each in zip(self.outputs, found, strict=True)}
 
 
-def with_codes(model: "onnx.ModelProto") -> tuple["onnx.ModelProto", list[str]]:
-    """A copy of a model that also puts out the codes of its activations, and their names.
+def loaded(call: str, program: Any) -> "onnx.ModelProto":
+    """An exported model, however a user names it; ``call`` is the function that errors name."""
+    onnx = required("onnx", call)
+    if isinstance(program, (str, os.PathLike)):
+        return onnx.load(os.fspath(program))
+    proto = getattr(program, "model_proto", program)
+    if not isinstance(proto, onnx.ModelProto):
+        raise ExportError(
+            f"{call}: program={shown(program)} is not an exported model. Pass what an export returned, the path of a "
+            "file, or an onnx.ModelProto."
+        )
+    return proto
+
+
+def tensors_in(tree: object) -> list[Tensor]:
+    """The tensors of arguments or outputs, in order, plain."""
+    return [values_of(each) for each in _pytree.tree_leaves(tree) if isinstance(each, Tensor)]
+
+
+def codes_among(found: Mapping[str, Tensor], names: Sequence[str]) -> dict[str, Tensor]:
+    """The codes that a model of `with_codes` put out, int64, by the name of the quantizer's call."""
+    return {
+        name.removesuffix(".codes"): found[name if name in found else f"{name}.int32"].to(torch.int64) for name in names
+    }
+
+
+def with_codes(
+    model: "onnx.ModelProto", call: str, only: Sequence[str] | None = None
+) -> tuple["onnx.ModelProto", list[str]]:
+    """A copy of a model that also puts out the codes of its activations, all or only some, and their names.
 
     Types that numpy lacks are cast to int32.
     """
-    onnx = required("onnx", "verify_onnx")
+    onnx = required("onnx", call)
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     types, helper = onnx.TensorProto, onnx.helper
@@ -66,6 +101,8 @@ def with_codes(model: "onnx.ModelProto") -> tuple["onnx.ModelProto", list[str]]:
         if node.op_type not in ("QuantizeLinear", "Clip") or not node.output[0].endswith(".codes"):
             continue
         name, kind = node.output[0], known[node.output[0]]
+        if only is not None and name not in only:
+            continue
         if kind in narrow:
             copy.graph.node.append(helper.make_node("Cast", [name], [f"{name}.int32"], to=types.INT32))
             copy.graph.output.append(helper.make_tensor_value_info(f"{name}.int32", types.INT32, None))

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from bitwright.export import Report, Row, export_onnx_qdq
+from bitwright.export import VerificationReport, VerificationRow, export_onnx_qdq
 
 Console = pytest.importorskip("rich.console").Console
 
@@ -42,10 +42,10 @@ def test_the_exit_status_tells_of_differences(example, monkeypatch, tmp_path):
 
     def report(off, on, plain):
         rows = [
-            Row("relu1.act_quant", "activation", "off", 10, off, 1),
-            Row("relu1.act_quant", "activation", "on", 10, on, 2),
+            VerificationRow("relu1.act_quant", "activation", "off", 10, off, 1),
+            VerificationRow("relu1.act_quant", "activation", "on", 10, on, 2),
         ]
-        return Report([*rows, Row("logits", "output", "plain", 10, plain)])
+        return VerificationReport([*rows, VerificationRow("logits", "output", "plain", 10, plain)])
 
     file = files.File(Path("a.qdq.onnx"), "qdq", report(1, 3, 5))
     assert file.differences == (1, 8)
@@ -67,11 +67,11 @@ def test_several_seeds_give_mean_and_spread(example, tmp_path):
     images = torch.zeros(2, 1, 32, 32)
     path = tmp_path / "a.float.onnx"
     export_onnx_qdq(nn.Flatten(), images[:1], path, input_names=["images"])
-    flips = Report([Row("relu1.act_quant", "activation", "on", 10, 0, 3)])
+    flips = VerificationReport([VerificationRow("relu1.act_quant", "activation", "on", 10, 0, 3)])
     runs = [
         lenet.Run(digits.Digits(images, images, images, images), [nn.Flatten()] * 2, shares, [[file], [file]])
         for shares, file in (
-            ([0.50, 0.52], files.File(path, "float", Report())),
+            ([0.50, 0.52], files.File(path, "float", VerificationReport())),
             ([0.60, 0.58], files.File(path, "float", flips)),
         )
     ]

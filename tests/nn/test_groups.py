@@ -203,7 +203,7 @@ def test_wrong_sizes():
         qnn.QuantLinear(4, 2, weight_quant=Int4WeightPerGroup, weight_group_size=0)
     assert str(error.value) == (
         "QuantLinear(in_features=4, out_features=2, bias=True): weight_group_size=0 is not possible: expected a whole "
-        "number, 1 or more, or -1 for the whole row."
+        "number of neighbours, 1 or more, or -1 for all."
     )
 
 

@@ -24,6 +24,8 @@ CALLS = {
     "frozen": (entered(qnn.frozen), QuantizerError),
     "calibrating": (entered(qnn.calibrating), QuantizerError),
     "finish_calibration": (qnn.finish_calibration, QuantizerError),
+    "quantizers_of": (qnn.quantizers_of, QuantizerError),
+    "unquantized": (entered(qnn.unquantized), QuantizerError),
     "bit_width_report": (bit_width_report, QuantizerError),
     "size_penalty": (size_penalty, QuantizerError),
     "export_onnx_qcdq": (lambda model: export.export_onnx_qcdq(model, X), ExportError),
@@ -32,7 +34,7 @@ CALLS = {
     "integers": (lambda model: export.integers(model, X), ExportError),
     "accumulator_report": (lambda model: export.accumulator_report(model, X), ExportError),
     "run_integers": (lambda model: export.run_integers(model, X, integers=Integers({})), ExportError),
-    "compare": (lambda model: export.compare(model, X), ExportError),
+    "compare_integers": (lambda model: export.compare_integers(model, X), ExportError),
     "verify_onnx": (lambda model: export.verify_onnx(model, "model.onnx", X), ExportError),
 }
 GIVEN = [
@@ -94,7 +96,7 @@ def test_describe_takes_no_class_of_a_model():
     assert str(caught.value) == "describe takes a quantizer class, a layer or a model; found type."
 
 
-@pytest.mark.parametrize("name", ["verify_onnx", "compare"])
+@pytest.mark.parametrize("name", ["verify_onnx", "compare_integers"])
 def test_what_is_no_exported_model(name):
     pytest.importorskip("onnx")
     pytest.importorskip("onnxruntime")
@@ -107,7 +109,7 @@ def test_what_is_no_exported_model(name):
     )
 
 
-@pytest.mark.parametrize("name", ["run_integers", "compare"])
+@pytest.mark.parametrize("name", ["run_integers", "compare_integers"])
 def test_what_is_no_integers(name):
     with pytest.raises(ExportError) as caught:
         getattr(export, name)(qnn.QuantLinear(4, 4), X, integers=5)

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree
 
 from ....nn.contexts.intercepting import quantizers_of
 from ....qcore import BiasQuant
@@ -16,13 +15,15 @@ from ...capture.caveats import warn_of_caveats
 from ...capture.model_state import evaluating, unchanged
 from ...capture.record import record
 from ...errors import ExportError, with_causes
+from ...onnx.agreement import compare_exactly
 from ...onnx.check import check
 from ...onnx.dialects import QCDQ, Dialect
-from ...onnx.exporter import _checked
+from ...onnx.exporter import checked_options
 from ...onnx.lower import lower
 from ...onnx.operators import check_operators
 from ...onnx.protect import protect
-from ...onnx.report import Report, Row
+from ...onnx.report import VerificationReport, VerificationRow
+from ...onnx.session import tensors_in
 from ...onnx.trace import trace
 from ...onnx.write import fits_one_file, write
 from ...optional import installed, required
@@ -30,8 +31,9 @@ from ..extraction import integers_of
 from ..float_modules import FloatModule, remedy
 from ..layers import LayerIntegers
 from ..model import Integers
-from ..reference.comparison import _File
-from ..reference.run import IntegerRun, Take, run_lowered
+from ..reference.comparison import ExportedFile
+from ..reference.run import IntegerRun, run_lowered
+from .lower import integerize
 
 if TYPE_CHECKING:
     import onnx
@@ -85,11 +87,9 @@ def export_onnx_integer(
     """
     call = "export_onnx_integer"
     require_model(call, module, ExportError)
-    export_path, given = _checked(call, export_path, options)
+    export_path, given = checked_options(call, export_path, options)
     for package in ("onnx", "onnxscript"):
         required(package, call)
-    from .lower import integerize  # which can't be imported without numpy, as onnx can't
-
     arguments = args if isinstance(args, tuple) else (args,)
     kwargs = given.get("kwargs")
     quantizers = quantizers_of(module)
@@ -103,7 +103,7 @@ def export_onnx_integer(
         check_operators(program)
         scopes = {str(value.name): _scope(node) for node in program.model.graph for value in node.outputs}
         lower(program.model, recording, INTEGER)
-        _refuse_nodes(module, integerize(program.model), scopes)
+        _refuse_nodes(module, integerize(program.model, recording), scopes)
         protect(program.model)
         if verify and installed("onnxruntime") and fits_one_file(program.model):
             report = _verified(module, found, program.model_proto, arguments, kwargs)
@@ -189,6 +189,11 @@ def _problems(owner: nn.Module, layer: LayerIntegers) -> list[str]:
         problems.append("its bias is float. Write bias_quant=Int32Bias.")
     elif bias is not None and not isinstance(quantizer, BiasQuant):
         problems.append("its bias has a scale of its own. Write bias_quant=Int32Bias, on the scale of the products.")
+    if layer.weight.grid.block is not None:
+        problems.append(
+            "its weight has scales in groups, so the integers that one output sums have no common scale. Write "
+            "weight_quant=Int8WeightPerChannel, or use export_onnx_qdq."
+        )
     zero_point = layer.weight.grid.zero_point.reshape(-1)
     if bool((zero_point != zero_point[:1]).any()):
         problems.append(
@@ -204,35 +209,25 @@ def _verified(
     proto: "onnx.ModelProto",
     args: tuple[object, ...],
     kwargs: Mapping[str, object] | None,
-) -> Report:
+) -> VerificationReport:
     """Equal bits, with the runtime's optimizations off and on."""
-    quantizers, parts = quantizers_of(module), found.quantized()
-
-    def run(take: Take | None = None) -> IntegerRun:
-        return run_lowered(module, quantizers, parts, args, kwargs, take=take)
-
-    inputs = [each for each in _pytree.tree_leaves((args, kwargs or {})) if isinstance(each, Tensor)]
-    file, own, report = _File(proto, inputs, run), run(), Report()
+    file, report = ExportedFile("export_onnx_integer", proto, tensors_in((args, kwargs or {}))), VerificationReport()
+    own = run_lowered(module, quantizers_of(module), found.quantized(), args, kwargs)
     for optimizations in ("off", "on"):
         report.add(_bits(file, own, optimizations))
     return report
 
 
-def _bits(file: _File, own: IntegerRun, optimizations: str) -> list[Row]:
+def _bits(file: ExportedFile, own: IntegerRun, optimizations: str) -> list[VerificationRow]:
     codes, outputs, plain = file.codes_and_outputs(optimizations)
     rows = [
-        _equal(name, "activation", optimizations, own.codes[name], each)
+        compare_exactly(name, "activation", optimizations, own.codes[name], each.reshape(own.codes[name].shape))
         for name, each in codes.items()
         if name in own.codes
     ]
-    expected = [each for each in _pytree.tree_leaves(own.outputs) if isinstance(each, Tensor)]
+    expected = tensors_in(own.outputs)
     for kind, found in ((optimizations, outputs), ("plain", plain)):
         if found:  # the file as it is runs with optimizations only
             pairs = zip(expected, found.items(), strict=True)
-            rows += [_equal(name, "output", kind, one, other) for one, (name, other) in pairs]
+            rows += [compare_exactly(name, "output", kind, one, other) for one, (name, other) in pairs]
     return rows
-
-
-def _equal(name: str, kind: str, where: str, ours: Tensor, theirs: Tensor) -> Row:
-    off = (ours.double() - theirs.reshape(ours.shape).double()).abs()
-    return Row(name, kind, where, off.numel(), int((~(off == 0)).sum()), 0, float(off.max()) if off.numel() else 0.0)

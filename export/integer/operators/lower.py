@@ -7,14 +7,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+import torch
+from torch import Tensor
+
+from ...capture.grid import IntegerGrid
+from ...capture.record import Recording
 from ...errors import ExportError
-from ...optional import Deferred, required
+from ...onnx.editing import Editor
 
 if TYPE_CHECKING:
-    import numpy as np
     import onnx_ir as ir
-else:
-    np = Deferred("numpy", "export_onnx_integer")
 
 __all__ = ["integerize"]
 
@@ -34,62 +36,55 @@ _EXACT = {
 
 @dataclass(frozen=True)
 class Form:
-    """A value of the graph as integers: ``value = (codes - zero_point) * scale``.
+    """A value of the graph as integers.
 
     Attributes:
-        codes: the ``onnx_ir.Value`` of the integers.
-        scale: float32 array, 0-d or 1-d.
-        zero_point: array of the integers' type, of the same shape.
-        axis: the dimension of several scales, or None.
-        name: of the quantizer.
+        grid: where they stand.
+        kind: their type, as ONNX spells it.
+        codes: the value of the integers, None where they are moved and stored.
         constant: the integers, where they are stored.
         bounds: the smallest and the largest integer of an activation.
     """
 
+    grid: IntegerGrid
+    kind: str
     codes: Any
-    scale: np.ndarray
-    zero_point: np.ndarray
-    axis: int | None
-    name: str
-    constant: np.ndarray | None = None
+    constant: Tensor | None = None
     bounds: tuple[int, int] = (-(2**31), 2**31 - 1)
 
     @property
     def plain(self) -> bool:
         """Whether there is one scale for all."""
-        return self.axis is None
+        return self.grid.axis is None
 
     @property
     def wide(self) -> bool:
         """Whether the integers are an activation's in int32, which the operators of 8 bits don't take."""
-        return self.constant is None and self.codes.dtype.name == "INT32"
+        return self.constant is None and self.kind == "INT32"
 
 
-def integerize(model: ir.Model) -> list[ir.Node]:
+def integerize(model: ir.Model, recording: Recording) -> list[ir.Node]:
     """Rewrite the layers of an exported model, in place.
 
     Args:
         model: an ``onnx_ir.Model`` whose quantizations are QuantizeLinear, Clip and DequantizeLinear nodes of 8 bits.
+        recording: the calls that they stand for.
 
     Returns:
         The nodes that compute in floats what two runtimes may sum or round differently.
     """
-    graph = _Graph(model)
-    for node in list(model.graph):
-        rule = _RULES.get(node.op_type)
-        if rule is not None and node.graph is not None:  # another rule may have replaced it
-            rule(graph, node)
-    common = required("onnx_ir.passes.common", "export_onnx_integer")
-    common.RemoveUnusedNodesPass()(model)
+    graph = _Graph(model, recording)
+    graph.rewrite(_RULES)
+    graph.sweep()
     return [node for node in model.graph if graph.computes_in_floats(node)]
 
 
-class _Graph:
+class _Graph(Editor):
     """Edits one graph, and knows its values as integers."""
 
-    def __init__(self, model: ir.Model) -> None:
-        self.ir = required("onnx_ir", "export_onnx_integer")
-        self.graph: Any = model.graph
+    def __init__(self, model: ir.Model, recording: Recording) -> None:
+        super().__init__(model)
+        self.calls = {call.name: call for call in recording}
         self.forms: dict[ir.Value, Form | None] = {}
         self.products: set[ir.Value] = set()  # values that `scaled` made
         self.sources: dict[ir.Value, tuple[bool, bool]] = {}
@@ -117,30 +112,16 @@ class _Graph:
             return None
         return self._moved(node, inner)
 
-    def _dequantized(self, node: Any) -> Form:
-        codes, scale = node.inputs[0], node.inputs[1].const_value.numpy()
-        stored = codes
+    def _dequantized(self, node: Any) -> Form | None:
+        call = self.calls.get(node.name.removesuffix(".dequantize"))
+        if call is None:  # a node that the model had before
+            return None
+        codes = stored = node.inputs[0]
         while stored.producer() is not None and stored.producer().op_type == "Clip":
             stored = stored.producer().inputs[0]
-        constant = stored.const_value.numpy() if stored.producer() is None and stored.const_value is not None else None
-        kind = np.int32 if constant is not None and constant.dtype == np.int32 else None
-        has_zero_point = len(node.inputs) > 2 and node.inputs[2] is not None
-        zero_point = node.inputs[2].const_value.numpy() if has_zero_point else np.zeros(scale.shape, kind or np.int32)
-        axis = node.attributes.get_int("axis", 1) if scale.ndim else None
-        if axis is not None and axis < 0:
-            axis += len(node.inputs[0].shape)
-        name = node.name.removesuffix(".dequantize")
-        if constant is not None:
-            return Form(stored, scale, zero_point, axis, name, constant)
-        return Form(codes, scale, zero_point, axis, name, bounds=self._bounds(codes))
-
-    def _bounds(self, codes: Any) -> tuple[int, int]:
-        """Of integers that are quantized, and clipped where they have fewer bits than their type."""
-        node = codes.producer()
-        if node is not None and node.op_type == "Clip":
-            return int(node.inputs[1].const_value.numpy()), int(node.inputs[2].const_value.numpy())
-        kind = np.iinfo(codes.dtype.numpy())
-        return int(kind.min), int(kind.max)
+        if stored.producer() is None and stored.const_value is not None:
+            return Form(call.plain, stored.dtype.name, stored, call.codes)
+        return Form(call.plain, codes.dtype.name, codes, bounds=call.plain.bounds)
 
     def _moved_constant(self, node: ir.Node, inner: Form) -> Form | None:
         assert inner.constant is not None
@@ -148,32 +129,29 @@ class _Graph:
             return None
         given = node.attributes.get("perm")
         order = list(reversed(range(inner.constant.ndim))) if given is None else list(given.as_ints())
-        axis = None if inner.axis is None else order.index(inner.axis)
-        return Form(None, inner.scale, inner.zero_point, axis, inner.name, np.transpose(inner.constant, order))
+        axis = None if inner.grid.axis is None else order.index(inner.grid.axis)
+        return replace(inner, grid=replace(inner.grid, axis=axis), codes=None, constant=inner.constant.permute(order))
 
     def _moved(self, node: Any, inner: Form) -> Form | None:
         inputs = [inner.codes, *node.inputs[1:]]
-        attributes = list(node.attributes.values())
-        op_type = node.op_type
+        op_type, attributes = node.op_type, node.attributes
         if op_type == "Relu":
-            op_type, inputs = "Clip", [inner.codes, self.constant(f"{inner.name}.zero", inner.zero_point)]
+            op_type, inputs = "Clip", [inner.codes, self.zero(inner)]
         elif op_type == "Pad":
-            filled = node.inputs[2] if len(node.inputs) > 2 else None
+            filled = self.operand(node, 2)
             mode = node.attributes.get_string("mode", "constant")
             if mode != "constant" or (
                 filled is not None and (filled.const_value is None or filled.const_value.numpy() != 0)
             ):
                 return None
-            rest = list(node.inputs[3:])
-            inputs = [inner.codes, node.inputs[1], self.constant(f"{inner.name}.zero", inner.zero_point), *rest]
-        name = f"{node.outputs[0].name}.codes_of"
+            inputs = [inner.codes, node.inputs[1], self.zero(inner), *node.inputs[3:]]
+        name, result = f"{node.outputs[0].name}.codes_of", node.outputs[0]
         if inner.wide and op_type == "MaxPool":  # of int32 through floats, which are exact to 24 bits
-            cast = self.typed(self.add(node, "Cast", [inner.codes], {"to": 1}, f"{name}.cast"), "FLOAT", node.inputs[0])
-            pooled = self.typed(self.add(node, op_type, [cast], attributes, f"{name}.pooled"), "FLOAT", node.outputs[0])
-            moved = self.add(node, "Cast", [pooled], {"to": 6}, name)
+            cast = self.cast(node, inner.codes, "FLOAT", f"{name}.cast")
+            pooled = self.add(node, op_type, [cast], f"{name}.pooled", attributes, like=result)
+            moved = self.cast(node, pooled, "INT32", name)
         else:
-            moved = self.add(node, op_type, inputs, attributes, name, after=True)
-        moved.dtype, moved.shape = inner.codes.dtype, node.outputs[0].shape
+            moved = self.add(node, op_type, inputs, name, attributes, like=result, kind=inner.kind, after=True)
         return replace(inner, codes=moved)
 
     def computes_in_floats(self, node: ir.Node) -> bool:
@@ -196,113 +174,73 @@ class _Graph:
             )
         return self.sources[value]
 
-    # Editing
+    def zero(self, form: Form) -> ir.Value:
+        """The zero point of an activation, in the type of its integers."""
+        return self.constant(f"{form.grid.name}.zero", form.grid.zero_point, form.kind)
 
-    def constant(self, name: str, array: np.ndarray) -> ir.Value:
-        """An initializer."""
-        free, number = name, 0
-        while free in self.graph.initializers:
-            existing = self.graph.initializers[free].const_value.numpy()
-            if existing.dtype == array.dtype and np.array_equal(existing, array):
-                return self.graph.initializers[free]
-            number += 1
-            free = f"{name}.{number}"
-        tensor = self.ir.tensor(np.ascontiguousarray(array) if array.ndim else array, name=free)
-        value = self.ir.Value(
-            name=free, shape=self.ir.Shape(tensor.shape), type=self.ir.TensorType(tensor.dtype), const_value=tensor
-        )
-        self.graph.register_initializer(value)
-        return value
+    def cast(self, place: ir.Node, value: ir.Value, kind: str, name: str) -> ir.Value:
+        """A value converted to another type, in front of a node."""
+        return self.add(place, "Cast", [value], name, {"to": self.ir.DataType[kind]}, like=value, kind=kind)
 
-    def add(
-        self,
-        place: ir.Node,
-        op_type: str,
-        inputs: Sequence[ir.Value | None],
-        attributes: Mapping[str, object] | Sequence[ir.Attr],
-        name: str,
-        *,
-        after: bool = False,
+    def summed(
+        self, place: ir.Node, op_type: str, inputs: Sequence[ir.Value | None], name: str, settings: Mapping[str, object]
     ) -> ir.Value:
-        """A node in front of another, or behind it; its result."""
-        if isinstance(attributes, dict):
-            node = self.ir.node(op_type, inputs, attributes, name=name)
-        else:
-            node = self.ir.Node("", op_type, inputs, attributes, name=name)
-        node.outputs[0].name = name
-        (self.graph.insert_after if after else self.graph.insert_before)(place, node)
-        return node.outputs[0]
+        """A node whose result is int32 and shaped like that of the node behind it."""
+        return self.add(place, op_type, inputs, name, settings, like=place.outputs[0], kind="INT32")
 
-    def typed(self, value: ir.Value, kind: str, like: Any) -> ir.Value:
-        """A value with its type noted, and the shape of another."""
-        value.dtype, value.shape = self.ir.DataType[kind], like.shape
-        return value
-
-    def scaled(self, node: ir.Node, sums: ir.Value, scale: np.ndarray, layer: str) -> ir.Value:
+    def scaled(self, node: ir.Node, sums: ir.Value, scale: Tensor, layer: str) -> ir.Value:
         """Sums as values, in place of a node's result: one conversion and one multiplication."""
-        result = node.outputs[0]
-        values = self.typed(self.add(node, "Cast", [sums], {"to": 1}, f"{layer}.cast"), "FLOAT", result)
-        factor = self.constant(f"{layer}.scale", scale)
-        product = self.typed(self.add(node, "Mul", [values, factor], {}, f"{layer}.scaled"), "FLOAT", result)
-        name = result.name
-        result.name = f"{name}.before"
-        self.ir.convenience.replace_all_uses_with(result, product, replace_graph_outputs=True)
-        product.name = name
-        self.graph.remove(node, safe=True)
+        values = self.cast(node, sums, "FLOAT", f"{layer}.cast")
+        factor = self.constant(f"{layer}.scale", scale, "FLOAT")
+        product = self.add(node, "Mul", [values, factor], f"{layer}.scaled", like=node.outputs[0])
+        self.replace(node, product, renamed=True)
         self.products.add(product)
         return product
 
 
 def _layer_of(weights: Form, node: Any) -> str:
-    return weights.name.removesuffix("weight_quant").removesuffix(".") or node.outputs[0].name
+    return weights.grid.name.removesuffix("weight_quant").removesuffix(".") or node.outputs[0].name
 
 
-def _one_zero_point(form: Form, layer: str) -> np.ndarray:
-    """The only zero point, 0-d."""
-    flat = form.zero_point.reshape(-1)
+def _operands(graph: _Graph, x: Form, weights: Form, layer: str) -> list[ir.Value | None]:
+    """What ConvInteger and MatMulInteger take: the integers of both, and one zero point for each."""
+    grid, factor = weights.grid, weights.codes
+    if weights.constant is not None:
+        factor = graph.constant(f"{grid.name}.integers", weights.constant, weights.kind)
+    flat = grid.zero_point.reshape(-1)
     if (flat != flat[0]).any():
         raise ExportError(f"{layer}: its weight has several zero points, and ConvInteger takes one.")
-    return flat[0].reshape(())
+    return [x.codes, factor, graph.zero(x), graph.constant(f"{grid.name}.zero", flat[0], weights.kind)]
 
 
-def _unbiased(layer: str) -> ExportError:
-    return ExportError(
-        f"{layer}: its bias is not on the scale of the products when it is traced. Write bias_quant=Int32Bias."
-    )
-
-
-def _bias(graph: _Graph, value: ir.Value | None, layer: str, scale: np.ndarray) -> np.ndarray | None:
-    """The integers of a bias, int32."""
-    if value is None:
-        return None
-    form = graph.form(value)
-    if form is None or form.constant is None or not (np.broadcast_to(form.scale, scale.shape) == scale).all():
-        raise _unbiased(layer)
-    return form.constant.astype(np.int32)
+def _with_bias(
+    graph: _Graph, place: ir.Node, sums: ir.Value, bias: ir.Value | None, scale: Tensor, layer: str, spatial: int = 0
+) -> ir.Value:
+    """Sums of products, and the integers of a bias added to them."""
+    if bias is None:
+        return sums
+    form = graph.form(bias)
+    alike = form is not None and bool((form.grid.scale.expand_as(scale) == scale).all())
+    if form is None or form.constant is None or not alike:
+        raise ExportError(
+            f"{layer}: its bias is not on the scale of the products when it is traced. Write bias_quant=Int32Bias."
+        )
+    added = graph.constant(f"{layer}.bias.integers", form.constant.reshape(-1, *[1] * spatial), "INT32")
+    return graph.summed(place, "Add", [sums, added], f"{layer}.sums", {})
 
 
 def _conv(graph: _Graph, node: ir.Node) -> None:
     x, weights = graph.form(node.inputs[0]), graph.form(node.inputs[1])
     if x is None or weights is None or not x.plain or x.wide:
         return
-    if weights.constant is None or weights.axis not in (None, 0):
+    if weights.constant is None or weights.grid.axis not in (None, 0):
         return
     layer, spatial = _layer_of(weights, node), weights.constant.ndim - 2
-    scale = x.scale * weights.scale  # float32
-    bias = _bias(graph, node.inputs[2] if len(node.inputs) > 2 else None, layer, scale)
-    inputs = [
-        x.codes,
-        graph.constant(f"{weights.name}.integers", weights.constant),
-        graph.constant(f"{x.name}.zero", x.zero_point),
-        graph.constant(f"{weights.name}.zero", _one_zero_point(weights, layer)),
-    ]
-    sums = graph.add(node, "ConvInteger", inputs, list(node.attributes.values()), f"{layer}.products")
-    sums = graph.typed(sums, "INT32", node.outputs[0])
-    along = (-1, *[1] * spatial)
-    if bias is not None:
-        added = graph.constant(f"{layer}.bias.integers", np.broadcast_to(bias, bias.shape).reshape(along))
-        sums = graph.typed(graph.add(node, "Add", [sums, added], {}, f"{layer}.sums"), "INT32", node.outputs[0])
-    graph.scaled(node, sums, scale.reshape(along) if scale.ndim else scale, layer)
+    scale = x.grid.scale * weights.grid.scale  # float32
+    operands = _operands(graph, x, weights, layer)
+    sums = graph.summed(node, "ConvInteger", operands, f"{layer}.products", node.attributes)
+    sums = _with_bias(graph, node, sums, graph.operand(node, 2), scale, layer, spatial)
+    graph.scaled(node, sums, scale.reshape(-1, *[1] * spatial) if scale.ndim else scale, layer)
 
 
 def _gemm(graph: _Graph, node: ir.Node) -> None:
@@ -313,11 +251,11 @@ def _gemm(graph: _Graph, node: ir.Node) -> None:
     if x is None or weights is None or not x.plain or x.wide or weights.constant is None:
         return
     if get.get_int("transB", 0):
-        axis = None if weights.axis is None else 1 - weights.axis
-        weights = Form(None, weights.scale, weights.zero_point, axis, weights.name, weights.constant.T)
-    if weights.axis not in (None, 1):
+        axis = None if weights.grid.axis is None else 1 - weights.grid.axis
+        weights = replace(weights, grid=replace(weights.grid, axis=axis), constant=weights.constant.T)
+    if weights.grid.axis not in (None, 1):
         return
-    _product(graph, node, x, weights, node.inputs[2] if len(node.inputs) > 2 else None, node)
+    _product(graph, node, x, weights, graph.operand(node, 2), node)
 
 
 def _matmul(graph: _Graph, node: Any) -> None:
@@ -328,39 +266,22 @@ def _matmul(graph: _Graph, node: Any) -> None:
         if weights.plain and not weights.wide:
             _product(graph, node, x, weights, None, node)
         return
-    if weights.constant.ndim != 2 or weights.axis not in (None, 1):
+    if weights.constant.ndim != 2 or weights.grid.axis not in (None, 1):
         return
-    users = node.outputs[0].uses()
-    addition = users[0].node if len(users) == 1 and users[0].node.op_type == "Add" else None
-    if addition is not None and not node.outputs[0].is_graph_output():
-        bias = addition.inputs[1 - users[0].idx]
-        known = graph.form(bias)
-        if known is not None and known.constant is not None and known.constant.ndim == 1:
-            _product(graph, node, x, weights, bias, addition)
-            return
-    _product(graph, node, x, weights, None, node)
+    addition, bias = graph.addition(node.outputs[0]) or (node, None)
+    known = graph.form(bias)
+    if known is None or known.constant is None or known.constant.ndim != 1:
+        addition, bias = node, None
+    _product(graph, node, x, weights, bias, addition)
 
 
 def _product(graph: _Graph, node: Any, x: Form, weights: Form, bias: ir.Value | None, place: ir.Node) -> None:
     """MatMulInteger in front of a node whose result is replaced: the product, or the addition of its bias."""
-    stored = weights.constant is not None
-    layer = _layer_of(weights, node) if stored else node.outputs[0].name
-    scale = x.scale * weights.scale  # float32
-    integers = _bias(graph, bias, layer, scale)
-    factor = (
-        graph.constant(f"{weights.name}.integers", weights.constant) if weights.constant is not None else weights.codes
-    )
-    inputs = [
-        x.codes,
-        factor,
-        graph.constant(f"{x.name}.zero", x.zero_point),
-        graph.constant(f"{weights.name}.zero", _one_zero_point(weights, layer)),
-    ]
-    sums = graph.typed(graph.add(place, "MatMulInteger", inputs, {}, f"{layer}.products"), "INT32", place.outputs[0])
-    if integers is not None:
-        added = graph.constant(f"{layer}.bias.integers", integers)
-        sums = graph.typed(graph.add(place, "Add", [sums, added], {}, f"{layer}.sums"), "INT32", place.outputs[0])
-    graph.scaled(place, sums, scale, layer)
+    layer = node.outputs[0].name if weights.constant is None else _layer_of(weights, node)
+    scale = x.grid.scale * weights.grid.scale  # float32
+    operands = _operands(graph, x, weights, layer)
+    sums = graph.summed(place, "MatMulInteger", operands, f"{layer}.products", {})
+    graph.scaled(place, _with_bias(graph, place, sums, bias, scale, layer), scale, layer)
 
 
 def _reduce(graph: _Graph, node: Any) -> None:
@@ -373,20 +294,16 @@ def _reduce(graph: _Graph, node: Any) -> None:
     sizes = [shape[int(axis)] for axis in axes.numpy()]
     if not all(isinstance(size, int) for size in sizes):
         return
-    result, name = node.outputs[0], node.outputs[0].name
-    wide = graph.typed(graph.add(node, "Cast", [x.codes], {"to": 6}, f"{name}.integers"), "INT32", node.inputs[0])
+    name, count = node.outputs[0].name, math.prod(sizes)
+    wide = graph.cast(node, x.codes, "INT32", f"{name}.integers")
     keep = {"keepdims": node.attributes.get_int("keepdims", 1)}
-    sums = graph.typed(graph.add(node, "ReduceSum", [wide, node.inputs[1]], keep, f"{name}.sums"), "INT32", result)
-    sums = _centred(graph, node, sums, int(x.zero_point) * math.prod(sizes), name)
-    count = math.prod(sizes) if node.op_type == "ReduceMean" else 1
-    graph.scaled(node, sums, x.scale / np.float32(count), name)
-
-
-def _centred(graph: _Graph, node: ir.Node, sums: ir.Value, offset: int, name: str) -> ir.Value:
-    if not offset:
-        return sums
-    zero = graph.constant(f"{name}.offset", np.array(offset, np.int32))
-    return graph.typed(graph.add(node, "Sub", [sums, zero], {}, f"{name}.centred"), "INT32", node.outputs[0])
+    sums = graph.summed(node, "ReduceSum", [wide, node.inputs[1]], f"{name}.sums", keep)
+    offset = x.grid.zero_point * count
+    if offset:
+        sums = graph.summed(
+            node, "Sub", [sums, graph.constant(f"{name}.offset", offset, "INT32")], f"{name}.centred", {}
+        )
+    graph.scaled(node, sums, x.grid.scale / count if node.op_type == "ReduceMean" else x.grid.scale, name)
 
 
 def _global_average(graph: _Graph, node: Any) -> None:
@@ -421,48 +338,40 @@ def _pool(graph: _Graph, node: Any, x: Form, kernel: list[int], settings: Mappin
     if not isinstance(channels, int):
         return
     name = node.outputs[0].name
-    inputs = [
-        x.codes,
-        graph.constant(f"{name}.ones", np.ones((channels, 1, *kernel), np.uint8)),
-        graph.constant(f"{x.name}.zero", x.zero_point),
-    ]
-    sums = graph.add(node, "ConvInteger", inputs, {**settings, "group": channels}, f"{name}.sums")
-    scale = x.scale / np.float32(math.prod(kernel))
-    graph.scaled(node, graph.typed(sums, "INT32", node.outputs[0]), scale, name)
+    ones = graph.constant(f"{name}.ones", torch.ones(channels, 1, *kernel), "UINT8")
+    settings = {**settings, "group": channels}
+    sums = graph.summed(node, "ConvInteger", [x.codes, ones, graph.zero(x)], f"{name}.sums", settings)
+    graph.scaled(node, sums, x.grid.scale / math.prod(kernel), name)
 
 
 def _add(graph: _Graph, node: Any) -> None:
     """Activations on one scale: their integers are added, in int32, and kept in 8 bits where these hold the sum."""
     one, other = (graph.form(value) for value in node.inputs)
-    if one is None or other is None or not (one.plain and other.plain) or one.scale != other.scale:
+    if one is None or other is None or not (one.plain and other.plain) or one.grid.scale != other.grid.scale:
         return
     if one.constant is not None or other.constant is not None:
         return
     name = node.outputs[0].name
     wide = [_centred_codes(graph, node, each, f"{name}.{side}") for each, side in ((one, "one"), (other, "other"))]
-    result = node.outputs[0]
-    sums = graph.typed(graph.add(node, node.op_type, wide, {}, f"{name}.sums"), "INT32", result)
-    (low, high), (below, above) = ([end - int(each.zero_point) for end in each.bounds] for each in (one, other))
+    sums = graph.summed(node, node.op_type, wide, f"{name}.sums", {})
+    (low, high), (below, above) = ([end - int(each.grid.zero_point) for end in each.bounds] for each in (one, other))
     bounds = (low + below, high + above) if node.op_type == "Add" else (low - above, high - below)
-    codes, kind = sums, np.int32
-    for number, narrow in ((2, np.uint8), (3, np.int8)):
-        if np.iinfo(narrow).min <= bounds[0] and bounds[1] <= np.iinfo(narrow).max and kind is np.int32:
-            kind = narrow
-            cast = graph.add(node, "Cast", [sums], {"to": number}, f"{name}.narrow")
-            codes = graph.typed(cast, np.dtype(narrow).name.upper(), result)
-    product = graph.scaled(node, sums, one.scale, name)
-    graph.forms[product] = Form(codes, one.scale, np.zeros((), kind), None, name, bounds=bounds)
+    codes, kind = sums, "INT32"
+    for narrow, ends in (("UINT8", (0, 255)), ("INT8", (-128, 127))):
+        if ends[0] <= bounds[0] and bounds[1] <= ends[1] and kind == "INT32":
+            codes, kind = graph.cast(node, sums, narrow, f"{name}.narrow"), narrow
+    product = graph.scaled(node, sums, one.grid.scale, name)
+    grid = IntegerGrid(name, one.grid.scale, torch.tensor(0), 32, signed=True)
+    graph.forms[product] = Form(grid, kind, codes, bounds=bounds)
 
 
 def _centred_codes(graph: _Graph, node: ir.Node, form: Form, name: str) -> ir.Value:
     """The integers of an activation minus their zero point, int32."""
-    codes = form.codes
-    if not form.wide:
-        codes = graph.typed(graph.add(node, "Cast", [codes], {"to": 6}, f"{name}.integers"), "INT32", codes)
-    if not form.zero_point.any():
+    codes, grid = form.codes if form.wide else graph.cast(node, form.codes, "INT32", f"{name}.integers"), form.grid
+    if not grid.zero_point:
         return codes
-    zero = graph.constant(f"{form.name}.zero.int32", form.zero_point.astype(np.int32))
-    return graph.typed(graph.add(node, "Sub", [codes, zero], {}, f"{name}.centred"), "INT32", codes)
+    zero = graph.constant(f"{grid.name}.zero.int32", grid.zero_point, "INT32")
+    return graph.add(node, "Sub", [codes, zero], f"{name}.centred", like=codes)
 
 
 _RULES = {

@@ -2,38 +2,36 @@
 
 import os
 import warnings
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree
 
 from ....nn.contexts.intercepting import intercepted, quantizers_of
-from ....qcore import BitwrightWarning, Grid, TensorQuant, values_of
+from ....qcore import BitwrightWarning, Grid, TensorQuant
 from ....qcore.models import require_model
 from ....qcore.tensor_quant import Intercept
-from ...capture.model_state import evaluating, numbered, unchanged
+from ...capture.grid import IntegerGrid, QuantizedTensor
+from ...capture.model_state import counted, evaluating, unchanged
 from ...capture.record import codes_of
 from ...errors import ExportError
+from ...onnx.agreement import compare_codes, compare_exactly, compare_outputs
 from ...onnx.exporter import export_onnx_qcdq
-from ...onnx.passes import culprits, load
-from ...onnx.report import Report, Row
-from ...onnx.session import with_codes
-from ...onnx.verify import FLOAT, RESOLUTION, TIE, loaded
+from ...onnx.report import VerificationReport, VerificationRow
+from ...onnx.session import Session, codes_among, loaded, tensors_in, with_codes
 from ...optional import installed
 from ..extraction import integers_for
-from ..grid import IntegerGrid, Quantized
 from ..model import Integers
 from ..requantize import Requantization, requantization
+from .passes import culprits
 from .run import IntegerRun, Take, run_lowered
-from .tensor import IntegerTensor
 
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["IntegerComparison", "compare"]
+__all__ = ["ExportedFile", "IntegerComparison", "compare_integers"]
 
 
 @dataclass
@@ -47,8 +45,10 @@ class IntegerComparison:
         passes: the runtime's optimization passes that cause differences, if some do: any one of them alone.
 
     Example:
-        >>> rows = [Row("conv1", "activation", "torch", 9), Row("relu1", "activation", "on", 9, 2, 0, 3.0)]
-        >>> comparison = IntegerComparison(Report(rows), IntegerRun(None), ("WeightBiasQuantization",))
+        >>> one = VerificationRow("conv1", "activation", "torch", 9)
+        >>> other = VerificationRow("relu1", "activation", "on", 9, 2, 0, 3.0)
+        >>> report = VerificationReport([one, other])
+        >>> comparison = IntegerComparison(report, IntegerRun(None), ("WeightBiasQuantization",))
         >>> comparison.ok, comparison.first_difference.name, comparison.passes
         (False, 'relu1', ('WeightBiasQuantization',))
         >>> print(comparison)  # doctest: +NORMALIZE_WHITESPACE
@@ -58,7 +58,7 @@ class IntegerComparison:
         first difference: relu1, in onnxruntime with optimizations on, caused by its pass WeightBiasQuantization
     """
 
-    report: Report
+    report: VerificationReport
     run: IntegerRun
     passes: tuple[str, ...] = field(default=())
 
@@ -78,7 +78,7 @@ class IntegerComparison:
         return self.report.tie_flips
 
     @property
-    def first_difference(self) -> Row | None:
+    def first_difference(self) -> VerificationRow | None:
         """The first tensor that differs, in order of execution."""
         return next((row for row in self.report.rows if row.differences), None)
 
@@ -95,7 +95,7 @@ class IntegerComparison:
         return f"{self.report}\nfirst difference: {first.name}, {where}{blamed}"
 
 
-def compare(
+def compare_integers(
     model: nn.Module,
     example: Tensor | tuple[object, ...],
     *,
@@ -130,17 +130,17 @@ def compare(
         >>> import bitwright.nn as qnn
         >>> from bitwright.quantizers import Int8Act, Int32Bias
         >>> layer = qnn.QuantLinear(8, 4, bias_quant=Int32Bias, input_quant=Int8Act(scale=0.1))
-        >>> print(compare(nn.Sequential(layer, qnn.QuantReLU(scale=0.05)), torch.randn(50, 8)))
+        >>> print(compare_integers(nn.Sequential(layer, qnn.QuantReLU(scale=0.05)), torch.randn(50, 8)))
         2636 numbers compared: 0 differences, 0 tie flips
     """
-    require_model("compare", model, ExportError)
+    require_model("compare_integers", model, ExportError)
     arguments = example if isinstance(example, tuple) else (example,)
     if program is None and installed("onnxruntime"):
         with warnings.catch_warnings():
             if integers is None:
                 warnings.simplefilter("ignore", BitwrightWarning)  # taking the integers says the same
             program = export_onnx_qcdq(model, arguments, verify=False, kwargs=kwargs)
-    found = integers_for("compare", model, arguments, kwargs, integers)
+    found = integers_for("compare_integers", model, arguments, kwargs, integers)
     quantizers, parts = quantizers_of(model), found.quantized()
     requantize = requantization(requantize)
 
@@ -149,101 +149,103 @@ def compare(
 
     with unchanged(model), evaluating(model):
         own = run()
-        report = Report(_against_torch(model, quantizers, parts, own, arguments, kwargs))
+        report = VerificationReport(_against_torch(model, quantizers, parts, own, arguments, kwargs))
         if program is None:
             return IntegerComparison(report, own)
-        proto, inputs = loaded("compare", program), _tensors((arguments, kwargs or {}))
-        file = _File(proto, inputs, run)
-        report.add(file.rows("off"))
+        proto, inputs = loaded("compare_integers", program), tensors_in((arguments, kwargs or {}))
+        file = ExportedFile("compare_integers", proto, inputs)
+        report.add(_against_file(file, run, "off"))
         clean = report.ok
-        report.add(file.rows("on"))
-    blamed = clean and not report.ok
-    with unchanged(model), evaluating(model):
-        passes = culprits(lambda disabled: any(row.differences for row in file.rows("on", disabled))) if blamed else ()
+        report.add(_against_file(file, run, "on"))
+
+        def differs(disabled: tuple[str, ...]) -> bool:
+            return any(row.differences for row in _against_file(file, run, "on", disabled))
+
+        passes = culprits(differs) if clean and not report.ok else ()
     return IntegerComparison(report, own, passes)
 
 
-class _File:
-    """An exported model, and the integer run that goes on from its codes."""
+class ExportedFile:
+    """An exported model on inputs.
 
-    def __init__(self, proto: "onnx.ModelProto", inputs: list[Tensor], run: Callable[..., IntegerRun]) -> None:
-        self.proto, self.inputs, self.run = proto, inputs, run
-        self.watched, self.names = with_codes(proto)
+    Args:
+        call: the function that the user called, which errors name.
+        proto: the model.
+        inputs: of the runs.
+    """
+
+    def __init__(self, call: str, proto: "onnx.ModelProto", inputs: list[Tensor]) -> None:
+        self.call, self.proto, self.inputs = call, proto, inputs
+        self.watched, self.names = with_codes(proto, call)
+
+    def run(self, model: "onnx.ModelProto", optimizations: str, disabled: tuple[str, ...]) -> dict[str, Tensor]:
+        """The outputs of the file, or of a copy that shows codes."""
+        return Session(model, optimizations == "on", self.call, disabled).run(self.inputs)
 
     def codes_and_outputs(
         self, optimizations: str, disabled: tuple[str, ...] = ()
     ) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
         """The codes by quantizer, the outputs beside them, and those of the file as it is (with optimizations only)."""
-        found = load(self.watched, optimizations == "on", disabled)(self.inputs)
-        codes = {name.removesuffix(".codes"): found[name if name in found else f"{name}.int32"] for name in self.names}
+        found = self.run(self.watched, optimizations, disabled)
         outputs = {each.name: found[each.name] for each in self.proto.graph.output}
-        plain = load(self.proto, True, disabled)(self.inputs) if optimizations == "on" else {}
-        return codes, outputs, plain
+        plain = self.run(self.proto, "on", disabled) if optimizations == "on" else {}
+        return codes_among(found, self.names), outputs, plain
 
-    def rows(self, optimizations: str, disabled: tuple[str, ...] = ()) -> list[Row]:
-        """The rows of one way to load the file; with optimizations, of the file as it is, too."""
-        codes, outputs, plain = self.codes_and_outputs(optimizations, disabled)
-        rows = self._rows(optimizations, codes, outputs)
-        as_it_is = [_output(name, outputs[name], each, "plain") for name, each in plain.items()]
-        if any(row.differences for row in as_it_is):  # showing codes changed what the runtime fuses: show one by one
-            as_it_is = self._rows("plain", self._codes_as_it_is(plain, disabled), plain)
-        return rows + as_it_is
-
-    def _rows(self, where: str, codes: dict[str, Tensor], outputs: dict[str, Tensor]) -> list[Row]:
-        """The integer run against codes and outputs of the file, going on from its codes."""
-        rows: list[Row] = []
-
-        def take(name: str, x: Tensor, ours: Tensor, grid: IntegerGrid, rounding: Callable[[Tensor], Tensor]) -> Tensor:
-            theirs = codes.get(name)
-            if theirs is None:
-                return ours
-            theirs = theirs.to(torch.int64).reshape(ours.shape)
-            rows.append(compared(name, where, x, ours, theirs, grid, rounding))
-            return theirs
-
-        ours = _tensors(self.run(take).outputs)
-        return rows + [_output(name, each, outputs[name], where) for name, each in zip(outputs, ours, strict=True)]
-
-    def _codes_as_it_is(self, plain: dict[str, Tensor], disabled: tuple[str, ...]) -> dict[str, Tensor]:
+    def codes_as_it_is(self, plain: dict[str, Tensor], disabled: tuple[str, ...]) -> dict[str, Tensor]:
         """The codes of tensors that can be shown, one in each copy of the file, without changing its outputs."""
         codes = {}
         for name in self.names:
-            found = load(self._showing(name), True, disabled)(self.inputs)
+            alone, _ = with_codes(self.proto, self.call, [name])
+            found = self.run(alone, "on", disabled)
             if all(torch.equal(found[each], plain[each]) for each in plain):
-                codes[name.removesuffix(".codes")] = found[name if name in found else f"{name}.int32"]
+                codes |= codes_among(found, [name])
         return codes
 
-    def _showing(self, name: str) -> "onnx.ModelProto":
-        """A copy of the file that shows the codes of one tensor."""
-        copy = type(self.watched)()
-        copy.CopyFrom(self.watched)
-        shown = {name, f"{name}.int32", *(each.name for each in self.proto.graph.output)}
-        outputs = [each for each in copy.graph.output if each.name in shown]
-        casts = [each for each in copy.graph.node[len(self.proto.graph.node) :] if each.output[0] in shown]
-        del copy.graph.output[:]
-        del copy.graph.node[len(self.proto.graph.node) :]
-        copy.graph.output.extend(outputs)
-        copy.graph.node.extend(casts)
-        return copy
+
+def _against_file(
+    file: ExportedFile, run: Callable[[Take], IntegerRun], optimizations: str, disabled: tuple[str, ...] = ()
+) -> list[VerificationRow]:
+    """The rows of one way to load a file; with optimizations, of the file as it is, too."""
+    codes, outputs, plain = file.codes_and_outputs(optimizations, disabled)
+    rows = _going_on(run, optimizations, codes, outputs)
+    as_it_is = _outputs("plain", plain, [outputs[name] for name in plain], plain.values())
+    if any(row.differences for row in as_it_is):  # showing codes changed what the runtime fuses: show one by one
+        as_it_is = _going_on(run, "plain", file.codes_as_it_is(plain, disabled), plain)
+    return rows + as_it_is
+
+
+def _going_on(
+    run: Callable[[Take], IntegerRun], where: str, codes: dict[str, Tensor], outputs: dict[str, Tensor]
+) -> list[VerificationRow]:
+    """The integer run against codes and outputs of a file, going on from its codes."""
+    rows: list[VerificationRow] = []
+
+    def take(name: str, x: Tensor, ours: Tensor, grid: IntegerGrid, rounding: Callable[[Tensor], Tensor]) -> Tensor:
+        if name not in codes:
+            return ours
+        theirs = codes[name].reshape(ours.shape)
+        rows.append(compare_codes(name, where, x, ours, theirs, grid, rounding)[0])
+        return theirs
+
+    ours = tensors_in(run(take).outputs)
+    return rows + _outputs(where, outputs, ours, outputs.values())
 
 
 def _against_torch(
     model: nn.Module,
     quantizers: dict[str, TensorQuant],
-    parts: dict[str, Quantized],
+    parts: dict[str, QuantizedTensor],
     run: IntegerRun,
     args: tuple[object, ...],
     kwargs: Mapping[str, object] | None,
-) -> list[Row]:
+) -> list[VerificationRow]:
     """The fake-quantized model, which goes on from the integers of the run at each quantizer."""
-    rows: list[Row] = []
+    rows: list[VerificationRow] = []
     counts: dict[str, int] = {}
 
     def intercept(path: str) -> Intercept:
         def call(quantizer: TensorQuant, x: Tensor, *context: object) -> tuple[Tensor, Grid | None]:
-            index = counts.get(path, 0)
-            counts[path] = index + 1
-            name = numbered(path, index)
+            name = counted(counts, path)
             part = parts[name]
             if quantizer.follows_input and any(each is None for each in context):
                 assert part.values is not None
@@ -251,61 +253,29 @@ def _against_torch(
             values, grid = quantizer._quantize(x, *context)
             theirs = codes_of(quantizer, x, context, values, grid).to(torch.int64)
             if part.codes is not None:
-                off = (theirs - part.codes.to(x.device)).abs()
-                rows.append(Row(name, "stored", "torch", off.numel(), int((off > 0).sum()), 0, _largest(off)))
+                rows.append(compare_exactly(name, "stored", "torch", theirs, part.codes))
                 return values, grid
             ours = run.codes[name]
             rounding = getattr(quantizer, "rounding", torch.round)
-            rows.append(compared(name, "torch", x, ours, theirs, part.grid, rounding))
+            rows.append(compare_codes(name, "torch", x, ours, theirs, part.grid, rounding)[0])
             return part.grid.values(ours), grid
 
         return call
 
     with torch.no_grad(), intercepted(quantizers, intercept), warnings.catch_warnings():
         warnings.simplefilter("ignore", BitwrightWarning)  # no data yet: taking the integers said so
-        outputs = _tensors(model(*args, **(kwargs or {})))
+        outputs = tensors_in(model(*args, **(kwargs or {})))
     names = ["output"] if len(outputs) == 1 else [f"output.{index}" for index in range(len(outputs))]
-    ours = _tensors(run.outputs)
-    rows += [_output(*each, "torch") for each in zip(names, ours, outputs, strict=True)]
-    return rows
+    return rows + _outputs("torch", names, tensors_in(run.outputs), outputs)
 
 
-def compared(
-    name: str,
-    where: str,
-    x: Tensor,
-    ours: Tensor,
-    theirs: Tensor,
-    grid: IntegerGrid,
-    rounding: Callable[[Tensor], Tensor],
-) -> Row:
-    """Two sets of codes of one tensor, from the same input, whose values before rounding are ``x``."""
-    values = (x.value if isinstance(x, IntegerTensor) else x).double()
-    scale, zero_point = (grid.shaped(each, x.ndim).to(values.device) for each in (grid.scale, grid.zero_point))
-    low, high = grid.bounds
-    steps, near = values / scale, max(TIE, RESOLUTION * (high - low))
-    below, above = ((rounding(steps + sign * near) + zero_point).clamp(low, high) for sign in (-1, 1))
-    off = (ours - theirs).abs()
-    between = (below <= torch.minimum(ours, theirs)) & (torch.maximum(ours, theirs) <= above)
-    tie = (off == 1) & between
-    differences = int(((off > 0) & ~tie).sum())
-    return Row(name, "activation", where, off.numel(), differences, int(tie.sum()), _largest(off))
+def _outputs(
+    where: str, names: Iterable[str], ours: Iterable[Tensor], theirs: Iterable[Tensor]
+) -> list[VerificationRow]:
+    """Without the absolute error, which is the model's alone."""
+    rows = (compare_outputs(name, where, one, other) for name, one, other in zip(names, ours, theirs, strict=True))
+    return [replace(row, absolute=None) for row in rows]
 
 
-def _output(name: str, ours: Tensor, theirs: Tensor, where: str) -> Row:
-    ours, theirs = ours.detach().cpu().double(), theirs.detach().cpu().double()
-    reach = float(ours.abs().max()) if ours.numel() else 0.0
-    off = (ours - theirs).abs() / (reach or 1.0)
-    return Row(name, "output", where, ours.numel(), int((~(off <= FLOAT)).sum()), 0, _largest(off))
-
-
-def _largest(off: Tensor) -> float:
-    return float(off.max()) if off.numel() else 0.0
-
-
-def _said(row: Row) -> str:
+def _said(row: VerificationRow) -> str:
     return "on, as it is" if row.optimizations == "plain" else row.optimizations
-
-
-def _tensors(tree: object) -> list[Tensor]:
-    return [values_of(each) for each in _pytree.tree_leaves(tree) if isinstance(each, Tensor)]

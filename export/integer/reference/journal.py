@@ -10,7 +10,7 @@ from ....qcore import TensorQuant
 from ....qcore.aliases import Arguments, Keywords, Operator
 from ...capture.model_state import numbered
 from ...errors import ExportError
-from ..sums import Sums
+from ..sums import AccumulatorRange
 
 __all__ = ["Journal", "operation_name"]
 
@@ -46,7 +46,7 @@ class Journal:
     def __init__(self, accumulator_bits: int = 32, keep: bool = False) -> None:
         self.accumulator_bits, self.keep = accumulator_bits, keep
         self.accumulators: dict[str, Tensor] = {}
-        self.sums: dict[str, Sums] = {}
+        self.sums: dict[str, AccumulatorRange] = {}
         self.floats: dict[str, dict[str, int]] = {}
         self.noted: list[tuple[str, str]] = []
         self._running: list[tuple[str, str]] = []
@@ -101,7 +101,7 @@ class Journal:
         former = self.sums.get(self.layer)
         if former is not None and former.low.shape == low.shape:
             low, high = torch.minimum(low, former.low), torch.maximum(high, former.high)
-        self.sums[self.layer] = Sums(low, high)
+        self.sums[self.layer] = AccumulatorRange(low, high)
         reach = 2 ** (self.accumulator_bits - 1)
         over = (low < -reach) | (high > reach - 1)
         if bool(over.any()):

@@ -21,12 +21,12 @@ from ....qcore import (
 )
 from ....qcore.aliases import Arguments
 from ....qcore.tensor_quant import Intercept
-from ...capture.model_state import numbered
+from ...capture.grid import Entering, IntegerGrid, QuantizedTensor
+from ...capture.model_state import counted
 from ...errors import ExportError
 from ..float_modules import FloatModule
-from ..grid import Entering, IntegerGrid, Quantized
 from ..requantize import Requantization, requantization
-from ..sums import Sums
+from ..sums import AccumulatorRange
 from .journal import Journal
 from .tensor import IntegerTensor, Term, compact
 from .tracker import FloatTracker
@@ -64,7 +64,7 @@ class IntegerRun:
 
     outputs: object
     codes: dict[str, Tensor] = field(default_factory=dict)
-    sums: dict[str, Sums] = field(default_factory=dict)
+    sums: dict[str, AccumulatorRange] = field(default_factory=dict)
     accumulators: dict[str, Tensor] = field(default_factory=dict)
     floats: dict[str, dict[str, int]] = field(default_factory=dict)
     float_modules: tuple[FloatModule, ...] = ()
@@ -90,7 +90,7 @@ class IntegerRun:
 def run_lowered(
     model: nn.Module,
     quantizers: dict[str, TensorQuant],
-    found: dict[str, Quantized],
+    found: dict[str, QuantizedTensor],
     args: tuple[object, ...],
     kwargs: Mapping[str, object] | None,
     requantize: Requantization | None = None,
@@ -108,8 +108,8 @@ def run_lowered(
         kwargs: keyword arguments.
         requantize: as a callable.
         accumulator_bits: width of the accumulators.
-        take: called at each activation with its name, input, integers, grid and rounding; returns the
-            integers to go on with.
+        take: called at each activation with its name, the values of its input, integers, grid and rounding; returns
+            the integers to go on with.
         keep: whether the sums of each layer are kept.
     """
     run = IntegerRun(None)
@@ -120,9 +120,7 @@ def run_lowered(
 
     def intercept(path: str) -> Intercept:
         def call(quantizer: TensorQuant, x: Tensor, *context: object) -> tuple[Tensor, None]:
-            index = counts.get(path, 0)
-            counts[path] = index + 1
-            name = numbered(path, index)
+            name = counted(counts, path)
             run.slots.setdefault(journal.call, {})[_slot(modules[journal.layer], quantizer, path)] = name
             part = known.get(name)
             if part is None:
@@ -143,7 +141,8 @@ def run_lowered(
                     journal.compute_in_float(f"{type(quantizer).__name__}._quantize")
                     tracker.places[journal.noted[-1]] = "between"
                 if take is not None:
-                    codes = take(name, x, codes, part.grid, HalfEven() if rounding is None else rounding)
+                    values = x.value if isinstance(x, IntegerTensor) else x
+                    codes = take(name, values, codes, part.grid, HalfEven() if rounding is None else rounding)
                 run.codes[name] = codes
                 return _tensor(part, codes, journal), None
 
@@ -173,10 +172,9 @@ def run_lowered(
     return run
 
 
-def _tensor(part: Quantized, codes: Tensor, journal: Journal) -> IntegerTensor:
-    grid = part.grid
-    scale, zero_point = (grid.shaped(each, codes.ndim).to(codes.device) for each in (grid.scale, grid.zero_point))
-    return IntegerTensor((Term(codes.to(torch.int64) - zero_point, scale),), journal, grid)
+def _tensor(part: QuantizedTensor, codes: Tensor, journal: Journal) -> IntegerTensor:
+    scale, zero_point = part.grid.spread(codes)
+    return IntegerTensor((Term(codes.to(torch.int64) - zero_point, scale),), journal, part.grid)
 
 
 def _requantized(

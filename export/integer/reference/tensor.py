@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.utils import _pytree
 
 from ....qcore.aliases import Arguments, Keywords, Operator
+from ...capture.grid import IntegerGrid
 from ...errors import ExportError
-from ..grid import IntegerGrid
 from ..sums import signed_bits
 from .journal import Journal
 

@@ -11,9 +11,9 @@ from bitwright.export import (
     IntegerGrid,
     Integers,
     LayerIntegers,
-    Quantized,
+    QuantizedTensor,
     accumulator_report,
-    compare,
+    compare_integers,
     export_onnx_integer,
     export_onnx_qcdq,
     integers,
@@ -184,14 +184,14 @@ def test_unknown_layer(net, example):
     )
 
 
-@pytest.mark.parametrize("call", [integers, run_integers, compare, accumulator_report])
+@pytest.mark.parametrize("call", [integers, run_integers, compare_integers, accumulator_report])
 def test_scales_that_follow_the_input_are_refused(call):
     class Dynamic(Int8WeightPerTensor):
         quantizes = "activation"
         narrow_range = False
 
     model = nn.Sequential(qnn.QuantLinear(4, 2, input_quant=Dynamic))
-    options = {"program": object()} if call is compare else {}
+    options = {"program": object()} if call is compare_integers else {}
     with pytest.raises(ExportError) as raised:
         call(model, torch.randn(2, 4), **options)
     assert str(raised.value) == (
@@ -266,7 +266,7 @@ def test_large_biases_keep_to_half_of_32_bits():
 @pytest.mark.parametrize("ends", [[-(2**31), 2**31 - 1], [2**24 + 1, -(2**30) - 1]])
 def test_ends_of_32_bits_survive_files(ends, tmp_path):
     grid = IntegerGrid("fc.bias_quant", torch.tensor(0.5), torch.tensor(0), 32, signed=True)
-    part = Quantized(grid, torch.tensor(ends, dtype=torch.int32))
+    part = QuantizedTensor(grid, torch.tensor(ends, dtype=torch.int32))
     found = Integers({"fc": LayerIntegers("fc", "QuantLinear", {"bias": part})})
     found.save_npz(tmp_path / "ends.npz")
     assert Integers.load(tmp_path / "ends.npz")["fc"].bias.codes.tolist() == ends
@@ -284,5 +284,5 @@ def test_files_hold_wide_biases_exactly(tmp_path):
         program = export(model, x)
         stored = [each.const_value.numpy() for each in program.model.graph.initializers.values()]
         assert any(each.size == len(right) and each.reshape(-1).tolist() == right for each in stored)
-    assert compare(model, x).ok
+    assert compare_integers(model, x).ok
     assert run_integers(model, x).accumulators["0"].shape == (3, 6)

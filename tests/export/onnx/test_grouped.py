@@ -5,7 +5,14 @@ import torch
 from torch import nn
 
 import bitwright.nn as qnn
-from bitwright.export import accumulator_report, compare, export_onnx_qcdq, export_onnx_qdq, integers, verify_onnx
+from bitwright.export import (
+    accumulator_report,
+    compare_integers,
+    export_onnx_qcdq,
+    export_onnx_qdq,
+    integers,
+    verify_onnx,
+)
 from bitwright.quantizers import Int8ActPerChannel, Int8WeightPerChannel, Int32Bias
 
 GROUPS = {"depthwise": (4, 4), "two outputs each": (4, 8), "two groups": (2, 8), "one output each": (2, 2)}
@@ -54,7 +61,7 @@ def test_the_integers_compute_the_same():
         assert weight.codes.shape == (outputs, 4 // groups, 3, 3)  # outputs first, as for convolutions
         assert weight.grid.scale.shape == (outputs,)
         assert found[f"layers.{index}"].output.scale.shape == (outputs,)
-    report = compare(model, x)
+    report = compare_integers(model, x)
     assert report.ok, report
     assert report.differences == 0
     for index, row in enumerate(accumulator_report(model, x).rows):

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import bitwright.nn as qnn
-from bitwright.export import Report, Row, export_onnx_qcdq, verify_onnx
+from bitwright.export import VerificationReport, VerificationRow, export_onnx_qcdq, verify_onnx
 from bitwright.quantizers import Int8Act, Uint8Act
 
 
@@ -121,15 +121,15 @@ def test_samples_run_in_portions(model):
 
 
 def test_report_adds_up():
-    report = Report()
+    report = VerificationReport()
     assert not report.ok  # nothing compared
     assert (report.output_error, report.relative_output_error) == (0.0, 0.0)
-    report.add([Row("a", "activation", "on", 10, 0, 1, 1.0), Row("b", "output", "on", 5)])
-    report.add([Row("a", "activation", "on", 10, 2, 0, 3.0, "odd")])
-    assert report.rows[0] == Row("a", "activation", "on", 20, 2, 1, 3.0, "odd")
+    report.add([VerificationRow("a", "activation", "on", 10, 0, 1, 1.0), VerificationRow("b", "output", "on", 5)])
+    report.add([VerificationRow("a", "activation", "on", 10, 2, 0, 3.0, "odd")])
+    assert report.rows[0] == VerificationRow("a", "activation", "on", 20, 2, 1, 3.0, "odd")
     assert (report.compared, report.differences, report.tie_flips, report.ok) == (25, 2, 1, False)
-    report.add([Row("b", "output", "plain", 5, 0, 3, 0.25, absolute=2.0)])
-    report.add([Row("b", "output", "plain", 5, 0, 0, 0.5, absolute=1.0)])
+    report.add([VerificationRow("b", "output", "plain", 5, 0, 3, 0.25, absolute=2.0)])
+    report.add([VerificationRow("b", "output", "plain", 5, 0, 0, 0.5, absolute=1.0)])
     assert (report.output_error, report.relative_output_error, report.tie_flips) == (2.0, 0.5, 1)
     assert str(report).splitlines()[:2] == [
         "35 numbers compared: 2 differences, 1 tie flip",

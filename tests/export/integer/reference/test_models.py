@@ -9,7 +9,7 @@ import bitwright.nn as qnn
 from bitwright.export import (
     ExportError,
     accumulator_report,
-    compare,
+    compare_integers,
     export_onnx_integer,
     export_onnx_qcdq,
     integers,
@@ -118,7 +118,7 @@ def case(request):
 @pytest.mark.parametrize("requantize", ["scale", "multiplier"])
 def test_integers_torch_and_runtime_agree(case, requantize):
     model, x = case
-    comparison = compare(model, x, requantize=requantize)
+    comparison = compare_integers(model, x, requantize=requantize)
     assert comparison.ok, comparison.table()
     assert comparison.run.integer_only
     assert comparison.differences == 0
@@ -191,7 +191,7 @@ def test_a_pass_that_changes_numbers_is_named(monkeypatch):
     """The graph as it would be without fences: the runtime rounds float biases to integers."""
     model, x = trained(LeNet(bias=None), 16, 1, 32, 32), torch.randn(16, 1, 32, 32)
     monkeypatch.setattr(exporter, "protect", lambda graph: None)
-    comparison = compare(model, x, program=export_onnx_qcdq(model, x, verify=False))
+    comparison = compare_integers(model, x, program=export_onnx_qcdq(model, x, verify=False))
     assert not comparison.ok
     assert comparison.first_difference.name == "relu1.act_quant"
     assert comparison.first_difference.optimizations == "on"
@@ -208,11 +208,11 @@ def test_a_file_of_other_weights_differs_in_the_first_layer():
     found = integers(model, x)
     with torch.no_grad():
         model.conv2.bias.add_(0.5)
-    comparison = compare(model, x, program=program)
+    comparison = compare_integers(model, x, program=program)
     assert comparison.first_difference.name == "relu2.act_quant"
     assert comparison.first_difference.optimizations == "off"
     assert comparison.passes == ()
-    stored = compare(model, x, integers=found, program=program)
+    stored = compare_integers(model, x, integers=found, program=program)
     assert stored.first_difference.name == "conv2.bias_quant"
     assert stored.first_difference.optimizations == "torch"
 
@@ -227,7 +227,7 @@ def test_ties_are_counted_and_explain_outputs():
         nn.Flatten(),
         qnn.QuantLinear(600, 10, bias=False),
     ).eval()
-    comparison = compare(model, torch.randn(16, 1, 14, 14))
+    comparison = compare_integers(model, torch.randn(16, 1, 14, 14))
     assert comparison.differences == 0, comparison.table()
     assert comparison.tie_flips > 100
 
@@ -236,7 +236,7 @@ def test_coarse_multipliers_differ():
     from bitwright.export import ByMultiplier
 
     model, x = trained(LeNet(), 16, 1, 32, 32), torch.randn(8, 1, 32, 32)
-    comparison = compare(model, x, requantize=ByMultiplier(bits=4))
+    comparison = compare_integers(model, x, requantize=ByMultiplier(bits=4))
     assert comparison.first_difference.name == "relu1.act_quant"
     assert comparison.first_difference.optimizations == "torch"
 
@@ -291,7 +291,7 @@ def test_file_is_written(tmp_path):
     model, x = trained(LeNet(), 16, 1, 32, 32), torch.randn(4, 1, 32, 32)
     export_onnx_integer(model, x, tmp_path / "lenet.onnx")
     onnx.checker.check_model(str(tmp_path / "lenet.onnx"), full_check=True)
-    comparison = compare(model, x, program=tmp_path / "lenet.onnx")
+    comparison = compare_integers(model, x, program=tmp_path / "lenet.onnx")
     assert comparison.ok, comparison.table()
 
 
@@ -448,7 +448,7 @@ def test_residual_sums_on_one_scale_are_sums_of_integers(bits, act):
     kinds = [node.op_type for node in program.model_proto.graph.node]
     assert kinds.count("ConvInteger") == (2 if bits == 4 else 1)
     assert "ReduceMean" not in kinds
-    comparison = compare(model, x, program=program)
+    comparison = compare_integers(model, x, program=program)
     assert comparison.ok, comparison.table()
 
 

@@ -16,7 +16,7 @@ from bitwright.export import (
     IntegerGrid,
     Integers,
     accumulator_report,
-    compare,
+    compare_integers,
     integers,
     run_integers,
 )
@@ -431,7 +431,7 @@ def test_accumulators_are_exact_above_float32():
     row = accumulator_report(model, x)["1"]
     assert torch.equal(row.actual.high, right.amax(0))
     assert row.worst.high.tolist() == (255 * fc.int_weight().long().clamp_min(0).sum(1)).tolist()
-    assert compare(model, x).run.sums["1"].high.equal(right.amax(0))
+    assert compare_integers(model, x).run.sums["1"].high.equal(right.amax(0))
 
 
 def test_accumulators_hold_the_bias_where_it_adds_to_the_products():

@@ -1,13 +1,15 @@
 """The grid of a quantized tensor as plain integers and floats, for files and for integer arithmetic."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from ...qcore import Grid, quantize_to_int
 from ...qcore.formats.int_range import int_bounds
 
-__all__ = ["Entering", "IntegerGrid", "Quantized"]
+__all__ = ["Entering", "IntegerGrid", "QuantizedTensor"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -16,12 +18,14 @@ class IntegerGrid:
 
     Args:
         name: path of the quantizer that the grid comes from; of the layer, for sums of products.
-        scale: float32, 0-d, or 1-d with one for each index of ``axis``.
+        scale: float32, 0-d, or 1-d with one for each index of ``axis``; in groups, one for each block of the tensor.
         zero_point: int64, shaped like the scale.
         bit_width: number of bits.
         signed: whether integers may be negative.
         narrow_range: whether the smallest (signed) or largest (unsigned) integer is left out.
-        axis: the dimension with several scales, or None.
+        axis: the dimension with several scales, None without one, and -1 where they vary in another way.
+        block: how many neighbours along ``axis`` share a scale, at every index of the other dimensions; None where the
+            whole index does.
 
     Example:
         >>> grid = IntegerGrid("act", torch.tensor(0.5), torch.tensor(3), 4, signed=False)
@@ -36,6 +40,22 @@ class IntegerGrid:
     signed: bool
     narrow_range: bool = False
     axis: int | None = None
+    block: int | None = None
+
+    @staticmethod
+    def of(name: str, grid: Grid, shape: Sequence[int]) -> "IntegerGrid":
+        """The grid of values of a shape, as it stands."""
+        scale = grid.scale.detach()
+        zero_point = torch.zeros_like(scale) if grid.zero_point is None else grid.zero_point.detach().expand_as(scale)
+        axis, block = _place_of(grid, shape)
+        if block is None and scale.ndim == len(shape) and axis not in (None, -1):
+            scale, zero_point = (grid.along(each, shape) for each in (scale, zero_point))  # one for each index
+        flat, whole = (
+            each.cpu().reshape(() if axis is None else each.shape if block else -1).clone()
+            for each in (scale, zero_point.round())
+        )
+        bits, kind = int(grid.bit_width), (grid.signed, grid.narrow_range)
+        return IntegerGrid(name, flat.float(), whole.to(torch.int64), bits, *kind, axis, block)
 
     @property
     def bounds(self) -> tuple[int, int]:
@@ -50,19 +70,34 @@ class IntegerGrid:
 
     def shaped(self, tensor: Tensor, ndim: int) -> Tensor:
         """The scale or zero point, shaped so that it broadcasts against a tensor of ``ndim`` dimensions."""
-        if self.axis is None:
+        if self.axis is None or self.block is not None:
             return tensor
         return tensor.reshape([-1 if dim == self.axis % ndim else 1 for dim in range(ndim)])
 
+    def spread(self, tensor: Tensor) -> tuple[Tensor, Tensor]:
+        """The scale and the zero point, shaped to broadcast against a tensor, and on its device."""
+        scale, zero_point = (self.shaped(each, tensor.ndim) for each in (self.scale, self.zero_point))
+        if self.block is not None and self.axis is not None:
+            size = tensor.shape[self.axis]
+            scale, zero_point = (
+                each.repeat_interleave(self.block, self.axis).narrow(self.axis, 0, size) for each in (scale, zero_point)
+            )
+        return scale.to(tensor.device), zero_point.to(tensor.device)
+
+    def codes(self, values: Tensor, rounding: Callable[[Tensor], Tensor]) -> Tensor:
+        """The integers of values, int64, computed as ``QuantizeLinear`` does."""
+        scale, zero_point = self.spread(values)
+        return quantize_to_int(values, scale, *self.bounds, zero_point, rounding).to(torch.int64)
+
     def values(self, codes: Tensor) -> Tensor:
         """The float32 values of integers, computed as ``DequantizeLinear`` does."""
-        centred = codes.to(torch.int64) - self.shaped(self.zero_point, codes.ndim)
-        return centred.to(torch.float32) * self.shaped(self.scale, codes.ndim)
+        scale, zero_point = self.spread(codes)
+        return (codes.to(torch.int64) - zero_point).to(torch.float32) * scale
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, IntegerGrid):
             return NotImplemented
-        plain = ("name", "bit_width", "signed", "narrow_range", "axis")
+        plain = ("name", "bit_width", "signed", "narrow_range", "axis", "block")
         return all(getattr(self, each) == getattr(other, each) for each in plain) and (
             torch.equal(self.scale, other.scale) and torch.equal(self.zero_point, other.zero_point)
         )
@@ -73,11 +108,36 @@ class IntegerGrid:
         """Such as ``int4 narrow, scale 0.5, zero point 3``."""
         kind = f"{'' if self.signed else 'u'}int{self.bit_width}{' narrow' if self.narrow_range else ''}"
         if self.axis is not None:
-            scale = f"{self.scale.numel()} scales along axis {self.axis}"
+            groups = "" if self.block is None else f", in groups of {self.block}"
+            scale = f"{self.scale.numel()} scales along axis {self.axis}{groups}"
         else:
             scale = f"scale {self.scale.item():.6g}"
         zero = f", zero point {self.zero_point.item()}" if self.axis is None and bool(self.zero_point != 0) else ""
         return f"{kind}, {scale}{zero}"
+
+
+def _place_of(grid: Grid, shape: Sequence[int]) -> tuple[int | None, int | None]:
+    """The dimension along which scales vary, and how many neighbours share one where that is not all of an index."""
+    granularity, scale = grid.granularity, grid.scale
+    if granularity.axis is not None or granularity.single or tuple(scale.shape) != granularity.scales_shape(shape):
+        return _axis_of(scale, shape), None
+    block = granularity.block(shape)
+    counted = [dim for dim, size in enumerate(shape) if block[dim] < size]
+    shared = [dim for dim, size in enumerate(shape) if block[dim] > 1]
+    if len(counted) < 2:
+        return (counted[0] if counted else None), None
+    if len(shared) > 1:
+        return -1, None
+    axis = shared[0] if shared else len(shape) - 1
+    return axis, block[axis]
+
+
+def _axis_of(scale: Tensor, shape: Sequence[int]) -> int | None:
+    if scale.numel() == 1:
+        return None
+    long = [dim for dim, size in enumerate(scale.shape) if size > 1]
+    fits = len(long) == 1 and scale.ndim == len(shape) and scale.numel() == shape[long[0]]
+    return long[0] if fits else -1
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,7 +174,7 @@ class Entering:
 
 
 @dataclass(frozen=True, eq=False)
-class Quantized:
+class QuantizedTensor:
     """What one quantizer does: the grid, and the integers where the tensor is a parameter.
 
     Args:
@@ -125,7 +185,7 @@ class Quantized:
 
     Example:
         >>> grid = IntegerGrid("fc.weight_quant", torch.tensor(0.5), torch.tensor(0), 4, signed=True)
-        >>> print(Quantized(grid, torch.tensor([[1, -2]], dtype=torch.int8)))
+        >>> print(QuantizedTensor(grid, torch.tensor([[1, -2]], dtype=torch.int8)))
         (1, 2) int4, scale 0.5
     """
 
@@ -139,7 +199,7 @@ class Quantized:
         return None if self.codes is None else self.grid.values(self.codes)
 
     def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Quantized):
+        if not isinstance(other, QuantizedTensor):
             return NotImplemented
         if self.codes is None or other.codes is None:
             return self.grid == other.grid and self.codes is other.codes and self.entering == other.entering

@@ -1,17 +1,8 @@
 """Which of onnxruntime's optimization passes changes the numbers of a file."""
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
-import torch
-from torch import Tensor
-
-from ..optional import required
-
-if TYPE_CHECKING:
-    import onnx
-
-__all__ = ["PASSES", "culprits", "load"]
+__all__ = ["PASSES", "culprits"]
 
 # By the names that onnxruntime 1.32 gives them, for ``disabled_optimizers=``; it ignores those it does not know.
 PASSES = (
@@ -38,34 +29,6 @@ PASSES = (
     *("ExpandElimination", "UnsqueezeElimination", "NoopElimination", "PreShapeNodeElimination"),
     *("FreeDimensionOverrideTransformer", "FuseInitializersTransformer", "RemoveDuplicateCastTransformer"),
 )
-
-
-def load(
-    model: "onnx.ModelProto", optimize: bool, disabled: Sequence[str] = ()
-) -> Callable[[list[Tensor]], dict[str, Tensor]]:
-    """A function from inputs to outputs by name: a file in onnxruntime, on CPU.
-
-    Args:
-        model: an ``onnx.ModelProto``.
-        optimize: all optimizations, or none.
-        disabled: names of passes that are left out.
-    """
-    runtime = required("onnxruntime", "compare")
-    options = runtime.SessionOptions()
-    levels = runtime.GraphOptimizationLevel
-    options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimize else levels.ORT_DISABLE_ALL
-    options.log_severity_level = 4  # what fails is raised
-    options.intra_op_num_threads = torch.get_num_threads()
-    session = runtime.InferenceSession(
-        model.SerializeToString(), options, ["CPUExecutionProvider"], disabled_optimizers=list(disabled)
-    )
-    names = [each.name for each in session.get_inputs()], [each.name for each in session.get_outputs()]
-
-    def run(inputs: list[Tensor]) -> dict[str, Tensor]:
-        feed = {name: each.detach().cpu().numpy() for name, each in zip(names[0], inputs, strict=True)}
-        return {name: torch.as_tensor(each) for name, each in zip(names[1], session.run(None, feed), strict=True)}
-
-    return run
 
 
 def culprits(differs: Callable[[tuple[str, ...]], bool]) -> tuple[str, ...]:
