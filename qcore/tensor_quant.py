@@ -70,6 +70,7 @@ class TensorQuant(nn.Module):
         source: a number that no other quantizer of this process has; marks the grids of one stored scale.
 
     Example:
+        >>> from bitwright.qcore import Integers
         >>> class Signs(TensorQuant):  # a kind of its own: what `_quantize` returns must lie on the grid it returns
         ...     def _quantize(self, x, *context):
         ...         scale = x.detach().abs().mean()

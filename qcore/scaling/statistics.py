@@ -289,6 +289,7 @@ def measured(statistic: Statistic, x: Tensor, granularity: Granularity) -> Tenso
         QuantizerError: the statistic gives another count of numbers.
 
     Example:
+        >>> from bitwright.qcore import PerTensor
         >>> measured(AbsMax(), torch.tensor([[1.0, -3.0], [0.5, 0.25]]), PerTensor())
         tensor([3.])
     """
@@ -299,6 +300,7 @@ def lower_end(statistic: Any, x: Tensor, granularity: Granularity) -> Tensor:
     """The lower end of the range of a tensor, by a statistic that has one (`low`): 0 where there is nothing to measure.
 
     Example:
+        >>> from bitwright.qcore import PerTensor
         >>> lower_end(MinMax(), torch.tensor([-1.0, 3.0]), PerTensor())
         tensor([-1.])
     """
@@ -326,6 +328,7 @@ def measure(statistic: Any, x: Tensor, granularity: Granularity) -> list[Tensor]
     A statistic without a ``pooled`` of its own is averaged over ranks.
 
     Example:
+        >>> from bitwright.qcore import PerTensor
         >>> measure(MinMax(), torch.tensor([-1.0, 3.0]), PerTensor())
         [tensor([4.]), tensor([-1.])]
     """

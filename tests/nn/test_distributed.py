@@ -13,7 +13,20 @@ from torch.multiprocessing.spawn import spawn
 from torch.nn.parallel import DistributedDataParallel
 
 import bitwright.nn as qnn
-from bitwright.qcore import LearnedBitWidth, QuantizerError
+from bitwright.qcore import (
+    AbsMax,
+    AbsPercentile,
+    Granularity,
+    LearnedBitWidth,
+    MeanSigma,
+    MinMax,
+    PerAxis,
+    PerBlock,
+    PercentileInterval,
+    PerTensor,
+    QuantizerError,
+)
+from bitwright.qcore.scaling.statistics import measure, measured
 from bitwright.quantizers import (
     Int8WeightPerChannel,
     Int8WeightPerChannelLearned,
@@ -36,6 +49,15 @@ def _model(statistic: str) -> nn.Module:
         qnn.QuantReLU(calibration_steps=3, bit_width=4),
         qnn.QuantLinear(8, 3),
     )
+
+
+def _root_mean_square(rows: torch.Tensor) -> torch.Tensor:
+    """A statistic of the user's own, which can't tell what several ranks have."""
+    return rows.square().mean(1).sqrt()
+
+
+def _name(statistic: Any) -> str:
+    return getattr(statistic, "__name__", repr(statistic))
 
 
 class _Block(nn.Module):
@@ -108,8 +130,27 @@ def _worker(rank: int, folder: str) -> None:
             _train(model, rank)
             torch.save(model.module.state_dict(), f"{folder}/{statistic}-{rank}.pt")
         torch.save(_sharded(rank), f"{folder}/sharded-{rank}.pt")
+        torch.save(_pooled(_shares()[rank]), f"{folder}/pooled-{rank}.pt")
+        torch.save(_pooled(_shares()[0][: 7 * (1 - rank)], POOLED[:3]), f"{folder}/alone-{rank}.pt")
     finally:
         dist.destroy_process_group()
+
+
+MEASURED = [AbsMax(), MinMax(), AbsPercentile(60.0), PercentileInterval(20.0, 80.0), MeanSigma(), _root_mean_square]
+POOLED = [PerTensor(), PerAxis(1), PerAxis(-1), PerBlock((-1, 2)), PerBlock((-1, 4))]  # the last one of 4 + 2
+
+
+def _shares() -> list[torch.Tensor]:
+    """What each rank sees: 7 rows and 3."""
+    return list(torch.randn(10, 6, generator=torch.Generator().manual_seed(7)).split([7, 3]))
+
+
+def _pooled(x: torch.Tensor, granularities: list[Granularity] = POOLED) -> dict[tuple[str, str], list[torch.Tensor]]:
+    return {
+        (_name(statistic), str(granularity)): measure(statistic, x, granularity)
+        for statistic in MEASURED
+        for granularity in granularities
+    }
 
 
 def _sharded(rank: int) -> dict[str, Any]:
@@ -194,6 +235,37 @@ def test_two_ranks_equal_one_process_on_the_pooled_data(saved, statistic: str) -
         assert torch.equal(first[key], second[key]), key
         torch.testing.assert_close(first[key], expected[key], rtol=2e-5, atol=2e-6, msg=key)
     assert expected["0.act_quant.scaling.steps"] == 3
+
+
+def _found(ranks: Any, name: str) -> list[dict[tuple[str, str], list[torch.Tensor]]]:
+    return [torch.load(ranks / f"{name}-{rank}.pt", weights_only=True) for rank in range(RANKS)]
+
+
+@pytest.mark.parametrize("granularity", POOLED, ids=str)
+@pytest.mark.parametrize("statistic", MEASURED, ids=_name)
+def test_statistics_are_those_of_all_ranks(ranks, statistic: Any, granularity: Granularity) -> None:
+    """Of as many values as each of them has."""
+    first, second = (each[_name(statistic), str(granularity)] for each in _found(ranks, "pooled"))
+    shares = _shares()
+    if hasattr(statistic, "pooled"):
+        expected = measure(statistic, torch.cat(shares), granularity)
+    else:
+        expected = [(measured(statistic, shares[0], granularity) + measured(statistic, shares[1], granularity)) / 2]
+    assert len(first) == len(second) == len(expected) == 1 + hasattr(statistic, "low")
+    for one, other, each in zip(first, second, expected, strict=True):
+        assert one.shape == (granularity.count((10, 6)),)
+        assert torch.equal(one, other)
+        torch.testing.assert_close(one, each)
+
+
+@pytest.mark.parametrize("granularity", POOLED[:3], ids=str)
+@pytest.mark.parametrize("statistic", MEASURED[:-1], ids=_name)
+def test_a_rank_may_have_nothing(ranks, statistic: Any, granularity: Granularity) -> None:
+    """Then statistics are those of the others."""
+    first, second = (each[_name(statistic), str(granularity)] for each in _found(ranks, "alone"))
+    for one, other, each in zip(first, second, measure(statistic, _shares()[0], granularity), strict=True):
+        assert torch.equal(one, other)
+        torch.testing.assert_close(one, each)
 
 
 def test_a_checkpoint_of_two_ranks_loads_into_one_process_and_back(saved) -> None:

@@ -379,7 +379,7 @@ IN_A_MODEL = {
     "another number of scales": (
         lambda: [qnn.QuantReLU(axis=1, scale=[0.1, 0.2])],
         "0.body.0.act_quant.scaling: the input has 4 entries along axis 1, and 2 scales are given. Give one scale, or "
-        "one for each.",
+        "one for each entry.",
     ),
 }
 

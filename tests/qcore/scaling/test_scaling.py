@@ -85,7 +85,7 @@ def test_wrong_number_of_constants():
     with pytest.raises(QuantizerError) as error:
         model(torch.ones(4, 3))
     assert str(error.value) == (
-        "0: the input has 3 entries along axis 1, and 2 scales are given. Give one scale, or one for each."
+        "0: the input has 3 entries along axis 1, and 2 scales are given. Give one scale, or one for each entry."
     )
 
 
