@@ -352,8 +352,8 @@ IN_A_MODEL = {
             qnn.QuantReLU(scale=0.1, return_quant_tensor=True),
             qnn.QuantLinear(4, 4, weight_quant=None, bias_quant=Int32Bias),
         ],
-        "0.body.1.bias_quant: this bias quantizer needs the scales of input and weight, and the weight is not "
-        "quantized. Set weight_quant=Int8WeightPerTensor, or bias_quant=Int8BiasOwnScale.",
+        "0.body.1.bias_quant: this bias quantizer needs the scales of input and weight, and the weight lies on "
+        "no grid of integers. Set weight_quant=Int8WeightPerTensor, or bias_quant=Int8BiasOwnScale.",
     ),
     "several input scales for the bias": (
         lambda: [per_channel(), qnn.QuantLinear(4, 4, bias_quant=Int32Bias)],

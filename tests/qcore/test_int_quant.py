@@ -862,8 +862,8 @@ def test_bias_with_a_scale_of_its_own():
         (
             Grid(torch.tensor(0.5)),
             None,
-            "BiasQuant: this bias quantizer needs the scales of input and weight, and the weight is not quantized. Set "
-            "weight_quant=Int8WeightPerTensor, or bias_quant=Int8BiasOwnScale.",
+            "BiasQuant: this bias quantizer needs the scales of input and weight, and the weight lies on no grid of "
+            "integers. Set weight_quant=Int8WeightPerTensor, or bias_quant=Int8BiasOwnScale.",
         ),
         (
             Grid(torch.ones(1, 4), granularity=PerAxis(1)),
