@@ -216,7 +216,9 @@ _HALF_EVEN = HalfEven()
 
 
 def round_straight_through(x: Tensor, rounding: Callable[[Tensor], Tensor] = _HALF_EVEN) -> Tensor:
-    """``rounding(x)``, by default to the nearest whole number, half to even, whose gradient is 1, unless the rounding brings its own (``straight_through = False``).
+    """``rounding(x)`` with a gradient of 1; by default to the nearest whole number, half to even.
+
+    A rounding with ``straight_through = False`` brings a gradient of its own.
 
     A rounding of the user's own is handed float32 or float64, and never an empty tensor.
 

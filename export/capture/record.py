@@ -120,8 +120,8 @@ def record(
         count = f"{len(gridless)} quantizer{'s' * (len(gridless) > 1)}"
         raise ExportError(
             with_causes(
-                f"{type(module).__name__}: {count} of this model put values on no grid of integers, so there is nothing "
-                "to write:",
+                f"{type(module).__name__}: {count} of this model put values on no grid of integers, so there is "
+                "nothing to write:",
                 [f"{path}: return a Grid from {kind}._quantize where there is one." for path, kind in gridless.items()],
             )
         )

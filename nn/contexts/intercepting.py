@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from torch import nn
 
 from ...qcore import TensorQuant
+from ...qcore.models import require_model
 from ...qcore.tensor_quant import Intercept
 
 __all__ = ["intercepted", "quantizers_of"]
@@ -14,11 +15,15 @@ __all__ = ["intercepted", "quantizers_of"]
 def quantizers_of(model: nn.Module) -> dict[str, TensorQuant]:
     """Every quantizer of a model by its path; one that several layers share counts once, by its first path.
 
+    Raises:
+        QuantizerError: what was given is no model.
+
     Example:
         >>> import bitwright.nn as qnn
         >>> list(quantizers_of(nn.Sequential(qnn.QuantLinear(4, 2), qnn.QuantReLU())))
         ['0.weight_quant', '1.act_quant']
     """
+    require_model("quantizers_of", model)
     return {name: each for name, each in model.named_modules() if isinstance(each, TensorQuant)}
 
 

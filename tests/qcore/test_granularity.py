@@ -442,7 +442,7 @@ def test_impossible_group_size(size):
     with pytest.raises(SettingError) as error:
         granularity_of(None, PerGroup(size))
     assert str(error.value) == (
-        f"group_size={size!r} is not possible: expected a whole number, 1 or more, or -1 for the whole row."
+        f"group_size={size!r} is not possible: expected a whole number of neighbours, 1 or more, or -1 for all."
     )
 
 
@@ -462,14 +462,14 @@ def test_impossible_block_sizes(sizes):
         granularity_of(None, PerBlock(sizes))
     assert str(error.value) == (
         f"block_sizes={sizes!r} is not possible: expected a tuple of whole numbers, 1 or more, or -1 for a whole "
-        "dimension."
+        "dimension, such as (128, 128)."
     )
 
 
 def test_impossible_settings_are_refused_when_the_layer_is_built():
     with pytest.raises(QuantizerError) as error:
         qnn.QuantLinear(8, 4, weight_quant=Int4WeightPerGroup, weight_group_size=0)
-    assert "weight_group_size=0 is not possible: expected a whole number, 1 or more, or -1 for the whole row." in (
+    assert "weight_group_size=0 is not possible: expected a whole number of neighbours, 1 or more, or -1 for all." in (
         str(error.value)
     )
     with pytest.raises(QuantizerError) as error:

@@ -24,6 +24,8 @@ CALLS = {
     "frozen": (entered(qnn.frozen), QuantizerError),
     "calibrating": (entered(qnn.calibrating), QuantizerError),
     "finish_calibration": (qnn.finish_calibration, QuantizerError),
+    "quantizers_of": (qnn.quantizers_of, QuantizerError),
+    "unquantized": (entered(qnn.unquantized), QuantizerError),
     "bit_width_report": (bit_width_report, QuantizerError),
     "size_penalty": (size_penalty, QuantizerError),
     "export_onnx_qcdq": (lambda model: export.export_onnx_qcdq(model, X), ExportError),

@@ -1074,7 +1074,7 @@ def test_repr():
 def test_repr_under_a_compiler():
     """Some print what they trace; a scale that can't be read is left out."""
     with FakeTensorMode():
-        x = QuantTensor.wrap(torch.ones(2), Grid(torch.empty(()), None, 4, True, False, None))
+        x = QuantTensor.wrap(torch.ones(2), Grid(torch.empty(()), number_format=Integers(4)))
         assert repr(x) == "QuantTensor(FakeTensor(..., size=(2,)), scale=[1 values], int4)"
 
 
