@@ -19,9 +19,9 @@ from bitwright.quantizers import Int8Act, Int8WeightPerTensor, Int32Bias
 
 pytestmark = pytest.mark.filterwarnings("ignore:.* is clipped:bitwright.qcore.BitwrightWarning")  # biases of 8 bits
 
-FRAGMENTS = {"BiasBase", "IntBase", "PerOutputChannel", "PowerOfTwo", "Shifted"}
-BASES = {"ActivationLayer", "QuantLayer", "WeightLayer"}
-FUNCTIONS = {"calibrating", "finish_calibration", "frozen"}
+FRAGMENTS = {"BiasBase", "IntBase", "PerGroup", "PerOutputChannel", "PowerOfTwo", "Shifted", "of_width"}
+BASES = {"ActivationLayer", "QuantLayer", "Slot", "WeightLayer"}
+FUNCTIONS = {"calibrating", "finish_calibration", "frozen", "intercepted", "quantizers_of", "unquantized"}
 
 QUANTIZERS = {name: getattr(quantizers, name) for name in quantizers.__all__ if name not in FRAGMENTS}
 WEIGHTS = {name: each for name, each in QUANTIZERS.items() if "Weight" in name}

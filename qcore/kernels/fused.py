@@ -324,14 +324,14 @@ class AbsMaxRowsFakeQuant(torch.autograd.Function):
     def forward(
         ctx: Context, x: Tensor, floor: float, threshold: int, rounding: Rounding, detached: bool
     ) -> tuple[Tensor, Tensor]:
-        rows = x.reshape(x.shape[0], -1)
-        largest = torch.maximum(rows.amax(1), rows.amin(1).neg_())
+        work = x.abs()  # its memory takes the result
+        largest = work.reshape(x.shape[0], -1).amax(1)
         magnitudes = largest.clamp_min(floor)
         finite = magnitudes.isfinite()
         magnitudes = torch.where(finite, magnitudes, 1.0)
         scale = (magnitudes / threshold).reshape([-1] + [1] * (x.ndim - 1))
         ctx.finite = bool(finite.all())
-        return _weights(ctx, x, scale, ctx.finite, (floor, threshold, rounding, detached), largest)
+        return _weights(ctx, x, scale, ctx.finite, (floor, threshold, rounding, detached), largest, out=work)
 
     @staticmethod
     def backward(ctx: Context, grad: Tensor | None, _: object) -> tuple[Tensor | None, ...]:  # type: ignore[override]
@@ -370,11 +370,17 @@ _hardshrink = torch.ops.aten.hardshrink.out
 
 
 def _weights(
-    ctx: Context, x: Tensor, scale: Tensor, finite: bool, rest: tuple[float, int, Rounding, bool], *extremes: Tensor
+    ctx: Context,
+    x: Tensor,
+    scale: Tensor,
+    finite: bool,
+    rest: tuple[float, int, Rounding, bool],
+    *extremes: Tensor,
+    out: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The results of a weight's function, and what its backward needs."""
     ctx.floor, ctx.threshold, rounding, ctx.detached = rest
-    y = rounding.inplace(torch.div(x, scale))
+    y = rounding.inplace(torch.div(x, scale, out=out))
     if not finite:
         y.clamp_(-ctx.threshold, ctx.threshold)
     y.mul_(scale)

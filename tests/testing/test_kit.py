@@ -22,7 +22,7 @@ from bitwright.quantizers import (
 )
 from bitwright.testing import CHECKS, Case, QuantizerCheckError, Subject, check_quantizer, register_check
 
-FRAGMENTS = {"BiasBase", "IntBase", "PerOutputChannel", "PowerOfTwo", "Shifted"}
+FRAGMENTS = {"BiasBase", "IntBase", "PerGroup", "PerOutputChannel", "PowerOfTwo", "Shifted", "of_width"}
 SHIPPED = [getattr(quantizers, name) for name in quantizers.__all__ if name not in FRAGMENTS]
 COSTLY = ("compiled", "export_qcdq", "export_qdq")
 
