@@ -161,7 +161,7 @@ class Granularity:
     def __eq__(self, other: object) -> bool:
         if not isinstance(self, tuple):
             return self is other
-        return type(self) is type(other) and tuple.__eq__(self, other)  # type: ignore[arg-type]
+        return type(self) is type(other) and tuple.__eq__(self, other)
 
     def __ne__(self, other: object) -> bool:
         return not self == other  # a tuple has its own
