@@ -151,7 +151,7 @@ class Granularity:
         out = rows.reshape([sizes[dim] for dim in order]).permute(back).reshape(full)
         for dim, size in enumerate(x.shape):
             out = out.narrow(dim, 0, size) if full[dim] != size else out
-        return out.contiguous()  # else a convolution would take it for another memory format
+        return _laid_out(out, x)
 
     def __str__(self) -> str:
         return repr(self)
@@ -171,6 +171,14 @@ class Granularity:
 
     def __bool__(self) -> bool:
         return True
+
+
+def _laid_out(out: Tensor, like: Tensor) -> Tensor:
+    """A tensor in the memory format of another, contiguous or channels last."""
+    for ndim, layout in ((4, torch.channels_last), (5, torch.channels_last_3d)):
+        if like.ndim == ndim and not like.is_contiguous() and like.is_contiguous(memory_format=layout):
+            return out.contiguous(memory_format=layout)
+    return out.contiguous()
 
 
 def _dimensions(shape: Sequence[int], block: Sequence[int]) -> tuple[list[int], list[int], list[int]]:

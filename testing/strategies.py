@@ -198,8 +198,8 @@ def place(placement: Placement, grid: Grid, dtype: torch.dtype = torch.float32) 
     """
     steps = placement.steps.double()
     if grid.zero_point is not None:
-        steps = steps - grid.zero_point
-    values = (steps * grid.scale.double()).to(dtype)
+        steps = steps - grid.along(grid.zero_point, steps.shape)
+    values = (steps * grid.along(grid.scale, steps.shape).double()).to(dtype)
     toward = torch.where(placement.nudges > 0, torch.inf, -torch.inf).to(dtype)
     return torch.where(placement.nudges == 0, values, torch.nextafter(values, toward))
 

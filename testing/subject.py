@@ -21,13 +21,25 @@ from ..nn import (
     QuantLinear,
 )
 from ..nn.slots import Slot, fill_slot
-from ..qcore import BiasQuant, Grid, IntQuant, PerAxis, QuantizerError, SettingError, TensorQuant
+from ..qcore import (
+    BiasQuant,
+    Granularity,
+    Grid,
+    IntQuant,
+    PerAxis,
+    PerBlock,
+    PerGroup,
+    PerTensor,
+    QuantizerError,
+    SettingError,
+    TensorQuant,
+)
 from ..qcore.declare.inject import QuantizerType
 from ..quantizers import Int8Act
 from .report import NotApplicable
 from .strategies import Placement, place, placements, scales, shapes, single_places, sweep
 
-__all__ = ["ROLES", "Case", "Draw", "Subject", "leading", "with_life"]
+__all__ = ["ROLES", "Case", "Draw", "Subject", "first_of_each", "with_life"]
 
 ROLES = {"weight": (4, 8), "activation": (3, 4), "bias": (6,)}  # with the shape of a tensor in that role
 _SLOTS = {
@@ -106,7 +118,8 @@ class Subject:
         probe = self.build(shape or ROLES[self.role])
         self.follows_input = probe.follows_input
         self.integer = isinstance(probe, (IntQuant, BiasQuant))
-        self.axis: int | None = getattr(probe, "axis", None)
+        self.granularity: Granularity = getattr(probe, "granularity", None) or PerTensor()
+        self.axis = self.granularity.axis
         if shape is None and self.axis is not None and self.axis >= len(ROLES[self.role]):
             self.given, self.example = None, (*ROLES[self.role], *(2,) * (self.axis - 1))
         else:
@@ -147,7 +160,7 @@ class Subject:
         low, high = self.bounds
         shift = low + 3 * (high - low) // 8 if self.zero_points else 0
         ends = torch.tensor([high - shift, low - shift], dtype=torch.float64) * unit
-        along = len(shape) - 1 if self.axis in (0, -len(shape)) else 0
+        along = self.shared_dimension(len(shape))
         if self.role == "activation" and self.given is None and along != self.axis:
             shape = tuple(side + 1 if dim == along else side for dim, side in enumerate(shape))
         picks = (torch.arange(shape[along]) % 2).reshape([-1 if dim == along else 1 for dim in range(len(shape))])
@@ -171,8 +184,9 @@ class Subject:
         x = place(drawn.placement, grid)
         if drawn.pinned:
             shift = 0.0 if grid.zero_point is None else grid.zero_point.reshape(-1)
-            leading(x, grid).copy_(((self.bounds[1] - shift) * grid.scale.reshape(-1)).expand(leading(x, grid).shape))
-        x = with_life(x, grid)
+            at = first_of_each(x, grid.granularity)
+            x.view(-1)[at] = ((self.bounds[1] - shift) * grid.scale.reshape(-1)).to(x.dtype).expand(at.shape)
+        x = with_life(x, grid.granularity, grid.along(grid.scale, x.shape))
         return Case(self, module, x, context)
 
     def draws(self) -> SearchStrategy[Draw]:
@@ -214,11 +228,19 @@ class Subject:
                 yield self.laid_out(kept, drawn.unit)
 
     def laid_out(self, row: Placement, unit: float) -> Draw:
-        """A row of places as a tensor with one channel, or for biases one channel each."""
+        """A row of places as a tensor with one channel; for biases one channel each, in groups as many as needed."""
         dims = len(self.example)
-        along = dims - 1 if self.axis in (0, -dims) else 0
+        along = self.shared_dimension(dims)
+        if isinstance(self.granularity, PerGroup) and 1 < self.granularity.group_size < len(row.steps):
+            row = _in_groups(row, self.granularity.group_size)
         shape = tuple(len(row.steps) if dim == along else 1 for dim in range(dims))
         return Draw(shape, unit, Placement(row.steps.reshape(shape), row.nudges.reshape(shape)), len(row.steps) > 1)
+
+    def shared_dimension(self, dims: int) -> int:
+        """A dimension along which values share a scale."""
+        if isinstance(self.granularity, PerGroup):
+            return self.granularity.group_axis % dims
+        return dims - 1 if self.axis in (0, -dims) else 0
 
     def tensor(self, seed: int = 0, shape: tuple[int, ...] | None = None) -> Tensor:
         """An ordinary input: normal numbers, more of them positive."""
@@ -356,8 +378,21 @@ class Case:
         handed = x.clone(memory_format=torch.preserve_format)  # the quantizer may change its input
         values, grid = self.module.quantize(handed, *self.context)
         assert grid is not None, "the quantizer returned no grid"
+        granularity = grid.granularity
+        if not granularity.broadcasts:  # checks divide by scales: one for each value
+            scale, zero_point = (
+                None if each is None else grid.along(each, values.shape).expand(values.shape)
+                for each in (grid.scale, grid.zero_point)
+            )
+            grid = grid.replace(scale=scale, zero_point=zero_point, granularity=PerBlock((1,) * values.ndim))
         self.grid = grid
         return values, grid
+
+    @property
+    def granularity(self) -> Granularity:
+        """Which values share a scale."""
+        assert self.grid is not None
+        return getattr(self.module, "granularity", None) or self.grid.granularity
 
     def each_way(self) -> list[tuple[Tensor, Grid]]:
         """Values and grid in evaluation, without and with gradients, which take two paths through the code."""
@@ -371,32 +406,39 @@ class Case:
         return steps if grid.zero_point is None else steps + grid.zero_point
 
 
-def leading(x: Tensor, grid: Grid) -> Tensor:
-    """The first element of each channel with its own scale, as a view.
+def first_of_each(x: Tensor, granularity: Granularity) -> Tensor:
+    """The positions, among all elements, of the first that each scale is for.
 
     Example:
-        >>> leading(torch.tensor([[1.0, 2.0], [3.0, 4.0]]), Grid(torch.ones(2, 1), granularity=PerAxis(0)))
-        tensor([1., 3.])
+        >>> first_of_each(torch.zeros(2, 3), PerAxis(0))
+        tensor([0, 3])
     """
-    channels = x[None] if grid.axis is None else x.movedim(grid.axis, 0)
-    return channels[(slice(None), *(0,) * (channels.ndim - 1))]
+    return granularity.rows(torch.arange(x.numel()).reshape(x.shape))[:, 0]
 
 
-def with_life(x: Tensor, grid: Grid) -> Tensor:
-    """The tensor, with one step added in each all-zero channel; zeros have their own check.
+def with_life(x: Tensor, granularity: Granularity, scale: Tensor) -> Tensor:
+    """The tensor, with one step added where all that share a scale are zero; zeros have their own check.
 
     Example:
-        >>> with_life(torch.tensor([[0.0, 0.0], [3.0, 4.0]]), Grid(torch.ones(2, 1), granularity=PerAxis(0)))
+        >>> with_life(torch.tensor([[0.0, 0.0], [3.0, 4.0]]), PerAxis(0), torch.ones(2, 1))
         tensor([[1., 0.],
                 [3., 4.]])
     """
     if x.numel() == 0:
         return x
-    x = x.clone()
-    channels = x[None] if grid.axis is None else x.movedim(grid.axis, 0)
-    dead = (channels == 0).reshape(len(channels), -1).all(1)
-    leading(x, grid).copy_(torch.where(dead, grid.scale.reshape(-1).to(x.dtype), leading(x, grid)))
+    x = x.clone(memory_format=torch.contiguous_format)
+    at = first_of_each(x, granularity)[(granularity.rows(x) == 0).all(1)]
+    x.view(-1)[at] = scale.expand(x.shape).reshape(-1)[at].to(x.dtype)
     return x
+
+
+def _in_groups(row: Placement, size: int) -> Placement:
+    """The places in groups, each after a first one that is pinned to the end of the range."""
+    chunks = []
+    for each, filler in zip(row, (0.0, 0), strict=True):
+        parts = [torch.cat([each.new_full((1,), filler), part]) for part in each.split(size - 1)]
+        chunks.append(torch.cat(parts))
+    return Placement(*chunks)
 
 
 class _Layer(nn.Module):

@@ -221,7 +221,9 @@ def test_weights(layer, quantizer):
             module.weight.abs_()
     x = input_of(WEIGHT_LAYERS[layer])
     trained = module(x)
-    assert module.quant_weight().scale.numel() == (4 if "PerChannel" in quantizer else 1)
+    groups = module.weight.numel() // 6  # of all the six input channels
+    scales = 4 if "PerChannel" in quantizer else groups if "PerGroup" in quantizer else 1
+    assert module.quant_weight().scale.numel() == scales
     codes = on_grid(module.quant_weight())
     assert (module.quant_weight().value.reshape(-1)[:3] == 0).all()
     assert torch.equal(module.int_weight(), codes)

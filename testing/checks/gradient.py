@@ -75,8 +75,7 @@ def _needs_parts(case: Case) -> None:
 
 def _tied(case: Case) -> bool:
     """Whether several values of one channel share its largest magnitude, its maximum or its minimum."""
-    axis = case.subject.axis
-    rows = case.x.reshape(1, -1) if axis is None else case.x.movedim(axis, 0).reshape(case.x.shape[axis], -1)
+    rows = case.subject.granularity.rows(case.x)
     ends = (rows.abs() == rows.abs().amax(1, True), rows == rows.amax(1, True), rows == rows.amin(1, True))
     return any(bool((each.sum(1) > 1).any()) for each in ends)
 
@@ -93,7 +92,9 @@ def _parts(case: Case, x: Tensor) -> tuple[Tensor, Tensor | None]:
         inputs, weights = case.context
         return inputs.scale * weights.scale.reshape(-1), None
     scale = module.scaling(x)
-    return scale, None if module.zero_point is None else module.zero_point(x, scale)
+    zero_point = None if module.zero_point is None else module.zero_point(x, scale)
+    spread = case.subject.granularity.spread
+    return spread(scale, x.shape), None if zero_point is None else spread(zero_point, x.shape)
 
 
 def _twin(case: Case, x: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -108,18 +108,13 @@ def monotonicity(case: Case) -> None:
             moved.append(case.quantize(x)[0])
         if bool((moved[1] < moved[0]).any()):
             _falls(case.x, moved[0], more, moved[1], moved[1] < moved[0])
-    for values, grid in case.each_way():
-        given, moved = (_channels(each, grid) for each in (case.x, values))
+    for values, _ in case.each_way():
+        given, moved = (case.granularity.rows(each) for each in (case.x, values))
         order = given.argsort(1)
         given, moved = given.gather(1, order), moved.gather(1, order)
         down = (moved.diff() < 0) & (given.diff() > 0)
         if bool(down.any()):
             _falls(given[:, :-1], moved[:, :-1], given[:, 1:], moved[:, 1:], down)
-
-
-def _channels(x: Tensor, grid: Grid) -> Tensor:
-    """One row for each scale."""
-    return x.reshape(1, -1) if grid.axis is None else x.movedim(grid.axis, 0).reshape(x.shape[grid.axis], -1)
 
 
 def _falls(x: Tensor, y: Tensor, above: Tensor, after: Tensor, where: Tensor) -> None:
@@ -131,7 +126,8 @@ def _falls(x: Tensor, y: Tensor, above: Tensor, after: Tensor, where: Tensor) ->
 def zero(case: Case) -> None:
     """Zero stays exactly zero: padding and ReLU rely on it."""
     at = torch.arange(case.x.numel()).reshape(case.x.shape) % 2 == 1
-    some = with_life(case.x.masked_fill(at, 0.0), case.quantize()[1])  # `constant_input` covers tensors of zeros only
+    zeros, grid = case.x.masked_fill(at, 0.0), case.quantize()[1]
+    some = with_life(zeros, case.granularity, grid.scale)  # `constant_input` covers tensors of zeros only
     at = some == 0
     values, _ = case.quantize(some)
     if bool((values[at] != 0).any()):
@@ -140,26 +136,30 @@ def zero(case: Case) -> None:
 
 @register_check
 def granularity(case: Case) -> None:
-    """The scale is one number, or one per index of the declared axis; channels don't affect each other."""
-    _, grid = case.quantize()
-    if grid.axis is None:
+    """There is one number, or one for all that share a scale as declared; these don't affect each other."""
+    with torch.no_grad():
+        grid = case.module.quantize(case.x.clone(), *case.context)[1]
+    assert grid is not None
+    granularity, shape = grid.granularity, case.x.shape
+    wanted = granularity.scales_shape(shape)
+    if granularity.single:
         if grid.scale.numel() != 1:
             raise Failure("one scale, as axis is None", f"a scale of shape {tuple(grid.scale.shape)}")
         return
-    axis = grid.axis % case.x.ndim
-    wanted = tuple(side if dim == axis else 1 for dim, side in enumerate(case.x.shape))
-    if tuple(grid.scale.shape) not in (wanted, wanted[axis:]):
-        raise Failure(f"a scale of shape {wanted}, for axis {grid.axis}", f"{tuple(grid.scale.shape)}")
-    if case.x.shape[axis] < 2:
+    where = str(granularity)
+    if tuple(grid.scale.shape) not in (wanted, wanted[(granularity.axis or 0) % case.x.ndim :]):
+        raise Failure(f"a scale of shape {wanted}, for {where}", f"{tuple(grid.scale.shape)}")
+    if granularity.count(shape) < 2:
         return
-    changed = case.x.clone()
-    changed.select(axis, 0).mul_(8)  # the scales of the other channels don't affect this one
+    number = granularity.compact(torch.arange(granularity.count(shape)), shape)
+    own = (granularity.spread(number, shape) == 0).expand(shape)
+    changed = torch.where(own, case.x * 8, case.x)  # the other scales don't depend on these
     before, after = (_newly(case, x)[0] for x in (case.x, changed))
-    rest = (torch.arange(case.x.shape[axis]) > 0).reshape(wanted)
-    moved = rest & (before != after)
+    moved = ~own & (before != after)
     if bool(moved.any()):
+        which = "channel 0 of " if granularity.axis is not None else "the first of "
         raise Failure(
-            f"{first(before, moved)} as before, when channel 0 of axis {grid.axis} is multiplied by 8",
+            f"{first(before, moved)} as before, when {which}{where} is multiplied by 8",
             first(after, moved, case),
         )
 
