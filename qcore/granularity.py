@@ -402,6 +402,8 @@ def granularity_of(axis: object, granularity: object = None) -> Granularity:
         >>> granularity_of(None), granularity_of(1)
         (PerTensor(), PerAxis(axis=1))
     """
+    if axis is None and type(granularity) is PerTensor:
+        return granularity
     dimension = _checked_axis(axis)
     if granularity is None:
         return _PER_TENSOR if dimension is None else PerAxis(dimension)

@@ -133,6 +133,9 @@ class IntQuant(_Integers):
     zero_point: protocols.ZeroPoint | None
     clips: bool
     _format: Integers | None  # None where the bit width is learned
+    _ends: tuple[int, int] | None
+    _single: bool
+    _broadcasts: bool
     _warned = False
 
     def __init__(
@@ -149,7 +152,10 @@ class IntQuant(_Integers):
         self.int_range = int_range
         self.bit_width = int_range.width
         self.granularity = granularity_of(axis, granularity)
-        self._format = None if int_range.learned else _format_of(int_range)
+        fixed = None if int_range.learned else _format_of(int_range)
+        single, broadcasts = self.granularity.single, self.granularity.broadcasts
+        ends = None if fixed is None else fixed.bounds
+        vars(self).update(_format=fixed, _ends=ends, _single=single, _broadcasts=broadcasts)  # asked at every forward
         self.scaling = checked("scaling", scaling)
         self.rounding = checked("rounding", rounding)
         self.zero_point = None if zero_point is None else checked("zero_point", zero_point)
@@ -206,9 +212,9 @@ class IntQuant(_Integers):
             values, grid = self._quantize(real.float(), *_given(relu, floor))
             return values.to(real.dtype), grid
         granularity = self.granularity
-        if not granularity.fits(x.ndim):
+        if not (self._single or granularity.fits(x.ndim)):
             raise QuantizerError(_misfit(self, x))
-        low, high = self._bounds(x)
+        low, high = self._ends or self._bounds(x)
         kept = None if torch.compiler.is_compiling() or self._kept is None else self._kept_grid(x, self._kept)
         if kept is not None and floor is None:
             return self._moved(x, kept.scale, low, high, kept.zero_point, relu, True), kept
@@ -249,7 +255,7 @@ class IntQuant(_Integers):
     ) -> Tensor:
         """The values moved onto the grid."""
         granularity = self.granularity
-        if granularity.broadcasts:
+        if self._broadcasts:
             return fake_quant(x, scale, low, high, zero_point, self.rounding, relu=relu, clips=clips)
         zero_point = None if zero_point is None else granularity.beside(zero_point, x)
         view, beside = granularity.view(x), granularity.beside(scale, x)
@@ -257,9 +263,7 @@ class IntQuant(_Integers):
         return granularity.back(values, x)
 
     def _bounds(self, x: Tensor) -> tuple[int | Tensor, int | Tensor]:
-        """The ends of the integers, shaped to broadcast against what `_moved` works on."""
-        if not self.int_range.learned:
-            return self.int_range.bounds()
+        """The ends of integers of a learned width, shaped to broadcast against what `_moved` works on."""
         return self.int_range.bounds(lambda widths: self._beside(widths, x))
 
     def _beside(self, widths: Tensor, x: Tensor) -> Tensor:

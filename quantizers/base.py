@@ -1,6 +1,6 @@
 """Fragments that the shipped quantizers are built from."""
 
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from ..qcore import BiasQuant, IntQuant, IntRange, Quantizer, int_bounds, settings, value
 from ..qcore.declare.inject import QuantizerType
@@ -92,7 +92,7 @@ class PerGroup(Quantizer):
     group_axis = None
 
     @value
-    def granularity(group_size: int, group_axis, axis=None, channel_axis=None):  # noqa: ANN001, ANN201, N805
+    def granularity(group_size: Any, group_axis, axis=None, channel_axis=None):  # noqa: ANN001, ANN201, N805
         """Which values share a scale."""
         usual = -1 if channel_axis is None else 1 - channel_axis
         return granularity_of(axis, Groups(group_size, usual if group_axis is None else group_axis))

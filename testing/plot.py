@@ -230,6 +230,7 @@ def _watched(model: nn.Module, batch: object) -> dict[str, tuple[Tensor, Grid]]:
             values, grid = quant._quantize(x, *context)
             given = values_of(x).detach()
             folds = bool(context) and context[0] is True  # a ReLU, computed by the clamp
+            assert grid is not None
             seen[path] = (given.clamp_min(0) if folds else given), grid
             return values, grid
 

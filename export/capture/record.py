@@ -17,7 +17,7 @@ from .caveats import silent_quantizers, unreached
 from .grid import IntegerGrid
 from .model_state import numbered
 
-__all__ = ["Call", "Recording", "codes_of", "record"]
+__all__ = ["Call", "Recording", "codes_of", "quantized", "record"]
 
 
 @dataclass(frozen=True)
@@ -135,6 +135,13 @@ def record(
             )
         )
     return recording
+
+
+def quantized(quantizer: TensorQuant, x: Tensor, context: Arguments) -> tuple[Tensor, Grid]:
+    """What a quantizer does, one that has a grid: recording has refused all others."""
+    values, grid = quantizer._quantize(x, *context)
+    assert grid is not None
+    return values, grid
 
 
 def codes_of(quantizer: TensorQuant, x: Tensor, context: Arguments, values: Tensor, grid: Grid) -> Tensor:

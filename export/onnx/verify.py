@@ -17,7 +17,7 @@ from ...qcore.tensor_quant import Intercept
 from ..capture.caveats import silent_quantizers, warn_of_caveats
 from ..capture.grid import IntegerGrid, QuantizedTensor
 from ..capture.model_state import counted, evaluating, unchanged
-from ..capture.record import codes_of
+from ..capture.record import codes_of, quantized
 from ..errors import ExportError
 from ..optional import required
 from .agreement import compare_codes, compare_exactly, compare_outputs
@@ -142,7 +142,7 @@ class Evaluation:
         """What a quantizer does: the same as ever, but nothing that was kept is used, and its grid is noted."""
 
         def call(quantizer: TensorQuant, x: Tensor, *context: object) -> tuple[Tensor, Grid]:
-            values, grid = quantizer._quantize(x, *context)
+            values, grid = quantized(quantizer, x, context)
             self.grids[counted(self.counts, path)] = grid
             return values, grid
 
@@ -177,7 +177,7 @@ class Comparison:
         """What a quantizer does during the comparison: compare, and go on from the runtime's codes."""
 
         def call(quantizer: TensorQuant, x: Tensor, *context: object) -> tuple[Tensor, Grid]:
-            values, grid = quantizer._quantize(x, *context)
+            values, grid = quantized(quantizer, x, context)
             name = counted(self.counts, path)
             if name in self.codes:
                 return self._activation(name, quantizer, x, values, grid)
@@ -284,8 +284,9 @@ def _stored(model: "onnx.ModelProto", call: str) -> dict[str, QuantizedTensor]:
             zero_point = tensor(node.input[2])
             kind = onnx.TensorProto.DataType.Name(held[node.input[2]].data_type)
         given = {each.name: each.i for each in node.attribute}
-        places = {"axis": given.get("axis"), "block": given.get("block_size")}
-        grid = IntegerGrid(name, scale, zero_point, int(kind.lstrip("UINT")), not kind.startswith("U"), **places)
+        bits, signed = int(kind.lstrip("UINT")), not kind.startswith("U")
+        axis, block = given.get("axis"), given.get("block_size")
+        grid = IntegerGrid(name, scale, zero_point, bits, signed, axis=axis, block=block)
         codes = clipped.get(node.input[0], node.input[0])
         stored[name] = QuantizedTensor(grid, tensor(codes) if codes in held else None)
     return stored

@@ -348,22 +348,26 @@ class AbsMaxRowsFakeQuant(torch.autograd.Function):
         del y  # memory is used again: with short rows, fresh pages cost more than the arithmetic
         pull = work.sum(1, keepdim=True) / (scale.reshape(-1, 1) * ctx.threshold)
         pull.masked_fill_(fixed, 0.0)
-        if ctx.finite and _signs_of_largest(rows, largest, fixed, work):
-            return work.mul_(pull).add_(grads).reshape(grad.shape), None, None, None, None
-        at = rows.abs().argmax(1, keepdim=True)  # where several are the largest, the first one sets the scale
-        result = work.copy_(grads).scatter_add_(1, at, rows.gather(1, at).sign_().mul_(pull))
-        return result.reshape(grad.shape), None, None, None, None
+        _signs_of_largest(rows, largest, fixed, work)
+        return work.mul_(pull).add_(grads).reshape(grad.shape), None, None, None, None
 
 
-def _signs_of_largest(rows: Tensor, largest: Tensor, fixed: Tensor, out: Tensor) -> bool:
-    """The sign of the largest number of each row, 0 elsewhere; False where some row has several.
+def _signs_of_largest(rows: Tensor, largest: Tensor, fixed: Tensor, out: Tensor) -> None:
+    """The sign of the largest number of each row, the first one where there are several; 0 elsewhere.
 
     A quotient of unequal numbers never rounds to 1. This form takes a third of the time of ``argmax`` on short rows.
     """
     torch.div(rows, torch.where(fixed, float("inf"), largest), out=out)
     _hardshrink(out, 1 - torch.finfo(out.dtype).eps / 2, out=out)
     flat = out.reshape(-1)
-    return torch.dot(flat, flat).item() == (~fixed).sum().item()
+    total = torch.dot(flat, flat).item()
+    if total == (~fixed).sum().item():
+        return
+    tied = ((out.abs().sum(1) != 1) & ~fixed.squeeze(1)) | (fixed.squeeze(1) & (out != 0).any(1))
+    few = rows[tied]
+    at = few.abs().argmax(1, keepdim=True)
+    signs = few.gather(1, at).sign_().masked_fill_(fixed[tied], 0.0)
+    out[tied] = torch.zeros_like(few).scatter_(1, at, signs)
 
 
 _hardshrink = torch.ops.aten.hardshrink.out

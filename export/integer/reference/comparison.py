@@ -15,7 +15,7 @@ from ....qcore.models import require_model
 from ....qcore.tensor_quant import Intercept
 from ...capture.grid import IntegerGrid, QuantizedTensor
 from ...capture.model_state import counted, evaluating, unchanged
-from ...capture.record import codes_of
+from ...capture.record import codes_of, quantized
 from ...errors import ExportError
 from ...onnx.agreement import compare_codes, compare_exactly, compare_outputs
 from ...onnx.exporter import export_onnx_qcdq
@@ -250,7 +250,7 @@ def _against_torch(
             if quantizer.follows_input and any(each is None for each in context):
                 assert part.values is not None
                 return part.values.to(x.device), None  # sums as inputs carry no grid here
-            values, grid = quantizer._quantize(x, *context)
+            values, grid = quantized(quantizer, x, context)
             theirs = codes_of(quantizer, x, context, values, grid).to(torch.int64)
             if part.codes is not None:
                 rows.append(compare_exactly(name, "stored", "torch", theirs, part.codes))
