@@ -109,7 +109,7 @@ class MobileNetV2(nn.Module):
                 wide, stride = expansion * channels, first_stride if index == 0 else 1
                 block = nn.Sequential() if expansion == 1 else _normed(layers, channels, wide, 1)
                 block.extend(_normed(layers, wide, wide, 3, stride=stride, groups=wide))
-                block.extend(_normed(layers, wide, out_channels, 1)[:2])
+                block.extend([*_normed(layers, wide, out_channels, 1)][:2])
                 self.blocks.append(block)
                 channels = out_channels
         self.exit = _normed(layers, channels, 1280, 1)
