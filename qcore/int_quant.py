@@ -39,6 +39,8 @@ class _Integers(TensorQuant):
     int_range: IntRange
     bit_width: int | nn.Module
     rounding: protocols.Rounding
+    _format: Integers | None  # of the range; None where the bit width is learned
+    _ends: tuple[int, int] | None
 
     @property
     def signed(self) -> bool:
@@ -56,6 +58,9 @@ class _Integers(TensorQuant):
         if "quantizer" in self.__dict__ and not name.startswith("_"):
             self._check_setting(name, item)
         super().__setattr__(name, item)
+        if name == "int_range":
+            fixed = None if item.learned else _format_of(item)
+            vars(self).update(_format=fixed, _ends=None if fixed is None else fixed.bounds)  # asked at every forward
 
     def _check_setting(self, name: str, item: object) -> None:
         """A part may be exchanged for its like; what only served to make the parts can't be set any more."""
@@ -132,8 +137,6 @@ class IntQuant(_Integers):
     scaling: protocols.Scaling
     zero_point: protocols.ZeroPoint | None
     clips: bool
-    _format: Integers | None  # None where the bit width is learned
-    _ends: tuple[int, int] | None
     _single: bool
     _broadcasts: bool
     _warned = False
@@ -152,10 +155,7 @@ class IntQuant(_Integers):
         self.int_range = int_range
         self.bit_width = int_range.width
         self.granularity = granularity_of(axis, granularity)
-        fixed = None if int_range.learned else _format_of(int_range)
-        single, broadcasts = self.granularity.single, self.granularity.broadcasts
-        ends = None if fixed is None else fixed.bounds
-        vars(self).update(_format=fixed, _ends=ends, _single=single, _broadcasts=broadcasts)  # asked at every forward
+        vars(self).update(_single=self.granularity.single, _broadcasts=self.granularity.broadcasts)
         self.scaling = checked("scaling", scaling)
         self.rounding = checked("rounding", rounding)
         self.zero_point = None if zero_point is None else checked("zero_point", zero_point)

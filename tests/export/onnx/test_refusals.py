@@ -135,8 +135,8 @@ def test_all_offenders_are_listed_in_one_error():
         (
             qnn.QuantIdentity(scaling=ScaleOfEverything),
             X,
-            "act_quant: its scale has the shape (2, 8) for values of shape (2, 8); QDQ takes one scale per tensor or "
-            "per index of one dimension. Write axis=None or axis=1.",
+            "act_quant: its scale has the shape (2, 8) for values of shape (2, 8); QDQ takes one scale per tensor, "
+            "per index of one dimension, or per group along one. Write axis=None or axis=1.",
         ),
         (
             qnn.QuantIdentity(scaling=NoScale),
