@@ -254,7 +254,7 @@ class WeightLayer(QuantLayer):
     ) -> tuple[Tensor, Grid | None]:
         """A parameter quantized; in a frozen model once for each grid of the input, if it depends on that."""
         kept = None if torch.compiler.is_compiling() else self._kept
-        if kept is None or quant.lowering is not None or self.training or torch.is_grad_enabled():
+        if kept is None or not kept.live or quant.lowering is not None or self.training or torch.is_grad_enabled():
             return quant.quantize(tensor, *context)
         scale = inputs.scale if context and inputs is not None else None
         found = kept.get(slot)
@@ -425,6 +425,8 @@ class WeightLayer(QuantLayer):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         self._seen = None
+        if self._kept:
+            self._kept.clear()
         return super()._apply(fn, recurse)
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any, **kwargs: Any) -> None:

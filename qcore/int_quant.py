@@ -19,7 +19,7 @@ from .protocols import checked
 from .restriction import FloatScale, LogScale
 from .rounding import HalfEven, HalfUp, Rounding
 from .scaling import MagnitudeScaling, StatisticScaling, StoredScaling
-from .tensor_quant import TensorQuant
+from .tensor_quant import Kept, TensorQuant
 from .tracing import is_tracing, transformed
 
 __all__ = ["FLOAT_BITS", "BiasQuant", "IntQuant", "resting"]
@@ -213,9 +213,9 @@ class IntQuant(_Integers):
             return along_axis(x.new_ones(1 if self.axis is None else x.shape[self.axis]), self.axis, x.ndim)
         return self.scaling(x)
 
-    def _kept_grid(self, x: Tensor, kept: dict[Any, Grid]) -> Grid | None:
+    def _kept_grid(self, x: Tensor, kept: Kept) -> Grid | None:
         """The grid that is kept while the model is frozen, for an input of that rank."""
-        if self.training or torch.is_grad_enabled():
+        if self.training or not kept.live or torch.is_grad_enabled():
             return None
         if self.axis is not None and not -x.ndim <= self.axis < x.ndim:
             return None

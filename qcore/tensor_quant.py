@@ -12,10 +12,43 @@ from torch.nn.modules.module import _IncompatibleKeys
 from .grid import Grid
 from .inject import QuantizerType
 
-__all__ = ["TensorQuant"]
+__all__ = ["Kept", "TensorQuant"]
 
 _sources = itertools.count()
 _VERSION = "; version 1"  # of what a saved state means
+
+
+class Kept(dict[Any, Any]):
+    """What a block of `frozen` keeps for one module; nothing in it is used once the block has ended.
+
+    Blocks of several threads may end in any order, and somebody may hold on to this record for a moment longer.
+
+    Args:
+        outer: the record of the block around this one, or None.
+
+    Example:
+        >>> outer = Kept(None)
+        >>> inner = Kept(outer)
+        >>> outer.live = False
+        >>> inner.lasting() is inner
+        True
+        >>> inner.live = False
+        >>> inner.lasting() is None
+        True
+    """
+
+    live = True
+
+    def __init__(self, outer: "Kept | None") -> None:
+        super().__init__()
+        self.outer = outer
+
+    def lasting(self) -> "Kept | None":
+        """The innermost record whose block lasts: this one, or one around it."""
+        found: Kept | None = self
+        while found is not None and not found.live:
+            found = found.outer
+        return found
 
 
 class TensorQuant(nn.Module):
@@ -52,7 +85,7 @@ class TensorQuant(nn.Module):
     of_parameter = False
     follows_input = False  # whether its grid is derived from the input's and the weight's (biases)
     _quantize: Callable[..., tuple[Tensor, Grid]]  # what subclasses implement
-    _kept: dict[Any, Grid] | None = None  # grids that depend on no input, while the model is frozen
+    _kept: Kept | None = None  # grids that depend on no input, while the model is frozen
     _served: Sequence[tuple[weakref.ref[nn.Module], str]] = ()  # the layers, and their slots
     _stale = False  # whether `initialize` is due before the next use
     _absent: str | None = None  # while a file is loaded that says nothing of this quantizer: the prefix of its keys
@@ -99,6 +132,11 @@ class TensorQuant(nn.Module):
         if mode and self._kept:
             self._kept.clear()
         return super().train(mode)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        if self._kept:
+            self._kept.clear()  # it was of another type, or on another device
+        return super()._apply(fn, recurse)
 
     def scheme(self) -> str:
         """One line that says what the numbers mean; saved with the state, and compared when it is loaded."""
