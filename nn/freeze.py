@@ -56,4 +56,5 @@ def frozen(model: Model) -> Iterator[Model]:
     finally:
         for each, kept in zip(parts, own, strict=True):
             kept.live = False
-            each._kept = None if each._kept is None else each._kept.lasting()
+            innermost = each._kept
+            each._kept = innermost.lasting() if isinstance(innermost, Kept) else None

@@ -13,12 +13,13 @@ from .errors import BitwrightWarning, QuantizerError, ReadOnlyError, Uncalibrate
 from .fake_quant import as_real, fake_quant, quantize_to_int
 from .fused import runs_eagerly
 from .grid import Grid, along_axis, storage_dtype
+from .inject import possible_settings
 from .int_range import IntRange, check_flag
 from .locate import path_of
 from .protocols import checked
 from .restriction import FloatScale, LogScale
 from .rounding import HalfEven, HalfUp, Rounding
-from .scaling import MagnitudeScaling, StatisticScaling, StoredScaling
+from .scaling import CalibratedScaling, MagnitudeScaling, RunningScaling, StatisticScaling, StoredScaling
 from .tensor_quant import Kept, TensorQuant
 from .tracing import is_tracing, transformed
 
@@ -49,13 +50,26 @@ class _Integers(TensorQuant):
     def __setattr__(self, name: str, item: Any) -> None:
         if name in _DECLARED and (name in self.__dict__ or name in self._modules or name in _PROPERTIES):
             raise ReadOnlyError(_settled_message(self, name, item))
+        if "quantizer" in self.__dict__ and not name.startswith("_"):
+            self._check_setting(name, item)
         super().__setattr__(name, item)
+
+    def _check_setting(self, name: str, item: object) -> None:
+        """A part may be exchanged for its like; what only served to make the parts can't be set any more."""
+        if name in _EXCHANGED and (name in self.__dict__ or name in self._modules):
+            if item is not None or name != "zero_point":
+                checked(name, item)
+        elif not any(name in held for held in (self.__dict__, self._modules, self._parameters, self._buffers)):
+            assert self.quantizer is not None
+            if name in possible_settings(self.quantizer):
+                raise ReadOnlyError(_settled_message(self, name, item))
 
     def extra_repr(self) -> str:
         return f"{self.scheme()}, {_name(self.rounding)}"
 
 
 _PROPERTIES = {"signed", "narrow_range"}
+_EXCHANGED = {"rounding", "scaling", "zero_point"}
 _DECLARED = {"bit_width", "axis", *_PROPERTIES}
 
 
@@ -161,10 +175,12 @@ class IntQuant(_Integers):
         """Count a layer among those that use this quantizer; a stored range is measured over all of them."""
         super().serve(layer, slot)
         scaling = self.scaling
-        if isinstance(scaling, StoredScaling) and not self.of_parameter and len(self._served) > scaling.calls:
-            ended = scaling.phase == "calibrated"
-            scaling.calls = len(self._served)
-            if ended:  # a layer that joins starts no calibration anew
+        count = len(self._served)
+        if isinstance(scaling, StoredScaling) and not self.of_parameter and count != scaling.calls:
+            phase = scaling.phase
+            if count > scaling.calls or phase == "empty":  # layers that are gone count no more
+                scaling.calls = count
+            if phase == "calibrated":  # a layer that joins starts no calibration anew
                 scaling.finish_calibration()
 
     def _quantize(self, x: Tensor, relu: bool = False, floor: "Floor | None" = None) -> tuple[Tensor, Grid]:
@@ -227,18 +243,33 @@ class IntQuant(_Integers):
 
     def _together(self, x: Tensor) -> Tensor:
         """What a stored range is measured on: all the weights that it is for, where layers share the quantizer."""
-        if not self.of_parameter or len(self._served) < 2 or getattr(self.scaling, "calibrated", True):
+        if not self.of_parameter or len(self._served) < 2 or not self._measures():
             return x
         tensors = [each.detach() for each in self._parameters_served()]
         if self.axis is None:
             return torch.cat([each.reshape(-1) for each in tensors])
         axis = self.axis % x.ndim
+        lengths = {each.shape[axis] if axis < each.ndim else 0 for each in tensors}
+        if len(lengths) > 1:
+            raise QuantizerError(
+                f"{path_of(self)} has a scale for each index of axis {self.axis}, and the tensors of the layers that "
+                f"share it have {' and '.join(map(str, sorted(lengths)))} of them. Share a quantizer with axis=None, "
+                "or give each layer its own."
+            )
         rows = torch.cat([each.movedim(axis, 0).flatten(1) for each in tensors], 1)
         if axis == 0:
             return rows.reshape(*rows.shape, *[1] * (x.ndim - 2))
         shape = [1] * x.ndim
         shape[0], shape[axis] = rows.shape[1], rows.shape[0]
         return rows.t().reshape(shape)
+
+    def _measures(self) -> bool:
+        """Whether the range is measured, or may be: it was not yet, or this forward in training adds to an average."""
+        scaling = self.scaling
+        if not isinstance(scaling, StoredScaling):
+            return False
+        averaged = self.training and isinstance(scaling, CalibratedScaling)
+        return not scaling.calibrated or (averaged and (isinstance(scaling, RunningScaling) or scaling.calibrating))
 
     def _fusible(self, x: Tensor, high: int | Tensor) -> bool:
         """Whether a scaling may do the whole work in one step: plain integers, nothing of the user's own."""

@@ -153,7 +153,8 @@ class TensorQuant(nn.Module):
 
     def serve(self, layer: nn.Module, slot: str) -> None:
         """Count a layer among those that use this quantizer."""
-        served = [(ref, each) for ref, each in self._served if ref() is not None and ref() is not layer]
+        served = [each for each in self._served if each[0]() is not None]
+        served = [each for each in served if each[0]() is not layer or each[1] != slot]
         self._served = [*served, (weakref.ref(layer), slot)]
 
     def _parameters_served(self) -> list[Tensor]:
@@ -164,6 +165,10 @@ class TensorQuant(nn.Module):
     # State
 
     def _save_to_state_dict(self, destination: dict[str, Tensor], prefix: str, keep_vars: bool) -> None:
+        if self._stale:  # a file says what the next use would find; the weight may change until then
+            with torch.no_grad():
+                for tensor in self._parameters_served()[:1]:
+                    self.initialize(tensor.detach())
         super()._save_to_state_dict(destination, prefix, keep_vars)
         text = torch.frombuffer(bytearray(f"{self.scheme()}{_VERSION}".encode()), dtype=torch.uint8)
         destination[prefix + "scheme"] = text  # a tensor, so that every format and safe loading take it
