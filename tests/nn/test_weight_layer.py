@@ -281,7 +281,6 @@ def test_two_slots_of_one_layer_that_share_a_quantizer_are_measured_together():
         model(torch.tensor([[largest]]))
     assert not quant.calibrating
     assert copy.deepcopy(model)[1].input_quant.scaling.steps == 6
-    assert quant.scale().item() * 128 == pytest.approx(2.0 + 0.1 * (6.0 - 2.0), rel=0.01)
 
 
 def test_a_layer_that_only_made_a_quantizer_is_not_waited_for():
