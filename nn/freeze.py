@@ -48,7 +48,7 @@ def frozen(model: Model) -> Iterator[Model]:
         True
     """
     parts = [each for each in model.modules() if isinstance(each, (TensorQuant, QuantLayer))]
-    own = [Kept(each._kept) for each in parts]
+    own = [Kept(each._kept if isinstance(each._kept, Kept) else None) for each in parts]
     for each, kept in zip(parts, own, strict=True):
         each._kept = kept
     try:

@@ -22,6 +22,7 @@ from .rounding import HalfEven, HalfUp, Rounding
 from .scaling import CalibratedScaling, MagnitudeScaling, RunningScaling, StatisticScaling, StoredScaling
 from .tensor_quant import Kept, TensorQuant
 from .tracing import is_tracing, transformed
+from .zero_point import RangeZeroPoint
 
 __all__ = ["FLOAT_BITS", "BiasQuant", "IntQuant", "resting"]
 
@@ -220,7 +221,7 @@ class IntQuant(_Integers):
         if floor is not None and floor.binds(scale):
             least = along_axis(floor.scales(), self.axis, x.ndim)
             scale = torch.where(scale < least, least, scale)
-        zero_point = None if self.zero_point is None else self.zero_point(seen, scale)
+        zero_point = None if self.zero_point is None else self._zero_of(seen, scale)
         values = fake_quant(x, scale, low, high, zero_point, self.rounding, relu=relu, clips=self.clips)
         return values, self._grid(scale, zero_point)
 
@@ -228,6 +229,12 @@ class IntQuant(_Integers):
         if not isinstance(self.scaling, MagnitudeScaling) and x.numel() == 0:  # a scaling of the user's own
             return along_axis(x.new_ones(1 if self.axis is None else x.shape[self.axis]), self.axis, x.ndim)
         return self.scaling(x)
+
+    def _zero_of(self, x: Tensor, scale: Tensor) -> Tensor:
+        assert self.zero_point is not None
+        if x.numel() == 0 and not isinstance(self.zero_point, RangeZeroPoint):  # a function of the user's own
+            return torch.zeros_like(scale)
+        return self.zero_point(x, scale)
 
     def _kept_grid(self, x: Tensor, kept: Kept) -> Grid | None:
         """The grid that is kept while the model is frozen, for an input of that rank."""

@@ -556,6 +556,17 @@ def test_what_a_scaling_of_the_users_own_is_handed():
     assert len(seen) == 4
 
 
+@pytest.mark.parametrize("axis", [None, 1])
+def test_a_zero_point_of_the_users_own_is_handed_no_empty_tensor(axis):
+    def lowest(x, scale):
+        return torch.round(-x.amin() / scale)
+
+    quant = act(zero_point=lowest, scale=1.0, axis=axis)
+    assert quant.quantize(torch.tensor([[-3.0, 1.0]]))[1].zero_point.unique().tolist() == [3]
+    values, grid = quant.quantize(torch.zeros(0, 2))
+    assert (values.shape, grid.zero_point.unique().tolist()) == ((0, 2), [0])
+
+
 def test_every_statistic_serves_a_weight():
     torch.manual_seed(0)
     x = torch.randn(1000)
