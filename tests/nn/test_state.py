@@ -648,6 +648,16 @@ def test_a_kind_of_the_users_own_assigned_to_a_layer():
     assert layer.weight_quant.largest.item() == layer.weight.abs().max().item()
 
 
+@pytest.mark.parametrize("axis", [None, 1])
+def test_a_constant_that_is_loaded_leaves_earlier_results_alone(axis):
+    layer = qnn.QuantIdentity(scale=0.2, axis=axis, return_quant_tensor=True)
+    before = layer(torch.tensor([[0.2, -1.0]]))
+    state = layer.state_dict()
+    layer.load_state_dict({**state, "act_quant.scaling.scale": torch.full_like(layer.act_quant.scaling.scale, 0.1)})
+    assert before.int().tolist() == [[1, -5]]
+    assert layer(before).int().tolist() == [[2, -10]]
+
+
 # Whole models
 
 
