@@ -7,6 +7,7 @@ from typing import TypeVar
 from torch import nn
 
 from ..qcore import TensorQuant
+from ..qcore.tensor_quant import Kept
 from .slots import QuantLayer
 
 __all__ = ["frozen"]
@@ -25,7 +26,8 @@ def frozen(model: Model) -> Iterator[Model]:
     - A forward in training mode, one with gradients enabled and one under ``torch.compile`` uses nothing that is kept.
       ``train()`` forgets it, so that evaluation after training steps in the block is that of the new parameters.
     - Blocks may be nested: the inner one starts anew. What was kept is gone when a block ends, also by an exception;
-      copies and pickles of the model hold none of it.
+      copies and pickles of the model hold none of it. Blocks of several threads may overlap: the model is frozen until
+      the last one ends.
 
     Args:
         model: any module with quantized layers.
@@ -46,11 +48,13 @@ def frozen(model: Model) -> Iterator[Model]:
         True
     """
     parts = [each for each in model.modules() if isinstance(each, (TensorQuant, QuantLayer))]
-    before = [(each, each._kept) for each in parts]
-    for each in parts:
-        each._kept = {}
+    own = [Kept(each._kept if isinstance(each._kept, Kept) else None) for each in parts]
+    for each, kept in zip(parts, own, strict=True):
+        each._kept = kept
     try:
         yield model
     finally:
-        for each, kept in before:
-            each._kept = kept
+        for each, kept in zip(parts, own, strict=True):
+            kept.live = False
+            innermost = each._kept
+            each._kept = innermost.lasting() if isinstance(innermost, Kept) else None

@@ -24,6 +24,7 @@ from ..qcore.fused import LARGE
 from ..qcore.grid import bits_to_spare, products_source
 from ..qcore.int_quant import resting
 from ..qcore.quant_tensor import grid_lost
+from ..qcore.tensor_quant import Kept
 from ..qcore.tracing import exporting
 from .bypass import OwnParameter
 from .recompute import not_kept
@@ -165,6 +166,8 @@ class WeightLayer(QuantLayer):
         if self.output_quant is not None:
             out, grid = self.output_quant.quantize(out)
         elif self.return_quant_tensor and not (self._lowered() and (inputs is None or weights is None)):
+            if weights is None or bias is not None:
+                self._check_output_grid()  # the flag, or a bias, may have been set since the layer was built
             grid = self._output_grid(inputs, weights, biases, out.ndim, out.dtype)
         else:
             return out
@@ -255,6 +258,8 @@ class WeightLayer(QuantLayer):
         """A parameter quantized; in a frozen model once for each grid of the input, if it depends on that."""
         kept = None if torch.compiler.is_compiling() else self._kept
         if kept is None or quant.lowering is not None or self.training or torch.is_grad_enabled():
+            return quant.quantize(tensor, *context)
+        if isinstance(kept, Kept) and not kept.live:  # the block has ended
             return quant.quantize(tensor, *context)
         scale = inputs.scale if context and inputs is not None else None
         found = kept.get(slot)
@@ -425,6 +430,8 @@ class WeightLayer(QuantLayer):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         self._seen = None
+        if self._kept:
+            self._kept.clear()
         return super()._apply(fn, recurse)
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any, **kwargs: Any) -> None:

@@ -13,14 +13,16 @@ from .errors import BitwrightWarning, QuantizerError, ReadOnlyError, Uncalibrate
 from .fake_quant import as_real, fake_quant, quantize_to_int
 from .fused import runs_eagerly
 from .grid import Grid, along_axis, storage_dtype
+from .inject import possible_settings
 from .int_range import IntRange, check_flag
 from .locate import path_of
 from .protocols import checked
 from .restriction import FloatScale, LogScale
 from .rounding import HalfEven, HalfUp, Rounding
-from .scaling import MagnitudeScaling, StatisticScaling, StoredScaling
-from .tensor_quant import TensorQuant
+from .scaling import CalibratedScaling, MagnitudeScaling, RunningScaling, StatisticScaling, StoredScaling
+from .tensor_quant import Kept, TensorQuant
 from .tracing import is_tracing, transformed
+from .zero_point import RangeZeroPoint
 
 __all__ = ["FLOAT_BITS", "BiasQuant", "IntQuant", "resting"]
 
@@ -49,13 +51,26 @@ class _Integers(TensorQuant):
     def __setattr__(self, name: str, item: Any) -> None:
         if name in _DECLARED and (name in self.__dict__ or name in self._modules or name in _PROPERTIES):
             raise ReadOnlyError(_settled_message(self, name, item))
+        if "quantizer" in self.__dict__ and not name.startswith("_"):
+            self._check_setting(name, item)
         super().__setattr__(name, item)
+
+    def _check_setting(self, name: str, item: object) -> None:
+        """A part may be exchanged for its like; what only served to make the parts can't be set any more."""
+        if name in _EXCHANGED and (name in self.__dict__ or name in self._modules):
+            if item is not None or name != "zero_point":
+                checked(name, item)
+        elif not any(name in held for held in (self.__dict__, self._modules, self._parameters, self._buffers)):
+            assert self.quantizer is not None
+            if name in possible_settings(self.quantizer):
+                raise ReadOnlyError(_settled_message(self, name, item))
 
     def extra_repr(self) -> str:
         return f"{self.scheme()}, {_name(self.rounding)}"
 
 
 _PROPERTIES = {"signed", "narrow_range"}
+_EXCHANGED = {"rounding", "scaling", "zero_point"}
 _DECLARED = {"bit_width", "axis", *_PROPERTIES}
 
 
@@ -161,10 +176,12 @@ class IntQuant(_Integers):
         """Count a layer among those that use this quantizer; a stored range is measured over all of them."""
         super().serve(layer, slot)
         scaling = self.scaling
-        if isinstance(scaling, StoredScaling) and not self.of_parameter and len(self._served) > scaling.calls:
-            ended = scaling.phase == "calibrated"
-            scaling.calls = len(self._served)
-            if ended:  # a layer that joins starts no calibration anew
+        count = len(self._served)
+        if isinstance(scaling, StoredScaling) and not self.of_parameter and count != scaling.calls:
+            phase = scaling.phase
+            if count > scaling.calls or phase == "empty":  # layers that are gone count no more
+                scaling.calls = count
+            if phase == "calibrated":  # a layer that joins starts no calibration anew
                 scaling.finish_calibration()
 
     def _quantize(self, x: Tensor, relu: bool = False, floor: "Floor | None" = None) -> tuple[Tensor, Grid]:
@@ -204,7 +221,7 @@ class IntQuant(_Integers):
         if floor is not None and floor.binds(scale):
             least = along_axis(floor.scales(), self.axis, x.ndim)
             scale = torch.where(scale < least, least, scale)
-        zero_point = None if self.zero_point is None else self.zero_point(seen, scale)
+        zero_point = None if self.zero_point is None else self._zero_of(seen, scale)
         values = fake_quant(x, scale, low, high, zero_point, self.rounding, relu=relu, clips=self.clips)
         return values, self._grid(scale, zero_point)
 
@@ -213,9 +230,15 @@ class IntQuant(_Integers):
             return along_axis(x.new_ones(1 if self.axis is None else x.shape[self.axis]), self.axis, x.ndim)
         return self.scaling(x)
 
-    def _kept_grid(self, x: Tensor, kept: dict[Any, Grid]) -> Grid | None:
+    def _zero_of(self, x: Tensor, scale: Tensor) -> Tensor:
+        assert self.zero_point is not None
+        if x.numel() == 0 and not isinstance(self.zero_point, RangeZeroPoint):  # a function of the user's own
+            return torch.zeros_like(scale)
+        return self.zero_point(x, scale)
+
+    def _kept_grid(self, x: Tensor, kept: Kept) -> Grid | None:
         """The grid that is kept while the model is frozen, for an input of that rank."""
-        if self.training or torch.is_grad_enabled():
+        if self.training or not kept.live or torch.is_grad_enabled():
             return None
         if self.axis is not None and not -x.ndim <= self.axis < x.ndim:
             return None
@@ -227,18 +250,33 @@ class IntQuant(_Integers):
 
     def _together(self, x: Tensor) -> Tensor:
         """What a stored range is measured on: all the weights that it is for, where layers share the quantizer."""
-        if not self.of_parameter or len(self._served) < 2 or getattr(self.scaling, "calibrated", True):
+        if not self.of_parameter or len(self._served) < 2 or not self._measures():
             return x
         tensors = [each.detach() for each in self._parameters_served()]
         if self.axis is None:
             return torch.cat([each.reshape(-1) for each in tensors])
         axis = self.axis % x.ndim
+        lengths = {each.shape[axis] if axis < each.ndim else 0 for each in tensors}
+        if len(lengths) > 1:
+            raise QuantizerError(
+                f"{path_of(self)} has a scale for each index of axis {self.axis}, and the tensors of the layers that "
+                f"share it have {' and '.join(map(str, sorted(lengths)))} of them. Share a quantizer with axis=None, "
+                "or give each layer its own."
+            )
         rows = torch.cat([each.movedim(axis, 0).flatten(1) for each in tensors], 1)
         if axis == 0:
             return rows.reshape(*rows.shape, *[1] * (x.ndim - 2))
         shape = [1] * x.ndim
         shape[0], shape[axis] = rows.shape[1], rows.shape[0]
         return rows.t().reshape(shape)
+
+    def _measures(self) -> bool:
+        """Whether the range is measured, or may be: it was not yet, or this forward in training adds to an average."""
+        scaling = self.scaling
+        if not isinstance(scaling, StoredScaling):
+            return False
+        averaged = self.training and isinstance(scaling, CalibratedScaling)
+        return not scaling.calibrated or (averaged and (isinstance(scaling, RunningScaling) or scaling.calibrating))
 
     def _fusible(self, x: Tensor, high: int | Tensor) -> bool:
         """Whether a scaling may do the whole work in one step: plain integers, nothing of the user's own."""

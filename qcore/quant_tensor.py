@@ -190,6 +190,32 @@ class QuantTensor(torch.Tensor):
     def __array__(self, dtype: object = None) -> "np.ndarray":
         return values_of(self).__array__(dtype)
 
+    # What torch does with the memory of a tensor, which a QuantTensor has none of: its values have.
+
+    def __dlpack__(self, **kwargs: Any) -> Any:
+        return values_of(self).__dlpack__(**kwargs)
+
+    def share_memory_(self) -> "QuantTensor":
+        """Move values and grid to shared memory."""
+        for each in (self._inner, self.scale, self._zero_point):
+            if each is not None:
+                each.share_memory_()
+        return self
+
+    def is_shared(self) -> bool:
+        """Whether the values are in shared memory."""
+        return self._inner.is_shared()
+
+    def apply_(self, callable: Callable[..., Any]) -> Tensor:  # noqa: A002 - torch's name for it
+        """Not supported: values would leave the grid.
+
+        Raises:
+            QuantTensorError: always.
+        """
+        raise QuantTensorError(
+            "apply_ would write values off the grid into a QuantTensor. Apply it to the plain values: x.value.apply_."
+        )
+
     def __format__(self, format_spec: str) -> str:
         return format(values_of(self), format_spec) if self.ndim == 0 else super().__format__(format_spec)
 

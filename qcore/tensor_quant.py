@@ -12,10 +12,43 @@ from torch.nn.modules.module import _IncompatibleKeys
 from .grid import Grid
 from .inject import QuantizerType
 
-__all__ = ["TensorQuant"]
+__all__ = ["Kept", "TensorQuant"]
 
 _sources = itertools.count()
 _VERSION = "; version 1"  # of what a saved state means
+
+
+class Kept(dict[Any, Any]):
+    """What a block of `frozen` keeps for one module; nothing in it is used once the block has ended.
+
+    Blocks of several threads may end in any order, and somebody may hold on to this record for a moment longer.
+
+    Args:
+        outer: the record of the block around this one, or None.
+
+    Example:
+        >>> outer = Kept(None)
+        >>> inner = Kept(outer)
+        >>> outer.live = False
+        >>> inner.lasting() is inner
+        True
+        >>> inner.live = False
+        >>> inner.lasting() is None
+        True
+    """
+
+    live = True
+
+    def __init__(self, outer: "Kept | None") -> None:
+        super().__init__()
+        self.outer = outer
+
+    def lasting(self) -> "Kept | None":
+        """The innermost record whose block lasts: this one, or one around it."""
+        found: Kept | None = self
+        while found is not None and not found.live:
+            found = found.outer
+        return found
 
 
 class TensorQuant(nn.Module):
@@ -52,7 +85,7 @@ class TensorQuant(nn.Module):
     of_parameter = False
     follows_input = False  # whether its grid is derived from the input's and the weight's (biases)
     _quantize: Callable[..., tuple[Tensor, Grid]]  # what subclasses implement
-    _kept: dict[Any, Grid] | None = None  # grids that depend on no input, while the model is frozen
+    _kept: Kept | None = None  # grids that depend on no input, while the model is frozen
     _served: Sequence[tuple[weakref.ref[nn.Module], str]] = ()  # the layers, and their slots
     _stale = False  # whether `initialize` is due before the next use
     _absent: str | None = None  # while a file is loaded that says nothing of this quantizer: the prefix of its keys
@@ -100,6 +133,11 @@ class TensorQuant(nn.Module):
             self._kept.clear()
         return super().train(mode)
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        if self._kept:
+            self._kept.clear()  # it was of another type, or on another device
+        return super()._apply(fn, recurse)
+
     def scheme(self) -> str:
         """One line that says what the numbers mean; saved with the state, and compared when it is loaded."""
         raise NotImplementedError
@@ -115,7 +153,8 @@ class TensorQuant(nn.Module):
 
     def serve(self, layer: nn.Module, slot: str) -> None:
         """Count a layer among those that use this quantizer."""
-        served = [(ref, each) for ref, each in self._served if ref() is not None and ref() is not layer]
+        served = [each for each in self._served if each[0]() is not None]
+        served = [each for each in served if each[0]() is not layer or each[1] != slot]
         self._served = [*served, (weakref.ref(layer), slot)]
 
     def _parameters_served(self) -> list[Tensor]:
@@ -126,6 +165,10 @@ class TensorQuant(nn.Module):
     # State
 
     def _save_to_state_dict(self, destination: dict[str, Tensor], prefix: str, keep_vars: bool) -> None:
+        if self._stale:  # a file says what the next use would find; the weight may change until then
+            with torch.no_grad():
+                for tensor in self._parameters_served()[:1]:
+                    self.initialize(tensor.detach())
         super()._save_to_state_dict(destination, prefix, keep_vars)
         text = torch.frombuffer(bytearray(f"{self.scheme()}{_VERSION}".encode()), dtype=torch.uint8)
         destination[prefix + "scheme"] = text  # a tensor, so that every format and safe loading take it

@@ -11,6 +11,7 @@ from ..grid import along_axis
 from ..int_range import IntRange
 from ..locate import path_of
 from ..restriction import FloatScale
+from ..tracing import is_tracing
 from .magnitude import MagnitudeScaling, finite
 
 __all__ = ["ConstantScaling"]
@@ -104,7 +105,9 @@ class ConstantScaling(MagnitudeScaling):
                 f"{path_of(self)}: the input has {x.shape[self.axis]} entries along axis {self.axis}, and "
                 f"{self.scale.numel()} scales are given. Give one scale, or one for each entry."
             )
-        return along_axis(self.scale, self.axis, x.ndim)
+        graph = torch.compiler.is_compiling() or is_tracing()
+        scale = self.scale if graph else self.scale.clone()  # a tensor's grid stays when a file's constant is loaded
+        return along_axis(scale, self.axis, x.ndim)
 
 
 def _reach(max_value: object, min_value: object) -> float:

@@ -320,6 +320,41 @@ def test_threads(model, ask):
     assert nothing_kept(model)
 
 
+def test_overlapping_blocks(model):
+    """Blocks of two threads need not end in the order in which they began."""
+    one, other = qnn.frozen(model), qnn.frozen(model)
+    with torch.no_grad():
+        one.__enter__()
+        other.__enter__()
+        model(x())
+        one.__exit__(None, None, None)
+        assert model[1]._kept
+        other.__exit__(None, None, None)
+        assert nothing_kept(model)
+        double(model)
+        assert equal(model(x()), copy.deepcopy(model)(x()))
+
+
+def test_a_block_that_ends_while_somebody_asks(model):
+    """What puts the record of an ended block back revives nothing."""
+    layer = model[1]
+    with torch.no_grad():
+        block = qnn.frozen(model)
+        block.__enter__()
+        model(x())
+        with layer._asked(layer.weight_quant):
+            block.__exit__(None, None, None)
+        double(model)
+        assert equal(model(x()), copy.deepcopy(model)(x()))
+
+
+def test_another_type_in_the_block(model):
+    with torch.no_grad(), qnn.frozen(model):
+        model(x())
+        model.double()
+        assert equal(model(x().double()), copy.deepcopy(model)(x().double()))
+
+
 def test_a_float_model_is_left_alone():
     model = nn.Sequential(nn.Linear(2, 2))
     with qnn.frozen(model) as same:

@@ -628,11 +628,34 @@ def test_a_kind_of_the_users_own_keeps_what_it_loaded():
     assert loaded.weight_quant.largest.item() == 9
 
 
+def test_a_kind_of_the_users_own_is_saved_before_its_first_use():
+    layer = qnn.QuantLinear(2, 1, False, weight_quant=KeptWeight)
+    largest = layer.weight.abs().max().item()
+    loaded = qnn.QuantLinear(2, 1, False, weight_quant=KeptWeight)
+    loaded.load_state_dict(layer.state_dict())
+    loaded(torch.ones(1, 2))
+    assert loaded.weight_quant.largest.item() == largest
+    with torch.no_grad():
+        layer.weight.mul_(2)  # a weight that is initialised after the model was saved
+    layer(torch.ones(1, 2))
+    assert layer.weight_quant.largest.item() == 2 * largest
+
+
 def test_a_kind_of_the_users_own_assigned_to_a_layer():
     layer = qnn.QuantLinear(2, 1, False)
     layer.weight_quant = KeptWeight
     layer(torch.ones(1, 2))
     assert layer.weight_quant.largest.item() == layer.weight.abs().max().item()
+
+
+@pytest.mark.parametrize("axis", [None, 1])
+def test_a_constant_that_is_loaded_leaves_earlier_results_alone(axis):
+    layer = qnn.QuantIdentity(scale=0.2, axis=axis, return_quant_tensor=True)
+    before = layer(torch.tensor([[0.2, -1.0]]))
+    state = layer.state_dict()
+    layer.load_state_dict({**state, "act_quant.scaling.scale": torch.full_like(layer.act_quant.scaling.scale, 0.1)})
+    assert before.int().tolist() == [[1, -5]]
+    assert layer(before).int().tolist() == [[2, -10]]
 
 
 # Whole models

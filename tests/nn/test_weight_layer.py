@@ -1,6 +1,7 @@
 """What layers with a weight share: quantizers by slot, integers on request, and nothing that is ever stale."""
 
 import copy
+import gc
 import warnings
 
 import pytest
@@ -11,7 +12,7 @@ from torch.nn.utils import parametrizations, parametrize
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 import bitwright.nn as qnn
-from bitwright.qcore import LearnedBitWidth, QuantTensor, bit_width_report, size_penalty
+from bitwright.qcore import LearnedBitWidth, QuantizerError, QuantTensor, bit_width_report, size_penalty
 from bitwright.quantizers import (
     Int4Act,
     Int8Act,
@@ -267,6 +268,34 @@ def test_input_quantizers_can_be_shared_and_then_layers_add_on_one_grid():
     total = first(x) + second(x)
     assert isinstance(total, QuantTensor)
     assert torch.equal(total.int().int(), first(x).int().int() + second(x).int().int())
+
+
+def test_two_slots_of_one_layer_that_share_a_quantizer_are_measured_together():
+    first = qnn.QuantIdentity(calibration_steps=2)
+    quant = first.act_quant
+    layer = qnn.QuantLinear(1, 1, False, input_quant=quant, output_quant=quant)
+    nn.init.constant_(layer.weight, 2.0)
+    model = nn.Sequential(first, layer)
+    for largest in (1.0, 3.0):
+        assert quant.calibrating
+        model(torch.tensor([[largest]]))
+    assert not quant.calibrating
+    assert copy.deepcopy(model)[1].input_quant.scaling.steps == 6
+
+
+def test_a_layer_that_only_made_a_quantizer_is_not_waited_for():
+    maker = qnn.QuantIdentity(calibration_steps=1)
+    quant = maker.act_quant
+    del maker
+    gc.collect()
+    model = nn.ModuleList([qnn.QuantIdentity(act_quant=quant) for _ in range(2)])
+    model[0](torch.ones(1))
+    alone = copy.deepcopy(model[0])
+    assert (quant.calibrating, alone.act_quant.scaling.calls) == (True, 2)  # a copy goes on where it is
+    model[1](torch.ones(1))
+    assert not quant.calibrating
+    quant.scaling.start_calibration()
+    assert copy.deepcopy(model[0]).act_quant.scaling.calls == 1
 
 
 def test_a_shared_layer_follows_the_scale_of_each_call():
@@ -599,6 +628,45 @@ def test_a_stored_scale_of_two_weights_is_measured_over_both(order, training):
         layers[index](torch.eye(2))
         assert layers[index].quant_weight().scale.item() == pytest.approx(0.02)
     assert [each.int_weight().tolist() for each in layers] == [[[64, 0]], [[127, 0]]]
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+@pytest.mark.parametrize("scaling", ["running", "calibrated"])
+def test_an_average_of_two_weights_is_taken_over_both(order, scaling):
+    layers = shared(Int8WeightPerTensor(scaling=scaling), 1.27, 2.54)
+    for _ in range(3):
+        for index in order:
+            layers[index](torch.eye(2))
+    assert [each.quant_weight().scale.item() for each in layers] == pytest.approx([0.02, 0.02])
+
+
+@pytest.mark.parametrize("out", [3, 4])
+def test_weights_with_another_number_of_channels_share_no_scales(out):
+    model = nn.Sequential(qnn.QuantLinear(2, 2, weight_quant=Int8WeightPerChannelLearned))
+    model.append(qnn.QuantLinear(2, out, weight_quant=model[0].weight_quant))
+    with pytest.raises(QuantizerError) as error:
+        model(torch.eye(2))
+    assert str(error.value) == (
+        "0.weight_quant has a scale for each index of axis 0, and the tensors of the layers that share it have 2 and "
+        f"{out} of them. Share a quantizer with axis=None, or give each layer its own."
+    )
+
+
+def test_the_flag_of_a_layer_that_is_built():
+    layer = qnn.QuantLinear(2, 2, input_quant=Int8Act)
+    layer.return_quant_tensor = True
+    with pytest.raises(QuantizerError) as error:
+        layer(torch.eye(2))
+    assert str(error.value) == (
+        "QuantLinear(in_features=2, out_features=2, bias=True): return_quant_tensor=True needs outputs that lie on a "
+        "grid, and the bias is not quantized on the scale of the products. Set bias_quant=Int32Bias, or "
+        "output_quant=Int8Act to quantize the output."
+    )
+    layer.bias = None
+    assert layer(torch.eye(2)).is_valid
+    layer.bias = nn.Parameter(torch.tensor([0.1, 0.7]))
+    with pytest.raises(QuantizerError, match="and the bias is not quantized on the scale of the products"):
+        layer(torch.eye(2))
 
 
 def test_a_scale_that_follows_each_weight_is_shared_by_none():

@@ -23,6 +23,7 @@ from bitwright.qcore import (
     BiasQuant,
     BitwrightWarning,
     CalibratedScaling,
+    ConstantScaling,
     Grid,
     IntQuant,
     IntRange,
@@ -555,6 +556,17 @@ def test_what_a_scaling_of_the_users_own_is_handed():
     assert len(seen) == 4
 
 
+@pytest.mark.parametrize("axis", [None, 1])
+def test_a_zero_point_of_the_users_own_is_handed_no_empty_tensor(axis):
+    def lowest(x, scale):
+        return torch.round(-x.amin() / scale)
+
+    quant = act(zero_point=lowest, scale=1.0, axis=axis)
+    assert quant.quantize(torch.tensor([[-3.0, 1.0]]))[1].zero_point.unique().tolist() == [3]
+    values, grid = quant.quantize(torch.zeros(0, 2))
+    assert (values.shape, grid.zero_point.unique().tolist()) == ((0, 2), [0])
+
+
 def test_every_statistic_serves_a_weight():
     torch.manual_seed(0)
     x = torch.randn(1000)
@@ -700,18 +712,31 @@ def test_which_grids_are_known():
         ("axis", 1, "axis=1"),
         ("signed", False, "signed=False"),
         ("narrow_range", True, "narrow_range=True"),
+        ("calibration_steps", 5, "calibration_steps=5"),
+        ("min_scale", 0.1, "min_scale=0.1"),
+        ("pass_clipped", True, "pass_clipped=True"),
+        ("scale", 0.1, "scale=0.1"),
     ],
 )
 def test_what_was_declared_can_not_be_set_afterwards(name, item, said):
     layer = qnn.QuantReLU(act_quant=Int8Act)
-    before = getattr(layer.act_quant, name)
+    before = getattr(layer.act_quant, name, None)
     with pytest.raises(ReadOnlyError) as error:
         setattr(layer.act_quant, name, item)
     assert str(error.value) == (
         f"IntQuant: {said} can't be set on a quantizer that is built: its other parts were made for another value. "
         f"Give the layer another one: layer.act_quant = Int8Act({said})."
     )
-    assert getattr(layer.act_quant, name) == before
+    assert getattr(layer.act_quant, name, None) == before
+
+
+@pytest.mark.parametrize(("name", "item"), [("rounding", "floor"), ("zero_point", 3), ("scaling", "learned")])
+def test_a_part_can_be_exchanged_for_its_like_only(name, item):
+    quant = qnn.QuantReLU(act_quant=Int8Act).act_quant
+    with pytest.raises(SettingError, match=rf"^{name}={item!r} is not possible: expected one of '"):
+        setattr(quant, name, item)
+    quant.rounding, quant.zero_point, quant.scaling = torch.floor, None, ConstantScaling(quant.int_range, 0.5)
+    assert quant(torch.tensor([0.9])).tolist() == [0.5]
 
 
 def test_settings_of_a_weight_and_of_a_module_built_by_hand():

@@ -1478,3 +1478,21 @@ def test_dropout_between_layers_trains(dropout):
     torch.testing.assert_close(model[2].quant_bias().scale, 2 * scale)
     model.eval()(x)
     torch.testing.assert_close(model[2].quant_bias().scale, scale)
+
+
+def test_what_reads_memory_reads_the_values():
+    q = QuantTensor.wrap(torch.tensor([0.5, -1.0]), Grid(torch.tensor(0.25), torch.tensor(1.0), bit_width=4))
+    assert torch.from_dlpack(q).tolist() == np.from_dlpack(q).tolist() == [0.5, -1.0]
+    assert not q.is_shared()
+    assert q.share_memory_() is q
+    assert q.is_shared()
+    assert (q.int().tolist(), q.is_valid) == ([3, -3], True)
+
+
+def test_functions_applied_in_place_are_refused():
+    q = QuantTensor.wrap(torch.tensor([0.5, -1.0]), Grid(torch.tensor(0.25), bit_width=4))
+    with pytest.raises(QuantTensorError) as error:
+        q.apply_(lambda number: number + 1)
+    assert str(error.value) == (
+        "apply_ would write values off the grid into a QuantTensor. Apply it to the plain values: x.value.apply_."
+    )
