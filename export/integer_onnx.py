@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree
 
 from ..qcore import BiasQuant
+from ..qcore.models import require_model
 from .caveats import warn_of_caveats
 from .check import check
 from .errors import ExportError, with_causes
@@ -81,6 +82,7 @@ def export_onnx_integer(
         ['QuantizeLinear', 'MatMulInteger', 'Add', 'Cast', 'Mul']
     """
     call = "export_onnx_integer"
+    require_model(call, module, ExportError)
     required("numpy", call)
     from .integer_lower import integerize  # which can't be imported without numpy
 

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from ..qcore import TensorQuant
 from ..qcore.aliases import Keywords
+from ..qcore.models import require_model, shown
 from .caveats import warn_of_caveats
 from .errors import ExportError, with_causes
 from .integer_grid import IntegerGrid, Quantized
@@ -34,7 +35,7 @@ def integers(
         An `Integers`: a mapping from the path of each layer to its integers and grids.
 
     Raises:
-        ExportError: a quantizer whose integers depend on the input's range, or that has no plain grid; all are listed.
+        ExportError: not a model, a quantizer whose integers depend on the input's range, or that has no plain grid; all are listed.
 
     Example:
         >>> import torch, bitwright.nn as qnn
@@ -48,9 +49,21 @@ def integers(
 
 
 def integers_for(
-    call: str, model: nn.Module, example: Tensor | tuple[object, ...], kwargs: Mapping[str, object] | None
+    call: str,
+    model: nn.Module,
+    example: Tensor | tuple[object, ...],
+    kwargs: Mapping[str, object] | None,
+    given: Integers | None = None,
 ) -> Integers:
-    """`integers` for a function that the user called, which errors name."""
+    """`integers` for a function that the user called, which errors name; or those that the user gave it."""
+    require_model(call, model, ExportError)
+    if isinstance(given, Integers):
+        return given
+    if given is not None:
+        raise ExportError(
+            f"{call}: integers={shown(given)} is not possible. Pass what integers(model, example) or Integers.load "
+            "returned, or leave it out."
+        )
     arguments = example if isinstance(example, tuple) else (example,)
     quantizers = quantizers_of(model)
     with unchanged(model), evaluating(model):

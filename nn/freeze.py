@@ -7,6 +7,7 @@ from typing import TypeVar
 from torch import nn
 
 from ..qcore import TensorQuant
+from ..qcore.models import require_model
 from .slots import QuantLayer
 
 __all__ = ["frozen"]
@@ -33,6 +34,9 @@ def frozen(model: Model) -> Iterator[Model]:
     Yields:
         The model.
 
+    Raises:
+        QuantizerError: not a model.
+
     Example:
         >>> import torch
         >>> import bitwright.nn as qnn
@@ -45,6 +49,7 @@ def frozen(model: Model) -> Iterator[Model]:
         >>> torch.equal(layer(torch.ones(2)), 2 * before)
         True
     """
+    require_model("frozen", model)
     parts = [each for each in model.modules() if isinstance(each, (TensorQuant, QuantLayer))]
     before = [(each, each._kept) for each in parts]
     for each in parts:
