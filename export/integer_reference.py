@@ -44,8 +44,8 @@ def run_integers(
         An `IntegerRun`.
 
     Raises:
-        ExportError: not a model, an accumulator overflows (the layer, the channel and the sum are named), or integers that are
-            not this model's.
+        ExportError: not a model, an accumulator that overflows (the layer, the channel and the sum are named), or
+            integers that are not this model's.
 
     Example:
         >>> import torch, bitwright.nn as qnn

@@ -35,7 +35,8 @@ def integers(
         An `Integers`: a mapping from the path of each layer to its integers and grids.
 
     Raises:
-        ExportError: not a model, a quantizer whose integers depend on the input's range, or that has no plain grid; all are listed.
+        ExportError: not a model, or quantizers whose integers depend on the input's range, or that have no plain grid;
+            all are listed.
 
     Example:
         >>> import torch, bitwright.nn as qnn

@@ -23,7 +23,8 @@ def require_model(call: str, given: Any, error: type[BitwrightError] = Quantizer
     Example:
         >>> require_model("frozen", nn.Linear)
         Traceback (most recent call last):
-        bitwright.qcore.errors.QuantizerError: frozen: Linear is a class, not a model. Pass an instance of it: Linear(...).
+        bitwright.qcore.errors.QuantizerError: frozen: Linear is a class, not a model. Pass an instance of it: \
+Linear(...).
     """
     if isinstance(given, nn.Module):
         return

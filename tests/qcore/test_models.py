@@ -100,7 +100,7 @@ def test_what_is_no_exported_model(name):
     pytest.importorskip("onnxruntime")
     layer = qnn.QuantLinear(4, 4)
     with pytest.raises(ExportError) as caught:
-        export.verify_onnx(layer, 5, X) if name == "verify_onnx" else export.compare(layer, X, program=5)  # pyright: ignore
+        getattr(export, name)(layer, program=5, **{"inputs" if name == "verify_onnx" else "example": X})
     assert str(caught.value) == (
         f"{name}: program=5 is not an exported model. Pass what an export returned, the path of a file, or an "
         "onnx.ModelProto."
