@@ -115,7 +115,10 @@ def example(batch: int = BATCH) -> Tensor:
 
 
 def trained(model: nn.Module, *args: Any) -> nn.Module:
-    """A model whose quantizers have seen data, and are done with it."""
+    """A model whose quantizers have seen data, and are done with it.
+
+    Two batches of different size: a range that is a sum of the very layer it serves puts many sums on exact ties.
+    """
     model.train()
     with torch.no_grad():
         model(*args)
