@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.checkpoint import checkpoint
 
 import bitwright.nn as qnn
@@ -1478,3 +1479,10 @@ def test_dropout_between_layers_trains(dropout):
     torch.testing.assert_close(model[2].quant_bias().scale, 2 * scale)
     model.eval()(x)
     torch.testing.assert_close(model[2].quant_bias().scale, scale)
+
+
+def test_repr_of_what_a_compiler_traces_with():
+    """Such tensors hold no numbers, and torch's structured logs show them."""
+    with FakeTensorMode():
+        q = QuantTensor.wrap(torch.zeros(2), Grid(torch.ones(())))
+        assert repr(q).endswith(", scale=unknown, int8)")
