@@ -83,12 +83,11 @@ def export_onnx_integer(
     """
     call = "export_onnx_integer"
     require_model(call, module, ExportError)
-    required("numpy", call)
-    from .integer_lower import integerize  # which can't be imported without numpy
-
     export_path, given = _checked(call, export_path, options)
     for package in ("onnx", "onnxscript"):
         required(package, call)
+    from .integer_lower import integerize  # which can't be imported without numpy, as onnx can't
+
     arguments = args if isinstance(args, tuple) else (args,)
     kwargs = given.get("kwargs")
     quantizers = quantizers_of(module)
