@@ -107,8 +107,14 @@ def parts_of(recording: Recording, call: str = "integers") -> dict[str, Quantize
         slot = each.path.rpartition(".")[2]
         stored = each.stored or each.quantizer.follows_input or slot in ("weight_quant", "bias_quant")
         codes = each.codes.detach().cpu().clone() if stored else None
-        parts[each.name] = Quantized(IntegerGrid.of(each), codes)
+        parts[each.name] = Quantized(_grid_of(each), codes)
     return parts
+
+
+def _grid_of(call: Call) -> IntegerGrid:
+    """The grid that a recorded call answered with."""
+    kind = call.grid.signed, call.grid.narrow_range
+    return IntegerGrid(call.name, call.scale.clone(), call.zero_point.clone(), call.bits, *kind, call.axis)
 
 
 def _problem(call: Call) -> str | None:

@@ -85,11 +85,22 @@ class value(dependencies.value):  # noqa: N801 - a decorator, spelled as such
 
 @dataclass(frozen=True)
 class Setting:
-    """One attribute of a quantizer: its name, what it was declared as, and the class that declared it."""
+    """One attribute of a quantizer.
+
+    Attributes:
+        name: of the attribute.
+        declared: its value, as written in the class body or as keyword.
+        owner: the class that declares it; None where the layer gives it (its shape, its device ...).
+
+    Example:
+        >>> from bitwright.quantizers import Int8Act
+        >>> settings(Int8Act(bit_width=4))["bit_width"].declared
+        4
+    """
 
     name: str
-    declared: Any  # as written in the class body or as keyword
-    owner: "QuantizerType | None"  # None: given by the layer (its shape, its device ...)
+    declared: Any
+    owner: "QuantizerType | None"
 
     @property
     def injected(self) -> Any:
@@ -169,7 +180,13 @@ def _of_the_user() -> int:
 
 
 class QuantizerType(type):
-    """The type of quantizers: calling one derives another, and they compare, hash, print and pickle as values."""
+    """The type of quantizers: calling one derives another, and they compare, hash, print and pickle as values.
+
+    Example:
+        >>> from bitwright.quantizers import Int8Act
+        >>> isinstance(Int8Act(bit_width=4), QuantizerType), Int8Act(bit_width=4) == Int8Act(bit_width=4)
+        (True, True)
+    """
 
     def __new__(mcls, name: str, bases: tuple[type, ...], namespace: dict[str, object]) -> "QuantizerType":
         for base in bases:
