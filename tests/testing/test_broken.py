@@ -542,7 +542,8 @@ class StopsAt(Respelled):
         (22, 0, 1, "integers from -2097152 to 2097151; found 2097152 for 2097152"),
         (22, 0, -1, "2097151 for values at or beyond that end of the range; found 2097150 for 2097151"),
         (24, 0, -1, "8388607 for values at or beyond that end of the range; found 8388606 for 8388607"),
-        (26, -1, 0, "integers from -33554432 to 33554430; found 33554432 for 33554432"),  # as float32 rounds 33554431
+        (26, 0, 4, "integers from -33554432 to 33554431; found 33554436 for 33554436"),  # float32 has every fourth
+        (26, -1, -3, "33554431 for values at or beyond that end of the range; found 33554428 for 33554432"),
     ],
 )
 def test_the_ends_of_wide_ranges_are_compared_exactly(bits, right, wrong, found):
