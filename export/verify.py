@@ -4,7 +4,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -370,9 +370,7 @@ def _grids(model: "onnx.ModelProto") -> dict[str, _Stored]:
     return grids
 
 
-def loaded(
-    call: str, program: "torch.onnx.ONNXProgram | onnx.ModelProto | str | os.PathLike[str]"
-) -> "onnx.ModelProto":
+def loaded(call: str, program: Any) -> "onnx.ModelProto":
     """An exported model, however a user names it; ``call`` is the function that errors name."""
     onnx = required("onnx", call)
     if isinstance(program, (str, os.PathLike)):
