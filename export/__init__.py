@@ -4,7 +4,8 @@ from .accumulators import AccumulatorReport, AccumulatorRow, accumulator_report
 from .errors import ExportError
 from .exporter import export_onnx_qcdq, export_onnx_qdq
 from .integer_compare import IntegerComparison, compare
-from .integer_grid import IntegerGrid, Quantized
+from .integer_floats import FloatModule
+from .integer_grid import Entering, IntegerGrid, Quantized
 from .integer_onnx import export_onnx_integer
 from .integer_packing import pack, unpack
 from .integer_reference import run_integers
@@ -22,7 +23,9 @@ __all__ = [
     "ByMultiplier",
     "ByScale",
     "ByShift",
+    "Entering",
     "ExportError",
+    "FloatModule",
     "IntegerComparison",
     "IntegerGrid",
     "IntegerRun",

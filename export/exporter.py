@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..qcore.aliases import Keywords
 from ..qcore.errors import nearest
+from ..qcore.models import require_model
 from .caveats import warn_of_caveats
 from .check import check
 from .errors import ExportError
@@ -111,6 +112,7 @@ def _export(
     given: Mapping[str, object],
 ) -> torch.onnx.ONNXProgram:
     call = f"export_onnx_{form.name.lower()}"
+    require_model(call, module, ExportError)
     path, options = _checked(call, path, given)
     for package in ("onnx", "onnxscript"):
         required(package, call)

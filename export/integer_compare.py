@@ -4,13 +4,15 @@ import os
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree
 
 from ..qcore import BitwrightWarning, Grid, TensorQuant, values_of
+from ..qcore.models import require_model
+from .errors import ExportError
 from .exporter import export_onnx_qcdq
 from .integer_grid import IntegerGrid, Quantized
 from .integer_passes import culprits, load
@@ -20,11 +22,11 @@ from .integer_tensor import IntegerTensor
 from .integers import integers_for
 from .layer_integers import Integers
 from .lowering import Lowering, evaluating, lowered, numbered, quantizers_of, unchanged
-from .optional import installed, required
+from .optional import installed
 from .record import codes_of
 from .report import Report, Row
 from .session import with_codes
-from .verify import FLOAT, RESOLUTION, TIE
+from .verify import FLOAT, RESOLUTION, TIE, loaded
 
 if TYPE_CHECKING:
     import onnx
@@ -120,7 +122,7 @@ def compare(
         An `IntegerComparison`: ``ok``, ``differences``, ``tie_flips``, ``first_difference``, ``passes``.
 
     Raises:
-        ExportError: an accumulator overflows, or the model can't be exported.
+        ExportError: not a model, not its integers or file, an accumulator overflows, or the model can't be exported.
 
     Example:
         >>> import bitwright.nn as qnn
@@ -129,13 +131,14 @@ def compare(
         >>> print(compare(nn.Sequential(layer, qnn.QuantReLU(scale=0.05)), torch.randn(50, 8)))
         2636 numbers compared: 0 differences, 0 tie flips
     """
+    require_model("compare", model, ExportError)
     arguments = example if isinstance(example, tuple) else (example,)
     if program is None and installed("onnxruntime"):
         with warnings.catch_warnings():
             if integers is None:
                 warnings.simplefilter("ignore", BitwrightWarning)  # taking the integers says the same
             program = export_onnx_qcdq(model, arguments, verify=False, kwargs=kwargs)
-    found = integers_for("compare", model, arguments, kwargs) if integers is None else integers
+    found = integers_for("compare", model, arguments, kwargs, integers)
     quantizers, parts = quantizers_of(model), found.quantized()
     requantize = requantization(requantize)
 
@@ -147,7 +150,7 @@ def compare(
         report = Report(_against_torch(model, quantizers, parts, own, arguments, kwargs))
         if program is None:
             return IntegerComparison(report, own)
-        proto, inputs = _model(program), _tensors((arguments, kwargs or {}))
+        proto, inputs = loaded("compare", program), _tensors((arguments, kwargs or {}))
         file = _File(proto, inputs, run)
         report.add(file.rows("off"))
         clean = report.ok
@@ -304,9 +307,3 @@ def _said(row: Row) -> str:
 
 def _tensors(tree: object) -> list[Tensor]:
     return [values_of(each) for each in _pytree.tree_leaves(tree) if isinstance(each, Tensor)]
-
-
-def _model(program: Any) -> "onnx.ModelProto":
-    if isinstance(program, (str, os.PathLike)):
-        return required("onnx", "compare").load(os.fspath(program))
-    return getattr(program, "model_proto", program)

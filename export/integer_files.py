@@ -20,9 +20,7 @@ import json
 import os
 import struct
 from dataclasses import asdict
-from importlib import import_module
 from pathlib import Path
-from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -52,7 +50,8 @@ def save_npz(integers: Integers, path: str | os.PathLike[str]) -> None:
 
 def save_safetensors(integers: Integers, path: str | os.PathLike[str]) -> None:
     """Write a safetensors file."""
-    safetensors = _safetensors("save_safetensors").torch
+    required("numpy", "save_safetensors")  # which safetensors imports to write
+    safetensors = required("safetensors.torch", "save_safetensors")
     text, tensors = _taken_apart(integers)
     safetensors.save_file(tensors, os.fspath(path), metadata={KEY: text})
 
@@ -89,18 +88,10 @@ def _from_npz(path: Path) -> tuple[str | None, dict[str, Tensor]]:
 
 
 def _from_safetensors(path: Path) -> tuple[str | None, dict[str, Tensor]]:
-    safetensors = _safetensors("Integers.load")
-    with safetensors.safe_open(os.fspath(path), framework="pt") as file:
+    required("safetensors.torch", "Integers.load")
+    with required("safetensors", "Integers.load").safe_open(os.fspath(path), framework="pt") as file:
         text = (file.metadata() or {}).get(KEY)
         return text, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-
-
-def _safetensors(purpose: str) -> ModuleType:
-    try:
-        import_module("safetensors.torch")
-    except ModuleNotFoundError:
-        raise ExportError(f"{purpose} needs the package safetensors: pip install safetensors") from None
-    return import_module("safetensors")
 
 
 def _taken_apart(integers: Integers) -> tuple[str, dict[str, Tensor]]:

@@ -5,9 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..qcore import Grid
 from ..qcore.int_range import int_bounds
-from .record import Call
 
 __all__ = ["Entering", "IntegerGrid", "Quantized"]
 
@@ -38,15 +36,6 @@ class IntegerGrid:
     signed: bool
     narrow_range: bool = False
     axis: int | None = None
-
-    @staticmethod
-    def of(call: Call) -> "IntegerGrid":
-        """The grid that a recorded call answered with."""
-        grid: Grid = call.grid
-        axis = None if call.axis is None else call.axis
-        return IntegerGrid(
-            call.name, call.scale.clone(), call.zero_point.clone(), call.bits, grid.signed, grid.narrow_range, axis
-        )
 
     @property
     def bounds(self) -> tuple[int, int]:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree
 
 from ..qcore import BiasQuant
+from ..qcore.models import require_model
 from .caveats import warn_of_caveats
 from .check import check
 from .errors import ExportError, with_causes
@@ -81,12 +82,12 @@ def export_onnx_integer(
         ['QuantizeLinear', 'MatMulInteger', 'Add', 'Cast', 'Mul']
     """
     call = "export_onnx_integer"
-    required("numpy", call)
-    from .integer_lower import integerize  # which can't be imported without numpy
-
+    require_model(call, module, ExportError)
     export_path, given = _checked(call, export_path, options)
     for package in ("onnx", "onnxscript"):
         required(package, call)
+    from .integer_lower import integerize  # which can't be imported without numpy, as onnx can't
+
     arguments = args if isinstance(args, tuple) else (args,)
     kwargs = given.get("kwargs")
     quantizers = quantizers_of(module)

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
+from ..qcore.models import require_model
 from .errors import ExportError
 from .integer_requantize import Requantization, requantization
 from .integer_run import IntegerRun, run_lowered
@@ -43,8 +44,8 @@ def run_integers(
         An `IntegerRun`.
 
     Raises:
-        ExportError: an accumulator overflows (the layer, the channel and the sum are named), or integers that are
-            not this model's.
+        ExportError: not a model, an accumulator that overflows (the layer, the channel and the sum are named), or
+            integers that are not this model's.
 
     Example:
         >>> import torch, bitwright.nn as qnn
@@ -56,10 +57,11 @@ def run_integers(
         >>> torch.allclose(run_integers(nn.Sequential(layer), x).outputs, layer(x))
         True
     """
+    require_model("run_integers", model, ExportError)
     if not 2 <= accumulator_bits <= 53:
         raise ExportError(f"accumulator_bits={accumulator_bits} is not possible: expected 2 to 53. Write 32.")
     arguments = inputs if isinstance(inputs, tuple) else (inputs,)
-    found = integers_for("run_integers", model, inputs, kwargs) if integers is None else integers
+    found = integers_for("run_integers", model, inputs, kwargs, integers)
     with unchanged(model), evaluating(model):
         return run_lowered(
             model,

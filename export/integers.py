@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from ..qcore import TensorQuant
 from ..qcore.aliases import Keywords
+from ..qcore.models import require_model, shown
 from .caveats import warn_of_caveats
 from .errors import ExportError, with_causes
 from .integer_grid import IntegerGrid, Quantized
@@ -34,7 +35,8 @@ def integers(
         An `Integers`: a mapping from the path of each layer to its integers and grids.
 
     Raises:
-        ExportError: a quantizer whose integers depend on the input's range, or that has no plain grid; all are listed.
+        ExportError: not a model, or quantizers whose integers depend on the input's range, or that have no plain grid;
+            all are listed.
 
     Example:
         >>> import torch, bitwright.nn as qnn
@@ -48,9 +50,21 @@ def integers(
 
 
 def integers_for(
-    call: str, model: nn.Module, example: Tensor | tuple[object, ...], kwargs: Mapping[str, object] | None
+    call: str,
+    model: nn.Module,
+    example: Tensor | tuple[object, ...],
+    kwargs: Mapping[str, object] | None,
+    given: Integers | None = None,
 ) -> Integers:
-    """`integers` for a function that the user called, which errors name."""
+    """`integers` for a function that the user called, which errors name; or those that the user gave it."""
+    require_model(call, model, ExportError)
+    if isinstance(given, Integers):
+        return given
+    if given is not None:
+        raise ExportError(
+            f"{call}: integers={shown(given)} is not possible. Pass what integers(model, example) or Integers.load "
+            "returned, or leave it out."
+        )
     arguments = example if isinstance(example, tuple) else (example,)
     quantizers = quantizers_of(model)
     with unchanged(model), evaluating(model):
@@ -93,8 +107,14 @@ def parts_of(recording: Recording, call: str = "integers") -> dict[str, Quantize
         slot = each.path.rpartition(".")[2]
         stored = each.stored or each.quantizer.follows_input or slot in ("weight_quant", "bias_quant")
         codes = each.codes.detach().cpu().clone() if stored else None
-        parts[each.name] = Quantized(IntegerGrid.of(each), codes)
+        parts[each.name] = Quantized(_grid_of(each), codes)
     return parts
+
+
+def _grid_of(call: Call) -> IntegerGrid:
+    """The grid that a recorded call answered with."""
+    kind = call.grid.signed, call.grid.narrow_range
+    return IntegerGrid(call.name, call.scale.clone(), call.zero_point.clone(), call.bits, *kind, call.axis)
 
 
 def _problem(call: Call) -> str | None:

@@ -18,8 +18,13 @@ def required(package: str, purpose: str) -> Any:
     """
     try:
         return import_module(package)
-    except ModuleNotFoundError:
-        raise ExportError(f"{purpose} needs the package {package}: pip install bitwright[onnx]") from None
+    except ModuleNotFoundError as error:  # perhaps of something that the package needs itself
+        missing, asked = ((name or package).partition(".")[0] for name in (error.name, package))
+        wanted = asked if asked in _BY_THEMSELVES else "bitwright[onnx]"
+        raise ExportError(f"{purpose} needs the package {missing}: pip install {wanted}") from None
+
+
+_BY_THEMSELVES = ("numpy", "safetensors")  # which are of use without onnx
 
 
 class Deferred:

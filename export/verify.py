@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree
 
 from ..qcore import Grid, TensorQuant, quantize_to_int, values_of
+from ..qcore.models import require_model, shown
 from .caveats import silent_quantizers, warn_of_caveats
 from .errors import ExportError
 from .lowering import Lowering, evaluating, lowered, numbered, quantizers_of, unchanged
@@ -22,7 +23,7 @@ from .session import Session, with_codes
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["compare", "verify_onnx"]
+__all__ = ["compare", "loaded", "verify_onnx"]
 
 TIE = 1e-3  # of a step: as close to a rounding boundary as this, the order of summation decides
 RESOLUTION = 2.0**-20  # of a grid's range: float32 resolves 2**-24; more than TIE from 11 bits on
@@ -60,7 +61,7 @@ def verify_onnx(
         A `Report`: ``report.ok``, ``report.differences``, ``report.tie_flips``, ``print(report.table())``.
 
     Raises:
-        ExportError: onnxruntime is not installed, or the inputs are not the file's.
+        ExportError: not a model or not a file, onnxruntime is not installed, or the inputs are not the file's.
 
     Example:
         >>> import bitwright.nn as qnn
@@ -70,9 +71,10 @@ def verify_onnx(
         >>> verify_onnx(layer, program, torch.randn(100, 8)).ok
         True
     """
+    require_model("verify_onnx", module, ExportError)
     arguments = inputs if isinstance(inputs, tuple) else (inputs,)
     quantizers = quantizers_of(module)
-    proto = _model(program)
+    proto = loaded("verify_onnx", program)
     with unchanged(module), evaluating(module):
         if not all(each.calibrated for each in quantizers.values()):
             batch_size = sys.maxsize  # their ranges are those of all samples
@@ -368,8 +370,15 @@ def _grids(model: "onnx.ModelProto") -> dict[str, _Stored]:
     return grids
 
 
-def _model(program: Any) -> "onnx.ModelProto":
+def loaded(call: str, program: Any) -> "onnx.ModelProto":
+    """An exported model, however a user names it; ``call`` is the function that errors name."""
+    onnx = required("onnx", call)
     if isinstance(program, (str, os.PathLike)):
-        onnx = required("onnx", "verify_onnx")
         return onnx.load(os.fspath(program))
-    return getattr(program, "model_proto", program)
+    proto = getattr(program, "model_proto", program)
+    if not isinstance(proto, onnx.ModelProto):
+        raise ExportError(
+            f"{call}: program={shown(program)} is not an exported model. Pass what an export returned, the path of a "
+            "file, or an onnx.ModelProto."
+        )
+    return proto

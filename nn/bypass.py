@@ -21,8 +21,8 @@ __all__ = ["OwnParameter"]
 class OwnParameter:
     """A parameter of a quantized layer, as a class attribute: nothing of torch computes with it in the layer's place.
 
-    Everyone else gets the parameter. Compiled code isn't watched, nor a tensor that takes the parameter's place, as
-    pruning and parametrizations put one there.
+    Everyone else gets the parameter. Compiled code isn't watched, as it can't ask who reads: a forward before compiling
+    finds the mistake. Nor is a tensor that takes the parameter's place, as pruning and parametrizations put one there.
 
     Raises:
         QuantizerError: a module of torch reads the parameter to compute with it, past the layer's quantizers.

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..qcore import QuantizerError, TensorQuant
+from ..qcore.models import require_model
 from ..qcore.scaling import RunningScaling, StoredScaling
 
 __all__ = ["calibrating", "finish_calibration"]
@@ -30,7 +31,7 @@ def calibrating(model: Model) -> Iterator[Model]:
         The model.
 
     Raises:
-        QuantizerError: there is no range to measure in the model.
+        QuantizerError: not a model, or one without a range to measure.
 
     Example:
         >>> import bitwright.nn as qnn
@@ -41,6 +42,7 @@ def calibrating(model: Model) -> Iterator[Model]:
         >>> model[0].act_quant.calibrated, model[1].running_mean
         (True, tensor([0., 0.]))
     """
+    require_model("calibrating", model)
     quantizers = _of_activations(model)
     scalings = _stored(quantizers)
     if not scalings:
@@ -78,6 +80,9 @@ def finish_calibration(model: nn.Module) -> None:
     Args:
         model: any module with quantized layers.
 
+    Raises:
+        QuantizerError: not a model.
+
     Example:
         >>> import bitwright.nn as qnn
         >>> model = nn.Sequential(qnn.QuantIdentity(), qnn.QuantReLU())
@@ -86,6 +91,7 @@ def finish_calibration(model: nn.Module) -> None:
         >>> [each.act_quant.calibrating for each in model]
         [False, False]
     """
+    require_model("finish_calibration", model)
     for each in _stored(_of_activations(model)):
         if not isinstance(each, RunningScaling):
             each.finish_calibration()

@@ -7,6 +7,7 @@ from typing import TypeVar
 from torch import nn
 
 from ..qcore import TensorQuant
+from ..qcore.models import require_model
 from ..qcore.tensor_quant import Kept
 from .slots import QuantLayer
 
@@ -35,6 +36,9 @@ def frozen(model: Model) -> Iterator[Model]:
     Yields:
         The model.
 
+    Raises:
+        QuantizerError: not a model.
+
     Example:
         >>> import torch
         >>> import bitwright.nn as qnn
@@ -47,6 +51,7 @@ def frozen(model: Model) -> Iterator[Model]:
         >>> torch.equal(layer(torch.ones(2)), 2 * before)
         True
     """
+    require_model("frozen", model)
     parts = [each for each in model.modules() if isinstance(each, (TensorQuant, QuantLayer))]
     own = [Kept(each._kept if isinstance(each._kept, Kept) else None) for each in parts]
     for each, kept in zip(parts, own, strict=True):

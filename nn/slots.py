@@ -7,8 +7,8 @@ from typing import Any, ClassVar, Self
 from torch import Tensor, nn
 
 from ..qcore import QuantizerError, TensorQuant, resolve, settings, value
-from ..qcore.errors import IncompleteError, ReadOnlyError, nearest
-from ..qcore.inject import IMPLIED, ROLE, ROOT, QuantizerType, possible_settings
+from ..qcore.errors import FORMER_SETTINGS, IncompleteError, ReadOnlyError, nearest
+from ..qcore.inject import IMPLIED, ROLE, ROOT, QuantizerType, possible_settings, renamed
 
 __all__ = ["Described", "QuantLayer", "QuantizerLike", "fill_slot", "split_overrides"]
 
@@ -102,6 +102,8 @@ def fill_slot(
                 f"{Described(layer)}: {prefix}{name}={item!r} would change the quantizer module that {slot}_quant "
                 f"shares with another layer. Give the setting where that module is made, or pass a quantizer class."
             )
+        if quantizer.quantizer is not None:
+            _check_role(layer, slot, quantizer.quantizer, {})
         quantizer.serve(layer, slot)
         return quantizer
     if not isinstance(quantizer, QuantizerType):
@@ -121,8 +123,8 @@ def fill_slot(
             f"{Described(layer)}: {slot}_quant={quantizer!r} has a scale for each output channel of a weight. Write "
             f"{slot}_quant=Int8ActPerChannel, which has one for each channel of its input."
         )
-    written = {name: f"{prefix}{name}" for name in overrides}
-    declared = quantizer(**overrides)
+    written = {FORMER_SETTINGS.get(name, name): f"{prefix}{name}" for name in overrides}
+    declared = quantizer(**renamed(overrides, prefix))
     _check_role(layer, slot, declared, written)
     try:
         module = resolve(declared, provided, where=Described(layer), written=written)
@@ -250,6 +252,7 @@ weight_bit_width=2 can't be set on a layer that is built. Write layer.weight_qua
             return
         for slot, prefix in self.prefixes.items():
             quant, setting = getattr(self, f"{slot}_quant", None), name.removeprefix(prefix)
+            setting = FORMER_SETTINGS.get(setting, setting)
             declared = getattr(quant, "quantizer", None)
             if declared is None or not name.startswith(prefix) or setting not in {*settings(declared), *IMPLIED}:
                 continue

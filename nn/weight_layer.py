@@ -85,6 +85,8 @@ class WeightLayer(QuantLayer):
         overrides: Mapping[str, object],
     ) -> None:
         """Resolve the slots; called by constructors once weight and bias exist."""
+        if type(return_quant_tensor) is not bool:
+            return_quant_tensor = flag_of(self, "return_quant_tensor", return_quant_tensor)
         self.return_quant_tensor = return_quant_tensor
         slots = {"weight": weight_quant, "bias": bias_quant, "input": input_quant, "output": output_quant}
         given = split_overrides(self, slots, overrides)

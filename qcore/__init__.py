@@ -1,5 +1,6 @@
 """What quantizers are made of: the declaration language, numerics, scales, zero points, bit widths, QuantTensor."""
 
+from . import protocols
 from .bit_width import LearnedBitWidth, bit_width_report, size_penalty
 from .describe import Description, describe
 from .errors import (
@@ -13,8 +14,8 @@ from .errors import (
 )
 from .fake_quant import composed_fake_quant, fake_quant, quantize_to_int
 from .grid import Grid
-from .inject import Quantizer, diff, register_choices, resolve, settings, value
-from .int_quant import BiasQuant, IntQuant
+from .inject import Quantizer, QuantizerType, Setting, diff, register_choices, resolve, settings, value
+from .int_quant import BiasQuant, IntQuant, ScaleFloor
 from .int_range import IntRange, int_bounds
 from .locate import path_of
 from .quant_tensor import QuantTensor, grid_of, values_of
@@ -74,10 +75,13 @@ __all__ = [
     "QuantTensorError",
     "Quantizer",
     "QuantizerError",
+    "QuantizerType",
     "RangeZeroPoint",
     "ReadOnlyError",
     "Rounding",
     "RunningScaling",
+    "ScaleFloor",
+    "Setting",
     "SettingError",
     "StatisticScaling",
     "StochasticRounding",
@@ -92,6 +96,7 @@ __all__ = [
     "grid_of",
     "int_bounds",
     "path_of",
+    "protocols",
     "quantize_to_int",
     "register_choices",
     "resolve",

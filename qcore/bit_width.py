@@ -9,6 +9,7 @@ from torch.types import Device
 from .derivatives import straight_through
 from .errors import SettingError
 from .int_range import MAX_BIT_WIDTH, check_bit_width
+from .models import require_model
 from .rounding import HalfEven, round_straight_through
 
 __all__ = ["LearnedBitWidth", "bit_width_report", "size_penalty"]
@@ -99,6 +100,9 @@ class LearnedBitWidth(nn.Module):
 def bit_width_report(model: nn.Module) -> dict[str, dict[str, float | int]]:
     """What every learned bit width of a model stands at, by the path of its module.
 
+    Raises:
+        QuantizerError: not a model.
+
     Example:
         >>> import bitwright.nn as qnn
         >>> from bitwright.qcore import LearnedBitWidth
@@ -106,6 +110,7 @@ def bit_width_report(model: nn.Module) -> dict[str, dict[str, float | int]]:
         >>> bit_width_report(model)
         {'0.weight_quant.bit_width': {'bit_width': 8, 'exact': 8.0, 'min': 2, 'max': 8}}
     """
+    require_model("bit_width_report", model)
     return {name: module.report() for name, module in model.named_modules() if isinstance(module, LearnedBitWidth)}
 
 
@@ -115,12 +120,16 @@ def size_penalty(model: nn.Module) -> Tensor:
     Returns:
         A differentiable 0-d tensor; 0 if nothing is learned.
 
+    Raises:
+        QuantizerError: not a model.
+
     Example:
         >>> import bitwright.nn as qnn
         >>> from bitwright.qcore import LearnedBitWidth
         >>> size_penalty(qnn.QuantLinear(4, 2, weight_bit_width=LearnedBitWidth)).item()
         8.0
     """
+    require_model("size_penalty", model)
     learned = [module for module in model.modules() if isinstance(module, LearnedBitWidth) and module.elements]
     if not learned:
         return torch.zeros(())

@@ -103,7 +103,7 @@ def describe(x: object) -> Description:
     """
     if isinstance(x, QuantizerType):
         return _tree(x, {}, {})
-    if hasattr(x, "named_modules"):
+    if hasattr(x, "named_modules") and not isinstance(x, type):
         return _module(x)
     raise TypeError(f"describe takes a quantizer class, a layer or a model; found {type(x).__name__}.")
 

@@ -85,7 +85,7 @@ class SettingError(QuantizerError):
 
     def message(self, written: str) -> str:
         """The text of the error, with the setting spelled as the user wrote it."""
-        prefix = written.removesuffix(self.setting)
+        prefix = prefix_of(written, self.setting)
         expected, remedy = (re.sub(r"\b([a-z_]+)=", rf"{prefix}\1=", text) for text in (self.expected, self.remedy))
         return f"{written}={self.found!r} is not possible: expected {expected}. {remedy}".rstrip()
 
@@ -128,6 +128,20 @@ class UncalibratedWarning(BitwrightWarning):
         >>> issubclass(UncalibratedWarning, BitwrightWarning)
         True
     """
+
+
+FORMER_SETTINGS = {"collect_steps": "calibration_steps"}  # until version 0.3
+
+
+def prefix_of(written: str, setting: str) -> str:
+    """What stands before the name of a setting in a keyword that the user typed: ``weight_``.
+
+    Example:
+        >>> prefix_of("weight_bit_width", "bit_width"), prefix_of("input_collect_steps", "calibration_steps")
+        ('weight_', 'input_')
+    """
+    former = (name for name, present in FORMER_SETTINGS.items() if present == setting)
+    return next((written.removesuffix(name) for name in (setting, *former) if written.endswith(name)), "")
 
 
 def nearest(name: str, candidates: Iterable[str]) -> str | None:

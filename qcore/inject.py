@@ -18,7 +18,15 @@ from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from typing import Any
 
-from .errors import IncompleteError, QuantizerError, ReadOnlyError, SettingError, nearest
+from .errors import (
+    FORMER_SETTINGS,
+    IncompleteError,
+    QuantizerError,
+    ReadOnlyError,
+    SettingError,
+    nearest,
+    prefix_of,
+)
 
 with warnings.catch_warnings():  # it deprecates itself on import; a user may have turned warnings into errors
     warnings.simplefilter("ignore", DeprecationWarning)
@@ -77,11 +85,22 @@ class value(dependencies.value):  # noqa: N801 - a decorator, spelled as such
 
 @dataclass(frozen=True)
 class Setting:
-    """One attribute of a quantizer: its name, what it was declared as, and the class that declared it."""
+    """One attribute of a quantizer.
+
+    Attributes:
+        name: of the attribute.
+        declared: its value, as written in the class body or as keyword.
+        owner: the class that declares it; None where the layer gives it (its shape, its device ...).
+
+    Example:
+        >>> from bitwright.quantizers import Int8Act
+        >>> settings(Int8Act(bit_width=4))["bit_width"].declared
+        4
+    """
 
     name: str
-    declared: Any  # as written in the class body or as keyword
-    owner: "QuantizerType | None"  # None: given by the layer (its shape, its device ...)
+    declared: Any
+    owner: "QuantizerType | None"
 
     @property
     def injected(self) -> Any:
@@ -128,25 +147,46 @@ def choices_of(name: str) -> Mapping[str, type]:
 IMPLIED = {"scale": ("scaling", "constant"), "max_value": ("scaling", "constant")}
 
 
-# Former names of settings and choices, until version 0.3.
-_FORMER = {"collect_steps": "calibration_steps", "collected": "calibrated"}
+def renamed(given: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Settings by their present names: former names of settings and choices go with version 0.3.
 
-
-def _renamed(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings by their present names."""
+    Raises:
+        QuantizerError: one setting by both names.
+    """
     found = {}
     for name, item in given.items():
-        present = _FORMER.get(name, name)
-        chosen = _FORMER["collected"] if name == "scaling" and isinstance(item, str) and item == "collected" else item
+        present = FORMER_SETTINGS.get(name, name)
+        chosen = "calibrated" if name == "scaling" and isinstance(item, str) and item == "collected" else item
+        if present != name and present in given:
+            raise QuantizerError(
+                f"{prefix}{name}={_show(item)} and {prefix}{present}={_show(given[present])} are the same setting by "
+                f"its former and its present name. Write {prefix}{present} alone."
+            )
         if present != name or chosen is not item:
-            said = f"{name}={item!r} is now {present}={chosen!r}: the former name goes with version 0.3."
-            warnings.warn(said, DeprecationWarning, stacklevel=4)
+            said = (
+                f"{prefix}{name}={item!r} is now {prefix}{present}={chosen!r}: the former name goes with version 0.3."
+            )
+            warnings.warn(said, DeprecationWarning, stacklevel=_of_the_user())
         found[present] = chosen
     return found
 
 
+def _of_the_user() -> int:
+    """How far up the stack the code lies that called this library: where a warning of the caller points at."""
+    own, frame, level = __name__.partition(".")[0], sys._getframe(1), 1
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == own:
+        frame, level = frame.f_back, level + 1
+    return level
+
+
 class QuantizerType(type):
-    """The type of quantizers: calling one derives another, and they compare, hash, print and pickle as values."""
+    """The type of quantizers: calling one derives another, and they compare, hash, print and pickle as values.
+
+    Example:
+        >>> from bitwright.quantizers import Int8Act
+        >>> isinstance(Int8Act(bit_width=4), QuantizerType), Int8Act(bit_width=4) == Int8Act(bit_width=4)
+        (True, True)
+    """
 
     def __new__(mcls, name: str, bases: tuple[type, ...], namespace: dict[str, object]) -> "QuantizerType":
         for base in bases:
@@ -155,7 +195,7 @@ class QuantizerType(type):
                     f"{name} has the base {base.__name__}, which is not a quantizer. Put {base.__name__} into an "
                     f"attribute of {name}, such as `scaling = {base.__name__}`."
                 )
-        namespace = _renamed(namespace)
+        namespace = renamed(namespace)
         for given, (implied, choice) in IMPLIED.items():
             if given in namespace and implied not in namespace and not _takes(bases, implied, given):
                 namespace[implied] = choice
@@ -166,9 +206,9 @@ class QuantizerType(type):
         if not overrides:
             return cls
         base: QuantizerType = cls
-        given = _renamed(overrides)
+        given = renamed(overrides)
         if "__overrides__" in vars(cls):
-            base, given = cls.__bases__[0], {**vars(cls)["__overrides__"], **_renamed(overrides)}
+            base, given = cls.__bases__[0], {**vars(cls)["__overrides__"], **given}
         for name in given:
             if name.startswith("__"):
                 raise QuantizerError(f"{base!r}: {name} can't be a setting, names with two underscores are Python's.")
@@ -705,7 +745,7 @@ def possible_settings(quantizer: QuantizerType) -> set[str]:
 def _nothing_uses(setting: Setting, plan: Resolution, where: object) -> QuantizerError:
     name, quantizer = setting.name, plan.quantizer
     typed = plan.written.get(name)
-    prefix = typed[: -len(name)] if typed else ""
+    prefix = prefix_of(typed, name) if typed else ""
     base = quantizer.__base__ if "__overrides__" in vars(quantizer) else quantizer
     known = {*plan.children, *(each for given in plan.defaults.values() for each in given), *IMPLIED} - {ROOT}
     provided = {each for each, at in plan.settings.items() if at.owner is None}

@@ -86,12 +86,16 @@ def _slot_of(quant: TensorQuant) -> str:
     return next((slot for ref, slot in quant._served if ref() is not None), "weight" if quant.of_parameter else "act")
 
 
-class Floor(NamedTuple):
+class ScaleFloor(NamedTuple):
     """The smallest scales that a weight may have: worked out only where one of them might be smaller.
 
     Args:
         bound: a number that none of the smallest scales exceeds; None where a graph is made, which can't ask.
         scales: what works them out: 0-d, or one for each index of the axis.
+
+    Example:
+        >>> ScaleFloor(0.5, lambda: torch.tensor(0.25)).binds(torch.tensor(1.0))
+        False
     """
 
     bound: float | None
@@ -184,7 +188,7 @@ class IntQuant(_Integers):
             if phase == "calibrated":  # a layer that joins starts no calibration anew
                 scaling.finish_calibration()
 
-    def _quantize(self, x: Tensor, relu: bool = False, floor: "Floor | None" = None) -> tuple[Tensor, Grid]:
+    def _quantize(self, x: Tensor, relu: bool = False, floor: "ScaleFloor | None" = None) -> tuple[Tensor, Grid]:
         """Values and grid; no scale is below ``floor``, where there is one."""
         if x.dtype not in _WIDE:
             real = x if x.is_floating_point() else as_real(x, path_of(self))
@@ -405,7 +409,7 @@ class BiasQuant(_Integers):
         self.bit_width = int_range.width
         self.rounding = checked("rounding", rounding)
 
-    def floor(self, bias: Tensor, inputs: Grid, by_channel: bool) -> Floor | None:
+    def floor(self, bias: Tensor, inputs: Grid, by_channel: bool) -> ScaleFloor | None:
         """The smallest scales of the weight with which the bias is not clipped; None where that is no matter.
 
         A dead channel has tiny weights and a bias all the same. From 24 bits on, weights below such a scale add less to
@@ -426,8 +430,8 @@ class BiasQuant(_Integers):
             return least if by_channel else least.amax()
 
         if torch.compiler.is_compiling() or transformed() or bias.device.type != "cpu":
-            return Floor(None, scales)
-        return Floor(bias.detach().abs().amax().item() / (inputs.scale.amin().item() * steps), scales)
+            return ScaleFloor(None, scales)
+        return ScaleFloor(bias.detach().abs().amax().item() / (inputs.scale.amin().item() * steps), scales)
 
     def _quantize(self, bias: Tensor, inputs: Grid | None = None, weights: Grid | None = None) -> tuple[Tensor, Grid]:
         grid = self._grid(bias, inputs, weights)
@@ -505,7 +509,7 @@ def resting(quant: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def _given(relu: bool, floor: Floor | None) -> tuple[Any, ...]:
+def _given(relu: bool, floor: ScaleFloor | None) -> tuple[Any, ...]:
     """The arguments that say something: `_quantize` of a subclass may take none of them."""
     return (relu, floor) if floor is not None else (True,) if relu else ()
 

@@ -492,7 +492,10 @@ def _written(func: Operator, args: Arguments, kwargs: Keywords) -> list["QuantTe
 def _short(scale: Tensor) -> str:
     if scale.numel() != 1 or scale.is_meta:
         return f"[{scale.numel()} values]"
-    number = scale.item()
+    try:
+        number = scale.item()
+    except RuntimeError:  # a compiler's stand-in, which holds no number and is shown in its logs
+        return "unknown"
     return f"{number:.6g}" if isinstance(number, float) else str(number)  # a symbol while a compiler traces
 
 

@@ -12,23 +12,27 @@ except ModuleNotFoundError as error:
 
 from . import strategies as quantizer_strategies
 from .kit import check_quantizer
-from .oracle import golden_vectors
+from .oracle import Vector, golden_vectors
 from .plot import plot_model, plot_quantizer
 from .registry import CHECKS, Check, register_check
 from .report import Failure, NotApplicable, QuantizerCheckError, Refused, Report, Result
-from .subject import Case, Subject
+from .strategies import Placement
+from .subject import Case, Draw, Subject
 
 __all__ = [
     "CHECKS",
     "Case",
     "Check",
+    "Draw",
     "Failure",
     "NotApplicable",
+    "Placement",
     "QuantizerCheckError",
     "Refused",
     "Report",
     "Result",
     "Subject",
+    "Vector",
     "check_quantizer",
     "golden_vectors",
     "plot_model",

@@ -33,20 +33,29 @@ def grid_membership(case: Case) -> None:
 @register_check
 def value_range(case: Case) -> None:
     """Integers stay within the range of the bit width; values at or beyond an end are clipped to it."""
-    low, high = representable_bounds(*case.subject.bounds, 24)
+    low, high = case.subject.bounds
+    pulled_in = representable_bounds(low, high, 24)
     for values, grid in case.each_way():
         codes = case.codes(values, grid).round()
-        ends = torch.tensor(case.subject.bounds, dtype=torch.float32)  # as precisely as values give them back
-        outside = (codes < ends[0]) | (codes > ends[1])
+        # integers of more than 24 bits don't come back from float32 values: there the values of the ends are compared
+        lowest, highest = (_value(end, grid, values) for end in (low, high))
+        outside = ((codes < low) & (values < lowest)) | ((codes > high) & (values > highest))
         if bool(outside.any()):
             raise Failure(f"integers from {low} to {high}", first(codes, outside, case))
         if not case.subject.fixed_grid:
             continue  # the range is dynamic, so nothing lies beyond it
         steps = case.codes(case.x, grid)
-        for end, beyond in ((low, steps <= low), (high, steps >= high)):
-            missed = beyond & ((codes - end).abs() > 1e-6 * abs(end))
+        ends = (low, pulled_in[0], lowest, steps <= low), (high, pulled_in[1], highest, steps >= high)
+        for end, held, at, beyond in ends:
+            missed = beyond & (codes != end) & (values != at) & (values != grid.from_int(torch.tensor(held)))
             if bool(missed.any()):
                 raise Failure(f"{end} for values at or beyond that end of the range", first(codes, missed, case))
+
+
+def _value(end: int, grid: Grid, values: Tensor) -> Tensor:
+    """The value of an integer, worked out exactly and rounded once to the type of other values."""
+    centred = end if grid.zero_point is None else end - grid.zero_point.double()
+    return (centred * grid.scale.double()).to(values.dtype)
 
 
 @register_check

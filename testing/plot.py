@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ..qcore import BitwrightError, BitwrightWarning, Grid, TensorQuant, values_of
+from ..qcore import BitwrightError, BitwrightWarning, Grid, QuantizerError, TensorQuant, values_of
+from ..qcore.inject import QuantizerType
+from ..qcore.models import require_model, shown
 from .subject import Subject
 
 if TYPE_CHECKING:
@@ -33,7 +35,7 @@ def plot_quantizer(quantizer: Any, *, scale: float | None = None, role: str | No
         A matplotlib figure: ``figure.savefig("quantizer.png")``.
 
     Raises:
-        BitwrightError: matplotlib is not installed.
+        BitwrightError: not a quantizer, or matplotlib is not installed.
 
     Example:
         >>> from bitwright.quantizers import Int4Act
@@ -87,7 +89,7 @@ def plot_model(model: nn.Module, batch: object, *, columns: int = 3) -> "Figure"
         A matplotlib figure.
 
     Raises:
-        BitwrightError: matplotlib is not installed, or nothing in the model quantizes.
+        BitwrightError: not a model, matplotlib is not installed, or nothing in the model quantizes.
 
     Example:
         >>> import bitwright.nn as qnn
@@ -97,6 +99,7 @@ def plot_model(model: nn.Module, batch: object, *, columns: int = 3) -> "Figure"
         ['0.weight_quant: int4 narrow', '1.act_quant: uint8']
     """
     figure_class = _figure_class("plot_model")
+    require_model("plot_model", model, BitwrightError)
     seen = _watched(model, batch)
     if not seen:
         raise BitwrightError(
@@ -129,6 +132,11 @@ def _ready(quantizer: Any, scale: float | None, role: str | None) -> tuple[Tenso
             grid = quantizer.quantize(probe)[1]
         assert grid is not None
         return quantizer, (), grid
+    if not isinstance(quantizer, QuantizerType):
+        raise QuantizerError(
+            f"plot_quantizer: {shown(quantizer)} is not a quantizer. Pass a class such as Int8Act, or the quantizer "
+            "module of a layer, such as layer.weight_quant."
+        )
     subject = Subject(quantizer, role)
     low, high = subject.bounds
     unit = scale or 1 / max(-low, high)

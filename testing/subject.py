@@ -43,12 +43,24 @@ _LAYERS = {
 
 
 class Draw(NamedTuple):
-    """What Hypothesis draws for one case."""
+    """What Hypothesis draws for one case.
+
+    Attributes:
+        shape: of the input.
+        unit: the scale that the quantizer should have, approximately.
+        placement: where the input's values lie.
+        pinned: whether one value lies at the end of the range.
+
+    Example:
+        >>> place = Placement(torch.tensor([0.5], dtype=torch.float64), torch.tensor([0]))
+        >>> Draw((1,), 0.25, place, pinned=False).placement.steps
+        tensor([0.5000], dtype=torch.float64)
+    """
 
     shape: tuple[int, ...]
-    unit: float  # the scale that the quantizer should have, approximately
+    unit: float
     placement: Placement
-    pinned: bool  # whether one value lies at the end of the range
+    pinned: bool
 
 
 class Subject:

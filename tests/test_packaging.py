@@ -128,6 +128,7 @@ sys.meta_path[sys.meta_path.index(PathFinder)] = Finder
 import torch
 from bitwright import nn as qnn
 from bitwright.export import export_onnx_integer, export_onnx_qcdq, export_onnx_qdq, integers, verify_onnx
+from bitwright.export import Integers, compare, run_integers
 from bitwright.quantizers import Int8Act, Int32Bias
 
 model = qnn.QuantLinear(4, 2, input_quant=Int8Act(scale=0.1), bias_quant=Int32Bias).eval()
@@ -159,7 +160,17 @@ told(lambda: integers(model, x).save_safetensors("none"), "safetensors")
 """
 NUMPY = """
 told(check_quantizer)
-told(lambda: integers(model, x).save_npz("none"))
+taken = integers(model, x)
+told(lambda: taken.save_npz("none"))
+told(lambda: taken.save_safetensors("none"))
+open("none.npz", "wb").write(b"PK\\x03\\x04")
+told(lambda: Integers.load("none.npz"))
+for call in (export_onnx_qcdq, export_onnx_qdq, export_onnx_integer):
+    told(lambda: call(model, x))
+told(lambda: verify_onnx(model, "none.onnx", x))
+told(lambda: compare(model, x, program="none.onnx"))
+assert "int8_t" in taken.to_c_header()
+assert run_integers(model, x).integer_only
 """
 
 
@@ -187,7 +198,14 @@ told(lambda: integers(model, x).save_npz("none"))
             NUMPY,
             [
                 "ModuleNotFoundError: bitwright.testing needs the package numpy: pip install bitwright[testing]",
-                "ExportError: save_npz needs the package numpy: pip install bitwright[onnx]",
+                "ExportError: save_npz needs the package numpy: pip install numpy",
+                "ExportError: save_safetensors needs the package numpy: pip install numpy",
+                "ExportError: Integers.load needs the package numpy: pip install numpy",
+                "ExportError: export_onnx_qcdq needs the package numpy: pip install bitwright[onnx]",
+                "ExportError: export_onnx_qdq needs the package numpy: pip install bitwright[onnx]",
+                "ExportError: export_onnx_integer needs the package numpy: pip install bitwright[onnx]",
+                "ExportError: verify_onnx needs the package numpy: pip install bitwright[onnx]",
+                "ExportError: compare needs the package numpy: pip install bitwright[onnx]",
             ],
         ),
     ],

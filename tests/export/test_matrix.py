@@ -72,8 +72,9 @@ def agrees(model, export, x, fresh):
     report = verify_onnx(model, export(model, x), fresh)
     assert report.differences == 0, f"{report.table()}\n{model}"
     assert report.compared > 1000
-    # 16 bits have some; on coarse grids sums can be ties themselves, a whole channel's even, and their order decides
-    assert report.tie_flips <= 1e-2 * report.compared, f"{report.table()}\n{model}"
+    # The order of a sum moves 8-bit codes by less than 1e-4 of a step: 2 values in 10,000 lie so close to a boundary.
+    # 16-bit codes move by 4e-3 of a step, and are a twentieth of the values. No CPU can flip more than both together.
+    assert report.tie_flips <= 1e-3 * report.compared, f"{report.table()}\n{model}"
 
 
 @pytest.mark.parametrize("granularity", WEIGHTS)

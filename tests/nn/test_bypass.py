@@ -13,6 +13,7 @@ from torch.nn.utils import parametrize, prune
 from torch.utils import mkldnn
 
 import bitwright.nn as qnn
+from bitwright.export import integers
 from bitwright.qcore import QuantizerError
 from bitwright.quantizers import Int8Act
 
@@ -150,6 +151,21 @@ def test_attention_is_refused_a_quantized_projection(settings, training):
     assert str(caught.value) == f"out_proj: {REFUSED}"
     with torch.no_grad(), pytest.raises(QuantizerError, match=r"^out_proj: "):
         attention(X, X, X, need_weights=False)
+
+
+@pytest.mark.parametrize("fullgraph", [False, True])
+def test_attention_that_is_compiled_first_computes_in_floats(fullgraph):
+    """Compiled code isn't watched; the documented way to find out is one eager forward before, or any export."""
+    torch._dynamo.reset()
+    attention = nn.MultiheadAttention(16, 2, batch_first=True)
+    expected = attention(X, X, X)[0]
+    attention.out_proj = quantized(attention.out_proj, weight_bit_width=2)
+    compiled = torch.compile(attention, backend="eager", fullgraph=fullgraph)
+    torch.testing.assert_close(compiled(X, X, X)[0], expected)
+    for eager in (lambda: attention(X, X, X), lambda: integers(attention, (X, X, X))):
+        with pytest.raises(QuantizerError) as caught:
+            eager()
+        assert str(caught.value) == f"out_proj: {REFUSED}"
 
 
 def test_the_refusal_names_the_path():

@@ -9,7 +9,7 @@ from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import bitwright.nn as qnn
-from bitwright.qcore import LearnedBitWidth, grid_of
+from bitwright.qcore import LearnedBitWidth, grid_of, values_of
 from bitwright.quantizers import (
     Int8Act,
     Int8ActPowerOfTwo,
@@ -352,6 +352,29 @@ def test_quant_tensors_cross_compiled_functions():
     taken = torch.compile(layer, backend="aot_eager", fullgraph=True)
     with torch.no_grad():
         assert torch.equal(taken(q), layer(expected))
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # dynamo looks at it
+def test_a_quant_tensor_that_leaves_a_compiled_function_has_no_backward():
+    """Torch takes it for granted that the gradient is a QuantTensor, and eager mode computes a plain one."""
+    act = qnn.QuantIdentity(scale=0.25, return_quant_tensor=True)
+    layer = qnn.QuantLinear(4, 2, weight_quant=None)
+    x, expected = torch.linspace(-1, 1, 12).reshape(3, 4), torch.ones(3, 4)
+
+    def broken(x):
+        y = act(x)
+        torch._dynamo.graph_break()
+        return layer(y)
+
+    for call in (act, broken):
+        given = x.clone().requires_grad_()
+        out = torch.compile(call, backend="aot_eager")(given)
+        assert torch.equal(out.detach(), call(x).detach())
+        with pytest.raises(RuntimeError, match="tensor subclass where we guessed its\nmetadata incorrectly"):
+            out.sum().backward()
+    given = x.clone().requires_grad_()
+    torch.compile(lambda x: values_of(act(x)), backend="aot_eager", fullgraph=True)(given).sum().backward()
+    assert torch.equal(given.grad, expected)
 
 
 def test_mistakes_are_told_under_compile_too():

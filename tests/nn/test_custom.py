@@ -471,3 +471,82 @@ def test_classes_of_the_users_own_load_in_another_process(tmp_path):
         program = f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n{script}"
         done = subprocess.run([sys.executable, "-c", program, *files], capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
+
+
+# A statistic with parameters of its own
+
+
+class Share(nn.Module):
+    """A learned share of the largest magnitude."""
+
+    def __init__(self, share=0.5):
+        super().__init__()
+        self.share = nn.Parameter(torch.tensor(float(share)))
+
+    def forward(self, x, axis=None):
+        rows = x.detach().reshape(1, -1) if axis is None else x.detach().movedim(axis, 0).flatten(1)
+        found = rows.abs().amax(1) * self.share
+        return found[0] if axis is None else found
+
+
+SHARES = {
+    "weight_quant": lambda: qnn.QuantLinear(6, 4, bias=False, weight_statistic=Share, weight_share=0.25),
+    "act_quant": lambda: qnn.QuantIdentity(statistic=Share, share=0.25, scaling="statistic"),
+}
+
+
+@pytest.mark.parametrize("slot", SHARES)
+def test_a_statistic_keeps_its_own_parameters(slot):
+    key = f"{slot}.scaling.statistic.share"
+    layer, twin = SHARES[slot](), SHARES[slot]()
+    assert [name for name, _ in layer.named_parameters() if name.startswith(slot)] == [key]
+    assert layer.state_dict()[key].item() == 0.25
+    x = torch.linspace(-1, 1, 24).reshape(4, 6)
+    copied, before = copy.deepcopy(layer), layer(x)
+    optimizer = torch.optim.SGD(layer.parameters(), 0.125)
+    (layer(x) - x.sum()).square().sum().backward()
+    share = layer.get_parameter(key)
+    expected = 0.25 - 0.125 * share.grad.item()
+    optimizer.step()
+    assert share.item() == pytest.approx(expected)
+    assert expected != 0.25
+    assert not torch.equal(layer(x), before)
+    assert copied.get_parameter(key).item() == 0.25  # not shared with the copy
+    assert torch.equal(copied(x), before)
+    twin.load_state_dict(layer.state_dict())
+    assert twin.get_parameter(key).item() == share.item()
+    assert torch.equal(twin(x), layer(x))
+    assert torch.equal(pickle.loads(pickle.dumps(layer))(x), layer(x))
+
+
+def test_the_scale_of_a_learned_share():
+    layer = SHARES["weight_quant"]()
+    nn.init.constant_(layer.weight, 5.08)
+    assert layer.quant_weight().scale.item() == pytest.approx(0.25 * 5.08 / 127)
+    layer.weight_quant.scaling.statistic.share.data.fill_(0.5)
+    assert layer.quant_weight().scale.item() == pytest.approx(0.02)
+
+
+@pytest.mark.parametrize("scaling", ["calibrated", "running", "learned"])
+def test_a_measured_range_uses_the_parameter_of_its_statistic_and_leaves_it(scaling):
+    layer = qnn.QuantIdentity(statistic=Share, share=0.25, scaling=scaling)
+    layer(torch.tensor([1.0, -5.08]))
+    assert layer.act_quant.scaling(torch.ones(2)).item() == pytest.approx(0.25 * 5.08 / 128, rel=0.5)
+    share = layer.act_quant.scaling.statistic.share
+    layer.act_quant.scaling.reset_parameters()
+    assert share.item() == 0.25
+    qnn.finish_calibration(layer)
+    twin = qnn.QuantIdentity(statistic=Share, share=0.75, scaling=scaling)
+    twin.load_state_dict(layer.state_dict())
+    assert twin.act_quant.scaling.statistic.share.item() == 0.25
+
+
+def test_layers_that_are_given_one_statistic_share_its_parameter():
+    statistic = Share()
+    layers = nn.Sequential(*(qnn.QuantLinear(4, 4, bias=False, weight_statistic=statistic) for _ in range(2)))
+    assert layers[0].weight_quant.scaling.statistic is layers[1].weight_quant.scaling.statistic is statistic
+    assert [name for name, _ in layers.named_parameters()] == [
+        "0.weight",
+        "0.weight_quant.scaling.statistic.share",
+        "1.weight",
+    ]

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.checkpoint import checkpoint
 
 import bitwright.nn as qnn
@@ -1496,3 +1497,10 @@ def test_functions_applied_in_place_are_refused():
     assert str(error.value) == (
         "apply_ would write values off the grid into a QuantTensor. Apply it to the plain values: x.value.apply_."
     )
+
+
+def test_repr_of_what_a_compiler_traces_with():
+    """Such tensors hold no numbers, and torch's structured logs show them."""
+    with FakeTensorMode():
+        q = QuantTensor.wrap(torch.zeros(2), Grid(torch.ones(())))
+        assert repr(q).endswith(", scale=unknown, int8)")

@@ -519,3 +519,38 @@ def test_a_refusal_is_no_failure(check):
 def test_every_check_is_seen_to_fail():
     """Adding a check asks for a quantizer that fails it."""
     assert {check for checks in BROKEN.values() for check in checks} | set(COSTLY) == set(CHECKS)
+
+
+class StopsAt(Respelled):
+    """Clips at another end than the one declared."""
+
+    def __init__(self, *, scaling, int_range, rounding="half_even", off=0):
+        super().__init__(scaling=scaling, int_range=int_range)
+        self.off = off
+
+    def respell(self, x, values, grid):
+        end = grid.bounds[1] + self.off
+        codes = (x.double() / grid.scale.double()).round().clamp(grid.bounds[0], end)
+        return (codes * grid.scale.double()).to(values.dtype)
+
+
+@pytest.mark.parametrize(
+    ("bits", "right", "wrong", "found"),
+    [
+        (8, 0, 1, "integers from -128 to 127; found 128 for 128"),
+        (8, 0, -1, "127 for values at or beyond that end of the range; found 126 for 127"),
+        (22, 0, 1, "integers from -2097152 to 2097151; found 2097152 for 2097152"),
+        (22, 0, -1, "2097151 for values at or beyond that end of the range; found 2097150 for 2097151"),
+        (24, 0, -1, "8388607 for values at or beyond that end of the range; found 8388606 for 8388607"),
+        (26, 0, 4, "integers from -33554432 to 33554431; found 33554436 for 33554436"),  # float32 has every fourth
+        (26, -1, -3, "33554431 for values at or beyond that end of the range; found 33554428 for 33554432"),
+    ],
+)
+def test_the_ends_of_wide_ranges_are_compared_exactly(bits, right, wrong, found):
+    def result(off):
+        quantizer = Int8Act(tensor_quant=StopsAt, bit_width=bits, scale=1.0, off=off)
+        return check_quantizer(quantizer, checks=["value_range"], raises=False)["value_range"]
+
+    assert result(right).status == "passed"
+    smallest = found.rpartition(" ")[2]
+    assert result(wrong).message == f"expected {found}\nsmallest input: [[{smallest}]], float32\nscale: 1"
