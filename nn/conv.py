@@ -10,7 +10,7 @@ from ..qcore import Grid
 from ..quantizers import Int8WeightPerTensor
 from . import few_channels
 from .depthwise import depthwise
-from .slots import QuantizerLike
+from .slots import QuantizerLike, checked_flag
 from .weight_layer import WeightLayer
 
 __all__ = ["QuantConv1d", "QuantConv2d", "QuantConv3d"]
@@ -54,7 +54,7 @@ class _ConvLayer(WeightLayer):
             padding,
             dilation,
             groups,
-            bias,
+            checked_flag(self, "bias", bias),
             padding_mode,
             device,
             dtype,

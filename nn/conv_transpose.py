@@ -10,7 +10,7 @@ from torch.types import Device
 from ..qcore import Grid
 from ..quantizers import Int8WeightPerTensor
 from .depthwise import depthwise
-from .slots import QuantizerLike
+from .slots import QuantizerLike, checked_flag
 from .weight_layer import WeightLayer
 
 __all__ = ["QuantConvTranspose1d", "QuantConvTranspose2d", "QuantConvTranspose3d"]
@@ -61,7 +61,7 @@ class _TransposedLayer(WeightLayer):
             padding,
             output_padding,
             groups,
-            bias,
+            checked_flag(self, "bias", bias),
             dilation,
             padding_mode,
             device,

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.types import Device
 
 from ..quantizers import Int8WeightPerTensor
-from .slots import QuantizerLike
+from .slots import QuantizerLike, checked_flag
 from .weight_layer import WeightLayer
 
 __all__ = ["QuantLinear"]
@@ -41,7 +41,7 @@ class QuantLinear(WeightLayer, nn.Linear):
         return_quant_tensor: bool = False,
         **overrides: object,
     ) -> None:
-        nn.Linear.__init__(self, in_features, out_features, bias, device, dtype)
+        nn.Linear.__init__(self, in_features, out_features, checked_flag(self, "bias", bias), device, dtype)
         self._attach(weight_quant, bias_quant, input_quant, output_quant, return_quant_tensor, overrides)
 
     def _compute(self, x: Tensor, weight: Tensor, bias: Tensor | None, *extra: object) -> Tensor:

@@ -7,10 +7,11 @@ from typing import Any, ClassVar, Self
 from torch import Tensor, nn
 
 from ..qcore import QuantizerError, TensorQuant, resolve, settings, value
-from ..qcore.errors import FORMER_SETTINGS, IncompleteError, ReadOnlyError, nearest
+from ..qcore.errors import FORMER_SETTINGS, IncompleteError, ReadOnlyError, SettingError, nearest
 from ..qcore.inject import IMPLIED, ROLE, ROOT, QuantizerType, possible_settings, renamed
+from ..qcore.int_range import check_flag
 
-__all__ = ["Described", "QuantLayer", "QuantizerLike", "fill_slot", "split_overrides"]
+__all__ = ["Described", "QuantLayer", "QuantizerLike", "checked_flag", "fill_slot", "split_overrides"]
 
 
 QuantizerLike = QuantizerType | TensorQuant | None  # what a layer takes for a quantizer
@@ -27,6 +28,24 @@ class Described:
             if base.__module__.startswith("torch.nn") and base is not nn.Module:
                 return f"{type(self.layer).__name__}({base.extra_repr(self.layer)})"
         return type(self.layer).__name__
+
+
+def checked_flag(layer: nn.Module, name: str, item: object) -> bool:
+    """A flag of a layer's constructor, or an error that says where a quantizer in its place belongs.
+
+    Raises:
+        QuantizerError: it is neither True nor False.
+    """
+    try:
+        return check_flag(name, item)
+    except SettingError as error:
+        remedy = ""
+        quantizer = item.quantizer if isinstance(item, TensorQuant) else item
+        if isinstance(quantizer, QuantizerType):
+            declared = settings(quantizer).get(ROLE)
+            role = "output" if declared is None or declared.declared == "activation" else declared.declared
+            remedy = f" Write {type(layer).__name__}({role}_quant={item!r})."
+        raise QuantizerError(f"{type(layer).__name__}: {error}{remedy}") from None
 
 
 def split_overrides(
@@ -219,6 +238,7 @@ weight_bit_width=2 can't be set on a layer that is built. Write layer.weight_qua
             if slot != name and slot in self.prefixes:
                 return self._refill(slot, item)
             self._refuse_setting(name, item)
+            item = checked_flag(self, name, item) if name == "return_quant_tensor" else item
         super().__setattr__(name, item)
 
     def _refill(self, slot: str, quantizer: object) -> None:

@@ -28,7 +28,7 @@ from ..qcore.tensor_quant import Kept
 from ..qcore.tracing import exporting
 from .bypass import OwnParameter
 from .recompute import not_kept
-from .slots import Described, QuantizerLike, QuantLayer, split_overrides
+from .slots import Described, QuantizerLike, QuantLayer, checked_flag, split_overrides
 
 __all__ = ["WeightLayer"]
 
@@ -85,9 +85,7 @@ class WeightLayer(QuantLayer):
         overrides: Mapping[str, object],
     ) -> None:
         """Resolve the slots; called by constructors once weight and bias exist."""
-        if type(return_quant_tensor) is not bool:
-            return_quant_tensor = flag_of(self, "return_quant_tensor", return_quant_tensor)
-        self.return_quant_tensor = return_quant_tensor
+        self.return_quant_tensor = checked_flag(self, "return_quant_tensor", return_quant_tensor)
         slots = {"weight": weight_quant, "bias": bias_quant, "input": input_quant, "output": output_quant}
         given = split_overrides(self, slots, overrides)
         if bias_quant is not None and self.bias is None:

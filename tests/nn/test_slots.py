@@ -542,3 +542,50 @@ def test_no_class_of_the_users_outlives_its_layers():
 def test_what_is_ours_is_keyword_only(layer):
     with pytest.raises(TypeError, match="positional argument"):
         layer(None, None, None, None, None, Uint8Act)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (
+            lambda: qnn.QuantLinear(3, 3, Int8WeightPerTensor),
+            "QuantLinear: bias=Int8WeightPerTensor is not possible: expected True or False. Write "
+            "QuantLinear(weight_quant=Int8WeightPerTensor).",
+        ),
+        (
+            lambda: qnn.QuantConv2d(3, 4, 3, bias=Int32Bias),
+            "QuantConv2d: bias=Int32Bias is not possible: expected True or False. Write "
+            "QuantConv2d(bias_quant=Int32Bias).",
+        ),
+        (
+            lambda: qnn.QuantConvTranspose1d(3, 4, 3, bias=3),
+            "QuantConvTranspose1d: bias=3 is not possible: expected True or False.",
+        ),
+        (
+            lambda: qnn.QuantLinear(3, 3, return_quant_tensor=3),
+            "QuantLinear: return_quant_tensor=3 is not possible: expected True or False.",
+        ),
+    ],
+)
+def test_flags_are_flags(make, message):
+    with pytest.raises(QuantizerError) as error:
+        make()
+    assert str(error.value) == message
+
+
+def test_flag_of_a_built_layer():
+    layer = qnn.QuantLinear(3, 3, input_quant=Int8Act, bias=False)
+    with pytest.raises(QuantizerError) as error:
+        layer.return_quant_tensor = "yes"
+    assert str(error.value) == "QuantLinear: return_quant_tensor='yes' is not possible: expected True or False."
+    assert layer.return_quant_tensor is False
+
+
+def test_module_of_another_role_is_not_shared():
+    linear, relu = qnn.QuantLinear(3, 3, bias_quant=Int32Bias), qnn.QuantReLU()
+    with pytest.raises(QuantizerError, match=r"^QuantIdentity\(\): Int8WeightPerTensor quantizes weights and can't be"):
+        qnn.QuantIdentity(act_quant=linear.weight_quant)
+    with pytest.raises(QuantizerError, match=r"Uint8Act quantizes activations and can't be weight_quant\. Write"):
+        qnn.QuantLinear(3, 3, weight_quant=relu.act_quant)
+    with pytest.raises(QuantizerError, match=r"Int32Bias quantizes biases and can't be weight_quant\. Write"):
+        qnn.QuantLinear(3, 3, weight_quant=linear.bias_quant)
