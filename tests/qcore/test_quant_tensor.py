@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch._subclasses import FakeTensorMode
 from torch.utils.checkpoint import checkpoint
 
 import bitwright.nn as qnn
@@ -1065,6 +1066,13 @@ def test_repr():
         "QuantTensor([0.5000, 1.0000], scale=[2 values], uint8)"
     )
     assert str(x) == repr(x)
+
+
+def test_repr_under_a_compiler():
+    """Some print what they trace; a scale that can't be read is left out."""
+    with FakeTensorMode():
+        x = QuantTensor.wrap(torch.ones(2), Grid(torch.empty(()), None, 4, True, False, None))
+        assert repr(x) == "QuantTensor(FakeTensor(..., size=(2,)), scale=[1 values], int4)"
 
 
 def test_values_off_the_grid_have_no_integers():
