@@ -199,4 +199,4 @@ class RunningScaling(CalibratedScaling):
 @torch.library.custom_op("bitwright::calibrate", mutates_args=("state",))
 def _calibrate(state: list[Tensor], x: Tensor, handle: int) -> None:
     if not in_backward():
-        scalings[handle]._average(state, x)  # type: ignore[attr-defined]
+        scalings[handle]._average(state, x)
