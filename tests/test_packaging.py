@@ -250,7 +250,7 @@ def test_the_table_of_tested_versions_begins_with_the_lower_bounds():
     promised = {name: Version(version) for name, version in lower_bounds()[0]}
     assert {name: Version(oldest[name]) for name in promised} == promised
     runs = [{name.strip(): cell.strip() for name, cell in zip(rows[0], row, strict=True)} for row in rows[2:]]
-    assert [run["environment"] for run in runs if run["failed"] != "0" or int(run["passed"]) < 8000] == []
+    assert [run["environment"] for run in runs if run["failed"] != "0" or run["passed"] == "0"] == []
     assert any(run["environment"].startswith("newest-") for run in runs)
 
 
