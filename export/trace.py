@@ -155,6 +155,8 @@ def _traced(
             "the forward take the same path both times (no branch on torch.compiler.is_exporting())."
         )
     assert program is not None  # it is for dynamo=False only
+    for output, name in zip(program.model.graph.outputs, options.get("output_names") or (), strict=False):
+        output.name = name  # up to torch 2.10, two outputs of one value got their own names only after these were given
     return program
 
 

@@ -15,6 +15,8 @@ from .weight_layer import WeightLayer
 
 __all__ = ["QuantConvTranspose1d", "QuantConvTranspose2d", "QuantConvTranspose3d"]
 
+_OPERATIONS = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
+
 
 class _TransposedLayer(WeightLayer):
     """What transposed convolutions of every dimension share; torch's class comes second among the bases.
@@ -24,7 +26,6 @@ class _TransposedLayer(WeightLayer):
     `nn.Conv2d`, and ``weight_axis`` counts the dimensions of that.
     """
 
-    operation: Callable[..., Tensor]
     groups: int
     in_channels: int
     out_channels: int
@@ -80,7 +81,7 @@ class _TransposedLayer(WeightLayer):
         output_padding = self._output_padding(
             x, extra[0] if extra else None, stride, padding, kernel, len(kernel), dilation
         )
-        return self.operation(x, weight, bias, stride, padding, output_padding, self.groups, dilation)
+        return _OPERATIONS[len(kernel)](x, weight, bias, stride, padding, output_padding, self.groups, dilation)
 
     @property
     def channel_axis(self) -> int:
@@ -138,8 +139,6 @@ class QuantConvTranspose1d(_TransposedLayer, nn.ConvTranspose1d):
         torch.Size([1, 3, 8])
     """
 
-    operation = staticmethod(F.conv_transpose1d)
-
 
 class QuantConvTranspose2d(_TransposedLayer, nn.ConvTranspose2d):
     """`torch.nn.ConvTranspose2d` with quantized weight and, on request, bias, input and output; input (N, C, H, W).
@@ -155,8 +154,6 @@ class QuantConvTranspose2d(_TransposedLayer, nn.ConvTranspose2d):
         torch.Size([1, 3, 8, 8])
     """
 
-    operation = staticmethod(F.conv_transpose2d)
-
 
 class QuantConvTranspose3d(_TransposedLayer, nn.ConvTranspose3d):
     """`torch.nn.ConvTranspose3d` with quantized weight and, on request, bias, input and output; input (N, C, D, H, W).
@@ -171,5 +168,3 @@ class QuantConvTranspose3d(_TransposedLayer, nn.ConvTranspose3d):
         >>> QuantConvTranspose3d(6, 3, 2, stride=2)(torch.ones(1, 6, 4, 4, 4)).shape
         torch.Size([1, 3, 8, 8, 8])
     """
-
-    operation = staticmethod(F.conv_transpose3d)

@@ -14,7 +14,7 @@ from .errors import QuantTensorError
 from .fused import apply_eagerly
 from .grid import Grid
 from .grid_rules import CHANGES, RULES, STAYS, Operation, may_leave
-from .tracing import is_tracing
+from .tracing import is_tracing, number
 
 if TYPE_CHECKING:
     import numpy as np
@@ -490,13 +490,10 @@ def _written(func: Operator, args: Arguments, kwargs: Keywords) -> list["QuantTe
 
 
 def _short(scale: Tensor) -> str:
-    if scale.numel() != 1 or scale.is_meta:
+    known = number(scale) if scale.numel() == 1 else None
+    if known is None:
         return f"[{scale.numel()} values]"
-    try:
-        number = scale.item()
-    except RuntimeError:  # a compiler's stand-in, which holds no number and is shown in its logs
-        return "unknown"
-    return f"{number:.6g}" if isinstance(number, float) else str(number)  # a symbol while a compiler traces
+    return f"{known:.6g}" if isinstance(known, float) else str(known)  # a symbol while a compiler traces
 
 
 def _bits(grid: Grid) -> str:

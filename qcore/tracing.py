@@ -6,7 +6,7 @@ from torch import Tensor
 from torch._C._functorch import is_legacy_batchedtensor as _batched
 from torch.jit._trace import is_tracing
 
-__all__ = ["differentiated", "exporting", "is_tracing", "recording", "transformed"]
+__all__ = ["differentiated", "exporting", "is_tracing", "number", "recording", "transformed"]
 
 _mapped = torch._C._are_functorch_transforms_active
 
@@ -34,3 +34,11 @@ def recording() -> bool:
 def differentiated(grad: Tensor) -> bool:
     """Whether what a backward pass does to ``grad`` is itself recorded, or mapped over several gradients at once."""
     return recording() or _batched(grad)
+
+
+def number(tensor: Tensor) -> float | None:
+    """What a tensor holds; None where it holds nothing yet or can't be asked (under a compiler, torch.func.vmap)."""
+    try:
+        return None if tensor.is_meta else tensor.item()
+    except RuntimeError:
+        return None

@@ -1,9 +1,7 @@
 """Scales that are a running average over training forwards."""
 
-import itertools
 import math
 import sys
-import weakref
 from typing import Any
 
 import torch
@@ -17,9 +15,9 @@ from ..pooling import distributed
 from ..protocols import Restriction, Statistic
 from ..restriction import FloatScale
 from ..statistic import AbsMax, measure
-from ..tracing import exporting
+from ..tracing import exporting, number
 from .magnitude import finite, whole
-from .stored import StoredScaling, in_backward, number, widest
+from .stored import StoredScaling, in_backward, scalings, widest
 
 __all__ = ["CalibratedScaling", "RunningScaling"]
 
@@ -58,7 +56,6 @@ class CalibratedScaling(StoredScaling):
     learned = True
     _window: tuple[list[Any] | None, list[Any]] | None = None
     momentum: float | None
-    _handle: int
 
     def __init__(
         self,
@@ -90,7 +87,6 @@ class CalibratedScaling(StoredScaling):
             self.learned,
         )
         self.momentum = None if momentum is None else float(momentum)
-        self._handle = _registered(self)
 
     def prepare(self, x: Tensor, relu: bool = False) -> None:
         """Decide whether this forward is one of the calibration."""
@@ -105,7 +101,7 @@ class CalibratedScaling(StoredScaling):
     @torch.no_grad()
     def _measure(self, x: Tensor) -> None:
         if self.axis is not None:
-            self._fit(x.shape[self.axis])
+            self._sized(x.shape[self.axis])
         state = [*self._bases(), self.measured, self.steps]
         if torch.compiler.is_compiling():
             torch.ops.bitwright.calibrate.default(state, x, self._handle)
@@ -162,10 +158,6 @@ class CalibratedScaling(StoredScaling):
     def __getstate__(self) -> dict[str, object]:
         return {**super().__getstate__(), "_window": None}
 
-    def __setstate__(self, state: dict[str, object]) -> None:
-        super().__setstate__(state)
-        self._handle = _registered(self)  # copies and loaded models count for themselves
-
 
 class RunningScaling(CalibratedScaling):
     """A running average of the statistic, as in batch normalisation: updated by every training forward, never learned.
@@ -204,17 +196,7 @@ class RunningScaling(CalibratedScaling):
 
 
 # Under torch.compile the average is one opaque operation: its Python can end the calibration without a graph break.
-_calibrating: "weakref.WeakValueDictionary[int, CalibratedScaling]" = weakref.WeakValueDictionary()
-_handles = itertools.count()
-
-
-def _registered(scaling: CalibratedScaling) -> int:
-    handle = next(_handles)
-    _calibrating[handle] = scaling
-    return handle
-
-
 @torch.library.custom_op("bitwright::calibrate", mutates_args=("state",))
 def _calibrate(state: list[Tensor], x: Tensor, handle: int) -> None:
     if not in_backward():
-        _calibrating[handle]._average(state, x)
+        scalings[handle]._average(state, x)

@@ -1,7 +1,10 @@
 """Scales that are kept as state: measured first, then learned."""
 
+import itertools
 import sys
 import warnings
+import weakref
+from operator import index
 from typing import Any, Self
 
 import torch
@@ -17,10 +20,10 @@ from ..protocols import Restriction, Statistic, checked
 from ..restriction import FloatScale
 from ..rounding import Rounding
 from ..statistic import AbsMax, lower_end, measure, measured
-from ..tracing import is_tracing
+from ..tracing import is_tracing, number
 from .magnitude import WIDE, MagnitudeScaling, finite, usable, whole
 
-__all__ = ["LearnedScaling", "StoredScaling", "in_backward", "number", "widest"]
+__all__ = ["LearnedScaling", "StoredScaling", "in_backward", "scalings", "widest"]
 
 _FORMER = {
     "collect_steps": "calibration_steps",
@@ -81,6 +84,7 @@ class StoredScaling(MagnitudeScaling):
     _whole: bool  # the bases are a measurement, not an average of several copies'
     _settled: bool  # and calibration has ended
     _counted: bool  # whether the last forward was measured: gradient checkpointing may run it again
+    _handle: int  # in `scalings`
 
     def __init__(
         self,
@@ -101,7 +105,8 @@ class StoredScaling(MagnitudeScaling):
         self.statistic = checked("statistic", statistic)
         self.calibration_steps = calibration_steps
         self.has_low = hasattr(statistic, "low")
-        vars(self).update(calls=1, _whole=False, _settled=False, _counted=False)  # past nn.Module's bookkeeping
+        state = {"calls": 1, "_whole": False, "_settled": False, "_counted": False, "_handle": _registered(self)}
+        vars(self).update(state)  # past nn.Module's bookkeeping
         shape = (1 if axis is None else channels or 1,)  # not 0-d: such parameters can't be sharded
         wide = dtype if dtype in WIDE else torch.float32
         for name in self._ends:
@@ -322,9 +327,15 @@ class StoredScaling(MagnitudeScaling):
 
     def _check(self, x: Tensor) -> None:
         """Refuse an input of another length along the axis than the data that the state comes from."""
-        grown = _traced() and self.magnitude_base.shape[0] == 1  # a graph doesn't see the new length
-        if self.axis is not None and not grown and (self.training or self.calibrated):
-            self._fit(x.shape[self.axis])
+        if self.axis is not None and (self.training or self.calibrated):
+            self._sized(x.shape[self.axis])
+
+    def _sized(self, channels: int) -> None:
+        """Let the state have its length along the axis; while a graph is being made, before the graph sees it."""
+        if torch.compiler.is_compiling():
+            _fitted(self._handle, index(channels))  # of this length only, where others are dynamic
+        else:
+            self._fit(channels)
 
     def _fit(self, channels: int, loading: bool = False) -> None:
         """Give the state its length along the axis, once the first data tells it. Tensors stay the same objects."""
@@ -398,6 +409,7 @@ class StoredScaling(MagnitudeScaling):
 
     def __setstate__(self, state: dict[str, object]) -> None:
         super().__setstate__(state)
+        self._handle = _registered(self)  # copies and loaded models are scalings of their own
         self._look()
 
     def extra_repr(self) -> str:
@@ -470,7 +482,7 @@ class LearnedScaling(StoredScaling):
     @torch.no_grad()
     def _measure(self, x: Tensor) -> None:
         if self.axis is not None:
-            self._fit(x.shape[self.axis])
+            self._sized(x.shape[self.axis])
         found = [usable(each) for each in measure(self.statistic, x, self.axis)]
         before = self._bases()
         known = [self.restriction.load(before[0]), *before[1:]]  # layers that share the quantizer add to one's range
@@ -479,7 +491,7 @@ class LearnedScaling(StoredScaling):
         first, done = self.measured == 0, self.steps >= self.calls
         chosen = zip(before, *stored, strict=True)
         self._set([torch.where(done, old, torch.where(first, new, both)) for old, new, both in chosen])
-        self.steps += 1
+        self.steps.add_(1)  # `+=` assigns the buffer, which hooks of an exporter may watch
         if _traced():
             self._whole, self._settled = True, self.calls == 1
         else:
@@ -501,17 +513,25 @@ def widest(one: list[Any], other: list[Any]) -> list[Any]:
     return [largest(one[0] + one[1], other[0] + other[1]) - low, low]
 
 
+# By a number, which is all that a graph may hold of a module.
+scalings: "weakref.WeakValueDictionary[int, StoredScaling]" = weakref.WeakValueDictionary()
+_handles = itertools.count()
+
+
+def _registered(scaling: StoredScaling) -> int:
+    handle = next(_handles)
+    scalings[handle] = scaling
+    return handle
+
+
+@torch.compiler.assume_constant_result  # runs while the graph is made: in a graph no parameter can change its length
+def _fitted(handle: int, channels: int) -> None:
+    scalings[handle]._fit(channels)
+
+
 def _traced() -> bool:
     """Whether a graph is being made, which can't depend on what tensors hold."""
     return torch.compiler.is_compiling() or is_tracing()
-
-
-def number(tensor: Tensor) -> float | None:
-    """What a tensor holds; None where it holds nothing yet, or what it holds can't be asked for (torch.func.vmap)."""
-    try:
-        return None if tensor.is_meta else tensor.item()
-    except RuntimeError:
-        return None
 
 
 def in_backward() -> bool:

@@ -153,8 +153,8 @@ def short():
 
 
 MODELS = {"plain": Plain, "carried": Carried, "custom": Custom, "per channel": PerChannel, "learned": Learned}
-# While ranges are collected, and from then on. The first forward of the last two is another: it shapes or sets scales.
-GRAPHS = {"plain": 2, "carried": 2, "custom": 2, "per channel": 3, "learned": 3}
+# While ranges are collected, and from then on. The first forward of the last is another: it sets scales.
+GRAPHS = {"plain": 2, "carried": 2, "custom": 2, "per channel": 2, "learned": 3}
 
 
 def seeded(make):
@@ -230,6 +230,35 @@ def test_inductor_trains_the_same():
     losses = train(twin, torch.compile(twin, fullgraph=True), range(3))
     assert losses == pytest.approx(train(model, model, range(3)), rel=1e-8)
     close_states(model, twin, rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("scaling", "backend"),
+    [("calibrated", "inductor"), ("learned", "inductor"), ("learned", "aot_eager"), ("running", "aot_eager")],
+)
+def test_the_first_forward_finds_the_number_of_channels(scaling, backend):
+    """The state has its length before the graph is made, so that the graph gives a gradient for each channel."""
+    model = seeded(lambda: nn.Sequential(nn.Conv2d(3, 4, 3), qnn.QuantReLU(axis=1, scaling=scaling)))
+    twin = copy.deepcopy(model)
+    compiled = torch.compile(twin, backend=backend, fullgraph=True)
+    for step in range(2):
+        for each in (model, compiled):
+            each(batch(step)).square().sum().backward()
+    assert twin[1].act_quant.scaling.magnitude_base.shape == (4,)
+    close_states(model, twin)
+    for parameter, other in zip(model.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(other.grad, parameter.grad, rtol=1e-8, atol=1e-10)
+
+
+def test_the_number_of_channels_is_one_where_sizes_are_dynamic():
+    model = qnn.QuantReLU(axis=1, calibration_steps=2)
+    counter = CompileCounterWithBackend("eager")
+    compiled = torch.compile(model, backend=counter, fullgraph=True, dynamic=True)
+    for size in (2, 3, 4, 5):
+        compiled(batch(0, size))
+    assert counter.frame_count == 2
+    with pytest.raises(Exception, match="the input has 5 entries along axis 1, but the 3 scales were collected for as"):
+        compiled(torch.rand(2, 5, 8, 8))
 
 
 def test_from_the_first_step_past_a_collection_of_300():

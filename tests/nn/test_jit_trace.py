@@ -10,6 +10,7 @@ from bitwright.quantizers import Int8WeightPerChannel, Int8WeightPerTensorLearne
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning"),  # torch's word about its own tracer
+    pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning"),  # and from 2.15 on
     pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning"),
 ]
 

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from bitwright.qcore import IntQuant, IntRange, RunningScaling
+from bitwright.qcore.derivatives import clamp_through
 from bitwright.quantizers import Int4Act, Int8Act, Int8WeightPerChannel, Int8WeightPerTensor
 from bitwright.testing import CHECKS, check_quantizer
 
@@ -215,7 +216,7 @@ class Heavy(IntQuant):
         low, high = self.int_range.bounds()
         steps = x / scale
         codes = steps + (torch.round(steps) - steps).detach()
-        return codes.clamp(low, high) * Doubled.apply(scale), self._grid(scale, None)
+        return clamp_through(codes, low, high) * Doubled.apply(scale), self._grid(scale, None)
 
 
 @breaks("scale_gradient")
