@@ -261,8 +261,7 @@ weight_bit_width=2 can't be set on a layer that is built. Write layer.weight_qua
     def _replace(self, name: str, module: TensorQuant | None) -> None:
         self.__dict__.pop(name, None)
         self._modules.pop(name, None)
-        held: dict[str, Any] = self.__dict__ if module is None else self._modules
-        held[name] = module
+        super().__setattr__(name, module)  # torch's own, which tells those who watch registrations
 
     def _refuse_setting(self, name: str, item: object) -> None:
         """What a quantizer was declared with is no attribute of the layer, to be set afterwards and ignored."""
