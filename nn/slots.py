@@ -261,7 +261,8 @@ weight_bit_width=2 can't be set on a layer that is built. Write layer.weight_qua
     def _replace(self, name: str, module: TensorQuant | None) -> None:
         self.__dict__.pop(name, None)
         self._modules.pop(name, None)
-        super().__setattr__(name, module)  # torch's own, which tells those who watch registrations
+        given: Any = module
+        super().__setattr__(name, given)  # torch's own, which tells those who watch registrations
 
     def _refuse_setting(self, name: str, item: object) -> None:
         """What a quantizer was declared with is no attribute of the layer, to be set afterwards and ignored."""
