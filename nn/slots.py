@@ -135,8 +135,8 @@ def _misplaced(layer: nn.Module, slots: Mapping[Slot, object], keyword: str, ite
 
 
 def _asks_for_channels(declared: object) -> bool:
-    if not isinstance(declared, value):
-        return False
+    if not isinstance(declared, value) or "channel_axis" not in declared.function.__code__.co_varnames:
+        return False  # before a signature is made, which takes longer
     asked = inspect.signature(declared.function).parameters.get("channel_axis")
     return asked is not None and asked.default is asked.empty
 
