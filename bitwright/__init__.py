@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from . import export, nn, qcore, quantizers, testing
-    from .qcore import describe
+    from bitwright import export, nn, qcore, quantizers, testing
+    from bitwright.qcore import describe
 
 __all__ = ["__version__", "describe", "export", "nn", "qcore", "quantizers", "testing"]
 

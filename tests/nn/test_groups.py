@@ -181,10 +181,11 @@ def test_compiled_is_eager(quantizer):
     layer = qnn.QuantLinear(20, 6, weight_quant=QUANTIZERS[quantizer], weight_group_size=8)
     x = torch.randn(3, 20)
     layer(x)  # what is learned starts
-    compiled = torch.compile(copy.deepcopy(layer), fullgraph=True, backend="aot_eager")
+    copied = copy.deepcopy(layer)
+    compiled = torch.compile(copied, fullgraph=True, backend="aot_eager")
     found, expected = compiled(x), layer(x)
     torch.testing.assert_close(found, expected)
-    (one,) = torch.autograd.grad(found.sum(), [compiled.weight])
+    (one,) = torch.autograd.grad(found.sum(), [copied.weight])
     (other,) = torch.autograd.grad(expected.sum(), [layer.weight])
     torch.testing.assert_close(one, other)
 

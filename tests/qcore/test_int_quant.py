@@ -734,6 +734,7 @@ def test_what_was_declared_can_not_be_set_afterwards(name, item, said):
 @pytest.mark.parametrize(("name", "item"), [("rounding", "floor"), ("zero_point", 3), ("scaling", "learned")])
 def test_a_part_can_be_exchanged_for_its_like_only(name, item):
     quant = qnn.QuantReLU(act_quant=Int8Act).act_quant
+    assert quant is not None
     with pytest.raises(SettingError, match=rf"^{name}={item!r} is not possible: expected one of '"):
         setattr(quant, name, item)
     quant.rounding, quant.zero_point, quant.scaling = torch.floor, None, ConstantScaling(quant.int_range, 0.5)
