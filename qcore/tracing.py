@@ -1,12 +1,27 @@
 """What is at work around a forward pass: a compiler, an exporter, a transform; and whether derivatives are recorded."""
 
+from collections.abc import Callable
+from typing import TypeVar
+
 import torch
 import torch.autograd.forward_ad as forward_ad
 from torch import Tensor
 from torch._C._functorch import is_legacy_batchedtensor as _batched
 from torch.jit._trace import is_tracing
 
-__all__ = ["differentiated", "exporting", "is_tracing", "number", "recording", "transformed"]
+__all__ = ["constant", "differentiated", "exporting", "is_tracing", "number", "recording", "transformed"]
+
+Function = TypeVar("Function", bound=Callable[..., object])
+
+
+def constant(function: Function) -> Function:
+    """Have a compiler call a function while it makes a graph, and take the result for a constant.
+
+    What `torch.compiler.assume_constant_result` does, which imports the compiler: most of a second.
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
 
 _mapped = torch._C._are_functorch_transforms_active
 
@@ -16,7 +31,7 @@ def exporting() -> bool:
     return torch.compiler._is_exporting_flag
 
 
-@torch.compiler.assume_constant_result  # a compiler knows which transform a function is in, and asks once
+@constant  # a compiler knows which transform a function is in, and asks once
 def transformed() -> bool:
     """Whether `torch.func`, forward-mode differentiation or `torch.jit.trace` is at work.
 

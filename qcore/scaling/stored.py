@@ -19,7 +19,7 @@ from ..kernels.fused import MagnitudeFakeQuant, apply_eagerly
 from ..locate import path_of
 from ..protocols import Restriction, Statistic, checked
 from ..rounding import Rounding
-from ..tracing import is_tracing, number
+from ..tracing import constant, is_tracing, number
 from .magnitude import WIDE, MagnitudeScaling, entries, finite, usable, whole
 from .pooling import distributed
 from .restriction import FloatScale
@@ -560,7 +560,7 @@ def _registered(scaling: StoredScaling) -> int:
     return handle
 
 
-@torch.compiler.assume_constant_result  # runs while the graph is made: in a graph no parameter can change its length
+@constant  # runs while the graph is made: in a graph no parameter can change its length
 def _fitted(handle: int, channels: int) -> None:
     scalings[handle]._fit(channels)
 
