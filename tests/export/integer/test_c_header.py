@@ -9,7 +9,6 @@ from torch import nn
 
 import bitwright.nn as qnn
 from bitwright.export import ExportError, Integers, integers, run_integers
-from bitwright.qcore import CalibratedScaling
 from bitwright.quantizers import (
     Int8Act,
     Int8ActPerChannel,
@@ -47,14 +46,7 @@ def trained(model, *shape):
     with torch.no_grad():
         for _ in range(3):
             model(torch.randn(*shape) + 0.3)
-    return finished(model)
-
-
-def finished(model):
-    """A model whose calibration is over."""
-    for each in model.modules():
-        if isinstance(each, CalibratedScaling):
-            each.finish_calibration()
+    qnn.finish_calibration(model)
     return model.eval()
 
 

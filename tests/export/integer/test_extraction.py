@@ -19,7 +19,6 @@ from bitwright.export import (
     integers,
     run_integers,
 )
-from bitwright.qcore import CalibratedScaling
 from bitwright.quantizers import (
     Int8Act,
     Int8WeightPerChannel,
@@ -57,9 +56,7 @@ def net():
     with torch.no_grad():
         for _ in range(2):
             model(torch.randn(8, 2, 8, 8) + 0.3)
-    for each in model.modules():
-        if isinstance(each, CalibratedScaling):
-            each.finish_calibration()
+    qnn.finish_calibration(model)
     return model.eval()
 
 

@@ -16,7 +16,7 @@ from bitwright.export import (
     run_integers,
 )
 from bitwright.export.onnx import exporter
-from bitwright.qcore import CalibratedScaling, QuantTensor
+from bitwright.qcore import QuantTensor
 from bitwright.quantizers import (
     Int8Act,
     Int8ActPerChannel,
@@ -95,14 +95,7 @@ def trained(model, *shape):
     with torch.no_grad():
         for _ in range(2):
             model(torch.randn(*shape))
-    return finished(model)
-
-
-def finished(model):
-    """A model whose calibration is over."""
-    for each in model.modules():
-        if isinstance(each, CalibratedScaling):
-            each.finish_calibration()
+    qnn.finish_calibration(model)
     return model.eval()
 
 

@@ -23,7 +23,7 @@ from bitwright.export import (
 from bitwright.export.integer.reference.journal import Journal
 from bitwright.export.integer.reference.tensor import IntegerTensor, Term
 from bitwright.export.integer.requantize import multiplier_and_shift
-from bitwright.qcore import CalibratedScaling, Ceil, Floor, HalfEven, HalfUp, IntQuant, TowardZero
+from bitwright.qcore import Ceil, Floor, HalfEven, HalfUp, IntQuant, TowardZero
 from bitwright.quantizers import (
     Int8Act,
     Int8ActPowerOfTwo,
@@ -68,14 +68,7 @@ def trained(model, *shape):
     with torch.no_grad():
         for _ in range(2):
             model(torch.randn(*shape))
-    return finished(model)
-
-
-def finished(model):
-    """A model whose calibration is over."""
-    for each in model.modules():
-        if isinstance(each, CalibratedScaling):
-            each.finish_calibration()
+    qnn.finish_calibration(model)
     return model.eval()
 
 
