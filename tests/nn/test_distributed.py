@@ -1,5 +1,6 @@
 """Two gloo processes train as one process on the pooled data."""
 
+import faulthandler
 from collections.abc import Callable
 from typing import Any
 
@@ -9,7 +10,7 @@ from torch import distributed as dist
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
-from torch.multiprocessing.spawn import spawn
+from torch.multiprocessing.spawn import start_processes
 from torch.nn.parallel import DistributedDataParallel
 
 import bitwright.nn as qnn
@@ -122,6 +123,7 @@ def _train(model: nn.Module, rank: int | None) -> None:
 
 
 def _worker(rank: int, folder: str) -> None:
+    faulthandler.enable()  # a rank that dies says where
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=RANKS)
     try:
@@ -132,6 +134,7 @@ def _worker(rank: int, folder: str) -> None:
         torch.save(_sharded(rank), f"{folder}/sharded-{rank}.pt")
         torch.save(_pooled(_shares()[rank]), f"{folder}/pooled-{rank}.pt")
         torch.save(_pooled(_shares()[0][: 7 * (1 - rank)], POOLED[:3]), f"{folder}/alone-{rank}.pt")
+        dist.barrier()  # nobody leaves while another still reads what was sent
     finally:
         dist.destroy_process_group()
 
@@ -196,7 +199,8 @@ def _sharded(rank: int) -> dict[str, Any]:
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Where the ranks wrote what they found."""
     folder = tmp_path_factory.mktemp("ranks")
-    spawn(_worker, (str(folder),), nprocs=RANKS)
+    # forked from a fresh server, ranks end without the interpreter's teardown, in which torch's threads may abort
+    start_processes(_worker, (str(folder),), nprocs=RANKS, start_method="forkserver")
     return folder
 
 
