@@ -593,8 +593,11 @@ def resolve(
     """
     provided = provided or {}
     plan = _plan_of(quantizer, provided, where, written)
-    token = _provided.set(provided)
+    known = dict(provided)
+    token = _provided.set(known)
     try:
+        for name, derive in plan.derived.items():
+            known[name] = derive()
         if plan.open:
             chosen = _chosen(plan)
             if chosen:
@@ -610,7 +613,8 @@ def resolve(
         _provided.reset(token)
 
 
-_provided: ContextVar[Mapping[str, object]] = ContextVar("provided")  # by the layer whose quantizer is being resolved
+# What the layer whose quantizer is being resolved provides, and what follows from plain settings.
+_provided: ContextVar[Mapping[str, object]] = ContextVar("provided")
 
 
 @dataclass(frozen=True)
@@ -623,6 +627,7 @@ class _Plan:
 
     injector: Any
     resolution: Resolution
+    derived: Mapping[str, Callable[[], object]]  # attributes that follow from plain settings, in their order
     constructors: Sequence[tuple[type, object]]  # each class and its __init__: a notebook may redefine it
 
     @property
@@ -644,6 +649,11 @@ def _plan_of(
         injected = {name: traced.settings[name].injected for name in traced.children}
         own = {name for name in injected if traced.settings[name].owner is not None}
         built = {name for name in own if _is_built(name, injected[name])}
+        derived: dict[str, Callable[[], object]] = {}
+        for name in _plain_first(traced, built):
+            own.discard(name)
+            built.discard(name)
+            derived[name] = _bound(injected[name], traced.children[name], injected, own, built)
         given: dict[str, object] = {
             name: _builder(injected[name], traced.children[name], injected, own, built) for name in built
         }
@@ -651,7 +661,7 @@ def _plan_of(
         if traced.open:
             given["open_values"] = _holder(traced.open)
         constructors = [(item, item.__init__) for item in injected.values() if inspect.isclass(item)]
-        plan = _Plan(dependencies.Injector(**given), traced, constructors)
+        plan = _Plan(dependencies.Injector(**given), traced, derived, constructors)
         type.__setattr__(quantizer, "__plans__", {**plans, tuple(provided): plan})
     return plan
 
@@ -662,20 +672,44 @@ def _is_built(name: str, item: object) -> bool:
     return is_class or isinstance(item, value)
 
 
-def _builder(
+def _plain_first(plan: Resolution, built: Container[str]) -> list[str]:
+    """The `value` functions that need no object to be built, each after those that it is computed from."""
+    waiting = [name for name in plan.children if name in built and name not in plan.open]
+    waiting = [name for name in waiting if isinstance(plan.settings[name].declared, value)]
+    found: list[str] = []
+    ready = waiting
+    while ready:
+        ready = [
+            name
+            for name in waiting
+            if name not in found and all(each in found or each not in built for each in plan.children[name])
+        ]
+        found += ready
+    return found
+
+
+def _bound(
     item: Any, takes: Sequence[str], injected: Mapping[str, object], own: Container[str], built: Container[str]
-) -> value:
-    """What the injector builds an attribute by: it hands over the parts; values that are there need no resolving."""
+) -> Callable[..., object]:
+    """What makes an attribute from its parts; all else that it takes is there, and needs no resolving."""
     make = item.function if isinstance(item, value) else item
     constants = {name: injected[name] for name in takes if name in own and name not in built}
-    by_layer = [name for name in takes if name not in own]
-    parts = [name for name in takes if name in built]
+    known = [name for name in takes if name not in own]
 
     def build(**parts: object) -> object:
         provided = _provided.get()
-        return make(**constants, **{name: provided[name] for name in by_layer}, **parts)
+        return make(**constants, **{name: provided[name] for name in known}, **parts)
 
-    build.__signature__ = inspect.Signature([inspect.Parameter(name, _KEYWORD) for name in parts])
+    return build
+
+
+def _builder(
+    item: Any, takes: Sequence[str], injected: Mapping[str, object], own: Container[str], built: Container[str]
+) -> value:
+    """What the injector builds an attribute by: it hands over the parts."""
+    build = _bound(item, takes, injected, own, built)
+    parts = [inspect.Parameter(name, _KEYWORD) for name in takes if name in built]
+    build.__signature__ = inspect.Signature(parts)
     return value(build)
 
 
