@@ -5,6 +5,7 @@ This is only the front door: `describe`, and the parts of the library, each impo
 - `bitwright.nn`: quantized layers
 - `bitwright.quantizers`: the declared quantizers
 - `bitwright.qcore`: what quantizers are made of
+- `bitwright.graph`: whole models, from a float one to a quantized one
 - `bitwright.export`: ONNX, and the integers of a model
 - `bitwright.testing`: a conformance kit for quantizers of your own, plots
 
@@ -19,10 +20,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from bitwright import export, nn, qcore, quantizers, testing
+    from bitwright import export, graph, nn, qcore, quantizers, testing
     from bitwright.qcore import describe
 
-__all__ = ["__version__", "describe", "export", "nn", "qcore", "quantizers", "testing"]
+__all__ = ["__version__", "describe", "export", "graph", "nn", "qcore", "quantizers", "testing"]
 
 __version__ = "0.1.0"
 

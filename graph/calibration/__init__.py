@@ -1,0 +1,3 @@
+"""Measuring the ranges of activations."""
+
+__all__: list[str] = []

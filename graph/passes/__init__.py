@@ -1,0 +1,3 @@
+"""Passes over whole models: folding, equalization, corrections."""
+
+__all__: list[str] = []
