@@ -198,6 +198,8 @@ class _Recorder(TorchFunctionMode):
         owner, place = self._locate(3)
         node = Node(0, name_of(func), func, owner, place=place)
         node.keeps_grid, node.homogeneous = keeps_grid(func, args, kwargs), is_homogeneous(func, args, kwargs)
+        if node.kind == "to":
+            node.keeps_grid = node.homogeneous = made[0].dtype is read[0].dtype
         self._add(node, read, made, written)
 
     def _before(self, module: nn.Module, args: object) -> None:
