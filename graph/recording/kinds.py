@@ -265,7 +265,7 @@ def keeps_grid(function: object, args: tuple[Any, ...] = (), kwargs: Mapping[str
 def is_homogeneous(function: object, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None) -> bool:
     """Whether ``f(s * x) = s * f(x)`` for positive scales of channels: what cross-layer equalization passes through.
 
-    Channels stay in their order. The shape may be another one: flattening repeats the scale of a channel for each pixel.
+    Channels stay in their order. The shape may change: flattening repeats the scale of a channel for each pixel.
 
     Args:
         function: a function, a method of tensors, or the class of a module.

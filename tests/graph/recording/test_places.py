@@ -105,8 +105,8 @@ class Calls(nn.Module):
             .sub(3, alpha=2)
         )
         é = x.exp()
-        y = é.add(é)  # noqa: E702  columns are bytes
-        return F.softmax(*[y], **{"dim": -1})
+        y = é.add(é)  # columns are bytes
+        return F.softmax(*[y], **{"dim": -1})  # noqa: PIE804
 
 
 def test_calls():
@@ -124,15 +124,19 @@ def test_calls():
 
 
 class Inside(nn.Module):
-    def forward(this, x):
+    def forward(_net, x):  # noqa: N805
         def inner(a):
-            return a * this.scale
+            return a * _net.scale
 
         parts = [each + 1 for each in (x, x)]
         parts = list(each - 1 for each in parts)  # noqa: C400
-        parts = list(map(lambda each: each / 2, parts))
-        return apply(inner, torch.stack(parts)) + apply(lambda a: (a
-            .exp()), x)  # fmt: skip
+        parts = list(map(lambda each: each / 2, parts))  # noqa: C417
+        parts = [  # a chain of lines
+            each
+            .exp()
+            for each in parts
+        ]  # fmt: skip
+        return apply(inner, torch.stack(parts)) + apply(lambda a: a.tanh(), x)
 
     scale = 3
 
@@ -140,11 +144,13 @@ class Inside(nn.Module):
 def test_code_written_inside_the_method_is_part_of_it():
     assert places(Inside()) == [
         *[("add", "each + 1", None)] * 2,
-        *[("sub", "each - 1", None), ("div", "each / 2", None)] * 2,
+        *[("sub", "each - 1", None)] * 2,
+        *[("div", "each / 2", None)] * 2,
+        *[("exp", "each\n            .exp()", None)] * 2,
         ("stack", "torch.stack(parts)", None),
-        ("mul", "a * this.scale", None),
-        ("exp", "a\n            .exp()", None),
-        ("add_2", "apply(inner, torch.stack(parts)) + apply(lambda a: (a\n            .exp()), x)", None),
+        ("mul", "a * _net.scale", None),
+        ("tanh", "a.tanh()", None),
+        ("add_2", "apply(inner, torch.stack(parts)) + apply(lambda a: a.tanh(), x)", None),
     ]
 
 
