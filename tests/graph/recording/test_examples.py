@@ -35,19 +35,19 @@ def test_several_forwards():
     [
         (
             3,
-            "examples is 3. Pass a tensor, a tuple of positional arguments, a dict of keyword arguments, or a list of any of "
-            "these, one for each forward: examples=(x,).",
+            "examples is 3. Pass a tensor, a tuple of positional arguments, a dict of keyword arguments, or a list of "
+            "any of these, one for each forward: examples=(x,).",
         ),
         (
             [X, None],
-            "examples[1] is None. Pass a tensor, a tuple of positional arguments, a dict of keyword arguments, or a list of "
-            "any of these, one for each forward: examples=(x,).",
+            "examples[1] is None. Pass a tensor, a tuple of positional arguments, a dict of keyword arguments, or a "
+            "list of any of these, one for each forward: examples=(x,).",
         ),
         ([], "examples is an empty list, so there is no forward to run. Pass at least one: examples=(x,)."),
         (
             {0: X},
-            "examples is a dict with the key 0, and a dict holds keyword arguments by their names. Pass a dict that forward "
-            "takes as an argument inside a tuple: examples=({...},).",
+            "examples is a dict with the key 0, and a dict holds keyword arguments by their names. Pass a dict that "
+            "forward takes as an argument inside a tuple: examples=({...},).",
         ),
     ],
 )

@@ -86,8 +86,8 @@ def test_operators_of_torch_ops():
 
 def test_without_a_kind():
     class Own(nn.ReLU):
-        def forward(self, x):
-            return x
+        def forward(self, input):  # noqa: A002
+            return input
 
     class Same(nn.ReLU):
         pass

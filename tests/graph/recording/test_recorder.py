@@ -270,8 +270,8 @@ def test_parameters_among_the_arguments():
 
 
 class PadConv(nn.Conv2d):
-    def forward(self, x):
-        return super().forward(F.pad(x, (1, 1, 1, 1)))
+    def forward(self, input):  # noqa: A002
+        return super().forward(F.pad(input, (1, 1, 1, 1)))
 
 
 class Layers(nn.Module):
@@ -343,7 +343,7 @@ def test_the_model_itself_may_be_a_layer():
 
 def test_an_error_that_the_model_handles():
     class Picky(nn.ReLU):
-        def forward(self, x):
+        def forward(self, input):  # noqa: A002
             raise ValueError("no")
 
     class Outer(nn.Module):
@@ -412,10 +412,7 @@ def test_several_examples_share_their_nodes():
             self.a, self.b = nn.ReLU(), nn.ReLU()
 
         def forward(self, x, times=1):
-            if x.sum() > 0:
-                x = x + 1
-            else:
-                x = self.a(x) - 1
+            x = x + 1 if x.sum() > 0 else self.a(x) - 1
             for _ in range(times):
                 x = self.b(x)
             return x
