@@ -202,9 +202,11 @@ class QuantFunction(QuantLayer):
                 "is returned."
             )
         into = self._written(args, kwargs)
-        if into is not None:  # quantizers keep what they get for the backward pass
+        if into is not None:
             args = (into.clone(), *args[1:])
         args, kwargs, on_grid = self._take_operands(args, kwargs)
+        if into is not None:  # quantizers keep what they get and what they give for the backward pass
+            args = (args[0].clone(), *args[1:])
         out = self.function(*args, **kwargs)
         grid: Grid | None = None
         if self.act_quant is not None:
