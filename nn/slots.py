@@ -66,7 +66,7 @@ class Described:
         for base in type(self.layer).__mro__:
             if base.__module__.startswith("torch.nn") and base is not nn.Module:
                 return f"{type(self.layer).__name__}({base.extra_repr(self.layer)})"
-        return type(self.layer).__name__
+        return getattr(self.layer, "_title", type(self.layer).__name__)
 
 
 def checked_flag(layer: nn.Module, name: str, item: object) -> bool:

@@ -64,7 +64,7 @@ class WeightLayer(QuantLayer):
         (torch.Size([4, 8]), torch.int32, 33)
     """
 
-    slots: ClassVar[tuple[Slot, ...]] = (
+    slots: tuple[Slot, ...] = (
         Slot("weight", "weight"),
         Slot("bias", "bias", follows=("input", "weight")),
         Slot("input"),
