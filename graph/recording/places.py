@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from types import CellType, CodeType, FrameType, FunctionType
+from types import CellType, CodeType, FrameType, FunctionType, MethodType
 
 import torch
 from torch import nn
@@ -19,6 +19,8 @@ Position = tuple[int, int, int, int]
 
 Link = tuple[FunctionType | None, Position]
 """A function as its caller knows it, with its decorators, or None if it is not known; and a position in it."""
+
+Written = ast.FunctionDef | ast.Lambda
 
 _TORCH = os.path.dirname(torch.__file__) + os.sep
 _CALL = nn.Module._call_impl.__code__
@@ -104,6 +106,7 @@ class Sources:
         self._functions: dict[tuple[CodeType, CodeType | None], FunctionType | None] = {}
         self._inner: dict[CodeType, frozenset[CodeType]] = {}
         self._trees: dict[str, ast.Module] = {}
+        self._written: dict[str, dict[tuple[int, str], Written]] = {}
         self._chained: dict[str, dict[Position, Position]] = {}
 
     def locate(self, frame: FrameType | None) -> tuple[nn.Module | None, Place | None]:
@@ -156,6 +159,14 @@ class Sources:
                 self._trees[file] = ast.Module([], [])
         return self._trees[file]
 
+    def written(self, code: CodeType) -> Written | None:
+        """The definition of a function in the syntax tree of its file, or None."""
+        file = code.co_filename
+        if file not in self._written:
+            found = (each for each in ast.walk(self.tree(file)) if isinstance(each, (ast.FunctionDef, ast.Lambda)))
+            self._written[file] = {_start(each): each for each in found}
+        return self._written[file].get((code.co_firstlineno, code.co_name))
+
     def _whole(self, file: str, position: Position) -> Position:
         """The position of the whole call, also of one in a chain of methods over several lines."""
         line, _, column, _ = position
@@ -187,8 +198,7 @@ class Sources:
         key = frame.f_code, caller and caller.f_code
         if key not in self._functions:
             found = (each for each in _candidates(frame, caller, first) if _has_code(each, frame.f_code))
-            function = next(found, None)
-            function = bare(function)
+            function = bare(next(found, None))
             self._functions[key] = function if isinstance(function, FunctionType) else None
         return self._functions[key]
 
@@ -217,9 +227,9 @@ def codes_in(code: CodeType) -> Iterator[CodeType]:
 
 def bare(function: object) -> object:
     """The function in a static, class or bound method, or in a partial."""
-    if isinstance(function, partial):
-        return bare(function.func)
-    return getattr(function, "__func__", function)
+    while isinstance(function, (partial, staticmethod, classmethod, MethodType)):
+        function = function.func if isinstance(function, partial) else function.__func__
+    return function
 
 
 def layers_of(function: object) -> Iterator[FunctionType]:
@@ -285,6 +295,13 @@ def _candidates(frame: FrameType, caller: FrameType | None, first: object) -> It
             yield from list(vars(owner).values())
             yield from (attribute for _, _, attribute in methods_of(type(owner)))
         yield from list(caller.f_globals.values())
+
+
+def _start(written: Written) -> tuple[int, str]:
+    """The line and the name that the code of a function has."""
+    if isinstance(written, ast.Lambda):
+        return written.lineno, "<lambda>"
+    return min([written.lineno, *(each.lineno for each in written.decorator_list)]), written.name
 
 
 def _chained_calls(tree: ast.Module) -> dict[Position, Position]:

@@ -24,7 +24,7 @@ from .merging import merge, name_sites
 from .nodes import Graph, Node, Source
 from .places import Place, Sources, layers_of, methods_of
 from .preserving import Preserved, evaluating
-from .reached import Ran, Written, unreached, watching
+from .reached import Function, Ran, unreached, watching
 from .tensors import named_tensors, overlap, range_of, storage_of, tensors_in, version_of
 
 __all__ = ["Graph", "Node", "record"]
@@ -77,14 +77,14 @@ def _refuse_lazy(model: nn.Module) -> None:
 _LAYERS = (
     *(QuantLayer, TensorQuant, nn.Linear, nn.Bilinear, nn.Embedding, nn.EmbeddingBag, nn.modules.conv._ConvNd),
     *(nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.PReLU),
-    *(nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention, torch.jit.ScriptModule),
+    *(nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention, torch.jit.ScriptModule, parametrize.ParametrizationList),
 )
 _HOLDERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
 
 
 def is_leaf(module: nn.Module) -> bool:
     """Whether a module is one operation in a graph: torch's layers, bitwright's, and subclasses of these."""
-    if isinstance(module, (*_LAYERS, parametrize.ParametrizationList)):
+    if isinstance(module, _LAYERS):
         return True
     if isinstance(module, _HOLDERS) or next(module.children(), None) is not None:
         return False
@@ -118,8 +118,10 @@ class _Recorder(TorchFunctionMode):
         """The nodes of one forward."""
         self._start()
         for name, tensor in named_tensors((args, kwargs), "input"):
-            node = Node(0, "input", None, name=name)
-            self._add(node, [], [tensor])
+            known = self._made.get(id(tensor))
+            self._add(Node(0, "input", None, name=name), [], [tensor])
+            if known is not None:  # one tensor passed twice comes from the first
+                self._made[id(tensor)] = known
         hooks = (
             register_module_forward_pre_hook(self._before),
             register_module_forward_hook(self._after, with_kwargs=True, always_call=True),
@@ -144,21 +146,21 @@ class _Recorder(TorchFunctionMode):
         missing = unreached(self._ran, self._functions(nodes), self._sources)
         return Graph(nodes, frozenset(self._called), missing, first)
 
-    def _functions(self, nodes: Iterable[Node]) -> dict[CodeType, Written]:
+    def _functions(self, nodes: Iterable[Node]) -> dict[CodeType, Function]:
         """The methods of modules that were called, and the helper functions that operations were seen in."""
-        found: dict[CodeType, Written] = {}
+        found: dict[CodeType, Function] = {}
         for owner in dict.fromkeys(type(self._modules[path]) for path in sorted(self._called)):
             for base, name, attribute in methods_of(owner):
                 for function in layers_of(attribute):
                     code = function.__code__
                     bound = isinstance(attribute, FunctionType) and code.co_argcount > 0
                     module = code.co_varnames[0] if bound else None
-                    found.setdefault(code, Written(base, name, function.__globals__, module))
+                    found.setdefault(code, Function(base, name, function.__globals__, module))
         for node in nodes:
             for helper, _ in () if node.place is None else node.place.chain:
                 owner = type(self._modules[node.owner])
                 for function in layers_of(helper):
-                    found.setdefault(function.__code__, Written(owner, function.__name__, function.__globals__))
+                    found.setdefault(function.__code__, Function(owner, function.__name__, function.__globals__))
         return found
 
     # What torch calls
@@ -309,7 +311,10 @@ class _Call:
 def _may_write(func: Callable[..., Any], kwargs: Mapping[str, Any]) -> bool:
     name = getattr(func, "__name__", "")
     return (
-        (name[-1:] == "_" and name[-2:] != "__") or name in _WRITING or "out" in kwargs or bool(kwargs.get("inplace"))
+        (name[-1:] == "_" and name[-2:] != "__")
+        or name in _WRITING
+        or kwargs.get("out") is not None
+        or bool(kwargs.get("inplace"))
     )
 
 
