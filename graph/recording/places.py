@@ -105,6 +105,7 @@ class Sources:
         self._methods: dict[tuple[type, CodeType], str | None] = {}
         self._functions: dict[tuple[CodeType, CodeType | None], FunctionType | None] = {}
         self._inner: dict[CodeType, frozenset[CodeType]] = {}
+        self._lines: dict[str, list[bytes]] = {}
         self._trees: dict[str, ast.Module] = {}
         self._written: dict[str, dict[tuple[int, str], Written]] = {}
         self._chained: dict[str, dict[Position, Position]] = {}
@@ -141,12 +142,15 @@ class Sources:
     def positions(self, code: CodeType) -> list[Position | None]:
         """The position of the expression of each instruction."""
         if code not in self._positions:
+            lines = self._lines_of(code.co_filename)
             found: list[Position | None] = []
             for line, end, column, end_column in code.co_positions():
                 if line is None or end is None or column is None or end_column is None:
                     found.append(None)  # some instructions have none, and all of them under python -X no_debug_ranges
                 else:
-                    found.append(self._whole(code.co_filename, (line, end, column, end_column)))
+                    position = line, end, column, end_column
+                    chained = line <= len(lines) and lines[line - 1][:column].endswith(b".")
+                    found.append(self._chains(code.co_filename).get(position, position) if chained else position)
             self._positions[code] = found
         return self._positions[code]
 
@@ -167,15 +171,15 @@ class Sources:
             self._written[file] = {_start(each): each for each in found}
         return self._written[file].get((code.co_firstlineno, code.co_name))
 
-    def _whole(self, file: str, position: Position) -> Position:
-        """The position of the whole call, also of one in a chain of methods over several lines."""
-        line, _, column, _ = position
-        before = linecache.getline(file, line).encode()[:column].rstrip()
-        if not before.endswith(b"."):
-            return position
+    def _lines_of(self, file: str) -> list[bytes]:
+        if file not in self._lines:
+            self._lines[file] = [line.encode() for line in linecache.getlines(file)]
+        return self._lines[file]
+
+    def _chains(self, file: str) -> dict[Position, Position]:
         if file not in self._chained:
             self._chained[file] = _chained_calls(self.tree(file))
-        return self._chained[file].get(position, position)
+        return self._chained[file]
 
     def _method(self, owner: type, code: CodeType) -> str | None:
         """The name under which a class has a method with this code; a decorated one, too."""

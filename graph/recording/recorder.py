@@ -101,6 +101,8 @@ class _Recorder(TorchFunctionMode):
         self._modules = dict(model.named_modules())
         self._paths = {id(module): path for path, module in self._modules.items()}
         self._constants = {id(each): [path] for path, each in [*model.named_parameters(), *model.named_buffers()]}
+        for module in self._modules.values():  # tensors that are plain attributes
+            self._constants |= {id(each): [] for each in vars(module).values() if isinstance(each, Tensor)}
         self._sources = Sources(lambda thing: id(thing) in self._paths)
         self._called: set[str] = set()
         self._ran: Ran = {}
@@ -110,7 +112,7 @@ class _Recorder(TorchFunctionMode):
     def _start(self) -> None:
         self._nodes: list[Node] = []
         self._made: dict[int, tuple[weakref.ref[Tensor], Node, int]] = {}
-        self._derived: dict[int, tuple[weakref.ref[Tensor], list[str]]] = {}  # from parameters alone
+        self._derived: dict[int, tuple[weakref.ref[Tensor], list[str]]] = {}  # from constants and parameters alone
         self._running: list[_Call] = []
         self._in_leaf = 0
 
@@ -177,11 +179,11 @@ class _Recorder(TorchFunctionMode):
                 self._preserved.before_writing(read)
             versions = [] if self._in_leaf else [version_of(each) for each in read]
         out = func(*args, **kwargs)
-        if not self._in_leaf and read:
+        if not self._in_leaf:
             with torch._C.DisableTorchFunctionSubclass():
                 written = [each for each, version in zip(read, versions, strict=True) if version_of(each) != version]
-                if _may_write(func, kwargs) and read[0].is_inference():
-                    written = read[:1]
+                if _may_write(func, kwargs):
+                    written += [each for each in read[:1] if each.is_inference()]
                 self._see(func, args, kwargs, read, out, written)
         return out
 
@@ -198,7 +200,10 @@ class _Recorder(TorchFunctionMode):
         made += [each for each in written if not any(each is other for other in made)]
         if not made:
             return
-        if all(self._source(each) is None for each in read):  # computed from constants and parameters alone
+        if _is_new(func):
+            self._derive(made, [])
+            return
+        if all(self._constant(each) is not None for each in read):
             self._derive(made, self._parameters(read))
             return
         if getattr(func, "__name__", "") == "__get__" and self._source(made[0]) is not None:  # x._base
@@ -257,16 +262,18 @@ class _Recorder(TorchFunctionMode):
 
     def _derive(self, made: Iterable[Tensor], paths: list[str]) -> None:
         for each in made:
-            if paths and id(each) not in self._constants:
+            if id(each) not in self._constants:
                 self._derived[id(each)] = weakref.ref(each), paths
 
+    def _constant(self, tensor: Tensor) -> list[str] | None:
+        """The parameters that a constant comes from; None for what a node made, and for what came from nowhere."""
+        if self._source(tensor) is not None:
+            return None
+        derived = self._derived.get(id(tensor))
+        return derived[1] if derived is not None and derived[0]() is tensor else self._constants.get(id(tensor))
+
     def _parameters(self, tensors: Iterable[Tensor]) -> list[str]:
-        paths: list[str] = []
-        for each in tensors:
-            derived = self._derived.get(id(each))
-            known = derived is not None and derived[0]() is each
-            paths += derived[1] if derived is not None and known else self._constants.get(id(each), [])
-        return list(dict.fromkeys(paths))
+        return list(dict.fromkeys(path for each in tensors for path in self._constant(each) or ()))
 
     def _add(self, node: Node, read: list[Tensor], made: list[Tensor], written: Iterable[Tensor] = ()) -> None:
         node.inputs = [self._source(each) for each in read]
@@ -306,6 +313,12 @@ class _Call:
         self.place: Place | None = None
         self.is_leaf = is_leaf(module)
         self.versions: list[tuple[Tensor, int]] = []
+
+
+def _is_new(func: Callable[..., Any]) -> bool:
+    """Whether the result has only the shape or the dtype of an argument, such as that of torch.zeros_like."""
+    name = getattr(func, "__name__", "")
+    return name.endswith("_like") or (name.startswith("new_") and name != "new_tensor")
 
 
 def _may_write(func: Callable[..., Any], kwargs: Mapping[str, Any]) -> bool:

@@ -53,9 +53,9 @@ def range_of(tensor: Tensor) -> tuple[float, float]:
         return math.nan, math.nan
     try:
         low, high = torch.aminmax(tensor.detach())
-    except (NotImplementedError, RuntimeError):  # sparse, nested, or of a dtype without comparisons
+        return float(low), float(high)
+    except (NotImplementedError, RuntimeError):  # sparse, nested, of a dtype without comparisons, or under vmap
         return math.nan, math.nan
-    return float(low), float(high)
 
 
 def version_of(tensor: Tensor) -> int:
