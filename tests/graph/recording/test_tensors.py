@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from bitwright.graph.recording.tensors import named_tensors, overlap, range_of, storage_of, tensors_in
 
-Pair = namedtuple("Pair", "a b")  # noqa: PYI024
+Pair = namedtuple("Pair", "a b")
 
 
 @dataclass
