@@ -72,8 +72,8 @@ def name_sites(nodes: list[Node], owners: Mapping[str, nn.Module]) -> None:
         if node.module is None and node.function is not None:
             groups.setdefault((node.owner, node.kind), []).append(node)
     for (owner, kind), group in groups.items():
-        places = {node.place.key: node.place for node in group if node.place is not None}
-        order: list[Hashable] = sorted(places, key=lambda key: places[key].order)
+        places = [node.place for node in group if node.place is not None]
+        order: list[Hashable] = list(dict.fromkeys(each.key for each in sorted(places, key=lambda each: each.order)))
         if any(node.place is None for node in group):
             order.append(None)  # behind, all under one name
         names = _free_names(owners[owner], kind, len(order))
