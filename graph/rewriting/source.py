@@ -8,7 +8,7 @@ import hashlib
 import linecache
 import operator
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import CodeType, FunctionType
 
 from ..recording.places import Position
@@ -92,7 +92,10 @@ class Source:
         body = self._own_text(replacements).decode()
         indent = body[: len(body) - len(body.lstrip())]
         free = [name for name in self.code.co_freevars if name.isidentifier() and name != "__class__"]
-        owner, around = self.owner, []  # private names are mangled by the class, names of functions further out are closures
+        owner, around = (
+            self.owner,
+            [],
+        )  # private names are mangled by the class, names of functions further out are closures
         if free or (indent and owner is None):
             around.append(f"def around({', '.join(free)}):")
         if owner is not None:
@@ -103,7 +106,7 @@ class Source:
         module = compile(text, file, "exec", self.code.co_flags & _FUTURE, dont_inherit=True)
         linecache.cache[file] = len(text), None, text.splitlines(keepends=True), file
         line = before + len(around) + 1
-        found = next(each for each in _codes(module) if each.co_name == self.node.name and each.co_firstlineno == line)
+        found = next(each for each in _codes(module) if each.co_name == self.node.name and each.co_firstlineno >= line)
         return found.replace(co_qualname=self.code.co_qualname)
 
     def _own_text(self, replacements: Sequence[Replacement]) -> bytes:
@@ -128,14 +131,14 @@ def replaced(text: bytes, start: int, end: int, replacements: Sequence[Replaceme
     return b"".join([*parts, text[at:end]])
 
 
-def title_of(function: FunctionType) -> str:
+def title_of(function: Callable[..., object]) -> str:
     """A function as messages name it: with its class, without the function that it is defined in.
 
     Example:
         >>> title_of(Source.shown)
         'Source.shown'
     """
-    return function.__qualname__.rpartition("<locals>.")[2]
+    return str(getattr(function, "__qualname__", function)).rpartition("<locals>.")[2]
 
 
 @functools.lru_cache(maxsize=8)  # of texts, so that a file with many blocks is parsed once
@@ -148,7 +151,9 @@ def _position(node: ast.AST) -> Position:
     return found  # type: ignore[return-value]
 
 
-def _definitions(node: ast.AST, around: tuple[ast.AST, ...] = ()) -> Iterator[tuple[ast.FunctionDef, tuple[ast.AST, ...]]]:
+def _definitions(
+    node: ast.AST, around: tuple[ast.AST, ...] = ()
+) -> Iterator[tuple[ast.FunctionDef, tuple[ast.AST, ...]]]:
     """Every function that is defined in a tree, with the classes and functions around it."""
     for each in ast.iter_child_nodes(node):
         if isinstance(each, ast.FunctionDef):
