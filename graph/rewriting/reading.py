@@ -135,7 +135,7 @@ class _Reader:
         inner = layers(function)[-1]
         if reasons:
             raise GraphError(
-                f"{title_of(inner)} has no source ({reasons[-1].removeprefix('is ')}), so {self.node.kind} can't be "
+                f"{title_of(inner)} has no source ({reasons[-1]}), so {self.node.kind} can't be "
                 "given a quantizer. Define the class in a file, or write None for it."
             )
         return self._refuse(f"{title_of(inner)} was edited since it was imported")

@@ -51,12 +51,13 @@ class Source:
     def __init__(self, function: FunctionType) -> None:
         self.code = code = function.__code__
         self.file, self.line = code.co_filename, code.co_firstlineno
+        linecache.checkcache(self.file)
         text = "".join(linecache.getlines(self.file, function.__globals__))
         if not text:
-            raise LookupError(f"is defined in {self.file}")
+            raise LookupError(f"defined in {self.file}")
         found = next((each for each in _definitions(_parsed(text)) if _is_of(each[0], code)), None)
         if found is None:
-            raise LookupError(f"is not a def at {self.file}:{self.line}, or was edited since it was imported")
+            raise LookupError(f"no def at {self.file}:{self.line}, which may have been edited since it was imported")
         self.node, around = found
         self.owner = next((each.name for each in reversed(around) if isinstance(each, ast.ClassDef)), None)
         self.text = text.encode()
