@@ -104,14 +104,18 @@ class Preserved:
     def __init__(self, model: nn.Module, inputs: Iterable[Tensor]) -> None:
         self._buffers = [(each, each.detach().clone()) for each in model.buffers()]
         self._inputs = [(each, version_of(each), each.detach().clone()) for each in inputs]
-        self._parameters = {storage_of(each): each for each in model.parameters()}
+        self._parameters: dict[int, list[Tensor]] = {}  # by their memory, which those of an LSTM may share
+        for each in model.parameters():
+            storage = storage_of(each)
+            if storage is not None:
+                self._parameters.setdefault(storage, []).append(each)
         self._written: list[tuple[Tensor, Tensor]] = []
 
     def before_writing(self, tensors: Iterable[Tensor]) -> None:
         """Keep the parameters among these, or those that these are views of."""
         for each in tensors:
-            parameter = self._parameters.pop(storage_of(each), None)
-            if parameter is not None:
+            storage = storage_of(each)
+            for parameter in () if storage is None else self._parameters.pop(storage, ()):
                 self._written.append((parameter, parameter.detach().clone()))
 
     def restore(self) -> None:

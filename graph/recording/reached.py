@@ -100,7 +100,7 @@ def unreached(
     for code, (owner, name, function) in functions.items():
         if code in ran and not is_foreign(code.co_filename):
             file = os.path.basename(code.co_filename)
-            missing = _missing(ran, code, function, sources)
+            missing = sorted(_missing(ran, code, function, sources), key=lambda each: each[1])
             found += [(owner, name, kind, f"{file}:{line}") for kind, line in missing]
     return found
 

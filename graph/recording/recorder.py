@@ -198,6 +198,8 @@ class _Recorder(TorchFunctionMode):
         owner, place = self._locate(3)
         node = Node(0, name_of(func), func, owner, place=place)
         node.keeps_grid, node.homogeneous = keeps_grid(func, args, kwargs), is_homogeneous(func, args, kwargs)
+        if node.kind == "to":
+            node.keeps_grid = node.homogeneous = made[0].dtype is read[0].dtype
         self._add(node, read, made, written)
 
     def _before(self, module: nn.Module, args: object) -> None:
@@ -214,7 +216,8 @@ class _Recorder(TorchFunctionMode):
                 self._in_leaf += 1
                 call.versions = [(each, version_of(each)) for each in tensors_in(args)] if self._in_leaf == 1 else []
 
-    def _after(self, module: nn.Module, args: object, kwargs: object, out: object) -> None:
+    def _after(self, module: nn.Module, args: object, *rest: object) -> None:
+        """After forward: keyword arguments and the result. torch leaves the former out where forward has raised."""
         if threading.get_ident() != self._thread or id(module) not in self._paths:
             return
         call = self._running.pop()
@@ -222,7 +225,7 @@ class _Recorder(TorchFunctionMode):
         if self._in_leaf or not call.is_leaf or sys.exc_info()[1] is not call.handled:  # or its forward has raised
             return
         with torch._C.DisableTorchFunction():
-            read, made = tensors_in((args, kwargs)), tensors_in(out)
+            read, made = tensors_in((args, rest[:-1])), tensors_in(rest[-1])
             if isinstance(module, parametrize.ParametrizationList):
                 self._derive(made, [f"{call.path}.{name}" for name, _ in module.named_parameters()])
                 return
