@@ -82,8 +82,8 @@ def route(owner: nn.Module, place: Place, node: Recorded, name: str = "") -> tup
     """
     if place.method in vars(owner):
         raise GraphError(
-            f"{node.path} is computed in {type(owner).__name__}.{place.method}, and this module has a {place.method} of "
-            f"its own, which hides that of its class. Write it in a subclass, or {_left(node)}."
+            f"{node.path} is computed in {type(owner).__name__}.{place.method}, and this module has a {place.method} "
+            f"of its own, which hides that of its class. Write it in a subclass, or {_left(node)}."
         )
     function: object = _method(type(owner), place.method)
     bound, steps = True, list[Step]()
@@ -115,7 +115,7 @@ class _Reader:
         self.function = layers(function)[self.depth]
         self.where = f"{self.source.file.rpartition('/')[2]}:{position[0]}"
         if owner is not None and first_argument(self.source) is None:
-            self._refuse(f"{title_of(self.function)} names no argument for the module itself")
+            self._refuse(f"{title_of(self.function)}, which names no argument for the module itself")
         self.names = Names(self.function, self.source, owner)
         self.me = self.names.me
         if self.me is not None:

@@ -113,7 +113,8 @@ class Source:
     def _own_text(self, replacements: Sequence[Replacement]) -> bytes:
         """The lines of the function, with parts replaced."""
         start, end = self._starts[self.line - 1], self.span(self.node)[1]
-        return replaced(self.text, start, end, replacements)
+        line_end = self.text.find(b"\n", end)
+        return replaced(self.text, start, len(self.text) if line_end < 0 else line_end, replacements)
 
 
 def replaced(text: bytes, start: int, end: int, replacements: Sequence[Replacement]) -> bytes:
