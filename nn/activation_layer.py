@@ -86,10 +86,30 @@ class ActivationLayer(QuantLayer):
         given["return_quant_tensor"] = return_quant_tensor
         checked = [_checked(self, name, item) for name, item in given.items()]
         super().__init__(*checked[:-1], *args[len(self._torchs) :])
-        self.return_quant_tensor = bool(checked[-1])
+        self._attach(act_quant, input_quant, bool(checked[-1]), overrides, device, dtype)
+
+    def _attach(
+        self,
+        act_quant: QuantizerLike,
+        input_quant: QuantizerLike,
+        return_quant_tensor: bool,
+        overrides: Mapping[str, object],
+        device: Device,
+        dtype: torch.dtype | None,
+    ) -> None:
+        """Resolve the slots."""
+        self.return_quant_tensor = return_quant_tensor
         own, inputs = self._split(act_quant, input_quant, overrides)
         self._where = {"device": device, "dtype": dtype}
         self._fill_slots(dict(zip(self.slots, (act_quant, input_quant), strict=True)), {"act": own, "input": inputs})
+
+    def _convert(self, given: Mapping[str, object], device: torch.device | None, dtype: torch.dtype | None) -> None:
+        overrides = dict(given)
+        act_quant, input_quant = (
+            overrides.pop(f"{slot.name}_quant", self.usual_quantizer(slot)) for slot in self.slots
+        )
+        flag = _checked(self, "return_quant_tensor", overrides.pop("return_quant_tensor", False))
+        self._attach(act_quant, input_quant, bool(flag), overrides, device, dtype)  # type: ignore[arg-type]
 
     def _provided(self, slot: Slot) -> dict[str, object]:
         return dict(self._where)

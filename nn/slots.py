@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from torch import nn
 
@@ -17,8 +17,7 @@ __all__ = ["Described", "QuantizerLike", "Slot", "checked_flag", "fill_slot", "s
 QuantizerLike = QuantizerType | TensorQuant | None  # what a layer takes for a quantizer
 
 
-@dataclass(frozen=True)
-class Slot:
+class Slot(NamedTuple):
     """A place of a layer for a quantizer: the attribute ``<name>_quant``, and keywords that start with ``<name>_``.
 
     Args:
