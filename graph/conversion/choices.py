@@ -10,8 +10,8 @@ from torch import nn
 from ...nn import QuantLayer
 from ..errors import GraphError
 from .layers import Layer, counted
-from .rules import End, Rule
-from .table import has_weights, slot_of, torch_layer
+from .rules import End, Rule, written
+from .table import has_weights, keywords_of_layers, slot_of, torch_layer
 
 __all__ = ["Choice", "choose"]
 
@@ -138,7 +138,7 @@ def _apply(rule: Rule, matched: Sequence[Choice], model: nn.Module, layers: Sequ
             _give_class(rule, rule.layer, choice)
     for choice in able if rule.layer is None else ():
         own = _settings_for(rule, choice)
-        if own:
+        if own or (not rule.settings and _is_about(rule, choice)):
             _merge(choice, own, rule)
     return able
 
@@ -147,9 +147,10 @@ def _give_class(rule: Rule, layer: type[QuantLayer], choice: Choice) -> None:
     base = torch_layer(layer)
     if base is None or not isinstance(choice.layer.module, base):
         found = type(choice.layer.module).__name__
+        usual = written(choice.layer.quantized)
         raise GraphError(
             f"quantize: {choice.layer.name} is {found}, and can't become {layer.__name__}, which the rule {rule} "
-            f"says: that is no quantized {found}. Write a class that extends {layer.__mro__[1].__name__} and {found}."
+            f"says: that is no quantized {found}. Write {usual}, or a class that extends it."
         )
     choice.quantized, choice.float_reason = layer, ""
 
@@ -165,13 +166,15 @@ def _settings_for(rule: Rule, choice: Choice) -> dict[str, object]:
     own = {
         keyword: value for keyword, value in rule.settings.items() if _has_place(layer, keyword, choice.layer.module)
     }
-    if not rule.settings:
-        return {}
-    if not has_weights(layer) and not isinstance(rule.where, type) and choice.quantized is None:
-        mains = {slot.name for slot in layer.slots if slot.prefix == ""}
-        if not any(slot is not None and slot.name in mains for slot in (slot_of(layer, each) for each in own)):
-            return {}
-    return own
+    mains = {slot.name for slot in layer.slots if slot.prefix == ""}
+    named = any(slot is not None and slot.name in mains for slot in (slot_of(layer, each) for each in own))
+    return own if named or choice.quantized is not None or _is_about(rule, choice) else {}
+
+
+def _is_about(rule: Rule, choice: Choice) -> bool:
+    """Whether a rule means a layer whatever its settings are."""
+    layer = choice.layer.quantized
+    return layer is not None and (has_weights(layer) or isinstance(rule.where, type))
 
 
 def _has_place(layer: type[QuantLayer], keyword: str, module: nn.Module) -> bool:
@@ -278,6 +281,7 @@ def _unused(rule: Rule, keyword: str, value: object, reached: Sequence[Choice]) 
     fitting = [each for each in known if any(_has_place(cls, each, module) for cls, module in able)]
     guess = get_close_matches(keyword, dict.fromkeys(fitting), 1, 0.5)
     guess = [each for each in fitting if each.startswith("weight_")][:1] if _bare(keyword) == keyword else guess
+    guess = [] if keyword in keywords_of_layers() else guess
     hint = f" Did you mean {guess[0]}?" if guess else ""
     return GraphError(
         f"quantize: no layer that the rule {rule} matches has a slot for {keyword}={value!r}. They are "

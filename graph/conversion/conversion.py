@@ -126,13 +126,13 @@ def _convert(model: nn.Module, choices: Iterable[Choice]) -> None:
     for choice in choices:
         if choice.quantized is None:
             continue
-        module = choice.layer.module
+        module, name = choice.layer.module, choice.layer.name
         device, dtype = device_and_dtype(module, *_around(model, choice.layer.path))
         try:
             change_class(module, choice.quantized, choice.keywords(), device, dtype)
         except QuantizerError as error:
             by = ", ".join(dict.fromkeys(given.text for given in choice.settings.values()))
-            raise GraphError(f"quantize: {choice.layer.name}, by the rule {by}: {error}") from None
+            raise GraphError(f"quantize: {name}, by the rule {by}: {error}") from None
 
 
 def _around(model: nn.Module, path: str) -> list[nn.Module]:
