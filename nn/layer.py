@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -36,14 +36,13 @@ class QuantLayer(nn.Module):
 weight_bit_width=2 can't be set on a layer that is built. Write layer.weight_quant = Int4WeightPerTensor(bit_width=2).
     """
 
-    slots: ClassVar[tuple[Slot, ...]] = ()
+    slots: tuple[Slot, ...] = ()  # of the class; an instance may have its own, set before they are filled
     _kept: dict[str, Any] | None = None  # quantized weights and biases, while the model is frozen
     _built = False
 
-    @classmethod
-    def slot(cls, name: str) -> Slot:
+    def slot(self, name: str) -> Slot:
         """The slot of a name."""
-        return next(each for each in cls.slots if each.name == name)
+        return next(each for each in self.slots if each.name == name)
 
     def fill_slots(self, **given: object) -> None:
         """Resolve the quantizers of all slots; the last thing that a constructor does.
