@@ -2,6 +2,7 @@
 
 import operator
 from collections.abc import Callable, Mapping
+from types import GetSetDescriptorType
 from typing import Any
 
 import torch
@@ -14,17 +15,15 @@ Function = Callable[..., Any]
 
 
 def _named(*names: str, operators: tuple[Function, ...] = ()) -> tuple[Function, ...]:
-    """Every function of a name in torch, in torch.nn.functional and on tensors, with its in-place twin, and operators."""
+    """The functions of a name in torch, torch.nn.functional and on tensors, with in-place twins, and operators."""
     found: list[Function] = list(operators)
     dunders = [f"__{start}{each.__name__.removeprefix('i')}__" for each in operators for start in ("", "i", "r")]
-    for name in dunders:
-        if hasattr(Tensor, name):
-            found.append(getattr(Tensor, name))
+    found += [getattr(Tensor, each) for each in dunders if hasattr(Tensor, each)]
     for name in names:
         for home in (torch, F, Tensor):
             for spelling in (name, f"{name}_"):
-                function = getattr(home, spelling, None)
-                if isinstance(function, property) or type(function).__name__ == "getset_descriptor":
+                function: Any = getattr(home, spelling, None)
+                if isinstance(function, GetSetDescriptorType):
                     function = function.__get__  # x.T, x.data
                 if callable(function) and not isinstance(function, type):
                     found.append(function)
