@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from ..recording.kinds import kind_of
-from ..recording.recorder import Graph, Node
+from ..recording.nodes import Graph, Node
 
 __all__ = ["Edge", "inputs_of", "never_negative", "producer"]
 

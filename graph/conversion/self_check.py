@@ -1,19 +1,21 @@
 """Whether a converted model with its quantizers off computes what the float model did, and calls what was converted."""
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
 from ...nn import unquantized
 from ..errors import GraphError
 from ..recording.examples import calls_of
+from ..recording.nodes import Graph
 from ..recording.preserving import evaluating
+from ..recording.tensors import tensors_in
 
-__all__ = ["Outputs", "check_called", "check_equal", "outputs_of"]
+__all__ = ["Outputs", "check_called", "check_equal", "check_read", "outputs_of"]
 
 Outputs = list[tuple[str, str]]  # the path of a module, and a digest of what it returned, in order of the calls
 
@@ -35,7 +37,7 @@ def outputs_of(model: nn.Module, examples: object) -> Outputs:
             found.append((paths[id(module)], _digest(out)))
 
     calls = calls_of(examples)
-    with evaluating(model, list(_tensors(calls))):
+    with evaluating(model, tensors_in(calls)):
         handle = register_module_forward_hook(note)
         try:
             for args, kwargs in calls:
@@ -56,6 +58,10 @@ def check_equal(before: Outputs, model: nn.Module, examples: object) -> None:
 
     Raises:
         GraphError: they differ; it names the first layer that does.
+
+    Example:
+        >>> model = nn.Sequential(nn.ReLU())
+        >>> check_equal(outputs_of(model, torch.ones(2)), model, torch.ones(2))
     """
     with unquantized(model):
         after = outputs_of(model, examples)
@@ -73,16 +79,20 @@ def check_equal(before: Outputs, model: nn.Module, examples: object) -> None:
     )
 
 
-def check_called(model: nn.Module, converted: Mapping[str, str], examples: object) -> None:
+def check_called(model: nn.Module, converted: Iterable[str], examples: object) -> None:
     """Run a converted model as users will, and see that every converted layer is called.
 
     Args:
         model: the converted model.
-        converted: the paths of converted layers that were called in the float model, and the classes they had.
+        converted: the paths of converted layers that were called in the float model.
         examples: what to call it with.
 
     Raises:
         GraphError: one of the layers is not called: something reads its weight instead.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(2, 2))
+        >>> check_called(model, ["0"], torch.ones(1, 2))
     """
     paths = {id(module): path for path, module in model.named_modules()}
     seen: set[str] = set()
@@ -91,7 +101,7 @@ def check_called(model: nn.Module, converted: Mapping[str, str], examples: objec
         seen.add(paths.get(id(module), ""))
 
     calls = calls_of(examples)
-    with evaluating(model, list(_tensors(calls))), unquantized(model):
+    with evaluating(model, tensors_in(calls)), unquantized(model):
         torch.backends.mha.set_fastpath_enabled(True)
         handle = register_module_forward_pre_hook(note)
         try:
@@ -105,8 +115,30 @@ def check_called(model: nn.Module, converted: Mapping[str, str], examples: objec
             holder = _holder(model, path)
             raise GraphError(
                 f"quantize: {path} was converted, and evaluation never calls it: {holder} reads its weight. Convert "
-                f"the layer as a whole, or write \"{path}\": None to leave it float."
+                f'the layer as a whole, or write "{path}": None to leave it float.'
             )
+
+
+def check_read(graph: Graph, converted: Iterable[str]) -> None:
+    """See that no function reads the weight of a layer that is never called.
+
+    Raises:
+        GraphError: one does, past the quantizers that the layer would have.
+
+    Example:
+        >>> check_read(Graph([]), ["0"])
+    """
+    for path in converted:
+        if graph.calls(path):
+            continue
+        first = graph.aliases.get(path, path)
+        for node in graph.functions():
+            if any(each.rpartition(".")[0] == first for each in node.parameters):
+                where = f" at {node.place}" if node.place is not None else ""
+                raise GraphError(
+                    f"quantize: {path} is never called: {node.kind}{where} reads its weight, past the quantizers that "
+                    f'it would have. Call the layer there, or write "{path}": None to leave it float.'
+                )
 
 
 def _holder(model: nn.Module, path: str) -> str:
@@ -121,21 +153,10 @@ def _holder(model: nn.Module, path: str) -> str:
     return "the code around it"
 
 
-def _tensors(item: object) -> Iterator[Tensor]:
-    if isinstance(item, Tensor):
-        yield item
-    elif isinstance(item, Mapping):
-        for each in item.values():
-            yield from _tensors(each)
-    elif isinstance(item, Sequence) and not isinstance(item, str | bytes):
-        for each in item:
-            yield from _tensors(each)
-
-
 def _digest(out: Any) -> str:
     """A digest of all tensors in a result, in which 0.0 and -0.0 are alike."""
     digest = hashlib.blake2b(digest_size=16)
-    for tensor in _tensors(out if isinstance(out, Tensor | Mapping | Sequence) else list(vars(out).values()) if hasattr(out, "__dict__") else out):
+    for tensor in tensors_in(out):
         plain = tensor.detach()
         plain = plain.to_padded_tensor(0.0) if plain.is_nested else plain
         plain = (plain + 0 if plain.is_floating_point() else plain).contiguous().cpu()

@@ -5,8 +5,9 @@ from collections.abc import Iterable
 from ...nn import QuantLayer
 from ...qcore import TensorQuant
 from ...qcore.declare.inject import QuantizerType
-from ..recording.recorder import Graph
-from .choices import Choice, Given
+from ..recording.nodes import Graph
+from .choices import Choice
+from .given import Given
 from .producers import Edge, inputs_of
 from .table import has_weights, slot_of
 
@@ -62,13 +63,7 @@ def take_shared(choice: Choice, slot: str, layer: QuantLayer, other: str, path: 
     assert choice.quantized is not None
     quant = getattr(layer, f"{other}_quant")
     assert isinstance(quant, TensorQuant)
-    own = [
-        keyword
-        for keyword in choice.settings
-        if (meant := slot_of(choice.quantized, keyword)) is not None and meant.name == slot
-    ]
-    numbers = [choice.settings.pop(keyword) for keyword in own]
-    rule = next((each.rule for each in numbers if each.rule is not None), None)
-    why = ", ".join(dict.fromkeys(each.text for each in numbers))
-    text = f"shared with {path}"
-    choice.settings[f"{slot}_quant"] = Given(quant, rule, f"{why}, {text}" if why else text)
+    slots = {keyword: slot_of(choice.quantized, keyword) for keyword in choice.settings}
+    own = [keyword for keyword, meant in slots.items() if meant is not None and meant.name == slot]
+    before = [choice.settings.pop(keyword) for keyword in own]
+    choice.settings[f"{slot}_quant"] = Given.together(before, quant, f"shared with {path}")

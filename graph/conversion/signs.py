@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 from ...qcore.declare.inject import QuantizerType, settings
-from ..recording.recorder import Graph
+from ..recording.nodes import Graph
 from .choices import Choice
 from .producers import inputs_of, never_negative
 from .table import has_weights

@@ -95,7 +95,9 @@ def edited(source: Source, me: str, edits: Sequence[Edit]) -> list[Replacement]:
         edits: with positions as the syntax tree counts them.
     """
     found: list[Replacement] = []
-    for each in sorted(edits, key=lambda edit: (edit.position[1], edit.position[3], -edit.position[0], -edit.position[2])):
+    for each in sorted(
+        edits, key=lambda edit: (edit.position[1], edit.position[3], -edit.position[0], -edit.position[2])
+    ):
         found.append(each.replacement(source, me, found))  # the inner ones come first: they end before, or begin later
     return found
 

@@ -108,4 +108,3 @@ def takes_any(decorator: FunctionType) -> bool:
     """Whether a decorator passes on whatever arguments it gets."""
     kinds = {each.kind for each in inspect.signature(decorator, follow_wrapped=False).parameters.values()}
     return {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD} <= kinds
-

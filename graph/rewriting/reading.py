@@ -165,7 +165,9 @@ class _Reader:
             if found is not None:
                 return found
         what = next((_shown(each) for each in self.source.at(self.position) if _shown(each)), "something else")
-        return self._refuse(f"{what} at {self.where} in {title_of(self.function)}, not by an operator or a call written there")
+        return self._refuse(
+            f"{what} at {self.where} in {title_of(self.function)}, not by an operator or a call written there"
+        )
 
     def _module(self, name: str, owner: nn.Module) -> tuple[Edit, Callable[..., Any]] | None:
         """A call of a submodule."""
@@ -190,7 +192,12 @@ class _Reader:
     def _function(self, name: str, owner: nn.Module) -> tuple[Edit, Callable[..., Any]] | None:
         node = self._written(ast.Call)
         function = UNKNOWN if node is None else self.names.value(node.func)
-        if function is UNKNOWN or not callable(function) or isinstance(function, nn.Module) or not self._is_it(function):
+        if (
+            function is UNKNOWN
+            or not callable(function)
+            or isinstance(function, nn.Module)
+            or not self._is_it(function)
+        ):
             return None
         return Call(self._relative(), name), function
 
@@ -254,7 +261,10 @@ def _holds(node: ast.AST, position: Position) -> bool:
     start = getattr(node, "lineno", None)
     if start is None:
         return False
-    return (start, node.col_offset) <= (line, column) and (end_line, end_column) <= (node.end_lineno, node.end_col_offset)  # type: ignore[attr-defined]
+    return (start, node.col_offset) <= (line, column) and (end_line, end_column) <= (
+        node.end_lineno,
+        node.end_col_offset,
+    )  # type: ignore[attr-defined]
 
 
 def _shown(node: ast.AST) -> str:

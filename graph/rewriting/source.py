@@ -92,7 +92,10 @@ class Source:
         body = self._own_text(replacements).decode()
         indent = body[: len(body) - len(body.lstrip())]
         free = [name for name in self.code.co_freevars if name.isidentifier() and name != "__class__"]
-        owner, around = self.owner, []  # private names are mangled by the class, names of functions further out are closures
+        owner, around = (
+            self.owner,
+            [],
+        )  # private names are mangled by the class, names of functions further out are closures
         if free or (indent and owner is None):
             around.append(f"def around({', '.join(free)}):")
         if owner is not None:
@@ -148,7 +151,9 @@ def _position(node: ast.AST) -> Position:
     return found  # type: ignore[return-value]
 
 
-def _definitions(node: ast.AST, around: tuple[ast.AST, ...] = ()) -> Iterator[tuple[ast.FunctionDef, tuple[ast.AST, ...]]]:
+def _definitions(
+    node: ast.AST, around: tuple[ast.AST, ...] = ()
+) -> Iterator[tuple[ast.FunctionDef, tuple[ast.AST, ...]]]:
     """Every function that is defined in a tree, with the classes and functions around it."""
     for each in ast.iter_child_nodes(node):
         if isinstance(each, ast.FunctionDef):
