@@ -17,7 +17,7 @@ from .table import has_weights, keywords_of_layers, slot_of, torch_layer
 __all__ = ["Choice", "choose"]
 
 
-@dataclass
+@dataclass(eq=False)
 class Choice:
     """What is decided for one layer.
 

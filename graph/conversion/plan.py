@@ -1,6 +1,6 @@
 """The steps of quantize: record, decide, change, check."""
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from torch import nn
@@ -14,10 +14,12 @@ from .choices import Choice, choose
 from .class_change import change_class, device_and_dtype
 from .decisions import Decision, SlotDecision, keep_decisions
 from .given import Given
-from .layers import layers_of
+from .layers import Layer, layers_of
+from .placement import OutputPlacement, share_joins
+from .reuse import separate
 from .rules import Rule
 from .self_check import Outputs, check_called, check_equal, check_read, outputs_of
-from .sharing import share_inputs, take_shared
+from .sharing import Shared, share, share_inputs
 from .signs import choose_signs
 from .sites import Site, choose_site_signs, choose_sites, convert_sites, sites_of
 from .table import slot_of
@@ -56,27 +58,53 @@ class Plan:
             GraphError: it can't be done; the model is half done then.
         """
         graph, before = self._recorded(model)
-        sites = [] if graph is None else sites_of(graph)
-        order = [] if graph is None else [node.module for node in graph.nodes if node.module is not None]
-        elsewhere = choose_sites(sites, self.rules)
-        choices = choose(model, layers_of(model, order), self.rules, elsewhere, [site.path for site in sites])
-        groups: list[list[Choice]] = []
+        choices, sites = self._choices(model, graph)
+        if graph is not None and separate(model, graph, self._one_each(choices)):
+            graph = record(model, self.examples)
+            choices, sites = self._choices(model, graph)
+        shared: list[Shared] = []
+        outputs: OutputPlacement | None = None
         if graph is not None:
             check_read(graph, [choice.layer.path for choice in choices if choice.quantized is not None])
             choose_signs(choices, graph)
             choose_site_signs(sites)
-            groups = share_inputs(choices, graph)
-        convert(model, choices, groups)
+            shared = share_joins(choices, sites, graph) if self.joins == "shared" else []
+            outputs = OutputPlacement(choices, graph) if self.placement == "outputs" else None
+            shared += share_inputs(choices, graph)
+        convert(model, choices)
         convert_sites(model, sites)
+        share(shared)
         if graph is not None:
+            if outputs is not None:
+                outputs.finish(model, self.examples)
             self._check(model, graph, before, choices)
             warn_of_unreached(graph, self.rules)
         decisions = [_of_layer(choice) for choice in choices]
         keep_decisions(model, [*decisions, *(_of_site(model, site) for site in sites if _is_told(site))])
 
+    def _choices(self, model: nn.Module, graph: Graph | None) -> tuple[list[Choice], list[Site]]:
+        """What the rules come to for layers and functions."""
+        sites = [] if graph is None else sites_of(graph)
+        order = [] if graph is None else [node.module for node in graph.nodes if node.module is not None]
+        elsewhere = choose_sites(sites, self.rules)
+        paths = [site.path for site in sites]
+        return choose(model, layers_of(model, order), self.rules, elsewhere, paths), sites
+
+    def _one_each(self, choices: Sequence[Choice]) -> Callable[[Layer], bool]:
+        """Which activation layers get a quantizer for each of their places."""
+        quantized = {choice.layer.path for choice in choices if choice.quantized is not None}
+        everywhere = self.placement == "outputs" or self.joins == "shared"
+        return lambda layer: everywhere or layer.path in quantized
+
     def _recorded(self, model: nn.Module) -> tuple[Graph | None, Outputs]:
         if self.examples is not None:
             return record(model, self.examples), outputs_of(model, self.examples)
+        for option, asked in (("placement='outputs'", self.placement == "outputs"), ("joins='shared'", self.joins == "shared")):
+            if asked:
+                raise GraphError(
+                    f"quantize: {option} asks which layer makes which tensor, and that is seen by running the model. "
+                    "Pass examples=(x,)."
+                )
         for rule in self.rules:
             if rule.is_function:
                 raise GraphError(
@@ -92,20 +120,15 @@ class Plan:
         check_called(model, [path for path in paths if graph.calls(path)], self.examples)
 
 
-def convert(model: nn.Module, choices: Sequence[Choice], groups: Collection[Sequence[Choice]] = ()) -> None:
-    """Change the classes of layers as decided; those of a group share the quantizer of their inputs.
+def convert(model: nn.Module, choices: Iterable[Choice]) -> None:
+    """Change the classes of layers as decided.
 
     Raises:
         GraphError: a setting is impossible; it names the layer and the rule.
     """
-    heads = {id(choice): group[0] for group in groups for choice in group[1:]}
-    ordered = sorted(choices, key=lambda choice: id(choice) in heads)
-    for choice in ordered:
+    for choice in choices:
         if choice.quantized is None:
             continue
-        head = heads.get(id(choice))
-        if head is not None and isinstance(head.layer.module, QuantLayer):
-            take_shared(choice, "input", head.layer.module, "input", head.layer.path)
         module, name = choice.layer.module, choice.layer.name
         device, dtype = device_and_dtype(module, *_around(model, choice.layer.path))
         try:

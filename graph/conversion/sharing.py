@@ -1,50 +1,42 @@
 """One quantizer for each tensor: layers that take the same one share it."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from ...nn import QuantLayer
-from ...qcore import TensorQuant
 from ...qcore.declare.inject import QuantizerType
 from ..recording.nodes import Graph
 from .choices import Choice
 from .given import Given
-from .producers import Edge, inputs_of
+from .producers import inputs_of
 from .table import has_weights, slot_of
 
-__all__ = ["share_inputs"]
+__all__ = ["Shared", "declared_for", "own_settings", "share", "share_inputs"]
+
+Shared = list[tuple[Choice, str]]
+"""Slots of layers that are to have one quantizer."""
 
 
-def share_inputs(choices: Iterable[Choice], graph: Graph) -> list[list[Choice]]:
-    """Groups of layers whose inputs are the same tensors, in every call, and are to be quantized alike.
-
-    The layers are not converted yet. The first layer of each group makes the quantizer, the others take it; see
-    `take_shared`.
-    """
-    groups: dict[object, list[Choice]] = {}
+def share_inputs(choices: Iterable[Choice], graph: Graph) -> list[Shared]:
+    """Groups of layers whose inputs are the same tensors, in every call, and are to be quantized alike."""
+    groups: dict[object, Shared] = {}
     for choice in choices:
         if choice.quantized is None or not has_weights(choice.quantized):
             continue
         edges = inputs_of(graph, choice.layer.path)
         declared = declared_for(choice, "input")
         if declared is not None and edges and None not in edges:
-            groups.setdefault((frozenset(map(_key, edges)), declared), []).append(choice)
+            tensors = frozenset((edge[0].index, edge[1]) for edge in edges if edge is not None)
+            groups.setdefault((tensors, declared), []).append((choice, "input"))
     return [group for group in groups.values() if len(group) > 1]
 
 
-def _key(edge: Edge | None) -> tuple[int, int]:
-    assert edge is not None
-    return edge[0].index, edge[1]
-
-
 def declared_for(choice: Choice, slot: str) -> QuantizerType | None:
-    """The quantizer that a slot gets, with its settings; None if it gets none or shares one already."""
+    """The quantizer that a slot gets, with its settings; None if it gets none, or a module that is there already."""
     assert choice.quantized is not None
     if not any(each.name == slot for each in choice.quantized.slots):
         return None
     quantizer = choice.quantizer(slot)
-    if not isinstance(quantizer, QuantizerType):
-        return None
-    return quantizer(**own_settings(choice, slot))
+    return quantizer(**own_settings(choice, slot)) if isinstance(quantizer, QuantizerType) else None
 
 
 def own_settings(choice: Choice, slot: str) -> dict[str, object]:
@@ -58,12 +50,21 @@ def own_settings(choice: Choice, slot: str) -> dict[str, object]:
     return found
 
 
-def take_shared(choice: Choice, slot: str, layer: QuantLayer, other: str, path: str) -> None:
-    """Let a slot take the quantizer of a layer that is converted already, in place of its own settings."""
+def share(groups: Iterable[Sequence[tuple[Choice, str]]]) -> None:
+    """Let the slots of each group have the quantizer of the first one, once the layers are converted."""
+    for group in groups:
+        (head, first), *others = group
+        quant = getattr(head.layer.module, f"{first}_quant")
+        for choice, slot in others:
+            layer = choice.layer.module
+            assert isinstance(layer, QuantLayer)
+            if getattr(layer, f"{slot}_quant") is None:  # a placement moved it elsewhere
+                continue
+            setattr(layer, f"{slot}_quant", quant)
+            _note(choice, slot, head.layer.path)
+
+
+def _note(choice: Choice, slot: str, path: str) -> None:
     assert choice.quantized is not None
-    quant = getattr(layer, f"{other}_quant")
-    assert isinstance(quant, TensorQuant)
-    slots = {keyword: slot_of(choice.quantized, keyword) for keyword in choice.settings}
-    own = [keyword for keyword, meant in slots.items() if meant is not None and meant.name == slot]
-    before = [choice.settings.pop(keyword) for keyword in own]
-    choice.settings[f"{slot}_quant"] = Given.together(before, quant, f"shared with {path}")
+    given = choice.settings.get(f"{slot}_quant") or Given(choice.quantizer(slot), ())
+    choice.settings[f"{slot}_quant"] = Given.together([given], given.value, f"shared with {path}")
