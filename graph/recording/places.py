@@ -6,6 +6,7 @@ import linecache
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from types import CellType, CodeType, FrameType, FunctionType
 
 import torch
@@ -187,8 +188,8 @@ class Sources:
         if key not in self._functions:
             found = (each for each in _candidates(frame, caller, first) if _has_code(each, frame.f_code))
             function = next(found, None)
-            bare = getattr(function, "__func__", function)
-            self._functions[key] = bare if isinstance(bare, FunctionType) else None
+            function = bare(function)
+            self._functions[key] = function if isinstance(function, FunctionType) else None
         return self._functions[key]
 
 
@@ -214,9 +215,16 @@ def codes_in(code: CodeType) -> Iterator[CodeType]:
             yield from codes_in(constant)
 
 
+def bare(function: object) -> object:
+    """The function in a static, class or bound method, or in a partial."""
+    if isinstance(function, partial):
+        return bare(function.func)
+    return getattr(function, "__func__", function)
+
+
 def layers_of(function: object) -> Iterator[FunctionType]:
     """A function and what its decorators hide."""
-    function = getattr(function, "__func__", function)  # staticmethod, classmethod, bound methods
+    function = bare(function)
     seen: set[int] = set()
     while isinstance(function, FunctionType) and id(function) not in seen:
         seen.add(id(function))

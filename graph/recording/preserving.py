@@ -2,6 +2,7 @@
 
 import random
 import sys
+import warnings
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -30,6 +31,7 @@ def evaluating(model: nn.Module, inputs: Iterable[Tensor]) -> Iterator["Preserve
         What keeps parameters that are written to.
     """
     inputs = list(inputs)
+    tensors = [*model.parameters(), *model.buffers(), *inputs]
     modules = list(model.modules())
     attributes = [(each, _Attributes(each)) for each in modules]
     modes = [(each, each.training) for each in modules]
@@ -38,12 +40,15 @@ def evaluating(model: nn.Module, inputs: Iterable[Tensor]) -> Iterator["Preserve
     fused = torch.backends.mha.get_fastpath_enabled()
     with ExitStack() as stack:
         stack.callback(random.setstate, generator)
-        stack.enter_context(torch.random.fork_rng(_cuda_devices([*model.parameters(), *model.buffers(), *inputs])))
+        stack.enter_context(torch.random.fork_rng(_cuda_devices(tensors)))
         stack.callback(torch.backends.mha.set_fastpath_enabled, fused)
         torch.backends.mha.set_fastpath_enabled(False)
         if "torch._dynamo" in sys.modules:  # nothing has been compiled before it is imported, which takes seconds
             stack.enter_context(torch.compiler.set_stance("force_eager"))
-        stack.enter_context(torch.inference_mode(False))
+            stack.enter_context(warnings.catch_warnings())
+            warnings.filterwarnings("ignore", "Using `torch.compile")  # with global hooks
+        if not any(each.is_inference() for each in tensors):  # which may only be written to in inference mode
+            stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.no_grad())
         try:
             for each in modules:
@@ -104,14 +109,18 @@ class Preserved:
     def __init__(self, model: nn.Module, inputs: Iterable[Tensor]) -> None:
         self._buffers = [(each, each.detach().clone()) for each in model.buffers()]
         self._inputs = [(each, version_of(each), each.detach().clone()) for each in inputs]
-        self._parameters = {storage_of(each): each for each in model.parameters()}
+        self._parameters: dict[int, list[Tensor]] = {}  # by their memory, which those of an LSTM may share
+        for each in model.parameters():
+            storage = storage_of(each)
+            if storage is not None:
+                self._parameters.setdefault(storage, []).append(each)
         self._written: list[tuple[Tensor, Tensor]] = []
 
     def before_writing(self, tensors: Iterable[Tensor]) -> None:
         """Keep the parameters among these, or those that these are views of."""
         for each in tensors:
-            parameter = self._parameters.pop(storage_of(each), None)
-            if parameter is not None:
+            storage = storage_of(each)
+            for parameter in () if storage is None else self._parameters.pop(storage, ()):
                 self._written.append((parameter, parameter.detach().clone()))
 
     def restore(self) -> None:

@@ -5,7 +5,8 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from types import CodeType, FrameType, FunctionType
+from dataclasses import dataclass
+from types import CodeType, FrameType
 from typing import Any
 
 import torch
@@ -13,13 +14,28 @@ import torch
 from .kinds import OPERATORS, kind_of
 from .places import Position, Sources, codes_in, is_foreign, position_of
 
-__all__ = ["Unreached", "unreached", "watching"]
+__all__ = ["Ran", "Unreached", "Written", "unreached", "watching"]
 
 Unreached = tuple[type, str, str, str]
 """The class, the method or helper function, the kind, and file and line of a function that did not run."""
 
 Ran = dict[CodeType, set[int]]
 """The offsets of the instructions that ran, in Python code other than torch's."""
+
+
+@dataclass(frozen=True)
+class Written:
+    """A function of a model: the class and the name under which it is reported.
+
+    Attributes:
+        names: what its code finds by name.
+        module: the name of the argument that is the module, None for a function outside of it.
+    """
+
+    owner: type
+    name: str
+    names: Mapping[str, object]
+    module: str | None = None
 
 
 def watching(ran: Ran) -> AbstractContextManager[None]:
@@ -85,27 +101,25 @@ def _monitored(ran: Ran) -> Iterator[None]:
         monitoring.free_tool_id(tool)
 
 
-def unreached(
-    ran: Ran, functions: Mapping[CodeType, tuple[type, str, FunctionType]], sources: Sources
-) -> list[Unreached]:
+def unreached(ran: Ran, functions: Mapping[CodeType, Written], sources: Sources) -> list[Unreached]:
     """The functions of a known kind that are written in code that ran in part, where it did not run.
 
     Args:
         ran: what ran.
-        functions: the code of methods and helper functions; the class and the name under which they are reported, and
-            the function.
+        functions: methods and helper functions by their code.
         sources: where source is read.
     """
     found: list[Unreached] = []
-    for code, (owner, name, function) in functions.items():
+    for code, written in functions.items():
         if code in ran and not is_foreign(code.co_filename):
             file = os.path.basename(code.co_filename)
-            missing = _missing(ran, code, function, sources)
-            found += [(owner, name, kind, f"{file}:{line}") for kind, line in missing]
+            missing = sorted(_missing(ran, code, written, sources))
+            found += [(written.owner, written.name, kind, f"{file}:{line}") for line, _, _, kind in missing]
     return found
 
 
-def _missing(ran: Ran, code: CodeType, function: FunctionType, sources: Sources) -> Iterator[tuple[str, int]]:
+def _missing(ran: Ran, code: CodeType, written: Written, sources: Sources) -> Iterator[tuple[int, int, int, str]]:
+    """Line, last line and column, and kind."""
     compiled: set[Position | None] = set()
     passed: set[Position | None] = set()
     for each in codes_in(code):
@@ -115,10 +129,10 @@ def _missing(ran: Ran, code: CodeType, function: FunctionType, sources: Sources)
     for node in ast.walk(sources.tree(code.co_filename)):
         if isinstance(node, (ast.FunctionDef, ast.Lambda)) and _first_line(node) == code.co_firstlineno:
             for part in node.body if isinstance(node, ast.FunctionDef) else [node.body]:
-                for call, kind in _Calls(function).of(part):
-                    position = position_of(call)
+                for call, kind in _Calls(written).of(part):
+                    position = line, end, _, end_column = position_of(call)
                     if position in compiled and position not in passed:
-                        yield kind, call.lineno
+                        yield line, end, end_column, kind
             return
 
 
@@ -138,10 +152,9 @@ class _Calls(ast.NodeVisitor):
     or of the text of an error.
     """
 
-    def __init__(self, function: FunctionType) -> None:
-        self._globals = function.__globals__
-        code = function.__code__
-        self._self = code.co_varnames[0] if code.co_argcount else None
+    def __init__(self, written: Written) -> None:
+        self._names = written.names
+        self._module = written.module
         self._found: list[tuple[ast.expr | ast.stmt, str]] = []
 
     def of(self, part: ast.AST) -> list[tuple[ast.expr | ast.stmt, str]]:
@@ -186,11 +199,11 @@ class _Calls(ast.NodeVisitor):
         while isinstance(root, ast.Attribute):
             path.insert(0, root.attr)
             root = root.value
-        if isinstance(root, ast.Name) and root.id in self._globals:  # torch.add, F.relu, relu
-            found = self._globals[root.id]
+        if isinstance(root, ast.Name) and root.id in self._names:  # torch.add, F.relu, relu
+            found = self._names[root.id]
             for name in path:
                 found = getattr(found, name, None)
             return None if isinstance(found, type) else kind_of(found)
-        if not path or (isinstance(root, ast.Name) and root.id == self._self):  # self.relu is a module
+        if not path or (isinstance(root, ast.Name) and root.id == self._module):  # self.relu is a module
             return None
         return kind_of(getattr(torch.Tensor, path[-1], None))

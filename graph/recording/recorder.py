@@ -24,7 +24,7 @@ from .merging import merge, name_sites
 from .nodes import Graph, Node, Source
 from .places import Place, Sources, layers_of, methods_of
 from .preserving import Preserved, evaluating
-from .reached import Ran, unreached, watching
+from .reached import Ran, Written, unreached, watching
 from .tensors import named_tensors, overlap, range_of, storage_of, tensors_in, version_of
 
 __all__ = ["Graph", "Node", "record"]
@@ -144,17 +144,21 @@ class _Recorder(TorchFunctionMode):
         missing = unreached(self._ran, self._functions(nodes), self._sources)
         return Graph(nodes, frozenset(self._called), missing, first)
 
-    def _functions(self, nodes: Iterable[Node]) -> dict[CodeType, tuple[type, str, FunctionType]]:
+    def _functions(self, nodes: Iterable[Node]) -> dict[CodeType, Written]:
         """The methods of modules that were called, and the helper functions that operations were seen in."""
-        found: dict[CodeType, tuple[type, str, FunctionType]] = {}
+        found: dict[CodeType, Written] = {}
         for owner in dict.fromkeys(type(self._modules[path]) for path in sorted(self._called)):
             for base, name, attribute in methods_of(owner):
                 for function in layers_of(attribute):
-                    found.setdefault(function.__code__, (base, name, function))
+                    code = function.__code__
+                    bound = isinstance(attribute, FunctionType) and code.co_argcount > 0
+                    module = code.co_varnames[0] if bound else None
+                    found.setdefault(code, Written(base, name, function.__globals__, module))
         for node in nodes:
             for helper, _ in () if node.place is None else node.place.chain:
+                owner = type(self._modules[node.owner])
                 for function in layers_of(helper):
-                    found.setdefault(function.__code__, (type(self._modules[node.owner]), function.__name__, function))
+                    found.setdefault(function.__code__, Written(owner, function.__name__, function.__globals__))
         return found
 
     # What torch calls
@@ -174,6 +178,8 @@ class _Recorder(TorchFunctionMode):
         if not self._in_leaf and read:
             with torch._C.DisableTorchFunctionSubclass():
                 written = [each for each, version in zip(read, versions, strict=True) if version_of(each) != version]
+                if _may_write(func, kwargs) and read[0].is_inference():
+                    written = read[:1]
                 self._see(func, args, kwargs, read, out, written)
         return out
 
@@ -198,6 +204,8 @@ class _Recorder(TorchFunctionMode):
         owner, place = self._locate(3)
         node = Node(0, name_of(func), func, owner, place=place)
         node.keeps_grid, node.homogeneous = keeps_grid(func, args, kwargs), is_homogeneous(func, args, kwargs)
+        if node.kind == "to":
+            node.keeps_grid = node.homogeneous = made[0].dtype is read[0].dtype
         self._add(node, read, made, written)
 
     def _before(self, module: nn.Module, args: object) -> None:
@@ -214,7 +222,8 @@ class _Recorder(TorchFunctionMode):
                 self._in_leaf += 1
                 call.versions = [(each, version_of(each)) for each in tensors_in(args)] if self._in_leaf == 1 else []
 
-    def _after(self, module: nn.Module, args: object, kwargs: object, out: object) -> None:
+    def _after(self, module: nn.Module, args: object, *rest: object) -> None:
+        """After forward: keyword arguments and the result. torch leaves the former out where forward has raised."""
         if threading.get_ident() != self._thread or id(module) not in self._paths:
             return
         call = self._running.pop()
@@ -222,7 +231,7 @@ class _Recorder(TorchFunctionMode):
         if self._in_leaf or not call.is_leaf or sys.exc_info()[1] is not call.handled:  # or its forward has raised
             return
         with torch._C.DisableTorchFunction():
-            read, made = tensors_in((args, kwargs)), tensors_in(out)
+            read, made = tensors_in((args, rest[:-1])), tensors_in(rest[-1])
             if isinstance(module, parametrize.ParametrizationList):
                 self._derive(made, [f"{call.path}.{name}" for name, _ in module.named_parameters()])
                 return
