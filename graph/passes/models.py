@@ -14,7 +14,7 @@ from ..errors import GraphError
 from ..recording.examples import calls_of
 from .reports import Report
 
-__all__ = ["Calls", "Examples", "check_same", "evaluating", "float_copy", "with_report"]
+__all__ = ["Calls", "Examples", "check_same", "evaluating", "float_copy", "replace_module", "with_report"]
 
 Model = TypeVar("Model", bound=nn.Module)
 Examples: TypeAlias = Tensor | tuple[object, ...] | Mapping[str, object] | Sequence[object]
@@ -57,6 +57,14 @@ def with_report(model: Model, report: Report) -> Model:
     """The model, with the report of the pass that made it as its attribute ``report``."""
     model.__dict__["report"] = report
     return model
+
+
+def replace_module(model: nn.Module, module: nn.Module, other: nn.Module) -> None:
+    """Put a module in the place of another, wherever that is registered."""
+    for parent in list(model.modules()):
+        for name, child in list(parent._modules.items()):
+            if child is module:
+                setattr(parent, name, other)
 
 
 @contextmanager

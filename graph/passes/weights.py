@@ -87,7 +87,9 @@ def channel_maxima(layer: WeightedLayer, side: Side, matrix: Tensor) -> Tensor:
 
 @torch.no_grad()
 def scale_channels(layer: WeightedLayer, outputs: Tensor | None = None, inputs: Tensor | None = None) -> None:
-    """Multiply a layer's weight by one number a channel, in place and in float64; the bias goes with the outputs.
+    """Multiply a layer's weight by one number a channel, in place and in float64.
+
+    The bias goes with the outputs, and so do the statistics that `fold_batch_norms` kept.
 
     Example:
         >>> layer = nn.Linear(1, 2)
@@ -103,5 +105,10 @@ def scale_channels(layer: WeightedLayer, outputs: Tensor | None = None, inputs: 
     if inputs is not None:
         weight = weight * per_channel(layer, "inputs", inputs.double())
     layer.weight.copy_(weight)
-    if outputs is not None and layer.bias is not None:
-        layer.bias.copy_(layer.bias.double() * outputs.double())
+    if outputs is not None:
+        if layer.bias is not None:
+            layer.bias.copy_(layer.bias.double() * outputs.double())
+        for name, size in (("folded_mean", outputs), ("folded_std", outputs.abs())):
+            kept = layer._buffers.get(name)
+            if kept is not None:
+                kept.copy_(kept.double() * size)
