@@ -2,7 +2,6 @@
 
 import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from typing import TypeAlias, TypeVar
 
 import torch
@@ -12,13 +11,13 @@ from ...nn.layer import QuantLayer
 from ...qcore.models import require_model
 from ..errors import GraphError
 from ..recording.examples import calls_of
+from .evaluation import evaluating
 from .reports import Report
 
-__all__ = ["Calls", "Examples", "check_same", "evaluating", "float_copy", "replace_module", "with_report"]
+__all__ = ["Examples", "check_same", "float_copy", "replace_module", "with_report"]
 
 Model = TypeVar("Model", bound=nn.Module)
 Examples: TypeAlias = Tensor | tuple[object, ...] | Mapping[str, object] | Sequence[object]
-Calls: TypeAlias = list[tuple[tuple[object, ...], dict[str, object]]]
 
 
 def float_copy(call: str, model: Model) -> Model:
@@ -65,20 +64,6 @@ def replace_module(model: nn.Module, module: nn.Module, other: nn.Module) -> Non
         for name, child in list(parent._modules.items()):
             if child is module:
                 setattr(parent, name, other)
-
-
-@contextmanager
-def evaluating(*models: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients for a block; training flags are as before when it ends."""
-    flags = [(module, module.training) for model in models for module in model.modules()]
-    for model in models:
-        model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, training in flags:
-            module.training = training
 
 
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-3}  # relative to the largest output; coarser types: COARSE
