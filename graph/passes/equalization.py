@@ -12,7 +12,7 @@ from ..recording.recorder import record
 from .models import Examples, check_same, float_copy, replace_module, with_report
 from .regions import Region, Regions
 from .reports import Entry, Report
-from .weights import Side, WeightedLayer, channel_maxima, per_channel, scale_channels
+from .weights import Side, channel_maxima, magnitudes, per_channel, scale_channels, weighted
 
 __all__ = ["equalize"]
 
@@ -84,15 +84,9 @@ def equalize(
     entries = [*_entries(model, regions, free, solver), *(Entry(path, "replaced by ReLU") for path in replaced)]
     for path in regions.layers:
         outputs, inputs = 1 / solver.scales[regions.sources[path]], solver.scales[regions.sinks[path]]
-        scale_channels(_weighted(equalized, path), outputs, inputs)
+        scale_channels(weighted(equalized, path), outputs, inputs)
     check_same("equalize", reference, equalized, examples)
     return with_report(equalized, Report("equalize", tuple(entries)))
-
-
-def _weighted(model: nn.Module, path: str) -> WeightedLayer:
-    layer = model.get_submodule(path)
-    assert isinstance(layer, (nn.Linear, _ConvNd))
-    return layer
 
 
 def _replace_relu6(regions: Regions, free: list[Region], *models: nn.Module) -> list[str]:
@@ -149,7 +143,7 @@ class _Solver:
     def __init__(self, regions: Regions, free: list[Region]) -> None:
         self.regions = regions
         self.layers = regions.layers
-        self.matrices = {path: _magnitudes(layer) for path, layer in self.layers.items()}
+        self.matrices = {path: magnitudes(layer) for path, layer in self.layers.items()}
         self.scales = torch.ones(regions.classes.count, dtype=torch.float64)
         self.chains = _chains(regions, free)
         self.before = {path: self.balance(path) for path in self.layers}
@@ -198,12 +192,6 @@ class _Solver:
 
 
 SMALLEST = 1e-9  # of the largest range: channels below it are left alone
-
-
-def _magnitudes(layer: WeightedLayer) -> Tensor:
-    """The largest magnitude of each kernel."""
-    weight = layer.weight.detach().double().abs()
-    return weight.flatten(2).amax(2) if weight.ndim > 2 else weight
 
 
 def _chains(regions: Regions, free: list[Region]) -> list[_Chain]:

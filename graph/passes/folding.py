@@ -13,7 +13,7 @@ from ..recording.recorder import Graph, Node, record
 from .models import Examples, check_same, float_copy, replace_module, with_report
 from .ownership import Ownership, channel_axis
 from .reports import Entry, Report
-from .weights import WeightedLayer, scale_channels
+from .weights import WeightedLayer, scale_channels, weighted
 
 __all__ = ["fold_batch_norms"]
 
@@ -135,9 +135,7 @@ def _fold(search: _Search, folded: nn.Module, path: str, norm: _BatchNorm) -> En
     found = search.layer_before(path, norm)
     if isinstance(found, _Refusal):
         return Entry(path, "left", found.reason)
-    layer = folded.get_submodule(found)
-    assert isinstance(layer, (nn.Linear, _ConvNd))
-    _fold_pair(layer, norm)
+    _fold_pair(weighted(folded, found), norm)
     replace_module(folded, folded.get_submodule(path), nn.Identity().train(norm.training))
     return Entry(path, f"folded into {found}")
 

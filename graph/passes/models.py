@@ -11,10 +11,10 @@ from ...nn.layer import QuantLayer
 from ...qcore.models import require_model
 from ..errors import GraphError
 from ..recording.examples import calls_of
-from .evaluation import evaluating
+from .evaluation import Call, evaluating
 from .reports import Report
 
-__all__ = ["Examples", "check_same", "float_copy", "replace_module", "with_report"]
+__all__ = ["Examples", "check_same", "example_of", "float_copy", "replace_module", "with_report"]
 
 Model = TypeVar("Model", bound=nn.Module)
 Examples: TypeAlias = Tensor | tuple[object, ...] | Mapping[str, object] | Sequence[object]
@@ -56,6 +56,17 @@ def with_report(model: Model, report: Report) -> Model:
     """The model, with the report of the pass that made it as its attribute ``report``."""
     model.__dict__["report"] = report
     return model
+
+
+def example_of(call: Call) -> Examples:
+    """The arguments of one forward, as an example to record.
+
+    Example:
+        >>> example_of(((1, 2), {})), example_of(((), {"x": 3}))
+        ((1, 2), {'x': 3})
+    """
+    args, kwargs = call
+    return kwargs or args
 
 
 def replace_module(model: nn.Module, module: nn.Module, other: nn.Module) -> None:
