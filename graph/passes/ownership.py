@@ -69,6 +69,12 @@ class Ownership:
             return None
         return f"is a {type(layer).__name__}, whose own forward does not scale with its weight"
 
+    def owns(self, path: str) -> bool:
+        """Whether nobody but a module reads its parameters."""
+        parameters = {name: each for name, each in self.modules[path]._parameters.items() if each is not None}
+        alone = all(len(self.holders[id(each)]) == 1 for each in parameters.values())
+        return alone and not any(self.reads[f"{path}.{name}"] for name in parameters)
+
     def is_gain(self, node: Node, parameter: nn.Parameter) -> bool:
         """Whether a product with a parameter is the last step of a norm written by hand, and scales with it."""
         path = node.parameters[0]

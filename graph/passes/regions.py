@@ -79,8 +79,11 @@ class Regions:
         self._written: dict[str, Tensor] = {}
         self._read: dict[str, Tensor] = {}
         self._relu6: list[tuple[Node, Tensor]] = []
+        self._fixed: dict[str, str] = {}  # layers whose scales are held, and why
+        self._held: list[tuple[Node, str]] = []  # nodes whose output has no scales, and why
         for node in graph.nodes:
             self._ids[node] = self._visit(node)
+        self._hold()
         self.classes: Classes = self._scales.classes()
         self.sources = {path: self.classes.of(ids) for path, ids in self._written.items()}
         self.sinks = {path: self.classes.of(ids) for path, ids in self._read.items()}
@@ -116,9 +119,9 @@ class Regions:
 
     def _visit(self, node: Node) -> Tensor:
         module = self.modules.get(node.module) if node.module is not None else None
-        if node.alternatives:  # its inputs come from elsewhere in other examples
-            return self._unknown(node)
-        if isinstance(module, (nn.Linear, _ConvNd)):
+        if node.alternatives or 0 in node.shape:  # read from elsewhere in other examples, or nothing to follow
+            ids = None
+        elif isinstance(module, (nn.Linear, _ConvNd)):
             ids = self._layer(node, module)
         elif isinstance(module, NORMS) and self._norms:
             ids = self._norm(node, module)
@@ -137,9 +140,25 @@ class Regions:
 
     def _unknown(self, node: Node) -> Tensor:
         """What does not pass scales on: its inputs have none, nor has its result."""
-        for held in self._inputs(node):
-            self._scales.hold(held, self._reaches(node))
+        if isinstance(self.modules.get(node.module or ""), (nn.Linear, _ConvNd)):
+            self._fixed.setdefault(node.path, "examples differ in what it reads")
+        return self._held_at(node, self._reaches(node))
+
+    def _held_at(self, node: Node, why: str) -> Tensor:
+        edges = [edge for each in (node.inputs, *node.alternatives) for edge in each if edge is not None]
+        self._held += [(source, why) for source, _ in edges]
         return self._scales.fixed(node.shape, f"its output meets {node.path} ({node.kind})")
+
+    def _hold(self) -> None:
+        """Hold what was found to have no scales, once all ids are known."""
+        for node, why in self._held:
+            self._scales.hold(self._ids[node], why)
+        for path, why in self._fixed.items():
+            for noted in (self._written, self._read):
+                if path in noted:
+                    self._scales.hold(noted[path], why)
+            if path not in self._written:
+                self._written[path] = self._scales.fixed((1,), why)
 
     def _reaches(self, node: Node) -> str:
         if node.kind == "output":
@@ -156,25 +175,15 @@ class Regions:
         assert path is not None
         why_not, read = self.ownership.why_not(path), self.of(node)
         if why_not is not None or read is None or not node.shape:
-            for held in self._inputs(node):
-                self._scales.hold(held, f"its output reaches {path}, which {why_not or 'reads only a part of it'}")
-            said = f"it {why_not}" if why_not else "it reads a part of what another layer writes"
-            return self._note_fixed(path, node, said)
+            why_not = why_not or "reads a part of what another layer writes"
+            self._fixed.setdefault(path, f"it {why_not}")
+            return self._held_at(node, f"its output reaches {path}, which {why_not}")
         axis = channel_axis(layer, read.ndim)
         self._note(self._read, path, self._channels(read, axis))
         axis = channel_axis(layer, len(node.shape))
         written = self._scales.channels(node.shape, axis)
         self._note(self._written, path, self._channels(written, axis))
         return written
-
-    def _note_fixed(self, path: str, node: Node, why: str) -> Tensor:
-        written = self._scales.fixed(node.shape, why)
-        self._note(self._written, path, written.reshape(-1)[:1])
-        return written
-
-    def _inputs(self, node: Node) -> list[Tensor]:
-        """The ids of all that a node reads, in any example."""
-        return [self._ids[edge[0]] for edges in (node.inputs, *node.alternatives) for edge in edges if edge is not None]
 
     def _norm(self, node: Node, module: nn.Module) -> Tensor | None:
         path = node.module
@@ -183,11 +192,8 @@ class Regions:
         if read is not None:
             self._scales.hold(read, self._reaches(node))
         weight = module._parameters.get("weight")
-        others = [] if weight is None else self.ownership.holders[id(weight)]
         last = isinstance(module, (nn.LayerNorm, nn.RMSNorm))
-        owned = (
-            weight is not None and weight.ndim == 1 and len(others) == 1 and not self.ownership.reads[f"{path}.weight"]
-        )
+        owned = weight is not None and weight.ndim == 1 and self.ownership.owns(path)
         if not owned or type(module).forward not in NORM_FORWARDS or not node.shape:
             return self._unknown(node)
         axis = len(node.shape) - 1 if last else 1
@@ -363,7 +369,7 @@ class Regions:
             return None
         for number, edge in enumerate(node.inputs):
             if edge is not None and number != 2:
-                self._scales.hold(self._ids[edge[0]], self._reaches(node))
+                self._held.append((edge[0], self._reaches(node)))
         values = self._scales.link_along(values, (values.ndim - 2,))
         heads, groups = node.shape[-3], values.shape[-3]
         if heads != groups:

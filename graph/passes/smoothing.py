@@ -62,9 +62,9 @@ def smooth(
 ) -> Model:
     """SmoothQuant: divide channels of activations that are large, and multiply the weights that read them.
 
-    A channel is divided by ``a ** alpha / w ** (1 - alpha)``, where ``a`` is its largest magnitude in the input, and ``w``
-    that in the weights of all layers that read it. Layers that read the same tensor (q, k, v; gate and up) share these
-    scales. Who writes the tensor takes the division:
+    A channel is divided by ``a ** alpha / w ** (1 - alpha)``, where ``a`` is its largest magnitude in the input, and
+    ``w`` that in the weights of all layers that read it. Layers that read the same tensor (q, k, v; gate and up) share
+    these scales. Who writes the tensor takes the division:
 
     - the gain and bias of a norm before the layers, of torch's or one written by hand;
     - the rows of a layer before, where only what passes scales on lies between: the values of attention for the output
@@ -254,7 +254,7 @@ def _why_not_divided(groups: list[_Group], regions: Regions) -> dict[tuple[str, 
 
 def _why_held(group: _Group, regions: Regions) -> str | None:
     """Why no scale of the input of a group is free."""
-    if any(path not in regions.sinks for path in group.paths):
+    if any(path not in regions.layers for path in group.paths):
         return "its input is a part of a tensor"
     for number in regions.sinks[group.paths[0]].unique().tolist():
         why = regions.classes.why_held(number)

@@ -267,6 +267,25 @@ def test_why_held(forward, reason):
     assert why(forward, a=nn.Conv2d(3, 3, 1), b=nn.Conv2d(3, 3, 1), **modules) == reason
 
 
+def test_layer_that_reads_nothing_in_one_call():
+    def forward(self, x):
+        a = self.a(x)
+        return torch.cat([self.b(a), self.b(a[:0])])
+
+    assert found(forward, torch.randn(2, 3), a=nn.Linear(3, 4), b=nn.Linear(4, 2)) == []
+
+
+def test_layer_of_half_a_tensor():
+    def forward(self, x):
+        return self.b(self.a(x).chunk(2, 1)[1])
+
+    model = Net(forward, **convs(a=(3, 4, 1), b=(2, 2, 1)))
+    regions = Regions(record(model, torch.randn(1, 3, 4, 4)), model)
+    assert regions.free() == []
+    assert regions.why_held("a") == "its output reaches b, which reads a part of what another layer writes"
+    assert regions.why_held("b") == "it reads a part of what another layer writes"
+
+
 def test_input_from_elsewhere_in_another_example():
     def forward(self, x, flag):
         return self.c(self.a(x) if flag else self.b(x))
