@@ -66,9 +66,9 @@ class Biases:
 
     @torch.no_grad()
     def add(self, path: str, shift: Tensor) -> Tensor:
-        """Add to a bias; returns by how much the outputs move, which is another number where the bias is quantized."""
+        """Move the outputs of a layer; returns by how much they do, which is less exact where the bias is quantized."""
         before = self._effective(path)
-        self[path].add_(shift.to(self[path].dtype))
+        self[path].copy_(before + shift)
         return self._effective(path) - before
 
     def keep(self, paths: Collection[str]) -> None:

@@ -180,7 +180,9 @@ class Regions:
         weight = module._parameters.get("weight")
         others = [] if weight is None else self.ownership.holders[id(weight)]
         last = isinstance(module, (nn.LayerNorm, nn.RMSNorm))
-        owned = weight is not None and weight.ndim == 1 and len(others) == 1 and not self.ownership.reads[f"{path}.weight"]
+        owned = (
+            weight is not None and weight.ndim == 1 and len(others) == 1 and not self.ownership.reads[f"{path}.weight"]
+        )
         if not owned or type(module).forward not in NORM_FORWARDS or not node.shape:
             return self._unknown(node)
         axis = len(node.shape) - 1 if last else 1
