@@ -184,12 +184,17 @@ def _unsuited(layer: WeightLayer, add_biases: bool) -> str | None:
     return None
 
 
-def _nothing_to_correct(skipped: Mapping[str, str]) -> str:
-    paths: dict[str, list[str]] = {}
-    for path, why in skipped.items():
-        paths.setdefault(why, []).append(path or "the model")
-    said = "; ".join(f"{', '.join(each[:8])}{' ...' * (len(each) > 8)} {why}" for why, each in paths.items())
-    return f"correct_biases: nothing to correct: {said}."
+def _nothing_to_correct(left: Mapping[str, str]) -> str:
+    reasons: dict[str, list[str]] = {}
+    for path, why in left.items():
+        reasons.setdefault(why, []).append(path or "the model")
+    said = "; ".join(f"{_listed(paths)}: {why}" for why, paths in reasons.items())
+    return f"correct_biases: nothing to correct. {said}."
+
+
+def _listed(paths: Sequence[str]) -> str:
+    more = f" and {len(paths) - 8} more" if len(paths) > 8 else ""
+    return ", ".join(paths[:8]) + more
 
 
 def _counterparts(reference: nn.Module, layers: Mapping[str, WeightLayer]) -> dict[str, nn.Module]:
@@ -209,9 +214,8 @@ def _counterparts(reference: nn.Module, layers: Mapping[str, WeightLayer]) -> di
 def _check_ranges(model: nn.Module) -> None:
     lacking = [path for path, each in quantizers_of(model).items() if not each.calibrated]
     if lacking:
-        named = ", ".join(lacking[:8]) + (f" and {len(lacking) - 8} more" if len(lacking) > 8 else "")
         raise GraphError(
-            f"correct_biases: {named} saw no data and ha{'s' if len(lacking) == 1 else 've'} no range yet, so there is "
+            f"correct_biases: {_listed(lacking)} saw no data and ha{'s' if len(lacking) == 1 else 've'} no range yet, so there is "
             "nothing to compare with. Calibrate first: with calibrate(model): model(batch)."
         )
 
@@ -232,15 +236,22 @@ def _unfit(path: str, bias: Tensor, wanted: Run) -> str | None:
 
 
 def _batches(data: object) -> list[Call]:
+    """The arguments of each forward; a batch that is a list, as loaders give them, holds positional arguments."""
     if isinstance(data, Tensor | tuple | Mapping):
         return calls_of(data)
+    expected = "Pass a tensor, or a list or loader of batches."
     if not isinstance(data, Iterable) or isinstance(data, str | bytes):
-        raise GraphError(
-            f"correct_biases: data={shown(data)} is no batch. Pass a tensor, or a list or loader of batches."
-        )
-    calls = [call for batch in data for call in calls_of(tuple(batch) if isinstance(batch, list) else batch)]
+        raise GraphError(f"correct_biases: data={shown(data)} is no batch. {expected}")
+    calls = []
+    for batch in data:
+        if not isinstance(batch, Tensor | tuple | list | Mapping):
+            raise GraphError(
+                f"correct_biases: a batch of data is {shown(batch)}. Pass a tensor, a tuple of positional arguments, or "
+                "a dict of keyword arguments."
+            )
+        calls += calls_of(tuple(batch) if isinstance(batch, list) else batch)
     if not calls:
-        raise GraphError("correct_biases: data holds no batch. Pass a tensor, or a list or loader of batches.")
+        raise GraphError(f"correct_biases: data holds no batch. {expected}")
     return calls
 
 

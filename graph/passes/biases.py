@@ -105,7 +105,7 @@ class Biases:
         """What the layer adds to its sums: the quantized bias."""
         bias = self.layers[path].quant_bias()
         assert bias is not None
-        return values_of(bias).detach().double()
+        return values_of(bias).detach().to(torch.float64, copy=True)
 
 
 def channels_of(layer: WeightLayer) -> int:

@@ -143,6 +143,7 @@ def deal(
 def _dimensions(model: nn.Module, layers: Mapping[str, nn.Module], call: Call) -> dict[str, int] | None:
     """The dimension that counts samples, in the output of each layer; None where samples see each other."""
     passes: list[dict[str, list[Tensor]]] = []
+    results: list[list[Tensor]] = []
     try:
         for ends in ((0, 1), (1, 2), (0, 2)):
             seen: dict[str, list[Tensor]] = {}
@@ -154,17 +155,15 @@ def _dimensions(model: nn.Module, layers: Mapping[str, nn.Module], call: Call) -
 
             args, kwargs = taken(call, slice(*ends))
             with observed(layers, see):
-                outputs = numbers_in(model(*args, **kwargs))
-            passes.append(seen | {_OUTPUTS: outputs})
+                results.append(numbers_in(model(*args, **kwargs)))
+            passes.append(seen)
     except Exception:  # whatever a model makes of a single sample: then batches stay as they are
+        return None
+    if _stacked(*results) != 0:
         return None
     one, other, both = passes
     found = {path: _stacked(one.get(path, []), other.get(path, []), tensors) for path, tensors in both.items()}
-    outputs = found.pop(_OUTPUTS)
-    return {path: dim for path, dim in found.items() if dim is not None} if outputs == 0 else None
-
-
-_OUTPUTS = ""  # of the model itself, among those of layers; a model that is one layer has the same
+    return {path: dim for path, dim in found.items() if dim is not None}
 
 
 def _stacked(one: Sequence[Tensor], other: Sequence[Tensor], both: Sequence[Tensor]) -> int | None:
