@@ -214,9 +214,10 @@ def _counterparts(reference: nn.Module, layers: Mapping[str, WeightLayer]) -> di
 def _check_ranges(model: nn.Module) -> None:
     lacking = [path for path, each in quantizers_of(model).items() if not each.calibrated]
     if lacking:
+        has = "has" if len(lacking) == 1 else "have"
         raise GraphError(
-            f"correct_biases: {_listed(lacking)} saw no data and ha{'s' if len(lacking) == 1 else 've'} no range yet, so there is "
-            "nothing to compare with. Calibrate first: with calibrate(model): model(batch)."
+            f"correct_biases: {_listed(lacking)} saw no data and {has} no range yet, so there is nothing to compare with. "
+            "Calibrate first: with calibrate(model): model(batch)."
         )
 
 
@@ -246,8 +247,8 @@ def _batches(data: object) -> list[Call]:
     for batch in data:
         if not isinstance(batch, Tensor | tuple | list | Mapping):
             raise GraphError(
-                f"correct_biases: a batch of data is {shown(batch)}. Pass a tensor, a tuple of positional arguments, or "
-                "a dict of keyword arguments."
+                f"correct_biases: a batch of data is {shown(batch)}. Pass a tensor, a tuple of positional arguments, "
+                "or a dict of keyword arguments."
             )
         calls += calls_of(tuple(batch) if isinstance(batch, list) else batch)
     if not calls:

@@ -376,7 +376,9 @@ def test_batch_norm_and_dropout_rest_in_a_model_that_trains():
     for each in (model, evaluated):
         correct_biases(each, x, held_out=False)
     assert all(module.training for module in model.modules())
-    assert all(torch.equal(*pair) for pair in zip(model.state_dict().values(), evaluated.state_dict().values()))
+    assert all(
+        torch.equal(*pair) for pair in zip(*(each.state_dict().values() for each in (model, evaluated)), strict=True)
+    )
     assert torch.equal(model[1].running_mean, torch.zeros(4))
 
 
@@ -422,7 +424,7 @@ def test_an_exception_leaves_the_model_as_it_was(left, tags):
     modes = {name: each.training for name, each in net.named_modules()}
     hooks = {name: len(each._forward_hooks) for name, each in net.named_modules()}
     net.left = left
-    with pytest.raises(RuntimeError, match="^broken$"):
+    with pytest.raises(RuntimeError, match=r"^broken$"):
         correct_biases(net, [(x[:8], "first"), (x[8:], "second")] if tags else [x[:8], x[8:]], add_biases=True)
     after = net.state_dict()
     assert list(after) == list(state)
