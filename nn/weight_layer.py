@@ -64,7 +64,7 @@ class WeightLayer(QuantLayer):
         (torch.Size([4, 8]), torch.int32, 33)
     """
 
-    slots: ClassVar[tuple[Slot, ...]] = (
+    slots: tuple[Slot, ...] = (
         Slot("weight", "weight"),
         Slot("bias", "bias", follows=("input", "weight")),
         Slot("input"),
@@ -97,6 +97,11 @@ class WeightLayer(QuantLayer):
         if bias_quant is not None and self.bias is None:
             raise QuantizerError(_without_bias(self, bias_quant))
         self._fill_slots(slots, given)
+
+    def _convert(self, given: Mapping[str, object], device: torch.device | None, dtype: torch.dtype | None) -> None:
+        overrides = dict(given)
+        slots = [overrides.pop(f"{slot.name}_quant", self.usual_quantizer(slot)) for slot in self.slots]
+        self._attach(*slots, overrides.pop("return_quant_tensor", False), overrides)  # type: ignore[arg-type]
 
     def _channel_axis(self, slot: Slot) -> int:
         return self.channel_axis if slot.name == "weight" else 0
