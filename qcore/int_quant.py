@@ -366,8 +366,9 @@ class IntQuant(_Integers):
             return
         self._warned = True
         warnings.warn(
-            f"{path_of(self)} is evaluated before it saw any data: it uses the range of the tensor at hand. "
-            "Run some batches in training mode first, or load a checkpoint.",
+            f"{path_of(self)} is evaluated before it saw any data: it uses the range of the tensor at hand "
+            "and learns nothing from it. Calibrate the model, `with bitwright.graph.calibrate(model): model(batch)`, "
+            "train it, or load a checkpoint.",
             UncalibratedWarning,
             stacklevel=2,
         )

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ...nn.contexts.intercepting import intercepted, quantizers_of
 from ...nn.contexts.switching import unquantized
-from ...qcore import Grid, IntQuant, TensorQuant, UncalibratedWarning
+from ...qcore import Grid, IntQuant, TensorQuant
 from ...qcore.models import require_model, shown
 from ...qcore.protocols import Statistic
 from ...qcore.scaling import StoredScaling
@@ -257,15 +257,18 @@ def _passed(measurement: Measurement, forwards: _Forwards) -> Intercept:
 
 def _measured(measurement: Measurement, forwards: _Forwards) -> Intercept:
     """Measures a tensor, and quantizes it by the range from before."""
-    before, observe = measurement.quant.__dict__.get("intercept"), _passed(measurement, forwards)
+    own, observe = measurement.quant, _passed(measurement, forwards)
+    before = own.__dict__.get("intercept")
 
     def quantize(quant: TensorQuant, x: Tensor, *context: object) -> tuple[Tensor, Grid | None]:
         observe(quant, x)
         if before is not None:
             return before(quant, x, *context)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UncalibratedWarning)
+        warned, own._warned = own._warned, True  # that it is not calibrated is no news here
+        try:
             return quant._quantize(x, *context)
+        finally:
+            own._warned = warned
 
     return quantize
 

@@ -59,7 +59,7 @@ class Histogram:
         factor = torch.ldexp(torch.full_like(smallest, float(self.bins)), -self.exponent)[:, None]
         first = torch.arange(len(rows), device=rows.device, dtype=torch.int32)[:, None] * 2 * self.bins + self.bins
         for part in rows.split(max(_CHUNK // len(rows), 1), 1):
-            at = (part * factor).floor_().to(torch.int32).add_(first)  # exact: the factor is a power of two
+            at = (part * factor).to(torch.int32).sub_((part < 0).to(torch.int32)).add_(first)  # a power of two: exact
             self.counts += torch.bincount(at.reshape(-1), minlength=self.counts.numel()).reshape(self.counts.shape)
 
     def _widen(self, exponent: Tensor) -> None:

@@ -17,6 +17,19 @@ _OF_DATA = {"percentile": Percentile, "mse": SquaredError, "kl": Entropy}
 _EXTREMES = ("min_max", "abs_max")
 
 
+class _Extremes:
+    """The smallest interval that holds every value and 0, in float64: that of all batches is exactly that of all data."""
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        return rows.amax(1).double().clamp(min=0) - self.low(rows)
+
+    def low(self, rows: Tensor) -> Tensor:
+        return rows.amin(1).double().clamp(max=0)
+
+    def __repr__(self) -> str:
+        return "MinMax()"
+
+
 class _Largest:
     """The largest value of each row, for integers that are never negative; 0 where all are."""
 
@@ -24,7 +37,7 @@ class _Largest:
         return rows.amax(1).clamp(min=0)
 
     def __repr__(self) -> str:
-        return "Largest()"
+        return "Max()"
 
 
 def statistic_of(given: Any, path: str, quant: IntQuant) -> Statistic | DataStatistic:
@@ -45,7 +58,8 @@ def statistic_of(given: Any, path: str, quant: IntQuant) -> Statistic | DataStat
     """
     levels = Levels(quant)
     if given is None:
-        return levels.scaling.statistic
+        own = levels.scaling.statistic
+        return _Extremes() if type(own) is MinMax else own
     found: Any = _OF_DATA[given]() if isinstance(given, str) and given in _OF_DATA else given
     extremes = type(given) in (AbsMax, MinMax) or (isinstance(given, str) and given in _EXTREMES)
     if not (extremes or isinstance(found, DataStatistic)):
@@ -56,7 +70,7 @@ def statistic_of(given: Any, path: str, quant: IntQuant) -> Statistic | DataStat
             f"Leave out statistic={given!r}."
         )
     if extremes:
-        return MinMax() if levels.interval else AbsMax() if levels.signed else _Largest()
+        return _Extremes() if levels.interval else AbsMax() if levels.signed else _Largest()
     if levels.interval and not isinstance(found, DataStatistic) and not hasattr(found, "low"):
         raise GraphError(
             f"calibrate: statistic={given!r} knows no lower end (`low`), which {path} needs for its zero point. Write "

@@ -463,8 +463,9 @@ def test_evaluated_before_it_saw_data_it_uses_the_range_at_hand_and_warns_once(q
     with pytest.warns(BitwrightWarning) as caught:
         out = model(x)
     assert [str(each.message) for each in caught] == [
-        "features.1.act_quant is evaluated before it saw any data: it uses the range of the tensor at hand. "
-        "Run some batches in training mode first, or load a checkpoint."
+        "features.1.act_quant is evaluated before it saw any data: it uses the range of the tensor at hand "
+        "and learns nothing from it. Calibrate the model, `with bitwright.graph.calibrate(model): model(batch)`, train "
+        "it, or load a checkpoint."
     ]
     assert (out - x).abs().max() < 0.5  # far beyond 1.0, nothing is clipped
     with warnings.catch_warnings():
