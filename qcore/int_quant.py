@@ -202,7 +202,7 @@ class IntQuant(_Integers):
             phase = scaling.phase
             if count > scaling.calls or phase == "empty":  # layers that are gone count no more
                 scaling.calls = count
-            if phase == "calibrated":  # a layer that joins starts no calibration anew
+            if phase == "calibrated" and not isinstance(scaling, RunningScaling):  # joining starts no calibration anew
                 scaling.finish_calibration()
 
     def _quantize(self, x: Tensor, relu: bool = False, floor: "ScaleFloor | None" = None) -> tuple[Tensor, Grid]:

@@ -137,9 +137,28 @@ class Measurement:
         """The range, from all that was measured; `pool` comes first."""
         assert self.histogram is not None
         assert self._average is not None
-        if isinstance(self.statistic, DataStatistic):
-            return self.statistic(self.histogram, self.levels)
-        return self._average.result(distributed())
+        if not isinstance(self.statistic, DataStatistic):
+            found = self._average.result(distributed())
+        else:
+            found = self.statistic(self.histogram, self.levels)
+            self._check(found, 1 + self.levels.interval, len(self.histogram.counts))
+        if not all(bool(each.isfinite().all()) for each in found):
+            raise GraphError(
+                f"calibrate: the range of {self.path} by {self.statistic!r} is not finite, so the ranges are as before."
+            )
+        return found
+
+    def _check(self, found: list[Tensor], ends: int, rows: int) -> None:
+        sizes = [each.numel() for each in found]
+        if sizes == [rows] * ends:
+            return
+        given = " and ".join(dict.fromkeys(map(str, sizes)))
+        numbers = f"{given} number{'s' * (given != '1')}"
+        kind = "a width and its lower end" if ends > 1 else "a magnitude"
+        raise GraphError(
+            f"calibrate: {self.statistic!r} gives {_some(len(found), 'tensor')} of {numbers} "
+            f"as the range of {self.path}: expected {_some(ends, 'tensor')} of {_some(rows, 'number')}, {kind}."
+        )
 
     def empty(self) -> int:
         """How many scales saw nothing but 0, or, without negative integers, nothing above it."""
@@ -183,3 +202,7 @@ class Measurement:
             clipped=((below + above).sum() / histogram.total.sum()).item(),
             not_finite=self.not_finite,
         )
+
+
+def _some(count: int, what: str) -> str:
+    return f"{count} {what}{'s' * (count != 1)}"

@@ -18,7 +18,7 @@ _EXTREMES = ("min_max", "abs_max")
 
 
 class _Extremes:
-    """The smallest interval that holds every value and 0, in float64: that of all batches is exactly that of all data."""
+    """The smallest interval that holds every value and 0; in float64, so that all batches give that of all data."""
 
     def __call__(self, rows: Tensor) -> Tensor:
         return rows.amax(1).double().clamp(min=0) - self.low(rows)

@@ -187,9 +187,6 @@ class RunningScaling(CalibratedScaling):
         """False: the average goes on for as long as there is training, and nothing comes after it."""
         return False
 
-    def finish_calibration(self) -> None:
-        """Nothing: there is no end."""
-
     def __init__(
         self,
         int_range: IntRange,

@@ -219,7 +219,7 @@ class StoredScaling(MagnitudeScaling):
 
         Args:
             found: what the statistic would give: a number for each scale, with the lower end where it has one.
-            forwards: of the model, that it was measured on; a plain mean goes on from them.
+            forwards: of the model that it was measured on: a running mean goes on from them.
 
         Example:
             >>> from bitwright.qcore import IntRange, LearnedScaling
@@ -231,8 +231,8 @@ class StoredScaling(MagnitudeScaling):
         self.reset_parameters()
         self._fit(found[0].numel())
         self._set([self._stored_as(found[0].to(self.magnitude_base)), *found[1:]])
-        self.steps.fill_(min(forwards * self.calls, self._limit()))
-        self.finish_calibration()
+        limit = self._limit()
+        self.steps.fill_(limit if limit < sys.maxsize else forwards * self.calls)  # a running average goes on
         self._forget()
 
     @torch.no_grad()

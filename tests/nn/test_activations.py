@@ -488,6 +488,16 @@ def test_an_all_zero_batch_gives_zeros():
 # Composition
 
 
+def test_a_copy_of_a_shared_running_average_goes_on():
+    first = qnn.QuantIdentity(act_quant=Int8Act(scaling="running", statistic="abs_max"))
+    model = nn.Sequential(first, qnn.QuantIdentity(act_quant=first.act_quant))
+    model(torch.ones(2))
+    copied = copy.deepcopy(model)
+    for each in (model, copied):
+        each(torch.full((2,), 9.0))
+        assert each[0].act_quant.scaling.magnitude.item() == pytest.approx(1.8)
+
+
 def test_a_shared_quantizer_makes_one_grid():
     first = qnn.QuantReLU(statistic="abs_max", return_quant_tensor=True, calibration_steps=300)
     second = qnn.QuantReLU(act_quant=first.act_quant, return_quant_tensor=True)

@@ -590,8 +590,8 @@ def test_a_range_of_zero():
         model["channels"](batch)
     assert [str(each.message) for each in caught] == [
         "calibrate: nothing but 0 reached one.act_quant, unsigned.act_quant, channels.act_quant (1 of 3 scales), so "
-        "the range there is the smallest possible, and any other value is clipped to it. Pass batches that are like those "
-        "of use."
+        "the range there is the smallest possible, and any other value is clipped to it. Pass batches that are like "
+        "those of use."
     ]
     assert [each.empty for each in report] == [1, 1, 1]
     assert all(bool(each.act_quant.scale().isfinite().all()) for each in model.values())
@@ -701,18 +701,51 @@ def test_an_error_inside_the_model_and_one_that_is_caught():
     assert report["0.act_quant"].batches == 2
 
 
-def test_a_failure_while_ranges_are_stored_restores_those_that_were():
-    class Bad(DataStatistic):
+@pytest.mark.parametrize(
+    ("found", "message"),
+    [
+        (
+            [torch.ones(3)],
+            "calibrate: Wrong() gives 1 tensor of 3 numbers as the range of 1.act_quant: expected 2 tensors of 1 "
+            "number, a width and its lower end.",
+        ),
+        (
+            [torch.ones(1), torch.ones(2)],
+            "calibrate: Wrong() gives 2 tensors of 1 and 2 numbers as the range of 1.act_quant: expected 2 tensors of "
+            "1 number, a width and its lower end.",
+        ),
+        (
+            [torch.ones(1), torch.full((1,), float("nan"))],
+            "calibrate: the range of 1.act_quant by Wrong() is not finite, so the ranges are as before.",
+        ),
+    ],
+)
+def test_statistics_that_give_no_range(found, message):
+    class Wrong(DataStatistic):
         def __call__(self, histogram, levels):
-            return [histogram.reach] if levels.quant is not model[1].act_quant else [histogram.reach[0]] * 3
+            return found if levels.interval else [histogram.reach]
 
     model = nn.Sequential(qnn.QuantIdentity(), qnn.QuantIdentity(act_quant=ShiftedUint8Act))
     calibrate(model, [x(2.0)])
     before = everything(model)
-    with pytest.raises(ValueError):  # noqa: PT011 - whatever a wrong statistic leads to
-        calibrate(model, [x(9.0)], statistic=Bad())
+    with pytest.raises(GraphError, match=f"^{re.escape(message)}$"):
+        calibrate(model, [x(9.0)], statistic=Wrong())
     assert unchanged(model, before)
-    assert model[0].act_quant.scale().item() == pytest.approx(2 / 128)
+
+
+def test_a_failure_while_ranges_are_stored_restores_those_that_were(monkeypatch):
+    model = nn.Sequential(qnn.QuantIdentity(), qnn.QuantIdentity(act_quant=Int8ActPerChannel))
+    calibrate(model, [x(2.0)])
+    before = everything(model)
+
+    def fail(found, forwards=1):
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(vars(model[1].act_quant.scaling), "set_range", fail)
+    with pytest.raises(KeyboardInterrupt):
+        calibrate(model, [torch.ones(3, 5)])
+    assert unchanged(model, before)
+    assert (magnitude(model[0]), model[0].act_quant.calibrating) == (pytest.approx(2), False)
 
 
 def test_a_warning_that_is_an_error_comes_before_anything_changes():
