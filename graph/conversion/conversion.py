@@ -1,0 +1,103 @@
+"""quantize: a quantized model out of a float one and rules."""
+
+import copy
+from typing import Literal, TypeVar
+
+from torch import nn
+
+from ...qcore.models import require_model, shown
+from ..errors import GraphError
+from .plan import Plan
+from .rules import RulesLike, read_rules
+from .snapshot import restored_on_failure
+
+__all__ = ["quantize"]
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def quantize(
+    model: Model,
+    rules: RulesLike,
+    *,
+    examples: object = None,
+    placement: Literal["inputs", "outputs"] = "inputs",
+    joins: Literal["free", "shared"] = "free",
+    inplace: bool = False,
+) -> Model:
+    """Quantize a float model by rules.
+
+    The result is a copy of the model in which the layers that rules name have become quantized layers of the same
+    weights; everything else, the user's own code first of all, is as it was. A float checkpoint loads strictly.
+
+    Rules are a mapping, or a list of pairs, of *where* to *what*. Later rules win, and their settings merge with those
+    of earlier ones; one that gives a slot another quantizer starts that slot anew.
+
+    - *Where*: a type of layer, and its subclasses; a path, with wildcards if you like (``"layer1.*"``); `first` and
+      `last`; a function of path and module; a function of tensors (``torch.add``, operators and methods included),
+      which needs ``examples``.
+    - *What*: keyword arguments of the quantized layer, such as ``dict(weight_bit_width=4)`` or `W8A8`; a quantized
+      layer of your own; None to leave it float. Keywords that stand among the rules are for all layers with weights:
+      ``W8A8`` is a rule by itself, and so is ``{**W8A8, "head": None}``.
+
+    A setting goes to the layers that have a slot for it. Paths, predicates, `first` and `last` are about layers with
+    weights: activation layers stay float unless a rule names their type, or has a setting that only they have, such as
+    ``act_quant`` or ``bit_width``.
+
+    A class that extends one of torch's layers and computes in its own way goes on doing so, on the quantized weight. A
+    layer that a rule's class takes changes its class, and no constructor runs.
+
+    Args:
+        model: any module.
+        rules: see above.
+        examples: what the model is called with, once for each way through it: a tensor, a tuple of arguments, a dict of
+            keyword arguments, or a list of these.
+        placement: where quantizers of activations are: at the inputs of layers, or at the outputs of what makes the
+            tensors, for targets that compute with integers only.
+        joins: whether the operands of additions and concatenations are quantized on one grid.
+        inplace: change the model itself; it is as before if that fails.
+
+    Returns:
+        The quantized model.
+
+    Raises:
+        GraphError: a rule matches nothing or has a setting that nothing uses, or the model can't be quantized that way.
+
+    Example:
+        >>> from bitwright.graph.conversion.ready import W8A8
+        >>> model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> quantized = quantize(model, {nn.Linear: W8A8, "2": dict(weight_bit_width=4)})
+        >>> [type(layer).__name__ for layer in quantized], quantized[2].weight_quant.bit_width
+        (['QuantLinear', 'ReLU', 'QuantLinear'], 4)
+        >>> quantized.load_state_dict(model.state_dict())
+        <All keys matched successfully>
+    """
+    require_model("quantize", model, GraphError)
+    _check_choice("placement", placement, ("inputs", "outputs"))
+    _check_choice("joins", joins, ("free", "shared"))
+    read = read_rules(rules)
+    plan = Plan(read, examples, placement, joins)
+    if inplace:
+        with restored_on_failure(model):
+            plan.carry_out(model)
+        return model
+    copied = _copy(model)
+    plan.carry_out(copied)
+    return copied
+
+
+def _check_choice(name: str, found: object, possible: tuple[str, ...]) -> None:
+    if found not in possible:
+        raise GraphError(
+            f"quantize: {name}={shown(found)} is not possible: expected {' or '.join(map(repr, possible))}."
+        )
+
+
+def _copy(model: Model) -> Model:
+    try:
+        return copy.deepcopy(model)
+    except Exception as error:
+        raise GraphError(
+            f"quantize: {type(model).__name__} can't be copied ({type(error).__name__}: {error}). Write inplace=True "
+            "to change the model itself, or make it something that copy.deepcopy takes."
+        ) from error
