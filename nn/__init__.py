@@ -20,6 +20,7 @@ from .contexts.intercepting import intercepted, quantizers_of
 from .contexts.switching import unquantized
 from .conv import QuantConv1d, QuantConv2d, QuantConv3d
 from .conv_transpose import QuantConvTranspose1d, QuantConvTranspose2d, QuantConvTranspose3d
+from .function import QuantFunction
 from .layer import QuantLayer
 from .linear import QuantLinear
 from .slots import Slot
@@ -33,6 +34,7 @@ __all__ = [
     "QuantConvTranspose1d",
     "QuantConvTranspose2d",
     "QuantConvTranspose3d",
+    "QuantFunction",
     "QuantGELU",
     "QuantHardSwish",
     "QuantHardTanh",

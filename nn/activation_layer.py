@@ -16,7 +16,7 @@ from ..qcore.tracing import exporting
 from .layer import QuantLayer
 from .slots import Described, QuantizerLike, Slot, split_overrides
 
-__all__ = ["ActivationLayer"]
+__all__ = ["ActivationLayer", "own_settings"]
 
 
 class ActivationLayer(QuantLayer):
@@ -56,7 +56,7 @@ class ActivationLayer(QuantLayer):
         (tensor([-2,  2,  7], dtype=torch.int8), tensor(0.5000), 4)
     """
 
-    slots: ClassVar[tuple[Slot, ...]] = (Slot("act", prefix=""), Slot("input"))
+    slots: tuple[Slot, ...] = (Slot("act", prefix=""), Slot("input"))
     __signature__: ClassVar[inspect.Signature]
     _torchs: ClassVar[tuple[str, ...]] = ()  # the names of torch's arguments
 
@@ -86,10 +86,30 @@ class ActivationLayer(QuantLayer):
         given["return_quant_tensor"] = return_quant_tensor
         checked = [_checked(self, name, item) for name, item in given.items()]
         super().__init__(*checked[:-1], *args[len(self._torchs) :])
-        self.return_quant_tensor = bool(checked[-1])
+        self._attach(act_quant, input_quant, bool(checked[-1]), overrides, device, dtype)
+
+    def _attach(
+        self,
+        act_quant: QuantizerLike,
+        input_quant: QuantizerLike,
+        return_quant_tensor: bool,
+        overrides: Mapping[str, object],
+        device: Device,
+        dtype: torch.dtype | None,
+    ) -> None:
+        """Resolve the slots."""
+        self.return_quant_tensor = return_quant_tensor
         own, inputs = self._split(act_quant, input_quant, overrides)
         self._where = {"device": device, "dtype": dtype}
         self._fill_slots(dict(zip(self.slots, (act_quant, input_quant), strict=True)), {"act": own, "input": inputs})
+
+    def _convert(self, given: Mapping[str, object], device: torch.device | None, dtype: torch.dtype | None) -> None:
+        overrides = dict(given)
+        act_quant, input_quant = (
+            overrides.pop(f"{slot.name}_quant", self.usual_quantizer(slot)) for slot in self.slots
+        )
+        flag = _checked(self, "return_quant_tensor", overrides.pop("return_quant_tensor", False))
+        self._attach(act_quant, input_quant, bool(flag), overrides, device, dtype)  # type: ignore[arg-type]
 
     def _provided(self, slot: Slot) -> dict[str, object]:
         return dict(self._where)
@@ -106,20 +126,7 @@ class ActivationLayer(QuantLayer):
         """The keywords for ``act_quant``, and those for ``input_quant`` without their prefix."""
         prefixed = {keyword: item for keyword, item in overrides.items() if keyword.startswith("input_")}
         own = {keyword: item for keyword, item in overrides.items() if keyword not in prefixed}
-        for keyword, item in own.items():
-            prefix, _, rest = keyword.partition("_")
-            if prefix in ("weight", "bias", "act", "output") and rest:
-                what = "has no weight or bias, and its" if prefix in ("weight", "bias") else "has one set of keywords:"
-                rest = "act_quant" if rest == "quant" else rest
-                raise QuantizerError(
-                    f"{Described(self)}: {keyword}={item!r} is for no quantizer of this layer. An activation layer "
-                    f"{what} settings take no prefix. Did you mean {rest}={item!r}?"
-                )
-            if act_quant is None:
-                raise QuantizerError(
-                    f"{Described(self)}: {keyword}={item!r} is given, but act_quant is None. Write act_quant=Int8Act "
-                    f"too, or leave {keyword} out."
-                )
+        own = own_settings(self, act_quant, own)
         return own, split_overrides(self, {self.slot("input"): input_quant}, prefixed)["input"]
 
     def _function(self, x: Tensor) -> Tensor:
@@ -164,6 +171,29 @@ class ActivationLayer(QuantLayer):
         extra = super().extra_repr()
         flag = "return_quant_tensor=True" if self.return_quant_tensor else ""
         return ", ".join(each for each in (extra, flag) if each)
+
+
+def own_settings(layer: QuantLayer, act_quant: QuantizerLike, given: Mapping[str, object]) -> dict[str, object]:
+    """The keywords for ``act_quant``, which have no prefix.
+
+    Raises:
+        QuantizerError: a keyword with the prefix of a slot that the layer lacks, or for an ``act_quant`` that is None.
+    """
+    for keyword, item in given.items():
+        prefix, _, rest = keyword.partition("_")
+        if prefix in ("weight", "bias", "act", "output") and rest:
+            what = "has no weight or bias, and its" if prefix in ("weight", "bias") else "has one set of keywords:"
+            rest = "act_quant" if rest == "quant" else rest
+            raise QuantizerError(
+                f"{Described(layer)}: {keyword}={item!r} is for no quantizer of this layer. An activation layer "
+                f"{what} settings take no prefix. Did you mean {rest}={item!r}?"
+            )
+        if act_quant is None:
+            raise QuantizerError(
+                f"{Described(layer)}: {keyword}={item!r} is given, but act_quant is None. Write act_quant=Int8Act "
+                f"too, or leave {keyword} out."
+            )
+    return dict(given)
 
 
 def _spelled_out(layer: type[ActivationLayer]) -> inspect.Signature:

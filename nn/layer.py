@@ -1,7 +1,8 @@
 """The base of all quantized layers."""
 
+import inspect
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +11,7 @@ from ..qcore import Grid, QuantizerError, TensorQuant, grid_of, settings, values
 from ..qcore.declare.inject import IMPLIED
 from ..qcore.errors import FORMER_SETTINGS, ReadOnlyError
 from ..qcore.tensor_quant import Kept
-from .slots import Described, Slot, checked_flag, fill_slot, split_overrides
+from .slots import Described, QuantizerLike, Slot, checked_flag, fill_slot, split_overrides
 
 __all__ = ["QuantLayer"]
 
@@ -35,14 +36,13 @@ class QuantLayer(nn.Module):
 weight_bit_width=2 can't be set on a layer that is built. Write layer.weight_quant = Int4WeightPerTensor(bit_width=2).
     """
 
-    slots: ClassVar[tuple[Slot, ...]] = ()
+    slots: tuple[Slot, ...] = ()  # of the class; an instance may have its own, set before they are filled
     _kept: dict[str, Any] | None = None  # quantized weights and biases, while the model is frozen
     _built = False
 
-    @classmethod
-    def slot(cls, name: str) -> Slot:
+    def slot(self, name: str) -> Slot:
         """The slot of a name."""
-        return next(each for each in cls.slots if each.name == name)
+        return next(each for each in self.slots if each.name == name)
 
     def fill_slots(self, **given: object) -> None:
         """Resolve the quantizers of all slots; the last thing that a constructor does.
@@ -55,6 +55,34 @@ weight_bit_width=2 can't be set on a layer that is built. Write layer.weight_qua
         """
         quantizers = {slot: given.pop(f"{slot.name}_quant", slot.default) for slot in self.slots}
         self._fill_slots(quantizers, split_overrides(self, quantizers, given))
+
+    # What a float layer becomes that changes its class
+
+    @classmethod
+    def usual_quantizer(cls, slot: Slot) -> QuantizerLike:
+        """The quantizer that the constructor gives a slot unless told otherwise.
+
+        Example:
+            >>> import bitwright.nn as qnn
+            >>> qnn.QuantReLU.usual_quantizer(qnn.QuantReLU.slot("act"))
+            Uint8Act
+        """
+        for base in cls.__mro__:
+            found = inspect.signature(base.__init__).parameters.get(f"{slot.name}_quant")
+            if found is not None and found.default is not found.empty:
+                return found.default
+        return slot.default
+
+    def _convert(self, given: Mapping[str, object], device: torch.device | None, dtype: torch.dtype | None) -> None:
+        """What a constructor does after torch's own, for a layer of torch that has changed its class to this one.
+
+        Args:
+            given: the keyword arguments that the constructor would get.
+            device: of the quantizers' state, where the layer has no parameters that say.
+            dtype: of the quantizers' state, likewise.
+        """
+        usual = {f"{slot.name}_quant": self.usual_quantizer(slot) for slot in self.slots}
+        self.fill_slots(**{**usual, **given})
 
     def tensor_of(self, slot: str) -> Tensor:
         """What the quantizer of a slot quantizes: the slot's parameter, as the quantizer sees it."""

@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from torch import nn
 
@@ -17,8 +17,7 @@ __all__ = ["Described", "QuantizerLike", "Slot", "checked_flag", "fill_slot", "s
 QuantizerLike = QuantizerType | TensorQuant | None  # what a layer takes for a quantizer
 
 
-@dataclass(frozen=True)
-class Slot:
+class Slot(NamedTuple):
     """A place of a layer for a quantizer: the attribute ``<name>_quant``, and keywords that start with ``<name>_``.
 
     Args:
@@ -67,7 +66,7 @@ class Described:
         for base in type(self.layer).__mro__:
             if base.__module__.startswith("torch.nn") and base is not nn.Module:
                 return f"{type(self.layer).__name__}({base.extra_repr(self.layer)})"
-        return type(self.layer).__name__
+        return getattr(self.layer, "_title", type(self.layer).__name__)
 
 
 def checked_flag(layer: nn.Module, name: str, item: object) -> bool:

@@ -64,7 +64,7 @@ class WeightLayer(QuantLayer):
         (torch.Size([4, 8]), torch.int32, 33)
     """
 
-    slots: ClassVar[tuple[Slot, ...]] = (
+    slots: tuple[Slot, ...] = (
         Slot("weight", "weight"),
         Slot("bias", "bias", follows=("input", "weight")),
         Slot("input"),
@@ -97,6 +97,11 @@ class WeightLayer(QuantLayer):
         if bias_quant is not None and self.bias is None:
             raise QuantizerError(_without_bias(self, bias_quant))
         self._fill_slots(slots, given)
+
+    def _convert(self, given: Mapping[str, object], device: torch.device | None, dtype: torch.dtype | None) -> None:
+        overrides = dict(given)
+        slots = [overrides.pop(f"{slot.name}_quant", self.usual_quantizer(slot)) for slot in self.slots]
+        self._attach(*slots, overrides.pop("return_quant_tensor", False), overrides)  # type: ignore[arg-type]
 
     def _channel_axis(self, slot: Slot) -> int:
         return self.channel_axis if slot.name == "weight" else 0
@@ -300,7 +305,7 @@ class WeightLayer(QuantLayer):
         """The smallest and the largest sum of products that the integer ranges allow."""
         sides = []
         for grid in (inputs, weights):
-            low, high = int_bounds(int(grid.bit_width), grid.signed, grid.narrow_range)
+            low, high = _bounds(grid.number_format)
             if grid.zero_point is not None:  # integers are used minus the zero point, which lies in range
                 low, high = low - high, high - low
             sides.append((low, high))
@@ -311,7 +316,7 @@ class WeightLayer(QuantLayer):
         """Bits that hold every sum the integer ranges allow, sign included."""
         low, high = self._sum_bounds(inputs, weights)
         if biases is not None:
-            lowest, highest = int_bounds(int(biases.bit_width), biases.signed, biases.narrow_range)
+            lowest, highest = _bounds(biases.number_format)
             low, high = low + lowest, high + highest
         return max(high.bit_length(), (-low - 1).bit_length()) + 1  # and the sign
 
@@ -430,6 +435,11 @@ class WeightLayer(QuantLayer):
     def extra_repr(self) -> str:
         extra = super().extra_repr()
         return f"{extra}, return_quant_tensor=True" if self.return_quant_tensor else extra
+
+
+def _bounds(number_format: Integers) -> tuple[int, int]:
+    """The ends of a grid, by fields alone: torch 2.9 compiles no properties of named tuples."""
+    return int_bounds(int(number_format.bit_width), number_format.signed, number_format.narrow_range)
 
 
 def _misfit(layer: nn.Module, slot: str, granularity: Granularity, ndim: int, usual: int) -> str:

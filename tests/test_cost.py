@@ -27,12 +27,12 @@ COSTS = """
 nn.Linear                                    1          2          0          2         10          2          2
 QuantLinear                                  3          3       8452         14         38         13          2
 QuantLinear, detached scale                  3          3       8192         13         10         13          2
-QuantLinear, per channel                     3          3       8448         20         42         19          2
+QuantLinear, per channel                     3          3       8448         16         28         15          2
 QuantLinear, Int32Bias                       4          7       8716         40         42         38          8
 QuantLinear, Int32Bias, QuantTensor          4          8       8716         45         42         42         12
 nn.Conv2d                                    1          1          0          1          3          1          1
 QuantConv2d                                  3          2       2372         13         31         12          1
-QuantConv2d, per channel                     3          2       2368         19         35         18          1
+QuantConv2d, per channel                     3          2       2368         15         21         14          1
 QuantConv2d, Int32Bias                       4          6       2444         39         35         37          7
 QuantConv2d, Int32Bias, QuantTensor          4          7       2444         44         35         41         11
 nn.ReLU                                      1          1       1024          2          4          1          1

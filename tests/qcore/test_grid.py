@@ -172,7 +172,7 @@ def test_replace():
 
 @pytest.mark.parametrize("name", ["axis", "bit_width", "signed", "narrow_range", "bounds"])
 def test_what_follows_is_no_field(name):
-    with pytest.raises(ValueError, match=name):
+    with pytest.raises((TypeError, ValueError), match=name):  # a named tuple of Python 3.13 raises the former
         Grid(HALF).replace(**{name: 4})
 
 

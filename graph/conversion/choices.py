@@ -1,0 +1,298 @@
+"""What rules come to for every layer: settings, the rule that each is from, or why the layer stays float."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
+
+from torch import nn
+
+from ...nn import QuantLayer
+from ..errors import GraphError
+from .layers import Layer, counted
+from .rules import End, Rule
+from .table import has_weights, slot_of, torch_layer
+
+__all__ = ["Choice", "choose"]
+
+
+@dataclass(frozen=True)
+class Given:
+    """A setting, and the rule that it is from: its number and text; None for what `quantize` decides itself."""
+
+    value: object
+    rule: int | None
+    text: str
+
+
+@dataclass
+class Choice:
+    """What is decided for one layer.
+
+    Attributes:
+        layer: the layer.
+        quantized: the class that it becomes; None: it stays float.
+        settings: keyword arguments of that class.
+        float_reason: why it stays float.
+    """
+
+    layer: Layer
+    quantized: type[QuantLayer] | None = None
+    settings: dict[str, Given] = field(default_factory=dict)
+    float_reason: str = ""
+
+    def keywords(self) -> dict[str, object]:
+        """The settings without their rules."""
+        return {keyword: given.value for keyword, given in self.settings.items()}
+
+    def set(self, keyword: str, value: object, why: str) -> None:
+        """Decide a setting that no rule gives."""
+        self.settings[keyword] = Given(value, None, why)
+
+    def quantizer(self, slot: str) -> object:
+        """The quantizer that a slot would get."""
+        assert self.quantized is not None
+        given = self.settings.get(f"{slot}_quant")
+        return self.quantized.usual_quantizer(self.quantized.slot(slot)) if given is None else given.value
+
+
+def choose(model: nn.Module, layers: Sequence[Layer], rules: Iterable[Rule]) -> list[Choice]:
+    """Apply rules for layers, later ones over earlier ones.
+
+    Raises:
+        GraphError: a rule matches nothing, names a layer that can't be quantized, or has a setting that none of its
+            layers can use.
+
+    Example:
+        >>> from .layers import layers_of
+        >>> from .rules import read_rules
+        >>> model = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
+        >>> rules = read_rules({nn.Linear: dict(weight_bit_width=4), "0": dict(weight_bit_width=3)})
+        >>> [(choice.layer.path, choice.keywords()) for choice in choose(model, layers_of(model), rules)]
+        [('0', {'weight_bit_width': 3}), ('1', {})]
+    """
+    choices = [Choice(layer, float_reason=layer.refused or _no_layer(layer)) for layer in layers]
+    rules = list(rules)
+    reached: list[list[Choice]] = []
+    for rule in rules:
+        matched = [choice for choice in choices if choice.layer in _matched(rule, model, layers)]
+        reached.append(_apply(rule, matched, model, layers))
+    for choice in choices:
+        _drop_homeless(choice)
+    for rule, found in zip(rules, reached, strict=True):
+        _check_used(rule, found)
+    return choices
+
+
+def _no_layer(layer: Layer) -> str:
+    if layer.quantized is None:
+        return f"there is no quantized layer for {type(layer.module).__name__}"
+    return "no rule is for it"
+
+
+# Where
+
+
+def _matched(rule: Rule, model: nn.Module, layers: Sequence[Layer]) -> list[Layer]:
+    """The layers that a rule's place means, whether or not it can do something for them."""
+    where = rule.where
+    if where is None:
+        return [layer for layer in layers if layer.quantized is not None and has_weights(layer.quantized)]
+    if isinstance(where, End):
+        kind = where.kind or nn.Module
+        able = [
+            layer
+            for layer in layers
+            if layer.quantized is not None
+            and isinstance(layer.module, kind)
+            and (where.kind is not None or has_weights(layer.quantized))
+        ]
+        return able[:1] if where.which == "first" else able[-1:]
+    meant = _test_of(where)
+    return [layer for layer in layers if any(meant(path, layer.module) for path in layer.paths)]
+
+
+def _test_of(where: object) -> Callable[[str, nn.Module], object]:
+    if isinstance(where, type):
+        return lambda path, module: isinstance(module, where) and not isinstance(module, QuantLayer)
+    if isinstance(where, str):
+        return lambda path, module: fnmatchcase(path, where)
+    assert callable(where)
+    return where
+
+
+def _apply(rule: Rule, matched: Sequence[Choice], model: nn.Module, layers: Sequence[Layer]) -> list[Choice]:
+    """Change what is decided for the layers that a rule matches; those for which it has something are returned."""
+    if not matched:
+        raise _matched_nothing(rule, model, layers)
+    if rule.settings is None and rule.layer is None:
+        for choice in matched:
+            if choice.layer.quantized is not None:
+                choice.quantized, choice.settings, choice.float_reason = None, {}, f"by the rule {rule}"
+        return list(matched)
+    able = [choice for choice in matched if choice.layer.quantized is not None]
+    if not able:
+        raise _unable(rule, [choice.layer for choice in matched])
+    if rule.layer is not None:
+        for choice in able:
+            _give_class(rule, rule.layer, choice)
+    for choice in able if rule.layer is None else ():
+        own = _settings_for(rule, choice)
+        if own:
+            _merge(choice, own, rule)
+    return able
+
+
+def _give_class(rule: Rule, layer: type[QuantLayer], choice: Choice) -> None:
+    base = torch_layer(layer)
+    if base is None or not isinstance(choice.layer.module, base):
+        found = type(choice.layer.module).__name__
+        raise GraphError(
+            f"quantize: {choice.layer.name} is {found}, and can't become {layer.__name__}, which the rule {rule} "
+            f"says: that is no quantized {found}. Write a class that extends {layer.__mro__[1].__name__} and {found}."
+        )
+    choice.quantized, choice.float_reason = layer, ""
+
+
+def _settings_for(rule: Rule, choice: Choice) -> dict[str, object]:
+    """The settings of a rule that a layer has slots for.
+
+    Layers without weights are not what a glob or a predicate is about, unless it has settings that only they can have.
+    """
+    layer = choice.quantized or choice.layer.quantized
+    assert layer is not None
+    assert rule.settings is not None
+    own = {
+        keyword: value for keyword, value in rule.settings.items() if _has_place(layer, keyword, choice.layer.module)
+    }
+    if not rule.settings:
+        return {}
+    if not has_weights(layer) and not isinstance(rule.where, type) and choice.quantized is None:
+        mains = {slot.name for slot in layer.slots if slot.prefix == ""}
+        if not any(slot is not None and slot.name in mains for slot in (slot_of(layer, each) for each in own)):
+            return {}
+    return own
+
+
+def _has_place(layer: type[QuantLayer], keyword: str, module: nn.Module) -> bool:
+    if keyword == "return_quant_tensor":
+        return "return_quant_tensor" in {
+            name for base in layer.__mro__ for name in vars(base).get("__annotations__", ())
+        }
+    slot = slot_of(layer, keyword)
+    if slot is None:
+        return False
+    absent = slot.parameter is not None and slot.follows is not None and getattr(module, slot.parameter, None) is None
+    return not absent
+
+
+def _merge(choice: Choice, own: Mapping[str, object], rule: Rule) -> None:
+    """Later settings over earlier ones; a quantizer starts its slot anew."""
+    choice.quantized = choice.quantized or choice.layer.quantized
+    choice.float_reason = ""
+    assert choice.quantized is not None
+    for keyword in own:
+        slot = slot_of(choice.quantized, keyword)
+        if slot is not None and keyword == f"{slot.name}_quant":
+            former = [each for each in choice.settings if slot_of(choice.quantized, each) == slot]
+            for each in former:
+                del choice.settings[each]
+    choice.settings |= {keyword: Given(value, rule.index, str(rule)) for keyword, value in own.items()}
+
+
+def _drop_homeless(choice: Choice) -> None:
+    """A setting for a slot that has got no quantizer goes nowhere: "input_bit_width" where no input is quantized."""
+    if choice.quantized is None:
+        return
+    for keyword in list(choice.settings):
+        slot = slot_of(choice.quantized, keyword)
+        if slot is not None and keyword != f"{slot.name}_quant" and choice.quantizer(slot.name) is None:
+            del choice.settings[keyword]
+
+
+def _check_used(rule: Rule, reached: Sequence[Choice]) -> None:
+    """Every setting of a rule has a slot in one of its layers, whatever later rules make of that."""
+    if rule.settings is None or rule.layer is not None:
+        return
+    for keyword, value in rule.settings.items():
+        usable = [choice for choice in reached if keyword in _settings_for(rule, choice)]
+        if not usable:
+            raise _unused(rule, keyword, value, reached)
+        if keyword.endswith("_quant") or keyword == "return_quant_tensor":
+            continue
+        if not any(_finds_quantizer(choice, keyword) for choice in usable):
+            layer = usable[0].quantized or usable[0].layer.quantized
+            assert layer is not None
+            slot = slot_of(layer, keyword)
+            assert slot is not None
+            raise GraphError(
+                f"quantize: {keyword}={value!r} of the rule {rule} changes no quantizer: {slot.name}_quant is None in "
+                f"{_few([choice.layer.name for choice in usable])}. Write {slot.name}_quant={slot.example} too."
+            )
+
+
+def _finds_quantizer(choice: Choice, keyword: str) -> bool:
+    if choice.quantized is None:  # a later rule leaves it float
+        return True
+    slot = slot_of(choice.quantized, keyword)
+    return slot is None or choice.quantizer(slot.name) is not None
+
+
+# Messages
+
+
+def _matched_nothing(rule: Rule, model: nn.Module, layers: Sequence[Layer]) -> GraphError:
+    where = rule.where
+    if isinstance(where, str):
+        containers = {path: module for path, module in model.named_modules() if path and fnmatchcase(path, where)}
+        if containers:
+            path, module = next(iter(containers.items()))
+            return GraphError(
+                f'quantize: the rule "{where}" matches {path}, a {type(module).__name__}, which holds layers and is '
+                f'none. Write "{where}.*".'
+            )
+        names = [path for layer in layers for path in layer.paths]
+        close = get_close_matches(where, names, 3, 0.6)
+        near = f" Near it {'is' if len(close) == 1 else 'are'} {', '.join(sorted(close))}." if close else ""
+        listed = near or f" This model's layers are {_few(names)}."
+        return GraphError(f'quantize: the rule "{where}" matched nothing.{listed}')
+    return GraphError(f"quantize: the rule {rule} matched nothing. This model's layers are {counted(layers)}.")
+
+
+def _unable(rule: Rule, layers: Sequence[Layer]) -> GraphError:
+    refused = [layer for layer in layers if layer.refused]
+    if refused:
+        found = refused[0]
+        kind = type(found.module).__name__
+        return GraphError(f"quantize: the rule {rule} is for {found.name} ({kind}), and {found.refused}.")
+    return GraphError(
+        f"quantize: the rule {rule} matched only layers that have no quantized form: {counted(layers)}. Write None for "
+        "them, or nothing."
+    )
+
+
+def _unused(rule: Rule, keyword: str, value: object, reached: Sequence[Choice]) -> GraphError:
+    layers = [choice.layer for choice in reached]
+    able = [(layer.quantized, layer.module) for layer in layers if layer.quantized is not None]
+    known = [f"{slot.keywords}{_bare(keyword)}" for cls, _ in able for slot in cls.slots]
+    fitting = [each for each in known if any(_has_place(cls, each, module) for cls, module in able)]
+    guess = get_close_matches(keyword, dict.fromkeys(fitting), 1, 0.5)
+    guess = [each for each in fitting if each.startswith("weight_")][:1] if _bare(keyword) == keyword else guess
+    hint = f" Did you mean {guess[0]}?" if guess else ""
+    return GraphError(
+        f"quantize: no layer that the rule {rule} matches has a slot for {keyword}={value!r}. They are "
+        f"{counted(layers)}.{hint}"
+    )
+
+
+def _bare(keyword: str) -> str:
+    """A setting without the prefix of a slot."""
+    for prefix in ("weight_", "bias_", "input_", "output_", "act_"):
+        if keyword.startswith(prefix):
+            return keyword.removeprefix(prefix)
+    return keyword
+
+
+def _few(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return f"{', '.join(names[:3])}{more}"

@@ -1,0 +1,162 @@
+"""quantize: a quantized model out of a float one and rules."""
+
+import copy
+from collections.abc import Iterable
+from typing import Literal, TypeVar
+
+from torch import nn
+
+from ...nn import QuantLayer
+from ...qcore import QuantizerError, TensorQuant
+from ...qcore.models import require_model, shown
+from ..errors import GraphError
+from .choices import Choice, choose
+from .class_change import change_class, device_and_dtype
+from .decisions import Decision, SlotDecision, keep_decisions
+from .layers import layers_of
+from .rules import Rule, RulesLike, read_rules
+from .snapshot import restored_on_failure
+from .table import slot_of
+
+__all__ = ["quantize"]
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def quantize(
+    model: Model,
+    rules: RulesLike,
+    *,
+    examples: object = None,
+    placement: Literal["inputs", "outputs"] = "inputs",
+    joins: Literal["free", "shared"] = "free",
+    inplace: bool = False,
+) -> Model:
+    """Quantize a float model by rules.
+
+    The result is a copy of the model in which the layers that rules name have become quantized layers of the same
+    weights; everything else, the user's own code first of all, is as it was. A float checkpoint loads strictly.
+
+    Rules are a mapping, or a list of pairs, of *where* to *what*. Later rules win, and their settings merge with those
+    of earlier ones; one that gives a slot another quantizer starts that slot anew.
+
+    - *Where*: a type of layer, and its subclasses; a path, with wildcards if you like (``"layer1.*"``); `first` and
+      `last`; a function of path and module; a function of tensors (``torch.add``, operators and methods included),
+      which needs ``examples``.
+    - *What*: keyword arguments of the quantized layer, such as ``dict(weight_bit_width=4)`` or `W8A8`; a quantized
+      layer of your own; None to leave it float. Keywords that stand among the rules are for all layers with weights:
+      ``W8A8`` is a rule by itself, and so is ``{**W8A8, "head": None}``.
+
+    A setting goes to the layers that have a slot for it. Paths, predicates, `first` and `last` are about layers with
+    weights: activation layers stay float unless a rule names their type, or has a setting that only they have, such as
+    ``act_quant`` or ``bit_width``.
+
+    A class that extends one of torch's layers and computes in its own way goes on doing so, on the quantized weight. A
+    layer that a rule's class takes changes its class, and no constructor runs.
+
+    Args:
+        model: any module.
+        rules: see above.
+        examples: what the model is called with, once for each way through it: a tensor, a tuple of arguments, a dict of
+            keyword arguments, or a list of these.
+        placement: where quantizers of activations are: at the inputs of layers, or at the outputs of what makes the
+            tensors, for targets that compute with integers only.
+        joins: whether the operands of additions and concatenations are quantized on one grid.
+        inplace: change the model itself; it is as before if that fails.
+
+    Returns:
+        The quantized model.
+
+    Raises:
+        GraphError: a rule matches nothing or has a setting that nothing uses, or the model can't be quantized that way.
+
+    Example:
+        >>> from bitwright.graph.conversion.ready import W8A8
+        >>> model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> quantized = quantize(model, {nn.Linear: W8A8, "2": dict(weight_bit_width=4)})
+        >>> [type(layer).__name__ for layer in quantized], quantized[2].weight_quant.bit_width
+        (['QuantLinear', 'ReLU', 'QuantLinear'], 4)
+        >>> quantized.load_state_dict(model.state_dict())
+        <All keys matched successfully>
+    """
+    require_model("quantize", model, GraphError)
+    _check_choice("placement", placement, ("inputs", "outputs"))
+    _check_choice("joins", joins, ("free", "shared"))
+    read = read_rules(rules)
+    if inplace:
+        with restored_on_failure(model):
+            _quantize(model, read)
+        return model
+    copied = _copy(model)
+    _quantize(copied, read)
+    return copied
+
+
+def _check_choice(name: str, found: object, possible: tuple[str, ...]) -> None:
+    if found not in possible:
+        raise GraphError(
+            f"quantize: {name}={shown(found)} is not possible: expected {' or '.join(map(repr, possible))}."
+        )
+
+
+def _copy(model: Model) -> Model:
+    try:
+        return copy.deepcopy(model)
+    except Exception as error:
+        raise GraphError(
+            f"quantize: {type(model).__name__} can't be copied ({type(error).__name__}: {error}). Write inplace=True "
+            "to change the model itself, or make it something that copy.deepcopy takes."
+        ) from error
+
+
+def _quantize(model: nn.Module, rules: list[Rule]) -> None:
+    for rule in rules:
+        if rule.is_function:
+            raise GraphError(
+                f"quantize: {rule} is a function, and which functions a model calls is seen by running it. Pass "
+                "examples=(x,)."
+            )
+    layers = layers_of(model)
+    choices = choose(model, layers, rules)
+    _convert(model, choices)
+    keep_decisions(model, [_decision(choice) for choice in choices])
+
+
+def _convert(model: nn.Module, choices: Iterable[Choice]) -> None:
+    for choice in choices:
+        if choice.quantized is None:
+            continue
+        module = choice.layer.module
+        device, dtype = device_and_dtype(module, *_around(model, choice.layer.path))
+        try:
+            change_class(module, choice.quantized, choice.keywords(), device, dtype)
+        except QuantizerError as error:
+            by = ", ".join(dict.fromkeys(given.text for given in choice.settings.values()))
+            raise GraphError(f"quantize: {choice.layer.name}, by the rule {by}: {error}") from None
+
+
+def _around(model: nn.Module, path: str) -> list[nn.Module]:
+    """The modules that hold another, from the inside out."""
+    found = [model]
+    for name in path.split(".")[:-1]:
+        found.append(found[-1].get_submodule(name))
+    return found[::-1]
+
+
+def _decision(choice: Choice) -> Decision:
+    layer = choice.layer.module
+    if choice.quantized is None or not isinstance(layer, QuantLayer):
+        return Decision(choice.layer.path, type(layer).__name__, {}, choice.float_reason)
+    slots: dict[str, SlotDecision] = {}
+    for slot in layer.slots:
+        quant = getattr(layer, f"{slot.name}_quant")
+        given = [
+            each
+            for keyword, each in choice.settings.items()
+            if slot_of(choice.quantized, keyword) is not None and slot_of(choice.quantized, keyword).name == slot.name  # type: ignore[union-attr]
+        ]
+        if isinstance(quant, TensorQuant):
+            numbers = tuple(dict.fromkeys(each.rule for each in given if each.rule is not None))
+            why = tuple(dict.fromkeys(each.text for each in given)) or (f"usual in {choice.quantized.__name__}",)
+            slots[slot.name] = SlotDecision(quant.quantizer, numbers, why)
+    return Decision(choice.layer.path, type(layer).__name__, slots)

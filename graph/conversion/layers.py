@@ -1,0 +1,127 @@
+"""The layers of a model that rules are for: what each becomes, or why it can't be quantized."""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from torch import nn
+from torch.nn.modules.lazy import LazyModuleMixin
+from torch.nn.utils import parametrize
+
+from ...nn import QuantLayer
+from ...qcore import TensorQuant
+from .own_forward import quantized_subclass
+from .table import quantized_layers
+
+__all__ = ["Layer", "counted", "layers_of", "plain_class"]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A module of a float model without modules of its own.
+
+    Attributes:
+        module: it.
+        paths: of the module; several if it is shared.
+        quantized: the class that it would become, or None.
+        refused: why it can't be quantized, although there is a quantized layer for its type.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2))
+        >>> [(layer.path, layer.quantized and layer.quantized.__name__) for layer in layers_of(model)]
+        [('0', 'QuantLinear'), ('1', None)]
+    """
+
+    module: nn.Module
+    paths: tuple[str, ...]
+    quantized: type[QuantLayer] | None
+    refused: str = ""
+
+    @property
+    def path(self) -> str:
+        """The first of its paths."""
+        return self.paths[0]
+
+    @property
+    def name(self) -> str:
+        """The path, or for a model that is one layer, its class."""
+        return self.path or type(self.module).__name__
+
+
+def plain_class(module: nn.Module) -> type[nn.Module]:
+    """The class of a module without its parametrizations, for which torch makes a class for each module.
+
+    Example:
+        >>> plain_class(parametrize.register_parametrization(nn.Linear(2, 2), "weight", nn.Identity())).__name__
+        'Linear'
+    """
+    return type(module).__bases__[0] if parametrize.is_parametrized(module) else type(module)
+
+
+def layers_of(model: nn.Module, order: Sequence[str] = ()) -> list[Layer]:
+    """The layers of a model, each once, in the order of their definition; those of some paths first, in that order.
+
+    Args:
+        model: any module.
+        order: paths, such as those of the modules that a forward calls.
+
+    Example:
+        >>> shared = nn.ReLU()
+        >>> [layer.paths for layer in layers_of(nn.Sequential(shared, nn.Linear(2, 2), shared), ["1"])]
+        [('1',), ('0', '2')]
+    """
+    paths: dict[nn.Module, list[str]] = {}
+    attention: dict[nn.Module, str] = {}
+    for path, module in model.named_modules(remove_duplicate=False):
+        paths.setdefault(module, []).append(path)
+        if isinstance(module, nn.MultiheadAttention):
+            attention[module.out_proj] = path
+    inside = {each for module in paths if _is_leaf(module) for each in module.modules() if each is not module}
+    layers = [
+        _layer(module, tuple(found), attention.get(module))
+        for module, found in paths.items()
+        if module not in inside and _is_leaf(module)
+    ]
+    rank = {path: number for number, path in enumerate(order)}
+    return sorted(layers, key=lambda each: min(rank.get(path, len(rank)) for path in each.paths))
+
+
+def _is_leaf(module: nn.Module) -> bool:
+    """Whether rules see a module as one layer: there is a quantized one for it, or it has no modules inside."""
+    if isinstance(module, TensorQuant):
+        return False
+    if isinstance(module, QuantLayer) or _nearest(plain_class(module)) is not None:
+        return True
+    return not any(name != "parametrizations" for name, _ in module.named_children())
+
+
+def _layer(module: nn.Module, paths: tuple[str, ...], attention: str | None) -> Layer:
+    cls = plain_class(module)
+    if isinstance(module, QuantLayer):
+        return Layer(module, paths, None, "it is quantized already")
+    base = _nearest(cls)
+    if base is None:
+        return Layer(module, paths, None)
+    if attention is not None:
+        return Layer(module, paths, None, "nn.MultiheadAttention reads its weight and never calls it")
+    if isinstance(module, LazyModuleMixin):
+        return Layer(module, paths, None, "its weight has no shape yet; run the model on one batch first")
+    layer = quantized_layers()[base]
+    return Layer(module, paths, layer if cls is base else quantized_subclass(cls, base, layer))
+
+
+def _nearest(cls: type[nn.Module]) -> type[nn.Module] | None:
+    """The layer of torch that a class is or extends, and that has a quantized one."""
+    table = quantized_layers()
+    return next((base for base in cls.__mro__ if base in table), None)
+
+
+def counted(layers: Iterable[Layer]) -> str:
+    """The types of layers with their numbers, as messages list them.
+
+    Example:
+        >>> counted(layers_of(nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2))))
+        'Linear (2), ReLU (1)'
+    """
+    found = Counter(plain_class(layer.module).__name__ for layer in layers)
+    return ", ".join(f"{name} ({count})" for name, count in found.most_common()) or "none"

@@ -1,0 +1,163 @@
+"""Quantized layers out of a user's subclasses of torch's layers, which go on computing in their own way."""
+
+import inspect
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+
+from ...nn import ActivationLayer, QuantLayer, WeightLayer
+from ...nn.slots import Described
+from ...qcore import QuantizerError
+
+__all__ = ["parametrized", "quantized_subclass"]
+
+_COMPUTING = ("forward", "__call__", "_conv_forward", "_output_padding")  # what torch's layers compute with
+
+
+def quantized_subclass(cls: type[nn.Module], base: type[nn.Module], layer: type[QuantLayer]) -> type[QuantLayer]:
+    """The quantized layer for a subclass of one of torch's layers.
+
+    If the subclass computes in its own way, the quantized layer runs that, with the quantized weight and bias in place
+    of the float ones. It pickles by the subclass, and has its methods and attributes.
+
+    Args:
+        cls: the subclass.
+        base: the layer of torch that it extends.
+        layer: the quantized layer that stands for ``base``.
+
+    Example:
+        >>> import bitwright.nn as qnn
+        >>> class Doubled(nn.Linear):
+        ...     def forward(self, x):
+        ...         return 2 * super().forward(x)
+        >>> made = quantized_subclass(Doubled, nn.Linear, qnn.QuantLinear)
+        >>> made.__name__, made is quantized_subclass(Doubled, nn.Linear, qnn.QuantLinear), issubclass(made, Doubled)
+        ('QuantDoubled', True, True)
+    """
+    made: dict[type, type[QuantLayer]] = vars(cls).get("__quantized__", {})  # kept by the class: it goes with it
+    if layer not in made:
+        made = {**made, layer: _made(cls, base, layer)}
+        type.__setattr__(cls, "__quantized__", made)
+    return made[layer]
+
+
+def _made(cls: type[nn.Module], base: type[nn.Module], layer: type[QuantLayer]) -> type[QuantLayer]:
+    names: dict[str, Any] = {
+        "__module__": cls.__module__,
+        "__doc__": f"`{cls.__name__}` with quantizers.",
+        "__reduce_ex__": _reduce,
+        "_recipe": (cls, base, layer),
+    }
+    above = cls.__mro__[: cls.__mro__.index(base)]
+    if any(name in vars(each) for each in above for name in _COMPUTING):
+        if issubclass(layer, WeightLayer):
+            names |= _with_weights(cls)
+        elif issubclass(layer, ActivationLayer):
+            names |= {"_function": lambda self, x: cls.forward(self, x), "_quantized": ActivationLayer._quantized}
+        else:
+            raise QuantizerError(
+                f"{cls.__name__} computes in its own way, which no {layer.__name__} can do. Write a quantized "
+                f"layer of your own, and name it in a rule: {{{cls.__name__}: Quant{cls.__name__}}}."
+            )
+    bases: tuple[type, ...] = (layer, cls)
+    made: Any = type(f"Quant{cls.__name__}", bases, names)
+    return made
+
+
+def _reduce(self: Any, protocol: int) -> tuple[object, ...]:
+    return _restored, type(self)._recipe, self.__getstate__()
+
+
+def _restored(cls: type[nn.Module], base: type[nn.Module], layer: type[QuantLayer]) -> QuantLayer:
+    made = quantized_subclass(cls, base, layer)
+    return made.__new__(made)
+
+
+# Its own forward, on quantized weights
+
+
+class _Rest(NamedTuple):
+    """What a forward is called with besides its input."""
+
+    args: tuple[object, ...]
+    options: dict[str, object]
+
+
+def _with_weights(cls: type[nn.Module]) -> dict[str, Any]:
+    """What a quantized layer needs that runs the forward of a subclass: weight and bias stand in for the float ones."""
+    names = list(inspect.signature(cls.forward).parameters)[1:]
+
+    def forward(self: Any, *args: object, **options: object) -> Tensor:
+        if not args:
+            args = (options.pop(names[0]),)
+        return WeightLayer.forward(self, args[0], _Rest(args[1:], options))  # type: ignore[arg-type]
+
+    def compute(self: Any, x: Tensor, weight: Tensor, bias: Tensor | None, *extra: _Rest) -> Tensor:
+        self._standing_in = (weight, bias)
+        try:
+            return cls.forward(self, x, *extra[0].args, **extra[0].options)
+        finally:
+            self._standing_in = None
+
+    return {
+        "forward": forward,
+        "_compute": compute,
+        "_standing_in": None,
+        "_check_output_grid": _refuse_sums,
+        "weight": _standing_in("weight", 0, None),
+        "bias": _standing_in("bias", 1, None),
+    }
+
+
+def _refuse_sums(self: nn.Module) -> None:
+    raise QuantizerError(
+        f"{Described(self)}: return_quant_tensor=True needs outputs that lie on a grid, and what this layer's own "
+        "forward returns need not be sums of products. Set output_quant=Int8Act."
+    )
+
+
+def _standing_in(name: str, index: int, below: property | None) -> property:
+    """A parameter as forward sees it: the quantized one while that runs, else the parameter."""
+
+    def get(self: Any) -> Tensor | None:
+        standing = self._standing_in
+        if standing is not None:
+            return standing[index]
+        if below is not None and below.fget is not None:
+            return below.fget(self)
+        held = self.__dict__
+        return held[name] if name in held else self._parameters[name]
+
+    def put(self: Any, item: object) -> None:
+        if below is not None and below.fset is not None:
+            below.fset(self, item)
+        else:
+            self.__dict__[name] = item  # pruning and weight normalisation put a tensor in the parameter's place
+
+    def remove(self: Any) -> None:
+        del self.__dict__[name]
+
+    return property(get, put, remove)
+
+
+def parametrized(layer: type[QuantLayer], before: type[nn.Module]) -> type[QuantLayer]:
+    """The class of a parametrized module with its parametrized tensors, on top of a quantized layer.
+
+    Args:
+        layer: the quantized layer.
+        before: the class that `torch.nn.utils.parametrize` has made for the module.
+
+    Example:
+        >>> import bitwright.nn as qnn
+        >>> from torch.nn.utils.parametrizations import orthogonal
+        >>> made = parametrized(qnn.QuantLinear, type(orthogonal(nn.Linear(2, 2))))
+        >>> made.__name__, made.__bases__, isinstance(made.weight, property)
+        ('ParametrizedQuantLinear', (<class 'bitwright.nn.linear.QuantLinear'>,), True)
+    """
+    kept = ("__getstate__", "__deepcopy__")
+    names = {name: item for name, item in vars(before).items() if isinstance(item, property) or name in kept}
+    if "_standing_in" in vars(layer):
+        for index, name in enumerate(("weight", "bias")):
+            if name in names:
+                names[name] = _standing_in(name, index, names[name])
+    return type(f"Parametrized{layer.__name__}", (layer,), {**names, "__module__": before.__module__})

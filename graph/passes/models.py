@@ -1,0 +1,127 @@
+"""What all passes over float models do first and last: the copy that they change, and the check of the result."""
+
+import copy
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TypeAlias, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from ...nn.layer import QuantLayer
+from ...qcore.models import require_model
+from ..errors import GraphError
+from ..recording.examples import calls_of
+from .reports import Report
+
+__all__ = ["Calls", "Examples", "check_same", "evaluating", "float_copy", "with_report"]
+
+Model = TypeVar("Model", bound=nn.Module)
+Examples: TypeAlias = Tensor | tuple[object, ...] | Mapping[str, object] | Sequence[object]
+Calls: TypeAlias = list[tuple[tuple[object, ...], dict[str, object]]]
+
+
+def float_copy(call: str, model: Model) -> Model:
+    """A deep copy of a float model, which a pass may change.
+
+    Args:
+        call: the pass.
+        model: the user's model.
+
+    Raises:
+        GraphError: not a model, or one with quantized layers.
+
+    Example:
+        >>> import bitwright.nn as qnn
+        >>> float_copy("equalize", nn.Sequential(qnn.QuantLinear(2, 2)))
+        Traceback (most recent call last):
+        bitwright.graph.errors.GraphError: equalize: 0 is a QuantLinear, and equalize changes float models. Call it \
+before quantize.
+    """
+    require_model(call, model, GraphError)
+    for path, module in model.named_modules():
+        if isinstance(module, QuantLayer):
+            raise GraphError(
+                f"{call}: {path or 'the model'} is a {type(module).__name__}, and {call} changes float models. "
+                "Call it before quantize."
+            )
+    if isinstance(getattr(type(model), "report", None), object) and hasattr(type(model), "report"):
+        raise GraphError(
+            f"{call}: {type(model).__name__} has a `report` of its own, where {call} would put its report. "
+            f"Wrap the model: {call}(nn.Sequential(model), ...)."
+        )
+    return copy.deepcopy(model)
+
+
+def with_report(model: Model, report: Report) -> Model:
+    """The model, with the report of the pass that made it as its attribute ``report``."""
+    model.__dict__["report"] = report
+    return model
+
+
+@contextmanager
+def evaluating(*models: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients for a block; training flags are as before when it ends."""
+    flags = [(module, module.training) for model in models for module in model.modules()]
+    for model in models:
+        model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, training in flags:
+            module.training = training
+
+
+TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-3}  # relative to the largest output; coarser types: COARSE
+COARSE = 0.1
+
+
+def _tensors(result: object) -> Iterator[Tensor]:
+    if isinstance(result, Tensor):
+        yield result
+    elif isinstance(result, Mapping):
+        for each in result.values():
+            yield from _tensors(each)
+    elif isinstance(result, Iterable) and not isinstance(result, (str, bytes)):
+        for each in result:
+            yield from _tensors(each)
+    elif hasattr(result, "__dict__"):
+        yield from _tensors(vars(result))
+
+
+def _difference(one: object, other: object) -> tuple[float, float]:
+    """The largest difference relative to the largest value, and how much of it is rounding."""
+    largest, tolerance = 0.0, 0.0
+    for a, b in zip(_tensors(one), _tensors(other), strict=True):
+        if not a.is_floating_point() or not a.numel():
+            continue
+        size = float(a.double().abs().max())
+        largest = max(largest, float((a.double() - b.double()).abs().max()) / (size or 1.0))
+        tolerance = max(tolerance, TOLERANCES.get(a.dtype, COARSE))
+    return largest, tolerance
+
+
+def check_same(call: str, model: nn.Module, changed: nn.Module, examples: Examples) -> None:
+    """Compare the results of the changed model with those of the given one, on the examples.
+
+    A model that does not agree with itself, because evaluation is random, is not compared.
+
+    Raises:
+        GraphError: they differ by more than rounding.
+
+    Example:
+        >>> check_same("equalize", nn.Linear(1, 1), nn.Linear(1, 1), torch.ones(1, 1))
+        Traceback (most recent call last):
+        bitwright.graph.errors.GraphError: equalize: the result is no longer the model's: ...
+    """
+    with evaluating(model, changed):
+        for args, kwargs in calls_of(examples):
+            expected = model(*args, **kwargs)
+            difference, tolerance = _difference(expected, changed(*args, **kwargs))
+            if difference <= tolerance or _difference(expected, model(*args, **kwargs))[0] > 0:
+                continue
+            raise GraphError(
+                f"{call}: the result is no longer the model's: it differs by {difference:.2g} of the largest output. "
+                "The model was not changed. A layer reads weights in a way that recording does not see; leave it out."
+            )

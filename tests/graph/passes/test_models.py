@@ -1,0 +1,105 @@
+import re
+
+import pytest
+import torch
+from torch import nn
+
+import bitwright.nn as qnn
+from bitwright.graph import GraphError
+from bitwright.graph.passes.models import check_same, evaluating, float_copy, with_report
+from bitwright.graph.passes.reports import Report
+
+
+def test_copy_keeps_ties():
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    model[1].weight = model[0].weight
+    copied = float_copy("equalize", model)
+    assert copied[1].weight is copied[0].weight
+    assert copied[0].weight is not model[0].weight
+
+
+def test_not_a_model():
+    with pytest.raises(GraphError, match=re.escape("equalize: Linear is a class, not a model.")):
+        float_copy("equalize", nn.Linear)
+
+
+def test_quantized_model():
+    message = "smooth: block.fc is a QuantLinear, and smooth changes float models. Call it before quantize."
+    with pytest.raises(GraphError, match=f"^{re.escape(message)}$"):
+        float_copy("smooth", nn.ModuleDict({"block": nn.ModuleDict({"fc": qnn.QuantLinear(2, 2)})}))
+
+
+def test_report_of_its_own():
+    class Reporting(nn.Module):
+        def report(self):
+            return "mine"
+
+    message = (
+        "equalize: Reporting has a `report` of its own, where equalize would put its report. Wrap the model: "
+        "equalize(nn.Sequential(model), ...)."
+    )
+    with pytest.raises(GraphError, match=f"^{re.escape(message)}$"):
+        float_copy("equalize", Reporting())
+    assert float_copy("equalize", nn.Sequential(Reporting()))[0].report() == "mine"
+
+
+def test_report_is_no_state():
+    model = with_report(nn.Linear(1, 1), Report("equalize", ()))
+    assert model.report == Report("equalize", ())
+    assert list(model.state_dict()) == ["weight", "bias"]
+
+
+def test_evaluating_restores_flags_after_an_error():
+    model = nn.Sequential(nn.Dropout().eval(), nn.Linear(1, 1)).train()
+    model[0].eval()
+    seen = []
+
+    def look():
+        with evaluating(model):
+            seen.append((model.training, torch.is_grad_enabled()))
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        look()
+    assert seen == [(False, False)]
+    assert [module.training for module in model.modules()] == [True, False, True]
+
+
+def test_same_result():
+    model = nn.Linear(3, 3)
+    check_same("equalize", model, model, [torch.ones(1, 3), torch.zeros(2, 3)])
+
+
+def test_another_result():
+    model, other = nn.Linear(1, 1), nn.Linear(1, 1)
+    for layer, number in ((model, 2.0), (other, 3.0)):
+        nn.init.constant_(layer.weight, number)
+        nn.init.zeros_(layer.bias)
+    message = (
+        "equalize: the result is no longer the model's: it differs by 0.5 of the largest output. The model was not "
+        "changed. A layer reads weights in a way that recording does not see; leave it out."
+    )
+    with pytest.raises(GraphError, match=f"^{re.escape(message)}$"):
+        check_same("equalize", model, other, torch.ones(1, 1))
+
+
+def test_random_evaluation_is_not_compared():
+    class Noise(nn.Module):
+        def forward(self, x):
+            return x + torch.rand_like(x)
+
+    check_same("equalize", Noise(), Noise(), torch.ones(4))
+
+
+def test_results_of_any_structure():
+    class Two(nn.Module):
+        def __init__(self, number):
+            super().__init__()
+            self.number = number
+
+        def forward(self, x):
+            return {"a": [x, (x * self.number, None)], "b": "text"}
+
+    check_same("smooth", Two(2.0), Two(2.0), {"x": torch.ones(3)})
+    with pytest.raises(GraphError, match=r"differs by 0\.5 of the largest output"):
+        check_same("smooth", Two(2.0), Two(3.0), {"x": torch.ones(3)})
