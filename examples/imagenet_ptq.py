@@ -57,7 +57,7 @@ def post_training(model: nn.Module, rules: Any, batches: list[Tensor], options: 
     """From a float model to a quantized one, without training. This is all that a program of yours needs."""
     example = batches[0][:1]
     model = fold_batch_norms(model, example) if options.fold else model
-    model = equalize(model, example) if options.equalize else model
+    model = equalize(model, example, relu6=options.relu6) if options.equalize else model
     quantized = quantize(model, rules, examples=example)
     calibrate(quantized, batches, statistic=options.calibrate)
     if options.correct_biases:
@@ -317,6 +317,7 @@ def _parser() -> argparse.ArgumentParser:
     steps = parser.add_argument_group("steps")
     steps.add_argument("--fold", action="store_true", help="fold BatchNorms into the layers before them")
     steps.add_argument("--equalize", action="store_true", help="even out the ranges of channels across layers")
+    steps.add_argument("--relu6", choices=["keep", "replace"], default="keep", help="equalizing must not cross a ReLU6")
     steps.add_argument("--calibrate", metavar="STATISTIC", help="of the activations (default: the quantizer's own)")
     steps.add_argument("--correct-biases", action="store_true", help="make up for the shift of every channel's mean")
     steps.add_argument("--finetune", type=int, default=0, metavar="EPOCHS", help="quantization-aware training")
