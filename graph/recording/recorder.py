@@ -4,12 +4,16 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Mapping
-from types import CodeType, FunctionType
+from types import CodeType, FrameType, FunctionType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.nn.modules.module import (
+    _global_forward_hooks_with_kwargs,
+    register_module_forward_hook,
+    register_module_forward_pre_hook,
+)
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 from torch.overrides import TorchFunctionMode
@@ -22,7 +26,7 @@ from .examples import calls_of
 from .kinds import is_homogeneous, keeps_grid, name_of
 from .merging import merge, name_sites
 from .nodes import Graph, Node, Source
-from .places import Place, Sources, layers_of, methods_of
+from .places import Place, Sources, first_argument, layers_of, methods_of
 from .preserving import Preserved, evaluating
 from .reached import Function, Ran, unreached, watching
 from .tensors import named_tensors, overlap, range_of, storage_of, tensors_in, version_of
@@ -82,6 +86,17 @@ _LAYERS = (
 _HOLDERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
 
 
+def _outside(module: nn.Module) -> FrameType | None:
+    """The frame that calls a module, seen from a hook of it."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and not (frame.f_code is _CALL and first_argument(frame) is module):
+        frame = frame.f_back
+    return None if frame is None else frame.f_back
+
+
+_CALL = nn.Module._call_impl.__code__
+
+
 def is_leaf(module: nn.Module) -> bool:
     """Whether a module is one operation in a graph: torch's layers, bitwright's, and subclasses of these."""
     if isinstance(module, _LAYERS):
@@ -134,6 +149,7 @@ class _Recorder(TorchFunctionMode):
         finally:
             for hook in hooks:
                 hook.remove()
+                _global_forward_hooks_with_kwargs.pop(hook.id, None)  # torch leaves it, and warns when it compiles
         with torch._C.DisableTorchFunction():
             for name, tensor in named_tensors(out, "output"):
                 self._add(Node(0, "output", None, name=name), [tensor], [])
@@ -208,7 +224,7 @@ class _Recorder(TorchFunctionMode):
             return
         if getattr(func, "__name__", "") == "__get__" and self._source(made[0]) is not None:  # x._base
             return
-        owner, place = self._locate(3)
+        owner, place = self._locate(sys._getframe(2))
         node = Node(0, name_of(func), func, owner, place=place)
         node.keeps_grid, node.homogeneous = keeps_grid(func, args, kwargs), is_homogeneous(func, args, kwargs)
         if node.kind == "to":
@@ -223,7 +239,7 @@ class _Recorder(TorchFunctionMode):
             self._called.add(path)
             call = _Call(module, path, sys.exc_info()[1])
             if not self._in_leaf and self._running:
-                call.owner, call.place = self._locate(2)
+                call.owner, call.place = self._locate(_outside(module))
             self._running.append(call)
             if self._in_leaf or is_leaf(module):
                 self._in_leaf += 1
@@ -248,8 +264,8 @@ class _Recorder(TorchFunctionMode):
             written = [each for each, version in call.versions if version_of(each) != version]
             self._add(node, read, made, written)
 
-    def _locate(self, depth: int) -> tuple[str, Place | None]:
-        module, place = self._sources.locate(sys._getframe(depth))
+    def _locate(self, frame: FrameType | None) -> tuple[str, Place | None]:
+        module, place = self._sources.locate(frame)
         if module is None:
             return (self._running[-1].path if self._running else ""), place
         return self._paths[id(module)], place
