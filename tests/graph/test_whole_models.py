@@ -97,9 +97,7 @@ def test_a_float_checkpoint_loads_strictly(name, rules):
 def test_quantized_it_computes_something_near(name, rules):
     """Near, and not the same: the quantizers are at work."""
     model, quantized = ZOO[name].build(), ready(name, rules)
-    for found, wanted in zip(
-        applied(quantized, ZOO[name].example()), applied(model, ZOO[name].example()), strict=True
-    ):
+    for found, wanted in zip(applied(quantized, ZOO[name].example()), applied(model, ZOO[name].example()), strict=True):
         assert not torch.equal(found, wanted)
         assert (found - wanted).abs().max() < 0.2 * wanted.abs().max()
 
