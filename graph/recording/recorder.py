@@ -4,7 +4,7 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Mapping
-from types import CodeType, FunctionType
+from types import CodeType, FrameType, FunctionType
 from typing import Any
 
 import torch
@@ -201,7 +201,7 @@ class _Recorder(TorchFunctionMode):
             return
         if getattr(func, "__name__", "") == "__get__" and self._source(made[0]) is not None:  # x._base
             return
-        owner, place = self._locate(3)
+        owner, place = self._locate(sys._getframe(2))
         node = Node(0, name_of(func), func, owner, place=place)
         node.keeps_grid, node.homogeneous = keeps_grid(func, args, kwargs), is_homogeneous(func, args, kwargs)
         if node.kind == "to":
@@ -216,7 +216,7 @@ class _Recorder(TorchFunctionMode):
             self._called.add(path)
             call = _Call(module, path, sys.exc_info()[1])
             if not self._in_leaf and self._running:
-                call.owner, call.place = self._locate(2)
+                call.owner, call.place = self._locate(_caller(sys._getframe(1)))
             self._running.append(call)
             if self._in_leaf or is_leaf(module):
                 self._in_leaf += 1
@@ -241,8 +241,8 @@ class _Recorder(TorchFunctionMode):
             written = [each for each, version in call.versions if version_of(each) != version]
             self._add(node, read, made, written)
 
-    def _locate(self, depth: int) -> tuple[str, Place | None]:
-        module, place = self._sources.locate(sys._getframe(depth))
+    def _locate(self, frame: FrameType | None) -> tuple[str, Place | None]:
+        module, place = self._sources.locate(frame)
         if module is None:
             return (self._running[-1].path if self._running else ""), place
         return self._paths[id(module)], place
@@ -292,6 +292,13 @@ class _Recorder(TorchFunctionMode):
                 del self._made[key]
             elif other is not written and storage_of(other) == storage and overlap(written, other):
                 self._made[key] = reference, node, number
+
+
+def _caller(frame: FrameType | None) -> FrameType | None:
+    """Past what torch runs between the call of a module and its hooks."""
+    while frame is not None and frame.f_code.co_filename in (__file__, nn.Module._call_impl.__code__.co_filename):
+        frame = frame.f_back
+    return frame
 
 
 class _Call:
