@@ -9,7 +9,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.nn.modules.module import (
+    _global_forward_hooks_with_kwargs,
+    register_module_forward_hook,
+    register_module_forward_pre_hook,
+)
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 from torch.overrides import TorchFunctionMode
@@ -22,7 +26,7 @@ from .examples import calls_of
 from .kinds import is_homogeneous, keeps_grid, name_of
 from .merging import merge, name_sites
 from .nodes import Graph, Node, Source
-from .places import Place, Sources, layers_of, methods_of
+from .places import Place, Sources, first_argument, layers_of, methods_of
 from .preserving import Preserved, evaluating
 from .reached import Ran, Written, unreached, watching
 from .tensors import named_tensors, overlap, range_of, storage_of, tensors_in, version_of
@@ -82,6 +86,17 @@ _LAYERS = (
 _HOLDERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
 
 
+def _outside(module: nn.Module) -> FrameType | None:
+    """The frame that calls a module, seen from a hook of it."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and not (frame.f_code is _CALL and first_argument(frame) is module):
+        frame = frame.f_back
+    return None if frame is None else frame.f_back
+
+
+_CALL = nn.Module._call_impl.__code__
+
+
 def is_leaf(module: nn.Module) -> bool:
     """Whether a module is one operation in a graph: torch's layers, bitwright's, and subclasses of these."""
     if isinstance(module, (*_LAYERS, parametrize.ParametrizationList)):
@@ -130,6 +145,7 @@ class _Recorder(TorchFunctionMode):
         finally:
             for hook in hooks:
                 hook.remove()
+                _global_forward_hooks_with_kwargs.pop(hook.id, None)  # torch leaves it, and warns when it compiles
         with torch._C.DisableTorchFunction():
             for name, tensor in named_tensors(out, "output"):
                 self._add(Node(0, "output", None, name=name), [tensor], [])
@@ -216,7 +232,7 @@ class _Recorder(TorchFunctionMode):
             self._called.add(path)
             call = _Call(module, path, sys.exc_info()[1])
             if not self._in_leaf and self._running:
-                call.owner, call.place = self._locate(_caller(sys._getframe(1)))
+                call.owner, call.place = self._locate(_outside(module))
             self._running.append(call)
             if self._in_leaf or is_leaf(module):
                 self._in_leaf += 1
@@ -292,13 +308,6 @@ class _Recorder(TorchFunctionMode):
                 del self._made[key]
             elif other is not written and storage_of(other) == storage and overlap(written, other):
                 self._made[key] = reference, node, number
-
-
-def _caller(frame: FrameType | None) -> FrameType | None:
-    """Past what torch runs between the call of a module and its hooks."""
-    while frame is not None and frame.f_code.co_filename in (__file__, nn.Module._call_impl.__code__.co_filename):
-        frame = frame.f_back
-    return frame
 
 
 class _Call:

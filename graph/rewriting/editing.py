@@ -31,8 +31,8 @@ class Edit:
         line, end_line, column, end_column = self.position
         return type(self)((line + lines, end_line + lines, column, end_column), self.name)
 
-    def replacement(self, source: Source, me: str, inner: Sequence[Replacement]) -> Replacement:
-        """The text that takes the place of the expression.
+    def replacements(self, source: Source, me: str, inner: Sequence[Replacement]) -> list[Replacement]:
+        """The text that takes the place of the expression, and of what belongs to it.
 
         Args:
             source: of the function.
@@ -45,45 +45,56 @@ class Edit:
 class Operation(Edit):
     """``a + b`` becomes ``self.add(a, b)``, and ``a += b`` becomes ``a = self.add(a, b)``."""
 
-    def replacement(self, source: Source, me: str, inner: Sequence[Replacement]) -> Replacement:
+    def replacements(self, source: Source, me: str, inner: Sequence[Replacement]) -> list[Replacement]:
         node = next(each for each in source.at(self.position) if isinstance(each, (ast.BinOp, ast.AugAssign)))
         parts = (node.left, node.right) if isinstance(node, ast.BinOp) else (node.target, node.value)
         left, right = (_argument(source, part, inner) for part in parts)
         call = f"{me}.{self.name}(".encode() + left + b", " + right + b")"
-        return *source.span(node), call if isinstance(node, ast.BinOp) else left + b" = " + call
+        return [(*source.span(node), call if isinstance(node, ast.BinOp) else left + b" = " + call)]
 
 
 class MethodCall(Edit):
     """``x.softmax(-1)`` becomes ``self.softmax(x, -1)``."""
 
-    def replacement(self, source: Source, me: str, inner: Sequence[Replacement]) -> Replacement:
+    def replacements(self, source: Source, me: str, inner: Sequence[Replacement]) -> list[Replacement]:
         node = _call(source, self.position)
         assert isinstance(node.func, ast.Attribute)
         start, end = source.span(node)
         value = _argument(source, node.func.value, inner)
         opening = _opening(source.text, source.span(node.func)[1])
         rest = replaced(source.text, opening + 1, end, inner)
-        between = b", " if node.args or node.keywords else b""
-        return start, end, f"{me}.{self.name}(".encode() + value + between + rest
+        between = b"" if not (node.args or node.keywords) else b"," if rest.lstrip(b" ").startswith(b"\n") else b", "
+        return [(start, end, f"{me}.{self.name}(".encode() + value + between + rest)]
 
 
 class Call(Edit):
     """``torch.cat(xs, 1)`` becomes ``self.cat(xs, 1)``: what is called is exchanged."""
 
-    def replacement(self, source: Source, me: str, inner: Sequence[Replacement]) -> Replacement:
-        return *source.span(_call(source, self.position).func), f"{me}.{self.name}".encode()
+    def replacements(self, source: Source, me: str, inner: Sequence[Replacement]) -> list[Replacement]:
+        return [(*source.span(_call(source, self.position).func), f"{me}.{self.name}".encode())]
+
+
+class Choice(Edit):
+    """``act(x)``, where ``act`` is a variable, becomes ``(self._gelu if act is self._gelu.function else act)(x)``."""
+
+    def replacements(self, source: Source, me: str, inner: Sequence[Replacement]) -> list[Replacement]:
+        start, end = source.span(_call(source, self.position).func)
+        called, method = source.text[start:end], f"{me}.{self.name}".encode()
+        return [(start, end, b"(" + method + b" if " + called + b" is " + method + b".function else " + called + b")")]
 
 
 class Parameter(Edit):
-    """``def attend(q, k)`` becomes ``def attend(self, q, k)``; the position is that of the definition."""
+    """``def attend(q, k)`` becomes ``def attend(self, q, k)``, no static method; the position is the definition's."""
 
-    def replacement(self, source: Source, me: str, inner: Sequence[Replacement]) -> Replacement:
+    def replacements(self, source: Source, me: str, inner: Sequence[Replacement]) -> list[Replacement]:
         node, start = source.node, source.span(source.node)[0] + len("def ")
         types = getattr(node, "type_params", [])
         after = source.span(types[-1])[1] if types else source.text.index(node.name.encode(), start)
         at, arguments = _opening(source.text, after) + 1, node.args
         alone = not any(getattr(arguments, name) for name in ("posonlyargs", "args", "vararg", "kwonlyargs", "kwarg"))
-        return at, at, f"{self.name}{'' if alone else ', '}".encode()
+        static = (each for each in node.decorator_list if isinstance(each, ast.Name) and each.id == "staticmethod")
+        signs = (source.text.rindex(b"@", 0, source.span(each)[0]) for each in static)
+        return [(at, at, f"{self.name}{'' if alone else ', '}".encode()), *((sign, sign, b"# ") for sign in signs)]
 
 
 def edited(source: Source, me: str, edits: Sequence[Edit]) -> list[Replacement]:
@@ -98,7 +109,7 @@ def edited(source: Source, me: str, edits: Sequence[Edit]) -> list[Replacement]:
     for each in sorted(
         edits, key=lambda edit: (edit.position[1], edit.position[3], -edit.position[0], -edit.position[2])
     ):
-        found.append(each.replacement(source, me, found))  # the inner ones come first: they end before, or begin later
+        found += each.replacements(source, me, found)  # the inner ones come first: they end before, or begin later
     return found
 
 

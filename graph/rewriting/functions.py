@@ -7,7 +7,7 @@ from types import CellType, FunctionType
 from .editing import Edit, Parameter, edited
 from .source import Source
 
-__all__ = ["first_argument", "layers", "rewritten", "takes_any"]
+__all__ = ["bare", "first_argument", "layers", "rewritten", "takes_any"]
 
 
 def layers(function: object) -> list[FunctionType]:
@@ -21,12 +21,17 @@ def layers(function: object) -> list[FunctionType]:
         >>> [each.__name__ for each in layers(f)], layers(f)[1] is f.__wrapped__
         (['f', 'f'], True)
     """
-    function = getattr(function, "__func__", function)  # of a staticmethod, or a bound method
+    function = bare(function)
     found: list[FunctionType] = []
     while isinstance(function, FunctionType) and function not in found:
         found.append(function)
         function = getattr(function, "__wrapped__", None) or next(_wrapped(function), None)
     return found
+
+
+def bare(function: object) -> object:
+    """The function in a static method, or a bound one."""
+    return getattr(function, "__func__", function)
 
 
 def _wrapped(function: FunctionType) -> Iterator[FunctionType]:
@@ -52,7 +57,7 @@ def rewritten(function: object, depth: int, edits: Sequence[Edit]) -> FunctionTy
         edits: with lines from the first one of the function; with a `Parameter`, the module is a new first argument.
 
     Returns:
-        The function, with its decorators. Its attribute ``source`` is the new text.
+        The function, with its decorators. Its attribute ``source`` is the new text, ``function`` what it was.
     """
     around = layers(function)[: depth + 1]
     inner = around.pop()
@@ -67,11 +72,10 @@ def rewritten(function: object, depth: int, edits: Sequence[Edit]) -> FunctionTy
     made = FunctionType(code, inner.__globals__, inner.__name__, inner.__defaults__, closure)
     _look_like(made, inner)
     shown = source.shown(replacements)
-    vars(made)["source"] = shown
     for each in reversed(around):
         made = _decorated(each, inner, made)
         inner = each
-        vars(made)["source"] = shown
+    vars(made).update(source=shown, function=bare(function))
     return made
 
 

@@ -1,5 +1,8 @@
 """Modules whose code calls submodules in the places of recorded operations."""
 
+import itertools
+import pkgutil
+import types
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from types import FunctionType
@@ -39,7 +42,7 @@ def interpose(owner: nn.Module, edits: Iterable[tuple[Place, str, Recorded]]) ->
         steps, _ = route(owner, place, node, name)
         taken.add(name)
         level = methods.setdefault(place.method, _Rewriting(steps[0]))
-        for step, following in zip(steps, steps[1:], strict=False):
+        for step, following in itertools.pairwise(steps):
             level = level.helpers.setdefault(step.edit.position, _Rewriting(following, step.edit, node.path))
         level.edits[steps[-1].edit.position] = steps[-1].edit
     recipe: list[Change] = []
@@ -62,10 +65,15 @@ class Change:
     """
 
     name: str
-    function: FunctionType | None
+    function: Callable[..., Any] | None
     depth: int
     edits: tuple[Edit, ...]
     digest: str
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        function = self.function
+        where = None if function is None else _import_path(function)
+        return _change, (self.name, function if where is None else None, where, self.depth, self.edits, self.digest)
 
     def made(self, base: type) -> FunctionType:
         """The method for a subclass.
@@ -87,6 +95,24 @@ class Change:
         return rewritten(function, self.depth, self.edits)
 
 
+def _import_path(function: Callable[..., Any]) -> str | None:
+    """Where a function can be imported from; private names of classes too, which `pickle` doesn't find."""
+    path, *rest = function.__qualname__.split(".")
+    for name in rest:
+        owner = path.rpartition(".")[2].lstrip("_")
+        path += f"._{owner}{name}" if name.startswith("__") and not name.endswith("__") else f".{name}"
+    where = f"{function.__module__}:{path}"
+    try:
+        return where if pkgutil.resolve_name(where) is function else None
+    except (AttributeError, ImportError, ValueError):
+        return None
+
+
+def _change(name: str, function: Callable[..., Any] | None, where: str | None, *rest: Any) -> Change:
+    """A change, as `pickle` makes it."""
+    return Change(name, function if where is None else pkgutil.resolve_name(where), *rest)
+
+
 @dataclass
 class _Rewriting:
     """What is rewritten in one function, and in those that it calls."""
@@ -97,7 +123,7 @@ class _Rewriting:
     edits: dict[Position, Edit] = field(default_factory=dict)
     helpers: dict[Position, "_Rewriting"] = field(default_factory=dict)
 
-    def changes(self, name: str, function: FunctionType | None, taken: set[str]) -> list[Change]:
+    def changes(self, name: str, function: Callable[..., Any] | None, taken: set[str]) -> list[Change]:
         """The functions of the new class: this one under a name, and its helpers under free ones."""
         edits, found = dict(self.edits), list[Change]()
         for position, helper in self.helpers.items():
@@ -121,9 +147,9 @@ class _Rewriting:
         for each in around:
             if not takes_any(each):
                 raise GraphError(
-                    f"{self.path} is computed in {title_of(self.step.function)}, whose decorator takes fixed arguments, "
-                    "so it can't become a method. Let the decorator's function take *args and **kwargs, or write "
-                    f'"{self.path}": None.'
+                    f"{self.path} is computed in {title_of(self.step.function)}, whose decorator takes fixed "
+                    "arguments, so it can't become a method. Let the decorator's function take *args and **kwargs, or "
+                    f'write "{self.path}": None.'
                 )
 
 
@@ -179,4 +205,4 @@ def _subclass(base: type, recipe: tuple[Change, ...]) -> type:
     body: dict[str, Any] = {name: getattr(base, name) for name in ("__module__", "__qualname__", "__doc__")}
     body |= {"_recipe": recipe, "_rewrites": base} | {each.name: each.made(base) for each in recipe}
     bases = (base,) if issubclass(base, Rewritten) else (Rewritten, base)
-    return type(base)(base.__name__, bases, body)
+    return types.new_class(base.__name__, bases, exec_body=lambda names: names.update(body))

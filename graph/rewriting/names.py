@@ -92,7 +92,7 @@ class Names:
         order = type(self.owner).__mro__
         if start not in order:
             return UNKNOWN
-        found = (vars(each)[name] for each in order[order.index(start) + 1 :] if name in vars(each))  # type: ignore[arg-type]
+        found = (vars(each)[name] for each in order[order.index(start) + 1 :] if name in vars(each))
         return next(found, UNKNOWN)
 
 

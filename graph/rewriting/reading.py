@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..errors import GraphError
 from ..recording.kinds import KINDS, name_of
 from ..recording.places import Place, Position
-from .editing import Call, Edit, MethodCall, Operation
+from .editing import Call, Choice, Edit, MethodCall, Operation
 from .functions import first_argument, layers
 from .names import UNKNOWN, Names
 from .source import Source, title_of
@@ -48,7 +48,7 @@ class Step:
             function's first.
     """
 
-    function: FunctionType
+    function: Callable[..., Any]
     depth: int
     bound: bool
     edit: Edit
@@ -82,9 +82,8 @@ def route(owner: nn.Module, place: Place, node: Recorded, name: str = "") -> tup
     """
     if place.method in vars(owner):
         raise GraphError(
-            f"{node.path} is computed in {type(owner).__name__}.{place.method}, which was replaced on this module alone "
-            f"({place.method} = ...), so a class with another one would not be asked. Write the method in a subclass, "
-            f"or {_left(node)}."
+            f"{node.path} is computed in {type(owner).__name__}.{place.method}, and this module has a {place.method} "
+            f"of its own, which hides that of its class. Write it in a subclass, or {_left(node)}."
         )
     function: object = _method(type(owner), place.method)
     bound, steps = True, list[Step]()
@@ -93,7 +92,8 @@ def route(owner: nn.Module, place: Place, node: Recorded, name: str = "") -> tup
         if index == len(place.chain) - 1:
             edit, written = reader.operation(name, owner)
             return [*steps, reader.step(bound, edit)], written
-        called = place.chain[index + 1][0]
+        following, at = place.chain[index + 1]
+        called = following or reader.called(at)
         edit, is_bound = reader.call(called)
         steps.append(reader.step(bound, edit))
         function, bound = called, is_bound
@@ -115,7 +115,7 @@ class _Reader:
         self.function = layers(function)[self.depth]
         self.where = f"{self.source.file.rpartition('/')[2]}:{position[0]}"
         if owner is not None and first_argument(self.source) is None:
-            self._refuse(f"{title_of(self.function)} names no argument for the module itself")
+            self._refuse(f"{title_of(self.function)}, which names no argument for the module itself")
         self.names = Names(self.function, self.source, owner)
         self.me = self.names.me
         if self.me is not None:
@@ -135,7 +135,7 @@ class _Reader:
         inner = layers(function)[-1]
         if reasons:
             raise GraphError(
-                f"{title_of(inner)} has no source ({reasons[-1].removeprefix('is ')}), so {self.node.kind} can't be "
+                f"{title_of(inner)} has no source ({reasons[-1]}), so {self.node.kind} can't be "
                 "given a quantizer. Define the class in a file, or write None for it."
             )
         return self._refuse(f"{title_of(inner)} was edited since it was imported")
@@ -144,14 +144,29 @@ class _Reader:
         """This function on the way."""
         return Step(self.outer, self.depth, bound, edit)
 
+    def called(self, position: Position) -> FunctionType | None:
+        """What is called, if the recorder has not told: a function that has something at the position."""
+        node = self._written(ast.Call)
+        found = None if node is None else self.names.value(node.func)
+        function = getattr(found, "__func__", found)
+        for each in layers(function):
+            try:
+                if Source(each).at(position) and isinstance(function, FunctionType):
+                    return function
+            except LookupError:
+                continue
+        return None
+
     def call(self, called: FunctionType | None) -> tuple[Edit, bool]:
         """The call of a helper function, and whether it is that of a method of the module."""
         node = self._written(ast.Call)
         if called is None or node is None:
             what = "a function that can't be found again" if called is None else title_of(called)
             return self._refuse(f"{what}, called at {self.where} in {title_of(self.function)}")
-        found = layers(self.names.value(node.func))
-        if not any(each in layers(called) for each in found):
+        known = self.names.value(node.func)
+        if known is UNKNOWN and isinstance(node.func, ast.Name):
+            return Choice(self._relative(), ""), False
+        if not any(each in layers(called) for each in layers(known)):
             return self._refuse(
                 f"{title_of(called)}, which {title_of(self.function)} calls at {self.where} as "
                 f"{ast.unparse(node.func)}(...), a name that may stand for another function, too"
@@ -228,7 +243,8 @@ class _Reader:
         """The name of the module must stand for it where the operation is written."""
         around = [each for each in ast.walk(self.source.node) if _holds(each, self.position)]
         inner = [each for each in around if isinstance(each, _FUNCTIONS) and each is not self.source.node]
-        hidden = any(argument.arg == me for each in inner for argument in ast.walk(each.args) if _is_argument(argument))
+        arguments = [each for function in inner for each in ast.walk(function.args) if isinstance(each, ast.arg)]
+        hidden = any(each.arg == me for each in arguments)
         stored = any(
             isinstance(each, ast.Name) and each.id == me and not isinstance(each.ctx, ast.Load)
             for each in ast.walk(self.source.node)
@@ -252,19 +268,12 @@ _OPERATORS: dict[type[ast.operator], Callable[..., Any]] = {
 _SIGNS = {"add": "a + b", "sub": "a - b", "mul": "a * b", "div": "a / b", "matmul": "a @ b"}
 
 
-def _is_argument(node: ast.AST) -> bool:
-    return isinstance(node, ast.arg)
-
-
 def _holds(node: ast.AST, position: Position) -> bool:
-    line, end_line, column, end_column = position
-    start = getattr(node, "lineno", None)
-    if start is None:
+    if not isinstance(node, (ast.stmt, ast.expr)):
         return False
-    return (start, node.col_offset) <= (line, column) and (end_line, end_column) <= (
-        node.end_lineno,
-        node.end_col_offset,
-    )  # type: ignore[attr-defined]
+    line, end_line, column, end_column = position
+    end = node.end_lineno or 0, node.end_col_offset or 0
+    return (node.lineno, node.col_offset) <= (line, column) and (end_line, end_column) <= end
 
 
 def _shown(node: ast.AST) -> str:

@@ -8,7 +8,7 @@ import hashlib
 import linecache
 import operator
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import CodeType, FunctionType
 
 from ..recording.places import Position
@@ -51,12 +51,13 @@ class Source:
     def __init__(self, function: FunctionType) -> None:
         self.code = code = function.__code__
         self.file, self.line = code.co_filename, code.co_firstlineno
+        linecache.checkcache(self.file)
         text = "".join(linecache.getlines(self.file, function.__globals__))
         if not text:
-            raise LookupError(f"is defined in {self.file}")
+            raise LookupError(f"defined in {self.file}")
         found = next((each for each in _definitions(_parsed(text)) if _is_of(each[0], code)), None)
         if found is None:
-            raise LookupError(f"is not a def at {self.file}:{self.line}, or was edited since it was imported")
+            raise LookupError(f"no def at {self.file}:{self.line}, which may have been edited since it was imported")
         self.node, around = found
         self.owner = next((each.name for each in reversed(around) if isinstance(each, ast.ClassDef)), None)
         self.text = text.encode()
@@ -106,13 +107,14 @@ class Source:
         module = compile(text, file, "exec", self.code.co_flags & _FUTURE, dont_inherit=True)
         linecache.cache[file] = len(text), None, text.splitlines(keepends=True), file
         line = before + len(around) + 1
-        found = next(each for each in _codes(module) if each.co_name == self.node.name and each.co_firstlineno == line)
+        found = next(each for each in _codes(module) if each.co_name == self.node.name and each.co_firstlineno >= line)
         return found.replace(co_qualname=self.code.co_qualname)
 
     def _own_text(self, replacements: Sequence[Replacement]) -> bytes:
         """The lines of the function, with parts replaced."""
         start, end = self._starts[self.line - 1], self.span(self.node)[1]
-        return replaced(self.text, start, end, replacements)
+        line_end = self.text.find(b"\n", end)
+        return replaced(self.text, start, len(self.text) if line_end < 0 else line_end, replacements)
 
 
 def replaced(text: bytes, start: int, end: int, replacements: Sequence[Replacement]) -> bytes:
@@ -131,14 +133,14 @@ def replaced(text: bytes, start: int, end: int, replacements: Sequence[Replaceme
     return b"".join([*parts, text[at:end]])
 
 
-def title_of(function: FunctionType) -> str:
+def title_of(function: Callable[..., object]) -> str:
     """A function as messages name it: with its class, without the function that it is defined in.
 
     Example:
         >>> title_of(Source.shown)
         'Source.shown'
     """
-    return function.__qualname__.rpartition("<locals>.")[2]
+    return str(getattr(function, "__qualname__", function)).rpartition("<locals>.")[2]
 
 
 @functools.lru_cache(maxsize=8)  # of texts, so that a file with many blocks is parsed once
