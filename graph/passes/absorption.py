@@ -74,7 +74,7 @@ def absorb_biases(model: Model, examples: Examples, *, sigmas: float = 3.0, padd
     with evaluating(model, absorbed):
         for args, kwargs in calls_of(examples):
             moved = max(moved, difference(model(*args, **kwargs), absorbed(*args, **kwargs))[0])
-    return with_report(absorbed, Report("absorb_biases", tuple(entries), {"output moved": moved}))
+    return with_report(absorbed, Report("absorb_biases", tuple(entries), figures={"output moved": moved}))
 
 
 def _absorb(model: nn.Module, path: str, regions: Regions, sigmas: float, padded: bool) -> Entry:

@@ -66,7 +66,7 @@ class Report:
 
     call: str
     entries: tuple[Entry, ...]
-    figures: Mapping[str, float] = field(default_factory=dict)
+    figures: Mapping[str, float] = field(default_factory=dict, kw_only=True)
 
     @property
     def changed(self) -> tuple[Entry, ...]:
@@ -84,7 +84,8 @@ class Report:
             {"path": each.path, "action": each.action, "reason": each.reason, "figures": dict(each.figures)}
             for each in self.entries
         ]
-        return {"call": self.call, "entries": entries, "figures": dict(self.figures)}
+        found: dict[str, Any] = {"call": self.call, "entries": entries}
+        return found | {"figures": dict(self.figures)} if self.figures else found
 
     def __iter__(self) -> Iterator[Entry]:
         return iter(self.entries)

@@ -50,12 +50,11 @@ def test_dict():
             },
             {"path": "fc", "action": "equalized", "reason": "its input is padded", "figures": {}},
         ],
-        "figures": {},
     }
 
 
 def test_figures_of_the_model():
-    report = Report("absorb_biases", (Entry("fc", "absorbed"),), {"output moved": 0.00125})
+    report = Report("absorb_biases", (Entry("fc", "absorbed"),), figures={"output moved": 0.00125})
     assert str(report) == "absorb_biases: 1 changed, 0 left (output moved 0.00125)\n  fc  absorbed"
     assert report.as_dict()["figures"] == {"output moved": 0.00125}
 
