@@ -120,9 +120,10 @@ def check_same(call: str, model: nn.Module, changed: nn.Module, examples: Exampl
         GraphError: they differ by more than rounding.
 
     Example:
-        >>> check_same("equalize", nn.Linear(1, 1), nn.Linear(1, 1), torch.ones(1, 1))
+        >>> check_same("equalize", nn.Identity(), nn.ReLU(), torch.tensor([-1.0, 2.0]))
         Traceback (most recent call last):
-        bitwright.graph.errors.GraphError: equalize: the result is no longer the model's: ...
+        bitwright.graph.errors.GraphError: equalize: the result is no longer the model's: it differs by 0.5 of the \
+largest output. The model was not changed. A layer reads weights in a way that recording does not see; leave it out.
     """
     with evaluating(model, changed):
         for args, kwargs in calls_of(examples):
