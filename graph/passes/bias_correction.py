@@ -54,6 +54,8 @@ class BiasReport(Report):
 
     def __str__(self) -> str:
         first, *rest = super().__str__().splitlines()
+        if math.isnan(self.sqnr_before):
+            return "\n".join([first, *rest])
         gain = f"SQNR of the outputs {self.sqnr_before:.1f} dB before, {self.sqnr_after:.1f} dB after"
         return "\n".join([f"{first}; {gain}", *rest])
 
