@@ -12,10 +12,8 @@ torch number by number go to ``--out``. It needs ``pip install bitwright[onnx,de
 import argparse
 import importlib
 import importlib.util
-import json
 import math
 import sys
-import tomllib
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -37,17 +35,29 @@ from torch.utils.data import DataLoader, Dataset
 import bitwright.nn as qnn
 from bitwright import quantizers
 from bitwright.export import VerificationReport, export_onnx_qcdq, export_onnx_qdq, verify_onnx
-from bitwright.graph import calibrate, correct_biases, equalize, explain, first, fold_batch_norms, last, quantize
+from bitwright.graph import (
+    calibrate,
+    correct_biases,
+    equalize,
+    explain,
+    first,
+    fold_batch_norms,
+    last,
+    load_rules,
+    quantize,
+)
 from bitwright.qcore import BitwrightError
 
 __all__ = ["ImageFolder", "main", "post_training"]
+
+DIALECTS = {"qcdq": export_onnx_qcdq, "qdq": export_onnx_qdq}
 
 
 def post_training(model: nn.Module, rules: Any, batches: list[Tensor], options: argparse.Namespace) -> nn.Module:
     """From a float model to a quantized one, without training. This is all that a program of yours needs."""
     example = batches[0][:1]
     model = fold_batch_norms(model, example) if options.fold else model
-    model = equalize(model, example) if options.equalize else model
+    model = equalize(model, example, relu6=options.relu6) if options.equalize else model
     quantized = quantize(model, rules, examples=example)
     calibrate(quantized, batches, statistic=options.calibrate)
     if options.correct_biases:
@@ -145,8 +155,7 @@ def float_model(options: argparse.Namespace) -> nn.Module:
 def rules_of(options: argparse.Namespace) -> Any:
     """What is to be quantized, and how: from a file, or from the flags."""
     if options.rules:
-        read = tomllib.loads if options.rules.suffix == ".toml" else json.loads
-        return {_where(where): _what(what) for where, what in read(options.rules.read_text(encoding="utf-8")).items()}
+        return load_rules(options.rules)
     weight = quantizers.Int8WeightPerChannel if options.per_channel else quantizers.Int8WeightPerTensor
     layers: dict[Any, Any] = {"weight_quant": weight, "weight_bit_width": options.weight_bits}
     ends = {"weight_bit_width": options.end_bits}
@@ -154,23 +163,6 @@ def rules_of(options: argparse.Namespace) -> Any:
         layers |= {"input_quant": quantizers.Int8Act, "input_bit_width": options.act_bits}
         ends |= {"input_bit_width": options.end_bits}
     return {**layers, first(): ends, last(): ends}
-
-
-def _where(text: str) -> Any:
-    """A place in a file of rules: ``first``, ``last``, a layer of torch.nn, or a path with wildcards."""
-    ends = {"first": first(), "last": last()}
-    kind = getattr(nn, text.removeprefix("nn."), None) if text.startswith("nn.") else None
-    return ends.get(text) or kind or text
-
-
-def _what(settings: Any) -> Any:
-    """Settings in a file of rules: false leaves a layer float; quantizers stand there by name."""
-    if not isinstance(settings, dict):
-        return settings or None
-    return {
-        name: getattr(quantizers, each) if name.endswith("_quant") and isinstance(each, str) else each
-        for name, each in settings.items()
-    }
 
 
 # Figures
@@ -302,9 +294,6 @@ def _exported(quantized: nn.Module, images: Tensor, options: argparse.Namespace)
     return verify_onnx(quantized, path, images)
 
 
-DIALECTS = {"qcdq": export_onnx_qcdq, "qdq": export_onnx_qdq}
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Quantize a pretrained image classifier, and export it.")
     model = parser.add_argument_group("model")
@@ -328,6 +317,7 @@ def _parser() -> argparse.ArgumentParser:
     steps = parser.add_argument_group("steps")
     steps.add_argument("--fold", action="store_true", help="fold BatchNorms into the layers before them")
     steps.add_argument("--equalize", action="store_true", help="even out the ranges of channels across layers")
+    steps.add_argument("--relu6", choices=["keep", "replace"], default="keep", help="equalizing must not cross a ReLU6")
     steps.add_argument("--calibrate", metavar="STATISTIC", help="of the activations (default: the quantizer's own)")
     steps.add_argument("--correct-biases", action="store_true", help="make up for the shift of every channel's mean")
     steps.add_argument("--finetune", type=int, default=0, metavar="EPOCHS", help="quantization-aware training")

@@ -14,7 +14,9 @@ onnx = pytest.importorskip("onnx")
 figure = pytest.importorskip("matplotlib.figure")
 pytest.importorskip("hypothesis")
 
-PACKAGES = [importlib.import_module(f"bitwright.{name}") for name in ("qcore", "quantizers", "nn", "graph", "export", "testing")]
+PACKAGES = [
+    importlib.import_module(f"bitwright.{name}") for name in ("qcore", "quantizers", "nn", "graph", "export", "testing")
+]
 IMPORTED_FOR_TYPING = {"np": np, "onnx": onnx, "torch": torch, "Figure": figure.Figure}
 
 

@@ -22,7 +22,7 @@ from .resnet import ResNet
 from .sharing import CalledTwice, Tied
 from .speaker import SpeakerEncoder
 
-__all__ = ["ZOO", "Entry", "applied", "tensors_of"]
+__all__ = ["ZOO", "Entry", "applied", "tensors_of", "tiny_mobilenet_v2"]
 
 Call = tuple[Any, ...]  # the positional arguments of one call; a lone dict in it is one argument
 
@@ -194,3 +194,8 @@ ZOO: dict[str, Entry] = {
         _small("decoder", Decoder, _images(3, 16, 16)),
     )
 }
+
+
+def tiny_mobilenet_v2() -> nn.Module:
+    """A factory for those that take one by name."""
+    return ZOO["mobilenet_v2"].build()
