@@ -4,9 +4,9 @@
         --fold --correct-biases --weight-bits 4
 
 The model is one of torchvision or timm, where they are installed, or comes from a function of yours:
-``--factory package.module:function --weights file.pt``. Images lie in one folder for each class. A table, a plot of the
-signal-to-quantization-noise ratio of every layer, the quantized weights, and an ONNX file that has been compared with
-torch number by number go to ``--out``. It needs ``pip install bitwright[onnx,demo]``.
+``--factory package.module:function --weights file.pt``. Images lie in one folder for each class. A table, a plot and a
+page about every layer, the quantized weights, and an ONNX file that has been compared with torch number by number go to
+``--out``. It needs ``pip install bitwright[onnx,demo]``.
 """
 
 import argparse
@@ -274,7 +274,8 @@ def _run(options: argparse.Namespace, console: Console) -> int:
     with open(options.out / "report.txt", "w", encoding="utf-8") as text:
         Console(file=text, width=120).print(table)
         text.write(f"\n{explanation}\n")
-    draw(explanation.sqnr, options.out / "layers.png")
+    explanation.save(options.out / "layers.html")
+    draw({each.path: each.sqnr for each in explanation if each.quantized and each.sqnr}, options.out / "layers.png")
     torch.save(quantized.state_dict(), options.out / "quantized.pt")
     if options.export == "none":
         return 0

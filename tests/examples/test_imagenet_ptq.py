@@ -54,7 +54,7 @@ def test_every_step_runs(script, folder, tmp_path, capsys):
     steps = ["--fold", "--equalize", "--calibrate", "mse", "--correct-biases", "--finetune", "1"]
     assert script.main([*TINY, "--data", str(folder), *steps, "--out", str(out)]) == 0
     written = sorted(path.name for path in out.iterdir())
-    assert written == ["layers.png", "model.qcdq.onnx", "quantized.pt", "report.txt"]
+    assert written == ["layers.html", "layers.png", "model.qcdq.onnx", "quantized.pt", "report.txt"]
     rows = rows_of(out / "report.txt")
     assert list(rows) == ["float", "quantized", "fine-tuned"]
     assert rows["float"][2] == 100
