@@ -5,13 +5,17 @@
 quantized one (`correct_biases`).
 """
 
+from .calibration.calibration import calibrate
 from .conversion.conversion import quantize
 from .conversion.ready import W2, W3, W4, W4A4, W4A8, W8, W8A8, integer
 from .conversion.rule_files import load_rules, save_rules
 from .conversion.rules import first, last
 from .errors import GraphError, GraphWarning
 from .passes.bias_correction import correct_biases
+from .passes.equalization import equalize
 from .passes.folding import fold_batch_norms
+from .passes.reestimation import reestimate_batch_norms
+from .passes.smoothing import smooth
 from .recording.recorder import record
 
 __all__ = [
@@ -24,7 +28,9 @@ __all__ = [
     "W8A8",
     "GraphError",
     "GraphWarning",
+    "calibrate",
     "correct_biases",
+    "equalize",
     "first",
     "fold_batch_norms",
     "integer",
@@ -32,5 +38,7 @@ __all__ = [
     "load_rules",
     "quantize",
     "record",
+    "reestimate_batch_norms",
     "save_rules",
+    "smooth",
 ]

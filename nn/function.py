@@ -212,8 +212,8 @@ class QuantFunction(QuantLayer):
         if self.act_quant is not None:
             if not isinstance(out, Tensor):
                 raise QuantizerError(
-                    f"{path_of(self)}: {self._name} returns a {type(out).__name__}, and act_quant quantizes one tensor. "
-                    "Quantize its parts: a qnn.QuantIdentity() for each."
+                    f"{path_of(self)}: {self._name} returns no tensor but a {type(out).__name__}, and act_quant "
+                    "quantizes one tensor. Quantize its parts: a qnn.QuantIdentity() for each."
                 )
             out, grid = self.act_quant.quantize(values_of(out))
         elif on_grid and isinstance(out, Tensor) and not isinstance(out, QuantTensor):
@@ -254,9 +254,7 @@ class QuantFunction(QuantLayer):
         taken = [_replaced(each, rest) for each in (*args, *kwargs.values())]
         return tuple(taken[: len(args)]), dict(zip(kwargs, taken[len(args) :], strict=True)), on_grid
 
-    def _moved(
-        self, found: list[Tensor], quantizers: Sequence[TensorQuant | None]
-    ) -> list[tuple[Tensor, Grid | None]]:
+    def _moved(self, found: list[Tensor], quantizers: Sequence[TensorQuant | None]) -> list[tuple[Tensor, Grid | None]]:
         """The operands on their grids."""
         if self.share and quantizers[0] is not None:
             quant, tensors = quantizers[0], [values_of(each) for each in found]
@@ -297,9 +295,7 @@ def _name_of(function: object) -> str:
     """The name that a function is found by, in this process and another."""
     if isinstance(function, nn.Module) or not callable(function):
         what = "a module" if isinstance(function, nn.Module) else "no function"
-        raise QuantizerError(
-            f"QuantFunction: function={function!r} is {what}. Pass a function such as torch.add."
-        )
+        raise QuantizerError(f"QuantFunction: function={function!r} is {what}. Pass a function such as torch.add.")
     name = str(getattr(function, "__name__", ""))
     own = f"{getattr(function, '__module__', None)}.{getattr(function, '__qualname__', name)}"
     for each in (*(f"{space}.{name}" for space in _SPACES), own):
@@ -322,7 +318,7 @@ def _resolves(name: str, function: object) -> bool:
 
 def _works_in_place(name: str) -> bool:
     last = name.rpartition(".")[2]
-    return last.endswith("_") and not last.endswith("__") or (name.startswith("operator.i") and last[1:] in OPERANDS)
+    return (last.endswith("_") and not last.endswith("__")) or (name.startswith("operator.i") and last[1:] in OPERANDS)
 
 
 def _position_of_inplace(function: Callable[..., Any]) -> int | None:

@@ -202,7 +202,7 @@ class IntQuant(_Integers):
             phase = scaling.phase
             if count > scaling.calls or phase == "empty":  # layers that are gone count no more
                 scaling.calls = count
-            if phase == "calibrated":  # a layer that joins starts no calibration anew
+            if phase == "calibrated" and not isinstance(scaling, RunningScaling):  # joining starts no calibration anew
                 scaling.finish_calibration()
 
     def _quantize(self, x: Tensor, relu: bool = False, floor: "ScaleFloor | None" = None) -> tuple[Tensor, Grid]:
@@ -366,8 +366,9 @@ class IntQuant(_Integers):
             return
         self._warned = True
         warnings.warn(
-            f"{path_of(self)} is evaluated before it saw any data: it uses the range of the tensor at hand. "
-            "Run some batches in training mode first, or load a checkpoint.",
+            f"{path_of(self)} is evaluated before it saw any data: it uses the range of the tensor at hand "
+            "and learns nothing from it. Calibrate the model, `with bitwright.graph.calibrate(model): model(batch)`, "
+            "train it, or load a checkpoint.",
             UncalibratedWarning,
             stacklevel=2,
         )

@@ -1,6 +1,6 @@
 """What rules come to for every layer: settings, the rule that each is from, or why the layer stays float."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
@@ -9,23 +9,15 @@ from torch import nn
 
 from ...nn import QuantLayer
 from ..errors import GraphError
+from .given import Given
 from .layers import Layer, counted
-from .rules import End, Rule
-from .table import has_weights, slot_of, torch_layer
+from .rules import End, Rule, written
+from .table import has_weights, keywords_of_layers, slot_of, torch_layer
 
 __all__ = ["Choice", "choose"]
 
 
-@dataclass(frozen=True)
-class Given:
-    """A setting, and the rule that it is from: its number and text; None for what `quantize` decides itself."""
-
-    value: object
-    rule: int | None
-    text: str
-
-
-@dataclass
+@dataclass(eq=False)
 class Choice:
     """What is decided for one layer.
 
@@ -47,17 +39,31 @@ class Choice:
 
     def set(self, keyword: str, value: object, why: str) -> None:
         """Decide a setting that no rule gives."""
-        self.settings[keyword] = Given(value, None, why)
+        self.settings[keyword] = Given(value, (why,))
 
     def quantizer(self, slot: str) -> object:
         """The quantizer that a slot would get."""
         assert self.quantized is not None
         given = self.settings.get(f"{slot}_quant")
-        return self.quantized.usual_quantizer(self.quantized.slot(slot)) if given is None else given.value
+        usual = next(each for each in self.quantized.slots if each.name == slot)
+        return self.quantized.usual_quantizer(usual) if given is None else given.value
 
 
-def choose(model: nn.Module, layers: Sequence[Layer], rules: Iterable[Rule]) -> list[Choice]:
+def choose(
+    model: nn.Module,
+    layers: Sequence[Layer],
+    rules: Iterable[Rule],
+    elsewhere: Collection[int] = (),
+    sites: Sequence[str] = (),
+) -> list[Choice]:
     """Apply rules for layers, later ones over earlier ones.
+
+    Args:
+        model: what the rules are for.
+        layers: of the model.
+        rules: in their order; those for functions are left alone.
+        elsewhere: the numbers of the rules that have matched something else already.
+        sites: paths of functions, as messages name them.
 
     Raises:
         GraphError: a rule matches nothing, names a layer that can't be quantized, or has a setting that none of its
@@ -72,15 +78,18 @@ def choose(model: nn.Module, layers: Sequence[Layer], rules: Iterable[Rule]) -> 
         [('0', {'weight_bit_width': 3}), ('1', {})]
     """
     choices = [Choice(layer, float_reason=layer.refused or _no_layer(layer)) for layer in layers]
-    rules = list(rules)
-    reached: list[list[Choice]] = []
+    reached: list[tuple[Rule, list[Choice]]] = []
     for rule in rules:
-        matched = [choice for choice in choices if choice.layer in _matched(rule, model, layers)]
-        reached.append(_apply(rule, matched, model, layers))
+        meant = [] if rule.is_function else _matched(rule, layers)
+        matched = [choice for choice in choices if choice.layer in meant]
+        if matched:
+            reached.append((rule, _apply(rule, matched)))
+        elif rule.index not in elsewhere:
+            raise _matched_nothing(rule, model, layers, sites)
     for choice in choices:
         _drop_homeless(choice)
-    for rule, found in zip(rules, reached, strict=True):
-        _check_used(rule, found)
+    for rule, found in reached:
+        _check_used(rule, found, rule.index in elsewhere)
     return choices
 
 
@@ -93,7 +102,7 @@ def _no_layer(layer: Layer) -> str:
 # Where
 
 
-def _matched(rule: Rule, model: nn.Module, layers: Sequence[Layer]) -> list[Layer]:
+def _matched(rule: Rule, layers: Sequence[Layer]) -> list[Layer]:
     """The layers that a rule's place means, whether or not it can do something for them."""
     where = rule.where
     if where is None:
@@ -121,10 +130,8 @@ def _test_of(where: object) -> Callable[[str, nn.Module], object]:
     return where
 
 
-def _apply(rule: Rule, matched: Sequence[Choice], model: nn.Module, layers: Sequence[Layer]) -> list[Choice]:
+def _apply(rule: Rule, matched: Sequence[Choice]) -> list[Choice]:
     """Change what is decided for the layers that a rule matches; those for which it has something are returned."""
-    if not matched:
-        raise _matched_nothing(rule, model, layers)
     if rule.settings is None and rule.layer is None:
         for choice in matched:
             if choice.layer.quantized is not None:
@@ -138,7 +145,7 @@ def _apply(rule: Rule, matched: Sequence[Choice], model: nn.Module, layers: Sequ
             _give_class(rule, rule.layer, choice)
     for choice in able if rule.layer is None else ():
         own = _settings_for(rule, choice)
-        if own:
+        if own or (not rule.settings and _is_about(rule, choice)):
             _merge(choice, own, rule)
     return able
 
@@ -147,9 +154,10 @@ def _give_class(rule: Rule, layer: type[QuantLayer], choice: Choice) -> None:
     base = torch_layer(layer)
     if base is None or not isinstance(choice.layer.module, base):
         found = type(choice.layer.module).__name__
+        usual = written(choice.layer.quantized)
         raise GraphError(
             f"quantize: {choice.layer.name} is {found}, and can't become {layer.__name__}, which the rule {rule} "
-            f"says: that is no quantized {found}. Write a class that extends {layer.__mro__[1].__name__} and {found}."
+            f"says: that is no quantized {found}. Write {usual}, or a class that extends it."
         )
     choice.quantized, choice.float_reason = layer, ""
 
@@ -165,13 +173,15 @@ def _settings_for(rule: Rule, choice: Choice) -> dict[str, object]:
     own = {
         keyword: value for keyword, value in rule.settings.items() if _has_place(layer, keyword, choice.layer.module)
     }
-    if not rule.settings:
-        return {}
-    if not has_weights(layer) and not isinstance(rule.where, type) and choice.quantized is None:
-        mains = {slot.name for slot in layer.slots if slot.prefix == ""}
-        if not any(slot is not None and slot.name in mains for slot in (slot_of(layer, each) for each in own)):
-            return {}
-    return own
+    mains = {slot.name for slot in layer.slots if slot.prefix == ""}
+    named = any(slot is not None and slot.name in mains for slot in (slot_of(layer, each) for each in own))
+    return own if named or choice.quantized is not None or _is_about(rule, choice) else {}
+
+
+def _is_about(rule: Rule, choice: Choice) -> bool:
+    """Whether a rule means a layer whatever its settings are."""
+    layer = choice.layer.quantized
+    return layer is not None and (has_weights(layer) or isinstance(rule.where, type))
 
 
 def _has_place(layer: type[QuantLayer], keyword: str, module: nn.Module) -> bool:
@@ -197,7 +207,7 @@ def _merge(choice: Choice, own: Mapping[str, object], rule: Rule) -> None:
             former = [each for each in choice.settings if slot_of(choice.quantized, each) == slot]
             for each in former:
                 del choice.settings[each]
-    choice.settings |= {keyword: Given(value, rule.index, str(rule)) for keyword, value in own.items()}
+    choice.settings |= {keyword: Given(value, (str(rule),), (rule.index,)) for keyword, value in own.items()}
 
 
 def _drop_homeless(choice: Choice) -> None:
@@ -210,9 +220,9 @@ def _drop_homeless(choice: Choice) -> None:
             del choice.settings[keyword]
 
 
-def _check_used(rule: Rule, reached: Sequence[Choice]) -> None:
+def _check_used(rule: Rule, reached: Sequence[Choice], elsewhere: bool) -> None:
     """Every setting of a rule has a slot in one of its layers, whatever later rules make of that."""
-    if rule.settings is None or rule.layer is not None:
+    if rule.settings is None or rule.layer is not None or elsewhere:
         return
     for keyword, value in rule.settings.items():
         usable = [choice for choice in reached if keyword in _settings_for(rule, choice)]
@@ -241,7 +251,7 @@ def _finds_quantizer(choice: Choice, keyword: str) -> bool:
 # Messages
 
 
-def _matched_nothing(rule: Rule, model: nn.Module, layers: Sequence[Layer]) -> GraphError:
+def _matched_nothing(rule: Rule, model: nn.Module, layers: Sequence[Layer], sites: Sequence[str]) -> GraphError:
     where = rule.where
     if isinstance(where, str):
         containers = {path: module for path, module in model.named_modules() if path and fnmatchcase(path, where)}
@@ -251,7 +261,7 @@ def _matched_nothing(rule: Rule, model: nn.Module, layers: Sequence[Layer]) -> G
                 f'quantize: the rule "{where}" matches {path}, a {type(module).__name__}, which holds layers and is '
                 f'none. Write "{where}.*".'
             )
-        names = [path for layer in layers for path in layer.paths]
+        names = [*(path for layer in layers for path in layer.paths), *sites]
         close = get_close_matches(where, names, 3, 0.6)
         near = f" Near it {'is' if len(close) == 1 else 'are'} {', '.join(sorted(close))}." if close else ""
         listed = near or f" This model's layers are {_few(names)}."
@@ -278,6 +288,7 @@ def _unused(rule: Rule, keyword: str, value: object, reached: Sequence[Choice]) 
     fitting = [each for each in known if any(_has_place(cls, each, module) for cls, module in able)]
     guess = get_close_matches(keyword, dict.fromkeys(fitting), 1, 0.5)
     guess = [each for each in fitting if each.startswith("weight_")][:1] if _bare(keyword) == keyword else guess
+    guess = [] if keyword in keywords_of_layers() else guess
     hint = f" Did you mean {guess[0]}?" if guess else ""
     return GraphError(
         f"quantize: no layer that the rule {rule} matches has a slot for {keyword}={value!r}. They are "

@@ -1,22 +1,15 @@
 """quantize: a quantized model out of a float one and rules."""
 
 import copy
-from collections.abc import Iterable
 from typing import Literal, TypeVar
 
 from torch import nn
 
-from ...nn import QuantLayer
-from ...qcore import QuantizerError, TensorQuant
 from ...qcore.models import require_model, shown
 from ..errors import GraphError
-from .choices import Choice, choose
-from .class_change import change_class, device_and_dtype
-from .decisions import Decision, SlotDecision, keep_decisions
-from .layers import layers_of
-from .rules import Rule, RulesLike, read_rules
+from .plan import Plan
+from .rules import RulesLike, read_rules
 from .snapshot import restored_on_failure
-from .table import slot_of
 
 __all__ = ["quantize"]
 
@@ -83,12 +76,13 @@ def quantize(
     _check_choice("placement", placement, ("inputs", "outputs"))
     _check_choice("joins", joins, ("free", "shared"))
     read = read_rules(rules)
+    plan = Plan(read, examples, placement, joins)
     if inplace:
         with restored_on_failure(model):
-            _quantize(model, read)
+            plan.carry_out(model)
         return model
     copied = _copy(model)
-    _quantize(copied, read)
+    plan.carry_out(copied)
     return copied
 
 
@@ -107,56 +101,3 @@ def _copy(model: Model) -> Model:
             f"quantize: {type(model).__name__} can't be copied ({type(error).__name__}: {error}). Write inplace=True "
             "to change the model itself, or make it something that copy.deepcopy takes."
         ) from error
-
-
-def _quantize(model: nn.Module, rules: list[Rule]) -> None:
-    for rule in rules:
-        if rule.is_function:
-            raise GraphError(
-                f"quantize: {rule} is a function, and which functions a model calls is seen by running it. Pass "
-                "examples=(x,)."
-            )
-    layers = layers_of(model)
-    choices = choose(model, layers, rules)
-    _convert(model, choices)
-    keep_decisions(model, [_decision(choice) for choice in choices])
-
-
-def _convert(model: nn.Module, choices: Iterable[Choice]) -> None:
-    for choice in choices:
-        if choice.quantized is None:
-            continue
-        module = choice.layer.module
-        device, dtype = device_and_dtype(module, *_around(model, choice.layer.path))
-        try:
-            change_class(module, choice.quantized, choice.keywords(), device, dtype)
-        except QuantizerError as error:
-            by = ", ".join(dict.fromkeys(given.text for given in choice.settings.values()))
-            raise GraphError(f"quantize: {choice.layer.name}, by the rule {by}: {error}") from None
-
-
-def _around(model: nn.Module, path: str) -> list[nn.Module]:
-    """The modules that hold another, from the inside out."""
-    found = [model]
-    for name in path.split(".")[:-1]:
-        found.append(found[-1].get_submodule(name))
-    return found[::-1]
-
-
-def _decision(choice: Choice) -> Decision:
-    layer = choice.layer.module
-    if choice.quantized is None or not isinstance(layer, QuantLayer):
-        return Decision(choice.layer.path, type(layer).__name__, {}, choice.float_reason)
-    slots: dict[str, SlotDecision] = {}
-    for slot in layer.slots:
-        quant = getattr(layer, f"{slot.name}_quant")
-        given = [
-            each
-            for keyword, each in choice.settings.items()
-            if slot_of(choice.quantized, keyword) is not None and slot_of(choice.quantized, keyword).name == slot.name  # type: ignore[union-attr]
-        ]
-        if isinstance(quant, TensorQuant):
-            numbers = tuple(dict.fromkeys(each.rule for each in given if each.rule is not None))
-            why = tuple(dict.fromkeys(each.text for each in given)) or (f"usual in {choice.quantized.__name__}",)
-            slots[slot.name] = SlotDecision(quant.quantizer, numbers, why)
-    return Decision(choice.layer.path, type(layer).__name__, slots)

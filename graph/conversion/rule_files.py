@@ -233,6 +233,8 @@ def _named(item: object, where: str) -> Any:
         )
     if call is None:
         return found
+    if call.args or any(each.arg is None for each in call.keywords):
+        raise GraphError(f"{where}: {item} can't be read: write settings by name, as in Int8Act(bit_width=4).")
     try:
         settings = {str(each.arg): _value(ast.literal_eval(each.value), where) for each in call.keywords}
         return found(**settings)

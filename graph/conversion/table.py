@@ -7,7 +7,7 @@ from torch import nn
 from ... import nn as qnn
 from ...nn import QuantLayer, Slot, WeightLayer
 
-__all__ = ["has_weights", "keywords_of_layers", "quantized_layers", "slot_of", "torch_layer"]
+__all__ = ["has_weights", "keywords_of_layers", "quantized_layers", "slot_names", "slot_of", "torch_layer"]
 
 
 @cache
@@ -61,7 +61,7 @@ def slot_of(layer: type[QuantLayer], keyword: str) -> Slot | None:
         (None, None)
     """
     own = {slot.name: slot for slot in layer.slots}
-    fitting = [name for name in {*_slot_names(), *own} if keyword.startswith(f"{name}_")]
+    fitting = [name for name in {*slot_names(), *own} if keyword.startswith(f"{name}_")]
     if fitting:
         name = max(fitting, key=len)  # weight_ih before weight
         slot = own.get(name)
@@ -70,7 +70,13 @@ def slot_of(layer: type[QuantLayer], keyword: str) -> Slot | None:
 
 
 @cache
-def _slot_names() -> frozenset[str]:
+def slot_names() -> frozenset[str]:
+    """The names of the slots of all layers.
+
+    Example:
+        >>> sorted(slot_names() & {"weight", "input", "act"})
+        ['act', 'input', 'weight']
+    """
     return frozenset(slot.name for layer in quantized_layers().values() for slot in layer.slots)
 
 
@@ -82,4 +88,4 @@ def keywords_of_layers() -> frozenset[str]:
         >>> sorted(keywords_of_layers() & {"weight_quant", "return_quant_tensor", "layer1"})
         ['return_quant_tensor', 'weight_quant']
     """
-    return frozenset({f"{name}_quant" for name in _slot_names()} | {"return_quant_tensor"})
+    return frozenset({f"{name}_quant" for name in slot_names()} | {"return_quant_tensor"})

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -16,14 +16,47 @@ from ...nn.weight_layer import WeightLayer
 from ...qcore.models import require_model, shown
 from ..errors import GraphError
 from ..recording.examples import calls_of
-from .bias_report import BiasCorrectionReport, CorrectedLayer
 from .biases import Biases
 from .channel_means import ChannelMeans
-from .evaluation import Call, evaluating, observed
-from .layer_outputs import Run, channel_axis, computed
-from .samples import deal, together
+from .evaluation import Call, evaluating, numbers_in, observed
+from .layer_outputs import Computed, Run, channel_axis, computed
+from .reports import Entry, Report
+from .samples import Dealt, deal
+from .signal import SignalToNoise
 
-__all__ = ["correct_biases"]
+__all__ = ["BiasReport", "correct_biases"]
+
+
+@dataclass(frozen=True)
+class BiasReport(Report):
+    """What `correct_biases` did to each layer, and what it brought to the outputs of the model.
+
+    The figures of an entry say how far the means of the output channels were off on the samples that judge, with all
+    layers before it corrected: their root mean square as a share of that of the float outputs, before and after.
+
+    Attributes:
+        sqnr_before: signal-to-quantization-noise ratio of the model's outputs in dB, on the samples that judge; NaN
+            where it returns no floating numbers.
+        sqnr_after: the same with the corrections, whether they were kept or not.
+
+    Example:
+        >>> print(BiasReport("correct_biases", (Entry("0", "corrected", "", {"before": 0.25, "after": 0.01}),), 5, 9.5))
+        correct_biases: 1 changed, 0 left; SQNR of the outputs 5.0 dB before, 9.5 dB after
+          0  corrected (before 0.25, after 0.01)
+    """
+
+    sqnr_before: float = math.nan
+    sqnr_after: float = math.nan
+
+    def as_dict(self) -> dict[str, Any]:
+        """The report as plain dicts and lists, for JSON."""
+        return super().as_dict() | {"sqnr_before": self.sqnr_before, "sqnr_after": self.sqnr_after}
+
+    def __str__(self) -> str:
+        first, *rest = super().__str__().splitlines()
+        gain = f"SQNR of the outputs {self.sqnr_before:.1f} dB before, {self.sqnr_after:.1f} dB after"
+        return "\n".join([f"{first}; {gain}", *rest])
+
 
 _NOISE = 1e-6  # of the root mean square of the outputs: means that agree so closely differ by float32's rounding
 
@@ -35,7 +68,7 @@ def correct_biases(
     *,
     held_out: bool = True,
     add_biases: bool = False,
-) -> BiasCorrectionReport:
+) -> BiasReport:
     """Shift the biases of a quantized model, so that quantization leaves the mean of every output channel unchanged.
 
     For each linear layer and convolution, in the order in which they are called, ``bias += E[float output] -
@@ -78,47 +111,36 @@ def correct_biases(
         >>> report = correct_biases(model, x, held_out=False)
         >>> bool((model[0](x).mean(0) - float_mean).abs().max() < 1e-6)
         True
-        >>> report["0"].outcome
+        >>> report["0"].action
         'corrected'
     """
     require_model("correct_biases", model, GraphError)
-    require_model("correct_biases", model if reference is None else reference, GraphError)
     original = model if reference is None else reference
-    layers, skipped = _candidates(model, add_biases)
-    counterparts = _counterparts(original, layers)
+    require_model("correct_biases", original, GraphError)
+    layers, left = _candidates(model, add_biases)
+    floats = _counterparts(original, layers)
     calls = _batches(data)
     _check_ranges(model)
     biases = Biases(layers)
     with evaluating(model, original), _seen_as_before(model), biases.changing():
         with unquantized(original), biases.as_floats():
-            estimating, judging = deal("correct_biases", original, calls) if held_out else _all(original, calls)
-            target = Run(original, counterparts, estimating, magnitudes=True)
-            wanted = Run(original, counterparts, judging) if held_out else target
-        for path in layers:
-            why = _unfit(path, biases[path], target, wanted)
-            skipped |= {} if why is None else {path: why}
-        order = [path for path in target.means if path not in skipped]
+            dealt = deal("correct_biases", original, floats, calls, held_out)
+            wanted = Run(original, floats, dealt, magnitudes=True)
+        left |= {path: why for path in layers if (why := _unfit(path, biases[path], wanted))}
+        order = [path for path in wanted.estimated if path not in left]
         if not order:
-            raise GraphError(_nothing_to_correct(skipped))
-        before = Run(model, {}, judging).beside(wanted)
-        rows: dict[str, CorrectedLayer] = {}
-        while True:
-            tried = [path for path in order if path not in rows]
-            biases.reset(order)
-            shifts = _estimate(model, biases, tried, estimating, target.means)
-            found = Run(model, {path: layers[path] for path in tried}, judging)
-            judged = [_judged(path, shifts.get(path), wanted.means, found.means, target.means) for path in tried]
-            undone = [row for row in judged if row.outcome == "undone"] if held_out else []
-            rows |= {row.path: row for row in undone or judged}
-            if not undone:
-                break
-        after = found.beside(wanted)
-        if held_out and not after.noise <= before.noise:
-            rows = {path: _overruled(row) for path, row in rows.items()}
-        biases.keep([path for path, row in rows.items() if row.outcome == "corrected"])
-    rows |= {path: CorrectedLayer(path, "skipped", why) for path, why in skipped.items()}
-    in_order = tuple(rows[path] for path, _ in model.named_modules() if path in rows)
-    return BiasCorrectionReport(in_order, before.decibels, after.decibels, held_out)
+            raise GraphError(_nothing_to_correct(left))
+        before = _signal_to_noise(wanted, model, dealt)
+        correction = _Correction(biases, wanted, dealt)
+        correction.run(model, order)
+        after = _signal_to_noise(wanted, model, dealt)
+        entries = correction.entries
+        if dealt.held_out and not after.noise <= before.noise:
+            entries = {path: _overruled(entry) for path, entry in entries.items()}
+        biases.keep([path for path, entry in entries.items() if entry.changed])
+    entries |= {path: Entry(path, "left", why) for path, why in left.items()}
+    in_order = tuple(entries[path] for path, _ in model.named_modules() if path in entries)
+    return BiasReport("correct_biases", in_order, before.decibels, after.decibels)
 
 
 # Which layers
@@ -162,12 +184,17 @@ def _unsuited(layer: WeightLayer, add_biases: bool) -> str | None:
     return None
 
 
-def _nothing_to_correct(skipped: Mapping[str, str]) -> str:
-    paths: dict[str, list[str]] = {}
-    for path, why in skipped.items():
-        paths.setdefault(why, []).append(path or "the model")
-    said = "; ".join(f"{', '.join(each[:8])}{' ...' * (len(each) > 8)} {why}" for why, each in paths.items())
-    return f"correct_biases: nothing to correct: {said}."
+def _nothing_to_correct(left: Mapping[str, str]) -> str:
+    reasons: dict[str, list[str]] = {}
+    for path, why in left.items():
+        reasons.setdefault(why, []).append(path or "the model")
+    said = "; ".join(f"{_listed(paths)}: {why}" for why, paths in reasons.items())
+    return f"correct_biases: nothing to correct. {said}."
+
+
+def _listed(paths: Sequence[str]) -> str:
+    more = f" and {len(paths) - 8} more" if len(paths) > 8 else ""
+    return ", ".join(paths[:8]) + more
 
 
 def _counterparts(reference: nn.Module, layers: Mapping[str, WeightLayer]) -> dict[str, nn.Module]:
@@ -187,21 +214,21 @@ def _counterparts(reference: nn.Module, layers: Mapping[str, WeightLayer]) -> di
 def _check_ranges(model: nn.Module) -> None:
     lacking = [path for path, each in quantizers_of(model).items() if not each.calibrated]
     if lacking:
-        named = ", ".join(lacking[:8]) + (f" and {len(lacking) - 8} more" if len(lacking) > 8 else "")
+        has = "has" if len(lacking) == 1 else "have"
         raise GraphError(
-            f"correct_biases: {named} saw no data and ha{'s' if len(lacking) == 1 else 've'} no range yet, so there is "
-            "nothing to compare with. Calibrate first: with calibrate(model): model(batch)."
+            f"correct_biases: {_listed(lacking)} saw no data and {has} no range yet, so there is nothing to compare with. "
+            "Calibrate first: with calibrate(model): model(batch)."
         )
 
 
-def _unfit(path: str, bias: Tensor, *runs: Run) -> str | None:
+def _unfit(path: str, bias: Tensor, wanted: Run) -> str | None:
     """Why a layer can't be corrected after all."""
-    if any(path not in run.means for run in runs):
-        return "saw no data"
-    calls = max(run.most_calls[path] for run in runs)
+    calls = wanted.most_calls.get(path, 0)
     if calls > 1:
         return f"is called {calls} times in one forward"
-    means = [run.means[path] for run in runs]
+    if path not in wanted.estimated or path not in wanted.judged:
+        return "mixes samples, or counts them in no dimension of its output" if calls else "saw no data"
+    means = [wanted.estimated[path], wanted.judged[path]]
     if means[0].shape != bias.shape:
         return f"has {means[0].numel()} output channels where its bias has {bias.numel()}"
     if not all(bool(each.isfinite().all()) for each in means):
@@ -209,29 +236,24 @@ def _unfit(path: str, bias: Tensor, *runs: Run) -> str | None:
     return None
 
 
-def _overruled(row: CorrectedLayer) -> CorrectedLayer:
-    """A layer that would have been corrected, had the model gained."""
-    if row.outcome != "corrected":
-        return row
-    return replace(row, outcome="undone", reason="the outputs of the model got worse on the samples held out")
-
-
 def _batches(data: object) -> list[Call]:
+    """The arguments of each forward; a batch that is a list, as loaders give them, holds positional arguments."""
     if isinstance(data, Tensor | tuple | Mapping):
         return calls_of(data)
+    expected = "Pass a tensor, or a list or loader of batches."
     if not isinstance(data, Iterable) or isinstance(data, str | bytes):
-        raise GraphError(
-            f"correct_biases: data={shown(data)} is no batch. Pass a tensor, or a list or loader of batches."
-        )
-    calls = [call for batch in data for call in calls_of(tuple(batch) if isinstance(batch, list) else batch)]
+        raise GraphError(f"correct_biases: data={shown(data)} is no batch. {expected}")
+    calls = []
+    for batch in data:
+        if not isinstance(batch, Tensor | tuple | list | Mapping):
+            raise GraphError(
+                f"correct_biases: a batch of data is {shown(batch)}. Pass a tensor, a tuple of positional arguments, "
+                "or a dict of keyword arguments."
+            )
+        calls += calls_of(tuple(batch) if isinstance(batch, list) else batch)
     if not calls:
-        raise GraphError("correct_biases: data holds no batch. Pass a tensor, or a list or loader of batches.")
+        raise GraphError(f"correct_biases: data holds no batch. {expected}")
     return calls
-
-
-def _all(model: nn.Module, calls: list[Call]) -> tuple[list[Call], list[Call]]:
-    found = together(model, calls)
-    return found, found
 
 
 @contextmanager
@@ -249,77 +271,126 @@ def _seen_as_before(model: nn.Module) -> Iterator[None]:
 # Estimating and judging
 
 
-def _estimate(
-    model: nn.Module, biases: Biases, order: Sequence[str], calls: Sequence[Call], target: ChannelMeans
-) -> dict[str, Tensor]:
-    """Correct layers one after the other, each for inputs that come from the corrected ones before it.
+class _Correction:
+    """Corrects layers one after the other, each for inputs that come from the corrected ones before it.
 
-    Returns:
-        By how much each output channel moves, for each layer that was off.
+    Args:
+        biases: of the layers.
+        wanted: what the float model computes from the samples.
+        dealt: the samples.
+
+    Attributes:
+        entries: what was done to each layer.
     """
-    shifts: dict[str, Tensor] = {}
-    layers = {path: biases.layers[path] for path in order}
-    with computed(layers) as of:
 
-        def correct(path: str, means: ChannelMeans) -> bool:
-            difference = target[path] - means[path]
-            off = _root_mean_square(difference)
-            if off <= _NOISE * target.magnitude(path) or not math.isfinite(off):
-                return False
-            shifts[path] = biases.add(path, difference)
-            return True
+    def __init__(self, biases: Biases, wanted: Run, dealt: Dealt) -> None:
+        self.biases = biases
+        self.wanted = wanted
+        self.dealt = dealt
+        self.entries: dict[str, Entry] = {}
 
-        def at_once(path: str, layer: nn.Module, args: Any, kwargs: Any, out: Any) -> Any:
-            """What comes after a layer sees its corrected outputs."""
-            if path in means:
+    def run(self, model: nn.Module, order: Sequence[str]) -> None:
+        """Correct layers in the order in which they are called."""
+        layers = {path: self.biases.layers[path] for path in order}
+        with computed(layers) as of:
+            if self.dealt.both is not None:
+                self._in_one_forward(model, layers, of)
+            else:
+                self._layer_by_layer(model, layers, of)
+        for path in order:
+            self.entries.setdefault(path, Entry(path, "left", "is not called by the quantized model"))
+
+    def _in_one_forward(self, model: nn.Module, layers: Mapping[str, WeightLayer], of: Computed) -> None:
+        """What comes after a layer sees its corrected outputs at once."""
+
+        def see(path: str, layer: nn.Module, args: Any, kwargs: Any, out: Any) -> Any:
+            if path in self.entries:
                 return None
             values = of(layer, out)
-            means.add(path, values, channel_axis(layer, values))
-            return layer.forward(*args, **kwargs) if correct(path, means) else None
+            estimated, judged = ChannelMeans(), ChannelMeans()
+            for means, part in zip(
+                (estimated, judged), self.dealt.parts(values, self.dealt.dimensions[path]), strict=True
+            ):
+                means.add(path, part, channel_axis(layer, values))
+            corrected = self._correct(path, estimated[path], judged[path])
+            return layer.forward(*args, **kwargs) if corrected else None
 
-        def up_to_here(path: str, layer: nn.Module, args: Any, kwargs: Any, out: Any) -> None:
+        assert self.dealt.both is not None
+        args, kwargs = self.dealt.both
+        with observed(layers, see):
+            model(*args, **kwargs)
+
+    def _layer_by_layer(self, model: nn.Module, layers: Mapping[str, WeightLayer], of: Computed) -> None:
+        """For each layer, all batches go through the model up to there."""
+
+        def see(path: str, layer: nn.Module, args: Any, kwargs: Any, out: Any) -> None:
             values = of(layer, out)
             means.add(path, values, channel_axis(layer, values))
             raise _Reached
 
-        means = ChannelMeans()
-        if len(calls) == 1:
-            with observed(layers, at_once):
-                model(*calls[0][0], **calls[0][1])
-            return shifts
-        for path in order:
-            with observed({path: layers[path]}, up_to_here), frozen(model):
-                for args, kwargs in calls:
-                    with suppress(_Reached):
-                        model(*args, **kwargs)
-            if path in means:
-                correct(path, means)
-    return shifts
+        for path in layers:
+            found = []
+            for calls in (self.dealt.estimating, self.dealt.judging)[: 1 + self.dealt.held_out]:
+                means = ChannelMeans()
+                with observed({path: layers[path]}, see), frozen(model):
+                    for args, kwargs in calls:
+                        with suppress(_Reached):
+                            model(*args, **kwargs)
+                found.append(means)
+            if all(path in means for means in found):
+                self._correct(path, found[0][path], found[-1][path])
+
+    def _correct(self, path: str, estimated: Tensor, judged: Tensor) -> bool:
+        """Correct the bias of a layer, where that brings its outputs closer to the float ones; returns whether it did.
+
+        A bias adds the same to all outputs of a channel, so that the mean squared error falls by as much as the square
+        of the difference of means does.
+        """
+        difference = self.wanted.estimated[path] - estimated
+        unit = self.wanted.estimated.magnitude(path) or 1.0
+        before = self.wanted.judged[path] - judged
+        figures = {"before": _root_mean_square(before) / unit}
+        if not bool(difference.isfinite().all()):
+            self.entries[path] = Entry(path, "left", "computes outputs that are not finite")
+            return False
+        if _root_mean_square(difference) <= _NOISE * unit:
+            self.entries[path] = Entry(path, "left", "its means are right", figures)
+            return False
+        shift = self.biases.add(path, difference)
+        figures["after"] = _root_mean_square(before - shift) / unit
+        if not bool(shift.any()):  # less than a step of a quantized bias
+            self.biases.reset([path])
+            self.entries[path] = Entry(path, "left", "its means are right", figures)
+            return False
+        if self.dealt.held_out and not figures["after"] < figures["before"]:
+            self.biases.reset([path])
+            self.entries[path] = Entry(path, "left", "no gain on the samples held out", figures)
+            return False
+        self.entries[path] = Entry(path, "corrected", "", figures)
+        return True
 
 
 class _Reached(BaseException):
     """Ends a forward at the layer that is looked at; no `Exception`, which models may catch."""
 
 
-def _judged(
-    path: str, shift: Tensor | None, wanted: ChannelMeans, found: ChannelMeans, target: ChannelMeans
-) -> CorrectedLayer:
-    """Whether the correction of a layer brings its outputs closer to the float ones, all others being what they are.
+def _overruled(entry: Entry) -> Entry:
+    """A layer that would have been corrected, had the model gained."""
+    reason = "the outputs of the model get worse on the samples held out"
+    return replace(entry, action="left", reason=reason) if entry.changed else entry
 
-    A bias adds the same to all outputs of a channel, so that the mean squared error falls by as much as the square of
-    the difference of means does.
-    """
-    unit = target.magnitude(path) or 1.0
-    if path not in found:
-        return CorrectedLayer(path, "undone", "was not called")
-    after = wanted[path] - found[path]
-    before = after if shift is None else after + shift
-    errors = [_root_mean_square(each) / unit for each in (before, after)]
-    if shift is None:
-        return CorrectedLayer(path, "unchanged", "", *errors)
-    if errors[1] < errors[0]:
-        return CorrectedLayer(path, "corrected", "", *errors)
-    return CorrectedLayer(path, "undone", "no gain on the samples held out", *errors)
+
+def _signal_to_noise(wanted: Run, model: nn.Module, dealt: Dealt) -> SignalToNoise:
+    """How far the outputs of the quantized model are from those of the float one, for the samples that judge."""
+    ratio = SignalToNoise()
+    with frozen(model):
+        for (args, kwargs), floats in zip(_outputs_from(dealt), wanted.outputs, strict=True):
+            ratio.add(floats, numbers_in(model(*args, **kwargs)))
+    return ratio
+
+
+def _outputs_from(dealt: Dealt) -> Sequence[Call]:
+    return [dealt.both] if dealt.both is not None and not dealt.held_out else dealt.judging
 
 
 def _root_mean_square(x: Tensor) -> float:

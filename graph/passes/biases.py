@@ -66,9 +66,9 @@ class Biases:
 
     @torch.no_grad()
     def add(self, path: str, shift: Tensor) -> Tensor:
-        """Add to a bias; returns by how much the outputs move, which is another number where the bias is quantized."""
+        """Move the outputs of a layer; returns by how much they do, which is less exact where the bias is quantized."""
         before = self._effective(path)
-        self[path].add_(shift.to(self[path].dtype))
+        self[path].copy_(before + shift)
         return self._effective(path) - before
 
     def keep(self, paths: Collection[str]) -> None:
@@ -105,7 +105,7 @@ class Biases:
         """What the layer adds to its sums: the quantized bias."""
         bias = self.layers[path].quant_bias()
         assert bias is not None
-        return values_of(bias).detach().double()
+        return values_of(bias).detach().to(torch.float64, copy=True)
 
 
 def channels_of(layer: WeightLayer) -> int:

@@ -1,12 +1,12 @@
 """Running a model for what can be seen on the way, and leaving no trace."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import is_dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree
 
 from ...nn.layer import QuantLayer
 from ...qcore import TensorQuant, values_of
@@ -76,5 +76,12 @@ def numbers_in(output: object) -> list[Tensor]:
         >>> [each.shape for each in numbers_in({"boxes": torch.ones(2, 4), "labels": torch.ones(2, dtype=torch.int64)})]
         [torch.Size([2, 4])]
     """
-    found = (each for each in _pytree.tree_leaves(output) if isinstance(each, Tensor))
-    return [values_of(each).detach() for each in found if each.is_floating_point()]
+    if isinstance(output, Tensor):
+        return [values_of(output).detach()] if output.is_floating_point() else []
+    if isinstance(output, Mapping):
+        parts: Iterable[object] = output.values()
+    elif isinstance(output, (list, tuple)):
+        parts = output
+    else:
+        parts = vars(output).values() if is_dataclass(output) else ()
+    return [each for part in parts for each in numbers_in(part)]

@@ -10,10 +10,10 @@ from torch.nn.modules.conv import _ConvNd
 
 from ..errors import GraphError
 from ..recording.recorder import Graph, Node, record
-from .models import Examples, check_same, float_copy, with_report
+from .models import Examples, check_same, float_copy, replace_module, with_report
 from .ownership import Ownership, channel_axis
 from .reports import Entry, Report
-from .weights import WeightedLayer, scale_channels
+from .weights import WeightedLayer, scale_channels, weighted
 
 __all__ = ["fold_batch_norms"]
 
@@ -91,6 +91,8 @@ class _Search:
         refusal = self._own(norm, calls)
         if refusal is not None:
             return refusal
+        if calls[0].alternatives:
+            return _Refusal("its input comes from another layer in other examples")
         source = calls[0].inputs[0] if calls[0].inputs else None
         if source is None:
             return _Refusal("its input is not the result of a layer")
@@ -133,18 +135,9 @@ def _fold(search: _Search, folded: nn.Module, path: str, norm: _BatchNorm) -> En
     found = search.layer_before(path, norm)
     if isinstance(found, _Refusal):
         return Entry(path, "left", found.reason)
-    layer = folded.get_submodule(found)
-    assert isinstance(layer, (nn.Linear, _ConvNd))
-    _fold_pair(layer, norm)
-    identity = nn.Identity().train(norm.training)
-    for parent, name in _places(folded, folded.get_submodule(path)):
-        setattr(parent, name, identity)
+    _fold_pair(weighted(folded, found), norm)
+    replace_module(folded, folded.get_submodule(path), nn.Identity().train(norm.training))
     return Entry(path, f"folded into {found}")
-
-
-def _places(model: nn.Module, module: nn.Module) -> list[tuple[nn.Module, str]]:
-    """Where a module is registered."""
-    return [(parent, name) for parent in model.modules() for name, child in parent._modules.items() if child is module]
 
 
 @torch.no_grad()

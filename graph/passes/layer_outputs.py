@@ -12,38 +12,71 @@ from ...qcore import Grid, TensorQuant, values_of
 from ...qcore.tensor_quant import Intercept
 from .channel_means import ChannelMeans
 from .evaluation import Call, numbers_in, observed
-from .signal import SignalToNoise
+from .samples import Dealt
 
-__all__ = ["Run", "channel_axis", "computed"]
+__all__ = ["Computed", "Run", "channel_axis", "computed"]
+
+
+Computed = Callable[[nn.Module, Any], Tensor]  # a layer, its last output -> what it computed before quantizing that
 
 
 class Run:
-    """One pass of batches through a model.
+    """All samples, gone through a model once.
 
     Args:
         model: in evaluation.
         layers: those whose outputs are looked at, by path.
-        calls: the batches.
+        dealt: the samples.
         magnitudes: whether the magnitudes of outputs are asked for, too.
 
     Attributes:
-        means: of the output channels of the layers.
+        estimated: the means of the layers' output channels, over the samples that estimate.
+        judged: the same over those that judge.
         most_calls: how often each layer was called in one forward, at most.
-        outputs: of the model, for each batch.
+        outputs: of the model, for the samples that judge, batch by batch.
 
     Example:
         >>> import torch
-        >>> run = Run(nn.Sequential(nn.Linear(2, 1), nn.ReLU()).requires_grad_(False), {}, [((torch.ones(3, 2),), {})])
-        >>> run.outputs[0][0].shape
-        torch.Size([3, 1])
+        >>> from bitwright.graph.passes.samples import deal
+        >>> model = nn.Sequential(nn.Flatten()).eval()
+        >>> dealt = deal("correct_biases", model, {}, [((torch.arange(4.0).unsqueeze(1),), {})])
+        >>> Run(model, {}, dealt).outputs
+        [[tensor([[1.],
+                [3.]])]]
     """
 
     def __init__(
-        self, model: nn.Module, layers: Mapping[str, nn.Module], calls: Sequence[Call], magnitudes: bool = False
+        self, model: nn.Module, layers: Mapping[str, nn.Module], dealt: Dealt, magnitudes: bool = False
     ) -> None:
-        self.means = ChannelMeans(magnitudes)
+        self.estimated = ChannelMeans(magnitudes)
+        self.judged = ChannelMeans() if dealt.held_out else self.estimated
         self.most_calls: dict[str, int] = {}
         self.outputs: list[list[Tensor]] = []
+        with frozen(model):
+            if dealt.both is not None:
+                outputs = self._go(
+                    model, layers, [dealt.both], lambda path, out, axis: self._add(dealt, path, out, axis)
+                )
+                self.outputs = [[dealt.parts(each, 0)[1] for each in outputs[0]]]
+                return
+            self.outputs = self._go(model, layers, dealt.estimating, self.estimated.add)
+            if dealt.held_out:
+                self.outputs = self._go(model, layers, dealt.judging, self.judged.add)
+
+    def _add(self, dealt: Dealt, path: str, out: Tensor, axis: int) -> None:
+        if path in dealt.dimensions:
+            parts = dealt.parts(out, dealt.dimensions[path])
+            for means, part in zip([self.estimated, self.judged][: 1 + dealt.held_out], parts, strict=False):
+                means.add(path, part, axis)
+
+    def _go(
+        self,
+        model: nn.Module,
+        layers: Mapping[str, nn.Module],
+        calls: Sequence[Call],
+        add: Callable[[str, Tensor, int], None],
+    ) -> list[list[Tensor]]:
+        """Run batches; returns the model's outputs for each."""
         counts: dict[str, int] = {}
         with computed(layers) as of:
 
@@ -51,19 +84,14 @@ class Run:
                 counts[path] = counts.get(path, 0) + 1
                 self.most_calls[path] = max(self.most_calls.get(path, 0), counts[path])
                 values = of(layer, out)
-                self.means.add(path, values, channel_axis(layer, values))
+                add(path, values, channel_axis(layer, values))
 
-            with observed(layers, see), frozen(model):
+            found = []
+            with observed(layers, see):
                 for args, kwargs in calls:
                     counts.clear()
-                    self.outputs.append(numbers_in(model(*args, **kwargs)))
-
-    def beside(self, floats: "Run") -> SignalToNoise:
-        """How far the model's outputs are from those of the float model for the same batches."""
-        ratio = SignalToNoise()
-        for wanted, found in zip(floats.outputs, self.outputs, strict=True):
-            ratio.add(wanted, found)
-        return ratio
+                    found.append(numbers_in(model(*args, **kwargs)))
+            return found
 
 
 def channel_axis(layer: nn.Module, out: Tensor) -> int:
@@ -73,7 +101,7 @@ def channel_axis(layer: nn.Module, out: Tensor) -> int:
 
 
 @contextmanager
-def computed(layers: Mapping[str, nn.Module]) -> Iterator[Callable[[nn.Module, Any], Tensor]]:
+def computed(layers: Mapping[str, nn.Module]) -> Iterator[Computed]:
     """Gives a function from a layer and its last output to what it was before ``output_quant`` quantized it.
 
     Example:
@@ -84,8 +112,8 @@ def computed(layers: Mapping[str, nn.Module]) -> Iterator[Callable[[nn.Module, A
         >>> with computed({"fc": layer}) as of:
         ...     out = layer(torch.tensor([[9.0], [-9.0]]))
         ...     before = of(layer, out)
-        >>> out.amin() >= 0, before.amin() < 0
-        (tensor(True), tensor(True))
+        >>> torch.equal(out, layer.output_quant(before)), torch.equal(out, before)
+        (True, False)
     """
     found = {path: getattr(layer, "output_quant", None) for path, layer in layers.items()}
     quantizers: dict[str, TensorQuant] = {path: each for path, each in found.items() if each is not None}

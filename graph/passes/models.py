@@ -2,7 +2,6 @@
 
 import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from typing import TypeAlias, TypeVar
 
 import torch
@@ -12,13 +11,13 @@ from ...nn.layer import QuantLayer
 from ...qcore.models import require_model
 from ..errors import GraphError
 from ..recording.examples import calls_of
+from .evaluation import Call, evaluating
 from .reports import Report
 
-__all__ = ["Calls", "Examples", "check_same", "evaluating", "float_copy", "with_report"]
+__all__ = ["Examples", "check_same", "example_of", "float_copy", "replace_module", "with_report"]
 
 Model = TypeVar("Model", bound=nn.Module)
 Examples: TypeAlias = Tensor | tuple[object, ...] | Mapping[str, object] | Sequence[object]
-Calls: TypeAlias = list[tuple[tuple[object, ...], dict[str, object]]]
 
 
 def float_copy(call: str, model: Model) -> Model:
@@ -59,18 +58,23 @@ def with_report(model: Model, report: Report) -> Model:
     return model
 
 
-@contextmanager
-def evaluating(*models: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients for a block; training flags are as before when it ends."""
-    flags = [(module, module.training) for model in models for module in model.modules()]
-    for model in models:
-        model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, training in flags:
-            module.training = training
+def example_of(call: Call) -> Examples:
+    """The arguments of one forward, as an example to record.
+
+    Example:
+        >>> example_of(((1, 2), {})), example_of(((), {"x": 3}))
+        ((1, 2), {'x': 3})
+    """
+    args, kwargs = call
+    return kwargs or args
+
+
+def replace_module(model: nn.Module, module: nn.Module, other: nn.Module) -> None:
+    """Put a module in the place of another, wherever that is registered."""
+    for parent in list(model.modules()):
+        for name, child in list(parent._modules.items()):
+            if child is module:
+                setattr(parent, name, other)
 
 
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-3}  # relative to the largest output; coarser types: COARSE

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from ..recording.recorder import Graph
+from ..recording.recorder import Graph, Node
 from .weights import WeightedLayer, channels_of, scale_channels
 
 __all__ = ["Ownership", "channel_axis"]
@@ -69,6 +69,22 @@ class Ownership:
             return None
         return f"is a {type(layer).__name__}, whose own forward does not scale with its weight"
 
+    def owns(self, path: str) -> bool:
+        """Whether nobody but a module reads its parameters."""
+        parameters = {name: each for name, each in self.modules[path]._parameters.items() if each is not None}
+        alone = all(len(self.holders[id(each)]) == 1 for each in parameters.values())
+        return alone and not any(self.reads[f"{path}.{name}"] for name in parameters)
+
+    def is_gain(self, node: Node, parameter: nn.Parameter) -> bool:
+        """Whether a product with a parameter is the last step of a norm written by hand, and scales with it."""
+        path = node.parameters[0]
+        owner = self.modules.get(path.rpartition(".")[0])
+        if owner is None or len(self.holders[id(parameter)]) != 1 or self.reads[path] != 1:
+            return False
+        if parameter.shape != node.shape[-1:] or parameter.numel() == 1:
+            return False
+        return _gains(owner, path.rpartition(".")[2], node.shape)
+
     def _scales(self, path: str, layer: WeightedLayer) -> bool:
         """Whether a layer with a forward of its own scales with its weight, tried on random numbers."""
         for call in self.graph.calls(path):
@@ -111,6 +127,20 @@ def _scales_on(layer: WeightedLayer, shape: tuple[int, ...]) -> bool:
     except (RuntimeError, TypeError, ValueError, AttributeError, IndexError):
         return False
     return bool(torch.allclose(got, expected, rtol=1e-9, atol=1e-9 * float(expected.abs().max())))
+
+
+@torch.no_grad()
+def _gains(owner: nn.Module, name: str, shape: tuple[int, ...]) -> bool:
+    """Whether twice the parameter is twice the result, tried on random numbers."""
+    generator = torch.Generator().manual_seed(0)
+    plain = copy.deepcopy(owner).to("cpu", torch.float64).eval()
+    x = torch.randn(shape, generator=generator, dtype=torch.float64)
+    try:
+        expected = 2 * plain(x)
+        plain.get_parameter(name).mul_(2)
+        return bool(torch.allclose(plain(x), expected, rtol=1e-5, atol=1e-5))
+    except (RuntimeError, TypeError, ValueError, AttributeError, IndexError):
+        return False
 
 
 def _along(numbers: Tensor, axis: int, ndim: int) -> Tensor:

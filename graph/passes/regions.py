@@ -21,20 +21,10 @@ from ..recording.recorder import Graph, Node
 from .ownership import Ownership, channel_axis
 from .scales import Classes, Scales
 
-__all__ = ["Norm", "Regions", "is_norm"]
+__all__ = ["Region", "Regions"]
 
-Norm: TypeAlias = nn.LayerNorm | nn.RMSNorm | nn.GroupNorm | _BatchNorm
-NORM_FORWARDS = {nn.LayerNorm.forward, nn.RMSNorm.forward, nn.GroupNorm.forward, _BatchNorm.forward}
-
-
-def is_norm(module: object) -> bool:
-    """Whether a module is a norm of torch.
-
-    Example:
-        >>> is_norm(nn.LayerNorm(2)), is_norm(nn.ReLU())
-        (True, False)
-    """
-    return isinstance(module, (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, _BatchNorm))
+NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, _BatchNorm)
+NORM_FORWARDS = {norm.forward for norm in NORMS}
 
 
 @dataclass(frozen=True)
@@ -65,6 +55,7 @@ class Regions:
         sources: for the path of each layer that writes channels the numbers of their scales, one a channel. The
             path of a gain is the parameter's.
         sinks: the same for the layers that read channels.
+        layers: the layers of ``sinks``, by path.
         relu6: the calls of ReLU6 that scales pass through, with the numbers of the scales there.
 
     Example:
@@ -88,11 +79,17 @@ class Regions:
         self._written: dict[str, Tensor] = {}
         self._read: dict[str, Tensor] = {}
         self._relu6: list[tuple[Node, Tensor]] = []
+        self._fixed: dict[str, str] = {}  # layers whose scales are held, and why
+        self._held: list[tuple[Node, str]] = []  # nodes whose output has no scales, and why
         for node in graph.nodes:
             self._ids[node] = self._visit(node)
+        self._hold()
         self.classes: Classes = self._scales.classes()
         self.sources = {path: self.classes.of(ids) for path, ids in self._written.items()}
         self.sinks = {path: self.classes.of(ids) for path, ids in self._read.items()}
+        self.layers = {
+            path: layer for path in self.sinks if isinstance(layer := self.modules[path], (nn.Linear, _ConvNd))
+        }
         self.relu6 = [(node, self.classes.of(ids.unique())) for node, ids in self._relu6]
 
     def free(self) -> list[Region]:
@@ -122,12 +119,15 @@ class Regions:
 
     def _visit(self, node: Node) -> Tensor:
         module = self.modules.get(node.module) if node.module is not None else None
-        if isinstance(module, (nn.Linear, _ConvNd)):
-            return self._layer(node, module)
-        if is_norm(module) and self._norms:
-            return self._norm(node, module)
-        rule = RULES.get(kind_of(node.function) or node.kind)
-        ids = None if rule is None else rule(self, node)
+        if node.alternatives or 0 in node.shape:  # read from elsewhere in other examples, or nothing to follow
+            ids = None
+        elif isinstance(module, (nn.Linear, _ConvNd)):
+            ids = self._layer(node, module)
+        elif isinstance(module, NORMS) and self._norms:
+            ids = self._norm(node, module)
+        else:
+            rule = RULES.get(kind_of(node.function) or node.kind)
+            ids = None if rule is None else rule(self, node)
         return self._unknown(node) if ids is None else ids
 
     def of(self, node: Node, number: int = 0) -> Tensor | None:
@@ -140,10 +140,25 @@ class Regions:
 
     def _unknown(self, node: Node) -> Tensor:
         """What does not pass scales on: its inputs have none, nor has its result."""
-        for edge in node.inputs:
-            if edge is not None:
-                self._scales.hold(self._ids[edge[0]], self._reaches(node))
-        return self._scales.fixed(node.shape, f"its output meets that of {node.path} ({node.kind})")
+        if isinstance(self.modules.get(node.module or ""), (nn.Linear, _ConvNd)):
+            self._fixed.setdefault(node.path, "examples differ in what it reads")
+        return self._held_at(node, self._reaches(node))
+
+    def _held_at(self, node: Node, why: str) -> Tensor:
+        edges = [edge for each in (node.inputs, *node.alternatives) for edge in each if edge is not None]
+        self._held += [(source, why) for source, _ in edges]
+        return self._scales.fixed(node.shape, f"its output meets {node.path} ({node.kind})")
+
+    def _hold(self) -> None:
+        """Hold what was found to have no scales, once all ids are known."""
+        for node, why in self._held:
+            self._scales.hold(self._ids[node], why)
+        for path, why in self._fixed.items():
+            for noted in (self._written, self._read):
+                if path in noted:
+                    self._scales.hold(noted[path], why)
+            if path not in self._written:
+                self._written[path] = self._scales.fixed((1,), why)
 
     def _reaches(self, node: Node) -> str:
         if node.kind == "output":
@@ -155,15 +170,14 @@ class Regions:
             hint = "; call fold_batch_norms first"
         return f"its output reaches {node.path} ({node.kind}){hint}"
 
-    def _layer(self, node: Node, layer: nn.Linear | _ConvNd) -> Tensor | None:
+    def _layer(self, node: Node, layer: nn.Linear | _ConvNd) -> Tensor:
         path = node.module
         assert path is not None
         why_not, read = self.ownership.why_not(path), self.of(node)
         if why_not is not None or read is None or not node.shape:
-            for edge in node.inputs:
-                if edge is not None:
-                    self._scales.hold(self._ids[edge[0]], f"its output reaches {path}, which {why_not}")
-            return self._scales.fixed(node.shape, f"its output meets that of {path}, which {why_not}")
+            why_not = why_not or "reads a part of what another layer writes"
+            self._fixed.setdefault(path, f"it {why_not}")
+            return self._held_at(node, f"its output reaches {path}, which {why_not}")
         axis = channel_axis(layer, read.ndim)
         self._note(self._read, path, self._channels(read, axis))
         axis = channel_axis(layer, len(node.shape))
@@ -178,9 +192,8 @@ class Regions:
         if read is not None:
             self._scales.hold(read, self._reaches(node))
         weight = module._parameters.get("weight")
-        others = [] if weight is None else self.ownership.holders[id(weight)]
         last = isinstance(module, (nn.LayerNorm, nn.RMSNorm))
-        owned = weight is not None and weight.ndim == 1 and len(others) == 1 and not self.ownership.reads[f"{path}.weight"]
+        owned = weight is not None and weight.ndim == 1 and self.ownership.owns(path)
         if not owned or type(module).forward not in NORM_FORWARDS or not node.shape:
             return self._unknown(node)
         axis = len(node.shape) - 1 if last else 1
@@ -223,8 +236,8 @@ class Regions:
         return self._scales.link_along(ids, tuple(range(2, ids.ndim))).expand(node.shape)
 
     def _pad(self, node: Node) -> Tensor | None:
-        module = self.modules.get(node.module or "")
-        return None if getattr(module, "value", 0) else self._spatial(node)
+        zero = node.homogeneous if node.module is None else not getattr(self.modules[node.module], "value", 0)
+        return self._spatial(node) if zero else None
 
     def _reduction(self, node: Node) -> Tensor | None:
         ids = self.of(node)
@@ -260,6 +273,23 @@ class Regions:
         if all(torch.equal(results[0], other) for other in results[1:]):
             return results[0]
         return self._scales.link_all(ids, node.shape)
+
+    def _getitem(self, node: Node) -> Tensor | None:
+        """Parts along dimensions that scales are the same along; of others, the whole tensor has one scale."""
+        ids = self.of(node)
+        if ids is None or len(node.inputs) != 1:
+            return None
+        if ids.ndim == len(node.shape):
+            differ = [dim for dim in range(ids.ndim) if ids.shape[dim] != node.shape[dim]]
+            if any(ids.stride(dim) and ids.shape[dim] > 1 for dim in differ):
+                return self._scales.link_all(ids, node.shape)
+            return self._scales.link_along(ids, tuple(differ)).expand(node.shape)
+        return self._reduction(node) if len(node.shape) < ids.ndim else self._reshape(node)
+
+    def _mixed(self, node: Node) -> Tensor | None:
+        """Values that are moved about in ways that shapes don't tell: the whole tensor has one scale."""
+        ids = self.of(node)
+        return self._scales.link_all(ids, node.shape) if ids is not None and len(node.inputs) == 1 else None
 
     def _expand(self, node: Node) -> Tensor | None:
         ids, name = self.of(node), _name(node)
@@ -317,10 +347,7 @@ class Regions:
     def _gain(self, node: Node, ids: Tensor) -> Tensor | None:
         """A product with a parameter, as a norm written by hand ends in: it writes channels."""
         gain = self.parameters.get(node.parameters[0])
-        owned = gain is not None and len(self.ownership.holders[id(gain)]) == 1
-        if len(node.parameters) != 1 or gain is None or not owned or self.ownership.reads[node.parameters[0]] != 1:
-            return self._broadcast(node, ids)
-        if gain.ndim != 1 or gain.shape[0] != node.shape[-1] or gain.shape[0] == 1:
+        if gain is None or len(node.parameters) != 1 or not self.ownership.is_gain(node, gain):
             return self._broadcast(node, ids)
         self._scales.hold(ids, self._reaches(node))
         written = self._scales.channels(node.shape, len(node.shape) - 1)
@@ -342,7 +369,7 @@ class Regions:
             return None
         for number, edge in enumerate(node.inputs):
             if edge is not None and number != 2:
-                self._scales.hold(self._ids[edge[0]], self._reaches(node))
+                self._held.append((edge[0], self._reaches(node)))
         values = self._scales.link_along(values, (values.ndim - 2,))
         heads, groups = node.shape[-3], values.shape[-3]
         if heads != groups:
@@ -357,6 +384,7 @@ def _name(node: Node) -> str:
 Rule: TypeAlias = Callable[[Regions, Node], Tensor | None]
 RULES: dict[str, Rule] = {
     **dict.fromkeys(("relu", "leaky_relu", "dropout", "identity", "contiguous"), Regions._same),
+    **dict.fromkeys(("to", "type", "type_as", "float", "double", "half", "bfloat16"), Regions._same),
     "prelu": Regions._prelu,
     "relu6": Regions._relu6_call,
     **dict.fromkeys(("avg_pool", "max_pool", "interpolate"), Regions._spatial),
@@ -364,6 +392,8 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("mean", "sum"), Regions._reduction),
     **dict.fromkeys(("reshape", "squeeze", "unsqueeze"), Regions._reshape),
     "permute": Regions._permute,
+    "getitem": Regions._getitem,
+    **dict.fromkeys(("select", "chunk", "split", "flip", "pixel_shuffle"), Regions._mixed),
     "expand": Regions._expand,
     "cat": Regions._cat,
     **dict.fromkeys(("add", "sub"), Regions._sum),

@@ -1,15 +1,17 @@
 """The samples of a data set: joined into one batch, and dealt out to those that estimate and those that judge."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree
 
 from ..errors import GraphError
-from .evaluation import Call, numbers_in
+from .evaluation import Call, numbers_in, observed
 
-__all__ = ["deal", "joined", "samples_in", "taken", "together"]
+__all__ = ["Dealt", "deal", "joined", "samples_in", "taken"]
 
 
 def samples_in(call: Call) -> int | None:
@@ -38,7 +40,7 @@ def joined(calls: Sequence[Call]) -> Call | None:
     if any(spec != specs[0] for spec in specs):
         return None
     columns = list(zip(*flat, strict=True))
-    if not all(_alike(column) for column in columns):
+    if not all(map(_alike, columns)):
         return None
     leaves = [torch.cat(column) if isinstance(column[0], Tensor) else column[0] for column in columns]
     return _pytree.tree_unflatten(leaves, specs[0])
@@ -63,60 +65,120 @@ def taken(call: Call, index: slice) -> Call:
     return _pytree.tree_map(lambda each: each[index] if isinstance(each, Tensor) else each, call)
 
 
-def deal(asked: str, model: nn.Module, calls: Sequence[Call]) -> tuple[list[Call], list[Call]]:
+@dataclass(frozen=True)
+class Dealt:
+    """Samples, dealt out to those that estimate and those that judge.
+
+    Attributes:
+        estimating: the batches that estimate.
+        judging: the batches that judge; the same if none are held out.
+        both: all samples in one batch, those that estimate first, where a model takes them side by side; else None.
+        share: how many samples of ``both`` estimate, and how many there are.
+        dimensions: for each layer, the dimension of its output that counts the samples of ``both``.
+
+    Example:
+        >>> x = torch.arange(5.0).unsqueeze(1)
+        >>> dealt = deal("correct_biases", nn.Sequential(nn.Flatten()), {}, [((x[:2],), {}), ((x[2:],), {})])
+        >>> dealt.both[0][0].flatten(), dealt.share
+        (tensor([0., 2., 4., 1., 3.]), (3, 5))
+        >>> [part.tolist() for part in dealt.parts(dealt.both[0][0], 0)]
+        [[[0.0], [2.0], [4.0]], [[1.0], [3.0]]]
+    """
+
+    estimating: Sequence[Call]
+    judging: Sequence[Call]
+    both: Call | None = None
+    share: tuple[int, int] = (1, 1)
+    dimensions: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def held_out(self) -> bool:
+        """Whether the samples that judge are others than those that estimate."""
+        return self.judging is not self.estimating
+
+    def parts(self, x: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+        """Of a tensor computed from ``both``: what comes from the samples that estimate, and from those that judge."""
+        if not self.held_out:
+            return x, x
+        size = x.shape[dim] * self.share[0] // self.share[1]
+        return x.narrow(dim, 0, size), x.narrow(dim, size, x.shape[dim] - size)
+
+
+def deal(
+    asked: str, model: nn.Module, layers: Mapping[str, nn.Module], calls: Sequence[Call], held_out: bool = True
+) -> Dealt:
     """Every other sample, and the rest; every other batch, where the samples of all can't go through in one.
 
     The former doesn't depend on how samples come in batches.
 
+    Args:
+        asked: the pass, for the message.
+        model: in evaluation.
+        layers: those whose outputs are to be taken apart, by path.
+        calls: the batches.
+        held_out: whether some are to judge only.
+
     Raises:
         GraphError: there is only one of them.
     """
-    whole = _whole(model, calls)
-    if whole is not None:
-        return [taken(whole, slice(0, None, 2))], [taken(whole, slice(1, None, 2))]
-    if len(calls) < 2:
-        raise GraphError(
-            f"{asked}: data is one batch that can't be split into samples, and every other one is to be held out. Pass "
-            "at least two batches, or held_out=False."
-        )
-    return list(calls[::2]), list(calls[1::2])
-
-
-def together(model: nn.Module, calls: Sequence[Call]) -> list[Call]:
-    """The batches as one call, where a model takes them so; else as they are.
-
-    Example:
-        >>> calls = [((torch.ones(2, 3),), {}), ((torch.ones(4, 3),), {})]
-        >>> [args[0].shape for args, _ in together(nn.Linear(3, 1), calls)]
-        [torch.Size([6, 3])]
-    """
-    whole = _whole(model, calls) if len(calls) > 1 else None
-    return list(calls) if whole is None else [whole]
-
-
-def _whole(model: nn.Module, calls: Sequence[Call]) -> Call | None:
-    """All batches in one, of at least two samples that a model takes side by side; None where that can't be."""
     whole = joined(calls)
-    fits = whole is not None and (samples_in(whole) or 0) > 1 and _side_by_side(model, whole)
-    return whole if fits else None
+    apart = whole is not None and (samples_in(whole) or 0) > 1
+    dimensions = _dimensions(model, layers, whole) if whole is not None and apart else None
+    if whole is None or dimensions is None:
+        if held_out and len(calls) < 2:
+            raise GraphError(
+                f"{asked}: data is one batch that can't be split into samples, and every other one is to be held out. "
+                "Pass at least two batches, or held_out=False."
+            )
+        if held_out:
+            return Dealt(calls[::2], calls[1::2])
+        return Dealt(calls, calls, calls[0] if len(calls) == 1 else None, (1, 1), dict.fromkeys(layers, 0))
+    if not held_out:
+        return Dealt(calls, calls, whole, (1, 1), dimensions)
+    estimating, judging = (taken(whole, slice(start, None, 2)) for start in (0, 1))
+    both, first = joined([estimating, judging]), samples_in(estimating) or 0
+    return Dealt([estimating], [judging], both, (first, samples_in(whole) or 0), dimensions)
 
 
-def _side_by_side(model: nn.Module, call: Call) -> bool:
-    """Whether samples don't see each other: dimension 0 of the arguments and of the results counts them."""
+def _dimensions(model: nn.Module, layers: Mapping[str, nn.Module], call: Call) -> dict[str, int] | None:
+    """The dimension that counts samples, in the output of each layer; None where samples see each other."""
+    passes: list[dict[str, list[Tensor]]] = []
+    results: list[list[Tensor]] = []
     try:
-        one, other, both = (
-            numbers_in(model(*args, **kwargs))
-            for args, kwargs in (taken(call, slice(*ends)) for ends in ((0, 1), (1, 2), (0, 2)))
-        )
+        for ends in ((0, 1), (1, 2), (0, 2)):
+            seen: dict[str, list[Tensor]] = {}
+
+            def see(
+                path: str, layer: nn.Module, args: Any, kwargs: Any, out: Any, seen: dict[str, list[Tensor]] = seen
+            ) -> None:
+                seen.setdefault(path, []).extend(numbers_in(out)[:1])
+
+            args, kwargs = taken(call, slice(*ends))
+            with observed(layers, see):
+                results.append(numbers_in(model(*args, **kwargs)))
+            passes.append(seen)
     except Exception:  # whatever a model makes of a single sample: then batches stay as they are
-        return False
+        return None
+    if _stacked(*results) != 0:
+        return None
+    one, other, both = passes
+    found = {path: _stacked(one.get(path, []), other.get(path, []), tensors) for path, tensors in both.items()}
+    return {path: dim for path, dim in found.items() if dim is not None}
+
+
+def _stacked(one: Sequence[Tensor], other: Sequence[Tensor], both: Sequence[Tensor]) -> int | None:
+    """The dimension along which the last tensors are the former two, one after the other; None if they aren't."""
     if not both or not len(one) == len(other) == len(both):
-        return False
-    return all(map(_stacked, one, other, both))
+        return None
+    found = set(map(_stacked_along, one, other, both))
+    return found.pop() if len(found) == 1 else None
 
 
-def _stacked(one: Tensor, other: Tensor, both: Tensor) -> bool:
-    """Whether results are those of two samples, but for rounding."""
-    if not one.ndim or one.shape != other.shape or both.shape != (2, *one.shape[1:]) or one.shape[0] != 1:
-        return False
-    return torch.allclose(torch.cat([one, other]), both, rtol=1e-3, atol=1e-4 * float(both.abs().max() or 1.0))
+def _stacked_along(one: Tensor, other: Tensor, both: Tensor) -> int | None:
+    if one.shape != other.shape or one.ndim != both.ndim:
+        return None
+    longer = [dim for dim in range(both.ndim) if both.shape[dim] != one.shape[dim]]
+    if len(longer) != 1 or both.shape[longer[0]] != 2 * one.shape[longer[0]] or not both.numel():
+        return None
+    close = torch.allclose(torch.cat([one, other], longer[0]), both, rtol=1e-3, atol=1e-4 * float(both.abs().max()))
+    return longer[0] if close else None

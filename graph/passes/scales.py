@@ -90,8 +90,8 @@ class Classes:
         numbers, self._numbers = labels.unique(return_inverse=True)
         self.count = len(numbers)
         self._reasons: dict[int, str] = {}
-        for each in sorted(held):
-            self._reasons.setdefault(int(self._numbers[each]), held[each])
+        for each, why in held.items():
+            self._reasons.setdefault(int(self._numbers[each]), why)
 
     def of(self, ids: Tensor) -> Tensor:
         """The class of each id."""

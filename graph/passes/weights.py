@@ -6,20 +6,31 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-__all__ = ["Side", "WeightedLayer", "channel_maxima", "channels_of", "is_weighted", "per_channel", "scale_channels"]
+__all__ = [
+    "Side",
+    "WeightedLayer",
+    "channel_maxima",
+    "channels_of",
+    "magnitudes",
+    "per_channel",
+    "scale_channels",
+    "weighted",
+]
 
 WeightedLayer: TypeAlias = nn.Linear | _ConvNd
 Side: TypeAlias = Literal["outputs", "inputs"]
 
 
-def is_weighted(module: object) -> bool:
-    """Whether a module is a linear layer or a convolution.
+def weighted(model: nn.Module, path: str) -> WeightedLayer:
+    """The linear layer or convolution at a path.
 
     Example:
-        >>> is_weighted(nn.Conv1d(1, 2, 3)), is_weighted(nn.ReLU())
-        (True, False)
+        >>> weighted(nn.Sequential(nn.Linear(2, 3)), "0")
+        Linear(in_features=2, out_features=3, bias=True)
     """
-    return isinstance(module, (nn.Linear, _ConvNd))
+    layer = model.get_submodule(path)
+    assert isinstance(layer, (nn.Linear, _ConvNd))
+    return layer
 
 
 def _groups(layer: WeightedLayer) -> int:
@@ -85,9 +96,22 @@ def channel_maxima(layer: WeightedLayer, side: Side, matrix: Tensor) -> Tensor:
     return matrix.reshape(groups, matrix.shape[0] // groups, -1).amax(1).flatten()
 
 
+def magnitudes(layer: WeightedLayer) -> Tensor:
+    """The largest magnitude of each kernel of a layer, in float64: the first two dimensions of its weight.
+
+    Example:
+        >>> magnitudes(nn.Conv2d(4, 6, 3)).shape
+        torch.Size([6, 4])
+    """
+    weight = layer.weight.detach().double().abs().cpu()
+    return weight.flatten(2).amax(2) if weight.ndim > 2 else weight
+
+
 @torch.no_grad()
 def scale_channels(layer: WeightedLayer, outputs: Tensor | None = None, inputs: Tensor | None = None) -> None:
-    """Multiply a layer's weight by one number a channel, in place and in float64; the bias goes with the outputs.
+    """Multiply a layer's weight by one number a channel, in place and in float64.
+
+    The bias goes with the outputs, and so do the statistics that `fold_batch_norms` kept.
 
     Example:
         >>> layer = nn.Linear(1, 2)
@@ -99,9 +123,14 @@ def scale_channels(layer: WeightedLayer, outputs: Tensor | None = None, inputs: 
     """
     weight = layer.weight.double()
     if outputs is not None:
-        weight = weight * per_channel(layer, "outputs", outputs.double())
+        weight = weight * per_channel(layer, "outputs", outputs.to(weight))
     if inputs is not None:
-        weight = weight * per_channel(layer, "inputs", inputs.double())
+        weight = weight * per_channel(layer, "inputs", inputs.to(weight))
     layer.weight.copy_(weight)
-    if outputs is not None and layer.bias is not None:
-        layer.bias.copy_(layer.bias.double() * outputs.double())
+    if outputs is not None:
+        if layer.bias is not None:
+            layer.bias.copy_(layer.bias.double() * outputs.to(weight))
+        for name, size in (("folded_mean", outputs), ("folded_std", outputs.abs())):
+            kept = layer._buffers.get(name)
+            if kept is not None:
+                kept.copy_(kept.double() * size.to(weight))

@@ -1,12 +1,14 @@
 """Kinds of operations: operators, methods, functions and modules that compute the same thing have one name."""
 
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
+from types import GetSetDescriptorType
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._ops import OpOverload, OpOverloadPacket
 
 __all__ = ["KINDS", "OPERATORS", "is_homogeneous", "keeps_grid", "kind_of", "name_of"]
 
@@ -14,17 +16,15 @@ Function = Callable[..., Any]
 
 
 def _named(*names: str, operators: tuple[Function, ...] = ()) -> tuple[Function, ...]:
-    """Every function of a name in torch, in torch.nn.functional and on tensors, with its in-place twin, and operators."""
+    """The functions of a name in torch, torch.nn.functional and on tensors, with in-place twins, and operators."""
     found: list[Function] = list(operators)
     dunders = [f"__{start}{each.__name__.removeprefix('i')}__" for each in operators for start in ("", "i", "r")]
-    for name in dunders:
-        if hasattr(Tensor, name):
-            found.append(getattr(Tensor, name))
+    found += [getattr(Tensor, each) for each in dunders if hasattr(Tensor, each)]
     for name in names:
         for home in (torch, F, Tensor):
             for spelling in (name, f"{name}_"):
-                function = getattr(home, spelling, None)
-                if isinstance(function, property) or type(function).__name__ == "getset_descriptor":
+                function: Any = getattr(home, spelling, None)
+                if isinstance(function, GetSetDescriptorType):
                     function = function.__get__  # x.T, x.data
                 if callable(function) and not isinstance(function, type):
                     found.append(function)
@@ -97,6 +97,7 @@ KINDS: Mapping[str, tuple[Function, ...]] = {
     "chunk": _named("chunk", "tensor_split"),
     "split": _named("split", "split_with_sizes", "unbind"),
     "contiguous": _named("contiguous", "clone", "detach", "data"),
+    "to": _named("to", "type", "type_as", "float", "double", "half", "bfloat16", "cpu", "cuda"),
     "expand": _named("expand", "expand_as", "repeat", "tile", "repeat_interleave", "broadcast_to"),
     "flip": _named("flip", "fliplr", "flipud", "roll"),
     "pixel_shuffle": _named("pixel_shuffle", "pixel_unshuffle", "channel_shuffle"),
@@ -149,7 +150,7 @@ _MODULES: Mapping[type[nn.Module], str] = {
     nn.Identity: "identity",
 }
 
-_KIND_OF = {function: kind for kind, functions in KINDS.items() for function in functions}
+_KIND_OF: Mapping[Hashable, str] = {function: kind for kind, functions in KINDS.items() for function in functions}
 
 
 def kind_of(function: object) -> str | None:
@@ -171,10 +172,10 @@ def kind_of(function: object) -> str | None:
             if base in _MODULES and getattr(function, "forward", None) is base.forward:
                 return _MODULES[base]
         return None
-    try:
-        return _KIND_OF.get(function)  # type: ignore[arg-type]
-    except TypeError:  # not hashable
-        return None
+    if isinstance(function, (OpOverload, OpOverloadPacket)):  # torch.ops.aten.add.Tensor
+        name = str(function).split(".")[1] if str(function).startswith("aten.") else ""
+        function = getattr(torch, name, getattr(Tensor, name, None))
+    return _KIND_OF.get(function) if isinstance(function, Hashable) else None
 
 
 def name_of(function: object) -> str:
@@ -187,7 +188,7 @@ def name_of(function: object) -> str:
     kind = kind_of(function)
     if kind is not None:
         return kind
-    name = getattr(function, "__name__", type(function).__name__)
+    name = str(getattr(function, "__name__", type(function).__name__)).partition(".")[0]
     if name in ("__get__", "__set__"):
         name = getattr(getattr(function, "__self__", None), "__name__", name)
     return name.strip("_") or name
@@ -226,18 +227,17 @@ def _always(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
     return True
 
 
-_MOVING = (
-    *("reshape", "permute", "squeeze", "unsqueeze", "getitem", "select", "chunk", "split", "contiguous", "expand"),
-    *("flip", "pixel_shuffle", "identity", "max_pool"),
-)
-_KEEPS_GRID: Mapping[str, Callable[[tuple[Any, ...], Mapping[str, Any]], bool]] = {
-    **dict.fromkeys(_MOVING, _always),
+_Condition = Callable[[tuple[Any, ...], Mapping[str, Any]], bool]
+_KEEPS_GRID: Mapping[str, _Condition] = {
+    **dict.fromkeys(("reshape", "permute", "squeeze", "unsqueeze", "getitem", "select", "chunk", "split"), _always),
+    **dict.fromkeys(("contiguous", "expand", "flip", "pixel_shuffle", "identity", "max_pool"), _always),
     "dropout": _drops_nothing,
     "pad": _pads_zero,
     "interpolate": _is_nearest,
 }
-_HOMOGENEOUS: Mapping[str, Callable[[tuple[Any, ...], Mapping[str, Any]], bool]] = {
-    **dict.fromkeys((*_MOVING, "relu", "leaky_relu", "prelu", "avg_pool"), _always),
+_HOMOGENEOUS: Mapping[str, _Condition] = {
+    **dict.fromkeys(("relu", "leaky_relu", "prelu", "max_pool", "avg_pool"), _always),
+    **dict.fromkeys(("reshape", "squeeze", "unsqueeze", "contiguous", "identity"), _always),
     "dropout": _drops_nothing,
     "pad": _pads_zero,
     "interpolate": _is_not_bicubic,
@@ -264,6 +264,8 @@ def keeps_grid(function: object, args: tuple[Any, ...] = (), kwargs: Mapping[str
 
 def is_homogeneous(function: object, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None) -> bool:
     """Whether ``f(s * x) = s * f(x)`` for positive scales of channels: what cross-layer equalization passes through.
+
+    Channels stay in their order. The shape may change: flattening repeats the scale of a channel for each pixel.
 
     Args:
         function: a function, a method of tensors, or the class of a module.

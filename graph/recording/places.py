@@ -4,11 +4,10 @@ import ast
 import inspect
 import linecache
 import os
-import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from types import CodeType, FrameType, FunctionType
-from typing import Any
+from functools import partial
+from types import CellType, CodeType, FrameType, FunctionType
 
 import torch
 from torch import nn
@@ -17,6 +16,9 @@ __all__ = ["Place", "Position", "Sources"]
 
 Position = tuple[int, int, int, int]
 """Line, last line, column and last column of an expression, as the syntax tree counts them: columns are UTF-8 bytes."""
+
+Link = tuple[FunctionType | None, Position]
+"""A function as its caller knows it, with its decorators, or None if it is not known; and a position in it."""
 
 _TORCH = os.path.dirname(torch.__file__) + os.sep
 _CALL = nn.Module._call_impl.__code__
@@ -42,7 +44,7 @@ class Place:
 
     method: str
     file: str
-    chain: tuple[tuple[FunctionType | None, Position], ...]
+    chain: tuple[Link, ...]
 
     @property
     def helper(self) -> FunctionType | None:
@@ -84,13 +86,12 @@ class _Step:
     """A frame between the operation and the method."""
 
     code: CodeType
-    position: Position
-    function: FunctionType | None  # as its caller knows it: with its decorators
-    inside: bool = False  # a decorator's frame, or one around code that is written further out
+    link: Link
+    first: object  # the first argument
 
 
 class Sources:
-    """The source behind frames and classes, for the time of a recording.
+    """The source behind frames, for the time of a recording.
 
     Args:
         is_module: whether an object is a module of the model that is recorded.
@@ -98,10 +99,12 @@ class Sources:
 
     def __init__(self, is_module: Callable[[object], bool]) -> None:
         self._is_module = is_module
-        self._positions: dict[CodeType, list[tuple[int | None, ...]]] = {}
+        self._positions: dict[CodeType, list[Position | None]] = {}
         self._methods: dict[tuple[type, CodeType], str | None] = {}
+        self._functions: dict[tuple[CodeType, CodeType | None], FunctionType | None] = {}
         self._inner: dict[CodeType, frozenset[CodeType]] = {}
-        self._calls: dict[str, dict[Position, Position]] = {}
+        self._trees: dict[str, ast.Module] = {}
+        self._chained: dict[str, dict[Position, Position]] = {}
 
     def locate(self, frame: FrameType | None) -> tuple[nn.Module | None, Place | None]:
         """The module whose method is running, and where in its source; what torch itself runs is left out.
@@ -111,165 +114,190 @@ class Sources:
         steps: list[_Step] = []
         while frame is not None:
             code = frame.f_code
-            first = _first_argument(frame)
-            known = self._is_module(first)
-            if known and code is _CALL:
+            first = first_argument(frame)
+            owner = first if isinstance(first, nn.Module) and self._is_module(first) else None
+            if owner is not None and code is _CALL:
                 return None, None  # its forward is not a method of its class
-            method = self.method(type(first), code) if known else None
-            if method is not None or not _is_foreign(code.co_filename):
-                position = self._position(frame)
+            method = None if owner is None else self._method(type(owner), code)
+            if method is not None or not is_foreign(code.co_filename):
+                position, file = self.positions(code)[frame.f_lasti // 2], code.co_filename
+                inside = next((n for n, step in enumerate(steps) if step.code in self._codes_inside(code)), None)
+                if inside is not None:  # written here, however many functions it is handed through
+                    position, steps = steps[inside].link[1], steps[:inside]
                 if position is None:
-                    return (first if method is not None else None), None
-                steps = self._around(steps, code)
-                inner = steps[-1] if steps and steps[-1].inside else None
-                if inner is not None:
-                    steps.pop()
-                    position = inner.position
-                if method is not None:
-                    chain = tuple((step.function, step.position) for step in reversed(steps))
-                    file = steps[0].code.co_filename if steps else code.co_filename
-                    return first, Place(method, file, ((None, position), *chain))
-                step = _Step(code, position, _function_of(frame, first))
-                if not (steps and step.function is not None and steps[-1].function is step.function):
-                    steps.append(step)
+                    return owner if method is not None else None, None
+                if owner is not None and method is not None:
+                    file = steps[0].code.co_filename if steps else file
+                    chain = tuple(_link_from(owner, step) for step in reversed(steps))
+                    return owner, Place(method, file, ((None, position), *chain))
+                if not steps or not _has_code(steps[-1].link[0], code):  # or it decorates the function before
+                    steps.append(_Step(code, (self._function(frame, first), position), first))
             frame = frame.f_back
         return None, None
 
-    def method(self, owner: type, code: CodeType) -> str | None:
+    def positions(self, code: CodeType) -> list[Position | None]:
+        """The position of the expression of each instruction."""
+        if code not in self._positions:
+            found: list[Position | None] = []
+            for line, end, column, end_column in code.co_positions():
+                if line is None or end is None or column is None or end_column is None:
+                    found.append(None)  # some instructions have none, and all of them under python -X no_debug_ranges
+                else:
+                    found.append(self._whole(code.co_filename, (line, end, column, end_column)))
+            self._positions[code] = found
+        return self._positions[code]
+
+    def tree(self, file: str) -> ast.Module:
+        """The syntax tree of a file; an empty one if there is no source."""
+        if file not in self._trees:
+            try:
+                self._trees[file] = ast.parse("".join(linecache.getlines(file)))
+            except SyntaxError:
+                self._trees[file] = ast.Module([], [])
+        return self._trees[file]
+
+    def _whole(self, file: str, position: Position) -> Position:
+        """The position of the whole call, also of one in a chain of methods over several lines."""
+        line, _, column, _ = position
+        before = linecache.getline(file, line).encode()[:column].rstrip()
+        if not before.endswith(b"."):
+            return position
+        if file not in self._chained:
+            self._chained[file] = _chained_calls(self.tree(file))
+        return self._chained[file].get(position, position)
+
+    def _method(self, owner: type, code: CodeType) -> str | None:
         """The name under which a class has a method with this code; a decorated one, too."""
         key = owner, code
         if key not in self._methods:
-            self._methods[key] = _method_of(owner, code)
+            names = (name for _, name, function in methods_of(owner) if getattr(owner, name, None) is function)
+            self._methods[key] = next((each for each in names if _has_code(getattr(owner, each), code)), None)
         return self._methods[key]
 
-    def _around(self, steps: list[_Step], code: CodeType) -> list[_Step]:
-        """Steps without those that only lead to code that is written inside this one."""
+    def _codes_inside(self, code: CodeType) -> frozenset[CodeType]:
         if code not in self._inner:
-            self._inner[code] = frozenset(_codes_in(code))
-        for number, step in enumerate(steps):
-            if step.code in self._inner[code]:
-                step.inside = True
-                return steps[: number + 1]
-        return steps
+            self._inner[code] = frozenset(codes_in(code)) - {code}
+        return self._inner[code]
 
-    def _position(self, frame: FrameType) -> Position | None:
-        code = frame.f_code
-        if code not in self._positions:
-            self._positions[code] = list(code.co_positions())
-        line, end_line, column, end_column = self._positions[code][frame.f_lasti // 2]
-        if line is None or end_line is None or column is None or end_column is None:
-            return None  # python -X no_debug_ranges
-        return self._expression((line, end_line, column, end_column), code.co_filename)
-
-    def _expression(self, position: Position, file: str) -> Position:
-        """The position of the whole call: Python gives that of a method in a chain of lines without its object."""
-        line, end_line, column, end_column = position
-        text = linecache.getline(file, line)[:column]
-        if text.rstrip().endswith(".") and column > 0:
-            if file not in self._calls:
-                self._calls[file] = _chained_calls(file)
-            return self._calls[file].get(position, position)
-        return position
+    def _function(self, frame: FrameType, first: object) -> FunctionType | None:
+        """The function that a frame runs, as its caller finds it."""
+        caller = frame.f_back
+        while caller is not None and is_foreign(caller.f_code.co_filename):
+            caller = caller.f_back
+        key = frame.f_code, caller and caller.f_code
+        if key not in self._functions:
+            found = (each for each in _candidates(frame, caller, first) if _has_code(each, frame.f_code))
+            function = next(found, None)
+            function = bare(function)
+            self._functions[key] = function if isinstance(function, FunctionType) else None
+        return self._functions[key]
 
 
-def _first_argument(frame: FrameType) -> object:
+def first_argument(frame: FrameType) -> object:
+    """The first argument of the function that a frame runs, or None."""
     code = frame.f_code
     return frame.f_locals.get(code.co_varnames[0]) if code.co_argcount > 0 else None
 
 
-def _is_foreign(file: str) -> bool:
-    """Whether a file is torch's, or this one."""
-    return file.startswith(_TORCH) or file in _OWN
+def is_foreign(file: str) -> bool:
+    """Whether a file is torch's, or records."""
+    return file.startswith(_TORCH) or os.path.dirname(file) == _HERE
 
 
-_OWN = frozenset({__file__, os.path.join(os.path.dirname(__file__), "recorder.py")})
+_HERE = os.path.dirname(__file__)
 
 
-def _codes_in(code: CodeType) -> Iterator[CodeType]:
+def codes_in(code: CodeType) -> Iterator[CodeType]:
+    """A function's code, and that of the functions, lambdas and comprehensions that are written in it."""
+    yield code
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
-            yield constant
-            yield from _codes_in(constant)
+            yield from codes_in(constant)
 
 
-def _layers(function: object) -> Iterator[FunctionType]:
+def bare(function: object) -> object:
+    """The function in a static, class or bound method, or in a partial."""
+    if isinstance(function, partial):
+        return bare(function.func)
+    return getattr(function, "__func__", function)
+
+
+def layers_of(function: object) -> Iterator[FunctionType]:
     """A function and what its decorators hide."""
-    function = getattr(function, "__func__", function)  # staticmethod, classmethod, bound methods
+    function = bare(function)
     seen: set[int] = set()
     while isinstance(function, FunctionType) and id(function) not in seen:
         seen.add(id(function))
         yield function
         hidden = getattr(function, "__wrapped__", None)
         if hidden is None:  # a decorator without functools.wraps
-            cells = (cell.cell_contents for cell in function.__closure__ or () if _is_filled(cell))
+            cells = [cell.cell_contents for cell in function.__closure__ or () if _is_filled(cell)]
             hidden = next((each for each in cells if isinstance(each, FunctionType)), None)
         function = hidden
 
 
-def _is_filled(cell: Any) -> bool:
+def _is_filled(cell: CellType) -> bool:
     try:
         return cell.cell_contents is not None
     except ValueError:
         return False
 
 
-def _method_of(owner: type, code: CodeType) -> str | None:
-    for name, attribute in _attributes(owner):
-        if isinstance(attribute, FunctionType) and getattr(owner, name, None) is attribute:
-            if any(each.__code__ is code for each in _layers(attribute)):
-                return name
-    return None
+def _has_code(function: object, code: CodeType) -> bool:
+    return any(each.__code__ is code for each in layers_of(function))
 
 
-def _attributes(owner: type) -> Iterator[tuple[str, object]]:
+def methods_of(owner: type) -> Iterator[tuple[type, str, object]]:
+    """What is written in a class and its bases up to nn.Module: the base, the name and the attribute."""
     for base in owner.__mro__:
         if base is nn.Module:
             return
-        yield from vars(base).items()
+        for name, attribute in list(vars(base).items()):
+            yield base, name, attribute
 
 
-def _function_of(frame: FrameType, first: object) -> FunctionType | None:
-    """The function that a frame runs, as its caller finds it; None for a method of some other object."""
-    code = frame.f_code
-    for candidate in _candidates(frame, first):
-        for each in _layers(candidate):
-            if each.__code__ is code:
-                return candidate if isinstance(candidate, FunctionType) else getattr(candidate, "__func__", None)
-    return None
+def _link_from(owner: nn.Module, step: _Step) -> Link:
+    """The link of a step, without the function if that is a method of an object other than the module."""
+    function, position = step.link
+    qualname = step.code.co_qualname
+    if function is None or step.first is owner or "." not in qualname.rpartition("<locals>.")[2]:
+        return step.link
+    written = _by_qualname(function.__globals__, qualname)
+    return step.link if isinstance(written, (staticmethod, classmethod)) else (None, position)
 
 
-def _candidates(frame: FrameType, first: object) -> Iterable[object]:
-    code, caller = frame.f_code, frame.f_back
-    if isinstance(first, nn.Module):  # what super() calls, and what is written in a class but is not its forward
-        yield from (attribute for _, attribute in _attributes(type(first)))
-    found: object = frame.f_globals
-    for part in code.co_qualname.split("."):
+def _by_qualname(names: dict[str, object], qualname: str) -> object:
+    found: object = names
+    for part in qualname.split("."):
         found = found.get(part) if isinstance(found, dict) else inspect.getattr_static(found, part, None)
-    yield found
-    while caller is not None and _is_foreign(caller.f_code.co_filename):
-        caller = caller.f_back
+    return found
+
+
+def _candidates(frame: FrameType, caller: FrameType | None, first: object) -> Iterator[object]:
+    """Where the function of a frame may be found."""
+    if isinstance(first, nn.Module):  # what super() calls
+        yield from (attribute for _, _, attribute in methods_of(type(first)))
+    yield _by_qualname(frame.f_globals, frame.f_code.co_qualname)
     if caller is not None:
         yield from list(caller.f_locals.values())
-        owner = _first_argument(caller)
+        owner = first_argument(caller)
         if isinstance(owner, nn.Module):
             yield from list(vars(owner).values())
-            yield from (attribute for _, attribute in _attributes(type(owner)))
+            yield from (attribute for _, _, attribute in methods_of(type(owner)))
         yield from list(caller.f_globals.values())
 
 
-def _chained_calls(file: str) -> dict[Position, Position]:
-    """Positions that Python gives for calls of methods on another line than their object, and those of the calls."""
-    try:
-        tree = ast.parse("".join(linecache.getlines(file)))
-    except SyntaxError:
-        return {}
+def _chained_calls(tree: ast.Module) -> dict[Position, Position]:
+    """Calls of a method that stand on another line than their object: the position Python gives, and the whole one."""
     found: dict[Position, Position] = {}
     for node in ast.walk(tree):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
-            name = node.func
-            assert node.end_lineno and node.end_col_offset and name.end_lineno and name.end_col_offset
-            if name.end_lineno != node.lineno:
-                start = name.end_col_offset - len(name.attr)
-                given = name.end_lineno, node.end_lineno, start, node.end_col_offset
-                found[given] = node.lineno, node.end_lineno, node.col_offset, node.end_col_offset
+            whole, (_, line, _, column) = position_of(node), position_of(node.func)
+            if line != whole[0]:
+                found[line, whole[1], column - len(node.func.attr.encode()), whole[3]] = whole
     return found
+
+
+def position_of(node: ast.expr | ast.stmt) -> Position:
+    """The position of an expression or statement in the syntax tree."""
+    return node.lineno, node.end_lineno or node.lineno, node.col_offset, node.end_col_offset or node.col_offset

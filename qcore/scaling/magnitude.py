@@ -81,9 +81,10 @@ class MagnitudeScaling(nn.Module):
             magnitude: one number, or one for each row of the granularity.
             x: the tensor that it is for: its shape says that of the scales.
         """
-        return self.granularity.compact(self._scale_for(magnitude), x.shape)
+        return self.granularity.compact(self.scale_for(magnitude), x.shape)
 
-    def _scale_for(self, magnitude: Tensor) -> Tensor:
+    def scale_for(self, magnitude: Tensor) -> Tensor:
+        """The same, one scale for each magnitude, in no tensor's shape."""
         magnitude = magnitude if magnitude.dtype in WIDE else magnitude.float()
         floor = self.min_scale * self.restriction.int_threshold(self.int_range)
         at_least = torch.where(magnitude < floor, floor, magnitude)

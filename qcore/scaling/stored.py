@@ -214,6 +214,28 @@ class StoredScaling(MagnitudeScaling):
             self._look()
 
     @torch.no_grad()
+    def set_range(self, found: Sequence[Tensor], forwards: int = 1) -> None:
+        """Take a range that was measured elsewhere for the calibrated one; what was learned is forgotten.
+
+        Args:
+            found: what the statistic would give: a number for each scale, with the lower end where it has one.
+            forwards: of the model that it was measured on: a running mean goes on from them.
+
+        Example:
+            >>> from bitwright.qcore import IntRange, LearnedScaling
+            >>> scaling = LearnedScaling(IntRange(8, signed=False))
+            >>> scaling.set_range([torch.tensor([2.55])])
+            >>> scaling.phase, scaling(torch.ones(2)).item()
+            ('calibrated', 0.009999999776482582)
+        """
+        self.reset_parameters()
+        self._fit(found[0].numel())
+        self._set([self._stored_as(found[0].to(self.magnitude_base)), *found[1:]])
+        limit = self._limit()
+        self.steps.fill_(limit if limit < sys.maxsize else forwards * self.calls)  # a running average goes on
+        self._forget()
+
+    @torch.no_grad()
     def reset_parameters(self) -> None:
         """Set the state to what it is before any data."""
         for each in (*self._bases(), *self._offsets(), self.measured, self.steps):
@@ -306,7 +328,7 @@ class StoredScaling(MagnitudeScaling):
 
     def standing(self) -> Tensor:
         """The scale in use, one number for each that is stored."""
-        return self._scale_for(self.restriction.load(self._in_use("magnitude")))
+        return self.scale_for(self.restriction.load(self._in_use("magnitude")))
 
     def current(self, x: Tensor) -> Tensor:
         """The scale in use, shaped for ``x``, which is not measured."""

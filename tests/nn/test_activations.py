@@ -463,8 +463,9 @@ def test_evaluated_before_it_saw_data_it_uses_the_range_at_hand_and_warns_once(q
     with pytest.warns(BitwrightWarning) as caught:
         out = model(x)
     assert [str(each.message) for each in caught] == [
-        "features.1.act_quant is evaluated before it saw any data: it uses the range of the tensor at hand. "
-        "Run some batches in training mode first, or load a checkpoint."
+        "features.1.act_quant is evaluated before it saw any data: it uses the range of the tensor at hand "
+        "and learns nothing from it. Calibrate the model, `with bitwright.graph.calibrate(model): model(batch)`, train "
+        "it, or load a checkpoint."
     ]
     assert (out - x).abs().max() < 0.5  # far beyond 1.0, nothing is clipped
     with warnings.catch_warnings():
@@ -485,6 +486,16 @@ def test_an_all_zero_batch_gives_zeros():
 
 
 # Composition
+
+
+def test_a_copy_of_a_shared_running_average_goes_on():
+    first = qnn.QuantIdentity(act_quant=Int8Act(scaling="running", statistic="abs_max"))
+    model = nn.Sequential(first, qnn.QuantIdentity(act_quant=first.act_quant))
+    model(torch.ones(2))
+    copied = copy.deepcopy(model)
+    for each in (model, copied):
+        each(torch.full((2,), 9.0))
+        assert each[0].act_quant.scaling.magnitude.item() == pytest.approx(1.8)
 
 
 def test_a_shared_quantizer_makes_one_grid():

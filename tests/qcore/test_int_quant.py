@@ -674,8 +674,9 @@ def test_an_activation_that_saw_no_data_warns_once(quantizer, gradients):
     with pytest.warns(BitwrightWarning) as caught, torch.set_grad_enabled(gradients):
         assert model(torch.tensor([-1.28, 1.27])).tolist() == pytest.approx([-1.28, 1.27])
     assert [str(each.message) for each in caught] == [
-        "block.1.act_quant is evaluated before it saw any data: it uses the range of the tensor at hand. Run some "
-        "batches in training mode first, or load a checkpoint."
+        "block.1.act_quant is evaluated before it saw any data: it uses the range of the tensor at hand and "
+        "learns nothing from it. Calibrate the model, `with bitwright.graph.calibrate(model): model(batch)`, train it, "
+        "or load a checkpoint."
     ]
     model(torch.tensor([-1.0, 2.0]))  # no second warning: they are errors here
     quant = model.block[1].act_quant

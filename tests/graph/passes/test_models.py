@@ -6,7 +6,7 @@ from torch import nn
 
 import bitwright.nn as qnn
 from bitwright.graph import GraphError
-from bitwright.graph.passes.models import check_same, evaluating, float_copy, with_report
+from bitwright.graph.passes.models import check_same, float_copy, replace_module, with_report
 from bitwright.graph.passes.reports import Report
 
 
@@ -49,22 +49,6 @@ def test_report_is_no_state():
     assert list(model.state_dict()) == ["weight", "bias"]
 
 
-def test_evaluating_restores_flags_after_an_error():
-    model = nn.Sequential(nn.Dropout().eval(), nn.Linear(1, 1)).train()
-    model[0].eval()
-    seen = []
-
-    def look():
-        with evaluating(model):
-            seen.append((model.training, torch.is_grad_enabled()))
-            raise KeyError
-
-    with pytest.raises(KeyError):
-        look()
-    assert seen == [(False, False)]
-    assert [module.training for module in model.modules()] == [True, False, True]
-
-
 def test_same_result():
     model = nn.Linear(3, 3)
     check_same("equalize", model, model, [torch.ones(1, 3), torch.zeros(2, 3)])
@@ -103,3 +87,13 @@ def test_results_of_any_structure():
     check_same("smooth", Two(2.0), Two(2.0), {"x": torch.ones(3)})
     with pytest.raises(GraphError, match=r"differs by 0\.5 of the largest output"):
         check_same("smooth", Two(2.0), Two(3.0), {"x": torch.ones(3)})
+
+
+def test_replaced_everywhere():
+    relu = nn.ReLU()
+    model = nn.Sequential(relu, nn.Sequential(relu), nn.ReLU())
+    other = nn.Identity()
+    replace_module(model, relu, other)
+    assert model[0] is other
+    assert model[1][0] is other
+    assert isinstance(model[2], nn.ReLU)

@@ -1086,3 +1086,17 @@ def test_printed():
         "CalibratedScaling(AbsMax(), per tensor, calibrating, 1 of 2 steps)",
         "CalibratedScaling(AbsMax(), per tensor, calibrated)",
     ]
+
+
+@pytest.mark.parametrize("kind", STORED)
+@pytest.mark.parametrize("restriction", ["float", "log"])
+def test_a_range_that_was_measured_elsewhere(kind, restriction):
+    scaling = kind(UNSIGNED, MinMax(), RESTRICTIONS[restriction](), axis=0)
+    scaling(torch.ones(1, 2))
+    scaling.set_range([torch.tensor([2.55, 5.1]), torch.tensor([-1.0, 0.0])], forwards=4)
+    assert (scaling.phase, scaling.calibrating, scaling.low.tolist()) == ("calibrated", False, [-1, 0])
+    assert scaling.standing().tolist() == [value(0.01), value(0.02)]
+    assert scaling.steps.item() == {LearnedScaling: 1, CalibratedScaling: 300, RunningScaling: 4}[kind]
+    scaling(torch.full((2, 1), 9.0))
+    moved = kind is RunningScaling and 0.1 * (9 - 5.1) / 255
+    assert scaling.standing()[1].item() == value(0.02 + moved)

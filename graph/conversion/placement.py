@@ -1,0 +1,245 @@
+"""Where quantizers of activations stand: at the outputs of what makes a tensor, and on one grid where tensors meet."""
+
+import warnings
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import nn
+from torch.nn.modules.module import register_module_forward_pre_hook
+
+from ...nn import QuantLayer, WeightLayer
+from ...qcore import Grid, grid_of
+from ...qcore.declare.inject import QuantizerType, settings
+from ...qcore.errors import UncalibratedWarning
+from ...quantizers import Int8Act, Int32Bias
+from ..errors import GraphWarning
+from ..recording.examples import calls_of
+from ..recording.nodes import Graph, Node
+from ..recording.preserving import evaluating
+from ..recording.tensors import tensors_in
+from .choices import Choice
+from .given import Given
+from .joins import JOINS, Join, joins_of
+from .producers import inputs_of, never_negative, producer
+from .sharing import Shared, declared_for, own_settings, share, share_inputs
+from .signs import can_be_unsigned
+from .sites import Site
+from .table import has_weights, slot_of
+
+__all__ = ["OutputPlacement", "share_joins"]
+
+
+def output_slot(choice: Choice) -> str:
+    """The slot that quantizes what a layer returns."""
+    layer = choice.quantized or choice.layer.quantized
+    assert layer is not None
+    return "output" if has_weights(layer) else "act"
+
+
+def makers(choices: Sequence[Choice], graph: Graph) -> dict[Node, Choice]:
+    """The layers that can quantize what they return, by the nodes of their calls."""
+    found: dict[Node, Choice] = {}
+    for choice in choices:
+        layer = choice.quantized or choice.layer.quantized
+        by_rule = choice.float_reason.startswith("by the rule")
+        if layer is None or by_rule or (has_weights(layer) and choice.quantized is None):
+            continue
+        for node in graph.calls(choice.layer.path):
+            found[node] = choice
+    return found
+
+
+def share_joins(choices: Sequence[Choice], sites: Sequence[Site], graph: Graph) -> list[Shared]:
+    """Let what meets in a sum or a concatenation lie on one grid.
+
+    Where a rule is for the function, its operands share a quantizer there. Elsewhere the layers that make the operands
+    share one; where one of the operands comes from something else, nothing changes, and a warning says so.
+    """
+    for site in sites:
+        if site.settings is not None and site.node.kind in JOINS and "input_quant" in site.settings:
+            site.settings.setdefault("share", Given(True, ("joins='shared'",)))
+            for keyword in [each for each in site.settings if each[:6] == "input_" and each[6:7].isdigit()]:
+                del site.settings[keyword]
+    asked = {site.path for site in sites if site.settings is not None or site.float_reason.startswith("by the rule")}
+    known = makers(choices, graph)
+    shared: list[Shared] = []
+    left: list[tuple[str, Node]] = []
+    for join in joins_of(graph):
+        if asked.intersection(join.paths):
+            continue
+        other = next((node for node in join.producers if node not in known), None)
+        if other is not None:
+            left += [(path, other) for path in join.paths]
+        elif join.producers:
+            shared.append(_on_one_grid(join, known, choices))
+    if left:
+        _warn_of(left)
+    return shared
+
+
+def _on_one_grid(join: Join, known: Mapping[Node, Choice], choices: Sequence[Choice]) -> Shared:
+    makers = list(dict.fromkeys(known[node] for node in join.producers))
+    slots = [(choice, output_slot(choice)) for choice in makers]
+    given = next((pair for pair in slots if pair[0].quantized and f"{pair[1]}_quant" in pair[0].settings), None)
+    declared = declared_for(*given) if given else usual_activation(choices)
+    declared = Int8Act if declared is None else declared
+    if given is None and can_be_unsigned(declared) and all(never_negative((node, 0)) for node in join.producers):
+        declared = declared(signed=False)
+    for choice, slot in slots:
+        give_output(choice, slot, declared, f"on one grid in {', '.join(join.paths)}")
+    return slots
+
+
+def usual_activation(choices: Sequence[Choice]) -> QuantizerType | None:
+    """The quantizer that the rules give to most inputs, but for the sign."""
+    counts: Counter[QuantizerType] = Counter()
+    for choice in choices:
+        if choice.quantized is not None and isinstance(choice.quantizer("input"), QuantizerType):
+            own = {name: value for name, value in own_settings(choice, "input").items() if name != "signed"}
+            quantizer = choice.quantizer("input")
+            assert isinstance(quantizer, QuantizerType)
+            counts[quantizer(**own)] += 1
+    return counts.most_common(1)[0][0] if counts else None
+
+
+def give_output(choice: Choice, slot: str, declared: QuantizerType, why: str) -> None:
+    """Quantize what a layer returns, which carries its grid on."""
+    choice.quantized = choice.quantized or choice.layer.quantized
+    choice.float_reason = ""
+    assert choice.quantized is not None
+    own = [key for key in choice.settings if (found := slot_of(choice.quantized, key)) and found.name == slot]
+    before = [choice.settings.pop(key) for key in own]
+    choice.settings[f"{slot}_quant"] = Given.together(before, declared, why)
+    choice.settings.setdefault("return_quant_tensor", Given(True, (why,)))
+
+
+def _warn_of(left: Sequence[tuple[str, Node]]) -> None:
+    path, node = left[0]
+    paths = list(dict.fromkeys(path for path, _ in left))
+    listed = ", ".join(paths[:3]) + (f" and {len(paths) - 3} more" if len(paths) > 3 else "")
+    kind = node.function.__name__ if node.module is not None and node.function is not None else node.kind
+    warnings.warn(
+        f"joins='shared' leaves {listed} as {'they are' if len(paths) > 1 else 'it is'}: an operand of {path} comes "
+        f"from {node.path} ({kind}), which has no quantizer for what it returns. Fold batch norms before, or name "
+        f"torch.{_kind_at(left)} in a rule.",
+        GraphWarning,
+        stacklevel=6,
+    )
+
+
+def _kind_at(left: Sequence[tuple[str, Node]]) -> str:
+    return left[0][0].rpartition(".")[2].rstrip("_0123456789")
+
+
+class OutputPlacement:
+    """Quantizers at the outputs of what makes a tensor, for targets that compute with integers only.
+
+    Every activation layer quantizes its result, and every layer with weights that feeds another, or a sum. A layer
+    keeps a quantizer of its input where no grid arrives: behind the model's inputs, sums, means, normalizations.
+
+    Args:
+        choices: what the rules come to, layers not converted yet. They are changed.
+        graph: of the model.
+
+    Example:
+        >>> from torch import nn
+        >>> from .choices import choose
+        >>> from .layers import layers_of
+        >>> from .rules import read_rules
+        >>> from ..recording.recorder import record
+        >>> model = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2))
+        >>> choices = choose(model, layers_of(model), read_rules({nn.Linear: dict(input_quant=Int8Act)}))
+        >>> _ = OutputPlacement(choices, record(model, torch.ones(1, 2)))
+        >>> [[*choice.settings] for choice in choices]
+        [['input_quant'], ['act_quant', 'return_quant_tensor'], []]
+    """
+
+    def __init__(self, choices: Sequence[Choice], graph: Graph) -> None:
+        self._graph = graph
+        self._makers = makers(choices, graph)
+        self._usual = usual_activation(choices)
+        self._moved: list[tuple[Choice, QuantizerType, dict[str, Given]]] = []
+        for choice in choices:
+            if choice.quantized is not None and has_weights(choice.quantized):
+                self._move(choice, graph)
+        self._fill(graph)
+        self._biases = [choice for choice in choices if choice.quantized is not None and _may_have_int_bias(choice)]
+
+    def _move(self, choice: Choice, graph: Graph) -> None:
+        """Move the quantizer of a layer's input to what makes the input."""
+        declared = declared_for(choice, "input")
+        edges = inputs_of(graph, choice.layer.path)
+        nodes = [producer(edge)[0] for edge in edges if edge is not None]
+        if declared is None or not nodes or len(nodes) < len(edges) or any(each not in self._makers for each in nodes):
+            return
+        assert choice.quantized is not None
+        for node in nodes:
+            maker = self._makers[node]
+            if not self._has_output(maker):
+                give_output(maker, output_slot(maker), declared, f"the input of {choice.layer.path}")
+        own = [key for key in choice.settings if (found := slot_of(choice.quantized, key)) and found.name == "input"]
+        self._moved.append((choice, declared, {key: choice.settings.pop(key) for key in own}))
+
+    def _has_output(self, maker: Choice) -> bool:
+        return maker.quantized is not None and f"{output_slot(maker)}_quant" in maker.settings
+
+    def _fill(self, graph: Graph) -> None:
+        """Quantize what else is to lie on a grid: results of activations, and what meets in sums."""
+        meeting = {node for join in joins_of(graph) for node in join.producers}
+        for node, maker in self._makers.items():
+            slot = output_slot(maker)
+            if self._has_output(maker) or self._usual is None or not (slot == "act" or node in meeting):
+                continue
+            declared = self._usual
+            if can_be_unsigned(declared) and never_negative((node, 0)):
+                declared = declared(signed=False)
+            give_output(maker, slot, declared, "placement='outputs'")
+
+    def finish(self, model: nn.Module, examples: object) -> None:
+        """Run the converted model, give a quantizer back to inputs where no grid arrives, and quantize the biases."""
+        layers = {id(choice.layer.module): declared for choice, declared, _ in self._moved}
+        lacking: set[int] = set()
+
+        def look(module: nn.Module, args: tuple[object, ...]) -> None:
+            declared = layers.get(id(module))
+            if declared is not None:
+                grid = grid_of(args[0]) if args and isinstance(args[0], torch.Tensor) else None
+                if grid is None or not _fits(grid, declared):
+                    lacking.add(id(module))
+
+        calls = calls_of(examples)
+        with evaluating(model, tensors_in(calls)), warnings.catch_warnings():
+            warnings.simplefilter("ignore", UncalibratedWarning)
+            handle = register_module_forward_pre_hook(look)
+            try:
+                for args, kwargs in calls:
+                    model(*args, **kwargs)
+            finally:
+                handle.remove()
+        back = [(choice, declared, before) for choice, declared, before in self._moved if id(choice.layer.module) in lacking]
+        for choice, declared, before in back:
+            assert isinstance(choice.layer.module, QuantLayer)
+            choice.layer.module.input_quant = declared
+            choice.settings |= before
+        share(share_inputs([choice for choice, _, _ in back], self._graph))
+        for choice in self._biases:
+            layer = choice.layer.module
+            if isinstance(layer, WeightLayer) and layer.bias is not None:
+                layer.bias_quant = Int32Bias  # type: ignore[assignment] # a slot takes a class
+                choice.settings["bias_quant"] = Given(Int32Bias, ("placement='outputs'",))
+
+
+def _may_have_int_bias(choice: Choice) -> bool:
+    """Whether the bias can lie on the scale of the products, and no rule says what it is."""
+    assert choice.quantized is not None
+    if not issubclass(choice.quantized, WeightLayer) or "bias_quant" in choice.settings:
+        return False
+    return choice.quantizer("weight") is not None
+
+
+def _fits(grid: Grid, declared: QuantizerType) -> bool:
+    """Whether a grid has no more bits than a layer is to take."""
+    width = settings(declared).get("bit_width")
+    bits = None if width is None else width.declared
+    return not isinstance(bits, int) or int(grid.bit_width) <= bits

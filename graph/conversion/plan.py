@@ -1,0 +1,192 @@
+"""The steps of quantize: record, decide, change, check."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from ...nn import QuantLayer
+from ...qcore import QuantizerError, TensorQuant
+from ..errors import GraphError
+from ..recording.nodes import Graph
+from ..recording.recorder import record
+from .choices import Choice, choose
+from .class_change import change_class, device_and_dtype
+from .decisions import Decision, SlotDecision, keep_decisions
+from .given import Given
+from .layers import Layer, layers_of
+from .placement import OutputPlacement, share_joins
+from .reuse import separate
+from .rules import Rule
+from .self_check import Outputs, check_called, check_equal, check_read, outputs_of
+from .sharing import Shared, share, share_inputs
+from .signs import choose_signs
+from .sites import Site, choose_site_signs, choose_sites, convert_sites, sites_of
+from .table import slot_of
+from .unreached import warn_of_unreached
+
+__all__ = ["Plan"]
+
+
+@dataclass
+class Plan:
+    """What `quantize` is asked for.
+
+    Args:
+        rules: as read.
+        examples: what to call the model with, or None.
+        placement: ``"inputs"`` or ``"outputs"``.
+        joins: ``"free"`` or ``"shared"``.
+
+    Example:
+        >>> from .rules import read_rules
+        >>> model = nn.Sequential(nn.Linear(2, 2))
+        >>> Plan(read_rules({"0": dict(weight_bit_width=4)})).carry_out(model)
+        >>> model[0].weight_quant.bit_width
+        4
+    """
+
+    rules: Sequence[Rule]
+    examples: object = None
+    placement: str = "inputs"
+    joins: str = "free"
+
+    def carry_out(self, model: nn.Module) -> None:
+        """Quantize a model in place.
+
+        Raises:
+            GraphError: it can't be done; the model is half done then.
+        """
+        graph, before = self._recorded(model)
+        choices, sites = self._choices(model, graph)
+        if graph is not None and separate(model, graph, self._one_each(choices)):
+            graph = record(model, self.examples)
+            choices, sites = self._choices(model, graph)
+        shared: list[Shared] = []
+        outputs: OutputPlacement | None = None
+        if graph is not None:
+            check_read(graph, [choice.layer.path for choice in choices if choice.quantized is not None])
+            choose_signs(choices, graph)
+            choose_site_signs(sites)
+            shared = share_joins(choices, sites, graph) if self.joins == "shared" else []
+            outputs = OutputPlacement(choices, graph) if self.placement == "outputs" else None
+            shared += share_inputs(choices, graph)
+        convert(model, choices)
+        convert_sites(model, sites)
+        share(shared)
+        if graph is not None:
+            if outputs is not None:
+                outputs.finish(model, self.examples)
+            self._check(model, graph, before, choices)
+            warn_of_unreached(graph, self.rules)
+        decisions = [_of_layer(choice) for choice in choices]
+        keep_decisions(model, [*decisions, *(_of_site(model, site) for site in sites if _is_told(site))])
+
+    def _choices(self, model: nn.Module, graph: Graph | None) -> tuple[list[Choice], list[Site]]:
+        """What the rules come to for layers and functions."""
+        sites = [] if graph is None else sites_of(graph)
+        order = [] if graph is None else [node.module for node in graph.nodes if node.module is not None]
+        elsewhere = choose_sites(sites, self.rules)
+        paths = [site.path for site in sites]
+        return choose(model, layers_of(model, order), self.rules, elsewhere, paths), sites
+
+    def _one_each(self, choices: Sequence[Choice]) -> Callable[[Layer], bool]:
+        """Which activation layers get a quantizer for each of their places."""
+        quantized = {choice.layer.path for choice in choices if choice.quantized is not None}
+        everywhere = self.placement == "outputs" or self.joins == "shared"
+        return lambda layer: everywhere or layer.path in quantized
+
+    def _recorded(self, model: nn.Module) -> tuple[Graph | None, Outputs]:
+        if self.examples is not None:
+            return record(model, self.examples), outputs_of(model, self.examples)
+        for option, asked in (("placement='outputs'", self.placement == "outputs"), ("joins='shared'", self.joins == "shared")):
+            if asked:
+                raise GraphError(
+                    f"quantize: {option} asks which layer makes which tensor, and that is seen by running the model. "
+                    "Pass examples=(x,)."
+                )
+        for rule in self.rules:
+            if rule.is_function:
+                raise GraphError(
+                    f"quantize: {rule} is a function, and which functions a model calls is seen by running it. Pass "
+                    "examples=(x,)."
+                )
+        return None, []
+
+    def _check(self, model: nn.Module, graph: Graph, before: Outputs, choices: Iterable[Choice]) -> None:
+        """See that the model still computes the same without quantizers, and does call the layers that have some."""
+        check_equal(before, model, self.examples)
+        paths = [choice.layer.path for choice in choices if choice.quantized is not None]
+        check_called(model, [path for path in paths if graph.calls(path)], self.examples)
+
+
+def convert(model: nn.Module, choices: Iterable[Choice]) -> None:
+    """Change the classes of layers as decided.
+
+    Raises:
+        GraphError: a setting is impossible; it names the layer and the rule.
+    """
+    for choice in choices:
+        if choice.quantized is None:
+            continue
+        module, name = choice.layer.module, choice.layer.name
+        device, dtype = device_and_dtype(module, *_around(model, choice.layer.path))
+        try:
+            change_class(module, choice.quantized, choice.keywords(), device, dtype)
+        except QuantizerError as error:
+            by = ", ".join(Given.together(choice.settings.values(), None).why)
+            raise GraphError(f"quantize: {name}, by the rule {by}: {error}") from None
+
+
+def _around(model: nn.Module, path: str) -> list[nn.Module]:
+    """The modules that hold another, from the inside out."""
+    found = [model]
+    for name in path.split(".")[:-1]:
+        found.append(found[-1].get_submodule(name))
+    return found[::-1]
+
+
+# What was decided
+
+
+def _of_layer(choice: Choice) -> Decision:
+    layer = choice.layer.module
+    if choice.quantized is None or not isinstance(layer, QuantLayer):
+        return Decision(choice.layer.path, type(layer).__name__, {}, choice.float_reason)
+    slots = _slots(layer, choice.settings, f"usual in {choice.quantized.__name__}")
+    return Decision(choice.layer.path, type(layer).__name__, slots)
+
+
+def _is_told(site: Site) -> bool:
+    """Whether a rule says something of a place: of the functions that nobody asks for there are too many."""
+    return site.settings is not None or site.float_reason != "no rule is for it"
+
+
+def _of_site(model: nn.Module, site: Site) -> Decision:
+    if site.settings is None:
+        return Decision(site.path, site.node.kind, {}, site.float_reason)
+    layer = model.get_submodule(site.path)
+    assert isinstance(layer, QuantLayer)
+    return Decision(site.path, type(layer).__name__, _slots(layer, site.settings, ""))
+
+
+def _slots(layer: QuantLayer, settings: dict[str, Given], usual: str) -> dict[str, SlotDecision]:
+    slots: dict[str, SlotDecision] = {}
+    for slot in layer.slots:
+        quant = getattr(layer, f"{slot.name}_quant")
+        if not isinstance(quant, TensorQuant):
+            continue
+        given = [each for keyword, each in settings.items() if _is_for(type(layer), layer, keyword, slot.name)]
+        found = Given.together(given, None)
+        slots[slot.name] = SlotDecision(quant.quantizer, found.rules, found.why or ((usual,) if usual else ()))
+    return slots
+
+
+def _is_for(cls: type[QuantLayer], layer: QuantLayer, keyword: str, slot: str) -> bool:
+    if layer.slots is not cls.slots:  # a function, whose operands are slots of the instance
+        number = slot.removeprefix("input_")
+        if slot.startswith("input"):
+            return keyword.startswith(f"input_{number}_") or (keyword.startswith("input_") and not keyword[6].isdigit())
+        return not keyword.startswith("input_") and keyword not in ("share", "operands", "inplace")
+    found = slot_of(cls, keyword)
+    return found is not None and found.name == slot and keyword != "return_quant_tensor"

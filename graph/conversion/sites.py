@@ -1,0 +1,240 @@
+"""Places in a model's code where a function is called, and what rules say of them."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from torch import nn
+
+from ...nn import QuantFunction, QuantLayer
+from ...qcore import QuantizerError
+from ..errors import GraphError
+from ..recording.kinds import name_of
+from ..recording.nodes import Graph, Node
+from ..rewriting import function_at, interpose
+from .class_change import device_and_dtype
+from .given import Given
+from .producers import never_negative
+from .rules import Rule
+from .signs import WHY, can_be_unsigned
+from .table import slot_names
+
+__all__ = ["Site", "choose_sites", "convert_sites", "is_wildcard", "sites_of"]
+
+_OPTIONS = ("share", "operands", "inplace", "return_quant_tensor")
+
+
+@dataclass(eq=False)
+class Site:
+    """One place where a function is called, and what is decided for it.
+
+    Attributes:
+        path: its name, which works like that of a layer: "layer1.0.add".
+        nodes: the calls that were recorded there.
+        settings: keyword arguments of `QuantFunction`; None: it stays float.
+        float_reason: why it stays float.
+    """
+
+    path: str
+    nodes: list[Node]
+    settings: dict[str, Given] | None = None
+    float_reason: str = "no rule is for it"
+
+    @property
+    def node(self) -> Node:
+        """The first call."""
+        return self.nodes[0]
+
+    def keywords(self) -> dict[str, object]:
+        """The settings without their rules."""
+        return {keyword: given.value for keyword, given in (self.settings or {}).items()}
+
+
+def sites_of(graph: Graph) -> list[Site]:
+    """The places of all calls of functions, in the order of the first call.
+
+    Example:
+        >>> import torch
+        >>> from ..recording.recorder import record
+        >>> class Sum(nn.Module):
+        ...     def forward(self, x):
+        ...         return x + x
+        >>> [site.path for site in sites_of(record(Sum(), torch.ones(2)))]
+        ['add']
+    """
+    found: dict[str, Site] = {}
+    for node in graph.functions():
+        found.setdefault(node.path, Site(node.path, [])).nodes.append(node)
+    return list(found.values())
+
+
+def is_wildcard(glob: str) -> bool:
+    """Whether a glob may mean more than one path.
+
+    Example:
+        >>> is_wildcard("layer1.*"), is_wildcard("layer1.0.add")
+        (True, False)
+    """
+    return any(sign in glob for sign in "*?[")
+
+
+def choose_sites(sites: Sequence[Site], rules: Iterable[Rule]) -> set[int]:
+    """Apply rules to places of functions; those that a rule for a function, or their very path, names are quantized.
+
+    Returns:
+        The numbers of the rules that match a place.
+
+    Raises:
+        GraphError: a rule for a function matches nothing, or has a setting that no function can use.
+    """
+    matched: set[int] = set()
+    for rule in rules:
+        if rule.is_function:
+            found = [site for site in sites if site.node.kind == name_of(rule.where)]
+            if not found:
+                counts = Counter(site.node.kind for site in sites)
+                listed = ", ".join(f"{kind} ({count})" for kind, count in counts.most_common()) or "none"
+                raise GraphError(
+                    f"quantize: the rule {rule} matched nothing: the examples reach no call of it. The functions that "
+                    f"they reach are {listed}."
+                )
+            _check(rule)
+        elif isinstance(rule.where, str):
+            wild = is_wildcard(rule.where)
+            found = [site for site in sites if fnmatchcase(site.path, rule.where)]
+            found = [site for site in found if not wild or site.settings is not None or rule.settings is None]
+        else:
+            continue
+        for site in found:
+            matched.add(rule.index)
+            _apply(rule, site)
+    for site in sites:
+        _drop_homeless(site)
+    return matched
+
+
+def _check(rule: Rule) -> None:
+    if rule.layer is not None:
+        raise GraphError(
+            f"quantize: the rule {rule} says {rule.layer.__name__}, and functions become qnn.QuantFunction. Write its "
+            "keywords, such as dict(input_quant=Int8Act)."
+        )
+    for keyword, value in (rule.settings or {}).items():
+        if not _has_place(keyword):
+            raise GraphError(
+                f"quantize: {keyword}={value!r} of the rule {rule} is for no quantizer of a function. Write "
+                "input_quant for its operands, act_quant for its result."
+            )
+
+
+def _has_place(keyword: str) -> bool:
+    prefix = next((name for name in slot_names() if keyword.startswith(f"{name}_")), None)
+    return prefix in (None, "act", "input")
+
+
+def _apply(rule: Rule, site: Site) -> None:
+    if rule.settings is None:
+        site.settings, site.float_reason = None, f"by the rule {rule}"
+        return
+    settings = site.settings if site.settings is not None else {}
+    for slot in ("act", "input"):
+        if f"{slot}_quant" in rule.settings:
+            for keyword in [each for each in settings if _slot_of(each) == slot]:
+                del settings[keyword]
+    own = {keyword: value for keyword, value in rule.settings.items() if _has_place(keyword)}
+    if own or site.settings is not None:
+        site.settings, site.float_reason = settings, ""
+        settings |= {keyword: Given(value, (str(rule),), (rule.index,)) for keyword, value in own.items()}
+
+
+def _slot_of(keyword: str) -> str | None:
+    """The slot of a function that a keyword is for."""
+    if keyword in _OPTIONS:
+        return None
+    return "input" if keyword.startswith("input_") else "act"
+
+
+def _drop_homeless(site: Site) -> None:
+    """Settings from globs for a slot that has no quantizer."""
+    if site.settings is None:
+        return
+    operand = any(keyword.startswith("input_") and keyword.endswith("_quant") for keyword in site.settings)
+    homes = {"input": operand, "act": "act_quant" in site.settings, None: True}
+    site.settings = {key: given for key, given in site.settings.items() if homes[_slot_of(key)]}
+    if not any(keyword.endswith("_quant") for keyword in site.settings):
+        site.settings, site.float_reason = None, "its rules name no quantizer"
+
+
+def choose_site_signs(sites: Iterable[Site]) -> None:
+    """Make quantizers of operands and results unsigned that are never negative."""
+    for site in sites:
+        if site.settings is None:
+            continue
+        act = site.settings.get("act_quant")
+        positive = all(never_negative((node, 0)) for node in site.nodes)
+        if positive and act is not None and "signed" not in site.settings and can_be_unsigned(act.value):
+            site.settings["signed"] = Given(False, (WHY,))
+        operands = site.settings.get("input_quant")
+        if operands is None or "input_signed" in site.settings or not can_be_unsigned(operands.value):
+            continue
+        share = "share" in site.settings and site.settings["share"].value
+        signs = [all(map(never_negative, each)) for each in _operands(site)]
+        if signs and all(signs):
+            site.settings["input_signed"] = Given(False, (WHY,))
+        elif not share and any(signs):
+            count = len(signs)
+            site.settings.setdefault("operands", Given(count, ()))
+            for number, positive in enumerate(signs, 1):
+                if positive and f"input_{number}_signed" not in site.settings:
+                    site.settings[f"input_{number}_signed"] = Given(False, (WHY,))
+
+
+def _operands(site: Site) -> list[list[tuple[Node, int] | None]]:
+    """What each operand comes from, over all calls that have as many."""
+    lists = [inputs for node in site.nodes for inputs in (node.inputs, *node.alternatives)]
+    if len({len(each) for each in lists}) != 1:
+        return []
+    return [list(each) for each in zip(*lists, strict=True)]
+
+
+def convert_sites(model: nn.Module, sites: Iterable[Site]) -> None:
+    """Let the code of the model call a `QuantFunction` in each place that has settings.
+
+    Raises:
+        GraphError: the place can't be rewritten, or a setting is impossible.
+    """
+    owners: dict[str, list[Site]] = {}
+    for site in sites:
+        if site.settings is not None:
+            owners.setdefault(site.node.owner, []).append(site)
+    for path, found in owners.items():
+        owner = model.get_submodule(path)
+        edits = []
+        for site in found:
+            node = site.node
+            if node.place is None:
+                raise GraphError(
+                    f"{site.path}: where {node.kind} is called in the code of {type(owner).__name__} can't be found, "
+                    f"so it can't be given a quantizer. Write self.{node.name} = qnn.QuantFunction(...) there, or "
+                    f'"{site.path}": None.'
+                )
+            owner.add_module(node.name, _layer(owner, model, site))
+            edits.append((node.place, node.name, node))
+        interpose(owner, edits)
+
+
+def _layer(owner: nn.Module, model: nn.Module, site: Site) -> QuantLayer:
+    assert site.node.place is not None
+    function = function_at(owner, site.node.place, site.node)
+    device, dtype = device_and_dtype(owner, model)
+    keywords: Mapping[str, object] = site.keywords()
+    if "input_quant" in keywords and "operands" not in keywords and not keywords.get("share"):
+        operands = len(site.node.inputs)
+        keywords = {**keywords, "operands": operands} if operands else keywords
+    try:
+        layer = QuantFunction(function, device=device, dtype=dtype, **keywords)  # type: ignore[arg-type]
+    except QuantizerError as error:
+        by = ", ".join(Given.together((site.settings or {}).values(), None).why)
+        raise GraphError(f"quantize: {site.path}, by the rule {by}: {error}") from None
+    return layer.train(owner.training)

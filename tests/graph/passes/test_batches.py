@@ -1,0 +1,39 @@
+import re
+
+import pytest
+import torch
+
+from bitwright.graph import GraphError
+from bitwright.graph.passes.batches import batches_of
+
+X, Y = torch.ones(1), torch.zeros(2)
+
+
+@pytest.mark.parametrize(
+    ("data", "calls"),
+    [
+        (X, [((X,), {})]),
+        ((X, Y), [((X, Y), {})]),
+        ({"x": X}, [((), {"x": X})]),
+        ([X, Y], [((X,), {}), ((Y,), {})]),
+        ([[X, Y], (Y, X), {"x": X}], [((X, Y), {}), ((Y, X), {}), ((), {"x": X})]),
+        (iter([X]), [((X,), {})]),
+    ],
+)
+def test_what_forwards_are_called_with(data, calls):
+    assert [(list(map(id, args)), kwargs) for args, kwargs in batches_of("smooth", data)] == [
+        (list(map(id, args)), kwargs) for args, kwargs in calls
+    ]
+
+
+@pytest.mark.parametrize("data", [5, "text", None])
+def test_no_batch(data):
+    message = f"smooth: data={data!r} is no batch. Pass a tensor, or a list or loader of batches."
+    with pytest.raises(GraphError, match=f"^{re.escape(message)}$"):
+        batches_of("smooth", data)
+
+
+def test_no_batches():
+    message = "smooth: data holds no batch. Pass a tensor, or a list or loader of batches."
+    with pytest.raises(GraphError, match=f"^{re.escape(message)}$"):
+        batches_of("smooth", iter([]))
