@@ -14,7 +14,7 @@ from ..recording.examples import calls_of
 from .evaluation import Call, evaluating
 from .reports import Report
 
-__all__ = ["Examples", "check_same", "example_of", "float_copy", "replace_module", "with_report"]
+__all__ = ["Examples", "check_same", "difference", "example_of", "float_copy", "replace_module", "with_report"]
 
 Model = TypeVar("Model", bound=nn.Module)
 Examples: TypeAlias = Tensor | tuple[object, ...] | Mapping[str, object] | Sequence[object]
@@ -94,8 +94,13 @@ def _tensors(result: object) -> Iterator[Tensor]:
         yield from _tensors(vars(result))
 
 
-def _difference(one: object, other: object) -> tuple[float, float]:
-    """The largest difference relative to the largest value, and how much of it is rounding."""
+def difference(one: object, other: object) -> tuple[float, float]:
+    """The largest difference of two results relative to the largest value, and how much of it is rounding.
+
+    Example:
+        >>> difference(torch.tensor([2.0, 1.0]), {"y": torch.tensor([2.0, 1.5])})
+        (0.25, 0.001)
+    """
     largest, tolerance = 0.0, 0.0
     for a, b in zip(_tensors(one), _tensors(other), strict=True):
         if not a.is_floating_point() or not a.numel():
@@ -115,17 +120,18 @@ def check_same(call: str, model: nn.Module, changed: nn.Module, examples: Exampl
         GraphError: they differ by more than rounding.
 
     Example:
-        >>> check_same("equalize", nn.Linear(1, 1), nn.Linear(1, 1), torch.ones(1, 1))
+        >>> check_same("equalize", nn.Identity(), nn.ReLU(), torch.tensor([-1.0, 2.0]))
         Traceback (most recent call last):
-        bitwright.graph.errors.GraphError: equalize: the result is no longer the model's: ...
+        bitwright.graph.errors.GraphError: equalize: the result is no longer the model's: it differs by 0.5 of the \
+largest output. The model was not changed. A layer reads weights in a way that recording does not see; leave it out.
     """
     with evaluating(model, changed):
         for args, kwargs in calls_of(examples):
             expected = model(*args, **kwargs)
-            difference, tolerance = _difference(expected, changed(*args, **kwargs))
-            if difference <= tolerance or _difference(expected, model(*args, **kwargs))[0] > 0:
+            apart, tolerance = difference(expected, changed(*args, **kwargs))
+            if apart <= tolerance or difference(expected, model(*args, **kwargs))[0] > 0:
                 continue
             raise GraphError(
-                f"{call}: the result is no longer the model's: it differs by {difference:.2g} of the largest output. "
+                f"{call}: the result is no longer the model's: it differs by {apart:.2g} of the largest output. "
                 "The model was not changed. A layer reads weights in a way that recording does not see; leave it out."
             )

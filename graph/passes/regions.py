@@ -115,6 +115,11 @@ class Regions:
             return "no convolution or linear layer reads its output"
         return None
 
+    def within(self, region: Region) -> list[Node]:
+        """What passes the scales of a region on: all operations with these scales but the layers that write them."""
+        nodes = [node for node in self.graph.nodes if node.module not in self.layers]
+        return [node for node in nodes if bool(torch.isin(self.classes.of(self._ids[node]), region.classes).any())]
+
     # The rules, by what a node computes
 
     def _visit(self, node: Node) -> Tensor:

@@ -35,9 +35,7 @@ class Entry:
     @property
     def text(self) -> str:
         """All but the path, in one line."""
-        figures = ", ".join(f"{name} {number:.4g}" for name, number in self.figures.items())
-        said = f"{self.action}: {self.reason}" if self.reason else self.action
-        return f"{said} ({figures})" if figures else said
+        return (f"{self.action}: {self.reason}" if self.reason else self.action) + _shown(self.figures)
 
     def __str__(self) -> str:
         return f"{self.path}  {self.text}"
@@ -52,6 +50,7 @@ class Report:
     Attributes:
         call: the function that made it.
         entries: one for each layer or group of layers.
+        figures: numbers of the model as a whole, by name.
 
     Example:
         >>> report = Report("fold_batch_norms", (Entry("bn1", "folded into conv1"), Entry("bn12", "left", "unused")))
@@ -67,6 +66,7 @@ class Report:
 
     call: str
     entries: tuple[Entry, ...]
+    figures: Mapping[str, float] = field(default_factory=dict, kw_only=True)
 
     @property
     def changed(self) -> tuple[Entry, ...]:
@@ -84,7 +84,8 @@ class Report:
             {"path": each.path, "action": each.action, "reason": each.reason, "figures": dict(each.figures)}
             for each in self.entries
         ]
-        return {"call": self.call, "entries": entries}
+        found: dict[str, Any] = {"call": self.call, "entries": entries}
+        return found | {"figures": dict(self.figures)} if self.figures else found
 
     def __iter__(self) -> Iterator[Entry]:
         return iter(self.entries)
@@ -101,4 +102,9 @@ class Report:
     def __str__(self) -> str:
         width = max((len(entry.path) for entry in self.entries), default=0)
         lines = [f"  {entry.path:{width}}  {entry.text}" for entry in (*self.changed, *self.left)]
-        return "\n".join([f"{self.call}: {len(self.changed)} changed, {len(self.left)} left", *lines])
+        counts = f"{self.call}: {len(self.changed)} changed, {len(self.left)} left"
+        return "\n".join([counts + _shown(self.figures), *lines])
+
+
+def _shown(figures: Mapping[str, float]) -> str:
+    return f" ({', '.join(f'{name} {number:.4g}' for name, number in figures.items())})" if figures else ""

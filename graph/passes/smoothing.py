@@ -95,7 +95,7 @@ def smooth(
         Xiao et al., "SmoothQuant: Accurate and Efficient Post-Training Quantization for Large Language Models", 2022.
 
     Example:
-        >>> model = nn.Sequential(nn.LayerNorm(2), nn.Linear(2, 1, bias=False))
+        >>> model = nn.Sequential(nn.LayerNorm(2, eps=0), nn.Linear(2, 1, bias=False))
         >>> _ = model[1].weight.data.copy_(torch.tensor([[0.25, 4.0]]))
         >>> smoothed = smooth(model, torch.tensor([[1.0, -1.0]]))
         >>> print(smoothed.report)

@@ -64,6 +64,15 @@ def function_at(owner: nn.Module, place: Place, node: Recorded) -> Callable[...,
 
     Raises:
         GraphError: the operation can't be rewritten; the message says what to write by hand.
+
+    Example:
+        >>> from bitwright.graph import record
+        >>> class Block(nn.Module):
+        ...     def forward(self, x):
+        ...         return torch.softmax(1 - x, -1).mul_(x)
+        >>> block = Block()
+        >>> [function_at(block, each.place, each).__name__ for each in record(block, torch.ones(3)).functions()]
+        ['sub', 'softmax', 'mul_']
     """
     return route(owner, place, node)[1]
 

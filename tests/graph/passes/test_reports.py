@@ -53,6 +53,12 @@ def test_dict():
     }
 
 
+def test_figures_of_the_model():
+    report = Report("absorb_biases", (Entry("fc", "absorbed"),), figures={"output moved": 0.00125})
+    assert str(report) == "absorb_biases: 1 changed, 0 left (output moved 0.00125)\n  fc  absorbed"
+    assert report.as_dict()["figures"] == {"output moved": 0.00125}
+
+
 def test_copies_and_pickles():
     assert copy.deepcopy(REPORT) == REPORT
     assert pickle.loads(pickle.dumps(REPORT)) == REPORT
