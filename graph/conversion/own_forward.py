@@ -136,8 +136,10 @@ def _standing_in(name: str, index: int, below: property | None) -> property:
             return standing[index]
         if below is not None and below.fget is not None:
             return below.fget(self)
-        held = self.__dict__
-        return held[name] if name in held else self._parameters[name]
+        for held in (self.__dict__, self._parameters):
+            if name in held:
+                return held[name]
+        raise AttributeError(name)  # pruning takes it away for a moment
 
     def put(self: Any, item: object) -> None:
         if below is not None and below.fset is not None:

@@ -4,12 +4,11 @@ import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-from ...nn import QuantLayer, WeightLayer
-from ...qcore import Grid, grid_of
+from ...nn import QuantLayer, WeightLayer, intercepted, quantizers_of
+from ...qcore import Grid, TensorQuant, grid_of
 from ...qcore.declare.inject import QuantizerType, settings
 from ...qcore.errors import UncalibratedWarning
 from ...quantizers import Int8Act, Int32Bias
@@ -21,7 +20,7 @@ from ..recording.tensors import tensors_in
 from .choices import Choice, has_place
 from .given import Given
 from .joins import JOINS, Join, joins_of
-from .producers import inputs_of, never_negative, producer
+from .producers import inputs_of, makers_of, never_negative
 from .sharing import Shared, declared_for, own_settings, share, share_inputs
 from .signs import can_be_unsigned
 from .sites import Site
@@ -134,8 +133,8 @@ def _left_alone(left: Sequence[tuple[str, Node]]) -> str:
 class Placement:
     """Quantizers at the outputs of what makes a tensor.
 
-    With ``everywhere``, for targets that compute with integers only, every activation layer quantizes its result, and so
-    does every layer with weights that feeds another, or a sum. A layer keeps a quantizer of its input where no grid
+    With ``everywhere``, for targets that compute with integers only, every activation layer quantizes its result, and
+    so does every layer with weights that feeds another, or a sum. A layer keeps a quantizer of its input where no grid
     arrives: behind the model's inputs, sums, means, normalizations. Otherwise the inputs of layers are left out whose
     makers quantize them already.
 
@@ -145,7 +144,7 @@ class Placement:
         everywhere: see above.
 
     Example:
-        >>> from torch import nn
+        >>> import torch
         >>> from .choices import choose
         >>> from .layers import layers_of
         >>> from .rules import read_rules
@@ -173,8 +172,8 @@ class Placement:
         """Move the quantizer of a layer's input to what makes the input."""
         declared = declared_for(choice, "input")
         edges = inputs_of(graph, choice.layer.path)
-        nodes = [producer(edge)[0] for edge in edges if edge is not None]
-        if declared is None or not nodes or len(nodes) < len(edges) or any(each not in self._makers for each in nodes):
+        nodes = [node for edge in edges if edge is not None for node in makers_of(edge)]
+        if declared is None or not nodes or None in edges or any(each not in self._makers for each in nodes):
             return
         if not everywhere and not all(self._has_output(self._makers[node]) for node in nodes):
             return
@@ -211,12 +210,13 @@ class Placement:
         def look(module: nn.Module, args: tuple[object, ...]) -> None:
             declared = layers.get(id(module))
             if declared is not None:
-                grid = grid_of(args[0]) if args and isinstance(args[0], torch.Tensor) else None
+                grid = grid_of(args[0]) if args and isinstance(args[0], Tensor) else None
                 if grid is None or not _fits(grid, declared):
                     lacking.add(id(module))
 
         calls = calls_of(examples)
-        with evaluating(model, tensors_in(calls)), warnings.catch_warnings():
+        quiet, quantizers = warnings.catch_warnings(), quantizers_of(model)
+        with evaluating(model, tensors_in(calls)), quiet, intercepted(quantizers, lambda path: _as_if_calibrated):
             warnings.simplefilter("ignore", UncalibratedWarning)
             handle = register_module_forward_pre_hook(look)
             try:
@@ -237,6 +237,12 @@ class Placement:
             if isinstance(layer, WeightLayer) and layer.bias is not None:
                 layer.bias_quant = Int32Bias  # type: ignore[assignment] # a slot takes a class
                 choice.settings["bias_quant"] = Given(Int32Bias, ("placement='outputs'",))
+
+
+def _as_if_calibrated(quant: TensorQuant, x: Tensor, *context: object) -> tuple[Tensor, Grid | None]:
+    """What a quantizer does, on the grid of one scale for all tensors, as it will be."""
+    values, grid = quant._quantize(x, *context)
+    return values, grid if grid is None or quant.calibrated else grid.replace(source=quant.source)
 
 
 def _may_have_int_bias(choice: Choice) -> bool:

@@ -142,7 +142,7 @@ def convert(model: nn.Module, choices: Iterable[Choice]) -> None:
         try:
             change_class(module, choice.quantized, choice.keywords(), device, dtype)
         except QuantizerError as error:
-            by = ", ".join(Given.together(choice.settings.values(), None).why)
+            by = Given.by(choice.settings.values())
             raise GraphError(f"quantize: {name}, by the rule {by}: {error}") from None
 
 

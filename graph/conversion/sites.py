@@ -249,6 +249,6 @@ def _layer(owner: nn.Module, model: nn.Module, site: Site) -> QuantLayer:
     try:
         layer = QuantFunction(function, device=device, dtype=dtype, **keywords)  # type: ignore[arg-type]
     except QuantizerError as error:
-        by = ", ".join(Given.together((site.settings or {}).values(), None).why)
+        by = Given.by((site.settings or {}).values())
         raise GraphError(f"quantize: {site.path}, by the rule {by}: {error}") from None
     return layer.train(owner.training)

@@ -106,7 +106,7 @@ def test_places_go_by_paths(net):
         ("softmax", {"act_quant": Uint8Act}),
     ]
     q = quantize(net, rules, examples=X)
-    assert list(functions(q)) == ["softmax", "blocks.0.add", "blocks.0.add_2", "blocks.1.add_2"]
+    assert list(functions(q)) == ["blocks.0.add", "blocks.0.add_2", "blocks.1.add_2", "softmax"]
     assert q.blocks[0].add.input_2_quant.bit_width == 4
     assert q.blocks[1].add_2.input_2_quant.bit_width == 8
     assert q.blocks[0].one.weight_quant.bit_width == 2
@@ -193,7 +193,9 @@ def test_examples_for_each_branch():
         (
             {torch.add: {"input_quant": Int8Act, "input_bits": 4}},
             "quantize: blocks.0.add, by the rule torch.add: QuantFunction(operator.add): nothing in Int8Act uses "
-            "input_1_bits=4. It takes: ",
+            "input_1_bits=4. It takes: axis, bit_width, calibration_steps, channels, granularity, int_range, "
+            "max_value, min_scale, momentum, narrow_range, pass_clipped, percentile, restriction, rounding, scale, "
+            "scaling, shape, signed, statistic, zero_point.",
         ),
         (
             {"blocks.0.ad": None},
@@ -204,7 +206,7 @@ def test_examples_for_each_branch():
 def test_rules_that_do_nothing(net, rules, message):
     with pytest.raises(GraphError) as raised:
         quantize(net, rules, examples=X)
-    assert str(raised.value).startswith(message) if message.endswith(": ") else str(raised.value) == message
+    assert str(raised.value) == message
 
 
 def test_what_cannot_be_rewritten():
