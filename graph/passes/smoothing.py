@@ -107,7 +107,7 @@ def smooth(
     smoothed = float_copy("smooth", model)
     if not 0 <= alpha <= 1:
         raise GraphError(f"smooth: alpha={alpha!r} is not between 0 and 1.")
-    calls = batches_of("smooth", data)
+    calls = batches_of("smooth", model, data)
     wanted = _wanted(model, layers, list(skip))
     graph = record(model, example_of(calls[0]))
     regions = Regions(graph, model, norms=True)
