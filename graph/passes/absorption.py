@@ -10,8 +10,7 @@ from ..errors import GraphError
 from ..recording.examples import calls_of
 from ..recording.kinds import kind_of
 from ..recording.recorder import Graph, Node, record
-from .evaluation import evaluating
-from .models import Examples, difference, float_copy, with_report
+from .models import Examples, difference, float_copy, untouched, with_report
 from .ownership import FORWARDS
 from .regions import Regions
 from .reports import Entry, Report
@@ -71,8 +70,9 @@ def absorb_biases(model: Model, examples: Examples, *, sigmas: float = 3.0, padd
     if all(not entry.changed for entry in entries):
         raise GraphError(f"absorb_biases: nothing to absorb. {left or 'The model has no convolution or linear layer.'}")
     moved = 0.0
-    with evaluating(model, absorbed):
-        for args, kwargs in calls_of(examples):
+    calls = calls_of(examples)
+    with untouched(calls, model, absorbed):
+        for args, kwargs in calls:
             moved = max(moved, difference(model(*args, **kwargs), absorbed(*args, **kwargs))[0])
     return with_report(absorbed, Report("absorb_biases", tuple(entries), figures={"output moved": moved}))
 

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import TypeAlias, TypeVar
 
 import torch
@@ -11,12 +12,24 @@ from ...nn.layer import QuantLayer
 from ...qcore.models import require_model
 from ..errors import GraphError
 from ..recording.examples import calls_of
-from .evaluation import Call, evaluating
+from ..recording.preserving import evaluating
+from ..recording.tensors import tensors_in
+from .evaluation import Call
 from .reports import Report
 
-__all__ = ["Examples", "check_same", "difference", "example_of", "float_copy", "replace_module", "with_report"]
+__all__ = [
+    "Examples",
+    "check_same",
+    "difference",
+    "example_of",
+    "float_copy",
+    "replace_module",
+    "untouched",
+    "with_report",
+]
 
 Model = TypeVar("Model", bound=nn.Module)
+REPORT = Report("", ())  # stands for none
 Examples: TypeAlias = Tensor | tuple[object, ...] | Mapping[str, object] | Sequence[object]
 
 
@@ -44,7 +57,7 @@ before quantize.
                 f"{call}: {path or 'the model'} is a {type(module).__name__}, and {call} changes float models. "
                 "Call it before quantize."
             )
-    if isinstance(getattr(type(model), "report", None), object) and hasattr(type(model), "report"):
+    if not isinstance(getattr(model, "report", REPORT), Report):
         raise GraphError(
             f"{call}: {type(model).__name__} has a `report` of its own, where {call} would put its report. "
             f"Wrap the model: {call}(nn.Sequential(model), ...)."
@@ -75,6 +88,26 @@ def replace_module(model: nn.Module, module: nn.Module, other: nn.Module) -> Non
         for name, child in list(parent._modules.items()):
             if child is module:
                 setattr(parent, name, other)
+
+
+@contextmanager
+def untouched(calls: list[Call], *models: nn.Module) -> Iterator[None]:
+    """Evaluation of models that leaves them as they were, buffers and attributes too; torch's fused paths as they are.
+
+    Example:
+        >>> model = nn.Dropout().train()
+        >>> with untouched([], model):
+        ...     print(model.training)
+        False
+        >>> model.training
+        True
+    """
+    fused = torch.backends.mha.get_fastpath_enabled()
+    with ExitStack() as stack:
+        for model in models:
+            stack.enter_context(evaluating(model, tensors_in(calls)))
+        torch.backends.mha.set_fastpath_enabled(fused)
+        yield
 
 
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-3}  # relative to the largest output; coarser types: COARSE
@@ -125,8 +158,9 @@ def check_same(call: str, model: nn.Module, changed: nn.Module, examples: Exampl
         bitwright.graph.errors.GraphError: equalize: the result is no longer the model's: it differs by 0.5 of the \
 largest output. The model was not changed. A layer reads weights in a way that recording does not see; leave it out.
     """
-    with evaluating(model, changed):
-        for args, kwargs in calls_of(examples):
+    calls = calls_of(examples)
+    with untouched(calls, model, changed):
+        for args, kwargs in calls:
             expected = model(*args, **kwargs)
             apart, tolerance = difference(expected, changed(*args, **kwargs))
             if apart <= tolerance or difference(expected, model(*args, **kwargs))[0] > 0:

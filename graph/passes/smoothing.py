@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from ..errors import GraphError
 from ..recording.recorder import Graph, Node, record
 from .batches import batches_of
-from .evaluation import Call, evaluating
-from .models import check_same, example_of, float_copy, replace_module, with_report
+from .evaluation import Call
+from .models import check_same, example_of, float_copy, replace_module, untouched, with_report
 from .ownership import channel_axis
 from .regions import Regions
 from .reports import Entry, Report
@@ -107,7 +107,7 @@ def smooth(
     smoothed = float_copy("smooth", model)
     if not 0 <= alpha <= 1:
         raise GraphError(f"smooth: alpha={alpha!r} is not between 0 and 1.")
-    calls = batches_of("smooth", data)
+    calls = batches_of("smooth", model, data)
     wanted = _wanted(model, layers, list(skip))
     graph = record(model, example_of(calls[0]))
     regions = Regions(graph, model, norms=True)
@@ -177,7 +177,7 @@ def _measured(
         largest = x.detach().abs().amax([dim for dim in range(x.ndim) if dim != axis]).double().cpu()
         ranges[path] = torch.maximum(ranges[path], largest)
 
-    with ExitStack() as handles, evaluating(model):
+    with ExitStack() as handles, untouched(calls, model):
         for path, layer in layers.items():
             handle = layer.register_forward_pre_hook(
                 lambda _, args, kwargs, path=path: measure(path, args[0] if args else kwargs["input"]), with_kwargs=True

@@ -298,11 +298,11 @@ def _shown(node: ast.AST) -> str:
 def _by_hand(node: Recorded) -> str:
     """What to write instead of something that can't be rewritten."""
     known = KINDS.get(node.kind, (node.function,))
-    homes = (("torch", torch), ("torch.nn.functional", F))
+    homes = (("torch", torch), ("torch.nn.functional", F), ("operator", operator))
     named = (
         f"{home}.{each.__name__}"
-        for each in known
         for home, space in homes
+        for each in known
         if each is not None and getattr(space, each.__name__, None) is each
     )
     function = next(named, f"torch.{node.kind}")

@@ -2,11 +2,22 @@ import re
 
 import pytest
 import torch
+from torch import nn
 
 from bitwright.graph import GraphError
 from bitwright.graph.passes.batches import batches_of
 
 X, Y = torch.ones(1), torch.zeros(2)
+
+
+class Two(nn.Module):
+    """A model with two inputs."""
+
+    def forward(self, x, y):
+        return x, y
+
+
+MODEL = Two()
 
 
 @pytest.mark.parametrize(
@@ -21,19 +32,23 @@ X, Y = torch.ones(1), torch.zeros(2)
     ],
 )
 def test_what_forwards_are_called_with(data, calls):
-    assert [(list(map(id, args)), kwargs) for args, kwargs in batches_of("smooth", data)] == [
+    assert [(list(map(id, args)), kwargs) for args, kwargs in batches_of("smooth", MODEL, data)] == [
         (list(map(id, args)), kwargs) for args, kwargs in calls
     ]
+
+
+def test_labels_are_left_out():
+    assert batches_of("smooth", nn.Linear(1, 2), [(X, Y)]) == [((X,), {})]
 
 
 @pytest.mark.parametrize("data", [5, "text", None])
 def test_no_batch(data):
     message = f"smooth: data={data!r} is no batch. Pass a tensor, or a list or loader of batches."
     with pytest.raises(GraphError, match=f"^{re.escape(message)}$"):
-        batches_of("smooth", data)
+        batches_of("smooth", MODEL, data)
 
 
 def test_no_batches():
     message = "smooth: data holds no batch. Pass a tensor, or a list or loader of batches."
     with pytest.raises(GraphError, match=f"^{re.escape(message)}$"):
-        batches_of("smooth", iter([]))
+        batches_of("smooth", MODEL, iter([]))

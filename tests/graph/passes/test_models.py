@@ -6,7 +6,7 @@ from torch import nn
 
 import bitwright.nn as qnn
 from bitwright.graph import GraphError
-from bitwright.graph.passes.models import check_same, float_copy, replace_module, with_report
+from bitwright.graph.passes.models import check_same, float_copy, replace_module, untouched, with_report
 from bitwright.graph.passes.reports import Report
 
 
@@ -41,6 +41,37 @@ def test_report_of_its_own():
     with pytest.raises(GraphError, match=f"^{re.escape(message)}$"):
         float_copy("equalize", Reporting())
     assert float_copy("equalize", nn.Sequential(Reporting()))[0].report() == "mine"
+
+
+def test_report_of_an_earlier_pass_is_replaced():
+    model = with_report(nn.Linear(1, 1), Report("fold_batch_norms", ()))
+    assert with_report(float_copy("equalize", model), Report("equalize", ())).report == Report("equalize", ())
+
+
+def test_layer_named_report():
+    model = nn.ModuleDict({"report": nn.Linear(1, 1)})
+    with pytest.raises(GraphError, match=r"^equalize: ModuleDict has a `report` of its own"):
+        float_copy("equalize", model)
+
+
+def test_untouched():
+    class Counting(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("calls", torch.zeros(()))
+            self.seen = []
+
+        def forward(self, x):
+            self.calls += 1
+            self.seen.append(x)
+            return x + self.training
+
+    model, x = Counting(), torch.ones(1)
+    with untouched([((x,), {})], model):
+        assert model(x) == 1
+    assert (model.calls.item(), model.seen, model.training) == (0, [], True)
+    check_same("equalize", model, model, x)
+    assert (model.calls.item(), model.seen, model.training) == (0, [], True)
 
 
 def test_report_is_no_state():
