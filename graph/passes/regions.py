@@ -17,7 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
 from ..recording.kinds import kind_of
-from ..recording.recorder import Graph, Node
+from ..recording.nodes import Graph, Node
 from .ownership import Ownership, channel_axis
 from .scales import Classes, Scales
 
@@ -150,8 +150,7 @@ class Regions:
         return self._held_at(node, self._reaches(node))
 
     def _held_at(self, node: Node, why: str) -> Tensor:
-        edges = [edge for each in (node.inputs, *node.alternatives) for edge in each if edge is not None]
-        self._held += [(source, why) for source, _ in edges]
+        self._held += [(source, why) for source, _ in node.sources]
         return self._scales.fixed(node.shape, f"its output meets {node.path} ({node.kind})")
 
     def _hold(self) -> None:
@@ -171,7 +170,7 @@ class Regions:
         hint = ""
         if kind_of(node.function) == "relu6":
             hint = '; pass relu6="replace" to have a ReLU there' if node.module is not None else ""
-        if kind_of(node.function) == "batch_norm":
+        if kind_of(node.function) == "batch_norm" and any(each.module in self._read for each, _ in node.sources):
             hint = "; call fold_batch_norms first"
         return f"its output reaches {node.path} ({node.kind}){hint}"
 
