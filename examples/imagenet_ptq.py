@@ -4,9 +4,9 @@
         --fold --correct-biases --weight-bits 4
 
 The model is one of torchvision or timm, where they are installed, or comes from a function of yours:
-``--factory package.module:function --weights file.pt``. Images lie in one folder for each class. A table, a plot of the
-signal-to-quantization-noise ratio of every layer, the quantized weights, and an ONNX file that has been compared with
-torch number by number go to ``--out``. It needs ``pip install bitwright[onnx,demo]``.
+``--factory package.module:function --weights file.pt``. Images lie in one folder for each class. A table, a plot and a
+page about every layer, the quantized weights, and an ONNX file that has been compared with torch number by number go to
+``--out``. It needs ``pip install bitwright[onnx,demo]``.
 """
 
 import argparse
@@ -158,11 +158,11 @@ def rules_of(options: argparse.Namespace) -> Any:
         return load_rules(options.rules)
     weight = quantizers.Int8WeightPerChannel if options.per_channel else quantizers.Int8WeightPerTensor
     layers: dict[Any, Any] = {"weight_quant": weight, "weight_bit_width": options.weight_bits}
-    ends = {"weight_bit_width": options.end_bits}
+    ends: dict[str, Any] = {"weight_bit_width": options.end_bits}
     if options.act_bits:
         layers |= {"input_quant": quantizers.Int8Act, "input_bit_width": options.act_bits}
         ends |= {"input_bit_width": options.end_bits}
-    return {**layers, first(): ends, last(): ends}
+    return {**layers, first(): ends, last(): ends} if options.end_bits else layers
 
 
 # Figures
@@ -203,9 +203,9 @@ def evaluate(model: nn.Module, images: DataLoader[Any], name: str, device: str) 
     return torch.cat(logits), torch.cat(labels)
 
 
-def table_of(title: str, scores: list[Score]) -> Table:
+def table_of(scores: list[Score]) -> Table:
     """One row for each step."""
-    table = Table(title=title, box=box.SIMPLE_HEAD)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("model", no_wrap=True)
     for header in ("top-1", "top-5", "as float", "SQNR"):
         table.add_column(header, justify="right")
@@ -268,13 +268,14 @@ def _run(options: argparse.Namespace, console: Console) -> int:
         logits, _ = evaluate(quantized, loader, "fine-tuned", options.device)
         scores.append(Score.of("fine-tuned", logits, labels, reference))
 
-    table = table_of(f"{options.model or options.factory} on {len(images)} images", scores)
-    console.print(table)
+    table = table_of(scores)
+    console.print(f"{options.model or options.factory} on {len(images)} images", table)
     explanation = explain(quantized, data=batches)
     with open(options.out / "report.txt", "w", encoding="utf-8") as text:
         Console(file=text, width=120).print(table)
         text.write(f"\n{explanation}\n")
-    draw(explanation.sqnr, options.out / "layers.png")
+    explanation.save(options.out / "layers.html")
+    draw({each.path: each.sqnr for each in explanation if each.quantized and each.sqnr}, options.out / "layers.png")
     torch.save(quantized.state_dict(), options.out / "quantized.pt")
     if options.export == "none":
         return 0
@@ -311,7 +312,7 @@ def _parser() -> argparse.ArgumentParser:
     rules = parser.add_argument_group("rules")
     rules.add_argument("--weight-bits", type=int, default=8)
     rules.add_argument("--act-bits", type=int, default=8, help="0: only weights are quantized")
-    rules.add_argument("--end-bits", type=int, default=8, help="of the first and the last layer (default: 8)")
+    rules.add_argument("--end-bits", type=int, help="of the first and the last layer (default: as the others)")
     rules.add_argument("--per-channel", action=argparse.BooleanOptionalAction, default=True, help="scales of weights")
     rules.add_argument("--rules", type=Path, help="a .json or .toml file of rules, instead of the flags")
     steps = parser.add_argument_group("steps")

@@ -1,21 +1,42 @@
 """Whole models: a float model becomes a quantized one by rule, is calibrated, and repaired.
 
-`quantize` makes a quantized model out of a float one and rules, `explain` says what it did and what it costs;
-`calibrate` measures ranges. Passes change a float model so that it quantizes better (`fold_batch_norms`), or repair a
-quantized one (`correct_biases`).
+`quantize` makes a quantized model out of a float one and rules; `explain` says what it did, and what it costs.
+`calibrate` measures the ranges of activations.
+
+Passes over a float model return another one, whose ``report`` says what was done to every layer: `fold_batch_norms`,
+`equalize`, `absorb_biases`, `smooth`, `split_channels`. Those over a quantized one work on it, and return the report:
+`correct_biases`, `reestimate_batch_norms`.
 """
 
-from .calibration.calibration import calibrate
+from .calibration import (
+    CalibratedRange,
+    CalibrationReport,
+    DataStatistic,
+    Entropy,
+    Histogram,
+    Levels,
+    Percentile,
+    SquaredError,
+    calibrate,
+)
 from .conversion.conversion import quantize
+from .conversion.decisions import Decision, SlotDecision, decisions_of
 from .conversion.ready import W2, W3, W4, W4A4, W4A8, W8, W8A8, integer
 from .conversion.rule_files import load_rules, save_rules
-from .conversion.rules import first, last
+from .conversion.rules import End, first, last
 from .errors import GraphError, GraphWarning
-from .passes.bias_correction import correct_biases
+from .explaining.explanation import ExplainedLayer, ExplainedQuantizer, Explanation
+from .explaining.reasons import explain
+from .passes.absorption import absorb_biases
+from .passes.bias_correction import BiasReport, correct_biases
 from .passes.equalization import equalize
 from .passes.folding import fold_batch_norms
 from .passes.reestimation import reestimate_batch_norms
-from .passes.smoothing import smooth
+from .passes.reports import Entry, Report
+from .passes.smoothing import ChannelScale, smooth
+from .passes.splitting import split_channels
+from .recording.nodes import Graph, Node
+from .recording.places import Place
 from .recording.recorder import record
 
 __all__ = [
@@ -26,11 +47,35 @@ __all__ = [
     "W4A8",
     "W8",
     "W8A8",
+    "BiasReport",
+    "CalibratedRange",
+    "CalibrationReport",
+    "ChannelScale",
+    "DataStatistic",
+    "Decision",
+    "End",
+    "Entropy",
+    "Entry",
+    "ExplainedLayer",
+    "ExplainedQuantizer",
+    "Explanation",
+    "Graph",
     "GraphError",
     "GraphWarning",
+    "Histogram",
+    "Levels",
+    "Node",
+    "Percentile",
+    "Place",
+    "Report",
+    "SlotDecision",
+    "SquaredError",
+    "absorb_biases",
     "calibrate",
     "correct_biases",
+    "decisions_of",
     "equalize",
+    "explain",
     "first",
     "fold_batch_norms",
     "integer",
@@ -41,4 +86,5 @@ __all__ = [
     "reestimate_batch_norms",
     "save_rules",
     "smooth",
+    "split_channels",
 ]

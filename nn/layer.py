@@ -64,7 +64,7 @@ weight_bit_width=2 can't be set on a layer that is built. Write layer.weight_qua
 
         Example:
             >>> import bitwright.nn as qnn
-            >>> qnn.QuantReLU.usual_quantizer(qnn.QuantReLU.slot("act"))
+            >>> qnn.QuantReLU.usual_quantizer(qnn.QuantReLU().slot("act"))
             Uint8Act
         """
         for base in cls.__mro__:

@@ -39,6 +39,7 @@ from .scaling import (
     LearnedScaling,
     RunningScaling,
     StatisticScaling,
+    StoredScaling,
 )
 from .scaling.restriction import RESTRICTIONS, FloatScale, LogScale, PowerOfTwoScale
 from .scaling.statistics import (
@@ -105,6 +106,7 @@ __all__ = [
     "SettingError",
     "StatisticScaling",
     "StochasticRounding",
+    "StoredScaling",
     "TensorQuant",
     "TowardZero",
     "UncalibratedWarning",

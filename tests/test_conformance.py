@@ -20,7 +20,7 @@ from bitwright.quantizers import Int8Act, Int8WeightPerTensor, Int32Bias
 pytestmark = pytest.mark.filterwarnings("ignore:.* is clipped:bitwright.qcore.BitwrightWarning")  # biases of 8 bits
 
 FRAGMENTS = {"BiasBase", "IntBase", "PerGroup", "PerOutputChannel", "PowerOfTwo", "Shifted", "of_width"}
-BASES = {"ActivationLayer", "QuantLayer", "Slot", "WeightLayer"}
+BASES = {"ActivationLayer", "QuantFunction", "QuantLayer", "Slot", "WeightLayer"}  # they stand in for no layer of torch
 FUNCTIONS = {"calibrating", "finish_calibration", "frozen", "intercepted", "quantizers_of", "unquantized"}
 
 QUANTIZERS = {name: getattr(quantizers, name) for name in quantizers.__all__ if name not in FRAGMENTS}

@@ -1,5 +1,6 @@
 """Ranges of activations from data, without training."""
 
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
@@ -75,6 +76,7 @@ def calibrate(
       batch as one. A batch counts by its size, which is that of dimension 0 of what is quantized.
     - The order of batches does not matter, except for ``average="ema"``; nor does the way in which data is split into
       batches, for ``average="max"`` and for statistics of all data.
+    - Compiled models run eagerly in the block.
     - Processes of ``torch.distributed`` are pooled: each measures its own batches, and all end with the same ranges.
     - Values that are not finite count as 0. A warning names their quantizers, those that no batch reached, and those
       that saw nothing but 0.
@@ -166,6 +168,8 @@ def _calibrating(
         stack.enter_context(intercepted(quantizers, lambda path: intercept(by_path[path], forwards)))
         stack.enter_context(forwards.counted())
         stack.enter_context(torch.no_grad())
+        if "torch._dynamo" in sys.modules:  # else nothing is compiled, and its import would cost a second
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
         yield report
     _finish(measurements, forwards, report)
 
@@ -205,7 +209,8 @@ class _Forwards:
 
     def __init__(self, model: nn.Module, measurements: list[Measurement]) -> None:
         self.model, self.measurements = model, measurements
-        self.depth = self.count = 0
+        self.running: list[nn.Module] = []
+        self.count = 0
 
     @contextmanager
     def counted(self) -> Iterator[None]:
@@ -220,19 +225,19 @@ class _Forwards:
                 handle.remove()
 
     def _enter(self, module: nn.Module, args: object) -> None:
-        if self.depth == 0:
+        if not self.running:
             self._check_modes()
-        self.depth += 1
+        self.running.append(module)
 
     def _leave(self, module: nn.Module, args: object, output: object) -> None:
-        self.depth -= 1
-        if self.depth == 0:
+        if module not in self.running:  # a hook before ours has failed
+            return
+        while self.running.pop() is not module:
+            pass
+        if not self.running:
             self.count += 1
-            self.end_batch()
-
-    def end_batch(self) -> None:
-        for each in self.measurements:
-            each.end_batch()
+            for each in self.measurements:
+                each.end_batch()
 
     def _check_modes(self) -> None:
         for path, module in self.model.named_modules():
@@ -248,7 +253,7 @@ def _passed(measurement: Measurement, forwards: _Forwards) -> Intercept:
 
     def observe(quant: TensorQuant, x: Tensor, *context: object) -> tuple[Tensor, Grid | None]:
         measurement.observe(x)
-        if forwards.depth == 0:  # called by hand, outside of any module
+        if not forwards.running:  # called by hand, outside of any module
             measurement.end_batch()
         return x, None
 

@@ -8,7 +8,7 @@ from ...qcore.scaling.pooling import highest, lowest, summed
 __all__ = ["Histogram", "quantile"]
 
 _LOWEST = -100  # exponent of the range before there is data
-_CHUNK = 1 << 22  # values that are counted at once, for the memory of their indices
+_CHUNK = 1 << 18  # values that are counted at once: their indices stay in the cache
 
 
 class Histogram:
@@ -52,7 +52,7 @@ class Histogram:
         Args:
             rows: (rows, values), finite, float32 or float64.
         """
-        smallest, largest = rows.aminmax(dim=1)
+        smallest, largest = rows.amin(1), rows.amax(1)  # aminmax(dim=1) takes ten times as long
         self.smallest = torch.minimum(self.smallest, smallest.double())
         self.largest = torch.maximum(self.largest, largest.double())
         self._widen(_exponent(torch.maximum(self.largest, -self.smallest)))

@@ -14,7 +14,7 @@ from .layers import Layer, counted
 from .rules import End, Rule, written
 from .table import has_weights, keywords_of_layers, slot_of, torch_layer
 
-__all__ = ["Choice", "choose"]
+__all__ = ["Choice", "choose", "has_place"]
 
 
 @dataclass(eq=False)
@@ -170,9 +170,7 @@ def _settings_for(rule: Rule, choice: Choice) -> dict[str, object]:
     layer = choice.quantized or choice.layer.quantized
     assert layer is not None
     assert rule.settings is not None
-    own = {
-        keyword: value for keyword, value in rule.settings.items() if _has_place(layer, keyword, choice.layer.module)
-    }
+    own = {keyword: value for keyword, value in rule.settings.items() if has_place(layer, keyword, choice.layer.module)}
     mains = {slot.name for slot in layer.slots if slot.prefix == ""}
     named = any(slot is not None and slot.name in mains for slot in (slot_of(layer, each) for each in own))
     return own if named or choice.quantized is not None or _is_about(rule, choice) else {}
@@ -184,7 +182,14 @@ def _is_about(rule: Rule, choice: Choice) -> bool:
     return layer is not None and (has_weights(layer) or isinstance(rule.where, type))
 
 
-def _has_place(layer: type[QuantLayer], keyword: str, module: nn.Module) -> bool:
+def has_place(layer: type[QuantLayer], keyword: str, module: nn.Module) -> bool:
+    """Whether a keyword is for a slot that a layer will have, once a module has become one.
+
+    Example:
+        >>> import bitwright.nn as qnn
+        >>> has_place(qnn.QuantLinear, "bias_quant", nn.Linear(2, 2, bias=False))
+        False
+    """
     if keyword == "return_quant_tensor":
         return "return_quant_tensor" in {
             name for base in layer.__mro__ for name in vars(base).get("__annotations__", ())
@@ -285,7 +290,7 @@ def _unused(rule: Rule, keyword: str, value: object, reached: Sequence[Choice]) 
     layers = [choice.layer for choice in reached]
     able = [(layer.quantized, layer.module) for layer in layers if layer.quantized is not None]
     known = [f"{slot.keywords}{_bare(keyword)}" for cls, _ in able for slot in cls.slots]
-    fitting = [each for each in known if any(_has_place(cls, each, module) for cls, module in able)]
+    fitting = [each for each in known if any(has_place(cls, each, module) for cls, module in able)]
     guess = get_close_matches(keyword, dict.fromkeys(fitting), 1, 0.5)
     guess = [each for each in fitting if each.startswith("weight_")][:1] if _bare(keyword) == keyword else guess
     guess = [] if keyword in keywords_of_layers() else guess

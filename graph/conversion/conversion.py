@@ -1,12 +1,13 @@
 """quantize: a quantized model out of a float one and rules."""
 
 import copy
+import warnings
 from typing import Literal, TypeVar
 
 from torch import nn
 
 from ...qcore.models import require_model, shown
-from ..errors import GraphError
+from ..errors import GraphError, GraphWarning
 from .plan import Plan
 from .rules import RulesLike, read_rules
 from .snapshot import restored_on_failure
@@ -79,11 +80,14 @@ def quantize(
     plan = Plan(read, examples, placement, joins)
     if inplace:
         with restored_on_failure(model):
-            plan.carry_out(model)
-        return model
-    copied = _copy(model)
-    plan.carry_out(copied)
-    return copied
+            told = plan.carry_out(model)
+        quantized = model
+    else:
+        quantized = _copy(model)
+        told = plan.carry_out(quantized)
+    for text in told:
+        warnings.warn(f"quantize: {text}", GraphWarning, stacklevel=2)
+    return quantized
 
 
 def _check_choice(name: str, found: object, possible: tuple[str, ...]) -> None:

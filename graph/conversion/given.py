@@ -24,6 +24,16 @@ class Given:
     why: tuple[str, ...]
     rules: tuple[int, ...] = ()
 
+    @staticmethod
+    def by(settings: "Iterable[Given]") -> str:
+        """The rules of several settings, as a message names them.
+
+        Example:
+            >>> Given.by([Given(4, ("nn.Linear",), (0,)), Given(True, ("it may be",))])
+            'nn.Linear'
+        """
+        return ", ".join(Given.together((each for each in settings if each.rules), None).why)
+
     @classmethod
     def together(cls, several: "Iterable[Given]", value: object, *more: str) -> "Given":
         """One setting in place of several."""

@@ -1,8 +1,10 @@
 """Quantized layers out of a user's subclasses of torch's layers, which go on computing in their own way."""
 
 import inspect
+from threading import get_ident
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from ...nn import ActivationLayer, QuantLayer, WeightLayer
@@ -93,16 +95,25 @@ def _with_weights(cls: type[nn.Module]) -> dict[str, Any]:
         return WeightLayer.forward(self, args[0], _Rest(args[1:], options))  # type: ignore[arg-type]
 
     def compute(self: Any, x: Tensor, weight: Tensor, bias: Tensor | None, *extra: _Rest) -> Tensor:
-        self._standing_in = (weight, bias)
+        args, options = extra[0]
+        if torch.compiler.is_compiling():
+            self._standing_in = (weight, bias)
+            try:
+                return cls.forward(self, x, *args, **options)
+            finally:
+                self._standing_in = None
+        thread, by_thread = get_ident(), vars(self).setdefault("_by_thread", {})
+        by_thread[thread] = (weight, bias)  # each thread that runs the model has its own
         try:
-            return cls.forward(self, x, *extra[0].args, **extra[0].options)
+            return cls.forward(self, x, *args, **options)
         finally:
-            self._standing_in = None
+            del by_thread[thread]
 
     return {
         "forward": forward,
         "_compute": compute,
         "_standing_in": None,
+        "_by_thread": {},
         "_check_output_grid": _refuse_sums,
         "weight": _standing_in("weight", 0, None),
         "bias": _standing_in("bias", 1, None),
@@ -120,13 +131,15 @@ def _standing_in(name: str, index: int, below: property | None) -> property:
     """A parameter as forward sees it: the quantized one while that runs, else the parameter."""
 
     def get(self: Any) -> Tensor | None:
-        standing = self._standing_in
+        standing = self._standing_in if torch.compiler.is_compiling() else self._by_thread.get(get_ident())
         if standing is not None:
             return standing[index]
         if below is not None and below.fget is not None:
             return below.fget(self)
-        held = self.__dict__
-        return held[name] if name in held else self._parameters[name]
+        for held in (self.__dict__, self._parameters):
+            if name in held:
+                return held[name]
+        raise AttributeError(name)  # pruning takes it away for a moment
 
     def put(self: Any, item: object) -> None:
         if below is not None and below.fset is not None:

@@ -4,30 +4,29 @@ import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-from ...nn import QuantLayer, WeightLayer
-from ...qcore import Grid, grid_of
+from ...nn import QuantLayer, WeightLayer, intercepted, quantizers_of
+from ...qcore import Grid, TensorQuant, grid_of
 from ...qcore.declare.inject import QuantizerType, settings
 from ...qcore.errors import UncalibratedWarning
 from ...quantizers import Int8Act, Int32Bias
-from ..errors import GraphWarning
 from ..recording.examples import calls_of
+from ..recording.kinds import kind_of
 from ..recording.nodes import Graph, Node
 from ..recording.preserving import evaluating
 from ..recording.tensors import tensors_in
-from .choices import Choice
+from .choices import Choice, has_place
 from .given import Given
 from .joins import JOINS, Join, joins_of
-from .producers import inputs_of, never_negative, producer
+from .producers import inputs_of, makers_of, never_negative
 from .sharing import Shared, declared_for, own_settings, share, share_inputs
 from .signs import can_be_unsigned
 from .sites import Site
 from .table import has_weights, slot_of
 
-__all__ = ["OutputPlacement", "share_joins"]
+__all__ = ["Placement", "share_joins"]
 
 
 def output_slot(choice: Choice) -> str:
@@ -45,16 +44,22 @@ def makers(choices: Sequence[Choice], graph: Graph) -> dict[Node, Choice]:
         by_rule = choice.float_reason.startswith("by the rule")
         if layer is None or by_rule or (has_weights(layer) and choice.quantized is None):
             continue
+        if not has_place(layer, f"{output_slot(choice)}_quant", choice.layer.module):
+            continue
         for node in graph.calls(choice.layer.path):
-            found[node] = choice
+            if not node.keeps_grid:  # an identity makes nothing
+                found[node] = choice
     return found
 
 
-def share_joins(choices: Sequence[Choice], sites: Sequence[Site], graph: Graph) -> list[Shared]:
+def share_joins(choices: Sequence[Choice], sites: Sequence[Site], graph: Graph) -> tuple[list[Shared], list[str]]:
     """Let what meets in a sum or a concatenation lie on one grid.
 
     Where a rule is for the function, its operands share a quantizer there. Elsewhere the layers that make the operands
-    share one; where one of the operands comes from something else, nothing changes, and a warning says so.
+    share one; where one of the operands comes from something else, nothing changes.
+
+    Returns:
+        The slots that share a quantizer, and warnings of what stays as it was.
     """
     for site in sites:
         if site.settings is not None and site.node.kind in JOINS and "input_quant" in site.settings:
@@ -73,9 +78,7 @@ def share_joins(choices: Sequence[Choice], sites: Sequence[Site], graph: Graph) 
             left += [(path, other) for path in join.paths]
         elif join.producers:
             shared.append(_on_one_grid(join, known, choices))
-    if left:
-        _warn_of(left)
-    return shared
+    return shared, [_left_alone(left)] if left else []
 
 
 def _on_one_grid(join: Join, known: Mapping[Node, Choice], choices: Sequence[Choice]) -> Shared:
@@ -111,67 +114,68 @@ def give_output(choice: Choice, slot: str, declared: QuantizerType, why: str) ->
     own = [key for key in choice.settings if (found := slot_of(choice.quantized, key)) and found.name == slot]
     before = [choice.settings.pop(key) for key in own]
     choice.settings[f"{slot}_quant"] = Given.together(before, declared, why)
-    choice.settings.setdefault("return_quant_tensor", Given(True, (why,)))
+    if has_place(choice.quantized, "return_quant_tensor", choice.layer.module):
+        choice.settings.setdefault("return_quant_tensor", Given(True, (why,)))
 
 
-def _warn_of(left: Sequence[tuple[str, Node]]) -> None:
+def _left_alone(left: Sequence[tuple[str, Node]]) -> str:
     path, node = left[0]
     paths = list(dict.fromkeys(path for path, _ in left))
     listed = ", ".join(paths[:3]) + (f" and {len(paths) - 3} more" if len(paths) > 3 else "")
-    kind = node.function.__name__ if node.module is not None and node.function is not None else node.kind
-    warnings.warn(
+    is_norm = kind_of(node.function) == "batch_norm"
+    remedy = "Call fold_batch_norms before." if is_norm else "To quantize them there, name the function in a rule."
+    return (
         f"joins='shared' leaves {listed} as {'they are' if len(paths) > 1 else 'it is'}: an operand of {path} comes "
-        f"from {node.path} ({kind}), which has no quantizer for what it returns. Fold batch norms before, or name "
-        f"torch.{_kind_at(left)} in a rule.",
-        GraphWarning,
-        stacklevel=6,
+        f"from {node.path} ({node.kind}), which has no quantizer of its result. {remedy}"
     )
 
 
-def _kind_at(left: Sequence[tuple[str, Node]]) -> str:
-    return left[0][0].rpartition(".")[2].rstrip("_0123456789")
+class Placement:
+    """Quantizers at the outputs of what makes a tensor.
 
-
-class OutputPlacement:
-    """Quantizers at the outputs of what makes a tensor, for targets that compute with integers only.
-
-    Every activation layer quantizes its result, and every layer with weights that feeds another, or a sum. A layer
-    keeps a quantizer of its input where no grid arrives: behind the model's inputs, sums, means, normalizations.
+    With ``everywhere``, for targets that compute with integers only, every activation layer quantizes its result, and
+    so does every layer with weights that feeds another, or a sum. A layer keeps a quantizer of its input where no grid
+    arrives: behind the model's inputs, sums, means, normalizations. Otherwise the inputs of layers are left out whose
+    makers quantize them already.
 
     Args:
         choices: what the rules come to, layers not converted yet. They are changed.
         graph: of the model.
+        everywhere: see above.
 
     Example:
-        >>> from torch import nn
+        >>> import torch
         >>> from .choices import choose
         >>> from .layers import layers_of
         >>> from .rules import read_rules
         >>> from ..recording.recorder import record
         >>> model = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2))
         >>> choices = choose(model, layers_of(model), read_rules({nn.Linear: dict(input_quant=Int8Act)}))
-        >>> _ = OutputPlacement(choices, record(model, torch.ones(1, 2)))
+        >>> _ = Placement(choices, record(model, torch.ones(1, 2)), everywhere=True)
         >>> [[*choice.settings] for choice in choices]
         [['input_quant'], ['act_quant', 'return_quant_tensor'], []]
     """
 
-    def __init__(self, choices: Sequence[Choice], graph: Graph) -> None:
+    def __init__(self, choices: Sequence[Choice], graph: Graph, everywhere: bool) -> None:
         self._graph = graph
         self._makers = makers(choices, graph)
         self._usual = usual_activation(choices)
         self._moved: list[tuple[Choice, QuantizerType, dict[str, Given]]] = []
         for choice in choices:
             if choice.quantized is not None and has_weights(choice.quantized):
-                self._move(choice, graph)
-        self._fill(graph)
-        self._biases = [choice for choice in choices if choice.quantized is not None and _may_have_int_bias(choice)]
+                self._move(choice, graph, everywhere)
+        if everywhere:
+            self._fill(graph)
+        self._biases = [choice for choice in choices if everywhere and _may_have_int_bias(choice)]
 
-    def _move(self, choice: Choice, graph: Graph) -> None:
+    def _move(self, choice: Choice, graph: Graph, everywhere: bool) -> None:
         """Move the quantizer of a layer's input to what makes the input."""
         declared = declared_for(choice, "input")
         edges = inputs_of(graph, choice.layer.path)
-        nodes = [producer(edge)[0] for edge in edges if edge is not None]
-        if declared is None or not nodes or len(nodes) < len(edges) or any(each not in self._makers for each in nodes):
+        nodes = [node for edge in edges if edge is not None for node in makers_of(edge)]
+        if declared is None or not nodes or None in edges or any(each not in self._makers for each in nodes):
+            return
+        if not everywhere and not all(self._has_output(self._makers[node]) for node in nodes):
             return
         assert choice.quantized is not None
         for node in nodes:
@@ -198,18 +202,21 @@ class OutputPlacement:
 
     def finish(self, model: nn.Module, examples: object) -> None:
         """Run the converted model, give a quantizer back to inputs where no grid arrives, and quantize the biases."""
+        if not self._moved and not self._biases:
+            return
         layers = {id(choice.layer.module): declared for choice, declared, _ in self._moved}
         lacking: set[int] = set()
 
         def look(module: nn.Module, args: tuple[object, ...]) -> None:
             declared = layers.get(id(module))
             if declared is not None:
-                grid = grid_of(args[0]) if args and isinstance(args[0], torch.Tensor) else None
+                grid = grid_of(args[0]) if args and isinstance(args[0], Tensor) else None
                 if grid is None or not _fits(grid, declared):
                     lacking.add(id(module))
 
         calls = calls_of(examples)
-        with evaluating(model, tensors_in(calls)), warnings.catch_warnings():
+        quiet, quantizers = warnings.catch_warnings(), quantizers_of(model)
+        with evaluating(model, tensors_in(calls)), quiet, intercepted(quantizers, lambda path: _as_if_calibrated):
             warnings.simplefilter("ignore", UncalibratedWarning)
             handle = register_module_forward_pre_hook(look)
             try:
@@ -217,7 +224,9 @@ class OutputPlacement:
                     model(*args, **kwargs)
             finally:
                 handle.remove()
-        back = [(choice, declared, before) for choice, declared, before in self._moved if id(choice.layer.module) in lacking]
+        back = [
+            (choice, declared, before) for choice, declared, before in self._moved if id(choice.layer.module) in lacking
+        ]
         for choice, declared, before in back:
             assert isinstance(choice.layer.module, QuantLayer)
             choice.layer.module.input_quant = declared
@@ -230,10 +239,15 @@ class OutputPlacement:
                 choice.settings["bias_quant"] = Given(Int32Bias, ("placement='outputs'",))
 
 
+def _as_if_calibrated(quant: TensorQuant, x: Tensor, *context: object) -> tuple[Tensor, Grid | None]:
+    """What a quantizer does, on the grid of one scale for all tensors, as it will be."""
+    values, grid = quant._quantize(x, *context)
+    return values, grid if grid is None or quant.calibrated else grid.replace(source=quant.source)
+
+
 def _may_have_int_bias(choice: Choice) -> bool:
     """Whether the bias can lie on the scale of the products, and no rule says what it is."""
-    assert choice.quantized is not None
-    if not issubclass(choice.quantized, WeightLayer) or "bias_quant" in choice.settings:
+    if choice.quantized is None or not issubclass(choice.quantized, WeightLayer) or "bias_quant" in choice.settings:
         return False
     return choice.quantizer("weight") is not None
 

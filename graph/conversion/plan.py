@@ -15,7 +15,7 @@ from .class_change import change_class, device_and_dtype
 from .decisions import Decision, SlotDecision, keep_decisions
 from .given import Given
 from .layers import Layer, layers_of
-from .placement import OutputPlacement, share_joins
+from .placement import Placement, share_joins
 from .reuse import separate
 from .rules import Rule
 from .self_check import Outputs, check_called, check_equal, check_read, outputs_of
@@ -23,7 +23,7 @@ from .sharing import Shared, share, share_inputs
 from .signs import choose_signs
 from .sites import Site, choose_site_signs, choose_sites, convert_sites, sites_of
 from .table import slot_of
-from .unreached import warn_of_unreached
+from .unreached import not_reached
 
 __all__ = ["Plan"]
 
@@ -42,6 +42,7 @@ class Plan:
         >>> from .rules import read_rules
         >>> model = nn.Sequential(nn.Linear(2, 2))
         >>> Plan(read_rules({"0": dict(weight_bit_width=4)})).carry_out(model)
+        []
         >>> model[0].weight_quant.bit_width
         4
     """
@@ -51,36 +52,46 @@ class Plan:
     placement: str = "inputs"
     joins: str = "free"
 
-    def carry_out(self, model: nn.Module) -> None:
+    def carry_out(self, model: nn.Module) -> list[str]:
         """Quantize a model in place.
+
+        Returns:
+            What to warn of.
 
         Raises:
             GraphError: it can't be done; the model is half done then.
         """
         graph, before = self._recorded(model)
         choices, sites = self._choices(model, graph)
-        if graph is not None and separate(model, graph, self._one_each(choices)):
+        new = {} if graph is None else separate(model, graph, self._one_each(choices))
+        if new:
             graph = record(model, self.examples)
             choices, sites = self._choices(model, graph)
         shared: list[Shared] = []
-        outputs: OutputPlacement | None = None
+        placement: Placement | None = None
+        warnings: list[str] = []
         if graph is not None:
             check_read(graph, [choice.layer.path for choice in choices if choice.quantized is not None])
             choose_signs(choices, graph)
             choose_site_signs(sites)
-            shared = share_joins(choices, sites, graph) if self.joins == "shared" else []
-            outputs = OutputPlacement(choices, graph) if self.placement == "outputs" else None
+            if self.joins == "shared":
+                shared, warnings = share_joins(choices, sites, graph)
+            if self.placement == "outputs" or shared:
+                placement = Placement(choices, graph, everywhere=self.placement == "outputs")
             shared += share_inputs(choices, graph)
+            warnings += not_reached(graph, self.rules)
         convert(model, choices)
         convert_sites(model, sites)
         share(shared)
         if graph is not None:
-            if outputs is not None:
-                outputs.finish(model, self.examples)
-            self._check(model, graph, before, choices)
-            warn_of_unreached(graph, self.rules)
+            if placement is not None:
+                placement.finish(model, self.examples)
+            check_equal(before, model, self.examples, new)
+            paths = [choice.layer.path for choice in choices if choice.quantized is not None]
+            check_called(model, [path for path in paths if graph.calls(path)], self.examples)
         decisions = [_of_layer(choice) for choice in choices]
         keep_decisions(model, [*decisions, *(_of_site(model, site) for site in sites if _is_told(site))])
+        return warnings
 
     def _choices(self, model: nn.Module, graph: Graph | None) -> tuple[list[Choice], list[Site]]:
         """What the rules come to for layers and functions."""
@@ -99,7 +110,10 @@ class Plan:
     def _recorded(self, model: nn.Module) -> tuple[Graph | None, Outputs]:
         if self.examples is not None:
             return record(model, self.examples), outputs_of(model, self.examples)
-        for option, asked in (("placement='outputs'", self.placement == "outputs"), ("joins='shared'", self.joins == "shared")):
+        for option, asked in (
+            ("placement='outputs'", self.placement == "outputs"),
+            ("joins='shared'", self.joins == "shared"),
+        ):
             if asked:
                 raise GraphError(
                     f"quantize: {option} asks which layer makes which tensor, and that is seen by running the model. "
@@ -112,12 +126,6 @@ class Plan:
                     "examples=(x,)."
                 )
         return None, []
-
-    def _check(self, model: nn.Module, graph: Graph, before: Outputs, choices: Iterable[Choice]) -> None:
-        """See that the model still computes the same without quantizers, and does call the layers that have some."""
-        check_equal(before, model, self.examples)
-        paths = [choice.layer.path for choice in choices if choice.quantized is not None]
-        check_called(model, [path for path in paths if graph.calls(path)], self.examples)
 
 
 def convert(model: nn.Module, choices: Iterable[Choice]) -> None:
@@ -134,7 +142,7 @@ def convert(model: nn.Module, choices: Iterable[Choice]) -> None:
         try:
             change_class(module, choice.quantized, choice.keywords(), device, dtype)
         except QuantizerError as error:
-            by = ", ".join(Given.together(choice.settings.values(), None).why)
+            by = Given.by(choice.settings.values())
             raise GraphError(f"quantize: {name}, by the rule {by}: {error}") from None
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from ..recording.kinds import kind_of
 from ..recording.nodes import Graph, Node
 
-__all__ = ["Edge", "inputs_of", "never_negative", "producer"]
+__all__ = ["Edge", "inputs_of", "makers_of", "never_negative", "producer"]
 
 Edge = tuple[Node, int]  # an operation, and which of its results
 
@@ -49,6 +49,26 @@ def producer(edge: Edge) -> Edge:
         edge = node.inputs[0]
         node = edge[0]
     return edge
+
+
+def makers_of(edge: Edge) -> list[Node]:
+    """The operations whose results a tensor consists of: like `producer`, and past concatenations.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from ..recording.recorder import record
+        >>> class Both(nn.Module):
+        ...     def forward(self, x):
+        ...         return torch.cat([x.relu(), x.abs()]).flatten()
+        >>> graph = record(Both(), torch.ones(2))
+        >>> [node.path for node in makers_of((graph.node("reshape"), 0))]
+        ['relu', 'abs']
+    """
+    node = producer(edge)[0]
+    if node.module is None and node.kind in ("cat", "stack") and all(each is not None for each in node.inputs):
+        return [maker for source in node.sources for maker in makers_of(source)]
+    return [node]
 
 
 def never_negative(edge: Edge | None) -> bool:

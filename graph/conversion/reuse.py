@@ -14,7 +14,7 @@ from .table import has_weights
 __all__ = ["separate"]
 
 
-def separate(model: nn.Module, graph: Graph, wanted: Callable[[Layer], bool]) -> bool:
+def separate(model: nn.Module, graph: Graph, wanted: Callable[[Layer], bool]) -> dict[str, str]:
     """Give every place that calls an activation layer without state a layer of its own: ``relu``, ``relu_2``.
 
     A place that can't be rewritten goes on calling the first one.
@@ -25,7 +25,7 @@ def separate(model: nn.Module, graph: Graph, wanted: Callable[[Layer], bool]) ->
         wanted: which layers are to be separated.
 
     Returns:
-        Whether the model was changed.
+        The paths of the new layers, each with that of the layer that it does the work of.
 
     Example:
         >>> import torch
@@ -33,9 +33,9 @@ def separate(model: nn.Module, graph: Graph, wanted: Callable[[Layer], bool]) ->
         >>> relu = nn.ReLU()
         >>> model = nn.Sequential(nn.Linear(2, 2), relu, nn.Linear(2, 2), relu)
         >>> separate(model, record(model, torch.ones(1, 2)), lambda layer: True), model[1] is model[3]
-        (True, False)
+        ({'3': '1'}, False)
     """
-    changed = False
+    made: dict[str, str] = {}
     for layer in layers_of(model):
         if layer.quantized is None or has_weights(layer.quantized) or layer.module.state_dict() or not wanted(layer):
             continue
@@ -43,19 +43,19 @@ def separate(model: nn.Module, graph: Graph, wanted: Callable[[Layer], bool]) ->
             for path in layer.paths[1:]:
                 parent, _, name = path.rpartition(".")
                 setattr(model.get_submodule(parent), name, copy.deepcopy(layer.module))
-            changed = True
+                made[path] = layer.path
         elif layer.path:
-            changed = _each_its_own(model, graph, layer) or changed
-    return changed
+            made |= dict.fromkeys(_each_its_own(model, graph, layer), layer.path)
+    return made
 
 
-def _each_its_own(model: nn.Module, graph: Graph, layer: Layer) -> bool:
-    """A layer for every place but the first."""
+def _each_its_own(model: nn.Module, graph: Graph, layer: Layer) -> list[str]:
+    """A layer for every place but the first; their paths."""
     places: list[Node] = []
     for node in graph.calls(layer.path):
         if node.place is not None and (node.owner, node.place) not in [(each.owner, each.place) for each in places]:
             places.append(node)
-    changed, number = False, 1
+    made, number = list[str](), 1
     for node in places[1:]:
         owner = model.get_submodule(node.owner)
         base = layer.path.rpartition(".")[2]
@@ -67,7 +67,7 @@ def _each_its_own(model: nn.Module, graph: Graph, layer: Layer) -> bool:
         owner.add_module(name, copy.deepcopy(layer.module))
         try:
             interpose(owner, [(node.place, name, node)])
-            changed = True
+            made.append(f"{node.owner}.{name}" if node.owner else name)
         except GraphError:
             del owner._modules[name]
-    return changed
+    return made

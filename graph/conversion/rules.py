@@ -104,7 +104,9 @@ class Rule:
     settings: Mapping[str, object] | None = field(default_factory=dict)
 
     def __str__(self) -> str:
-        return written(self.where) if self.where is not None else ", ".join(self.settings or ())
+        if self.where is not None:
+            return written(self.where)
+        return ", ".join(f"{name}={_value(item)}" for name, item in (self.settings or {}).items())
 
     @property
     def is_function(self) -> bool:
@@ -122,7 +124,7 @@ def read_rules(given: RulesLike) -> list[Rule]:
 
     Example:
         >>> [str(rule) for rule in read_rules({"weight_bit_width": 4, "head": None, first(): dict(weight_bit_width=8)})]
-        ['weight_bit_width', '"head"', 'first()']
+        ['weight_bit_width=4', '"head"', 'first()']
     """
     rules: list[Rule] = []
     for where, what in _pairs(given):
@@ -140,6 +142,10 @@ def read_rules(given: RulesLike) -> list[Rule]:
             "quantize: there are no rules, so nothing would be quantized. Pass W8A8, or {nn.Linear: W8A8}."
         )
     return rules
+
+
+def _value(item: object) -> str:
+    return getattr(item, "__name__", "") or repr(item)
 
 
 def _pairs(given: RulesLike) -> list[tuple[object, object]]:

@@ -1,7 +1,7 @@
 """Whether a converted model with its quantizers off computes what the float model did, and calls what was converted."""
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -48,24 +48,26 @@ def outputs_of(model: nn.Module, examples: object) -> Outputs:
     return found
 
 
-def check_equal(before: Outputs, model: nn.Module, examples: object) -> None:
+def check_equal(before: Outputs, model: nn.Module, examples: object, new: Mapping[str, str]) -> None:
     """Compare a converted model whose quantizers are off with the float model, to the bit.
 
     Args:
         before: of the float model.
         model: the converted one.
         examples: the same as for the float model.
+        new: the paths of layers that the float model did not have, with those of the layers whose work they do.
 
     Raises:
         GraphError: they differ; it names the first layer that does.
 
     Example:
         >>> model = nn.Sequential(nn.ReLU())
-        >>> check_equal(outputs_of(model, torch.ones(2)), model, torch.ones(2))
+        >>> check_equal(outputs_of(model, torch.ones(2)), model, torch.ones(2), {})
     """
     with unquantized(model):
         after = outputs_of(model, examples)
     known = {path for path, _ in before}
+    after = [(new.get(path, path), digest) for path, digest in after]
     after = [each for each in after if each[0] in known]
     if before == after:
         return

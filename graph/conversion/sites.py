@@ -89,6 +89,7 @@ def choose_sites(sites: Sequence[Site], rules: Iterable[Rule]) -> set[int]:
         GraphError: a rule for a function matches nothing, or has a setting that no function can use.
     """
     matched: set[int] = set()
+    rules = list(rules)
     for rule in rules:
         if rule.is_function:
             found = [site for site in sites if site.node.kind == name_of(rule.where)]
@@ -109,9 +110,14 @@ def choose_sites(sites: Sequence[Site], rules: Iterable[Rule]) -> set[int]:
         for site in found:
             matched.add(rule.index)
             _apply(rule, site)
+    by_name = {rule.index: rule for rule in rules if rule.index in matched and not _is_wild(rule)}
     for site in sites:
-        _drop_homeless(site)
+        _drop_homeless(site, by_name)
     return matched
+
+
+def _is_wild(rule: Rule) -> bool:
+    return isinstance(rule.where, str) and is_wildcard(rule.where)
 
 
 def _check(rule: Rule) -> None:
@@ -155,15 +161,23 @@ def _slot_of(keyword: str) -> str | None:
     return "input" if keyword.startswith("input_") else "act"
 
 
-def _drop_homeless(site: Site) -> None:
-    """Settings from globs for a slot that has no quantizer."""
+def _drop_homeless(site: Site, by_name: Mapping[int, Rule]) -> None:
+    """Leave out what wildcards set for a slot without a quantizer; other rules must mean one that there is."""
     if site.settings is None:
         return
-    operand = any(keyword.startswith("input_") and keyword.endswith("_quant") for keyword in site.settings)
-    homes = {"input": operand, "act": "act_quant" in site.settings, None: True}
-    site.settings = {key: given for key, given in site.settings.items() if homes[_slot_of(key)]}
-    if not any(keyword.endswith("_quant") for keyword in site.settings):
-        site.settings, site.float_reason = None, "its rules name no quantizer"
+    operand = any(key.startswith("input_") and key.endswith("_quant") for key in site.settings)
+    homes = {"input": operand, "act": "act_quant" in site.settings, None: operand or "act_quant" in site.settings}
+    for keyword, given in list(site.settings.items()):
+        slot = _slot_of(keyword)
+        if homes[slot]:
+            continue
+        rule = next((by_name[number] for number in given.rules if number in by_name), None)
+        if rule is not None:
+            raise GraphError(
+                f"quantize: {keyword}={given.value!r} of the rule {rule} changes no quantizer: {slot or 'input'}_quant "
+                f"is None in {site.path}. Write {slot or 'input'}_quant=Int8Act too."
+            )
+        del site.settings[keyword]
 
 
 def choose_site_signs(sites: Iterable[Site]) -> None:
@@ -235,6 +249,6 @@ def _layer(owner: nn.Module, model: nn.Module, site: Site) -> QuantLayer:
     try:
         layer = QuantFunction(function, device=device, dtype=dtype, **keywords)  # type: ignore[arg-type]
     except QuantizerError as error:
-        by = ", ".join(Given.together((site.settings or {}).values(), None).why)
+        by = Given.by((site.settings or {}).values())
         raise GraphError(f"quantize: {site.path}, by the rule {by}: {error}") from None
     return layer.train(owner.training)

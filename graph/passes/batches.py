@@ -1,8 +1,10 @@
-"""Batches of data, as what each forward is called with."""
+"""The batches that a pass gets, as the arguments of each forward."""
 
+import inspect
 from collections.abc import Iterable, Mapping
 
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils import _pytree
 
 from ...qcore.models import shown
 from ..errors import GraphError
@@ -12,26 +14,48 @@ from .evaluation import Call
 __all__ = ["batches_of"]
 
 
-def batches_of(asked: str, data: object) -> list[Call]:
-    """The arguments of each forward that data stands for.
+def batches_of(asked: str, model: nn.Module, data: object) -> list[Call]:
+    """The arguments of each forward, on the device of the model.
 
     Args:
-        asked: the function that the user called.
-        data: a tensor, a tuple of arguments, a dict of keyword arguments, or a list or loader of these. A list as a
-            batch, as loaders make it, is a tuple of arguments.
+        asked: the pass, for messages.
+        model: what takes them.
+        data: a batch, or an iterable of batches. A batch is a tensor, a dict of keyword arguments, or a tuple or list
+            of positional arguments; of those, as many count as forward takes, so that a loader may give labels, too.
 
     Raises:
-        GraphError: something else, or no batch at all.
+        GraphError: something else, or no batch.
 
     Example:
-        >>> batches_of("smooth", [[1, 2], {"x": 3}])
-        [((1, 2), {}), ((), {'x': 3})]
+        >>> import torch
+        >>> images, labels = torch.ones(2, 8), torch.zeros(2)
+        >>> [(args[0].shape, len(args)) for args, _ in batches_of("explain", nn.Linear(8, 2), [(images, labels)])]
+        [(torch.Size([2, 8]), 1)]
     """
+    expected = "Pass a tensor, or a list or loader of batches."
     if isinstance(data, Tensor | tuple | Mapping):
-        return calls_of(data)
-    if not isinstance(data, Iterable) or isinstance(data, str | bytes):
-        raise GraphError(f"{asked}: data={shown(data)} is no batch. Pass a tensor, or a list or loader of batches.")
-    calls = [call for batch in data for call in calls_of(tuple(batch) if isinstance(batch, list) else batch)]
+        batches: Iterable[object] = [data]
+    elif isinstance(data, Iterable) and not isinstance(data, str | bytes):
+        batches = data
+    else:
+        raise GraphError(f"{asked}: data={shown(data)} is no batch. {expected}")
+    most, device = _positional(model), next((each.device for each in model.parameters()), None)
+    calls: list[Call] = []
+    for batch in batches:
+        if not isinstance(batch, Tensor | tuple | list | Mapping):
+            raise GraphError(
+                f"{asked}: a batch of data is {shown(batch)}. Pass a tensor, a tuple of positional arguments, or a "
+                "dict of keyword arguments."
+            )
+        calls += calls_of(tuple(batch)[:most] if isinstance(batch, tuple | list) else batch)
     if not calls:
-        raise GraphError(f"{asked}: data holds no batch. Pass a tensor, or a list or loader of batches.")
-    return calls
+        raise GraphError(f"{asked}: data holds no batch. {expected}")
+    return _pytree.tree_map(lambda each: each.to(device) if isinstance(each, Tensor) else each, calls)
+
+
+def _positional(model: nn.Module) -> int | None:
+    """How many positional arguments forward takes at most; None for any number."""
+    parameters = inspect.signature(model.forward).parameters.values()
+    if any(each.kind is each.VAR_POSITIONAL for each in parameters):
+        return None
+    return sum(each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD) for each in parameters)

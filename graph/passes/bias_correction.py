@@ -1,8 +1,8 @@
 """Bias correction: what quantization adds to the mean of each output channel is taken off the bias again."""
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,9 +13,9 @@ from ...nn.contexts.freezing import frozen
 from ...nn.contexts.intercepting import quantizers_of
 from ...nn.contexts.switching import unquantized
 from ...nn.weight_layer import WeightLayer
-from ...qcore.models import require_model, shown
+from ...qcore.models import require_model
 from ..errors import GraphError
-from ..recording.examples import calls_of
+from .batches import batches_of
 from .biases import Biases
 from .channel_means import ChannelMeans
 from .evaluation import Call, evaluating, numbers_in, observed
@@ -54,6 +54,8 @@ class BiasReport(Report):
 
     def __str__(self) -> str:
         first, *rest = super().__str__().splitlines()
+        if math.isnan(self.sqnr_before):
+            return "\n".join([first, *rest])
         gain = f"SQNR of the outputs {self.sqnr_before:.1f} dB before, {self.sqnr_after:.1f} dB after"
         return "\n".join([f"{first}; {gain}", *rest])
 
@@ -86,10 +88,11 @@ def correct_biases(
 
     Args:
         model: a quantized model with calibrated activations. It evaluates, whatever its mode.
-        data: one batch or an iterable of batches; a batch is a tensor, a tuple of positional arguments or a dict of
-            keyword arguments. Some tens of images, or a few thousand tokens. Batches of one shape go through in one, so
-            that one forward corrects all layers: memory grows with the number of samples. Batches that don't fit
-            together take a forward for each layer.
+        data: one batch, or an iterable of batches, such as a loader. A batch is a tensor, a dict of keyword arguments,
+            or a tuple of positional arguments; of these, as many count as forward takes: labels are left out. Some tens
+            of images or a few thousand tokens will do. Batches of one shape go through in one, so that one forward
+            corrects all layers: memory grows with the number of samples. Batches that don't fit together take a forward
+            for each layer.
         reference: the float model, with the same paths; by default the model itself with its quantizers off, and with
             the biases that it had before it was first corrected, unless it was loaded from a file since.
         held_out: whether to judge on other samples. False: all samples estimate, and every correction is kept.
@@ -119,10 +122,10 @@ def correct_biases(
     require_model("correct_biases", original, GraphError)
     layers, left = _candidates(model, add_biases)
     floats = _counterparts(original, layers)
-    calls = _batches(data)
+    calls = batches_of("correct_biases", model, data)
     _check_ranges(model)
     biases = Biases(layers)
-    with evaluating(model, original), _seen_as_before(model), biases.changing():
+    with evaluating(model, original), biases.changing():
         with unquantized(original), biases.as_floats():
             dealt = deal("correct_biases", original, floats, calls, held_out)
             wanted = Run(original, floats, dealt, magnitudes=True)
@@ -216,8 +219,8 @@ def _check_ranges(model: nn.Module) -> None:
     if lacking:
         has = "has" if len(lacking) == 1 else "have"
         raise GraphError(
-            f"correct_biases: {_listed(lacking)} saw no data and {has} no range yet, so there is nothing to compare with. "
-            "Calibrate first: with calibrate(model): model(batch)."
+            f"correct_biases: {_listed(lacking)} saw no data and {has} no range yet, so there is nothing to compare "
+            "with. Calibrate first: with calibrate(model): model(batch)."
         )
 
 
@@ -234,38 +237,6 @@ def _unfit(path: str, bias: Tensor, wanted: Run) -> str | None:
     if not all(bool(each.isfinite().all()) for each in means):
         return "computes outputs that are not finite"
     return None
-
-
-def _batches(data: object) -> list[Call]:
-    """The arguments of each forward; a batch that is a list, as loaders give them, holds positional arguments."""
-    if isinstance(data, Tensor | tuple | Mapping):
-        return calls_of(data)
-    expected = "Pass a tensor, or a list or loader of batches."
-    if not isinstance(data, Iterable) or isinstance(data, str | bytes):
-        raise GraphError(f"correct_biases: data={shown(data)} is no batch. {expected}")
-    calls = []
-    for batch in data:
-        if not isinstance(batch, Tensor | tuple | list | Mapping):
-            raise GraphError(
-                f"correct_biases: a batch of data is {shown(batch)}. Pass a tensor, a tuple of positional arguments, "
-                "or a dict of keyword arguments."
-            )
-        calls += calls_of(tuple(batch) if isinstance(batch, list) else batch)
-    if not calls:
-        raise GraphError(f"correct_biases: data holds no batch. {expected}")
-    return calls
-
-
-@contextmanager
-def _seen_as_before(model: nn.Module) -> Iterator[None]:
-    """A block after which, if it fails, layers know the input that they have seen before it."""
-    seen = [(each, each._seen) for each in model.modules() if isinstance(each, WeightLayer)]
-    try:
-        yield
-    except BaseException:
-        for layer, grid in seen:
-            vars(layer)["_seen"] = grid
-        raise
 
 
 # Estimating and judging

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ...nn.layer import QuantLayer
+from ...nn.weight_layer import WeightLayer
 from ...qcore import TensorQuant, values_of
 
 __all__ = ["Call", "Seen", "evaluating", "numbers_in", "observed"]
@@ -21,6 +22,8 @@ Seen = Callable[[str, nn.Module, tuple[Any, ...], dict[str, Any], Any], Any]
 def evaluating(*models: nn.Module) -> Iterator[None]:
     """Models in evaluation mode, without gradients, that use nothing kept by `frozen`; afterwards as they were.
 
+    Tensors are not looked after: evaluation changes none.
+
     Example:
         >>> model = nn.Dropout().train()
         >>> with evaluating(model):
@@ -32,6 +35,7 @@ def evaluating(*models: nn.Module) -> Iterator[None]:
     parts = [part for model in models for part in model.modules()]
     modes = [(part, part.training) for part in parts]
     kept = [(part, part._kept) for part in parts if isinstance(part, (QuantLayer, TensorQuant))]
+    seen = [(part, part._seen) for part in parts if isinstance(part, WeightLayer)]
     for part in parts:
         part.training = False
     for part, _ in kept:
@@ -44,6 +48,8 @@ def evaluating(*models: nn.Module) -> Iterator[None]:
             part.training = mode
         for part, former in kept:
             vars(part)["_kept"] = former
+        for part, grid in seen:
+            vars(part)["_seen"] = grid
 
 
 @contextmanager

@@ -24,13 +24,13 @@ def merge(nodes: list[Node], new: list[Node]) -> list[Node]:
     known = dict(zip(_keys(nodes), nodes, strict=True))
     same: dict[Node, Node] = {}
     merged = list(nodes)
-    at = 0
+    before: Node | None = None
     for key, node in zip(_keys(new), new, strict=True):
         inputs: list[Source | None] = [None if each is None else (same[each[0]], each[1]) for each in node.inputs]
         found = known.get(key)
         if found is None:
             node.inputs, node.users, found = inputs, [], node
-            merged.insert(at, node)
+            merged.insert(0 if before is None else merged.index(before) + 1, node)
         elif inputs not in (found.inputs, *found.alternatives):
             found.alternatives.append(inputs)
         if found is not node:
@@ -39,7 +39,7 @@ def merge(nodes: list[Node], new: list[Node]) -> list[Node]:
         for each in inputs:
             if each is not None and found not in each[0].users:
                 each[0].users.append(found)
-        at = merged.index(found) + 1
+        before = found
     return merged
 
 

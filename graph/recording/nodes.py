@@ -29,8 +29,8 @@ class Node:
             owner has "_2". Where the owner has an attribute of such a name, they are "add_site", "add_site_2".
         module: the path of the layer that is called, None for a function.
         place: where the call is written, None if that is not known.
-        inputs: the node and its output that each tensor comes from, in the order of arguments; None for a tensor that
-            does not depend on the inputs of the model.
+        inputs: the node and its output that each tensor comes from, in the order of arguments; None for a constant, and
+            for what reaches the model by ways that torch does not show: numpy, vmap.
         users: the nodes that read an output of this one.
         parameters: the paths of the parameters and buffers that are, or went into, an argument.
         shape: of the first output, in the first example.

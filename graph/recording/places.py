@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from types import CellType, CodeType, FrameType, FunctionType
+from types import CellType, CodeType, FrameType, FunctionType, MethodType
 
 import torch
 from torch import nn
@@ -19,6 +19,8 @@ Position = tuple[int, int, int, int]
 
 Link = tuple[FunctionType | None, Position]
 """A function as its caller knows it, with its decorators, or None if it is not known; and a position in it."""
+
+Written = ast.FunctionDef | ast.Lambda
 
 _TORCH = os.path.dirname(torch.__file__) + os.sep
 _CALL = nn.Module._call_impl.__code__
@@ -103,7 +105,9 @@ class Sources:
         self._methods: dict[tuple[type, CodeType], str | None] = {}
         self._functions: dict[tuple[CodeType, CodeType | None], FunctionType | None] = {}
         self._inner: dict[CodeType, frozenset[CodeType]] = {}
+        self._lines: dict[str, list[bytes]] = {}
         self._trees: dict[str, ast.Module] = {}
+        self._written: dict[str, dict[tuple[int, str], Written]] = {}
         self._chained: dict[str, dict[Position, Position]] = {}
 
     def locate(self, frame: FrameType | None) -> tuple[nn.Module | None, Place | None]:
@@ -138,12 +142,15 @@ class Sources:
     def positions(self, code: CodeType) -> list[Position | None]:
         """The position of the expression of each instruction."""
         if code not in self._positions:
+            lines = self._lines_of(code.co_filename)
             found: list[Position | None] = []
             for line, end, column, end_column in code.co_positions():
                 if line is None or end is None or column is None or end_column is None:
                     found.append(None)  # some instructions have none, and all of them under python -X no_debug_ranges
                 else:
-                    found.append(self._whole(code.co_filename, (line, end, column, end_column)))
+                    position = line, end, column, end_column
+                    chained = line <= len(lines) and lines[line - 1][:column].endswith(b".")
+                    found.append(self._chains(code.co_filename).get(position, position) if chained else position)
             self._positions[code] = found
         return self._positions[code]
 
@@ -156,15 +163,23 @@ class Sources:
                 self._trees[file] = ast.Module([], [])
         return self._trees[file]
 
-    def _whole(self, file: str, position: Position) -> Position:
-        """The position of the whole call, also of one in a chain of methods over several lines."""
-        line, _, column, _ = position
-        before = linecache.getline(file, line).encode()[:column].rstrip()
-        if not before.endswith(b"."):
-            return position
+    def written(self, code: CodeType) -> Written | None:
+        """The definition of a function in the syntax tree of its file, or None."""
+        file = code.co_filename
+        if file not in self._written:
+            found = (each for each in ast.walk(self.tree(file)) if isinstance(each, (ast.FunctionDef, ast.Lambda)))
+            self._written[file] = {_start(each): each for each in found}
+        return self._written[file].get((code.co_firstlineno, code.co_name))
+
+    def _lines_of(self, file: str) -> list[bytes]:
+        if file not in self._lines:
+            self._lines[file] = [line.encode() for line in linecache.getlines(file)]
+        return self._lines[file]
+
+    def _chains(self, file: str) -> dict[Position, Position]:
         if file not in self._chained:
             self._chained[file] = _chained_calls(self.tree(file))
-        return self._chained[file].get(position, position)
+        return self._chained[file]
 
     def _method(self, owner: type, code: CodeType) -> str | None:
         """The name under which a class has a method with this code; a decorated one, too."""
@@ -187,8 +202,7 @@ class Sources:
         key = frame.f_code, caller and caller.f_code
         if key not in self._functions:
             found = (each for each in _candidates(frame, caller, first) if _has_code(each, frame.f_code))
-            function = next(found, None)
-            function = bare(function)
+            function = bare(next(found, None))
             self._functions[key] = function if isinstance(function, FunctionType) else None
         return self._functions[key]
 
@@ -217,9 +231,9 @@ def codes_in(code: CodeType) -> Iterator[CodeType]:
 
 def bare(function: object) -> object:
     """The function in a static, class or bound method, or in a partial."""
-    if isinstance(function, partial):
-        return bare(function.func)
-    return getattr(function, "__func__", function)
+    while isinstance(function, (partial, staticmethod, classmethod, MethodType)):
+        function = function.func if isinstance(function, partial) else function.__func__
+    return function
 
 
 def layers_of(function: object) -> Iterator[FunctionType]:
@@ -285,6 +299,13 @@ def _candidates(frame: FrameType, caller: FrameType | None, first: object) -> It
             yield from list(vars(owner).values())
             yield from (attribute for _, _, attribute in methods_of(type(owner)))
         yield from list(caller.f_globals.values())
+
+
+def _start(written: Written) -> tuple[int, str]:
+    """The line and the name that the code of a function has."""
+    if isinstance(written, ast.Lambda):
+        return written.lineno, "<lambda>"
+    return min([written.lineno, *(each.lineno for each in written.decorator_list)]), written.name
 
 
 def _chained_calls(tree: ast.Module) -> dict[Position, Position]:

@@ -14,7 +14,7 @@ import torch
 from .kinds import OPERATORS, kind_of
 from .places import Position, Sources, codes_in, is_foreign, position_of
 
-__all__ = ["Ran", "Unreached", "Written", "unreached", "watching"]
+__all__ = ["Function", "Ran", "Unreached", "unreached", "watching"]
 
 Unreached = tuple[type, str, str, str]
 """The class, the method or helper function, the kind, and file and line of a function that did not run."""
@@ -24,8 +24,8 @@ Ran = dict[CodeType, set[int]]
 
 
 @dataclass(frozen=True)
-class Written:
-    """A function of a model: the class and the name under which it is reported.
+class Function:
+    """A function in the source of a model: the class and the name under which it is reported.
 
     Attributes:
         names: what its code finds by name.
@@ -101,7 +101,7 @@ def _monitored(ran: Ran) -> Iterator[None]:
         monitoring.free_tool_id(tool)
 
 
-def unreached(ran: Ran, functions: Mapping[CodeType, Written], sources: Sources) -> list[Unreached]:
+def unreached(ran: Ran, functions: Mapping[CodeType, Function], sources: Sources) -> list[Unreached]:
     """The functions of a known kind that are written in code that ran in part, where it did not run.
 
     Args:
@@ -110,15 +110,15 @@ def unreached(ran: Ran, functions: Mapping[CodeType, Written], sources: Sources)
         sources: where source is read.
     """
     found: list[Unreached] = []
-    for code, written in functions.items():
+    for code, function in functions.items():
         if code in ran and not is_foreign(code.co_filename):
             file = os.path.basename(code.co_filename)
-            missing = sorted(_missing(ran, code, written, sources))
-            found += [(written.owner, written.name, kind, f"{file}:{line}") for line, _, _, kind in missing]
+            missing = sorted(_missing(ran, code, function, sources))
+            found += [(function.owner, function.name, kind, f"{file}:{line}") for line, _, _, kind in missing]
     return found
 
 
-def _missing(ran: Ran, code: CodeType, written: Written, sources: Sources) -> Iterator[tuple[int, int, int, str]]:
+def _missing(ran: Ran, code: CodeType, function: Function, sources: Sources) -> Iterator[tuple[int, int, int, str]]:
     """Line, last line and column, and kind."""
     compiled: set[Position | None] = set()
     passed: set[Position | None] = set()
@@ -126,19 +126,12 @@ def _missing(ran: Ran, code: CodeType, written: Written, sources: Sources) -> It
         positions = sources.positions(each)
         compiled.update(positions)
         passed.update(positions[offset // 2] for offset in ran.get(each, ()))
-    for node in ast.walk(sources.tree(code.co_filename)):
-        if isinstance(node, (ast.FunctionDef, ast.Lambda)) and _first_line(node) == code.co_firstlineno:
-            for part in node.body if isinstance(node, ast.FunctionDef) else [node.body]:
-                for call, kind in _Calls(written).of(part):
-                    position = line, end, _, end_column = position_of(call)
-                    if position in compiled and position not in passed:
-                        yield line, end, end_column, kind
-            return
-
-
-def _first_line(node: ast.FunctionDef | ast.Lambda) -> int:
-    decorators = node.decorator_list if isinstance(node, ast.FunctionDef) else []
-    return min([node.lineno, *(each.lineno for each in decorators)])
+    body = getattr(sources.written(code), "body", [])
+    for part in body if isinstance(body, list) else [body]:
+        for call, kind in _Calls(function).of(part):
+            position = line, end, _, end_column = position_of(call)
+            if position in compiled and position not in passed:
+                yield line, end, end_column, kind
 
 
 _SIGNS = {getattr(ast, sign): kind for kind, sign in OPERATORS.items()}
@@ -152,9 +145,9 @@ class _Calls(ast.NodeVisitor):
     or of the text of an error.
     """
 
-    def __init__(self, written: Written) -> None:
-        self._names = written.names
-        self._module = written.module
+    def __init__(self, function: Function) -> None:
+        self._names = function.names
+        self._module = function.module
         self._found: list[tuple[ast.expr | ast.stmt, str]] = []
 
     def of(self, part: ast.AST) -> list[tuple[ast.expr | ast.stmt, str]]:

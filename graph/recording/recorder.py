@@ -28,7 +28,7 @@ from .merging import merge, name_sites
 from .nodes import Graph, Node, Source
 from .places import Place, Sources, first_argument, layers_of, methods_of
 from .preserving import Preserved, evaluating
-from .reached import Ran, Written, unreached, watching
+from .reached import Function, Ran, unreached, watching
 from .tensors import named_tensors, overlap, range_of, storage_of, tensors_in, version_of
 
 __all__ = ["Graph", "Node", "record"]
@@ -81,7 +81,7 @@ def _refuse_lazy(model: nn.Module) -> None:
 _LAYERS = (
     *(QuantLayer, TensorQuant, nn.Linear, nn.Bilinear, nn.Embedding, nn.EmbeddingBag, nn.modules.conv._ConvNd),
     *(nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.PReLU),
-    *(nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention, torch.jit.ScriptModule),
+    *(nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention, torch.jit.ScriptModule, parametrize.ParametrizationList),
 )
 _HOLDERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
 
@@ -99,7 +99,7 @@ _CALL = nn.Module._call_impl.__code__
 
 def is_leaf(module: nn.Module) -> bool:
     """Whether a module is one operation in a graph: torch's layers, bitwright's, and subclasses of these."""
-    if isinstance(module, (*_LAYERS, parametrize.ParametrizationList)):
+    if isinstance(module, _LAYERS):
         return True
     if isinstance(module, _HOLDERS) or next(module.children(), None) is not None:
         return False
@@ -116,6 +116,8 @@ class _Recorder(TorchFunctionMode):
         self._modules = dict(model.named_modules())
         self._paths = {id(module): path for path, module in self._modules.items()}
         self._constants = {id(each): [path] for path, each in [*model.named_parameters(), *model.named_buffers()]}
+        for module in self._modules.values():  # tensors that are plain attributes
+            self._constants |= {id(each): [] for each in vars(module).values() if isinstance(each, Tensor)}
         self._sources = Sources(lambda thing: id(thing) in self._paths)
         self._called: set[str] = set()
         self._ran: Ran = {}
@@ -125,7 +127,7 @@ class _Recorder(TorchFunctionMode):
     def _start(self) -> None:
         self._nodes: list[Node] = []
         self._made: dict[int, tuple[weakref.ref[Tensor], Node, int]] = {}
-        self._derived: dict[int, tuple[weakref.ref[Tensor], list[str]]] = {}  # from parameters alone
+        self._derived: dict[int, tuple[weakref.ref[Tensor], list[str]]] = {}  # from constants and parameters alone
         self._running: list[_Call] = []
         self._in_leaf = 0
 
@@ -133,8 +135,10 @@ class _Recorder(TorchFunctionMode):
         """The nodes of one forward."""
         self._start()
         for name, tensor in named_tensors((args, kwargs), "input"):
-            node = Node(0, "input", None, name=name)
-            self._add(node, [], [tensor])
+            known = self._made.get(id(tensor))
+            self._add(Node(0, "input", None, name=name), [], [tensor])
+            if known is not None:  # one tensor passed twice comes from the first
+                self._made[id(tensor)] = known
         hooks = (
             register_module_forward_pre_hook(self._before),
             register_module_forward_hook(self._after, with_kwargs=True, always_call=True),
@@ -160,21 +164,21 @@ class _Recorder(TorchFunctionMode):
         missing = unreached(self._ran, self._functions(nodes), self._sources)
         return Graph(nodes, frozenset(self._called), missing, first)
 
-    def _functions(self, nodes: Iterable[Node]) -> dict[CodeType, Written]:
+    def _functions(self, nodes: Iterable[Node]) -> dict[CodeType, Function]:
         """The methods of modules that were called, and the helper functions that operations were seen in."""
-        found: dict[CodeType, Written] = {}
+        found: dict[CodeType, Function] = {}
         for owner in dict.fromkeys(type(self._modules[path]) for path in sorted(self._called)):
             for base, name, attribute in methods_of(owner):
                 for function in layers_of(attribute):
                     code = function.__code__
                     bound = isinstance(attribute, FunctionType) and code.co_argcount > 0
                     module = code.co_varnames[0] if bound else None
-                    found.setdefault(code, Written(base, name, function.__globals__, module))
+                    found.setdefault(code, Function(base, name, function.__globals__, module))
         for node in nodes:
             for helper, _ in () if node.place is None else node.place.chain:
                 owner = type(self._modules[node.owner])
                 for function in layers_of(helper):
-                    found.setdefault(function.__code__, Written(owner, function.__name__, function.__globals__))
+                    found.setdefault(function.__code__, Function(owner, function.__name__, function.__globals__))
         return found
 
     # What torch calls
@@ -191,11 +195,11 @@ class _Recorder(TorchFunctionMode):
                 self._preserved.before_writing(read)
             versions = [] if self._in_leaf else [version_of(each) for each in read]
         out = func(*args, **kwargs)
-        if not self._in_leaf and read:
+        if not self._in_leaf:
             with torch._C.DisableTorchFunctionSubclass():
                 written = [each for each, version in zip(read, versions, strict=True) if version_of(each) != version]
-                if _may_write(func, kwargs) and read[0].is_inference():
-                    written = read[:1]
+                if _may_write(func, kwargs):
+                    written += [each for each in read[:1] if each.is_inference()]
                 self._see(func, args, kwargs, read, out, written)
         return out
 
@@ -212,7 +216,10 @@ class _Recorder(TorchFunctionMode):
         made += [each for each in written if not any(each is other for other in made)]
         if not made:
             return
-        if all(self._source(each) is None for each in read):  # computed from constants and parameters alone
+        if _is_new(func):
+            self._derive(made, [])
+            return
+        if all(self._constant(each) is not None for each in read):
             self._derive(made, self._parameters(read))
             return
         if getattr(func, "__name__", "") == "__get__" and self._source(made[0]) is not None:  # x._base
@@ -271,16 +278,18 @@ class _Recorder(TorchFunctionMode):
 
     def _derive(self, made: Iterable[Tensor], paths: list[str]) -> None:
         for each in made:
-            if paths and id(each) not in self._constants:
+            if id(each) not in self._constants:
                 self._derived[id(each)] = weakref.ref(each), paths
 
+    def _constant(self, tensor: Tensor) -> list[str] | None:
+        """The parameters that a constant comes from; None for what a node made, and for what came from nowhere."""
+        if self._source(tensor) is not None:
+            return None
+        derived = self._derived.get(id(tensor))
+        return derived[1] if derived is not None and derived[0]() is tensor else self._constants.get(id(tensor))
+
     def _parameters(self, tensors: Iterable[Tensor]) -> list[str]:
-        paths: list[str] = []
-        for each in tensors:
-            derived = self._derived.get(id(each))
-            known = derived is not None and derived[0]() is each
-            paths += derived[1] if derived is not None and known else self._constants.get(id(each), [])
-        return list(dict.fromkeys(paths))
+        return list(dict.fromkeys(path for each in tensors for path in self._constant(each) or ()))
 
     def _add(self, node: Node, read: list[Tensor], made: list[Tensor], written: Iterable[Tensor] = ()) -> None:
         node.inputs = [self._source(each) for each in read]
@@ -322,10 +331,19 @@ class _Call:
         self.versions: list[tuple[Tensor, int]] = []
 
 
+def _is_new(func: Callable[..., Any]) -> bool:
+    """Whether the result has only the shape or the dtype of an argument, such as that of torch.zeros_like."""
+    name = getattr(func, "__name__", "")
+    return name.endswith("_like") or (name.startswith("new_") and name != "new_tensor")
+
+
 def _may_write(func: Callable[..., Any], kwargs: Mapping[str, Any]) -> bool:
     name = getattr(func, "__name__", "")
     return (
-        (name[-1:] == "_" and name[-2:] != "__") or name in _WRITING or "out" in kwargs or bool(kwargs.get("inplace"))
+        (name[-1:] == "_" and name[-2:] != "__")
+        or name in _WRITING
+        or kwargs.get("out") is not None
+        or bool(kwargs.get("inplace"))
     )
 
 

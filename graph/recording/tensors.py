@@ -51,10 +51,11 @@ def range_of(tensor: Tensor) -> tuple[float, float]:
     """The smallest and the largest value; NaN for a tensor without values that have an order."""
     if not tensor.numel() or tensor.is_complex() or tensor.dtype is torch.bool or tensor.is_meta:
         return math.nan, math.nan
-    if tensor.layout is not torch.strided or tensor.is_nested:
+    try:
+        low, high = torch.aminmax(tensor.detach())
+        return float(low), float(high)
+    except (NotImplementedError, RuntimeError):  # sparse, nested, of a dtype without comparisons, or under vmap
         return math.nan, math.nan
-    low, high = torch.aminmax(tensor.detach())
-    return float(low), float(high)
 
 
 def version_of(tensor: Tensor) -> int:

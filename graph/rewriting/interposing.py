@@ -35,6 +35,27 @@ def interpose(owner: nn.Module, edits: Iterable[tuple[Place, str, Recorded]]) ->
 
     Raises:
         GraphError: an operation can't be rewritten; the module is as it was.
+
+    Example:
+        >>> import torch
+        >>> import bitwright.nn as qnn
+        >>> from bitwright.graph import record
+        >>> from bitwright.graph.rewriting import function_at
+        >>> class Block(nn.Module):
+        ...     def forward(self, x):
+        ...         return (x * 2).softmax(-1) + x
+        >>> block = Block()
+        >>> add, *_ = record(block, torch.ones(3)).functions(["add"])
+        >>> block.add = qnn.QuantFunction(function_at(block, add.place, add))
+        >>> interpose(block, [(add.place, "add", add)])
+        >>> print(type(block).forward.source)
+        def forward(self, x):
+            return self.add((x * 2).softmax(-1), x)
+        <BLANKLINE>
+        >>> block, isinstance(block, Block)
+        (Block(
+          (add): QuantFunction(operator.add)
+        ), True)
     """
     methods: dict[str, _Rewriting] = {}
     taken = {*dir(type(owner)), *vars(owner), *owner._modules, *owner._parameters, *owner._buffers}

@@ -64,6 +64,15 @@ def function_at(owner: nn.Module, place: Place, node: Recorded) -> Callable[...,
 
     Raises:
         GraphError: the operation can't be rewritten; the message says what to write by hand.
+
+    Example:
+        >>> from bitwright.graph import record
+        >>> class Block(nn.Module):
+        ...     def forward(self, x):
+        ...         return torch.softmax(1 - x, -1).mul_(x)
+        >>> block = Block()
+        >>> [function_at(block, each.place, each).__name__ for each in record(block, torch.ones(3)).functions()]
+        ['sub', 'softmax', 'mul_']
     """
     return route(owner, place, node)[1]
 
@@ -289,11 +298,11 @@ def _shown(node: ast.AST) -> str:
 def _by_hand(node: Recorded) -> str:
     """What to write instead of something that can't be rewritten."""
     known = KINDS.get(node.kind, (node.function,))
-    homes = (("torch", torch), ("torch.nn.functional", F))
+    homes = (("torch", torch), ("torch.nn.functional", F), ("operator", operator))
     named = (
         f"{home}.{each.__name__}"
-        for each in known
         for home, space in homes
+        for each in known
         if each is not None and getattr(space, each.__name__, None) is each
     )
     function = next(named, f"torch.{node.kind}")

@@ -54,7 +54,7 @@ def test_every_step_runs(script, folder, tmp_path, capsys):
     steps = ["--fold", "--equalize", "--calibrate", "mse", "--correct-biases", "--finetune", "1"]
     assert script.main([*TINY, "--data", str(folder), *steps, "--out", str(out)]) == 0
     written = sorted(path.name for path in out.iterdir())
-    assert written == ["layers.png", "model.qcdq.onnx", "quantized.pt", "report.txt"]
+    assert written == ["layers.html", "layers.png", "model.qcdq.onnx", "quantized.pt", "report.txt"]
     rows = rows_of(out / "report.txt")
     assert list(rows) == ["float", "quantized", "fine-tuned"]
     assert rows["float"][2] == 100
@@ -78,9 +78,11 @@ def test_weights_and_rules_from_files(script, folder, tmp_path):
 
 
 def test_rules_from_flags(script):
-    ends = {"weight_bit_width": 8, "input_bit_width": 8}
     layers = {"weight_quant": Int8WeightPerChannel, "weight_bit_width": 4, "input_quant": Int8Act, "input_bit_width": 6}
-    found = script.rules_of(options_of(script, "--weight-bits", "4", "--act-bits", "6"))
+    flags = ["--weight-bits", "4", "--act-bits", "6"]
+    assert script.rules_of(options_of(script, *flags)) == layers
+    ends = {"weight_bit_width": 8, "input_bit_width": 8}
+    found = script.rules_of(options_of(script, *flags, "--end-bits", "8"))
     assert found == {**layers, first(): ends, last(): ends}
     found = script.rules_of(options_of(script, "--act-bits", "0", "--no-per-channel", "--end-bits", "6"))
     ends = {"weight_bit_width": 6}
@@ -145,7 +147,7 @@ def test_errors_of_the_library_end_the_script(script, folder, tmp_path, monkeypa
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("flags", "top1", "sqnr"),
-    [([], 90, 17.5), (["--weight-bits", "4", "--end-bits", "4", "--correct-biases"], 75, 5)],
+    [([], 90, 17.5), (["--weight-bits", "4", "--correct-biases"], 75, 5)],
     ids=["W8A8", "W4A8"],
 )
 def test_mobilenet_on_photos(script, tmp_path, flags, top1, sqnr):

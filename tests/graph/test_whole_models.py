@@ -15,34 +15,36 @@ from torch.multiprocessing.spawn import start_processes
 from torch.nn.parallel import DistributedDataParallel
 
 import bitwright.nn as qnn
-from bitwright.graph import W8A8, calibrate, quantize
+from bitwright.graph import W8A8, calibrate, integer, quantize
 from bitwright.quantizers import Int8Act
 from tests.graph.models.zoo import ZOO, Entry, applied, tensors_of
 
 ROOT = Path(__file__).parents[2]
 RANKS = 2
-
-# What each is quantized by. Sums are rewritten where the model has some.
-RULES = {
-    "layers": (W8A8, False),
-    "sums": ({**W8A8, torch.add: {"input_quant": Int8Act}}, True),
-}
 SUMS = ("resnet18", "mobilenet_v2", "minilm", "branching", "padded", "called_twice", "tied")
-CASES = [(name, rules) for name in ZOO for rules in RULES if rules == "layers" or name in SUMS]
 
-cases = pytest.mark.parametrize(("name", "rules"), CASES, ids=map("-".join, CASES))
+# What each is quantized by: rules, further arguments, and which models they are for, all by default.
+SCHEMES = {
+    "layers": (W8A8, {}, tuple(ZOO)),
+    "sums": ({**W8A8, torch.add: {"input_quant": Int8Act}}, {}, SUMS),
+    "shared": ({**W8A8, torch.add: {"input_quant": Int8Act}}, {"joins": "shared"}, SUMS),
+    "integer": (integer(8, 8), {"placement": "outputs"}, tuple(ZOO)),
+}
+CASES = [(name, scheme) for scheme, (_, _, names) in SCHEMES.items() for name in names]
+
+cases = pytest.mark.parametrize(("name", "scheme"), CASES, ids=map("-".join, CASES))
 
 
-def converted(name, rules):
+def converted(name, scheme):
     """A float model and the quantized one, not yet calibrated."""
     model = ZOO[name].build()
-    what, needs_examples = RULES[rules]
-    return model, quantize(model, what, examples=ZOO[name].examples() if needs_examples else None)
+    rules, more, _ = SCHEMES[scheme]
+    return model, quantize(model, rules, examples=None if scheme == "layers" else ZOO[name].examples(), **more)
 
 
-def ready(name, rules):
+def ready(name, scheme):
     """A calibrated one."""
-    quantized = converted(name, rules)[1]
+    quantized = converted(name, scheme)[1]
     with calibrate(quantized):
         for call in [*ZOO[name].batches(2), *ZOO[name].examples()]:
             applied(quantized, call)
@@ -63,20 +65,20 @@ def slow_path():
 
 
 @cases
-def test_the_float_model_is_untouched(name, rules):
+def test_the_float_model_is_untouched(name, scheme):
     model = ZOO[name].build()
     state = copy.deepcopy(model.state_dict())
     modules = [(path, type(module), module.training) for path, module in model.named_modules()]
     before = [applied(model, call) for call in ZOO[name].examples()]
-    quantize(model, RULES[rules][0], examples=ZOO[name].examples())
+    quantize(model, SCHEMES[scheme][0], examples=ZOO[name].examples(), **SCHEMES[scheme][1])
     assert [(path, type(module), module.training) for path, module in model.named_modules()] == modules
     assert equal(list(state.values()), list(model.state_dict().values()))
     assert all(equal(x, applied(model, call)) for x, call in zip(before, ZOO[name].examples(), strict=True))
 
 
 @cases
-def test_without_its_quantizers_it_is_the_float_model(name, rules):
-    model, quantized = converted(name, rules)
+def test_without_its_quantizers_it_is_the_float_model(name, scheme):
+    model, quantized = converted(name, scheme)
     assert any(isinstance(module, qnn.QuantLayer) for module in quantized.modules())
     with qnn.unquantized(quantized):
         for call in ZOO[name].examples():
@@ -84,8 +86,8 @@ def test_without_its_quantizers_it_is_the_float_model(name, rules):
 
 
 @cases
-def test_a_float_checkpoint_loads_strictly(name, rules):
-    quantized = converted(name, rules)[1]
+def test_a_float_checkpoint_loads_strictly(name, scheme):
+    quantized = converted(name, scheme)[1]
     other = ZOO[name].build(seed=1)
     keys = quantized.load_state_dict(other.state_dict())
     assert keys.missing_keys == keys.unexpected_keys == []
@@ -94,19 +96,17 @@ def test_a_float_checkpoint_loads_strictly(name, rules):
 
 
 @cases
-def test_quantized_it_computes_something_near(name, rules):
+def test_quantized_it_computes_something_near(name, scheme):
     """Near, and not the same: the quantizers are at work."""
-    model, quantized = ZOO[name].build(), ready(name, rules)
-    for found, wanted in zip(
-        applied(quantized, ZOO[name].example()), applied(model, ZOO[name].example()), strict=True
-    ):
+    model, quantized = ZOO[name].build(), ready(name, scheme)
+    for found, wanted in zip(applied(quantized, ZOO[name].example()), applied(model, ZOO[name].example()), strict=True):
         assert not torch.equal(found, wanted)
         assert (found - wanted).abs().max() < 0.2 * wanted.abs().max()
 
 
 @cases
-def test_it_copies(name, rules):
-    quantized = ready(name, rules)
+def test_it_copies(name, scheme):
+    quantized = ready(name, scheme)
     call = ZOO[name].example()
     twin = copy.deepcopy(quantized)
     before = applied(quantized, call)
@@ -120,11 +120,11 @@ def test_it_copies(name, rules):
 def test_they_pickle_into_a_new_process(tmp_path):
     """All of them but weight_norm: torch pickles no module with parametrizations."""
     found = []
-    for name, rules in CASES:
+    for name, scheme in CASES:
         if name != "weight_norm":
-            quantized = ready(name, rules)
+            quantized = ready(name, scheme)
             call = ZOO[name].example()
-            found.append((f"{name}-{rules}", quantized, call, applied(quantized, call)))
+            found.append((f"{name}-{scheme}", quantized, call, applied(quantized, call)))
     (tmp_path / "models.pickle").write_bytes(pickle.dumps(found))
     code = """
         import pickle, sys, torch
@@ -142,9 +142,9 @@ def test_they_pickle_into_a_new_process(tmp_path):
 
 
 @cases
-def test_it_trains(name, rules):
+def test_it_trains(name, scheme):
     """All parameters of the float model get gradients, those of the scales, too."""
-    model, quantized = ZOO[name].build(), ready(name, rules)
+    model, quantized = ZOO[name].build(), ready(name, scheme)
     for each in (model, quantized):
         each.train()
         sum(output.square().mean() for output in tensors_of(each(*ZOO[name].example()))).backward()
@@ -154,10 +154,10 @@ def test_it_trains(name, rules):
 
 @pytest.mark.slow
 @cases
-def test_it_compiles_where_the_float_model_does(name, rules):
+def test_it_compiles_where_the_float_model_does(name, scheme):
     if not ZOO[name].compiles:
         pytest.skip(ZOO[name].why)
-    quantized, call = ready(name, rules), ZOO[name].example()
+    quantized, call = ready(name, scheme), ZOO[name].example()
     torch.compiler.reset()
     compiled = torch.compile(quantized, fullgraph=True, backend="eager")
     assert equal(applied(compiled, call), applied(quantized, call))
@@ -166,12 +166,12 @@ def test_it_compiles_where_the_float_model_does(name, rules):
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The tensor attributes .* were assigned during export:UserWarning")  # nn.LSTM's
 @cases
-def test_it_exports_verified(name, rules, tmp_path):
+def test_it_exports_verified(name, scheme, tmp_path):
     export = pytest.importorskip("bitwright.export")
     pytest.importorskip("onnxruntime")
     if not ZOO[name].exports:
         pytest.skip(ZOO[name].why)
-    quantized, call = ready(name, rules), ZOO[name].example()
+    quantized, call = ready(name, scheme), ZOO[name].example()
     args, kwargs = ((), {"batch": call[0]}) if isinstance(call[0], dict) else (call, None)
     export.export_onnx_qcdq(quantized, args, tmp_path / "model.onnx", kwargs=kwargs)
     assert (tmp_path / "model.onnx").exists()
@@ -189,10 +189,10 @@ def _rank(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=RANKS)
     states = {}
-    for name, rules in CASES:
-        quantized = ready(name, rules).train()
+    for name, scheme in CASES:
+        quantized = ready(name, scheme).train()
         _step(ZOO[name], DistributedDataParallel(quantized, find_unused_parameters=name == "branching"), 10 + rank)
-        states[f"{name}-{rules}"] = quantized.state_dict()
+        states[f"{name}-{scheme}"] = quantized.state_dict()
     torch.save(states, Path(folder) / f"{rank}.pt")
     dist.destroy_process_group()
 
@@ -203,7 +203,7 @@ def test_two_ranks_train_alike(tmp_path):
     start_processes(_rank, (str(tmp_path),), nprocs=RANKS, start_method="forkserver")
     one, two = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(RANKS))
     assert len(one) == len(CASES)
-    for case, (name, rules) in zip(one, CASES, strict=True):
-        parameters = dict(ready(name, rules).named_parameters())
+    for case, (name, scheme) in zip(one, CASES, strict=True):
+        parameters = dict(ready(name, scheme).named_parameters())
         assert all(torch.equal(one[case][key], two[case][key]) for key in parameters), case
         assert not all(torch.equal(one[case][key], each) for key, each in parameters.items()), case

@@ -1,5 +1,6 @@
 """`calibrate`: ranges of activations from batches, and nothing else."""
 
+import contextlib
 import copy
 import re
 import warnings
@@ -208,6 +209,22 @@ def test_half_precision_and_inference_mode():
     assert model.act_quant.scaling.magnitude_offset.grad is not None
 
 
+@pytest.mark.parametrize("outside", [True, False])
+def test_compiled_models(outside):
+    model = nn.Sequential(qnn.QuantIdentity(statistic="abs_max"), qnn.QuantReLU(statistic="abs_max"))
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UncalibratedWarning)
+        model.eval()
+        compiled(x(1.0))
+    with calibrate(compiled if outside else model) as report:
+        compiled(x(4.0))
+        compiled(x(2.0))
+    assert [each.batches for each in report] == [2, 2]
+    assert magnitude(model[0]) == 3
+    assert compiled(x(9.0)).max().item() == pytest.approx(3, rel=0.01)
+
+
 def test_in_a_frozen_model():
     model = nn.Sequential(qnn.QuantIdentity(statistic="abs_max")).eval()
     with qnn.frozen(model):
@@ -337,8 +354,10 @@ def test_a_layer_called_twice_in_a_forward_and_parts_called_one_by_one():
         model(x(1.0))
         model.act(x(9.0))
     assert (magnitude(model.act), report["act.act_quant"].batches) == (6, 2)
+    quant = model.act.act_quant
+    assert quant is not None
     with calibrate(model) as report:
-        model.act.act_quant(x(5.0))
+        quant(x(5.0))
     assert (magnitude(model.act), report.batches) == (5, 0)
 
 
@@ -699,6 +718,22 @@ def test_an_error_inside_the_model_and_one_that_is_caught():
             model(torch.ones(2, 3))
         model(x(4.0))
     assert report["0.act_quant"].batches == 2
+
+
+def test_hooks_that_fail_and_are_caught():
+    model = make()
+
+    def fail(module, args):
+        if args[0].shape[0] == 6:
+            raise KeyError
+
+    handle = model.register_forward_pre_hook(fail)
+    with calibrate(model) as report:
+        for samples in (3, 1, 3, 2):
+            with contextlib.suppress(KeyError):
+                model(x(1.0 + samples, samples))
+    handle.remove()
+    assert (report.batches, report["0.act_quant"].batches, report["0.act_quant"].samples) == (2, 2, 6)
 
 
 @pytest.mark.parametrize(

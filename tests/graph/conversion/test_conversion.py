@@ -468,7 +468,8 @@ def test_own_activations():
 
 def test_own_forwards_return_no_sums():
     message = (
-        "quantize: Padded, by the rule weight_quant, input_quant, bias_quant, return_quant_tensor: QuantPadded(3, 4, "
+        "quantize: Padded, by the rule weight_quant=Int8WeightPerChannel, input_quant=Int8Act, bias_quant=Int32Bias, "
+        "return_quant_tensor=True: QuantPadded(3, 4, "
         "kernel_size=(3, 3), stride=(1, 1)): return_quant_tensor=True needs outputs that lie on a grid, and what this "
         "layer's own forward returns need not be sums of products. Set output_quant=Int8Act."
     )

@@ -263,6 +263,16 @@ def test_every_other_batch_is_held_out_where_they_can_not_be_joined():
     assert all(float((found[name] - wanted[name]).abs().max()) < 1e-6 for name in changed)
 
 
+def test_labels_of_a_loader_are_left_out():
+    x, found = images(), []
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, torch.zeros(16)), batch_size=5)
+    for data in (x, loader):
+        net = nn.Sequential(network())  # its forward takes one argument
+        correct_biases(net, data)
+        found.append(biases(net))
+    assert same(*found)
+
+
 # What is kept
 
 

@@ -269,6 +269,52 @@ def test_parameters_among_the_arguments():
     assert graph.node("normed").function is nn.Linear
 
 
+class Hidden(nn.Module):
+    """Tensors from elsewhere: constants, and what torch doesn't show."""
+
+    def __init__(self):
+        super().__init__()
+        self.table = torch.ones(2)
+
+    def forward(self, x):
+        y = x + self.table * 2 + torch.arange(2) + torch.zeros_like(x) + x.new_ones(2).exp()
+        state = x.new_zeros(2)
+        state[0] = y[0, 0]
+        z = torch.from_numpy(y.numpy() * 2)
+        return z.relu() + torch.vmap(lambda row: row * 2)(y), state
+
+
+def test_constants_and_tensors_from_nowhere():
+    assert lines(Hidden(), torch.randn(3, 2)) == [
+        "input: input()",
+        "add: add(input, -)",
+        "add_2: add(add, -)",
+        "add_3: add(add_2, -)",
+        "add_4: add(add_3, -)",
+        "getitem: getitem(add_4)",
+        "setitem: setitem(-, getitem)",
+        "relu: relu(-)",
+        "mul: mul(-)",
+        "add_5: add(relu, -)",
+        "output: output(add_5)",
+        "output_2: output(setitem)",
+    ]
+
+
+def test_one_tensor_passed_twice_comes_from_the_first_input():
+    class Net(nn.Module):
+        def forward(self, x, y):
+            return x + y
+
+    x = torch.ones(1)
+    assert lines(Net(), (x, x)) == [
+        "input: input()",
+        "input_2: input()",
+        "add: add(input, input)",
+        "output: output(add)",
+    ]
+
+
 class PadConv(nn.Conv2d):
     def forward(self, input):  # noqa: A002
         return super().forward(F.pad(input, (1, 1, 1, 1)))

@@ -929,8 +929,8 @@ def test_code_without_a_source_is_refused(x):
     with pytest.raises(
         GraphError,
         match=re.escape(
-            "Net.forward has no source (defined in <string>), so softmax can't be given a quantizer. Define the class in "
-            "a file, or write None for it."
+            "Net.forward has no source (defined in <string>), so softmax can't be given a quantizer. Define the class "
+            "in a file, or write None for it."
         ),
     ):
         function_at(model, node.place, node)
