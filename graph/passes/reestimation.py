@@ -32,7 +32,8 @@ def reestimate_batch_norms(model: nn.Module, data: object, *, one_pass: bool = F
 
     Args:
         model: any model; it is changed.
-        data: a tensor, a tuple of arguments, a dict of keyword arguments, or a list or loader of these.
+        data: a tensor, a tuple of arguments, a dict of keyword arguments, or a list or loader of these, which may give
+            labels, too.
         one_pass: measure all in one pass.
 
     Returns:
@@ -55,7 +56,7 @@ def reestimate_batch_norms(model: nn.Module, data: object, *, one_pass: bool = F
         (3.0, 7.0)
     """
     require_model("reestimate_batch_norms", model, GraphError)
-    calls = batches_of("reestimate_batch_norms", data)
+    calls = batches_of("reestimate_batch_norms", model, data)
     norms = {path: module for path, module in model.named_modules() if isinstance(module, _BatchNorm)}
     if not norms:
         raise GraphError("reestimate_batch_norms: nothing to measure. The model has no BatchNorm.")

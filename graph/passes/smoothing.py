@@ -77,7 +77,7 @@ def smooth(
     Args:
         model: a float model, which stays as it is.
         data: for the ranges of activations: a tensor, a tuple of arguments, a dict of keyword arguments, or a list or
-            loader of these. The first batch is recorded.
+            loader of these, which may give labels, too. The first batch is recorded.
         alpha: how much of the range moves into weights: 0 none of an activation's, 1 all of it. 0.5 balances; models
             with strong outliers need 0.75 or more.
         layers: the types of layers to smooth.
@@ -108,7 +108,7 @@ def smooth(
     smoothed = float_copy("smooth", model)
     if not 0 <= alpha <= 1:
         raise GraphError(f"smooth: alpha={alpha!r} is not between 0 and 1.")
-    calls = batches_of("smooth", data)
+    calls = batches_of("smooth", model, data)
     wanted = _wanted(model, layers, list(skip))
     graph = record(model, example_of(calls[0]))
     regions = Regions(graph, model, norms=True)
