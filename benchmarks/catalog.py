@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from .constructing import CONSTRUCTING
+from .converting import CONVERTING
 from .exporting import EXPORTING
 from .networks import NETWORKS
 from .quantizing import QUANTIZING
@@ -20,7 +21,7 @@ class Section:
     workloads: tuple[str, ...]
 
 
-WORKLOADS = {**NETWORKS, **QUANTIZING, **CONSTRUCTING, **STORING, **EXPORTING}
+WORKLOADS = {**NETWORKS, **QUANTIZING, **CONSTRUCTING, **CONVERTING, **STORING, **EXPORTING}
 
 SECTIONS = (
     Section("Networks", "Ratios to the same network in float, eager or compiled alike.", tuple(NETWORKS)),
@@ -31,6 +32,11 @@ SECTIONS = (
         tuple(QUANTIZING),
     ),
     Section("Construction and import", "Ratios to float where no unit is given.", tuple(CONSTRUCTING)),
+    Section(
+        "Whole models",
+        "Models made by rule: against the same written by hand, and against the float model's forward.",
+        tuple(CONVERTING),
+    ),
     Section("Copies and state", "Ratios to the float model.", tuple(STORING)),
     Section(
         "ONNX",

@@ -95,12 +95,8 @@ def calibration(library: str) -> Sampler:
 OWN = ("bitwright",)
 
 CONVERTING = {
-    "converted-step": Workload(
-        "ResNet-18, W8A8, training step: converted, against the same by hand", OWN, step
-    ),
-    "conversion": Workload(
-        "`quantize(MobileNetV2, rules, examples=...)`", OWN, conversion, compare=absolute, unit="s"
-    ),
+    "converted-step": Workload("ResNet-18, W8A8, training step: converted, against the same by hand", OWN, step),
+    "conversion": Workload("`quantize(MobileNetV2, rules, examples=...)`", OWN, conversion, compare=absolute, unit="s"),
     "calibration": Workload(
         "`calibrate` MobileNetV2, W8A8, on 16 photos, against one float forward of them", OWN, calibration
     ),
