@@ -9,11 +9,12 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from ..errors import GraphError
 from ..recording.examples import calls_of
 from ..recording.kinds import kind_of
-from ..recording.recorder import Graph, Node, record
+from ..recording.nodes import Graph, Node
+from ..recording.recorder import record
 from .models import Examples, difference, float_copy, untouched, with_report
 from .ownership import FORWARDS
 from .regions import Regions
-from .reports import Entry, Report
+from .reports import Entry, Report, listed
 from .weights import WeightedLayer, per_channel, weighted
 
 __all__ = ["absorb_biases"]
@@ -66,9 +67,9 @@ def absorb_biases(model: Model, examples: Examples, *, sigmas: float = 3.0, padd
     for path, module in model.named_modules():
         if isinstance(module, (nn.Linear, _ConvNd)):
             entries.append(_absorb(absorbed, path, regions, sigmas, padded))
-    left = " ".join(f"{entry.path}: {entry.reason}." for entry in entries if not entry.changed)
     if all(not entry.changed for entry in entries):
-        raise GraphError(f"absorb_biases: nothing to absorb. {left or 'The model has no convolution or linear layer.'}")
+        said = listed(entries) or "The model has no convolution or linear layer."
+        raise GraphError(f"absorb_biases: nothing to absorb. {said}")
     moved = 0.0
     calls = calls_of(examples)
     with untouched(calls, model, absorbed):

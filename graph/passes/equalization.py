@@ -11,7 +11,7 @@ from ..errors import GraphError
 from ..recording.recorder import record
 from .models import Examples, check_same, float_copy, replace_module, with_report
 from .regions import Region, Regions
-from .reports import Entry, Report
+from .reports import Entry, Report, listed
 from .weights import Side, channel_maxima, magnitudes, per_channel, scale_channels, weighted
 
 __all__ = ["equalize"]
@@ -75,8 +75,8 @@ def equalize(
     regions = Regions(record(model, examples), model, relu6=relu6 == "replace")
     free = regions.free()
     if not free:
-        reasons = " ".join(f"{path}: {regions.why_held(path)}." for path in regions.sources)
-        raise GraphError(f"equalize: nothing to equalize. {reasons or 'The model has no convolution or linear layer.'}")
+        said = listed(_entries(model, regions, [], None)) or "The model has no convolution or linear layer."
+        raise GraphError(f"equalize: nothing to equalize. {said}")
     solver = _Solver(regions, free)
     solver.solve(sweeps, tolerance)
     reference = float_copy("equalize", model)
@@ -101,7 +101,7 @@ def _replace_relu6(regions: Regions, free: list[Region], *models: nn.Module) -> 
     return list(dict.fromkeys(paths))
 
 
-def _entries(model: nn.Module, regions: Regions, free: list[Region], solver: "_Solver") -> list[Entry]:
+def _entries(model: nn.Module, regions: Regions, free: list[Region], solver: "_Solver | None") -> list[Entry]:
     entries: list[Entry] = []
     for path, module in model.named_modules():
         if not isinstance(module, (nn.Linear, _ConvNd)):
@@ -114,7 +114,7 @@ def _entries(model: nn.Module, regions: Regions, free: list[Region], solver: "_S
         parts = [f"outputs with {', '.join(readers)}"] if readers else []
         parts += [f"inputs with {', '.join(writers)}"] if writers else []
         why = regions.why_held(path) or ""
-        if not parts:
+        if not parts or solver is None:
             entries.append(Entry(path, "left", why))
             continue
         figures = {"balance before": solver.before[path], "balance after": solver.balance(path)} if readers else {}

@@ -9,10 +9,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
 from ..errors import GraphError
-from ..recording.recorder import Graph, Node, record
+from ..recording.nodes import Graph, Node
+from ..recording.recorder import record
 from .models import Examples, check_same, float_copy, replace_module, with_report
 from .ownership import Ownership, channel_axis
-from .reports import Entry, Report
+from .reports import Entry, Report, listed
 from .weights import WeightedLayer, scale_channels, weighted
 
 __all__ = ["fold_batch_norms"]
@@ -63,8 +64,7 @@ def fold_batch_norms(model: Model, examples: Examples) -> Model:
     entries = [_fold(search, folded, path, norm) for path, norm in norms.items()]
     report = Report("fold_batch_norms", tuple(entries))
     if not report.changed:
-        reasons = " ".join(f"{entry.path}: {entry.reason}." for entry in report.left)
-        raise GraphError(f"fold_batch_norms: nothing to fold. {reasons}")
+        raise GraphError(f"fold_batch_norms: nothing to fold. {listed(report.left)}")
     check_same("fold_batch_norms", model, folded, examples)
     return with_report(folded, report)
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from ..recording.recorder import Graph, Node
+from ..recording.nodes import Graph, Node
 from .weights import WeightedLayer, channels_of, scale_channels
 
 __all__ = ["Ownership", "channel_axis"]

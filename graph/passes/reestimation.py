@@ -14,7 +14,7 @@ from ...qcore.models import require_model
 from ..errors import GraphError
 from .batches import batches_of
 from .evaluation import Call, evaluating
-from .reports import Entry, Report
+from .reports import Entry, Report, listed
 
 __all__ = ["reestimate_batch_norms"]
 
@@ -32,7 +32,8 @@ def reestimate_batch_norms(model: nn.Module, data: object, *, one_pass: bool = F
 
     Args:
         model: any model; it is changed.
-        data: a tensor, a tuple of arguments, a dict of keyword arguments, or a list or loader of these.
+        data: a tensor, a tuple of arguments, a dict of keyword arguments, or a list or loader of these, which may give
+            labels, too.
         one_pass: measure all in one pass.
 
     Returns:
@@ -64,8 +65,7 @@ def reestimate_batch_norms(model: nn.Module, data: object, *, one_pass: bool = F
         entries = {path: Entry(path, "left", why) for path in norms if (why := _why_not(norms[path], reached[path]))}
         measured = {path: norms[path] for path in reached if path not in entries}
         if not measured:
-            reasons = " ".join(f"{entry.path}: {entry.reason}." for entry in entries.values())
-            raise GraphError(f"reestimate_batch_norms: nothing to measure. {reasons}")
+            raise GraphError(f"reestimate_batch_norms: nothing to measure. {listed(entries.values())}")
         for group in [measured] if one_pass else [{path: norm} for path, norm in measured.items()]:
             for path, moments in _measure(model, group, calls, one_pass).items():
                 entries[path] = _settle(path, norms[path], moments, len(calls))

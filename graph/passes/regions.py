@@ -7,6 +7,7 @@ channels of several writers and readers: a region is what a channel's scale reac
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import combinations, permutations
 from math import prod
 from typing import TypeAlias
@@ -17,9 +18,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
 from ..recording.kinds import kind_of
-from ..recording.recorder import Graph, Node
+from ..recording.nodes import Graph, Node
 from .ownership import Ownership, channel_axis
-from .scales import Classes, Scales
+from .scales import Classes, Scales, distinct, moved
 
 __all__ = ["Region", "Regions"]
 
@@ -90,7 +91,7 @@ class Regions:
         self.layers = {
             path: layer for path in self.sinks if isinstance(layer := self.modules[path], (nn.Linear, _ConvNd))
         }
-        self.relu6 = [(node, self.classes.of(ids.unique())) for node, ids in self._relu6]
+        self.relu6 = [(node, self.classes.of(distinct(ids))) for node, ids in self._relu6]
 
     def free(self) -> list[Region]:
         """The regions with sources and sinks, in the order of their first sources."""
@@ -118,7 +119,12 @@ class Regions:
     def within(self, region: Region) -> list[Node]:
         """What passes the scales of a region on: all operations with these scales but the layers that write them."""
         nodes = [node for node in self.graph.nodes if node.module not in self.layers]
-        return [node for node in nodes if bool(torch.isin(self.classes.of(self._ids[node]), region.classes).any())]
+        return [node for node in nodes if bool(torch.isin(self._classes_at[node], region.classes).any())]
+
+    @cached_property
+    def _classes_at(self) -> dict[Node, Tensor]:
+        """The scales that the first output of each node has."""
+        return {node: self.classes.of(distinct(ids)) for node, ids in self._ids.items()}
 
     # The rules, by what a node computes
 
@@ -150,8 +156,7 @@ class Regions:
         return self._held_at(node, self._reaches(node))
 
     def _held_at(self, node: Node, why: str) -> Tensor:
-        edges = [edge for each in (node.inputs, *node.alternatives) for edge in each if edge is not None]
-        self._held += [(source, why) for source, _ in edges]
+        self._held += [(source, why) for source, _ in node.sources]
         return self._scales.fixed(node.shape, f"its output meets {node.path} ({node.kind})")
 
     def _hold(self) -> None:
@@ -171,7 +176,7 @@ class Regions:
         hint = ""
         if kind_of(node.function) == "relu6":
             hint = '; pass relu6="replace" to have a ReLU there' if node.module is not None else ""
-        if kind_of(node.function) == "batch_norm":
+        if kind_of(node.function) == "batch_norm" and any(each.module in self._read for each, _ in node.sources):
             hint = "; call fold_batch_norms first"
         return f"its output reaches {node.path} ({node.kind}){hint}"
 
@@ -261,7 +266,11 @@ class Regions:
 
     def _reshape(self, node: Node) -> Tensor | None:
         ids = self.of(node)
-        return None if ids is None or ids.numel() != prod(node.shape) else ids.reshape(node.shape)
+        if ids is None or ids.numel() != prod(node.shape):
+            return None
+        if ids.ndim and node.shape and ids.shape[0] == node.shape[0] and not ids.stride(0):  # a batch is only repeated
+            return ids[:1].reshape(1, *node.shape[1:]).expand(node.shape)
+        return ids.reshape(node.shape)
 
     def _permute(self, node: Node) -> Tensor | None:
         """Which permutation it was is read off the shapes; where several fit, the whole tensor has one scale."""
@@ -306,10 +315,12 @@ class Regions:
         times = [after // before for before, after in zip(ids.shape, node.shape, strict=True)]
         if [before * time for before, time in zip(ids.shape, times, strict=True)] != list(node.shape):
             return None
+        dims = tuple(dim for dim, time in enumerate(times) if time != 1)
         if name in ("repeat", "tile"):
-            return ids.repeat(times)
-        dims = [dim for dim, time in enumerate(times) if time != 1]
-        return ids.repeat_interleave(times[dims[0]], dims[0]) if len(dims) == 1 else None
+            return moved(ids, lambda part: part.repeat(times), dims, node.shape)
+        if len(dims) != 1:
+            return None
+        return moved(ids, lambda part: part.repeat_interleave(times[dims[0]], dims[0]), dims, node.shape)
 
     def _cat(self, node: Node) -> Tensor | None:
         parts = [self.of(node, number) for number in range(len(node.inputs))]
@@ -320,7 +331,7 @@ class Regions:
             shapes = {(*part.shape[:axis], *part.shape[axis + 1 :]) for part in known}
             size = sum(part.shape[axis] for part in known)
             if shapes == {(*node.shape[:axis], *node.shape[axis + 1 :])} and size == node.shape[axis]:
-                return torch.cat(known, axis)
+                return _joined(known, axis).expand(node.shape)
         return None
 
     def _sum(self, node: Node) -> Tensor | None:
@@ -378,8 +389,17 @@ class Regions:
         values = self._scales.link_along(values, (values.ndim - 2,))
         heads, groups = node.shape[-3], values.shape[-3]
         if heads != groups:
-            values = values.repeat_interleave(heads // groups, values.ndim - 3)
+            dims, shape = (values.ndim - 3,), (*values.shape[:-3], heads, *values.shape[-2:])
+            values = moved(values, lambda part: part.repeat_interleave(heads // groups, dims[0]), dims, shape)
         return values.expand(node.shape)
+
+
+def _joined(parts: list[Tensor], axis: int) -> Tensor:
+    """A concatenation, without the repetitions that all parts have along other dimensions."""
+    for dim in range(parts[0].ndim):
+        if dim != axis and not any(part.stride(dim) for part in parts):
+            parts = [part.narrow(dim, 0, 1) for part in parts]
+    return torch.cat(parts, axis)
 
 
 def _name(node: Node) -> str:

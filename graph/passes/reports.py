@@ -1,10 +1,10 @@
 """What a pass did to every layer, and why it left others."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["Entry", "Report"]
+__all__ = ["Entry", "Report", "listed"]
 
 
 @dataclass(frozen=True)
@@ -104,6 +104,17 @@ class Report:
         lines = [f"  {entry.path:{width}}  {entry.text}" for entry in (*self.changed, *self.left)]
         counts = f"{self.call}: {len(self.changed)} changed, {len(self.left)} left"
         return "\n".join([counts + _shown(self.figures), *lines])
+
+
+def listed(entries: Iterable[Entry], most: int = 6) -> str:
+    """Entries as sentences, for an error.
+
+    Example:
+        >>> listed([Entry("bn1", "left", "no example reaches it"), Entry("bn2", "left", "it is called twice")], most=1)
+        'bn1: no example reaches it. And 1 more.'
+    """
+    said = [f"{entry.path or 'the model'}: {entry.reason}." for entry in entries]
+    return " ".join(said if len(said) <= most else [*said[:most], f"And {len(said) - most} more."])
 
 
 def _shown(figures: Mapping[str, float]) -> str:

@@ -1,9 +1,11 @@
 """Scales that must be equal: an id for each channel that a layer writes, joined where tensors meet."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
-__all__ = ["Classes", "Scales"]
+__all__ = ["Classes", "Scales", "distinct", "moved"]
 
 
 class Scales:
@@ -60,12 +62,12 @@ class Scales:
 
     def hold(self, ids: Tensor, why: str) -> None:
         """The scales of a tensor are 1."""
-        for each in _compact(ids)[0].flatten().unique().tolist():
+        for each in distinct(ids).tolist():
             self._held.setdefault(each, why)
 
     def holds(self, ids: Tensor) -> bool:
         """Whether all scales of a tensor are held so far."""
-        return all(each in self._held for each in _compact(ids)[0].flatten().unique().tolist())
+        return all(each in self._held for each in distinct(ids).tolist())
 
     def classes(self) -> "Classes":
         """The scales that are left when all links are followed."""
@@ -104,6 +106,29 @@ class Classes:
     def held(self, numbers: Tensor) -> Tensor:
         """Whether the scale of each class is held at 1."""
         return torch.tensor([int(each) in self._reasons for each in numbers], dtype=torch.bool)
+
+
+def distinct(ids: Tensor) -> Tensor:
+    """The ids of a tensor, each once.
+
+    Example:
+        >>> distinct(torch.tensor([3, 1, 3]).expand(1000, 3))
+        tensor([1, 3])
+    """
+    return _compact(ids)[0].unique()
+
+
+def moved(ids: Tensor, change: Callable[[Tensor], Tensor], dims: tuple[int, ...], shape: tuple[int, ...]) -> Tensor:
+    """The result of a function that touches only some dimensions, worked out without the repetitions along others.
+
+    Example:
+        >>> moved(torch.tensor([3, 1]).expand(1000, 2), lambda ids: ids.repeat(1, 2), (1,), (1000, 4))[0]
+        tensor([3, 1, 3, 1])
+    """
+    for dim in range(ids.ndim):
+        if dim not in dims and not ids.stride(dim):
+            ids = ids.narrow(dim, 0, 1)
+    return change(ids).expand(shape)
 
 
 def _compact(*tensors: Tensor) -> list[Tensor]:

@@ -11,13 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import GraphError
-from ..recording.recorder import Graph, Node, record
+from ..recording.nodes import Graph, Node, Source
+from ..recording.recorder import record
 from .batches import batches_of
 from .evaluation import Call
 from .models import check_same, example_of, float_copy, replace_module, untouched, with_report
 from .ownership import channel_axis
 from .regions import Regions
-from .reports import Entry, Report
+from .reports import Entry, Report, listed
 from .weights import WeightedLayer, channel_maxima, channels_of, magnitudes, scale_channels, weighted
 
 __all__ = ["ChannelScale", "smooth"]
@@ -76,7 +77,7 @@ def smooth(
     Args:
         model: a float model, which stays as it is.
         data: for the ranges of activations: a tensor, a tuple of arguments, a dict of keyword arguments, or a list or
-            loader of these. The first batch is recorded.
+            loader of these, which may give labels, too. The first batch is recorded.
         alpha: how much of the range moves into weights: 0 none of an activation's, 1 all of it. 0.5 balances; models
             with strong outliers need 0.75 or more.
         layers: the types of layers to smooth.
@@ -113,7 +114,9 @@ def smooth(
     regions = Regions(graph, model, norms=True)
     entries = {path: Entry(path, "left", _why_left(path, regions)) for path in wanted}
     suited = {path: weighted(model, path) for path in wanted if not entries[path].reason}
-    groups = [_Group.of(paths, suited, ranges, alpha) for paths, ranges in _measured(model, graph, suited, calls)]
+    groups = [
+        _Group.of(paths, node, suited, ranges, alpha) for paths, node, ranges in _measured(model, graph, suited, calls)
+    ]
     reasons = _why_not_divided(groups, regions)
     scales = _scales([group for group in groups if reasons[group.paths] is None], regions)
     _rescale(smoothed, regions, scales)
@@ -131,8 +134,7 @@ def smooth(
                 entries[path] = Entry(path, "left", why)
     report = Report("smooth", tuple(entries.values()))
     if not report.changed:
-        said = " ".join(f"{entry.path}: {entry.reason}." for entry in report.left)
-        raise GraphError(f"smooth: nothing to smooth. {said or _none_of(layers)}")
+        raise GraphError(f"smooth: nothing to smooth. {listed(report.left) or _none_of(layers)}")
     check_same("smooth", model, smoothed, example_of(calls[0]))
     return with_report(smoothed, report)
 
@@ -166,8 +168,8 @@ def _why_left(path: str, regions: Regions) -> str:
 
 def _measured(
     model: nn.Module, graph: Graph, layers: dict[str, WeightedLayer], calls: list[Call]
-) -> list[tuple[tuple[str, ...], Tensor]]:
-    """The layers that share an input, and the largest magnitude of each channel of it over the data."""
+) -> list[tuple[tuple[str, ...], Node, Tensor]]:
+    """The layers that share an input, what that comes from, and the largest magnitude of each channel over the data."""
     ranges = {path: torch.zeros(channels_of(layer, "inputs"), dtype=torch.float64) for path, layer in layers.items()}
 
     def measure(path: str, x: Tensor) -> None:
@@ -186,20 +188,21 @@ def _measured(
         for args, kwargs in calls:
             model(*args, **kwargs)
     groups = _sharing(graph, list(layers))
-    return [(paths, torch.stack([ranges[path] for path in paths]).amax(0)) for paths in groups]
+    return [(paths, node, torch.stack([ranges[path] for path in paths]).amax(0)) for paths, node in groups]
 
 
-def _sharing(graph: Graph, paths: list[str]) -> list[tuple[str, ...]]:
-    """The layers in groups that read the same tensor."""
-    groups: list[tuple[set[str], set[tuple[Node, int] | None]]] = []
+def _sharing(graph: Graph, paths: list[str]) -> list[tuple[tuple[str, ...], Node]]:
+    """The layers in groups that read the same tensor, and what that comes from."""
+    groups: list[tuple[set[str], set[Source]]] = []
     for path in paths:
-        members, edges = {path}, {call.inputs[0] for call in graph.calls(path)}
+        members, edges = {path}, {source for call in graph.calls(path) for source in call.sources[:1]}
         for group in [each for each in groups if each[1] & edges]:
             groups.remove(group)
             members, edges = members | group[0], edges | group[1]
         groups.append((members, edges))
+    first = [min((node for node, _ in edges), key=lambda node: node.index) for _, edges in groups]
     found = [tuple(path for path in paths if path in members) for members, _ in groups]
-    return sorted(found, key=lambda each: paths.index(each[0]))
+    return sorted(zip(found, first, strict=True), key=lambda each: paths.index(each[0][0]))
 
 
 @dataclass(frozen=True)
@@ -208,20 +211,24 @@ class _Group:
 
     Attributes:
         paths: the layers.
+        source: what the tensor comes from.
         ranges: the largest magnitude of each channel of the tensor.
         numbers: what divides each channel.
     """
 
     paths: tuple[str, ...]
+    source: Node
     ranges: Tensor
     numbers: Tensor
 
     @classmethod
-    def of(cls, paths: tuple[str, ...], layers: dict[str, WeightedLayer], ranges: Tensor, alpha: float) -> "_Group":
+    def of(
+        cls, paths: tuple[str, ...], source: Node, layers: dict[str, WeightedLayer], ranges: Tensor, alpha: float
+    ) -> "_Group":
         weights = torch.stack([channel_maxima(layers[path], "inputs", magnitudes(layers[path])) for path in paths])
         numbers = ranges**alpha / weights.amax(0) ** (1 - alpha)
         usable = (ranges > 0) & (weights.amax(0) > 0) & numbers.isfinite()
-        return cls(paths, ranges, numbers.where(usable, 1).clamp(1 / LARGEST, LARGEST))
+        return cls(paths, source, ranges, numbers.where(usable, 1).clamp(1 / LARGEST, LARGEST))
 
     def reads(self, classes: Tensor, regions: Regions) -> bool:
         """Whether any of some scales is of a channel that the layers read."""
@@ -260,7 +267,8 @@ def _why_held(group: _Group, regions: Regions) -> str | None:
         why = regions.classes.why_held(number)
         if why is not None:
             writers = [path for path, classes in regions.sources.items() if number in classes.tolist()]
-            return f"{writers[0]} can't divide, as {why}" if writers else f"no layer writes its input: {why}"
+            came = f"its input comes from {group.source.path} ({group.source.kind})"
+            return f"{writers[0]} can't divide, as {why}" if writers else came
     return None
 
 

@@ -12,10 +12,11 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from ..errors import GraphError
 from ..recording.kinds import kind_of
-from ..recording.recorder import Node, record
+from ..recording.nodes import Node
+from ..recording.recorder import record
 from .models import Examples, check_same, float_copy, with_report
 from .regions import Region, Regions
-from .reports import Entry, Report
+from .reports import Entry, Report, listed
 from .weights import Side, WeightedLayer, channel_maxima, magnitudes, weighted
 
 __all__ = ["split_channels"]
@@ -87,8 +88,8 @@ def split_channels(
         plan.apply(divided, regions)
     report = Report("split_channels", tuple(_entries(model, divided, regions, plans, reasons)))
     if not plans:
-        said = " ".join(f"{entry.path}: {entry.reason}." for entry in report.left)
-        raise GraphError(f"split_channels: nothing to split. {said or 'The model has no convolution or linear layer.'}")
+        said = listed(report.left) or "The model has no convolution or linear layer."
+        raise GraphError(f"split_channels: nothing to split. {said}")
     try:
         check_same("split_channels", model, divided, examples)
     except (RuntimeError, TypeError) as error:

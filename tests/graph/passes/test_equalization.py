@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -111,6 +111,7 @@ def models(draw):
     return uneven(Net(forward, **layers))
 
 
+@settings(max_examples=20)
 @given(models(), st.sampled_from([(torch.float32, 1e-4), (torch.float64, 1e-11)]))
 def test_output_is_unchanged(model, precision):
     dtype, tolerance = precision
@@ -124,6 +125,7 @@ def test_output_is_unchanged(model, precision):
     torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
 
 
+@settings(max_examples=15)
 @given(models())
 def test_ends_where_it_does_not_move(model):
     """Twice is once: the ranges of writers and readers are equal, in the limit where regions share layers."""

@@ -3,7 +3,7 @@ import pickle
 
 import pytest
 
-from bitwright.graph.passes.reports import Entry, Report
+from bitwright.graph.passes.reports import Entry, Report, listed
 
 REPORT = Report(
     "equalize",
@@ -57,6 +57,14 @@ def test_figures_of_the_model():
     report = Report("absorb_biases", (Entry("fc", "absorbed"),), figures={"output moved": 0.00125})
     assert str(report) == "absorb_biases: 1 changed, 0 left (output moved 0.00125)\n  fc  absorbed"
     assert report.as_dict()["figures"] == {"output moved": 0.00125}
+
+
+def test_listed():
+    entries = [Entry(f"bn{number}", "left", "no example reaches it") for number in range(8)]
+    assert listed(entries[:2]) == "bn0: no example reaches it. bn1: no example reaches it."
+    assert listed(entries).endswith(" bn5: no example reaches it. And 2 more.")
+    assert listed([Entry("", "left", "it is a layer")]) == "the model: it is a layer."
+    assert listed([]) == ""
 
 
 def test_copies_and_pickles():

@@ -3,7 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bitwright.graph.passes.scales import Scales
+from bitwright.graph.passes.scales import Scales, distinct, moved
 
 
 def test_channels_are_new_ids_along_one_axis():
@@ -77,3 +77,16 @@ def test_link_all():
     ids = scales.channels((2, 3), 1)
     assert scales.link_all(ids, (4, 1, 5)).shape == (4, 1, 5)
     assert scales.classes().count == 1
+
+
+def test_distinct_of_repetitions():
+    """A tensor that is nothing but repetition would not fit into memory."""
+    assert distinct(torch.tensor([5, 2, 5]).reshape(1, 3, 1).expand(10**6, 3, 10**6)).tolist() == [2, 5]
+
+
+@given(st.booleans())
+def test_moved_is_what_the_function_makes_of_the_whole(repeated):
+    ids = torch.arange(6).reshape(1, 2, 3)
+    ids = ids.expand(4, 2, 3) if repeated else torch.arange(24).reshape(4, 2, 3)
+    expected = ids.repeat_interleave(2, 1)
+    assert torch.equal(moved(ids, lambda part: part.repeat_interleave(2, 1), (1,), (4, 4, 3)), expected)

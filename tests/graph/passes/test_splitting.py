@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -72,6 +72,7 @@ def models(draw):
     return Net(forward, **layers)
 
 
+@settings(max_examples=20)
 @given(models(), st.floats(0.01, 1), st.sampled_from(["inputs", "outputs"]))
 def test_output_is_unchanged(model, ratio, split):
     model = model.double().eval()
