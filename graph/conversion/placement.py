@@ -240,7 +240,9 @@ class Placement:
 
 
 def _as_if_calibrated(quant: TensorQuant, x: Tensor, *context: object) -> tuple[Tensor, Grid | None]:
-    """What a quantizer does, on the grid of one scale for all tensors, as it will be."""
+    """What a quantizer does, on the grid of one scale for all tensors, as it will be; biases need no grid yet."""
+    if quant.follows_input:
+        return x, None
     values, grid = quant._quantize(x, *context)
     return values, grid if grid is None or quant.calibrated else grid.replace(source=quant.source)
 

@@ -62,11 +62,11 @@ class Plan:
             GraphError: it can't be done; the model is half done then.
         """
         graph, before = self._recorded(model)
+        new: dict[str, str] = {}
+        if graph is not None:
+            new = separate(model, graph, self._one_each(model, graph))
+            graph = record(model, self.examples) if new else graph
         choices, sites = self._choices(model, graph)
-        new = {} if graph is None else separate(model, graph, self._one_each(choices))
-        if new:
-            graph = record(model, self.examples)
-            choices, sites = self._choices(model, graph)
         shared: list[Shared] = []
         placement: Placement | None = None
         warnings: list[str] = []
@@ -102,11 +102,16 @@ class Plan:
         layers = layers_of(model, order, also)
         return choose(model, layers, self.rules, elsewhere, [site.path for site in sites]), sites
 
-    def _one_each(self, choices: Sequence[Choice]) -> Callable[[Layer], bool]:
+    def _one_each(self, model: nn.Module, graph: Graph) -> Callable[[Layer], bool]:
         """Which activation layers get a quantizer for each of their places."""
+        if self.placement == "outputs" or self.joins == "shared":
+            return lambda layer: True
+        try:
+            choices, _ = self._choices(model, graph)
+        except GraphError:  # a rule may be for one of the layers that are not there yet
+            return lambda layer: True
         quantized = {choice.layer.path for choice in choices if choice.quantized is not None}
-        everywhere = self.placement == "outputs" or self.joins == "shared"
-        return lambda layer: everywhere or layer.path in quantized
+        return lambda layer: layer.path in quantized
 
     def _recorded(self, model: nn.Module) -> tuple[Graph | None, Outputs]:
         if self.examples is not None:
