@@ -8,8 +8,8 @@ from torch import nn
 
 from ...qcore.models import require_model, shown
 from ..errors import GraphError, GraphWarning
+from ..rules.rules import RulesLike, read_rules
 from .plan import Plan
-from .rules import RulesLike, read_rules
 from .snapshot import restored_on_failure
 
 __all__ = ["quantize"]
@@ -73,7 +73,7 @@ def quantize(
         GraphError: a rule matches nothing or has a setting that nothing uses, or the model can't be quantized that way.
 
     Example:
-        >>> from bitwright.graph.conversion.ready import W8A8
+        >>> from bitwright.graph.rules.ready import W8A8
         >>> model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
         >>> quantized = quantize(model, {nn.Linear: W8A8, "2": dict(weight_bit_width=4)})
         >>> [type(layer).__name__ for layer in quantized], quantized[2].weight_quant.bit_width

@@ -8,7 +8,7 @@ from torch import nn
 
 from bitwright.graph.conversion.conversion import quantize
 from bitwright.graph.conversion.decisions import Decision, SlotDecision, decisions_of
-from bitwright.graph.conversion.ready import W8A8
+from bitwright.graph.rules.ready import W8A8
 from bitwright.quantizers import Int8Act, Int8WeightPerChannel
 
 

@@ -12,9 +12,9 @@ from torch import nn
 import bitwright.nn as qnn
 from bitwright.graph.conversion.conversion import quantize
 from bitwright.graph.conversion.decisions import decisions_of
-from bitwright.graph.conversion.ready import W8A8, integer
-from bitwright.graph.conversion.rules import last
 from bitwright.graph.errors import GraphError, GraphWarning
+from bitwright.graph.rules.ready import W8A8, integer
+from bitwright.graph.rules.rules import last
 from bitwright.qcore import QuantTensor, grid_of
 from bitwright.quantizers import Int4Act, Int8Act, Int16Bias, Int32Bias, Uint4Act
 

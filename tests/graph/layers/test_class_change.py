@@ -10,10 +10,10 @@ from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
 import bitwright.nn as qnn
-from bitwright.graph.conversion.class_change import change_class, device_and_dtype
 from bitwright.graph.conversion.conversion import quantize
-from bitwright.graph.conversion.table import has_weights, keywords_of_layers, quantized_layers, slot_of
 from bitwright.graph.errors import GraphError
+from bitwright.graph.layers.class_change import change_class, device_and_dtype
+from bitwright.graph.layers.table import has_weights, keywords_of_layers, quantized_layers, slot_of
 from bitwright.quantizers import Int4WeightPerTensor, Int8Act, Int8WeightPerTensor
 
 
