@@ -8,9 +8,11 @@ from fnmatch import fnmatchcase
 from torch import nn
 
 from ...nn import QuantLayer
+from ...qcore import QuantizerError
 from ..errors import GraphError
 from .given import Given
-from .layers import Layer, counted
+from .layers import Layer, counted, plain_class
+from .own_forward import quantized_subclass
 from .rules import End, Rule, written
 from .table import has_weights, keywords_of_layers, slot_of, torch_layer
 
@@ -134,15 +136,17 @@ def _apply(rule: Rule, matched: Sequence[Choice]) -> list[Choice]:
     """Change what is decided for the layers that a rule matches; those for which it has something are returned."""
     if rule.settings is None and rule.layer is None:
         for choice in matched:
-            if choice.layer.quantized is not None:
+            if choice.quantized or choice.layer.quantized:
                 choice.quantized, choice.settings, choice.float_reason = None, {}, f"by the rule {rule}"
         return list(matched)
-    able = [choice for choice in matched if choice.layer.quantized is not None]
-    if not able:
-        raise _unable(rule, [choice.layer for choice in matched])
     if rule.layer is not None:
+        able = [choice for choice in matched if not choice.layer.refused]
         for choice in able:
             _give_class(rule, rule.layer, choice)
+    else:
+        able = [choice for choice in matched if choice.quantized or choice.layer.quantized]
+    if not able:
+        raise _unable(rule, [choice.layer for choice in matched])
     for choice in able if rule.layer is None else ():
         own = _settings_for(rule, choice)
         if own or (not rule.settings and _is_about(rule, choice)):
@@ -151,15 +155,20 @@ def _apply(rule: Rule, matched: Sequence[Choice]) -> list[Choice]:
 
 
 def _give_class(rule: Rule, layer: type[QuantLayer], choice: Choice) -> None:
-    base = torch_layer(layer)
-    if base is None or not isinstance(choice.layer.module, base):
-        found = type(choice.layer.module).__name__
-        usual = written(choice.layer.quantized)
+    base, module = torch_layer(layer), choice.layer.module
+    if base is None or not isinstance(module, base):
+        found, usual = type(module).__name__, choice.layer.quantized
+        which = (
+            f"{written(usual)}, or a class that extends it" if usual else f"a class that extends QuantLayer and {found}"
+        )
         raise GraphError(
             f"quantize: {choice.layer.name} is {found}, and can't become {layer.__name__}, which the rule {rule} "
-            f"says: that is no quantized {found}. Write {usual}, or a class that extends it."
+            f"says: that is no quantized {found}. Write {which}."
         )
-    choice.quantized, choice.float_reason = layer, ""
+    try:
+        choice.quantized, choice.float_reason = quantized_subclass(plain_class(module), base, layer), ""
+    except QuantizerError as error:
+        raise GraphError(f"quantize: {choice.layer.name}, by the rule {rule}: {error}") from None
 
 
 def _settings_for(rule: Rule, choice: Choice) -> dict[str, object]:
@@ -178,7 +187,7 @@ def _settings_for(rule: Rule, choice: Choice) -> dict[str, object]:
 
 def _is_about(rule: Rule, choice: Choice) -> bool:
     """Whether a rule means a layer whatever its settings are."""
-    layer = choice.layer.quantized
+    layer = choice.quantized or choice.layer.quantized
     return layer is not None and (has_weights(layer) or isinstance(rule.where, type))
 
 

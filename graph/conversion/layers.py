@@ -1,7 +1,7 @@
 """The layers of a model that rules are for: what each becomes, or why it can't be quantized."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from torch import nn
@@ -9,7 +9,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils import parametrize
 
 from ...nn import QuantLayer
-from ...qcore import TensorQuant
+from ...qcore import QuantizerError, TensorQuant
 from .own_forward import quantized_subclass
 from .table import quantized_layers
 
@@ -58,12 +58,13 @@ def plain_class(module: nn.Module) -> type[nn.Module]:
     return type(module).__bases__[0] if parametrize.is_parametrized(module) else type(module)
 
 
-def layers_of(model: nn.Module, order: Sequence[str] = ()) -> list[Layer]:
+def layers_of(model: nn.Module, order: Sequence[str] = (), also: Collection[type[nn.Module]] = ()) -> list[Layer]:
     """The layers of a model, each once, in the order of their definition; those of some paths first, in that order.
 
     Args:
         model: any module.
         order: paths, such as those of the modules that a forward calls.
+        also: types that count as one layer, although they hold modules.
 
     Example:
         >>> shared = nn.ReLU()
@@ -76,21 +77,18 @@ def layers_of(model: nn.Module, order: Sequence[str] = ()) -> list[Layer]:
         paths.setdefault(module, []).append(path)
         if isinstance(module, nn.MultiheadAttention):
             attention[module.out_proj] = path
-    inside = {each for module in paths if _is_leaf(module) for each in module.modules() if each is not module}
-    layers = [
-        _layer(module, tuple(found), attention.get(module))
-        for module, found in paths.items()
-        if module not in inside and _is_leaf(module)
-    ]
+    leaves = [module for module in paths if _is_leaf(module, tuple(also))]
+    inside = {each for module in leaves for each in module.modules() if each is not module}
+    layers = [_layer(module, tuple(paths[module]), attention.get(module)) for module in leaves if module not in inside]
     rank = {path: number for number, path in enumerate(order)}
     return sorted(layers, key=lambda each: min(rank.get(path, len(rank)) for path in each.paths))
 
 
-def _is_leaf(module: nn.Module) -> bool:
+def _is_leaf(module: nn.Module, also: tuple[type[nn.Module], ...]) -> bool:
     """Whether rules see a module as one layer: there is a quantized one for it, or it has no modules inside."""
     if isinstance(module, TensorQuant):
         return False
-    if isinstance(module, QuantLayer) or _nearest(plain_class(module)) is not None:
+    if isinstance(module, (QuantLayer, *also)) or _nearest(plain_class(module)) is not None:
         return True
     return not any(name != "parametrizations" for name, _ in module.named_children())
 
@@ -106,8 +104,10 @@ def _layer(module: nn.Module, paths: tuple[str, ...], attention: str | None) -> 
         return Layer(module, paths, None, "nn.MultiheadAttention reads its weight and never calls it")
     if isinstance(module, LazyModuleMixin):
         return Layer(module, paths, None, "its weight has no shape yet; run the model on one batch first")
-    layer = quantized_layers()[base]
-    return Layer(module, paths, layer if cls is base else quantized_subclass(cls, base, layer))
+    try:
+        return Layer(module, paths, quantized_subclass(cls, base, quantized_layers()[base]))
+    except QuantizerError as error:
+        return Layer(module, paths, None, str(error).rstrip("."))
 
 
 def _nearest(cls: type[nn.Module]) -> type[nn.Module] | None:

@@ -17,15 +17,18 @@ _COMPUTING = ("forward", "__call__", "_conv_forward", "_output_padding")  # what
 
 
 def quantized_subclass(cls: type[nn.Module], base: type[nn.Module], layer: type[QuantLayer]) -> type[QuantLayer]:
-    """The quantized layer for a subclass of one of torch's layers.
+    """The quantized layer for one of torch's layers, or a subclass of one.
 
-    If the subclass computes in its own way, the quantized layer runs that, with the quantized weight and bias in place
+    If a subclass computes in its own way, the quantized layer runs that, with the quantized weight and bias in place
     of the float ones. It pickles by the subclass, and has its methods and attributes.
 
     Args:
-        cls: the subclass.
+        cls: the subclass, or ``base`` itself.
         base: the layer of torch that it extends.
         layer: the quantized layer that stands for ``base``.
+
+    Raises:
+        QuantizerError: the subclass computes in its own way, and the quantized layer can't run that.
 
     Example:
         >>> import bitwright.nn as qnn
@@ -36,6 +39,8 @@ def quantized_subclass(cls: type[nn.Module], base: type[nn.Module], layer: type[
         >>> made.__name__, made is quantized_subclass(Doubled, nn.Linear, qnn.QuantLinear), issubclass(made, Doubled)
         ('QuantDoubled', True, True)
     """
+    if cls is base or issubclass(layer, cls):
+        return layer
     made: dict[type, type[QuantLayer]] = vars(cls).get("__quantized__", {})  # kept by the class: it goes with it
     if layer not in made:
         made = {**made, layer: _made(cls, base, layer)}
@@ -58,8 +63,8 @@ def _made(cls: type[nn.Module], base: type[nn.Module], layer: type[QuantLayer]) 
             names |= {"_function": lambda self, x: cls.forward(self, x), "_quantized": ActivationLayer._quantized}
         else:
             raise QuantizerError(
-                f"{cls.__name__} computes in its own way, which no {layer.__name__} can do. Write a quantized "
-                f"layer of your own, and name it in a rule: {{{cls.__name__}: Quant{cls.__name__}}}."
+                f"{cls.__name__} computes in its own way, which {layer.__name__} can't run. Write a quantized layer of "
+                f"your own, and name it in a rule: {{{cls.__name__}: Quant{cls.__name__}}}."
             )
     bases: tuple[type, ...] = (layer, cls)
     made: Any = type(f"Quant{cls.__name__}", bases, names)

@@ -22,7 +22,7 @@ from .self_check import Outputs, check_called, check_equal, check_read, outputs_
 from .sharing import Shared, share, share_inputs
 from .signs import choose_signs
 from .sites import Site, choose_site_signs, choose_sites, convert_sites, sites_of
-from .table import slot_of
+from .table import slot_of, torch_layer
 from .unreached import not_reached
 
 __all__ = ["Plan"]
@@ -98,8 +98,9 @@ class Plan:
         sites = [] if graph is None else sites_of(graph)
         order = [] if graph is None else [node.module for node in graph.nodes if node.module is not None]
         elsewhere = choose_sites(sites, self.rules)
-        paths = [site.path for site in sites]
-        return choose(model, layers_of(model, order), self.rules, elsewhere, paths), sites
+        also = [base for rule in self.rules if rule.layer is not None and (base := torch_layer(rule.layer)) is not None]
+        layers = layers_of(model, order, also)
+        return choose(model, layers, self.rules, elsewhere, [site.path for site in sites]), sites
 
     def _one_each(self, choices: Sequence[Choice]) -> Callable[[Layer], bool]:
         """Which activation layers get a quantizer for each of their places."""

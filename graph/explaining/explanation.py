@@ -128,14 +128,10 @@ class Explanation:
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write a page for a browser: one file that needs nothing else."""
-        kinds = [(layer if first else None) for layer in self.layers for first in _firsts(layer)]
-        rows = [
-            PageRow(cells, None, "")
-            if layer is None
-            else PageRow(cells, layer.sqnr, "layer" if layer.quantized else "layer float")
-            for cells, layer in zip(self.table(), kinds, strict=True)
-        ]
-        Path(path).write_text(page(self.headline, rows, NUMBERS), encoding="utf-8")
+        rows = [PageRow(cells, layer.sqnr if first else None, first) for cells, layer, first in self._rows()]
+        floats = [{"layer": kind, "why": why, "paths": ", ".join(paths)} for kind, why, paths in self.floats]
+        text = page(self.model, self.headline, rows, floats, NUMBERS)
+        Path(path).write_text(text, encoding="utf-8")
 
     @property
     def headline(self) -> str:
@@ -148,18 +144,27 @@ class Explanation:
         most = f"; most noise: {', '.join(noisy)}" if noisy else ""
         return f"{line}; SQNR of the outputs {decibels(self.sqnr)} dB{most}"
 
-    def table(self) -> list[dict[str, str]]:
-        """Text by column: a row for each quantizer, and for each layer without one; no column that would be empty."""
-        rows = [row for layer in self.layers for row in _rows(layer)]
-        used = [column for column in COLUMNS if any(row.get(column) for row in rows)]
-        return [{column: row.get(column, "") for column in used} for row in rows]
+    @property
+    def floats(self) -> list[tuple[str, str, list[str]]]:
+        """What stays float: class, reason and paths, one entry for all layers that have class and reason in common."""
+        found: dict[tuple[str, str], list[str]] = {}
+        for each in self.layers:
+            if not each.quantized:
+                found.setdefault((each.layer, each.float_reason), []).append(each.path or "the model")
+        return [(layer, reason, paths) for (layer, reason), paths in found.items()]
+
+    def _rows(self) -> list[tuple[dict[str, str], ExplainedLayer, bool]]:
+        """Text by column for each quantizer, its layer, and whether that begins here; no column that would be empty."""
+        rows = [(row, layer, row is rows[0]) for layer in self.layers for rows in [_rows(layer)] for row in rows]
+        used = [column for column in COLUMNS if any(row.get(column) for row, *_ in rows)]
+        return [({column: row.get(column, "") for column in used}, layer, first) for row, layer, first in rows]
 
     def __str__(self) -> str:
-        rows = self.table()
+        rows = [cells for cells, *_ in self._rows()]
         columns = list(rows[0]) if rows else []
-        lines = [{column: column for column in columns}, *rows]
+        lines = [{column: column for column in columns}, *rows] if rows else []
         widths = {column: max(len(line[column]) for line in lines) for column in columns}
-        return "\n".join([self.headline, *(_aligned(line, widths) for line in lines)])
+        return "\n".join([self.headline, *(_aligned(line, widths) for line in lines), *map(_float_line, self.floats)])
 
 
 COLUMNS = ("layer", "class", "slot", "quantizer", "set by", "clipped", "dead", "SQNR", "so far")
@@ -167,25 +172,24 @@ NUMBERS = COLUMNS[5:]
 
 
 def _rows(layer: ExplainedLayer) -> list[dict[str, str]]:
-    named = {"layer": layer.path, "class": layer.layer}
-    named |= {"SQNR": decibels(layer.sqnr), "so far": decibels(layer.sqnr_so_far)}
     rows = [
         {
             "slot": each.slot,
             "quantizer": each.text,
             "set by": "; ".join(each.why),
-            "clipped": "" if each.clipped is None else f"{100 * each.clipped:.3g} %",
+            "clipped": "" if each.clipped is None else _percent(each.clipped),
             "dead": "" if each.dead is None else f"{each.dead} of {each.levels}",
         }
         for each in layer.quantizers
     ]
-    first, *others = rows or [{"slot": "-", "quantizer": f"float: {layer.float_reason}"}]
-    return [named | first, *others]
+    if rows:
+        ratios = {"SQNR": decibels(layer.sqnr), "so far": decibels(layer.sqnr_so_far)}
+        rows[0] = {"layer": layer.path or "the model", "class": layer.layer} | ratios | rows[0]
+    return rows
 
 
-def _firsts(layer: ExplainedLayer) -> list[bool]:
-    """For each row of a layer, whether it is the first."""
-    return [True, *[False] * (len(layer.quantizers) - 1)]
+def _percent(share: float) -> str:
+    return "<0.01 %" if 0 < share < 1e-4 else f"{100 * share:.3g} %"
 
 
 def _aligned(line: Mapping[str, str], widths: Mapping[str, int]) -> str:
@@ -193,6 +197,12 @@ def _aligned(line: Mapping[str, str], widths: Mapping[str, int]) -> str:
         text.rjust(widths[column]) if column in NUMBERS else text.ljust(widths[column]) for column, text in line.items()
     ]
     return "  ".join(cells).rstrip()
+
+
+def _float_line(group: tuple[str, str, list[str]]) -> str:
+    layer, reason, paths = group
+    more = f" and {len(paths) - 4} more" if len(paths) > 5 else ""
+    return f"float: {layer}, {reason}: {', '.join(paths[:4] if more else paths)}{more}"
 
 
 def decibels(ratio: float | None) -> str:

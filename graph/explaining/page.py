@@ -1,7 +1,7 @@
 """An explanation as a page for a browser: one file, without scripts."""
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from html import escape
 from string import Template
 from typing import NamedTuple
@@ -22,7 +22,6 @@ table { border-collapse: collapse; }
 th, td { padding: .2em .8em .2em 0; text-align: left; vertical-align: top; }
 th { border-bottom: 1px solid #777; font-weight: 600; }
 tr.layer td { border-top: 1px solid #ddd; }
-tr.float { color: #777; }
 td.number { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums; }
 td.path { font-family: ui-monospace, monospace; }
 .bar { background: #d9e4f2; width: 12em; height: .9em; margin-top: .2em; }
@@ -37,6 +36,7 @@ td.path { font-family: ui-monospace, monospace; }
 <tr>$header</tr>
 $rows
 </table>
+$floats
 </body>
 </html>
 """)
@@ -46,44 +46,55 @@ _BAR = Template('<td><div class="bar" title="$text dB"><div class="$kind" style=
 
 
 class PageRow(NamedTuple):
-    """One row of the table.
+    """A quantizer: one row of the table.
 
     Attributes:
         cells: text by column.
-        ratio: of the layer that begins here, in dB; None where there is no bar.
-        kind: ``"layer"``, ``"float"``, or nothing for a further quantizer of a layer.
+        ratio: of the layer, in dB; None where there is no bar.
+        first: whether a layer begins here.
     """
 
     cells: Mapping[str, str]
     ratio: float | None = None
-    kind: str = ""
+    first: bool = True
 
 
-def page(headline: str, rows: Sequence[PageRow], numbers: Collection[str] = ()) -> str:
+def page(
+    title: str,
+    headline: str,
+    rows: Sequence[PageRow],
+    floats: Sequence[Mapping[str, str]] = (),
+    numbers: Collection[str] = (),
+) -> str:
     """The text of the page.
 
     Args:
-        headline: the first line; the name of the model is what comes before its colon.
+        title: the name of the model.
+        headline: what is said of it all.
         rows: all with the same columns.
+        floats: what stays float: rows of a second table.
         numbers: the columns that are aligned to the right.
 
     Example:
-        >>> text = page("Net: 1 of 1 layers quantized", [PageRow({"layer": "fc", "SQNR": "30.0"}, 30.0, "layer")])
+        >>> text = page("Net", "1 of 1 layers quantized", [PageRow({"layer": "fc", "SQNR": "30.0"}, 30.0)])
         >>> "<h1>Net</h1>" in text, 'style="width: 50%"' in text
         (True, True)
     """
-    columns = list(rows[0].cells) if rows else []
     bars = any(row.ratio is not None for row in rows)
-    header = "".join(f"<th>{escape(column)}</th>" for column in columns) + "<th></th>" * bars
     lines = [_row(row, numbers, bars) for row in rows]
-    title = escape(headline.partition(":")[0])
-    return _PAGE.substitute(title=title, headline=escape(headline), header=header, rows="\n".join(lines))
+    texts = {"title": escape(title), "headline": escape(headline)}
+    header = _header(rows[0].cells if rows else ()) + "<th></th>" * bars
+    return _PAGE.substitute(texts, header=header, rows="\n".join(lines), floats=_float_table(floats))
+
+
+def _header(columns: Iterable[str]) -> str:
+    return "".join(f"<th>{escape(column)}</th>" for column in columns)
 
 
 def _row(row: PageRow, numbers: Collection[str], bars: bool) -> str:
     kinds = {column: "number" if column in numbers else "path" if column == "layer" else "text" for column in row.cells}
     cells = [_CELL.substitute(kind=kinds[column], text=escape(text)) for column, text in row.cells.items()]
-    return _ROW.substitute(kind=row.kind, cells="".join(cells) + (_bar(row.ratio) if bars else ""))
+    return _ROW.substitute(kind="layer" * row.first, cells="".join(cells) + (_bar(row.ratio) if bars else ""))
 
 
 def _bar(ratio: float | None) -> str:
@@ -91,3 +102,10 @@ def _bar(ratio: float | None) -> str:
         return "<td></td>"
     width = round(100 * min(max(ratio, 0.0), FULL) / FULL)
     return _BAR.substitute(text=f"{ratio:.1f}", kind="low" if ratio < LOW else "", width=width)
+
+
+def _float_table(floats: Sequence[Mapping[str, str]]) -> str:
+    if not floats:
+        return ""
+    rows = [_row(PageRow(cells), (), False) for cells in floats]
+    return "\n".join(["<h2>Float</h2>", "<table>", f"<tr>{_header(floats[0])}</tr>", *rows, "</table>"])

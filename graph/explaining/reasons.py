@@ -48,7 +48,7 @@ def explain(model: nn.Module, data: object = None, reference: nn.Module | None =
         layer  class        slot    quantizer
         0      QuantLinear  weight  Int8WeightPerTensor(bit_width=2): int2 narrow, per tensor
         1      QuantReLU    act     Uint8Act(scale=0.125): uint8, per tensor
-        2      Linear       -       float: no quantized layer
+        float: Linear, no quantizers: 2
         >>> [layer.path for layer in explain(model, torch.randn(64, 4)).worst]
         ['0', '1']
     """
@@ -122,7 +122,7 @@ class _Explainer:
         if isinstance(module, QuantFunction):
             name = f"{name}({module.extra_repr().partition(',')[0]})"
         if not quantizers:
-            return ExplainedLayer(path, name, float_reason=_float_reason(module, decision))
+            return ExplainedLayer(path, name, float_reason=_float_reason(decision))
         measured = [] if self.found is None else [self.found.alone.get(path), self.found.so_far.get(path)]
         return ExplainedLayer(path, name, quantizers, "", *(each and each.decibels for each in measured))
 
@@ -143,7 +143,7 @@ class _Explainer:
         )
 
 
-def _float_reason(module: nn.Module | None, decision: Decision | None) -> str:
+def _float_reason(decision: Decision | None) -> str:
     if decision is not None and decision.float_reason:
         return decision.float_reason
-    return "no slot has a quantizer" if isinstance(module, QuantLayer) else "no quantized layer"
+    return "no quantizers"

@@ -19,7 +19,7 @@ from .batches import batches_of
 from .biases import Biases
 from .channel_means import ChannelMeans
 from .evaluation import Call, evaluating, numbers_in, observed
-from .layer_outputs import Computed, Run, channel_axis, computed
+from .layer_outputs import Computed, Run, Wanted, channel_axis, computed
 from .reports import Entry, Report
 from .samples import Dealt, deal
 from .signal import SignalToNoise
@@ -80,9 +80,9 @@ def correct_biases(
     Outputs are compared before ``output_quant``. A quantized bias follows: its integers are those of the new bias.
 
     Every other sample estimates the means and the rest judge. A layer keeps its correction if the mean squared error
-    of its output falls on the samples held out. At the end the outputs of the model decide: if their error on the held
-    out samples rises, all is undone. What works on MobileNetV2 at 4 bits can hurt a transformer, whose means are
-    estimated from too few tokens.
+    of its output falls on the samples held out. Then the outputs of the model decide: if their error on the samples
+    held out rises, all is undone. What works on MobileNetV2 at 4 bits can hurt a transformer, whose means are estimated
+    from too few tokens. At the end, the layers that keep their correction have it estimated anew from all samples.
 
     The model is changed in place, and it is as it was if anything fails. A second call finds nothing left to correct.
 
@@ -121,26 +121,30 @@ def correct_biases(
     original = model if reference is None else reference
     require_model("correct_biases", original, GraphError)
     layers, left = _candidates(model, add_biases)
-    floats = _counterparts(original, layers)
+    counterparts = _counterparts(original, layers)
     calls = batches_of("correct_biases", model, data)
     _check_ranges(model)
     biases = Biases(layers)
     with evaluating(model, original), biases.changing():
         with unquantized(original), biases.as_floats():
-            dealt = deal("correct_biases", original, floats, calls, held_out)
-            wanted = Run(original, floats, dealt, magnitudes=True)
-        left |= {path: why for path in layers if (why := _unfit(path, biases[path], wanted))}
-        order = [path for path in wanted.estimated if path not in left]
+            dealt = deal("correct_biases", original, counterparts, calls, held_out)
+            floats = Run(original, counterparts, dealt)
+        left |= {path: why for path in layers if (why := _unfit(path, biases[path], floats))}
+        order = [path for path in floats.estimated if path not in left]
         if not order:
             raise GraphError(_nothing_to_correct(left))
-        before = _signal_to_noise(wanted, model, dealt)
-        correction = _Correction(biases, wanted, dealt)
-        correction.run(model, order)
-        after = _signal_to_noise(wanted, model, dealt)
-        entries = correction.entries
+        wanted = floats.wanted()
+        before = _signal_to_noise(floats, model, dealt)
+        entries = _correct(model, biases, wanted, dealt, order)
+        after = _signal_to_noise(floats, model, dealt)
         if dealt.held_out and not after.noise <= before.noise:
             entries = {path: _overruled(entry) for path, entry in entries.items()}
-        biases.keep([path for path, entry in entries.items() if entry.changed])
+        kept = [path for path in order if entries[path].changed]
+        if dealt.held_out and kept:  # what proves right with half of the samples is done with all of them
+            biases.reset(kept)
+            again = _correct(model, biases, wanted.pooled(), dealt.all_estimate(), kept)
+            entries |= {path: entry for path, entry in again.items() if not entry.changed}
+        biases.keep([path for path in kept if entries[path].changed])
     entries |= {path: Entry(path, "left", why) for path, why in left.items()}
     in_order = tuple(entries[path] for path, _ in model.named_modules() if path in entries)
     return BiasReport("correct_biases", in_order, before.decibels, after.decibels)
@@ -224,14 +228,14 @@ def _check_ranges(model: nn.Module) -> None:
         )
 
 
-def _unfit(path: str, bias: Tensor, wanted: Run) -> str | None:
+def _unfit(path: str, bias: Tensor, run: Run) -> str | None:
     """Why a layer can't be corrected after all."""
-    calls = wanted.most_calls.get(path, 0)
+    calls = run.most_calls.get(path, 0)
     if calls > 1:
         return f"is called {calls} times in one forward"
-    if path not in wanted.estimated or path not in wanted.judged:
+    if path not in run.estimated or path not in run.judged:
         return "mixes samples, or counts them in no dimension of its output" if calls else "saw no data"
-    means = [wanted.estimated[path], wanted.judged[path]]
+    means = [run.estimated[path], run.judged[path]]
     if means[0].shape != bias.shape:
         return f"has {means[0].numel()} output channels where its bias has {bias.numel()}"
     if not all(bool(each.isfinite().all()) for each in means):
@@ -242,36 +246,41 @@ def _unfit(path: str, bias: Tensor, wanted: Run) -> str | None:
 # Estimating and judging
 
 
-class _Correction:
-    """Corrects layers one after the other, each for inputs that come from the corrected ones before it.
+def _correct(model: nn.Module, biases: Biases, wanted: Wanted, dealt: Dealt, order: Sequence[str]) -> dict[str, Entry]:
+    """Correct layers one after the other, each for inputs that come from the corrected ones before it.
 
     Args:
-        biases: of the layers.
+        model: the quantized model.
+        biases: of its layers.
         wanted: what the float model computes from the samples.
         dealt: the samples.
+        order: the layers in the order in which they are called.
 
-    Attributes:
-        entries: what was done to each layer.
+    Returns:
+        What was done to each layer.
     """
+    correction = _Correction(biases, wanted, dealt)
+    layers = {path: biases.layers[path] for path in order}
+    with computed(layers) as of:
+        if dealt.both is not None:
+            correction.in_one_forward(model, layers, dealt.both, of)
+        else:
+            correction.layer_by_layer(model, layers, of)
+    for path in order:
+        correction.entries.setdefault(path, Entry(path, "left", "is not called by the quantized model"))
+    return correction.entries
 
-    def __init__(self, biases: Biases, wanted: Run, dealt: Dealt) -> None:
+
+class _Correction:
+    """What `_correct` knows in between."""
+
+    def __init__(self, biases: Biases, wanted: Wanted, dealt: Dealt) -> None:
         self.biases = biases
         self.wanted = wanted
         self.dealt = dealt
         self.entries: dict[str, Entry] = {}
 
-    def run(self, model: nn.Module, order: Sequence[str]) -> None:
-        """Correct layers in the order in which they are called."""
-        layers = {path: self.biases.layers[path] for path in order}
-        with computed(layers) as of:
-            if self.dealt.both is not None:
-                self._in_one_forward(model, layers, of)
-            else:
-                self._layer_by_layer(model, layers, of)
-        for path in order:
-            self.entries.setdefault(path, Entry(path, "left", "is not called by the quantized model"))
-
-    def _in_one_forward(self, model: nn.Module, layers: Mapping[str, WeightLayer], of: Computed) -> None:
+    def in_one_forward(self, model: nn.Module, layers: Mapping[str, WeightLayer], call: Call, of: Computed) -> None:
         """What comes after a layer sees its corrected outputs at once."""
 
         def see(path: str, layer: nn.Module, args: Any, kwargs: Any, out: Any) -> Any:
@@ -286,12 +295,10 @@ class _Correction:
             corrected = self._correct(path, estimated[path], judged[path])
             return layer.forward(*args, **kwargs) if corrected else None
 
-        assert self.dealt.both is not None
-        args, kwargs = self.dealt.both
         with observed(layers, see):
-            model(*args, **kwargs)
+            model(*call[0], **call[1])
 
-    def _layer_by_layer(self, model: nn.Module, layers: Mapping[str, WeightLayer], of: Computed) -> None:
+    def layer_by_layer(self, model: nn.Module, layers: Mapping[str, WeightLayer], of: Computed) -> None:
         """For each layer, all batches go through the model up to there."""
 
         def see(path: str, layer: nn.Module, args: Any, kwargs: Any, out: Any) -> None:
@@ -318,7 +325,7 @@ class _Correction:
         of the difference of means does.
         """
         difference = self.wanted.estimated[path] - estimated
-        unit = self.wanted.estimated.magnitude(path) or 1.0
+        unit = self.wanted.magnitudes[path] or 1.0
         before = self.wanted.judged[path] - judged
         figures = {"before": _root_mean_square(before) / unit}
         if not bool(difference.isfinite().all()):
@@ -351,11 +358,11 @@ def _overruled(entry: Entry) -> Entry:
     return replace(entry, action="left", reason=reason) if entry.changed else entry
 
 
-def _signal_to_noise(wanted: Run, model: nn.Module, dealt: Dealt) -> SignalToNoise:
+def _signal_to_noise(run: Run, model: nn.Module, dealt: Dealt) -> SignalToNoise:
     """How far the outputs of the quantized model are from those of the float one, for the samples that judge."""
     ratio = SignalToNoise()
     with frozen(model):
-        for (args, kwargs), floats in zip(_outputs_from(dealt), wanted.outputs, strict=True):
+        for (args, kwargs), floats in zip(_outputs_from(dealt), run.outputs, strict=True):
             ratio.add(floats, numbers_in(model(*args, **kwargs)))
     return ratio
 

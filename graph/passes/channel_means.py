@@ -39,6 +39,15 @@ class ChannelMeans:
         if self._magnitudes:
             self._squares[name] = self._squares.get(name, 0.0) + float(x.square().sum(dtype=torch.float64))
 
+    def with_those_of(self, other: "ChannelMeans") -> "ChannelMeans":
+        """The means over everything that either of them counted, for what both did."""
+        both = ChannelMeans()
+        for name in self:
+            if name in other:
+                both._sums[name] = self._sums[name] + other._sums[name]
+                both._counts[name] = self._counts[name] + other._counts[name]
+        return both
+
     def __contains__(self, name: str) -> bool:
         """Whether values of that name were added."""
         return self._counts.get(name, 0) > 0

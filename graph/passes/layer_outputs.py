@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
@@ -14,10 +14,37 @@ from .channel_means import ChannelMeans
 from .evaluation import Call, numbers_in, observed
 from .samples import Dealt
 
-__all__ = ["Computed", "Run", "channel_axis", "computed"]
+__all__ = ["Computed", "Run", "Wanted", "channel_axis", "computed"]
 
 
 Computed = Callable[[nn.Module, Any], Tensor]  # a layer, its last output -> what it computed before quantizing that
+
+
+class Wanted(NamedTuple):
+    """What the outputs of layers should be: those of the float model.
+
+    Attributes:
+        estimated: the means of the layers' output channels, over the samples that estimate.
+        judged: the same over those that judge.
+        magnitudes: the root mean square of each layer's outputs.
+
+    Example:
+        >>> import torch
+        >>> one, other = ChannelMeans(), ChannelMeans()
+        >>> one.add("fc", torch.tensor([[1.0]]), -1)
+        >>> other.add("fc", torch.tensor([[4.0], [4.0]]), -1)
+        >>> Wanted(one, other, {"fc": 3.0}).pooled().judged["fc"]
+        tensor([3.], dtype=torch.float64)
+    """
+
+    estimated: ChannelMeans
+    judged: ChannelMeans
+    magnitudes: Mapping[str, float]
+
+    def pooled(self) -> "Wanted":
+        """The same over all samples."""
+        means = self.estimated.with_those_of(self.judged)
+        return Wanted(means, means, self.magnitudes)
 
 
 class Run:
@@ -27,7 +54,6 @@ class Run:
         model: in evaluation.
         layers: those whose outputs are looked at, by path.
         dealt: the samples.
-        magnitudes: whether the magnitudes of outputs are asked for, too.
 
     Attributes:
         estimated: the means of the layers' output channels, over the samples that estimate.
@@ -45,10 +71,8 @@ class Run:
                 [3.]])]]
     """
 
-    def __init__(
-        self, model: nn.Module, layers: Mapping[str, nn.Module], dealt: Dealt, magnitudes: bool = False
-    ) -> None:
-        self.estimated = ChannelMeans(magnitudes)
+    def __init__(self, model: nn.Module, layers: Mapping[str, nn.Module], dealt: Dealt) -> None:
+        self.estimated = ChannelMeans(magnitudes=True)
         self.judged = ChannelMeans() if dealt.held_out else self.estimated
         self.most_calls: dict[str, int] = {}
         self.outputs: list[list[Tensor]] = []
@@ -62,6 +86,10 @@ class Run:
             self.outputs = self._go(model, layers, dealt.estimating, self.estimated.add)
             if dealt.held_out:
                 self.outputs = self._go(model, layers, dealt.judging, self.judged.add)
+
+    def wanted(self) -> Wanted:
+        """What a quantized model should come to, where this was a float one."""
+        return Wanted(self.estimated, self.judged, {path: self.estimated.magnitude(path) for path in self.estimated})
 
     def _add(self, dealt: Dealt, path: str, out: Tensor, axis: int) -> None:
         if path in dealt.dimensions:

@@ -96,6 +96,11 @@ class Dealt:
         """Whether the samples that judge are others than those that estimate."""
         return self.judging is not self.estimating
 
+    def all_estimate(self) -> "Dealt":
+        """The same samples, none of them held out."""
+        calls = [*self.estimating, *self.judging] if self.held_out else self.estimating
+        return Dealt(calls, calls, self.both, self.share, self.dimensions)
+
     def parts(self, x: Tensor, dim: int) -> tuple[Tensor, Tensor]:
         """Of a tensor computed from ``both``: what comes from the samples that estimate, and from those that judge."""
         if not self.held_out:

@@ -207,6 +207,13 @@ class Sources:
         return self._functions[key]
 
 
+def caller_of(module: nn.Module, frame: FrameType | None) -> FrameType | None:
+    """The frame that calls a module, seen from a hook of it."""
+    while frame is not None and not (frame.f_code is _CALL and first_argument(frame) is module):
+        frame = frame.f_back
+    return None if frame is None else frame.f_back
+
+
 def first_argument(frame: FrameType) -> object:
     """The first argument of the function that a frame runs, or None."""
     code = frame.f_code

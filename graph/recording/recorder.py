@@ -26,7 +26,7 @@ from .examples import calls_of
 from .kinds import is_homogeneous, keeps_grid, name_of
 from .merging import merge, name_sites
 from .nodes import Graph, Node, Source
-from .places import Place, Sources, first_argument, layers_of, methods_of
+from .places import Place, Sources, caller_of, layers_of, methods_of
 from .preserving import Preserved, evaluating
 from .reached import Function, Ran, unreached, watching
 from .tensors import named_tensors, overlap, range_of, storage_of, tensors_in, version_of
@@ -84,17 +84,6 @@ _LAYERS = (
     *(nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention, torch.jit.ScriptModule, parametrize.ParametrizationList),
 )
 _HOLDERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
-
-
-def _outside(module: nn.Module) -> FrameType | None:
-    """The frame that calls a module, seen from a hook of it."""
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None and not (frame.f_code is _CALL and first_argument(frame) is module):
-        frame = frame.f_back
-    return None if frame is None else frame.f_back
-
-
-_CALL = nn.Module._call_impl.__code__
 
 
 def is_leaf(module: nn.Module) -> bool:
@@ -239,7 +228,7 @@ class _Recorder(TorchFunctionMode):
             self._called.add(path)
             call = _Call(module, path, sys.exc_info()[1])
             if not self._in_leaf and self._running:
-                call.owner, call.place = self._locate(_outside(module))
+                call.owner, call.place = self._locate(caller_of(module, sys._getframe(1)))
             self._running.append(call)
             if self._in_leaf or is_leaf(module):
                 self._in_leaf += 1

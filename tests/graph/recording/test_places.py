@@ -317,6 +317,28 @@ def test_code_without_a_file():
     assert (node.place.file, node.place.position) == ("<string>", (3, 3, 15, 20))
 
 
+class Caller(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(nn.ReLU())
+        self.act = nn.ReLU()
+
+    def forward(self, x):
+        return self.act(x) + through(self.act, self.layers(x))
+
+
+def through(layer, x):
+    return layer(x)
+
+
+def test_calls_of_layers():
+    first, inner, second = [node for node in record(Caller(), X).nodes if node.module is not None]
+    assert text(first.place) == "self.act(x)"
+    assert (inner.owner, inner.place.method) == ("layers", "forward")
+    assert inner.place.file.endswith("container.py")
+    assert (text(second.place), second.place.helper, second.owner) == ("layer(x)", through, "")
+
+
 def test_one_place_in_a_loop_is_one_site():
     class Loop(nn.Module):
         def forward(self, x):
