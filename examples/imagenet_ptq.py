@@ -53,8 +53,10 @@ __all__ = ["ImageFolder", "main", "post_training"]
 DIALECTS = {"qcdq": export_onnx_qcdq, "qdq": export_onnx_qdq}
 
 
-def post_training(model: nn.Module, rules: Any, batches: list[Tensor], options: argparse.Namespace) -> nn.Module:
-    """From a float model to a quantized one, without training. This is all that a program of yours needs."""
+def post_training(
+    model: nn.Module, rules: Any, batches: list[Tensor], options: argparse.Namespace
+) -> tuple[nn.Module, nn.Module]:
+    """A quantized model and the float one that it was made from, without training: all that a program of yours needs."""
     example = batches[0][:1]
     model = fold_batch_norms(model, example) if options.fold else model
     model = equalize(model, example, relu6=options.relu6) if options.equalize else model
@@ -62,7 +64,7 @@ def post_training(model: nn.Module, rules: Any, batches: list[Tensor], options: 
     calibrate(quantized, batches, statistic=options.calibrate)
     if options.correct_biases:
         correct_biases(quantized, batches, model)
-    return quantized
+    return quantized, model
 
 
 def finetune(quantized: nn.Module, model: nn.Module, images: DataLoader[Any], options: argparse.Namespace) -> None:
@@ -259,7 +261,7 @@ def _run(options: argparse.Namespace, console: Console) -> int:
     scores = [Score.of("float", reference, labels, reference)]
 
     batches = some(others, options.calibration_images, options)
-    quantized = post_training(model, rules_of(options), batches, options)
+    quantized, model = post_training(model, rules_of(options), batches, options)
     logits, _ = evaluate(quantized, loader, "quantized", options.device)
     scores.append(Score.of("quantized", logits, labels, reference))
     if options.finetune:
@@ -270,7 +272,7 @@ def _run(options: argparse.Namespace, console: Console) -> int:
 
     table = table_of(scores)
     console.print(f"{options.model or options.factory} on {len(images)} images", table)
-    explanation = explain(quantized, data=batches)
+    explanation = explain(quantized, batches[:4], model)
     with open(options.out / "report.txt", "w", encoding="utf-8") as text:
         Console(file=text, width=120).print(table)
         text.write(f"\n{explanation}\n")
