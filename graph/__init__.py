@@ -21,9 +21,6 @@ from .calibration import (
 )
 from .conversion.conversion import quantize
 from .conversion.decisions import Decision, SlotDecision, decisions_of
-from .conversion.ready import W2, W3, W4, W4A4, W4A8, W8, W8A8, integer
-from .conversion.rule_files import load_rules, save_rules
-from .conversion.rules import End, first, last
 from .errors import GraphError, GraphWarning
 from .explaining.explanation import ExplainedLayer, ExplainedQuantizer, Explanation
 from .explaining.reasons import explain
@@ -38,6 +35,9 @@ from .passes.splitting import split_channels
 from .recording.nodes import Graph, Node
 from .recording.places import Place
 from .recording.recorder import record
+from .rules.ready import W2, W3, W4, W4A4, W4A8, W8, W8A8, integer
+from .rules.rule_files import load_rules, save_rules
+from .rules.rules import End, first, last
 
 __all__ = [
     "W2",

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from ...qcore.scaling.pooling import highest, lowest, summed
 
-__all__ = ["Histogram", "quantile"]
+__all__ = ["Histogram", "extremes", "quantile"]
 
 _LOWEST = -100  # exponent of the range before there is data
 _CHUNK = 1 << 18  # values that are counted at once: their indices stay in the cache
@@ -46,13 +46,14 @@ class Histogram:
         self.smallest = torch.full((rows,), torch.inf, dtype=torch.float64, device=device)
         self.largest = torch.full((rows,), -torch.inf, dtype=torch.float64, device=device)
 
-    def add(self, rows: Tensor) -> None:
+    def add(self, rows: Tensor, ends: tuple[Tensor, Tensor] | None = None) -> None:
         """Count values.
 
         Args:
             rows: (rows, values), finite, float32 or float64.
+            ends: the smallest and the largest of each row, where they are known, or those of more values.
         """
-        smallest, largest = rows.amin(1), rows.amax(1)  # aminmax(dim=1) takes ten times as long
+        smallest, largest = extremes(rows) if ends is None else ends
         self.smallest = torch.minimum(self.smallest, smallest.double())
         self.largest = torch.maximum(self.largest, largest.double())
         self._widen(_exponent(torch.maximum(self.largest, -self.smallest)))
@@ -115,6 +116,19 @@ class Histogram:
         whole = place.floor().long().clamp(max=self.counts.shape[1] - 1)[:, None]
         up_to = self.counts.cumsum(1).gather(1, whole)
         return (up_to - self.counts.gather(1, whole) * (1 - (place[:, None] - whole))).squeeze(1)
+
+
+def extremes(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """The smallest and the largest value of each row.
+
+    Example:
+        >>> extremes(torch.tensor([[3.0, -1.0], [0.5, 0.0]]))
+        (tensor([-1.,  0.]), tensor([3.0000, 0.5000]))
+    """
+    if len(rows) == 1:
+        smallest, largest = rows.aminmax()
+        return smallest.reshape(1), largest.reshape(1)
+    return rows.amin(1), rows.amax(1)  # aminmax(dim=1) takes ten times as long
 
 
 def quantile(counts: Tensor, rank: Tensor, width: Tensor) -> Tensor:

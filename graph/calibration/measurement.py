@@ -14,7 +14,7 @@ from ...qcore.scaling.statistics import lower_end, measured
 from ...qcore.scaling.stored import widest
 from ..errors import GraphError
 from .averages import Average
-from .histogram import Histogram
+from .histogram import Histogram, extremes
 from .levels import Levels
 from .report import CalibratedRange
 from .thresholds import DataStatistic
@@ -22,6 +22,7 @@ from .thresholds import DataStatistic
 __all__ = ["Measurement"]
 
 _WIDE = (torch.float32, torch.float64)
+_SAMPLE = 1 << 14  # values of each tensor that are counted where no range depends on it, but the report's figures
 
 
 class Measurement:
@@ -79,14 +80,17 @@ class Measurement:
         x = x.detach().clone() if x.is_inference() else x.detach()
         x = x if x.dtype in _WIDE else x.float()
         rows = granularity.rows(x)
-        if not bool(torch.stack(rows.aminmax()).isfinite().all()):
+        ends = extremes(rows)
+        if not bool(torch.cat(ends).isfinite().all()):
             self._strange = True
             finite = rows.isfinite()
             if not bool(finite.any()):
                 return
             x = torch.where(x.isfinite(), x, 0.0)
             rows = torch.where(finite, rows, 0.0)
-        self._start(len(rows), rows.device).add(rows)
+            ends = extremes(rows)
+        every = 1 if isinstance(self.statistic, DataStatistic) else max(rows.numel() // _SAMPLE, 1)
+        self._start(len(rows), rows.device).add(rows[:, ::every], ends)
         self._size = max(self._size, x.shape[0] if x.ndim else 1)
         self._seen = True
         if isinstance(self.statistic, DataStatistic):

@@ -21,7 +21,8 @@ class CalibratedRange:
         high: the largest one.
         scales: how many scales the range has.
         empty: how many of them saw nothing but 0.
-        clipped: the share of values that the grid clips, from 0 to 1.
+        clipped: the share of values that the grid clips, from 0 to 1; of large tensors a sample, unless the statistic
+            counts all values.
         not_finite: how many batches held values that are not finite.
 
     Example:

@@ -1,3 +1,3 @@
-"""From a float model to a quantized one: rules, and layers that change their class."""
+"""quantize: a quantized model out of a float one and rules."""
 
 __all__: list[str] = []

@@ -8,8 +8,8 @@ from torch import nn
 
 from ...qcore.models import require_model, shown
 from ..errors import GraphError, GraphWarning
+from ..rules.rules import RulesLike, read_rules
 from .plan import Plan
-from .rules import RulesLike, read_rules
 from .snapshot import restored_on_failure
 
 __all__ = ["quantize"]
@@ -45,6 +45,13 @@ def quantize(
     weights: activation layers stay float unless a rule names their type, or has a setting that only they have, such as
     ``act_quant`` or ``bit_width``.
 
+    With ``examples``, the model is run first, and what it does decides more. Layers that take the same tensor share the
+    quantizer of their inputs, which is unsigned where the tensor can't be negative. An activation layer that serves in
+    several places becomes one for each (``relu``, ``relu_2``) if it is quantized. Functions are quantized where they
+    are called, as submodules with names like ``layer1.0.add``, by which rules can mean them, too; a wildcard means
+    only those that another rule names. In the end the converted model, its quantizers off, has to return what the float
+    model did, to the bit, and to call every layer that was converted.
+
     A class that extends one of torch's layers and computes in its own way goes on doing so, on the quantized weight. A
     layer that a rule's class takes changes its class, and no constructor runs.
 
@@ -55,7 +62,8 @@ def quantize(
             keyword arguments, or a list of these.
         placement: where quantizers of activations are: at the inputs of layers, or at the outputs of what makes the
             tensors, for targets that compute with integers only.
-        joins: whether the operands of additions and concatenations are quantized on one grid.
+            Biases are integers then.
+        joins: whether what meets in sums and concatenations lies on one grid, whose quantizer the layers before share.
         inplace: change the model itself; it is as before if that fails.
 
     Returns:
@@ -65,7 +73,7 @@ def quantize(
         GraphError: a rule matches nothing or has a setting that nothing uses, or the model can't be quantized that way.
 
     Example:
-        >>> from bitwright.graph.conversion.ready import W8A8
+        >>> from bitwright.graph.rules.ready import W8A8
         >>> model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
         >>> quantized = quantize(model, {nn.Linear: W8A8, "2": dict(weight_bit_width=4)})
         >>> [type(layer).__name__ for layer in quantized], quantized[2].weight_quant.bit_width

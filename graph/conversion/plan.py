@@ -8,22 +8,22 @@ from torch import nn
 from ...nn import QuantLayer
 from ...qcore import QuantizerError, TensorQuant
 from ..errors import GraphError
+from ..layers.class_change import change_class, device_and_dtype
+from ..layers.layers import Layer, layers_of
+from ..layers.table import slot_of, torch_layer
+from ..placement.placement import Placement, share_joins
+from ..placement.reuse import separate
+from ..placement.sharing import Shared, share, share_inputs
+from ..placement.signs import choose_signs
+from ..placement.sites import Site, choose_site_signs, choose_sites, convert_sites, sites_of
+from ..placement.unreached import not_reached
 from ..recording.nodes import Graph
 from ..recording.recorder import record
-from .choices import Choice, choose
-from .class_change import change_class, device_and_dtype
+from ..rules.choices import Choice, choose
+from ..rules.given import Given
+from ..rules.rules import Rule
 from .decisions import Decision, SlotDecision, keep_decisions
-from .given import Given
-from .layers import Layer, layers_of
-from .placement import Placement, share_joins
-from .reuse import separate
-from .rules import Rule
 from .self_check import Outputs, check_called, check_equal, check_read, outputs_of
-from .sharing import Shared, share, share_inputs
-from .signs import choose_signs
-from .sites import Site, choose_site_signs, choose_sites, convert_sites, sites_of
-from .table import slot_of, torch_layer
-from .unreached import not_reached
 
 __all__ = ["Plan"]
 
@@ -39,7 +39,7 @@ class Plan:
         joins: ``"free"`` or ``"shared"``.
 
     Example:
-        >>> from .rules import read_rules
+        >>> from ..rules.rules import read_rules
         >>> model = nn.Sequential(nn.Linear(2, 2))
         >>> Plan(read_rules({"0": dict(weight_bit_width=4)})).carry_out(model)
         []
@@ -62,11 +62,11 @@ class Plan:
             GraphError: it can't be done; the model is half done then.
         """
         graph, before = self._recorded(model)
+        new: dict[str, str] = {}
+        if graph is not None:
+            new = separate(model, graph, self._one_each(model, graph))
+            graph = record(model, self.examples) if new else graph
         choices, sites = self._choices(model, graph)
-        new = {} if graph is None else separate(model, graph, self._one_each(choices))
-        if new:
-            graph = record(model, self.examples)
-            choices, sites = self._choices(model, graph)
         shared: list[Shared] = []
         placement: Placement | None = None
         warnings: list[str] = []
@@ -102,11 +102,16 @@ class Plan:
         layers = layers_of(model, order, also)
         return choose(model, layers, self.rules, elsewhere, [site.path for site in sites]), sites
 
-    def _one_each(self, choices: Sequence[Choice]) -> Callable[[Layer], bool]:
+    def _one_each(self, model: nn.Module, graph: Graph) -> Callable[[Layer], bool]:
         """Which activation layers get a quantizer for each of their places."""
+        if self.placement == "outputs" or self.joins == "shared":
+            return lambda layer: True
+        try:
+            choices, _ = self._choices(model, graph)
+        except GraphError:  # a rule may be for one of the layers that are not there yet
+            return lambda layer: True
         quantized = {choice.layer.path for choice in choices if choice.quantized is not None}
-        everywhere = self.placement == "outputs" or self.joins == "shared"
-        return lambda layer: everywhere or layer.path in quantized
+        return lambda layer: layer.path in quantized
 
     def _recorded(self, model: nn.Module) -> tuple[Graph | None, Outputs]:
         if self.examples is not None:

@@ -5,8 +5,11 @@ import re
 import pytest
 import torch
 
+import bitwright.nn as qnn
+from bitwright.graph import W2, W4A8, W8A8, calibrate, correct_biases, fold_batch_norms, quantize
+from bitwright.quantizers import Int8WeightPerChannelMSE
 from tests.graph.models import packages, real
-from tests.graph.models.metrics import cosine, sqnr, top
+from tests.graph.models.metrics import agreement, cosine, sqnr, top
 
 
 def loaded(*loaders):
@@ -54,6 +57,86 @@ def test_speaker_encoder_tells_the_speakers_apart():
     assert vectors.shape == (72, 256)
     assert cosine(vectors[:-1], vectors[1:]) > 0.9
     assert (vectors @ vectors.T).min() < 0.5
+
+
+@torch.no_grad()
+def outputs(model, *batches):
+    """Of a quantized model, evaluated on many batches of arguments."""
+    with qnn.frozen(model):
+        return torch.cat([model(*batch) for batch in batches])
+
+
+@pytest.mark.slow
+def test_mobilenet_in_eight_bits():
+    """Eight of the photos give the ranges; twenty, and crops of more, are judged."""
+    model, (images, labels), crops = loaded(real.mobilenet_v2, real.photos, real.photo_crops)
+    folded = fold_batch_norms(model, images[:1])
+    assert len(folded.report.changed) == 52
+    quantized = quantize(folded, W8A8, examples=images[:1])
+    calibrate(quantized, images[:8].split(4), progress=False)
+    with torch.no_grad():
+        reference, of_crops = model(images), model(crops)
+    logits = outputs(quantized, (images,))
+    assert top(1, logits, labels) >= 18 / 20
+    assert sqnr(reference, logits) > 19
+    assert agreement(of_crops, outputs(quantized, (crops,))) > 0.93
+    report = correct_biases(quantized, list(images[:8].split(4)), folded)
+    assert report.sqnr_after > report.sqnr_before + 1
+    assert sqnr(reference, outputs(quantized, (images,))) > 21
+
+
+@pytest.mark.slow
+def test_mobilenet_in_four_bits():
+    """Rounding to nearest leaves nothing of it; its biases bring it back."""
+    model, (images, labels) = loaded(real.mobilenet_v2, real.photos)
+    folded = fold_batch_norms(model, images[:1])
+    quantized = quantize(folded, W4A8, examples=images[:1])
+    calibrate(quantized, images[:8].split(4), progress=False)
+    with torch.no_grad():
+        reference = model(images)
+    logits = outputs(quantized, (images,))
+    assert top(1, logits, labels) <= 4 / 20
+    assert sqnr(reference, logits) < 1
+    correct_biases(quantized, list(images[:8].split(4)), folded)
+    logits = outputs(quantized, (images,))
+    assert top(1, logits, labels) >= 15 / 20
+    assert sqnr(reference, logits) > 5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("load", "layers"), [(real.minilm, 36), (real.torch_minilm, 12)], ids=["plain", "torch"])
+def test_minilm_in_eight_bits(load, layers):
+    """Twenty of the fifty documents give the ranges. Attention of torch's encoder stays float."""
+    model, documents = loaded(load, real.lee_documents)
+    quantized = quantize(model, W8A8, examples=documents[0])
+    assert sum(isinstance(module, qnn.QuantLayer) for module in quantized.modules()) == layers
+    with calibrate(quantized):
+        for batch in documents[:2]:
+            quantized(*batch)
+    vectors = outputs(quantized, *documents)
+    with torch.no_grad():
+        reference = torch.cat([model(*batch) for batch in documents])
+    assert real.lee_pearson(vectors) > real.lee_pearson(reference) - 0.01
+    assert sqnr(reference, vectors) > 16
+
+
+@pytest.mark.slow
+def test_digit_cnn_in_two_bits():
+    """With the largest weight as the scale it is lost; with the scale of the least squared error it is not."""
+    model, (images, labels) = loaded(real.digit_cnn, real.mnist)
+    assert top(1, outputs(quantize(model, W2), (images,)), labels) < 0.5
+    quantized = quantize(model, {"weight_quant": Int8WeightPerChannelMSE, "weight_bit_width": 2})
+    assert top(1, outputs(quantized, (images,)), labels) > 0.98
+
+
+@pytest.mark.slow
+def test_speaker_encoder_in_eight_bits():
+    """Its LSTM stays float as long as no quantized layer is known for it."""
+    model, windows = loaded(real.speaker_encoder, real.speech)
+    quantized = quantize(model, W8A8, examples=windows[:1])
+    calibrate(quantized, windows[:16].split(8), progress=False)
+    with torch.no_grad():
+        assert cosine(model(windows), quantized(windows)) > 0.98
 
 
 @pytest.mark.slow

@@ -16,9 +16,9 @@ from torch.nn.utils.parametrizations import weight_norm
 
 import bitwright.nn as qnn
 from bitwright.graph.conversion.conversion import quantize
-from bitwright.graph.conversion.ready import W4, W8A8, integer
-from bitwright.graph.conversion.rules import first, last
 from bitwright.graph.errors import GraphError
+from bitwright.graph.rules.ready import W4, W8A8, integer
+from bitwright.graph.rules.rules import first, last
 from bitwright.quantizers import Int4WeightPerChannel, Int8Act, Int8WeightPerChannel, Int32Bias, Uint4Act
 
 

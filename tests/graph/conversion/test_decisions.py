@@ -8,7 +8,7 @@ from torch import nn
 
 from bitwright.graph.conversion.conversion import quantize
 from bitwright.graph.conversion.decisions import Decision, SlotDecision, decisions_of
-from bitwright.graph.conversion.ready import W8A8
+from bitwright.graph.rules.ready import W8A8
 from bitwright.quantizers import Int8Act, Int8WeightPerChannel
 
 
@@ -55,3 +55,11 @@ def test_a_second_call_adds_to_the_first():
     q = quantize(quantize(model(), {"0": W8A8}), {"2": W8A8})
     assert [each.layer for each in decisions_of(q)] == ["QuantLinear", "ReLU", "QuantLinear", "LayerNorm"]
     assert decisions_of(q)[0].quantized
+
+
+def test_what_attention_reads_past_stays_float():
+    q = quantize(nn.TransformerEncoderLayer(4, 2, 8), {nn.Linear: W8A8})
+    decided = {each.path: each for each in decisions_of(q)}
+    reason = "nn.MultiheadAttention reads its weight and never calls it"
+    assert decided["self_attn.out_proj"].float_reason == reason
+    assert decided["linear1"].quantized

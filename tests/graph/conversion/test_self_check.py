@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from bitwright.graph.conversion.conversion import quantize
-from bitwright.graph.conversion.ready import W8A8
 from bitwright.graph.conversion.self_check import check_called, check_equal, outputs_of
 from bitwright.graph.errors import GraphError
+from bitwright.graph.rules.ready import W8A8
 
 X = torch.randn(2, 4)
 CALLS = []

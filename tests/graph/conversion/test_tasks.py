@@ -11,9 +11,9 @@ from torch import nn
 import bitwright.nn as qnn
 from bitwright.graph.conversion.conversion import quantize
 from bitwright.graph.conversion.decisions import decisions_of
-from bitwright.graph.conversion.ready import W8A8, integer
-from bitwright.graph.conversion.rules import first, last
 from bitwright.graph.errors import GraphError
+from bitwright.graph.rules.ready import W8A8, integer
+from bitwright.graph.rules.rules import first, last
 from bitwright.quantizers import Int4WeightPerGroup, Int8Act, Int8WeightPerChannel
 from tests.graph.models.resnet import ResNet
 from tests.graph.models.zoo import ZOO

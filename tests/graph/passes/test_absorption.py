@@ -175,8 +175,8 @@ def test_residual_sum_is_left():
 
 
 class Subclass(nn.Conv2d):
-    def forward(self, x):
-        return F.conv2d(F.pad(x, (1, 1)), self.weight, self.bias)
+    def forward(self, input):  # noqa: A002 - torch's name for it
+        return F.conv2d(F.pad(input, (1, 1)), self.weight, self.bias)
 
 
 def test_reader_with_its_own_forward_is_left():

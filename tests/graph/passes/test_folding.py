@@ -124,15 +124,15 @@ def test_other_paths_of_a_batch_norm():
 class SamePadding(nn.Conv2d):
     """A subclass as model zoos have it."""
 
-    def forward(self, x):
-        return F.conv2d(F.pad(x, (0, 1, 0, 1)), self.weight, self.bias)
+    def forward(self, input):  # noqa: A002 - torch's name for it
+        return F.conv2d(F.pad(input, (0, 1, 0, 1)), self.weight, self.bias)
 
 
 class Standardized(nn.Conv2d):
     """A subclass whose output does not follow the scale of its weight."""
 
-    def forward(self, x):
-        return F.conv2d(x, self.weight / self.weight.norm(), self.bias)
+    def forward(self, input):  # noqa: A002 - torch's name for it
+        return F.conv2d(input, self.weight / self.weight.norm(), self.bias)
 
 
 def test_subclass_that_scales_with_its_weight():
@@ -143,8 +143,8 @@ def test_subclass_that_scales_with_its_weight():
 
 
 class OwnNorm(nn.BatchNorm2d):
-    def forward(self, x):
-        return F.relu(super().forward(x))
+    def forward(self, input):  # noqa: A002 - torch's name for it
+        return F.relu(super().forward(input))
 
 
 def conv_and(bn=None, **layers):

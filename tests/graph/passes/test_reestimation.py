@@ -50,10 +50,11 @@ def statistics(model):
 
 def in_evaluation(model, x):
     """Statistics of what BatchNorms read, from one batch."""
-    model, found = copy.deepcopy(model).eval(), {}
+    model = copy.deepcopy(model).eval()
+    found: dict[str, torch.Tensor] = {}
     for path, module in model.named_modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            module.register_forward_pre_hook(lambda _, args, path=path: found.update({path: args[0]}))
+            module.register_forward_pre_hook(lambda _, args, path=path: found.update([(path, args[0])]))
     with torch.no_grad():
         model(x)
     axes = {path: [dim for dim in range(read.ndim) if dim != 1] for path, read in found.items()}

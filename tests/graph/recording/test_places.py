@@ -159,13 +159,14 @@ class Helpers(nn.Module):
         super().__init__()
         self.act = lambda a: a.relu()
         self.part = functools.partial(scaled, b=3)
+        self.hidden = functools.partial(lambda a, b: a.clamp(b), b=3)
         self.functional = F.gelu
 
     def forward(self, x):
         x = twice(x)
         x = decorated(x)
         x = without_gradients(x)
-        return self.functional(self.part(self.act(x)))
+        return self.functional(self.part(self.act(self.hidden(x))))
 
 
 def test_helper_functions():
@@ -177,10 +178,11 @@ def test_helper_functions():
         ("sub", "scaled(a, a) - scaled(a, 2)", "twice"),
         ("sigmoid", "a.sigmoid()", "decorated"),
         ("tanh", "a.tanh()", "without_gradients"),
+        ("clamp", "a.clamp(b)", "<lambda>"),
         ("relu", "a.relu()", "<lambda>"),
         ("mul_3", "a * b", "scaled"),
         ("add_3", "a * b + 1", "scaled"),
-        ("gelu", "self.functional(self.part(self.act(x)))", None),
+        ("gelu", "self.functional(self.part(self.act(self.hidden(x))))", None),
     ]
 
 
@@ -192,7 +194,26 @@ def test_a_helper_of_a_helper_is_reached_by_a_chain_of_known_functions():
     lines = Path(__file__).read_text().splitlines()
     called, written = lines.index("        x = twice(x)") + 1, lines.index("    return a * b + 1") + 1
     assert str(node.place) == f"test_places.py:{written} (in scaled, called at {called})"
-    assert record(Helpers(), X).node("sigmoid").place.helper is decorated
+    assert [each for each, _ in record(Helpers(), X).node("sigmoid").place.chain] == [None, decorated]
+
+
+def maker(factor):
+    def times(x):
+        return x * factor
+
+    return times
+
+
+class Makes(nn.Module):
+    def forward(self, x):
+        function = maker(3)
+        return function(x)
+
+
+def test_a_function_that_is_made_anew_for_every_forward_is_one_place():
+    graph = record(Makes(), [X, X])
+    (node,) = graph.functions()
+    assert (node.path, node.place.helper.__name__, len(graph.nodes)) == ("mul", "times", 3)
 
 
 class Base(nn.Module):

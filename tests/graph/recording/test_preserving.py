@@ -161,21 +161,42 @@ def test_inference_mode():
         assert graph.node("fc").inputs == [(graph.node("add_2"), 0)]
         assert graph.node("add_2").inputs[0] == (graph.node("mul"), 0)
 
+    class Fills(nn.Module):
+        def forward(self, x):
+            y = x + 1
+            y[0] = 3
+            return y * 2
+
     x, model = X.clone(), Messy()
     with torch.inference_mode():
+        filled = record(Fills(), X.clone())
+        assert filled.node("mul").inputs == [(filled.node("setitem"), 0)]
         check(model, x)
         check(Messy(), X.clone())
 
 
 def test_other_threads_are_not_recorded():
     class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.act = nn.ReLU()
+
         def forward(self, x):
-            thread = threading.Thread(target=lambda: nn.ReLU()(x + 1))
+            thread = threading.Thread(target=lambda: self.act(x + 1))
             thread.start()
             thread.join()
             return x * 2
 
-    assert [each.path for each in record(Net(), X).functions()] == ["mul"]
+    assert [each.path for each in record(Net(), X).nodes] == ["input", "mul", "output"]
+
+
+def test_fused_attention_is_off_and_flags_are_set():
+    model = nn.ReLU()
+    with evaluating(model, []):
+        assert not torch.backends.mha.get_fastpath_enabled()
+        assert not torch.is_grad_enabled()
+        assert not model.training
+    assert model.training
 
 
 def test_inputs_are_restored_only_if_written():

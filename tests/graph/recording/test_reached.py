@@ -49,7 +49,10 @@ class Control(nn.Module):
         elif times < 0:
             raise ValueError("impossible: " + str(times + rows))
         elif times == 0:
+            if 0:
+                never(x + x)  # not even compiled
             never(x)
+            rows = rows + 1  # a literal says that it is a number
             x = self.relu(torch.cat([x, F.relu(x)]))  # three
             x = x[: rows + times].view(rows * times, -1).sub(3)  # four
         assert times > 0, "times is " + str(times - rows)

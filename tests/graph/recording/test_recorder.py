@@ -211,6 +211,27 @@ def test_writes_are_seen_in_every_view_of_the_memory():
     ]
 
 
+def test_a_write_is_not_seen_in_views_beside_it():
+    class Net(nn.Module):
+        def forward(self, x):
+            y = x.exp()
+            left, right = y.chunk(2, dim=1)  # rows in turn
+            left.relu_()
+            return right * 2, left[0]._base / 2
+
+    assert lines(Net(), torch.randn(2, 4)) == [
+        "input: input()",
+        "exp: exp(input)",
+        "chunk: chunk(exp)",
+        "relu: relu(chunk)",
+        "mul: mul(chunk[1])",
+        "getitem: getitem(relu)",
+        "div: div(relu[1])",
+        "output: output(mul)",
+        "output_2: output(div)",
+    ]
+
+
 def test_a_module_that_works_in_place_writes_to_its_input():
     class Net(nn.Module):
         def __init__(self):
@@ -267,6 +288,15 @@ def test_parameters_among_the_arguments():
         "normed.parametrizations.weight.original1",
     ]
     assert graph.node("normed").function is nn.Linear
+
+
+def test_conversions_keep_a_grid_if_they_keep_the_dtype():
+    class Net(nn.Module):
+        def forward(self, x):
+            return x.float().half().to("cpu")
+
+    traits = [(each.keeps_grid, each.homogeneous) for each in record(Net(), torch.ones(1)).functions()]
+    assert traits == [(True, True), (False, False), (True, True)]
 
 
 class Hidden(nn.Module):
@@ -445,10 +475,10 @@ def test_sites_are_numbered_as_they_are_written():
         def forward(self, x):
             for step in (1, 0):
                 x = (x + 1) + 2 if step == 0 else x + 3
-            return x
+            return x**x**x
 
     graph = record(Net(), torch.ones(1))
-    assert [each.path for each in graph.functions()] == ["add_3", "add", "add_2"]
+    assert [each.path for each in graph.functions()] == ["add_3", "add", "add_2", "pow", "pow_2"]
 
 
 def test_several_examples_share_their_nodes():
@@ -484,6 +514,28 @@ def test_several_examples_share_their_nodes():
     assert first.users == [graph.node("output"), second]
     assert graph.node("output").sources == [(first, 0), (second, 0)]
     assert [each.index for each in graph.nodes] == list(range(9))
+
+
+def test_what_holds_for_some_examples_only():
+    class Net(nn.Module):
+        def forward(self, x, mode):
+            return F.interpolate(x, scale_factor=2, mode=mode)
+
+    x = torch.tensor([[[[1.0, 2.0]]]])
+    nearest, bilinear, cubic = (x, "nearest"), (x * 3, "bilinear"), (x, "bicubic")
+    expected = {
+        (nearest,): (True, True),
+        (nearest, bilinear): (False, True),
+        (bilinear, nearest, cubic): (False, False),
+    }
+    for examples, traits in expected.items():
+        node = record(Net(), list(examples)).node("interpolate")
+        assert (node.keeps_grid, node.homogeneous) == traits
+    node = record(Net(), [nearest, bilinear]).node("interpolate")
+    assert (node.low, node.high) == (1, 6)
+    for values in ([1.0, math.nan], [math.nan, 1.0]):
+        node = record(nn.ReLU(), [torch.tensor([each]) for each in values]).node("input")
+        assert [math.isnan(node.low), math.isnan(node.high)] == [True, True]
 
 
 def test_functions_by_kind():

@@ -4,9 +4,9 @@ import re
 
 import pytest
 
-from bitwright.graph.conversion import ready
-from bitwright.graph.conversion.ready import W2, W3, W4, W4A4, W4A8, W8, W8A8, integer
 from bitwright.graph.errors import GraphError
+from bitwright.graph.rules import ready
+from bitwright.graph.rules.ready import W2, W3, W4, W4A4, W4A8, W8, W8A8, integer
 from bitwright.quantizers import (
     Int2WeightPerChannel,
     Int3WeightPerChannel,

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from bitwright.graph.conversion.reuse import separate
+from bitwright.graph.placement.reuse import separate
 from bitwright.graph.recording.recorder import record
 
 X = torch.randn(2, 4)

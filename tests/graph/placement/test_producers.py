@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from bitwright.graph.conversion.producers import inputs_of, never_negative, producer
+from bitwright.graph.placement.producers import inputs_of, never_negative, producer
 from bitwright.graph.recording.recorder import record
 
 

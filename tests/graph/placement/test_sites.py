@@ -13,8 +13,8 @@ from torch import nn
 import bitwright.nn as qnn
 from bitwright.graph.conversion.conversion import quantize
 from bitwright.graph.conversion.decisions import decisions_of
-from bitwright.graph.conversion.ready import W4, W8A8
 from bitwright.graph.errors import GraphError, GraphWarning
+from bitwright.graph.rules.ready import W4, W8A8
 from bitwright.quantizers import Int4Act, Int8Act, Uint8Act
 
 

@@ -12,9 +12,9 @@ from torch import nn
 import bitwright.nn as qnn
 from bitwright.graph.conversion.conversion import quantize
 from bitwright.graph.conversion.decisions import decisions_of
-from bitwright.graph.conversion.ready import W8A8, integer
-from bitwright.graph.conversion.rules import last
 from bitwright.graph.errors import GraphError, GraphWarning
+from bitwright.graph.rules.ready import W8A8, integer
+from bitwright.graph.rules.rules import last
 from bitwright.qcore import QuantTensor, grid_of
 from bitwright.quantizers import Int4Act, Int8Act, Int16Bias, Int32Bias, Uint4Act
 
@@ -142,10 +142,12 @@ def test_outputs_are_decided_with_a_reason(net):
 
 
 def test_rules_say_what_activations_are(net):
-    rules = [(nn.Conv2d, W8A8), (nn.ReLU, {"act_quant": Uint4Act}), ("blocks.1.relu_2", None)]
-    q = quantize(net, rules[:2], examples=X, placement="outputs")
-    assert q.blocks[0].relu.act_quant.quantizer == Uint4Act
-    assert q.blocks[1].relu_2.act_quant.quantizer == Uint4Act
+    rules = {nn.Conv2d: W8A8, nn.ReLU: {"act_quant": Uint4Act}, "blocks.1.relu_2": None}
+    for placement in ("inputs", "outputs"):
+        q = quantize(net, rules, examples=X, placement=placement)
+        assert q.blocks[0].relu.act_quant.quantizer == Uint4Act
+        assert q.blocks[0].relu_2.act_quant.quantizer == Uint4Act
+        assert type(q.blocks[1].relu_2) is nn.ReLU
 
 
 def test_rules_say_what_biases_are(net):
@@ -217,6 +219,24 @@ def test_copies_pickles_and_trains(net):
         assert torch.equal(each(X), q(X))
         assert each.blocks[0].conv2.output_quant is each.relu.act_quant
     q.load_state_dict(net.state_dict())
+
+
+def test_integer_biases_where_no_grid_arrives():
+    """Two grids meet in a concatenation, so that what takes it quantizes it anew."""
+
+    class Merging(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.c = nn.ReLU(), nn.Tanh(), nn.Linear(8, 2)
+
+        def forward(self, x):
+            return self.c(torch.cat([self.a(x), self.b(x)], -1))
+
+    q = quantize(Merging(), integer(8, 8), examples=torch.randn(2, 4), placement="outputs")
+    assert slots(q) == {"a": ["act"], "b": ["act"], "c": ["bias", "input"]}
+    shared = quantize(Merging(), integer(8, 8), examples=torch.randn(2, 4), placement="outputs", joins="shared")
+    assert slots(shared) == {"a": ["act"], "b": ["act"], "c": ["bias"]}
+    calibrated(shared, torch.randn(2, 4))
 
 
 # Joins

@@ -12,19 +12,19 @@ from ...qcore import Grid, TensorQuant, grid_of
 from ...qcore.declare.inject import QuantizerType, settings
 from ...qcore.errors import UncalibratedWarning
 from ...quantizers import Int8Act, Int32Bias
+from ..layers.table import has_weights, slot_of
 from ..recording.examples import calls_of
 from ..recording.kinds import kind_of
 from ..recording.nodes import Graph, Node
 from ..recording.preserving import evaluating
 from ..recording.tensors import tensors_in
-from .choices import Choice, has_place
-from .given import Given
+from ..rules.choices import Choice, has_place
+from ..rules.given import Given
 from .joins import JOINS, Join, joins_of
 from .producers import inputs_of, makers_of, never_negative
 from .sharing import Shared, declared_for, own_settings, share, share_inputs
 from .signs import can_be_unsigned
 from .sites import Site
-from .table import has_weights, slot_of
 
 __all__ = ["Placement", "share_joins"]
 
@@ -145,9 +145,9 @@ class Placement:
 
     Example:
         >>> import torch
-        >>> from .choices import choose
-        >>> from .layers import layers_of
-        >>> from .rules import read_rules
+        >>> from ..rules.choices import choose
+        >>> from ..layers.layers import layers_of
+        >>> from ..rules.rules import read_rules
         >>> from ..recording.recorder import record
         >>> model = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2))
         >>> choices = choose(model, layers_of(model), read_rules({nn.Linear: dict(input_quant=Int8Act)}))
@@ -240,7 +240,9 @@ class Placement:
 
 
 def _as_if_calibrated(quant: TensorQuant, x: Tensor, *context: object) -> tuple[Tensor, Grid | None]:
-    """What a quantizer does, on the grid of one scale for all tensors, as it will be."""
+    """What a quantizer does, on the grid of one scale for all tensors, as it will be; biases need no grid yet."""
+    if quant.follows_input:
+        return x, None
     values, grid = quant._quantize(x, *context)
     return values, grid if grid is None or quant.calibrated else grid.replace(source=quant.source)
 

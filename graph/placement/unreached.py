@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 from ..recording.kinds import name_of
 from ..recording.nodes import Graph
-from .rules import Rule
+from ..rules.rules import Rule
 
 __all__ = ["not_reached"]
 

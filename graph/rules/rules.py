@@ -12,7 +12,7 @@ from torch import nn
 from ...nn import QuantLayer
 from ...qcore.models import shown
 from ..errors import GraphError
-from .table import keywords_of_layers
+from ..layers.table import keywords_of_layers
 
 __all__ = ["End", "Rule", "RulesLike", "first", "is_function", "last", "read_rules", "written"]
 

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from torch import nn
 
 from ..errors import GraphError
+from ..layers.layers import Layer, layers_of
+from ..layers.table import has_weights
 from ..recording.nodes import Graph, Node
 from ..rewriting import interpose
-from .layers import Layer, layers_of
-from .table import has_weights
 
 __all__ = ["separate"]
 

@@ -10,15 +10,15 @@ from torch import nn
 from ...nn import QuantFunction, QuantLayer
 from ...qcore import QuantizerError
 from ..errors import GraphError
+from ..layers.class_change import device_and_dtype
+from ..layers.table import slot_names
 from ..recording.kinds import name_of
 from ..recording.nodes import Graph, Node
 from ..rewriting import function_at, interpose
-from .class_change import device_and_dtype
-from .given import Given
+from ..rules.given import Given
+from ..rules.rules import Rule
 from .producers import never_negative
-from .rules import Rule
 from .signs import WHY, can_be_unsigned
-from .table import slot_names
 
 __all__ = ["Site", "choose_sites", "convert_sites", "is_wildcard", "sites_of"]
 

@@ -9,7 +9,7 @@ from torch.nn.utils import prune
 
 import bitwright.nn as qnn
 from bitwright.graph.conversion.conversion import quantize
-from bitwright.graph.conversion.own_forward import quantized_subclass
+from bitwright.graph.layers.own_forward import quantized_subclass
 
 
 class Scaled(nn.Linear):

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from bitwright.graph.conversion.joins import joins_of
+from bitwright.graph.placement.joins import joins_of
 from bitwright.graph.recording.recorder import record
 
 

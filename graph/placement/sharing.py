@@ -4,11 +4,11 @@ from collections.abc import Iterable, Sequence
 
 from ...nn import QuantLayer
 from ...qcore.declare.inject import QuantizerType
+from ..layers.table import has_weights, slot_of
 from ..recording.nodes import Graph
-from .choices import Choice
-from .given import Given
+from ..rules.choices import Choice
+from ..rules.given import Given
 from .producers import inputs_of
-from .table import has_weights, slot_of
 
 __all__ = ["Shared", "declared_for", "own_settings", "share", "share_inputs"]
 

@@ -10,11 +10,11 @@ from torch import nn
 from ...nn import QuantLayer
 from ...qcore import QuantizerError
 from ..errors import GraphError
+from ..layers.layers import Layer, counted, plain_class
+from ..layers.own_forward import quantized_subclass
+from ..layers.table import has_weights, keywords_of_layers, slot_of, torch_layer
 from .given import Given
-from .layers import Layer, counted, plain_class
-from .own_forward import quantized_subclass
 from .rules import End, Rule, written
-from .table import has_weights, keywords_of_layers, slot_of, torch_layer
 
 __all__ = ["Choice", "choose", "has_place"]
 
@@ -72,7 +72,7 @@ def choose(
             layers can use.
 
     Example:
-        >>> from .layers import layers_of
+        >>> from ..layers.layers import layers_of
         >>> from .rules import read_rules
         >>> model = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
         >>> rules = read_rules({nn.Linear: dict(weight_bit_width=4), "0": dict(weight_bit_width=3)})

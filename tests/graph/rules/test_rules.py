@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from torch import nn
 
 import bitwright.nn as qnn
-from bitwright.graph.conversion.ready import W8A8
-from bitwright.graph.conversion.rules import first, is_function, last, read_rules, written
 from bitwright.graph.errors import GraphError
+from bitwright.graph.rules.ready import W8A8
+from bitwright.graph.rules.rules import first, is_function, last, read_rules, written
 from bitwright.quantizers import Int8Act, Int8WeightPerChannel
 
 

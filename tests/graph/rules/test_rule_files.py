@@ -10,10 +10,10 @@ from torch import nn
 
 import bitwright.nn as qnn
 from bitwright import quantizers
-from bitwright.graph.conversion.ready import W8A8, integer
-from bitwright.graph.conversion.rule_files import load_rules, save_rules
-from bitwright.graph.conversion.rules import first, last, read_rules
 from bitwright.graph.errors import GraphError
+from bitwright.graph.rules.ready import W8A8, integer
+from bitwright.graph.rules.rule_files import load_rules, save_rules
+from bitwright.graph.rules.rules import first, last, read_rules
 from bitwright.qcore import FloatScale
 from bitwright.quantizers import Int4WeightPerChannel, Int8Act, Int8WeightPerChannel
 

@@ -3,10 +3,10 @@
 from collections.abc import Iterable
 
 from ...qcore.declare.inject import QuantizerType, settings
+from ..layers.table import has_weights
 from ..recording.nodes import Graph
-from .choices import Choice
+from ..rules.choices import Choice
 from .producers import inputs_of, never_negative
-from .table import has_weights
 
 __all__ = ["can_be_unsigned", "choose_signs"]
 
