@@ -85,7 +85,8 @@ def correct_biases(
     MobileNetV2 at 4 bits can hurt a transformer, whose means are estimated from too few tokens. At the end, the layers
     that keep their correction have it estimated anew from all samples.
 
-    The model is changed in place, and it is as it was if anything fails. A second call finds next to nothing to correct.
+    The model is changed in place, and it is as it was if anything fails. A second call finds next to nothing to
+    correct.
 
     Args:
         model: a quantized model with calibrated activations. It evaluates, whatever its mode.
