@@ -94,8 +94,9 @@ class Run:
     def _add(self, dealt: Dealt, path: str, out: Tensor, axis: int) -> None:
         if path in dealt.dimensions:
             parts = dealt.parts(out, dealt.dimensions[path])
-            for means, part in zip([self.estimated, self.judged][: 1 + dealt.held_out], parts, strict=False):
-                means.add(path, part, axis)
+            self.estimated.add(path, parts[0], axis)
+            if dealt.held_out:
+                self.judged.add(path, parts[1], axis, dealt.dimensions[path], dealt.judges)
 
     def _go(
         self,
