@@ -52,6 +52,7 @@ class Control(nn.Module):
             if 0:
                 never(x + x)  # not even compiled
             never(x)
+            x = nn.ReLU()(x)  # makes a module
             rows = rows + 1  # a literal says that it is a number
             x = self.relu(torch.cat([x, F.relu(x)]))  # three
             x = x[: rows + times].view(rows * times, -1).sub(3)  # four
