@@ -15,14 +15,15 @@ from ...nn.contexts.switching import unquantized
 from ...nn.weight_layer import WeightLayer
 from ...qcore.models import require_model
 from ..errors import GraphError
-from .batches import batches_of
+from ..measuring.batches import batches_of
+from ..measuring.channel_means import ChannelMeans
+from ..measuring.evaluation import Call, evaluating, numbers_in, observed
+from ..measuring.layer_outputs import Computed, Run, Wanted, computed
+from ..measuring.samples import Dealt, deal
+from ..measuring.signal import SignalToNoise
+from ..regions.ownership import channel_axis
 from .biases import Biases
-from .channel_means import ChannelMeans
-from .evaluation import Call, evaluating, numbers_in, observed
-from .layer_outputs import Computed, Run, Wanted, channel_axis, computed
 from .reports import Entry, Report
-from .samples import Dealt, deal
-from .signal import SignalToNoise
 
 __all__ = ["BiasReport", "correct_biases"]
 
@@ -290,7 +291,7 @@ class _Correction:
                 return None
             values = of(layer, out)
             estimated, judged = ChannelMeans(), ChannelMeans()
-            axis, dim = channel_axis(layer, values), self.dealt.dimensions[path]
+            axis, dim = channel_axis(layer, values.ndim), self.dealt.dimensions[path]
             parts = self.dealt.parts(values, dim)
             estimated.add(path, parts[0], axis)
             if self.dealt.held_out:
@@ -306,7 +307,7 @@ class _Correction:
 
         def see(path: str, layer: nn.Module, args: Any, kwargs: Any, out: Any) -> None:
             values = of(layer, out)
-            means.add(path, values, channel_axis(layer, values))
+            means.add(path, values, channel_axis(layer, values.ndim))
             raise _Reached
 
         for path in layers:

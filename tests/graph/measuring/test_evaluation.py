@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import bitwright.nn as qnn
-from bitwright.graph.passes.evaluation import evaluating, numbers_in, observed
+from bitwright.graph.measuring.evaluation import evaluating, numbers_in, observed
 from bitwright.quantizers import Int8Act
 
 

@@ -4,8 +4,8 @@ import torch
 from torch import nn
 
 import bitwright.nn as qnn
-from bitwright.graph.passes.layer_outputs import Run, channel_axis, computed
-from bitwright.graph.passes.samples import deal
+from bitwright.graph.measuring.layer_outputs import Run, computed
+from bitwright.graph.measuring.samples import deal
 from bitwright.quantizers import Uint8Act
 
 X = torch.tensor([[1.0], [2.0], [3.0], [4.0], [8.0]])
@@ -64,10 +64,3 @@ def test_before_the_output_is_quantized():
         assert torch.equal(out, -2 * X)  # what stood in for the quantizer still does
         assert torch.equal(of(layer, out), -2 * X)
     assert layer.output_quant.intercept is None
-
-
-def test_channel_axis():
-    assert channel_axis(nn.Linear(2, 3), torch.ones(4, 5, 3)) == -1
-    assert channel_axis(nn.Conv2d(2, 3, 1), torch.ones(4, 3, 5, 5)) == 1
-    assert channel_axis(nn.Conv2d(2, 3, 1), torch.ones(3, 5, 5)) == 0
-    assert channel_axis(nn.ConvTranspose1d(2, 3, 1), torch.ones(4, 3, 5)) == 1

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from bitwright.graph.passes.signal import SignalToNoise
+from bitwright.graph.measuring.signal import SignalToNoise
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from bitwright.graph.errors import GraphError
-from bitwright.graph.passes.samples import deal, joined, samples_in, taken
+from bitwright.graph.measuring.samples import deal, joined, samples_in, taken
 
 
 def rows(*numbers):

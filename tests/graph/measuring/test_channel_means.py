@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from bitwright.graph.passes.channel_means import ChannelMeans
+from bitwright.graph.measuring.channel_means import ChannelMeans
 
 X = torch.arange(48, dtype=torch.float32).reshape(4, 3, 2, 2)  # (N, C, H, W)
 
