@@ -27,7 +27,7 @@ def test_samples_in():
 
 
 def test_joined():
-    args, kwargs = joined([call(rows(1), {"a": rows(2)}, flag=True), call(rows(3, 4), {"a": rows(5, 6)}, flag=True)])
+    args, kwargs = joined([call(rows(1), {"a": rows(2)}, flag=True), call(rows(3, 4), {"a": rows(5, 6)}, flag=True)])  # type: ignore[misc]
     assert args[0].flatten().tolist() == [1, 3, 4]
     assert args[1]["a"].flatten().tolist() == [2, 5, 6]
     assert kwargs == {"flag": True}
