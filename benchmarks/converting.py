@@ -30,7 +30,7 @@ class ByHand(Layers):
     def conv(self, *args: Any, input_quant: bool = False, **options: Any) -> nn.Module:
         return qnn.QuantConv2d(*args, **options, **SETTINGS)
 
-    def linear(self, *args: Any, input_quant: bool = False) -> nn.Module:
+    def linear(self, *args: Any, input_quant: bool = False) -> nn.Module:  # type: ignore[override]
         return qnn.QuantLinear(*args, **SETTINGS)
 
 

@@ -140,7 +140,7 @@ class Explanation:
         line = f"{self.model}: {count} of {len(self.layers)} layers quantized"
         if self.sqnr is None:
             return line
-        noisy = [f"{each.path or self.model} {decibels(each.sqnr)}" for each in self.worst[:3] if each.quantized]
+        noisy = [f"{each.path or self.model} {decibels(each.sqnr)}" for each in self.worst[:3] if each.sqnr != math.inf]
         most = f"; most noise: {', '.join(noisy)}" if noisy else ""
         return f"{line}; SQNR of the outputs {decibels(self.sqnr)} dB{most}"
 

@@ -12,8 +12,8 @@ from ...nn.contexts.switching import unquantized
 from ...nn.layer import QuantLayer
 from ...qcore import Grid, QuantizerError, TensorQuant, values_of
 from ...qcore.tensor_quant import Intercept
-from ..passes.evaluation import Call, evaluating, numbers_in, observed
-from ..passes.signal import SignalToNoise
+from ..measuring.evaluation import Call, evaluating, numbers_in, observed
+from ..measuring.signal import SignalToNoise
 from .coverage import Coverage
 
 __all__ = ["Measurement"]

@@ -9,7 +9,7 @@ from ...qcore import TensorQuant
 from ...qcore.models import require_model
 from ..conversion.decisions import Decision, SlotDecision, decisions_of
 from ..errors import GraphError
-from ..passes.batches import batches_of
+from ..measuring.batches import batches_of
 from .coverage import Coverage
 from .explanation import ExplainedLayer, ExplainedQuantizer, Explanation
 from .measuring import Measurement

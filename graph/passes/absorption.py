@@ -11,11 +11,11 @@ from ..recording.examples import calls_of
 from ..recording.kinds import kind_of
 from ..recording.nodes import Graph, Node
 from ..recording.recorder import record
+from ..regions.ownership import FORWARDS
+from ..regions.regions import Regions
+from ..regions.weights import WeightedLayer, per_channel, weighted
 from .models import Examples, difference, float_copy, untouched, with_report
-from .ownership import FORWARDS
-from .regions import Regions
 from .reports import Entry, Report, listed
-from .weights import WeightedLayer, per_channel, weighted
 
 __all__ = ["absorb_biases"]
 

@@ -9,10 +9,10 @@ from torch.nn.modules.conv import _ConvNd
 
 from ..errors import GraphError
 from ..recording.recorder import record
+from ..regions.regions import Region, Regions
+from ..regions.weights import Side, channel_maxima, magnitudes, per_channel, scale_channels, weighted
 from .models import Examples, check_same, float_copy, replace_module, with_report
-from .regions import Region, Regions
 from .reports import Entry, Report, listed
-from .weights import Side, channel_maxima, magnitudes, per_channel, scale_channels, weighted
 
 __all__ = ["equalize"]
 

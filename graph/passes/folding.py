@@ -11,10 +11,10 @@ from torch.nn.modules.conv import _ConvNd
 from ..errors import GraphError
 from ..recording.nodes import Graph, Node
 from ..recording.recorder import record
+from ..regions.ownership import Ownership, channel_axis
+from ..regions.weights import WeightedLayer, scale_channels, weighted
 from .models import Examples, check_same, float_copy, replace_module, with_report
-from .ownership import Ownership, channel_axis
 from .reports import Entry, Report, listed
-from .weights import WeightedLayer, scale_channels, weighted
 
 __all__ = ["fold_batch_norms"]
 

@@ -12,8 +12,8 @@ from ...nn.contexts.freezing import frozen
 from ...qcore import values_of
 from ...qcore.models import require_model
 from ..errors import GraphError
-from .batches import batches_of
-from .evaluation import Call, evaluating
+from ..measuring.batches import batches_of
+from ..measuring.evaluation import Call, evaluating
 from .reports import Entry, Report, listed
 
 __all__ = ["reestimate_batch_norms"]

@@ -11,15 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import GraphError
+from ..measuring.batches import batches_of
+from ..measuring.evaluation import Call
 from ..recording.nodes import Graph, Node, Source
 from ..recording.recorder import record
-from .batches import batches_of
-from .evaluation import Call
+from ..regions.ownership import channel_axis
+from ..regions.regions import Regions
+from ..regions.weights import WeightedLayer, channel_maxima, channels_of, magnitudes, scale_channels, weighted
 from .models import check_same, example_of, float_copy, replace_module, untouched, with_report
-from .ownership import channel_axis
-from .regions import Regions
 from .reports import Entry, Report, listed
-from .weights import WeightedLayer, channel_maxima, channels_of, magnitudes, scale_channels, weighted
 
 __all__ = ["ChannelScale", "smooth"]
 

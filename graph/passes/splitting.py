@@ -14,10 +14,10 @@ from ..errors import GraphError
 from ..recording.kinds import kind_of
 from ..recording.nodes import Node
 from ..recording.recorder import record
+from ..regions.regions import Region, Regions
+from ..regions.weights import Side, WeightedLayer, channel_maxima, magnitudes, weighted
 from .models import Examples, check_same, float_copy, with_report
-from .regions import Region, Regions
 from .reports import Entry, Report, listed
-from .weights import Side, WeightedLayer, channel_maxima, magnitudes, weighted
 
 __all__ = ["split_channels"]
 

@@ -200,9 +200,8 @@ class Sources:
         while caller is not None and is_foreign(caller.f_code.co_filename):
             caller = caller.f_back
         key = frame.f_code, caller and caller.f_code
-        if key not in self._functions:
-            found = (each for each in _candidates(frame, caller, first) if _has_code(each, frame.f_code))
-            function = bare(next(found, None))
+        if key not in self._functions or not _runs(frame, self._functions[key]):
+            function = bare(next((each for each in _candidates(frame, caller, first) if _runs(frame, each)), None))
             self._functions[key] = function if isinstance(function, FunctionType) else None
         return self._functions[key]
 
@@ -262,6 +261,15 @@ def _is_filled(cell: CellType) -> bool:
         return cell.cell_contents is not None
     except ValueError:
         return False
+
+
+def _runs(frame: FrameType, function: object) -> bool:
+    """Whether a frame may be that of a function: the code, and what a closure holds."""
+    for each in layers_of(function):
+        if each.__code__ is frame.f_code:
+            held = zip(frame.f_code.co_freevars, each.__closure__ or (), strict=True)
+            return all(not _is_filled(cell) or cell.cell_contents is frame.f_locals.get(name) for name, cell in held)
+    return False
 
 
 def _has_code(function: object, code: CodeType) -> bool:

@@ -78,9 +78,12 @@ def _monitored(ran: Ran) -> Iterator[None]:
         yield
         return
 
+    watched: set[CodeType] = set()
+
     def started(code: CodeType, offset: int) -> None:
-        if code not in ran and not is_foreign(code.co_filename):
-            ran[code] = set()
+        if code not in watched and not is_foreign(code.co_filename):
+            watched.add(code)
+            ran.setdefault(code, set())
             monitoring.set_local_events(tool, code, monitoring.events.INSTRUCTION)
 
     def stepped(code: CodeType, offset: int) -> None:
@@ -94,7 +97,7 @@ def _monitored(ran: Ran) -> Iterator[None]:
         yield
     finally:
         monitoring.set_events(tool, 0)
-        for code in ran:
+        for code in watched:
             monitoring.set_local_events(tool, code, 0)
         monitoring.register_callback(tool, monitoring.events.PY_START, None)
         monitoring.register_callback(tool, monitoring.events.INSTRUCTION, None)

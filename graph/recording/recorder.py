@@ -176,8 +176,6 @@ class _Recorder(TorchFunctionMode):
         self, func: Callable[..., Any], types: object, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if threading.get_ident() != self._thread:
-            return func(*args, **kwargs)
         with torch._C.DisableTorchFunctionSubclass():
             read = tensors_in((args, kwargs))
             if _may_write(func, kwargs):

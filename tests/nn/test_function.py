@@ -253,7 +253,7 @@ def test_functions_travel_by_name(function, name):
 def test_a_function_of_a_module_of_ones_own(tmp_path, monkeypatch):
     (tmp_path / "functions_of_a_user.py").write_text("def halved(x):\n    return x / 2\n")
     monkeypatch.syspath_prepend(tmp_path)
-    from functions_of_a_user import halved
+    from functions_of_a_user import halved  # type: ignore[misc]
 
     layer = qnn.QuantFunction(halved, act_quant=Int8Act, scale=0.5)
     assert repr(layer).startswith("QuantFunction(\n  functions_of_a_user.halved\n")

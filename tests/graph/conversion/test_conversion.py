@@ -187,7 +187,7 @@ def test_a_layer_of_ones_own(net):
         def __init__(self, *args, weight_quant=Int4WeightPerChannel, **options):
             super().__init__(*args, weight_quant=weight_quant, **options)
 
-        def forward(self, x, *extra):
+        def forward(self, x, *extra):  # type: ignore[override]
             return super().forward(x, *extra) + 1
 
     q = quantize(net, [(nn.Conv2d, QuantConv), ("stem", {"weight_bit_width": 3}), (first(), {"input_quant": Int8Act})])
@@ -383,12 +383,12 @@ def test_trains(net):
 class Padded(nn.Conv2d):
     """Pads for itself."""
 
-    def forward(self, x, factor=1.0, *, shift=0.0):
+    def forward(self, x, factor=1.0, *, shift=0.0):  # type: ignore[override]
         return super().forward(F.pad(x, (1, 1, 1, 1))) * factor + shift
 
 
 class Standardized(nn.Conv2d):
-    def _conv_forward(self, x, weight, bias):
+    def _conv_forward(self, x, weight, bias):  # type: ignore[override]
         return super()._conv_forward(x, weight - weight.mean(), bias)
 
 
@@ -459,7 +459,7 @@ def test_own_forwards_with_parametrized_weights():
 
 def test_own_activations():
     class Doubled(nn.ReLU):
-        def forward(self, x):
+        def forward(self, x):  # type: ignore[override]
             return 2 * super().forward(x)
 
     q = quantize(nn.Sequential(Doubled()), {nn.ReLU: {"scale": 0.5}})

@@ -21,7 +21,7 @@ LAYERS = (
 
 def test_text_with_figures():
     assert str(Explanation("Net", LAYERS, 10.04)) == (
-        "Net: 3 of 11 layers quantized; SQNR of the outputs 10.0 dB; most noise: c.act 12.5, a 31.2, d exact\n"
+        "Net: 3 of 11 layers quantized; SQNR of the outputs 10.0 dB; most noise: c.act 12.5, a 31.2\n"
         "layer  class        slot    quantizer                                               set by          clipped"
         "        dead   SQNR  so far\n"
         "a      QuantConv2d  weight  Int8WeightPerChannel: int8 narrow, axis 0               nn.Conv2d           0 %"

@@ -25,7 +25,7 @@ class QuantBilinear(qnn.QuantLayer, nn.Bilinear):
         qnn.Slot("input"),
     )
 
-    def forward(self, one, other):
+    def forward(self, one, other):  # type: ignore[override]
         return F.bilinear(self.pass_through("input", one)[0], other, self.take("weight")[0], self.bias)
 
 
@@ -97,7 +97,7 @@ def test_a_layer_of_ones_own_runs_own_forwards():
             super().__init__(*args, weight_quant=weight_quant, **options)
 
     class Padded(nn.Conv2d):
-        def forward(self, x):
+        def forward(self, x):  # type: ignore[override]
             return super().forward(F.pad(x, (1, 1, 1, 1)))
 
     q = quantize(weight_norm(Padded(3, 4, 3)), {nn.Conv2d: QuantConv})
@@ -108,7 +108,7 @@ def test_a_layer_of_ones_own_runs_own_forwards():
 
 def test_own_forwards_that_a_layer_can_not_run():
     class Swapped(nn.Bilinear):
-        def forward(self, one, other):
+        def forward(self, one, other):  # type: ignore[override]
             return super().forward(other, one)
 
     message = (

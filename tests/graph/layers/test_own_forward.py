@@ -13,10 +13,10 @@ from bitwright.graph.layers.own_forward import quantized_subclass
 
 
 class Scaled(nn.Linear):
-    def forward(self, x, factor=1.0):
+    def forward(self, x, factor=1.0):  # type: ignore[override]
         for _ in range(50):  # so that threads meet
             weight = self.weight
-        return nn.functional.linear(x, weight, self.bias) * factor
+        return nn.functional.linear(x, weight, self.bias) * factor  # type: ignore[misc]
 
 
 def test_threads_have_their_own_weights():
@@ -32,7 +32,7 @@ def test_threads_have_their_own_weights():
 
 def test_a_failing_forward_leaves_nothing_behind():
     class Failing(nn.Linear):
-        def forward(self, x):
+        def forward(self, x):  # type: ignore[override]
             assert self.weight.abs().max() > 0
             raise ValueError("no")
 

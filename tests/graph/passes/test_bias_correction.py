@@ -284,6 +284,18 @@ def test_a_layer_without_gain_on_held_out_samples_is_left():
     assert report[""].figures == {"before": 0.25, "after": 0.5}
 
 
+def test_a_layer_is_left_where_a_few_large_errors_have_moved_the_mean():
+    """0.25 x is missing: 1.25 in the mean, which is the mean of 0.25, 0.25, 0.25 and 4.25."""
+    model = line(0.75)
+    x = torch.tensor([[1.0], [1.0], [1.0], [1.0], [1.0], [1.0], [17.0], [17.0]])
+    report = correct_biases(model, x, true_line(1.0))
+    assert model.bias.item() == 0
+    assert report[""].reason == "no gain on the samples held out"
+    assert report[""].figures["after"] == 0
+    correct_biases(model, x[:6], true_line(1.0))
+    assert model.bias.item() == 0.25
+
+
 def test_all_is_undone_where_the_outputs_get_worse():
     """The second layer makes up for the error of the first, until that is corrected."""
     model = nn.Sequential(line(0.5), line(2.0))

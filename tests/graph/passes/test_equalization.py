@@ -73,7 +73,7 @@ def test_depthwise_between_is_solved_at_once():
         for layer, numbers in zip(model[::2], zip(*MEANS, strict=True), strict=True):
             layer.weight.copy_(torch.tensor(numbers).reshape(layer.weight.shape))
     equalized = equalize(model, torch.ones(1, 1, 2, 2), sweeps=1)
-    for layer in equalized[::2]:
+    for layer in equalized[::2]:  # type: ignore[misc]
         torch.testing.assert_close(layer.weight.flatten(), torch.tensor(list(MEANS.values())))
 
 

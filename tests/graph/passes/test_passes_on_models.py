@@ -5,9 +5,9 @@ import torch
 from torch import nn
 
 from bitwright.graph import GraphError, equalize, fold_batch_norms, smooth
-from bitwright.graph.passes.regions import Regions
 from bitwright.graph.passes.splitting import split_channels
 from bitwright.graph.recording.recorder import record
+from bitwright.graph.regions.regions import Regions
 from tests.graph.models.zoo import ZOO, applied
 
 # What fold_batch_norms, equalize, equalize with ReLU6 replaced, smooth and split_channels change; the last four in the

@@ -87,7 +87,7 @@ def test_output_is_unchanged(norm, alpha, seed, multipliers):
 @pytest.mark.parametrize(("norm", "suffix"), [(nn.LayerNorm, ""), (OwnNorm, ".weight")])
 def test_who_divides(norm, suffix):
     report = smooth(block(norm), tokens()).report
-    assert {entry.path: entry.action for entry in report} == {
+    assert {entry.path: entry.action for entry in report} == {  # type: ignore[misc]
         "q": f"smoothed into norm1{suffix}",
         "k": f"smoothed into norm1{suffix}",
         "v": f"smoothed into norm1{suffix}",
@@ -96,7 +96,7 @@ def test_who_divides(norm, suffix):
         "up": f"smoothed into norm2{suffix}",
         "down": "smoothed into up",
     }
-    assert all(entry.figures["spread after"] < entry.figures["spread before"] for entry in report)
+    assert all(entry.figures["spread after"] < entry.figures["spread before"] for entry in report)  # type: ignore[misc]
 
 
 def test_numbers():
@@ -137,7 +137,7 @@ def test_query_heads_of_one_head_of_values_are_averaged():
 
 def test_skipped_by_name():
     smoothed = smooth(block(), tokens(), skip=["o", "d*"])
-    assert [entry.path for entry in smoothed.report] == ["q", "k", "v", "gate", "up"]
+    assert [entry.path for entry in smoothed.report] == ["q", "k", "v", "gate", "up"]  # type: ignore[misc]
     assert torch.equal(smoothed.down.weight, block().down.weight)
 
 
@@ -171,7 +171,7 @@ def test_without_multipliers():
     model = nn.Sequential(nn.LayerNorm(3), nn.Linear(3, 4), nn.GELU(), nn.Linear(4, 2))
     smoothed = smooth(model, torch.randn(6, 3), multipliers=False)
     assert [type(each) for each in smoothed] == [type(each) for each in model]
-    assert [entry.action for entry in smoothed.report] == ["smoothed into 0", "left"]
+    assert [entry.action for entry in smoothed.report] == ["smoothed into 0", "left"]  # type: ignore[misc]
 
 
 def test_convolutions_if_asked():

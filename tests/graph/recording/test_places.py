@@ -206,14 +206,28 @@ def maker(factor):
 
 class Makes(nn.Module):
     def forward(self, x):
-        function = maker(3)
+        function = maker(x + 1)
         return function(x)
 
 
 def test_a_function_that_is_made_anew_for_every_forward_is_one_place():
     graph = record(Makes(), [X, X])
-    (node,) = graph.functions()
-    assert (node.path, node.place.helper.__name__, len(graph.nodes)) == ("mul", "times", 3)
+    _, node = graph.functions()
+    assert (node.path, node.place.helper.__name__, len(graph.nodes)) == ("mul", "times", 4)
+
+
+def test_functions_with_one_code_are_told_apart_by_what_they_hold():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.double, self.triple = maker(2), maker(3)
+
+        def forward(self, x):
+            return self.triple(self.double(self.triple(x)))
+
+    model = Net()
+    helpers = [node.place.helper for node in record(model, X).functions()]
+    assert helpers == [model.triple, model.double, model.triple]
 
 
 class Base(nn.Module):

@@ -52,6 +52,7 @@ class Control(nn.Module):
             if 0:
                 never(x + x)  # not even compiled
             never(x)
+            x = nn.ReLU()(x)  # makes a module
             rows = rows + 1  # a literal says that it is a number
             x = self.relu(torch.cat([x, F.relu(x)]))  # three
             x = x[: rows + times].view(rows * times, -1).sub(3)  # four
@@ -147,10 +148,15 @@ def test_watching_leaves_other_tracers_alone():
     try:
         ran = {}
         with watching(ran):
+            helper(X, deep=True)
             never(X)
         assert sys.gettrace() is tracer
         assert len(ran[never.__code__]) > 2
-        assert helper.__code__ not in ran
+        assert decorated.__code__ not in ran
+        so_far = len(ran[helper.__code__])
+        with watching(ran):
+            helper(X, deep=False)
+        assert len(ran[helper.__code__]) > so_far
         events.clear()
         never(X)
         assert events == ["call"]

@@ -77,13 +77,13 @@ def test_a_helper_becomes_a_method_under_its_decorators():
     CALLS.clear()
     made = rewritten(decorated, 2, found)
     assert CALLS == []
-    assert made.source == (
+    assert made.source == (  # type: ignore[attr-defined]
         "@counted(2)\n"
         "@torch.no_grad()\n"
         "def decorated(owner, x, y=5, *, z: int = 7):\n"
         "    return owner.negative(owner.add(x, y)) * z\n"
     )
-    assert made.function is decorated
+    assert made.function is decorated  # type: ignore[attr-defined]
     assert made(Owner(), 1) == -1006 * 7
     assert made(Owner(), 1, y=2, z=1) == -1003
     assert CALLS == [2, 2]

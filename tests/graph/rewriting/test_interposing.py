@@ -215,7 +215,7 @@ class Decorated(nn.Module):
         return self.half(x) + bias
 
     @plain
-    def half(self, x):
+    def half(self, x):  # type: ignore[override]
         return x / 2
 
 
@@ -240,7 +240,7 @@ class OtherNames(nn.Module):
         super().__init__()
         self.activation = F.gelu
 
-    def forward(module, x, /):  # noqa: N805
+    def forward(module, x, /):  # type: ignore[misc]  # noqa: N805
         import torch.nn.functional as functional
 
         return functional.relu(module.activation(x)) + 1
@@ -350,7 +350,7 @@ def test_the_class_is_like_the_original(cls, x):
             assert method.__qualname__ == original.__qualname__
             assert inspect.signature(method) == inspect.signature(original)
             assert method.__doc__ == original.__doc__
-            assert method.function is original
+            assert method.function is original  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("cls", MODELS)
@@ -546,8 +546,8 @@ def test_the_line_of_an_error_is_that_of_the_file(x):
 
 def test_decorators_are_kept_and_not_called_again(x):
     quantized = rewritten(Decorated(), x)
-    assert type(quantized).forward.volume == 11
-    assert type(quantized).forward.__wrapped__.__wrapped__.__code__ is not Decorated.forward.__wrapped__.__wrapped__
+    assert type(quantized).forward.volume == 11  # type: ignore[attr-defined]
+    assert type(quantized).forward.__wrapped__.__wrapped__.__code__ is not Decorated.forward.__wrapped__.__wrapped__  # type: ignore[attr-defined]
     assert not quantized(x.requires_grad_()).requires_grad
     assert quantized(x, bias=2).equal(Decorated()(x, bias=2))
 

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from bitwright.graph.passes.weights import channel_maxima, channels_of, per_channel, scale_channels
+from bitwright.graph.regions.weights import channel_maxima, channels_of, per_channel, scale_channels
 
 
 @st.composite

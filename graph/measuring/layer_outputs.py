@@ -10,11 +10,12 @@ from ...nn.contexts.freezing import frozen
 from ...nn.contexts.intercepting import intercepted
 from ...qcore import Grid, TensorQuant, values_of
 from ...qcore.tensor_quant import Intercept
+from ..regions.ownership import channel_axis
 from .channel_means import ChannelMeans
 from .evaluation import Call, numbers_in, observed
 from .samples import Dealt
 
-__all__ = ["Computed", "Run", "Wanted", "channel_axis", "computed"]
+__all__ = ["Computed", "Run", "Wanted", "computed"]
 
 
 Computed = Callable[[nn.Module, Any], Tensor]  # a layer, its last output -> what it computed before quantizing that
@@ -63,7 +64,7 @@ class Run:
 
     Example:
         >>> import torch
-        >>> from bitwright.graph.passes.samples import deal
+        >>> from bitwright.graph.measuring.samples import deal
         >>> model = nn.Sequential(nn.Flatten()).eval()
         >>> dealt = deal("correct_biases", model, {}, [((torch.arange(4.0).unsqueeze(1),), {})])
         >>> Run(model, {}, dealt).outputs
@@ -94,8 +95,9 @@ class Run:
     def _add(self, dealt: Dealt, path: str, out: Tensor, axis: int) -> None:
         if path in dealt.dimensions:
             parts = dealt.parts(out, dealt.dimensions[path])
-            for means, part in zip([self.estimated, self.judged][: 1 + dealt.held_out], parts, strict=False):
-                means.add(path, part, axis)
+            self.estimated.add(path, parts[0], axis)
+            if dealt.held_out:
+                self.judged.add(path, parts[1], axis, dealt.dimensions[path], dealt.judges)
 
     def _go(
         self,
@@ -112,7 +114,7 @@ class Run:
                 counts[path] = counts.get(path, 0) + 1
                 self.most_calls[path] = max(self.most_calls.get(path, 0), counts[path])
                 values = of(layer, out)
-                add(path, values, channel_axis(layer, values))
+                add(path, values, channel_axis(layer, values.ndim))
 
             found = []
             with observed(layers, see):
@@ -120,12 +122,6 @@ class Run:
                     counts.clear()
                     found.append(numbers_in(model(*args, **kwargs)))
             return found
-
-
-def channel_axis(layer: nn.Module, out: Tensor) -> int:
-    """The dimension of a layer's output that counts its channels, with or without a batch."""
-    weight: Any = layer.weight
-    return -1 if isinstance(layer, nn.Linear) else out.ndim - weight.ndim + 1
 
 
 @contextmanager

@@ -3,7 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bitwright.graph.passes.scales import Scales, distinct, moved
+from bitwright.graph.regions.scales import Scales, distinct, moved
 
 
 def test_channels_are_new_ids_along_one_axis():

@@ -3,8 +3,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from bitwright.graph.passes.regions import Regions
 from bitwright.graph.recording.recorder import record
+from bitwright.graph.regions.regions import Regions
 
 
 class Net(nn.Module):

@@ -96,6 +96,11 @@ class Dealt:
         """Whether the samples that judge are others than those that estimate."""
         return self.judging is not self.estimating
 
+    @property
+    def judges(self) -> int:
+        """How many samples of ``both`` judge."""
+        return self.share[1] - self.share[0]
+
     def all_estimate(self) -> "Dealt":
         """The same samples, none of them held out."""
         calls = [*self.estimating, *self.judging] if self.held_out else self.estimating

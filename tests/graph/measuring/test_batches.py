@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from bitwright.graph import GraphError
-from bitwright.graph.passes.batches import batches_of
+from bitwright.graph.measuring.batches import batches_of
 
 X, Y = torch.ones(1), torch.zeros(2)
 

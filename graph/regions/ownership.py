@@ -2,6 +2,7 @@
 
 import copy
 from collections import Counter
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -101,14 +102,15 @@ def conv_forward(layer: nn.Module) -> object:
     return getattr(type(layer), "_conv_forward", None)
 
 
-def channel_axis(layer: WeightedLayer, ndim: int) -> int:
+def channel_axis(layer: nn.Module, ndim: int) -> int:
     """The dimension of a layer's input and output, of so many dimensions, that runs over channels.
 
     Example:
         >>> channel_axis(nn.Conv2d(1, 1, 1), 4), channel_axis(nn.Conv2d(1, 1, 1), 3), channel_axis(nn.Linear(1, 1), 3)
         (1, 0, 2)
     """
-    return ndim - 1 if isinstance(layer, nn.Linear) else ndim - (layer.weight.ndim - 1)
+    weight: Any = layer.weight
+    return ndim - 1 if isinstance(layer, nn.Linear) else ndim - (weight.ndim - 1)
 
 
 @torch.no_grad()
