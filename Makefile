@@ -20,11 +20,12 @@ FOLDERS := $(shell sed -n 's/^"bitwright\.[a-z_]*" = "\([a-z_]*\)"$$/\1/p' pypro
 BASELINE := ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_ENABLE_INSTRUCTIONS=SSE4_2
 NUMERIC := tests/qcore tests/quantizers tests/nn tests/export
 
-.PHONY: help demo bench test test-slow test-models test-baseline-cpu test-declaration test-versions test-wheel lint format wheel clean
+.PHONY: help demo bench bench-ptq test test-slow test-models test-baseline-cpu test-declaration test-versions test-wheel lint format wheel clean
 
 help:
 	@echo "make demo               train, export and compare LeNet-5, quantized three ways"
 	@echo "make bench              measure speed and memory beside other libraries, for docs/benchmarks.md"
+	@echo "make bench-ptq          what post-training quantization leaves of real networks, beside Brevitas"
 	@echo "make test               run the tests, except those marked slow"
 	@echo "make test-slow          run the tests marked slow"
 	@echo "make test-models        run the tests on networks with their published weights (220 MB)"
@@ -41,6 +42,10 @@ demo: $(VENV)/.demo
 
 bench: $(VENV)/.bench $(VENV)/.brevitas
 	$(VENV)/bench/bin/python -m benchmarks.run --brevitas-python $(VENV)/brevitas/bin/python $(ARGS)
+
+bench-ptq: $(VENV)/.test $(VENV)/.models $(VENV)/.brevitas
+	$(VENV)/bin/python -m benchmarks.ptq bitwright $(ARGS)
+	$(VENV)/brevitas/bin/python -W ignore -m benchmarks.ptq brevitas $(ARGS)
 
 test: $(VENV)/.test
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n $(JOBS) -m "not slow" $(ARGS)

@@ -1,0 +1,32 @@
+"""Post-training quantization by bitwright."""
+
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+from torch import Tensor, nn
+
+from bitwright.graph import GraphError, calibrate, correct_biases, fold_batch_norms, quantize
+from bitwright.quantizers import Int8Act, Int8WeightPerChannel, Int8WeightPerChannelMSE
+
+__all__ = ["WAYS"]
+
+
+def _quantized(model: nn.Module, scheme: Any, batches: list[tuple[Tensor, ...]]) -> nn.Module:
+    with suppress(GraphError):  # it has none
+        model = fold_batch_norms(model, batches[0])
+    weight = Int8WeightPerChannelMSE if scheme.mse else Int8WeightPerChannel
+    rules: dict[str, object] = {"weight_quant": weight, "weight_bit_width": scheme.weight_bits}
+    if scheme.act_bits:
+        rules |= {"input_quant": Int8Act, "input_bit_width": scheme.act_bits}
+    quantized = quantize(model, rules, examples=batches[0])
+    if scheme.act_bits:
+        with calibrate(quantized):
+            for batch in batches:
+                quantized(*batch)
+    if scheme.correct:
+        correct_biases(quantized, batches, model)
+    return quantized
+
+
+WAYS: dict[str, Callable[..., nn.Module]] = {"bitwright": _quantized}

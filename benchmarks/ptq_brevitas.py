@@ -1,0 +1,67 @@
+"""Post-training quantization by Brevitas: layer by layer, and on a traced graph."""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from brevitas.graph.calibrate import (  # pyright: ignore[reportMissingImports] - it has an environment of its own
+    bias_correction_mode,
+    calibration_mode,
+)
+from brevitas.graph.quantize import (  # pyright: ignore[reportMissingImports]
+    COMPUTE_LAYER_MAP,
+    LAYERWISE_COMPUTE_LAYER_MAP,
+    layerwise_quantize,
+    preprocess_for_quantize,
+    quantize,
+)
+from brevitas.quant import (  # pyright: ignore[reportMissingImports]
+    Int8ActPerTensorFloat,
+    Int8WeightPerChannelFloat,
+    Int8WeightPerChannelFloatMSE,
+)
+from torch import Tensor, nn
+
+__all__ = ["WAYS"]
+
+Batches = list[tuple[Tensor, ...]]
+
+
+def _layers(layers: dict[type, Any], scheme: Any, **acts: Any) -> dict[type, Any]:
+    """A map of layers in which convolutions and linear layers follow the scheme."""
+    weight = Int8WeightPerChannelFloatMSE if scheme.mse else Int8WeightPerChannelFloat
+    settings = {"weight_quant": weight, "weight_bit_width": scheme.weight_bits, "bias_quant": None, **acts}
+    return {kind: (layers[kind][0], {**layers[kind][1], **settings}) for kind in (nn.Conv2d, nn.Linear)}
+
+
+@torch.no_grad()
+def _finished(model: nn.Module, scheme: Any, batches: Batches) -> nn.Module:
+    """Calibrated, and corrected."""
+    modes = [*([calibration_mode] if scheme.act_bits else []), *([bias_correction_mode] if scheme.correct else [])]
+    for mode in modes:
+        with mode(model):
+            for batch in batches:
+                model(*batch)
+    return model.eval()
+
+
+def _by_layers(model: nn.Module, scheme: Any, batches: Batches) -> nn.Module:
+    model = copy.deepcopy(model)
+    if any(isinstance(module, nn.BatchNorm2d) for module in model.modules()):
+        model = preprocess_for_quantize(model, relu6_to_relu=False)
+    acts = {"input_quant": Int8ActPerTensorFloat, "input_bit_width": scheme.act_bits}
+    settings = acts if scheme.act_bits else {"input_quant": None}
+    return _finished(
+        layerwise_quantize(model, _layers(LAYERWISE_COMPUTE_LAYER_MAP, scheme, **settings)), scheme, batches
+    )
+
+
+def _by_graph(model: nn.Module, scheme: Any, batches: Batches) -> nn.Module | None:
+    if not scheme.act_bits:
+        return None  # it quantizes activations, too
+    model = preprocess_for_quantize(copy.deepcopy(model), relu6_to_relu=False)
+    return _finished(quantize(model, compute_layer_map=_layers(COMPUTE_LAYER_MAP, scheme)), scheme, batches)
+
+
+WAYS: dict[str, Callable[..., nn.Module | None]] = {"Brevitas, layers": _by_layers, "Brevitas, graph": _by_graph}
