@@ -20,6 +20,9 @@ FOLDERS := $(shell sed -n 's/^"bitwright\.[a-z_]*" = "\([a-z_]*\)"$$/\1/p' pypro
 BASELINE := ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_ENABLE_INSTRUCTIONS=SSE4_2
 NUMERIC := tests/qcore tests/quantizers tests/nn tests/export
 
+# What needs published weights and labelled data.
+REAL := tests/graph/test_real_models.py tests/examples/test_imagenet_ptq.py
+
 .PHONY: help demo bench bench-ptq test test-slow test-models test-baseline-cpu test-declaration test-versions test-wheel lint format wheel clean
 
 help:
@@ -54,7 +57,7 @@ test-slow: $(VENV)/.test
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n $(JOBS) -m slow $(ARGS)
 
 test-models: $(VENV)/.test $(VENV)/.models
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n $(JOBS) -m slow tests/graph tests/examples $(ARGS)
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n $(JOBS) -m slow $(REAL) $(ARGS)
 
 test-baseline-cpu: $(VENV)/.test
 	OMP_NUM_THREADS=1 $(BASELINE) $(VENV)/bin/python -m pytest -n $(JOBS) -m "not slow" -k "not inductor" $(NUMERIC) $(ARGS)

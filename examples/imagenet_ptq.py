@@ -218,7 +218,8 @@ def table_of(scores: list[Score]) -> Table:
 
 
 def draw(sqnrs: dict[str, float], path: Path) -> None:
-    """A bar for each layer: short ones are the ones that hurt."""
+    """A bar for each layer: short ones are the ones that hurt, and where nothing is lost there is none."""
+    sqnrs = {name: each for name, each in sqnrs.items() if math.isfinite(each)}
     figure = Figure(figsize=(max(4.0, 0.22 * len(sqnrs)), 4), layout="constrained")
     axes = figure.subplots()
     axes.bar(range(len(sqnrs)), list(sqnrs.values()), color="#2563eb", alpha=0.6)
@@ -264,6 +265,7 @@ def _run(options: argparse.Namespace, console: Console) -> int:
     quantized, model = post_training(model, rules_of(options), batches, options)
     logits, _ = evaluate(quantized, loader, "quantized", options.device)
     scores.append(Score.of("quantized", logits, labels, reference))
+    explanation = explain(quantized, batches[:4], model)
     if options.finetune:
         training = DataLoader(others, options.batch_size, shuffle=True, num_workers=options.workers)
         finetune(quantized, model, training, options)
@@ -272,12 +274,11 @@ def _run(options: argparse.Namespace, console: Console) -> int:
 
     table = table_of(scores)
     console.print(f"{options.model or options.factory} on {len(images)} images", table)
-    explanation = explain(quantized, batches[:4], model)
     with open(options.out / "report.txt", "w", encoding="utf-8") as text:
         Console(file=text, width=120).print(table)
         text.write(f"\n{explanation}\n")
     explanation.save(options.out / "layers.html")
-    draw({each.path: each.sqnr for each in explanation if each.quantized and each.sqnr}, options.out / "layers.png")
+    draw({each.path: each.sqnr for each in explanation if each.sqnr is not None}, options.out / "layers.png")
     torch.save(quantized.state_dict(), options.out / "quantized.pt")
     if options.export == "none":
         return 0
