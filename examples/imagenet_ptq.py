@@ -56,7 +56,7 @@ DIALECTS = {"qcdq": export_onnx_qcdq, "qdq": export_onnx_qdq}
 def post_training(
     model: nn.Module, rules: Any, batches: list[Tensor], options: argparse.Namespace
 ) -> tuple[nn.Module, nn.Module]:
-    """A quantized model and the float one that it was made from, without training: all that a program of yours needs."""
+    """A quantized model, and the float one it was made from, without training: all that a program of yours needs."""
     example = batches[0][:1]
     model = fold_batch_norms(model, example) if options.fold else model
     model = equalize(model, example, relu6=options.relu6) if options.equalize else model
