@@ -24,7 +24,7 @@ def batches_of(asked: str, model: nn.Module, data: object) -> list[Call]:
             of positional arguments; of those, as many count as forward takes, so that a loader may give labels, too.
 
     Raises:
-        GraphError: something else, or no batch.
+        GraphError: something else, no batch, or a tuple of more than forward takes.
 
     Example:
         >>> import torch
@@ -39,7 +39,14 @@ def batches_of(asked: str, model: nn.Module, data: object) -> list[Call]:
         batches = data
     else:
         raise GraphError(f"{asked}: data={shown(data)} is no batch. {expected}")
-    most, device = _positional(model), next((each.device for each in model.parameters()), None)
+    most = _positional(model)
+    if isinstance(data, tuple) and most is not None and len(data) > most:  # such as x.split(8)
+        takes = f"{most or 'no'} positional argument{'s' * (most != 1)}"
+        raise GraphError(
+            f"{asked}: data is a tuple of {len(data)}, which is one batch, and forward takes {takes}. Pass a list of "
+            "batches: list(data)."
+        )
+    device = next((each.device for each in model.parameters()), None)
     calls: list[Call] = []
     for batch in batches:
         if not isinstance(batch, Tensor | tuple | list | Mapping):

@@ -39,6 +39,14 @@ class Node:
         keeps_grid: whether every value of the output is one of the first input, or zero.
         homogeneous: whether it carries over positive scales of channels.
         alternatives: lists like ``inputs``, from examples in which the tensors came from elsewhere.
+
+    Example:
+        >>> import torch
+        >>> from bitwright.graph import record
+        >>> from torch import nn
+        >>> relu = record(nn.Sequential(nn.Linear(2, 2), nn.ReLU()), torch.ones(1, 2)).nodes[2]
+        >>> relu.kind, relu.low >= 0, [source.path for source, _ in relu.inputs]
+        ('ReLU', True, ['0'])
     """
 
     index: int
@@ -95,6 +103,14 @@ class Graph:
         unreached: functions of a known kind in the source of methods and helper functions that ran, at places that no
             example reached: the class, the method, the kind, and file and line.
         aliases: for every path of a module the first one, by which nodes and `called` go.
+
+    Example:
+        >>> import torch
+        >>> from bitwright.graph import record
+        >>> from torch import nn
+        >>> graph = record(nn.Sequential(nn.Linear(2, 2), nn.ReLU()), torch.ones(1, 2))
+        >>> [node.path for node in graph.nodes], graph.calls("0")[0].shape
+        (['input', '0', '1', 'output'], (1, 2))
     """
 
     nodes: list[Node]

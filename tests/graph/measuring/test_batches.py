@@ -41,6 +41,15 @@ def test_labels_are_left_out():
     assert batches_of("smooth", nn.Linear(1, 2), [(X, Y)]) == [((X,), {})]
 
 
+def test_a_tuple_of_batches_is_no_batch():
+    message = (
+        "smooth: data is a tuple of 3, which is one batch, and forward takes 1 positional argument. Pass a list of "
+        "batches: list(data)."
+    )
+    with pytest.raises(GraphError, match=f"^{re.escape(message)}$"):
+        batches_of("smooth", nn.Linear(1, 2), torch.ones(3, 1).split(1))
+
+
 @pytest.mark.parametrize("data", [5, "text", None])
 def test_no_batch(data):
     message = f"smooth: data={data!r} is no batch. Pass a tensor, or a list or loader of batches."

@@ -240,7 +240,7 @@ class OtherNames(nn.Module):
         super().__init__()
         self.activation = F.gelu
 
-    def forward(module, x, /):  # type: ignore[misc]  # noqa: N805
+    def forward(module, x, /):  # noqa: N805
         import torch.nn.functional as functional
 
         return functional.relu(module.activation(x)) + 1
