@@ -1,6 +1,6 @@
 """The steps of quantize: record, decide, change, check."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from torch import nn
@@ -11,13 +11,16 @@ from ..errors import GraphError
 from ..layers.class_change import change_class, device_and_dtype
 from ..layers.layers import Layer, layers_of
 from ..layers.table import slot_of, torch_layer
+from ..placement.activations import activations_as_layers
+from ..placement.joins import joins_of
 from ..placement.placement import Placement, share_joins
 from ..placement.reuse import separate
 from ..placement.sharing import Shared, share, share_inputs
 from ..placement.signs import choose_signs
 from ..placement.sites import Site, choose_site_signs, choose_sites, convert_sites, sites_of
 from ..placement.unreached import not_reached
-from ..recording.nodes import Graph
+from ..recording.kinds import name_of
+from ..recording.nodes import Graph, Node
 from ..recording.recorder import record
 from ..rules.choices import Choice, choose
 from ..rules.given import Given
@@ -66,6 +69,8 @@ class Plan:
         if graph is not None:
             new = separate(model, graph, self._one_each(model, graph))
             graph = record(model, self.examples) if new else graph
+            if activations_as_layers(model, graph, self._makers(graph), self._functions()):
+                graph = record(model, self.examples)
         choices, sites = self._choices(model, graph)
         shared: list[Shared] = []
         placement: Placement | None = None
@@ -112,6 +117,16 @@ class Plan:
             return lambda layer: True
         quantized = {choice.layer.path for choice in choices if choice.quantized is not None}
         return lambda layer: layer.path in quantized
+
+    def _makers(self, graph: Graph) -> Collection[Node]:
+        """The calls whose results are to lie on a grid that the place that computes them gives."""
+        if self.placement == "outputs":
+            return graph.nodes
+        return [node for join in joins_of(graph) for node in join.producers] if self.joins == "shared" else []
+
+    def _functions(self) -> list[str]:
+        """The kinds of functions that rules are for: they stay functions."""
+        return [name_of(rule.where) for rule in self.rules if rule.is_function]
 
     def _recorded(self, model: nn.Module) -> tuple[Graph | None, Outputs]:
         if self.examples is not None:

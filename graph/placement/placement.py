@@ -123,7 +123,8 @@ def _left_alone(left: Sequence[tuple[str, Node]]) -> str:
     paths = list(dict.fromkeys(path for path, _ in left))
     listed = ", ".join(paths[:3]) + (f" and {len(paths) - 3} more" if len(paths) > 3 else "")
     is_norm = kind_of(node.function) == "batch_norm"
-    remedy = "Call fold_batch_norms before." if is_norm else "To quantize them there, name the function in a rule."
+    there = f'Quantize the operands there by a rule: "{path}": dict(input_quant=Int8Act).'
+    remedy = "Call fold_batch_norms before." if is_norm else there
     return (
         f"joins='shared' leaves {listed} as {'they are' if len(paths) > 1 else 'it is'}: an operand of {path} comes "
         f"from {node.path} ({node.kind}), which has no quantizer of its result. {remedy}"

@@ -5,11 +5,10 @@ from collections.abc import Callable
 
 from torch import nn
 
-from ..errors import GraphError
 from ..layers.layers import Layer, layers_of
 from ..layers.table import has_weights
 from ..recording.nodes import Graph, Node
-from ..rewriting import interpose
+from .sites import Edits, interposed, is_written
 
 __all__ = ["separate"]
 
@@ -55,7 +54,8 @@ def _each_its_own(model: nn.Module, graph: Graph, layer: Layer) -> list[str]:
     for node in graph.calls(layer.path):
         if node.place is not None and (node.owner, node.place) not in [(each.owner, each.place) for each in places]:
             places.append(node)
-    made, number = list[str](), 1
+    edits: Edits = {}
+    number = 1
     for node in places[1:]:
         owner = model.get_submodule(node.owner)
         base = layer.path.rpartition(".")[2]
@@ -64,10 +64,7 @@ def _each_its_own(model: nn.Module, graph: Graph, layer: Layer) -> list[str]:
             number += 1
         name = f"{base}_{number}"
         assert node.place is not None
-        owner.add_module(name, copy.deepcopy(layer.module))
-        try:
-            interpose(owner, [(node.place, name, node)])
-            made.append(f"{node.owner}.{name}" if node.owner else name)
-        except GraphError:
-            del owner._modules[name]
-    return made
+        if is_written(owner, node.place, node):
+            owner.add_module(name, copy.deepcopy(layer.module))
+            edits.setdefault(node.owner, []).append((node.place, name, node))
+    return interposed(model, edits)

@@ -14,13 +14,14 @@ from ..layers.class_change import device_and_dtype
 from ..layers.table import slot_names
 from ..recording.kinds import name_of
 from ..recording.nodes import Graph, Node
+from ..recording.places import Place
 from ..rewriting import function_at, interpose
 from ..rules.given import Given
 from ..rules.rules import Rule
 from .producers import never_negative
 from .signs import WHY, can_be_unsigned
 
-__all__ = ["Site", "choose_sites", "convert_sites", "is_wildcard", "sites_of"]
+__all__ = ["Edits", "Site", "choose_sites", "convert_sites", "interposed", "is_wildcard", "is_written", "sites_of"]
 
 _OPTIONS = ("share", "operands", "inplace", "return_quant_tensor")
 
@@ -77,6 +78,51 @@ def is_wildcard(glob: str) -> bool:
         (True, False)
     """
     return any(sign in glob for sign in "*?[")
+
+
+Edits = dict[str, list[tuple[Place, str, Node]]]
+"""For the path of a module, the places in its code in which it is to call a submodule of that name."""
+
+
+def is_written(owner: nn.Module, place: Place, node: Node) -> bool:
+    """Whether a call can be rewritten where it stands.
+
+    Example:
+        >>> import torch
+        >>> from ..recording.recorder import record
+        >>> model = nn.Sequential(nn.ReLU())
+        >>> node = record(model, torch.ones(1)).node("0")
+        >>> assert node.place is not None
+        >>> is_written(model, node.place, node)
+        False
+    """
+    try:
+        function_at(owner, place, node)
+    except GraphError:
+        return False
+    return True
+
+
+def interposed(model: nn.Module, edits: Edits) -> list[str]:
+    """Let modules call their new submodules; where that can't be done, the submodules go.
+
+    Returns:
+        The paths of the submodules that are called.
+
+    Example:
+        >>> interposed(nn.Sequential(), {})
+        []
+    """
+    made: list[str] = []
+    for path, found in edits.items():
+        owner = model.get_submodule(path)
+        try:
+            interpose(owner, found)
+            made += [f"{path}.{name}" if path else name for _, name, _ in found]
+        except GraphError:
+            for _, name, _ in found:
+                del owner._modules[name]
+    return made
 
 
 def choose_sites(sites: Sequence[Site], rules: Iterable[Rule]) -> set[int]:

@@ -6,7 +6,6 @@ import re
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 import bitwright.nn as qnn
@@ -309,11 +308,11 @@ def test_functions_before_sums_are_told():
             self.a = nn.Linear(4, 4)
 
         def forward(self, x):
-            return self.a(x) + F.relu(x)
+            return self.a(x) + torch.exp(x)
 
     message = (
-        "quantize: joins='shared' leaves add as it is: an operand of add comes from relu (relu), which has no "
-        "quantizer of its result. To quantize them there, name the function in a rule."
+        "quantize: joins='shared' leaves add as it is: an operand of add comes from exp (exp), which has no "
+        'quantizer of its result. Quantize the operands there by a rule: "add": dict(input_quant=Int8Act).'
     )
     with pytest.warns(GraphWarning, match=f"^{re.escape(message)}$"):
         quantize(Sum(), W8A8, examples=torch.randn(2, 4), joins="shared")

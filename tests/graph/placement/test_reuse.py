@@ -37,6 +37,21 @@ def test_every_place_gets_its_own():
     assert calls == ["act", "act_3", "act_4", "act_4", "act_5", "inner.1"]
 
 
+def test_places_on_one_line():
+    class Line(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.act = nn.ReLU()
+
+        def forward(self, x):
+            return self.act(x) + self.act(-x) + self.act(2 * x)
+
+    model = Line()
+    expected = model(X)
+    assert separate(model, record(model, X), lambda layer: True) == {"act_2": "act", "act_3": "act"}
+    assert torch.equal(model(X), expected)
+
+
 def test_only_what_is_wanted_and_has_no_state():
     class Stateful(nn.ReLU):
         def __init__(self):
