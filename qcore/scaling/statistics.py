@@ -134,9 +134,8 @@ class AbsPercentile:
 
     def __call__(self, rows: Tensor) -> Tensor:
         """The percentile of the magnitudes, of each row."""
-        rows = rows.abs()
         rank = min(max(math.floor(self.percentile / 100 * rows.shape[1] + 0.5), 1), rows.shape[1])
-        return kth_largest(rows, rows.shape[1] - rank + 1)
+        return kth_largest(rows, rows.shape[1] - rank + 1, magnitudes=True)
 
     def pooled(self, rows: Tensor) -> list[Tensor]:
         """The percentile over all ranks."""
@@ -357,26 +356,35 @@ def _pooled_percentile(rows: Tensor, rank: Callable[[int], int]) -> Tensor:
     return gathered_kth_largest(rows, total - at + 1)
 
 
-def kth_largest(rows: Tensor, k: int) -> Tensor:
+def kth_largest(rows: Tensor, k: int, *, magnitudes: bool = False) -> Tensor:
     """The ``k``-th largest of each row (1 is the largest), exactly, without sorting where that is avoidable.
 
     Long rows: of the maxima of columns the k largest tell which columns can hold the answer.
 
+    Args:
+        rows: (rows, values).
+        k: from 1 on.
+        magnitudes: of the magnitudes, which are not worked out for all values of a long row: fresh memory for them
+            would take longer than the search.
+
     Example:
-        >>> kth_largest(torch.tensor([[3.0, 1.0, 2.0]]), 2)
-        tensor([2.])
+        >>> rows = torch.tensor([[-3.0, 1.0, 2.0]])
+        >>> kth_largest(rows, 2), kth_largest(rows, 2, magnitudes=True)
+        (tensor([1.]), tensor([2.]))
     """
     length = rows.shape[1]
-    if k == 1:
-        return rows.amax(1)
-    if k > length // 64:
-        return rows.kthvalue(length - k + 1, 1).values
-    if rows.shape[0] > 1 or length < _SEARCH or k > _BLOCK // 2:
-        return rows.topk(k, 1).values[:, -1]
+    if rows.shape[0] > 1 or length < _SEARCH or not 1 < k <= min(length // 64, _BLOCK // 2):
+        rows = rows.abs() if magnitudes else rows
+        if k == 1:
+            return rows.amax(1)
+        return rows.kthvalue(length - k + 1, 1).values if k > length // 64 else rows.topk(k, 1).values[:, -1]
     whole = length // _BLOCK * _BLOCK
     blocks = rows[0, :whole].view(-1, _BLOCK)
-    columns = blocks.amax(0).topk(k).indices
+    known = blocks.detach()
+    highest = torch.maximum(known.amax(0), -known.amin(0)) if magnitudes else known.amax(0)
+    columns = highest.topk(k).indices
     candidates = torch.cat([blocks[:, columns].reshape(-1), rows[0, whole:]])
+    candidates = candidates.abs() if magnitudes else candidates
     return candidates.topk(k).values[-1:]
 
 
