@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from ...nn import QuantLayer
+from ...nn import QuantLayer, unquantized
 from ...qcore import QuantizerError, TensorQuant
 from ..errors import GraphError
 from ..layers.class_change import change_class, device_and_dtype
@@ -91,7 +91,7 @@ class Plan:
         if graph is not None:
             if placement is not None:
                 placement.finish(model, self.examples)
-            check_equal(before, model, self.examples, new)
+            check_equal(before, model, self.examples, new, [site.path for site in sites if _is_assigned(model, site)])
             paths = [choice.layer.path for choice in choices if choice.quantized is not None]
             check_called(model, [path for path in paths if graph.calls(path)], self.examples)
         decisions = [_of_layer(choice) for choice in choices]
@@ -130,7 +130,8 @@ class Plan:
 
     def _recorded(self, model: nn.Module) -> tuple[Graph | None, Outputs]:
         if self.examples is not None:
-            return record(model, self.examples), outputs_of(model, self.examples)
+            with unquantized(model):  # it may hold quantized layers already
+                return record(model, self.examples), outputs_of(model, self.examples)
         for option, asked in (
             ("placement='outputs'", self.placement == "outputs"),
             ("joins='shared'", self.joins == "shared"),
@@ -184,6 +185,15 @@ def _of_layer(choice: Choice) -> Decision:
         return Decision(choice.layer.path, type(layer).__name__, {}, choice.float_reason)
     slots = _slots(layer, choice.settings, f"usual in {choice.quantized.__name__}")
     return Decision(choice.layer.path, type(layer).__name__, slots)
+
+
+def _is_assigned(model: nn.Module, site: Site) -> bool:
+    """Whether a rewritten place was ``a += b``, which is ``a = self.add(a, b)`` now."""
+    if site.settings is None:
+        return False
+    layer, name = model.get_submodule(site.path), str(getattr(site.node.function, "__name__", ""))
+    in_place = name.startswith("__i") or (name.endswith("_") and not name.endswith("__"))
+    return in_place and getattr(getattr(layer, "function", None), "__module__", "") == "_operator"
 
 
 def _is_told(site: Site) -> bool:

@@ -1,14 +1,14 @@
 """Whether a converted model with its quantizers off computes what the float model did, and calls what was converted."""
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
-from ...nn import unquantized
+from ...nn import quantizers_of, unquantized
 from ..errors import GraphError
 from ..recording.examples import calls_of
 from ..recording.nodes import Graph
@@ -29,7 +29,8 @@ def outputs_of(model: nn.Module, examples: object) -> Outputs:
         >>> [path for path, _ in found], len({digest for _, digest in found})
         (['0', '1', ''], 1)
     """
-    paths = {id(module): path for path, module in model.named_modules()}
+    parts = {id(part) for quant in quantizers_of(model).values() for part in quant.modules()}
+    paths = {id(module): path for path, module in model.named_modules() if id(module) not in parts}
     found: Outputs = []
 
     def note(module: nn.Module, args: object, out: object) -> None:
@@ -48,7 +49,9 @@ def outputs_of(model: nn.Module, examples: object) -> Outputs:
     return found
 
 
-def check_equal(before: Outputs, model: nn.Module, examples: object, new: Mapping[str, str]) -> None:
+def check_equal(
+    before: Outputs, model: nn.Module, examples: object, new: Mapping[str, str], assigned: Sequence[str] = ()
+) -> None:
     """Compare a converted model whose quantizers are off with the float model, to the bit.
 
     Args:
@@ -56,6 +59,7 @@ def check_equal(before: Outputs, model: nn.Module, examples: object, new: Mappin
         model: the converted one.
         examples: the same as for the float model.
         new: the paths of layers that the float model did not have, with those of the layers whose work they do.
+        assigned: the paths of functions that were written ``a += b``.
 
     Raises:
         GraphError: they differ; it names the first layer that does.
@@ -74,9 +78,17 @@ def check_equal(before: Outputs, model: nn.Module, examples: object, new: Mappin
     pairs = zip(before, after, strict=False)
     path, _ = next((one for one, other in pairs if one != other), before[-1] if before else ("", ""))
     kind = type(model.get_submodule(path)).__name__
-    raise GraphError(
+    differs = (
         f"quantize: with all quantizers off, {path or 'the model'} ({kind}) does not return what it did in the float "
-        f"model, on the same input. If its results are random, or depend on earlier calls, leave examples out; "
+        "model, on the same input."
+    )
+    if assigned:
+        raise GraphError(
+            f"{differs} {', '.join(assigned)}: a += b became a = self.{assigned[0].rpartition('.')[2]}(a, b), which "
+            f'other names of the same tensor don\'t see. Write a = a + b there, or "{assigned[0]}": None.'
+        )
+    raise GraphError(
+        f"{differs} If its results are random, or depend on earlier calls, leave examples out; "
         f'otherwise write "{path}": None to leave it float.'
     )
 

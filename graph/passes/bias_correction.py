@@ -341,8 +341,10 @@ class _Correction:
         figures["after"] = _root_mean_square(before - shift) / unit
         if not bool(shift.any()):  # less than a step of a quantized bias
             return self._left(path, "its means are right", figures)
-        if self.dealt.held_out and not (figures["after"] < figures["before"] and self._most_gain(path, judged, shift)):
+        if self.dealt.held_out and figures["after"] >= figures["before"]:
             return self._left(path, "no gain on the samples held out", figures)
+        if self.dealt.held_out and not self._most_gain(path, judged, shift):
+            return self._left(path, "most of the samples held out lose by it", figures)
         self.entries[path] = Entry(path, "corrected", "", figures)
         return True
 

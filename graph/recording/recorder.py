@@ -71,6 +71,11 @@ def record(model: nn.Module, examples: object) -> Graph:
 
 def _refuse_lazy(model: nn.Module) -> None:
     for path, module in model.named_modules():
+        if any(each.is_meta for each in (*module.parameters(recurse=False), *module.buffers(recurse=False))):
+            raise GraphError(
+                f"record: {path or 'the model'} ({type(module).__name__}) is on the meta device and has no values, so "
+                "the model can't be run. Load it first, or leave examples out where that is possible."
+            )
         if any(map(is_lazy, (*module.parameters(recurse=False), *module.buffers(recurse=False)))):
             raise GraphError(
                 f"record: {path or 'the model'} is a {type(module).__name__} that has not seen data, so it has no "

@@ -123,6 +123,8 @@ class _Reader:
         self.depth, self.source = self._source(function, position)
         self.function = layers(function)[self.depth]
         self.where = f"{self.source.file.rpartition('/')[2]}:{position[0]}"
+        if any(isinstance(each, ast.Name) and each.id == "classmethod" for each in self.source.node.decorator_list):
+            self._refuse(f"{title_of(self.function)} at {self.where}, a class method, which has no module at hand")
         if owner is not None and first_argument(self.source) is None:
             self._refuse(f"{title_of(self.function)}, which names no argument for the module itself")
         self.names = Names(self.function, self.source, owner)

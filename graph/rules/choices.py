@@ -6,6 +6,7 @@ from difflib import get_close_matches
 from fnmatch import fnmatchcase
 
 from torch import nn
+from torch.nn.modules.lazy import LazyModuleMixin
 
 from ...nn import QuantLayer
 from ...qcore import QuantizerError
@@ -82,6 +83,9 @@ def choose(
     choices = [Choice(layer, float_reason=layer.refused or _no_layer(layer)) for layer in layers]
     reached: list[tuple[Rule, list[Choice]]] = []
     for rule in rules:
+        lazy = [layer for layer in layers if isinstance(layer.module, LazyModuleMixin)]
+        if rule.where is None and lazy:
+            raise _unable(rule, lazy)
         meant = [] if rule.is_function else _matched(rule, layers)
         matched = [choice for choice in choices if choice.layer in meant]
         if matched:
@@ -241,6 +245,8 @@ def _check_used(rule: Rule, reached: Sequence[Choice], elsewhere: bool) -> None:
     for keyword, value in rule.settings.items():
         usable = [choice for choice in reached if keyword in _settings_for(rule, choice)]
         if not usable:
+            if _is_without(keyword, reached) and any(_settings_for(rule, choice) for choice in reached):
+                continue  # layers without a bias, and a rule that says more
             raise _unused(rule, keyword, value, reached)
         if keyword.endswith("_quant") or keyword == "return_quant_tensor":
             continue
@@ -253,6 +259,16 @@ def _check_used(rule: Rule, reached: Sequence[Choice], elsewhere: bool) -> None:
                 f"quantize: {keyword}={value!r} of the rule {rule} changes no quantizer: {slot.name}_quant is None in "
                 f"{_few([choice.layer.name for choice in usable])}. Write {slot.name}_quant={slot.example} too."
             )
+
+
+def _is_without(keyword: str, reached: Sequence[Choice]) -> bool:
+    """Whether layers have the slot that a setting is for, and not the parameter: a bias."""
+    for choice in reached:
+        layer = choice.quantized or choice.layer.quantized
+        slot = None if layer is None else slot_of(layer, keyword)
+        if slot is not None and slot.follows is not None:
+            return True
+    return False
 
 
 def _finds_quantizer(choice: Choice, keyword: str) -> bool:
@@ -274,6 +290,12 @@ def _matched_nothing(rule: Rule, model: nn.Module, layers: Sequence[Layer], site
             return GraphError(
                 f'quantize: the rule "{where}" matches {path}, a {type(module).__name__}, which holds layers and is '
                 f'none. Write "{where}.*".'
+            )
+        functions = [path for path in sites if fnmatchcase(path, where)]
+        if functions:
+            return GraphError(
+                f'quantize: the rule "{where}" matches functions only ({_few(functions)}), and a wildcard chooses '
+                "layers. Write the function, such as torch.add, or each path."
             )
         names = [*(path for layer in layers for path in layer.paths), *sites]
         close = get_close_matches(where, names, 3, 0.6)

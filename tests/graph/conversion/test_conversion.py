@@ -637,3 +637,64 @@ def test_no_model():
     message = "quantize: Linear is a class, not a model. Pass an instance of it: Linear(...)."
     with pytest.raises(GraphError, match=f"^{re.escape(message)}$"):
         quantize(nn.Linear, W8A8)
+
+
+def test_what_is_quantized_already_stays():
+    torch.manual_seed(0)
+    x = torch.randn(4, 8)
+    model = nn.Sequential(qnn.QuantLinear(8, 8, weight_bit_width=2, input_quant=Int8Act), nn.ReLU(), nn.Linear(8, 4))
+    q = quantize(model.eval(), {nn.Linear: W8A8}, examples=x)
+    assert (q[0].weight_quant.bit_width, q[2].weight_quant.bit_width) == (2, 8)
+    assert not q[2].input_quant.signed
+    again = quantize(quantize(model, {"0": None, "2": W8A8}, examples=x), {nn.ReLU: {"bit_width": 4}}, examples=x)
+    assert again[1].act_quant.bit_width == 4
+
+
+def test_layers_without_a_bias_among_integer_rules():
+    q = quantize(nn.Sequential(nn.Linear(8, 8, bias=False)), integer(8, 8), examples=torch.randn(2, 8))
+    assert (q[0].bias_quant, q[0].weight_quant.bit_width) == (None, 8)
+    message = (
+        "quantize: no layer that the rule nn.Linear matches has a slot for bias_quant=Int32Bias. They are Linear (1)."
+    )
+    with pytest.raises(GraphError, match=f"^{re.escape(message)}$"):
+        quantize(nn.Sequential(nn.Linear(8, 8, bias=False)), {nn.Linear: {"bias_quant": Int32Bias}})
+
+
+def test_lazy_layers_are_told_by_every_rule():
+    message = (
+        "quantize: the rule weight_quant=Int8WeightPerChannel, input_quant=Int8Act is for 0 (LazyLinear), and its "
+        "weight has no shape yet; run the model on one batch first."
+    )
+    with pytest.raises(GraphError, match=f"^{re.escape(message)}$"):
+        quantize(nn.Sequential(nn.LazyLinear(8), nn.Linear(8, 2)), W8A8)
+
+
+class Added(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x):
+        y = self.a(x)
+        same = y
+        y += x
+        return self.b(same)
+
+
+def test_sums_in_place_that_others_see_are_told():
+    message = (
+        "quantize: with all quantizers off, b (Linear) does not return what it did in the float model, on the same "
+        "input. add: a += b became a = self.add(a, b), which other names of the same tensor don't see. Write a = a + b "
+        'there, or "add": None.'
+    )
+    with pytest.raises(GraphError, match=f"^{re.escape(message)}$"):
+        quantize(Added(), {torch.add: {"input_quant": Int8Act}}, examples=torch.randn(2, 4))
+
+
+def test_wildcards_choose_no_functions():
+    message = (
+        'quantize: the rule "ad*" matches functions only (add), and a wildcard chooses layers. Write the function, '
+        "such as torch.add, or each path."
+    )
+    with pytest.raises(GraphError, match=f"^{re.escape(message)}$"):
+        quantize(Added(), {"ad*": {"input_quant": Int8Act}}, examples=torch.randn(2, 4))

@@ -582,3 +582,14 @@ def test_the_layers_of_a_mobile_network_chain():
     assert len(graph.nodes) == 17 * 9 + 2
     for node in graph.nodes[1:]:
         assert all(source is not None and source[0].index < node.index for source in node.inputs), node
+
+
+def test_models_without_values_are_refused():
+    with torch.device("meta"):
+        model = nn.Sequential(nn.Linear(2, 2))
+    message = (
+        "record: 0 (Linear) is on the meta device and has no values, so the model can't be run. Load it first, or "
+        "leave examples out where that is possible."
+    )
+    with pytest.raises(GraphError, match=f"^{re.escape(message)}$"):
+        record(model, torch.ones(1, 2))

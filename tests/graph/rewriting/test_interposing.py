@@ -921,6 +921,27 @@ def test_a_method_that_does_not_name_its_module_is_refused(method, written, reas
         function_at(model, Place(method, code.co_filename, ((None, position),)), node)
 
 
+class OfTheClass(nn.Module):
+    @classmethod
+    def scaled(cls, x, y):
+        return x * y
+
+    def forward(self, x):
+        return self.scaled(x, x)
+
+
+def test_class_methods_are_refused(x):
+    model = OfTheClass()
+    node = record(model, [(x,)]).functions(["mul"])[0]
+    line = inspect.getsourcelines(OfTheClass.scaled)[1] + 2
+    message = (
+        f"mul is computed by OfTheClass.scaled at {HERE}:{line}, a class method, which has no module at hand. Write "
+        'a * b there, or self.mul = qnn.QuantFunction(torch.mul, ...) in the block, or "mul": None.'
+    )
+    with pytest.raises(GraphError, match=f"^{re.escape(message)}$"):
+        interpose(model, [(node.place, "mul", node)])
+
+
 def test_code_without_a_source_is_refused(x):
     names = {"nn": nn, "torch": torch, "__name__": "nowhere"}
     exec("class Net(nn.Module):\n    def forward(self, x):\n        return torch.softmax(x, -1)\n", names)
