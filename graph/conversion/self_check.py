@@ -7,10 +7,11 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.utils.hooks import RemovableHandle
 
 from ...nn import quantizers_of, unquantized
 from ..errors import GraphError
-from ..recording.examples import calls_of
+from ..recording.examples import Call, calls_of
 from ..recording.nodes import Graph
 from ..recording.preserving import evaluating
 from ..recording.tensors import tensors_in
@@ -39,14 +40,18 @@ def outputs_of(model: nn.Module, examples: object) -> Outputs:
 
     calls = calls_of(examples)
     with evaluating(model, tensors_in(calls)):
-        handle = register_module_forward_hook(note)
-        try:
-            for args, kwargs in calls:
-                torch.manual_seed(0)
-                model(*args, **kwargs)
-        finally:
-            handle.remove()
+        _run(model, calls, register_module_forward_hook(note))
     return found
+
+
+def _run(model: nn.Module, calls: Iterable[Call], hook: RemovableHandle) -> None:
+    """Call a model, each time from the same random numbers; the hook that watches it goes afterwards."""
+    try:
+        for args, kwargs in calls:
+            torch.manual_seed(0)
+            model(*args, **kwargs)
+    finally:
+        hook.remove()
 
 
 def check_equal(
@@ -117,13 +122,7 @@ def check_called(model: nn.Module, converted: Iterable[str], examples: object) -
     calls = calls_of(examples)
     with evaluating(model, tensors_in(calls)), unquantized(model):
         torch.backends.mha.set_fastpath_enabled(True)
-        handle = register_module_forward_pre_hook(note)
-        try:
-            for args, kwargs in calls:
-                torch.manual_seed(0)
-                model(*args, **kwargs)
-        finally:
-            handle.remove()
+        _run(model, calls, register_module_forward_pre_hook(note))
     for path in converted:
         if path not in seen:
             holder = _holder(model, path)

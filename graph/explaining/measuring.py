@@ -12,8 +12,9 @@ from ...nn.contexts.switching import unquantized
 from ...nn.layer import QuantLayer
 from ...qcore import Grid, QuantizerError, TensorQuant, values_of
 from ...qcore.tensor_quant import Intercept
-from ..measuring.evaluation import Call, evaluating, numbers_in, observed
+from ..measuring.evaluation import evaluating, numbers_in, observed
 from ..measuring.signal import SignalToNoise
+from ..recording.examples import Call
 from .coverage import Coverage
 
 __all__ = ["Measurement"]

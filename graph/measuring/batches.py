@@ -8,8 +8,7 @@ from torch.utils import _pytree
 
 from ...qcore.models import shown
 from ..errors import GraphError
-from ..recording.examples import calls_of
-from .evaluation import Call
+from ..recording.examples import Call, calls_of
 
 __all__ = ["batches_of"]
 

@@ -12,9 +12,8 @@ from ...nn.layer import QuantLayer
 from ...nn.weight_layer import WeightLayer
 from ...qcore import TensorQuant, values_of
 
-__all__ = ["Call", "Seen", "evaluating", "numbers_in", "observed"]
+__all__ = ["Seen", "evaluating", "numbers_in", "observed"]
 
-Call = tuple[tuple[Any, ...], dict[str, Any]]  # the positional and the keyword arguments of one forward
 Seen = Callable[[str, nn.Module, tuple[Any, ...], dict[str, Any], Any], Any]
 
 

@@ -10,9 +10,10 @@ from ...nn.contexts.freezing import frozen
 from ...nn.contexts.intercepting import intercepted
 from ...qcore import Grid, TensorQuant, values_of
 from ...qcore.tensor_quant import Intercept
+from ..recording.examples import Call
 from ..regions.ownership import channel_axis
 from .channel_means import ChannelMeans
-from .evaluation import Call, numbers_in, observed
+from .evaluation import numbers_in, observed
 from .samples import Dealt
 
 __all__ = ["Computed", "Run", "Wanted", "computed"]

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.utils import _pytree
 
 from ..errors import GraphError
-from .evaluation import Call, numbers_in, observed
+from ..recording.examples import Call
+from .evaluation import numbers_in, observed
 
 __all__ = ["Dealt", "deal", "joined", "samples_in", "taken"]
 

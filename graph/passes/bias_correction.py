@@ -17,10 +17,11 @@ from ...qcore.models import require_model
 from ..errors import GraphError
 from ..measuring.batches import batches_of
 from ..measuring.channel_means import ChannelMeans
-from ..measuring.evaluation import Call, evaluating, numbers_in, observed
+from ..measuring.evaluation import evaluating, numbers_in, observed
 from ..measuring.layer_outputs import Computed, Run, Wanted, computed
 from ..measuring.samples import Dealt, deal
 from ..measuring.signal import SignalToNoise
+from ..recording.examples import Call
 from ..regions.ownership import channel_axis
 from .biases import Biases
 from .reports import Entry, Report

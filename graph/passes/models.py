@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from ...nn.layer import QuantLayer
 from ...qcore.models import require_model
 from ..errors import GraphError
-from ..measuring.evaluation import Call
-from ..recording.examples import calls_of
+from ..recording.examples import Call, calls_of
 from ..recording.preserving import evaluating
 from ..recording.tensors import tensors_in
 from .reports import Report

@@ -13,7 +13,8 @@ from ...qcore import values_of
 from ...qcore.models import require_model
 from ..errors import GraphError
 from ..measuring.batches import batches_of
-from ..measuring.evaluation import Call, evaluating
+from ..measuring.evaluation import evaluating
+from ..recording.examples import Call
 from .reports import Entry, Report, listed
 
 __all__ = ["reestimate_batch_norms"]

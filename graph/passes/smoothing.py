@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..errors import GraphError
 from ..measuring.batches import batches_of
-from ..measuring.evaluation import Call
+from ..recording.examples import Call
 from ..recording.nodes import Graph, Node, Source
 from ..recording.recorder import record
 from ..regions.ownership import channel_axis

@@ -8,9 +8,9 @@ import torch
 from ...qcore.models import shown
 from ..errors import GraphError
 
-__all__ = ["calls_of"]
+__all__ = ["Call", "calls_of"]
 
-Call = tuple[tuple[Any, ...], dict[str, Any]]
+Call = tuple[tuple[Any, ...], dict[str, Any]]  # the positional and the keyword arguments of one forward
 
 
 def calls_of(examples: object) -> list[Call]:

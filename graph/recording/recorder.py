@@ -59,7 +59,7 @@ def record(model: nn.Module, examples: object) -> Graph:
         output: output(1)
     """
     require_model("record", model, GraphError)
-    _refuse_lazy(model)
+    _refuse_without_values(model)
     calls = calls_of(examples)
     with evaluating(model, tensors_in(calls)) as preserved:
         recorder = _Recorder(model, preserved)
@@ -69,7 +69,7 @@ def record(model: nn.Module, examples: object) -> Graph:
     return recorder.graph(nodes)
 
 
-def _refuse_lazy(model: nn.Module) -> None:
+def _refuse_without_values(model: nn.Module) -> None:
     for path, module in model.named_modules():
         if any(each.is_meta for each in (*module.parameters(recurse=False), *module.buffers(recurse=False))):
             raise GraphError(

@@ -13,19 +13,7 @@ from bitwright.graph import GraphError
 from bitwright.graph.passes.absorption import absorb_biases
 from bitwright.graph.passes.equalization import equalize
 from bitwright.graph.passes.folding import fold_batch_norms
-
-
-class Net(nn.Module):
-    """Named layers, and a forward from a function."""
-
-    def __init__(self, forward, **layers):
-        super().__init__()
-        self.function = forward
-        for name, layer in layers.items():
-            setattr(self, name, layer)
-
-    def forward(self, x):
-        return self.function(self, x)
+from tests.graph.models.named import Net
 
 
 def shifted(norm, mean=5.0, std=0.5):

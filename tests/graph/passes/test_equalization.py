@@ -14,21 +14,9 @@ import bitwright.nn as qnn
 from bitwright.graph import GraphError
 from bitwright.graph.passes.equalization import equalize
 from bitwright.graph.passes.folding import fold_batch_norms
+from tests.graph.models.named import Net
 
 GOLDEN = Path(__file__).parent / "golden"
-
-
-class Net(nn.Module):
-    """Named layers, and a forward from a function."""
-
-    def __init__(self, forward, **layers):
-        super().__init__()
-        self.function = forward
-        for name, layer in layers.items():
-            setattr(self, name, layer)
-
-    def forward(self, *args):
-        return self.function(self, *args)
 
 
 def uneven(model):

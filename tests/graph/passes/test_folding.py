@@ -12,6 +12,7 @@ import bitwright.nn as qnn
 from bitwright.graph import GraphError
 from bitwright.graph.passes.folding import fold_batch_norms
 from bitwright.quantizers import Int4WeightPerChannel
+from tests.graph.models.named import Net
 
 
 def lived(norm):
@@ -20,19 +21,6 @@ def lived(norm):
         if tensor is not None:
             nn.init.uniform_(tensor, 0.5 if number == 1 else -2, 2)
     return norm
-
-
-class Net(nn.Module):
-    """Named layers, and a forward from a function."""
-
-    def __init__(self, forward, **layers):
-        super().__init__()
-        self.function = forward
-        for name, layer in layers.items():
-            setattr(self, name, layer)
-
-    def forward(self, x):
-        return self.function(self, x)
 
 
 @st.composite

@@ -13,21 +13,9 @@ from torch import nn
 import bitwright.nn as qnn
 from bitwright.graph import GraphError
 from bitwright.graph.passes.splitting import split_channels
+from tests.graph.models.named import Net
 
 GOLDEN = Path(__file__).parent / "golden"
-
-
-class Net(nn.Module):
-    """Named layers, and a forward from a function."""
-
-    def __init__(self, forward, **layers):
-        super().__init__()
-        self.function = forward
-        for name, layer in layers.items():
-            setattr(self, name, layer)
-
-    def forward(self, x):
-        return self.function(self, x)
 
 
 def two(first, second):

@@ -5,19 +5,7 @@ from torch import nn
 
 from bitwright.graph.recording.recorder import record
 from bitwright.graph.regions.regions import Regions
-
-
-class Net(nn.Module):
-    """Named layers, and a forward from a function."""
-
-    def __init__(self, forward, **layers):
-        super().__init__()
-        self.function = forward
-        for name, layer in layers.items():
-            setattr(self, name, layer)
-
-    def forward(self, *args):
-        return self.function(self, *args)
+from tests.graph.models.named import Net
 
 
 def found(forward, x=None, *, norms=False, relu6=False, **layers):
