@@ -1,0 +1,3 @@
+"""Checkpoints of other libraries in models of this one."""
+
+__all__: list[str] = []

@@ -1,0 +1,3 @@
+"""Quantized tables: embeddings and bags of them."""
+
+__all__: list[str] = []

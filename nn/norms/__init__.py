@@ -1,0 +1,3 @@
+"""Quantized normalization layers."""
+
+__all__: list[str] = []

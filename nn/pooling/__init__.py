@@ -1,0 +1,3 @@
+"""Quantized pooling layers."""
+
+__all__: list[str] = []
