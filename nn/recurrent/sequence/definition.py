@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from ....qcore.kernels.composed import composed_fake_quant
-from .kernel import Form, Kernel, Tensors
-from .order import Order
+from .kernel import Form, Kernel, Tensors, inputs_of
 
 __all__ = ["defined"]
 
@@ -20,33 +19,29 @@ def defined(kernel: Kernel, tensors: Tensors, form: Form) -> list[Tensor]:
 
     Args:
         kernel: the kind of step.
-        tensors: as `Kernel` says.
+        tensors: a flat list, see `Inputs`.
         form: of the sequence.
 
     Example:
         >>> from .elman import Elman
         >>> x, h, w = torch.ones(2, 1), torch.zeros(1, 1), torch.eye(1)
-        >>> out, last = defined(Elman("relu"), [x, h, w, w, None, None, None, None], Form(None, False, ()))
+        >>> out, last = defined(Elman("relu"), [x, w, w, None, None, h, None, None], Form(None, False, (0, 0)))
         >>> out.tolist(), last.tolist()
         ([[1.0], [2.0]], [[2.0]])
     """
-    count = kernel.states
-    x, *rest = tensors
-    assert x is not None
-    first = [state for state in rest[:count] if state is not None]
-    weights, settings = rest[count : count + 4], rest[count + 4 :]
-    grids = [_mover(*settings[2 * k : 2 * k + 2], form.ends[2 * k : 2 * k + 2]) for k in range(count)]
-    order = Order(x.shape[0], first[0].shape[0], form.sizes, form.reverse)
+    inputs, settings = inputs_of(tensors, form), tensors[5 + kernel.states :]
+    ends, order, first = form.ends, inputs.order, inputs.states
+    grids = [_mover(settings[k], settings[k + 1], ends[k : k + 2]) for k in range(0, len(settings), 2)]
     states, found = [state[:0] for state in first], []
-    for rows in order.each(x):
+    for rows in order.each(inputs.x):
         size = rows.shape[0]
         states = [order.resized(state, start, size) for state, start in zip(states, first, strict=True)]
-        states = kernel.step(rows, states, weights, grids)
+        states = kernel.step(rows, inputs._replace(states=states), grids)
         found.append(states)
     if not found:
-        return [x.new_empty(0, first[0].shape[1]), *first]
+        return [inputs.x.new_empty(0, first[0].shape[1]), *first]
     outs = [states[0] for states in found]
-    lasts = [order.last([states[k] for states in found], first[k]) for k in range(count)]
+    lasts = [order.last([states[k] for states in found], first[k]) for k in range(kernel.states)]
     return [torch.cat(outs[::-1] if form.reverse else outs), *lasts]
 
 

@@ -6,9 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .grids import grid_grads, state_grid
-from .kernel import Form, Kernel, Tensors, project
-from .order import Order
+from .grids import grid_grads
+from .kernel import Inputs, Kernel, Results, Tensors, project
 
 __all__ = ["Elman"]
 
@@ -30,14 +29,11 @@ class Elman(Kernel):
         self.name = f"rnn_{nonlinearity}"
         self._nonlinearity = nonlinearity
 
-    def forward(self, tensors: Tensors, form: Form, keep: bool) -> tuple[list[Tensor], list[Tensor | None]]:
+    def forward(self, inputs: Inputs, keep: bool) -> Results:
         """The results; kept are the states before their grid."""
-        x, h, w_ih, w_hh, b_ih, b_hh, *settings = tensors
-        assert x is not None and h is not None and w_ih is not None and w_hh is not None
-        hidden = state_grid(*settings, form.ends)
-        order = Order(x.shape[0], h.shape[0], form.sizes, form.reverse)
+        x, w_ih, w_hh, _, _, (h,), (hidden,), order = inputs
         raw = x.new_empty(x.shape[0], w_hh.shape[1])
-        project(x, w_ih, None if b_ih is None or b_hh is None else b_ih + b_hh, raw)
+        project(x, w_ih, inputs.total_bias(), raw)
         out = raw if hidden is None or not keep else torch.empty_like(raw)
         outs, weight, div = order.each(out), w_hh.t(), torch.div
         activate = _INPLACE[self._nonlinearity]
@@ -47,22 +43,19 @@ class Elman(Kernel):
             if hidden is not None:
                 div(before, hidden.scale, out=h_next).round_().clamp_(hidden.low, hidden.high).mul_(hidden.scale)
             h_now = h_next if turn is None else order.resized(h_next, h, turn)
-        return [out, order.last(outs, h)], [None if raw is out else raw] if keep else []
+        return Results(out, [order.last(outs, h)], [None if raw is out else raw] if keep else [])
 
-    def widths(self, tensors: Tensors) -> list[int]:
+    def widths(self, grids: Sequence[bool]) -> list[int]:
         """The columns of what `forward` keeps."""
-        return [int(tensors[6] is not None)]
+        return [*map(int, grids)]
 
     def backward(
-        self, grads: Sequence[Tensor], tensors: Tensors, out: Tensor, kept: Tensors, form: Form, needed: Sequence[bool]
+        self, grads: Sequence[Tensor], inputs: Inputs, out: Tensor, kept: Tensors, needed: Sequence[bool]
     ) -> list[Tensor | None]:
         """The gradients of those tensors that need one."""
         d_out, d_h = grads
-        x, h, w_ih, w_hh, b_ih, _, *settings = tensors
+        x, w_ih, w_hh, _, _, (h,), (hidden,), order = inputs
         (raw,) = kept
-        assert x is not None and h is not None and w_ih is not None and w_hh is not None
-        hidden = state_grid(*settings, form.ends)
-        order = Order(x.shape[0], h.shape[0], form.sizes, form.reverse)
         values = out if raw is None else raw
         flow = _SLOPES[self._nonlinearity](values)  # what the gradient of a state is multiplied with, then the product
         inside = None
@@ -87,24 +80,20 @@ class Elman(Kernel):
                 if step:
                     to_h = order.returned(to_h, d_h, first, sizes[before])
         first[: len(to_h)] = to_h
-        d_bias = flow.sum(0) if b_ih is not None and (needed[4] or needed[5]) else None
+        d_bias = flow.sum(0) if needed[3] or needed[4] else None
         return [
             flow @ w_ih if needed[0] else None,
-            first if needed[1] else None,
-            flow.t() @ x if needed[2] else None,
-            order.recurrent_grad(flow, out, h) if needed[3] else None,
+            flow.t() @ x if needed[1] else None,
+            order.recurrent_grad(flow, out, h) if needed[2] else None,
+            d_bias if needed[3] else None,
             d_bias if needed[4] else None,
-            d_bias if needed[5] else None,
+            first if needed[5] else None,
             *grid_grads(hidden, grad, inside, raw, out, needed[6:8]),
         ]
 
-    def step(
-        self, x: Tensor, states: Sequence[Tensor], weights: Tensors, grids: Sequence[Callable[[Tensor], Tensor]]
-    ) -> list[Tensor]:
+    def step(self, x: Tensor, inputs: Inputs, grids: Sequence[Callable[[Tensor], Tensor]]) -> list[Tensor]:
         """One step in torch's own operations."""
-        w_ih, w_hh, b_ih, b_hh = weights
-        assert w_ih is not None and w_hh is not None
-        total = F.linear(x, w_ih, b_ih) + F.linear(states[0], w_hh, b_hh)
+        total = F.linear(x, inputs.w_ih, inputs.b_ih) + F.linear(inputs.states[0], inputs.w_hh, inputs.b_hh)
         return [grids[0](_FUNCTIONS[self._nonlinearity](total))]
 
 

@@ -12,14 +12,16 @@ from .definition import defined
 from .elman import Elman
 from .gated import Gated
 from .grids import Steps
-from .kernel import Form, Kernel, Tensors
+from .kernel import Form, Kernel, Tensors, inputs_of
 from .long_short_term import LongShortTerm
-from .operators import compiled
+from .operators import compiled, register
 
 __all__ = ["gru", "lstm", "rnn"]
 
 _LSTM, _GRU = LongShortTerm(), Gated()
 _RNN = {"tanh": Elman("tanh"), "relu": Elman("relu")}
+for _kernel in (_LSTM, _GRU, *_RNN.values()):
+    register(_kernel)
 Weights = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
 
 
@@ -109,14 +111,15 @@ def _run(
     if cast or wide is not held:
         flowing = tuple(each.to(wide) for each in flowing)
         w_ih, w_hh, b_ih, b_hh = (None if each is None else each.to(wide) for each in weights)
-        assert w_ih is not None and w_hh is not None
+        assert w_ih is not None
+        assert w_hh is not None
         weights = w_ih, w_hh, b_ih, b_hh
     settings: list[Tensor | None] = []
     ends: list[float] = []
     for grid in grids:
         settings += [None, None] if grid is None else [grid.scale, grid.zero_point]
         ends += [0.0, 0.0] if grid is None else [grid.low, grid.high]
-    tensors, form = [*flowing, *weights, *settings], Form(sizes, reverse, ends)
+    tensors, form = [flowing[0], *weights, *flowing[1:], *settings], Form(sizes, reverse, ends)
     if cast:
         with torch.autocast(device, enabled=False):
             results = _computed(kernel, tensors, form)
@@ -131,7 +134,10 @@ def _computed(kernel: Kernel, tensors: Tensors, form: Form) -> Sequence[Tensor]:
     learned = torch.is_grad_enabled() and any(each is not None and each.requires_grad for each in tensors)
     if torch.compiler.is_compiling():
         return compiled(kernel, tensors, form, learned)
-    return SequenceFunction.apply(kernel, form, *tensors) if learned else kernel.forward(tensors, form, keep=False)[0]
+    if learned:
+        return SequenceFunction.apply(kernel, form, *tensors)
+    results = kernel.forward(inputs_of(tensors, form), keep=False)
+    return results.out, *results.last
 
 
 class SequenceFunction(torch.autograd.Function):
@@ -139,17 +145,17 @@ class SequenceFunction(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Context, kernel: Kernel, form: Form, *tensors: Tensor | None) -> tuple[Tensor, ...]:
-        results, kept = kernel.forward(tensors, form, keep=True)
+        results = kernel.forward(inputs_of(tensors, form), keep=True)
         ctx.kernel, ctx.form, ctx.count = kernel, form, len(tensors)
-        ctx.save_for_backward(*tensors, results[0], *kept)
-        return tuple(results)
+        ctx.save_for_backward(*tensors, results.out, *results.kept)
+        return results.out, *results.last
 
     @staticmethod
-    def backward(ctx: Context, *grads: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Context, *grads: Tensor) -> tuple[Tensor | None, ...]:
         tensors, (out, *kept) = ctx.saved_tensors[: ctx.count], ctx.saved_tensors[ctx.count :]
         if any(map(differentiated, grads)):
             return None, None, *_again(ctx.kernel, tensors, ctx.form, grads)
-        found = ctx.kernel.backward(grads, tensors, out, kept, ctx.form, ctx.needs_input_grad[2:])
+        found = ctx.kernel.backward(grads, inputs_of(tensors, ctx.form), out, kept, ctx.needs_input_grad[2:])
         return None, None, *found
 
 

@@ -10,9 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .grids import grid_grads, state_grid
-from .kernel import Form, Kernel, Tensors, project
-from .order import Order
+from .grids import grid_grads
+from .kernel import Inputs, Kernel, Results, Tensors, project
 
 __all__ = ["Gated"]
 
@@ -31,23 +30,16 @@ class Gated(Kernel):
     name = "gru"
     states = 1
 
-    def forward(self, tensors: Tensors, form: Form, keep: bool) -> tuple[list[Tensor], list[Tensor | None]]:
+    def forward(self, inputs: Inputs, keep: bool) -> Results:
         """The results; kept are the gates, states less candidates, and states before their grid."""
-        x, h, w_ih, w_hh, b_ih, b_hh, *settings = tensors
-        assert x is not None and h is not None and w_ih is not None and w_hh is not None
-        hidden = state_grid(*settings, form.ends)
+        x, w_ih, w_hh, b_ih, b_hh, (h,), (hidden,), order = inputs
         rows, width = x.shape[0], w_hh.shape[1]
-        order = Order(rows, h.shape[0], form.sizes, form.reverse)
         table = x.new_empty(rows, 4 * width)  # reset, update, the state's part of the candidate, the candidate
         two, part, last = table[:, : 2 * width], table[:, 2 * width : 3 * width], table[:, 3 * width :]
-        if b_ih is None or b_hh is None:
-            project(x, w_ih[: 2 * width], None, two)
-            project(x, w_ih[2 * width :], None, last)
-            part.zero_()
-        else:
-            project(x, w_ih[: 2 * width], b_ih[: 2 * width] + b_hh[: 2 * width], two)
-            project(x, w_ih[2 * width :], b_ih[2 * width :], last)
-            part.copy_(b_hh[2 * width :])
+        bias = inputs.total_bias()
+        project(x, w_ih[: 2 * width], None if bias is None else bias[: 2 * width], two)
+        project(x, w_ih[2 * width :], None if b_ih is None else b_ih[2 * width :], last)
+        part.copy_(part.new_zeros(()) if b_hh is None else b_hh[2 * width :])
         weight = w_hh.t()
 
         out = x.new_empty(rows, width)
@@ -79,24 +71,22 @@ class Gated(Kernel):
             if hidden is not None:
                 div(before, hidden.scale, out=h_next).round_().clamp_(hidden.low, hidden.high).mul_(hidden.scale)
             h_now = h_next if turn is None else order.resized(h_next, h, turn)
-        return [out, order.last(outs, h)], [table, less, raw] if keep else []
+        return Results(out, [order.last(outs, h)], [table, less, raw] if keep else [])
 
-    def widths(self, tensors: Tensors) -> list[int]:
+    def widths(self, grids: Sequence[bool]) -> list[int]:
         """The columns of what `forward` keeps."""
-        return [4, 1, int(tensors[6] is not None)]
+        return [4, 1, *map(int, grids)]
 
     def backward(
-        self, grads: Sequence[Tensor], tensors: Tensors, out: Tensor, kept: Tensors, form: Form, needed: Sequence[bool]
+        self, grads: Sequence[Tensor], inputs: Inputs, out: Tensor, kept: Tensors, needed: Sequence[bool]
     ) -> list[Tensor | None]:
         """The gradients of those tensors that need one."""
         d_out, d_h = grads
-        x, h, w_ih, w_hh, b_ih, _, *settings = tensors
+        x, w_ih, w_hh, _, _, (h,), (hidden,), order = inputs
         table, less, raw = kept
-        assert x is not None and h is not None and w_ih is not None and w_hh is not None
-        assert table is not None and less is not None
-        hidden = state_grid(*settings, form.ends)
+        assert table is not None
+        assert less is not None
         rows, width = x.shape[0], w_hh.shape[1]
-        order = Order(rows, h.shape[0], form.sizes, form.reverse)
 
         # What the gradient of a state is multiplied with, and then the products: the gradients of reset and update
         # gate, of the state's part of the candidate, of the candidate and, directly, of the state before
@@ -134,33 +124,27 @@ class Gated(Kernel):
                     to_h = order.returned(to_h, d_h, first, sizes[before])
         first[: len(to_h)] = to_h
 
-        d_two, d_candidate, d_parts = flow[:, : 2 * width], of_candidate, flow[:, : 3 * width]
-        d_x = d_w = d_b = d_b_hh = None
+        d_two, d_parts = flow[:, : 2 * width], flow[:, : 3 * width]
+        d_x = d_w = None
         if needed[0]:
-            d_x = (d_two @ w_ih[: 2 * width]).addmm_(d_candidate, w_ih[2 * width :])
-        if needed[2]:
-            d_w = torch.cat([d_two.t() @ x, d_candidate.t() @ x])
-        if b_ih is not None and (needed[4] or needed[5]):
-            sums = flow[:, : 4 * width].sum(0)
-            d_b, d_b_hh = torch.cat([sums[: 2 * width], sums[3 * width :]]), sums[: 3 * width]
+            d_x = (d_two @ w_ih[: 2 * width]).addmm_(of_candidate, w_ih[2 * width :])
+        if needed[1]:
+            d_w = torch.cat([d_two.t() @ x, of_candidate.t() @ x])
+        sums = flow[:, : 4 * width].sum(0) if needed[3] or needed[4] else flow.new_empty(0)
         return [
             d_x,
-            first if needed[1] else None,
             d_w,
-            order.recurrent_grad(d_parts, out, h) if needed[3] else None,
-            d_b if needed[4] else None,
-            d_b_hh if needed[5] else None,
+            order.recurrent_grad(d_parts, out, h) if needed[2] else None,
+            torch.cat([sums[: 2 * width], sums[3 * width :]]) if needed[3] else None,
+            sums[: 3 * width] if needed[4] else None,
+            first if needed[5] else None,
             *grid_grads(hidden, grad, inside, raw, out, needed[6:8]),
         ]
 
-    def step(
-        self, x: Tensor, states: Sequence[Tensor], weights: Tensors, grids: Sequence[Callable[[Tensor], Tensor]]
-    ) -> list[Tensor]:
+    def step(self, x: Tensor, inputs: Inputs, grids: Sequence[Callable[[Tensor], Tensor]]) -> list[Tensor]:
         """One step in torch's own operations."""
-        w_ih, w_hh, b_ih, b_hh = weights
-        assert w_ih is not None and w_hh is not None
-        (h,) = states
-        x_r, x_z, x_n = F.linear(x, w_ih, b_ih).chunk(3, 1)
-        h_r, h_z, h_n = F.linear(h, w_hh, b_hh).chunk(3, 1)
+        (h,) = inputs.states
+        x_r, x_z, x_n = F.linear(x, inputs.w_ih, inputs.b_ih).chunk(3, 1)
+        h_r, h_z, h_n = F.linear(h, inputs.w_hh, inputs.b_hh).chunk(3, 1)
         candidate = (x_n + (x_r + h_r).sigmoid() * h_n).tanh()
         return [grids[0]((h - candidate) * (x_z + h_z).sigmoid() + candidate)]

@@ -30,7 +30,7 @@ class Steps(NamedTuple):
 
     Example:
         >>> from bitwright.nn import QuantIdentity
-        >>> steps_of(QuantIdentity(act_scaling="constant", act_scale=0.25).act_quant)
+        >>> steps_of(QuantIdentity(scaling="constant", scale=0.25).act_quant)
         Steps(scale=tensor(0.2500), low=-128, high=127, zero_point=None)
     """
 
@@ -131,7 +131,8 @@ def state_grid(scale: Tensor | None, zero_point: Tensor | None, ends: Sequence[f
     if scale is None:
         return None
     shift = 0 if zero_point is None else zero_point.item()
-    return StateGrid(scale.detach(), ends[0] - shift, ends[1] - shift)
+    low, high = ends
+    return StateGrid(scale.detach(), low - shift, high - shift)
 
 
 def grid_grads(

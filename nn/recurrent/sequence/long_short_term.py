@@ -11,9 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .grids import grid_grads, state_grid
-from .kernel import Form, Kernel, Tensors, project
-from .order import Order
+from .grids import grid_grads
+from .kernel import Inputs, Kernel, Results, Tensors, project
 
 __all__ = ["LongShortTerm"]
 
@@ -32,16 +31,13 @@ class LongShortTerm(Kernel):
     name = "lstm"
     states = 2
 
-    def forward(self, tensors: Tensors, form: Form, keep: bool) -> tuple[list[Tensor], list[Tensor | None]]:
+    def forward(self, inputs: Inputs, keep: bool) -> Results:
         """The results; kept are gates and cells before each step, tanh of the cells, and states before their grid."""
-        x, h, c, w_ih, w_hh, b_ih, b_hh, *settings = tensors
-        assert x is not None and h is not None and c is not None and w_ih is not None and w_hh is not None
-        hidden, cell = state_grid(*settings[:2], form.ends[:2]), state_grid(*settings[2:], form.ends[2:])
+        x, w_hh, (h, c), (hidden, cell), order = inputs.x, inputs.w_hh, inputs.states, inputs.grids, inputs.order
         rows, width = x.shape[0], w_hh.shape[1]
-        order = Order(rows, h.shape[0], form.sizes, form.reverse)
         table = x.new_empty(rows, 5 * width)  # output, input, forget, candidate, and the cell before the step
-        bias = None if b_ih is None or b_hh is None else _turned(b_ih + b_hh)
-        project(x, _turned(w_ih), bias, table[:, : 4 * width])
+        bias = inputs.total_bias()
+        project(x, _turned(inputs.w_ih), None if bias is None else _turned(bias), table[:, : 4 * width])
         weight = _turned(w_hh).t()
 
         out = x.new_empty(rows, width)
@@ -103,29 +99,23 @@ class LongShortTerm(Kernel):
             if turn is not None:
                 h_now = order.resized(h_next, h, turn)
                 slots[step + 1].copy_(order.resized(c_now, c, turn))
-        return [out, order.last(outs, h), order.last(cells, c)], [
-            table,
-            tanh_cell,
-            hidden_raw,
-            cell_raw,
-        ] if keep else []
+        kept = [table, tanh_cell, hidden_raw, cell_raw] if keep else []
+        return Results(out, [order.last(outs, h), order.last(cells, c)], kept)
 
-    def widths(self, tensors: Tensors) -> list[int]:
+    def widths(self, grids: Sequence[bool]) -> list[int]:
         """The columns of what `forward` keeps."""
-        return [5, 1, int(tensors[7] is not None), int(tensors[9] is not None)]
+        return [5, 1, *map(int, grids)]
 
     def backward(
-        self, grads: Sequence[Tensor], tensors: Tensors, out: Tensor, kept: Tensors, form: Form, needed: Sequence[bool]
+        self, grads: Sequence[Tensor], inputs: Inputs, out: Tensor, kept: Tensors, needed: Sequence[bool]
     ) -> list[Tensor | None]:
         """The gradients of those tensors that need one."""
         d_out, d_h, d_c = grads
-        x, h, c, w_ih, w_hh, b_ih, _, *settings = tensors
+        x, w_hh, (h, c), (hidden, cell), order = inputs.x, inputs.w_hh, inputs.states, inputs.grids, inputs.order
         table, tanh_cell, hidden_raw, cell_raw = kept
-        assert x is not None and h is not None and c is not None and w_ih is not None and w_hh is not None
-        assert table is not None and tanh_cell is not None
-        hidden, cell = state_grid(*settings[:2], form.ends[:2]), state_grid(*settings[2:], form.ends[2:])
+        assert table is not None
+        assert tanh_cell is not None
         rows, width = x.shape[0], w_hh.shape[1]
-        order = Order(rows, h.shape[0], form.sizes, form.reverse)
 
         # What the gradients of hidden state (o) and cell (the rest) are multiplied with, and then the products: the
         # gradients of output, input, forget gate, candidate and of the cell before the step
@@ -147,7 +137,7 @@ class LongShortTerm(Kernel):
             cell_inside = cell.inside(cell_raw)
             of_cell.mul_(cell_inside.unsqueeze(1))
 
-        weight, turned = _turned(w_ih), _turned(w_hh)
+        weight = _turned(w_hh)
         hidden_grad = x.new_empty(rows, width) if needed[7] or needed[8] else None
         cell_grad = x.new_empty(rows, width) if needed[9] or needed[10] else None
         first_h, first_c = torch.empty_like(h), torch.empty_like(c)
@@ -168,37 +158,33 @@ class LongShortTerm(Kernel):
             to_c, before = cells[step], step - 1
             added_to = step > 0 and turns[before] is None
             if added_to:
-                addmm(added[before], gates[step], turned, out=hidden_grads[before])
+                addmm(added[before], gates[step], weight, out=hidden_grads[before])
             else:
-                to_h = gates[step] @ turned
+                to_h = gates[step] @ weight
                 if step:
                     to_h = order.returned(to_h, d_h, first_h, sizes[before])
                     to_c = order.returned(to_c, d_c, first_c, sizes[before])
         first_h[: len(to_h)], first_c[: len(to_c)] = to_h, to_c
 
         d_gates = flow[:, : 4 * width]
-        d_bias = _turned_back(d_gates.sum(0)) if b_ih is not None and (needed[5] or needed[6]) else None
-        found = [
-            d_gates @ weight if needed[0] else None,
-            first_h if needed[1] else None,
-            first_c if needed[2] else None,
-            _turned_back(d_gates.t() @ x) if needed[3] else None,
-            _turned_back(order.recurrent_grad(d_gates, out, h)) if needed[4] else None,
-            d_bias if needed[5] else None,
-            d_bias if needed[6] else None,
-        ]
-        found += grid_grads(hidden, hidden_grad, hidden_inside, hidden_raw, out, needed[7:9])
+        d_bias = _turned_back(d_gates.sum(0)) if needed[3] or needed[4] else None
         moved = None if cell is None or cell_grad is None or cell_raw is None else cell.moved(cell_raw)
-        return found + grid_grads(cell, cell_grad, cell_inside, cell_raw, moved, needed[9:11])
+        return [
+            d_gates @ _turned(inputs.w_ih) if needed[0] else None,
+            _turned_back(d_gates.t() @ x) if needed[1] else None,
+            _turned_back(order.recurrent_grad(d_gates, out, h)) if needed[2] else None,
+            d_bias if needed[3] else None,
+            d_bias if needed[4] else None,
+            first_h if needed[5] else None,
+            first_c if needed[6] else None,
+            *grid_grads(hidden, hidden_grad, hidden_inside, hidden_raw, out, needed[7:9]),
+            *grid_grads(cell, cell_grad, cell_inside, cell_raw, moved, needed[9:11]),
+        ]
 
-    def step(
-        self, x: Tensor, states: Sequence[Tensor], weights: Tensors, grids: Sequence[Callable[[Tensor], Tensor]]
-    ) -> list[Tensor]:
+    def step(self, x: Tensor, inputs: Inputs, grids: Sequence[Callable[[Tensor], Tensor]]) -> list[Tensor]:
         """One step in torch's own operations."""
-        w_ih, w_hh, b_ih, b_hh = weights
-        assert w_ih is not None and w_hh is not None
-        h, c = states
-        gates = F.linear(x, w_ih, b_ih) + F.linear(h, w_hh, b_hh)
+        h, c = inputs.states
+        gates = F.linear(x, inputs.w_ih, inputs.b_ih) + F.linear(h, inputs.w_hh, inputs.b_hh)
         i, f, g, o = gates.chunk(4, 1)
         c = grids[1](f.sigmoid() * c + i.sigmoid() * g.tanh())
         return [grids[0](o.sigmoid() * c.tanh()), c]

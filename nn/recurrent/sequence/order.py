@@ -40,7 +40,7 @@ class Order:
         return views[::-1] if self.reverse else views
 
     def scratch(self, like: Tensor, *widths: int) -> list[list[Tensor]]:
-        """Memory for the rows of each step that the next step uses again: the whole of it, and parts of some columns."""
+        """Memory for the rows of each step that the next step uses again: all columns, and some of them each."""
         whole = like.new_empty(max(self.sizes, default=0), sum(widths))
         found = []
         for columns in (whole, *whole.split(widths, 1)):
