@@ -202,8 +202,8 @@ def fill_slot(
             name, item = next(iter(overrides.items()))
             raise QuantizerError(
                 f"{Described(layer)}: {typed.get(name, slot.keywords + name)}={item!r} would change the quantizer "
-                f"module that {slot.name}_quant shares with another layer. Give the setting where that module is made, or pass a "
-                "quantizer class."
+                f"module that {slot.name}_quant shares with another layer. Give the setting where that module is made, "
+                "or pass a quantizer class."
             )
         if quantizer.quantizer is not None:
             _check_role(layer, slot, quantizer.quantizer, {})
