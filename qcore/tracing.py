@@ -1,7 +1,9 @@
 """What is at work around a forward pass: a compiler, an exporter, a transform; and whether derivatives are recorded."""
 
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import NamedTuple, TypeVar
 
 import torch
 import torch.autograd.forward_ad as forward_ad
@@ -9,7 +11,20 @@ from torch import Tensor
 from torch._C._functorch import is_legacy_batchedtensor as _batched
 from torch.jit._trace import is_tracing
 
-__all__ = ["constant", "differentiated", "exporting", "is_tracing", "number", "recording", "transformed"]
+__all__ = [
+    "Step",
+    "constant",
+    "current_step",
+    "differentiated",
+    "exporting",
+    "is_tracing",
+    "loop_steps",
+    "loops_as_operators",
+    "loops_become_operators",
+    "number",
+    "recording",
+    "transformed",
+]
 
 Function = TypeVar("Function", bound=Callable[..., object])
 
@@ -57,3 +72,59 @@ def number(tensor: Tensor) -> float | None:
         return None if tensor.is_meta else tensor.item()
     except RuntimeError:
         return None
+
+
+# Loops over time: whoever numbers what happens in a forward counts the steps of a loop as one
+
+
+class Step(NamedTuple):
+    """One step of a loop over time.
+
+    Args:
+        loop: what all steps of one loop have in common.
+        number: from 0.
+    """
+
+    loop: object
+    number: int
+
+
+_step: ContextVar[Step | None] = ContextVar("step", default=None)
+_operators: ContextVar[bool] = ContextVar("operators", default=False)
+
+
+def current_step() -> Step | None:
+    """The step that is at work, of the innermost loop; None outside loops. Each pass through a body is a new object."""
+    return _step.get()
+
+
+@contextmanager
+def loop_steps() -> Iterator[Callable[[int], object]]:
+    """A loop over time: what it yields is called with the number of each step that begins.
+
+    Example:
+        >>> with loop_steps() as begin:
+        ...     _ = begin(3)
+        ...     current_step().number
+        3
+    """
+    loop, before = object(), _step.get()
+    try:
+        yield lambda number: _step.set(Step(loop, number))
+    finally:
+        _step.set(before)
+
+
+def loops_become_operators() -> bool:
+    """Whether an exporter asks for loops as one operator with a body, which it traces once."""
+    return _operators.get()
+
+
+@contextmanager
+def loops_as_operators() -> Iterator[None]:
+    """Ask for loops over time as operators with a body, for the length of the block."""
+    before = _operators.set(True)
+    try:
+        yield
+    finally:
+        _operators.reset(before)

@@ -13,7 +13,9 @@ from ...nn.contexts.intercepting import intercepted
 from ...qcore import Grid, TensorQuant, grid_of, values_of
 from ...qcore.aliases import Keywords
 from ...qcore.tensor_quant import Intercept
+from ...qcore.tracing import loops_as_operators
 from ..capture.caveats import silent_quantizers, unreached
+from ..capture.numbering import Counts
 from ..capture.record import Call, Recording
 from ..errors import ExportError
 from .traced_tensor import TracedQuantTensor
@@ -123,13 +125,12 @@ def _traced(
     args: tuple[object, ...],
     options: Keywords,
 ) -> torch.onnx.ONNXProgram:
-    counts: dict[str, int] = {}
+    counts = Counts()
     surplus: list[str] = []
 
     def emitter(path: str) -> Intercept:
         def emit(quantizer: TensorQuant, x: Tensor, *context: object) -> tuple[Tensor, None]:
-            index = counts.get(path, 0)
-            counts[path] = index + 1
+            index = counts.next(path)
             calls = recording.calls.get(path, [])
             if index >= len(calls):
                 surplus.append(path)
@@ -140,7 +141,7 @@ def _traced(
 
     handle = module.register_forward_pre_hook(lambda *_: counts.clear())  # torch may run forward more than once
     try:
-        with intercepted(quantizers, emitter), _quiet(), torch.no_grad():
+        with intercepted(quantizers, emitter), loops_as_operators(), _quiet(), torch.no_grad():
             program = torch.onnx.export(module, args, **options)
     finally:
         handle.remove()
