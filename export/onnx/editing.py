@@ -133,7 +133,7 @@ class Editor:
         maker = new.producer()
         if old.is_graph_output() and new.is_graph_output() and maker is not None:  # one value for two outputs
             new = self.add(maker, "Identity", [new], f"{new.name}.copy", like=new, after=True)
-        if renamed or old.is_graph_output():
+        if renamed or old in self.graph.outputs:
             name, old.name = old.name, None
             new.name = name
         self.ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)

@@ -1,9 +1,11 @@
 """A model as an ONNX graph in which every call of a quantizer is one placeholder node."""
 
+import inspect
 import logging
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -45,6 +47,8 @@ def trace(
         args: positional arguments.
         options: further keywords of `torch.onnx.export`.
     """
+    if options.get("dynamic_shapes"):
+        options = {**options, "dynamic_shapes": _spelled_out(module, options["dynamic_shapes"], args, options)}
     try:
         return _traced(module, quantizers, recording, args, options)
     except ExportError:
@@ -60,6 +64,23 @@ def trace(
             if type(_root(error)) is not type(_root(failure)):
                 raise  # the first is mended
     raise failure
+
+
+def _spelled_out(module: nn.Module, shapes: Any, args: tuple[object, ...], options: Keywords) -> Any:
+    """Dynamic shapes with ``{}`` for None of a tensor in a tuple: torch.onnx takes ``(None, None)`` for two dimensions."""
+    try:
+        given = inspect.signature(module.forward).bind(*args, **(options.get("kwargs") or {})).arguments
+    except TypeError:
+        return shapes  # torch says what is wrong
+    if isinstance(shapes, Mapping):
+        return {name: _spelled(each, given.get(name)) for name, each in shapes.items()}
+    return _spelled(shapes, tuple(given.values()))
+
+
+def _spelled(shapes: Any, given: object) -> Any:
+    if isinstance(shapes, tuple | list) and isinstance(given, tuple | list) and len(shapes) == len(given):
+        return type(shapes)(_spelled(*pair) for pair in zip(shapes, given, strict=True))
+    return {} if shapes is None and isinstance(given, Tensor) else shapes
 
 
 def _root(error: BaseException) -> BaseException:
