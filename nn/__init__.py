@@ -19,6 +19,7 @@ from .conv_transpose import QuantConvTranspose1d, QuantConvTranspose2d, QuantCon
 from .function import QuantFunction
 from .layer import QuantLayer
 from .linear import QuantLinear
+from .recurrent import QuantGRU, QuantGRUCell, QuantLSTM, QuantLSTMCell, QuantRNN, QuantRNNCell
 from .slots import Slot
 from .weight_layer import WeightLayer
 
@@ -32,12 +33,18 @@ __all__ = [
     "QuantConvTranspose3d",
     "QuantFunction",
     "QuantGELU",
+    "QuantGRU",
+    "QuantGRUCell",
     "QuantHardSwish",
     "QuantHardTanh",
     "QuantIdentity",
+    "QuantLSTM",
+    "QuantLSTMCell",
     "QuantLayer",
     "QuantLeakyReLU",
     "QuantLinear",
+    "QuantRNN",
+    "QuantRNNCell",
     "QuantReLU",
     "QuantReLU6",
     "QuantSiLU",

@@ -1,9 +1,9 @@
 """What is at work around a forward pass: a compiler, an exporter, a transform; and whether derivatives are recorded."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 import torch
 import torch.autograd.forward_ad as forward_ad
@@ -12,15 +12,16 @@ from torch._C._functorch import is_legacy_batchedtensor as _batched
 from torch.jit._trace import is_tracing
 
 __all__ = [
-    "Step",
+    "LoopOperators",
+    "LoopStep",
     "constant",
     "current_step",
     "differentiated",
     "exporting",
     "is_tracing",
+    "loop_operators",
     "loop_steps",
-    "loops_as_operators",
-    "loops_become_operators",
+    "loops_become",
     "number",
     "recording",
     "transformed",
@@ -74,10 +75,10 @@ def number(tensor: Tensor) -> float | None:
         return None
 
 
-# Loops over time: whoever numbers what happens in a forward counts the steps of a loop as one
+# Loops over time: who numbers what happens in a forward counts the steps of a loop as one; exporters make them operators
 
 
-class Step(NamedTuple):
+class LoopStep(NamedTuple):
     """One step of a loop over time.
 
     Args:
@@ -89,11 +90,46 @@ class Step(NamedTuple):
     number: int
 
 
-_step: ContextVar[Step | None] = ContextVar("step", default=None)
-_operators: ContextVar[bool] = ContextVar("operators", default=False)
+Tensors = tuple[Tensor, ...]
 
 
-def current_step() -> Step | None:
+class LoopOperators(Protocol):
+    """What an exporter makes of loops over time."""
+
+    def scan(
+        self,
+        step: Callable[[Tensors, Tensors, Tensors], tuple[Tensors, Tensors]],
+        states: Tensors,
+        inputs: Tensors,
+        constants: Tensors,
+    ) -> tuple[Tensors, Tensors]:
+        """One operator with the step as its body; see `bitwright.nn.recurrent.scan`."""
+        ...
+
+    def recurrence(
+        self, mode: str, x: Tensor, states: Tensors, weights: Sequence[Tensor], bias: bool, bidirectional: bool
+    ) -> Tensors:
+        """One operator for each layer.
+
+        Args:
+            mode: as torch has it, ``"LSTM"``, ``"GRU"``, ``"RNN_TANH"`` or ``"RNN_RELU"``.
+            x: (T, B, F).
+            states: (L, B, H) each, over layers and directions.
+            weights: for each layer and direction weight_ih, weight_hh and the two biases; no projections.
+            bias: whether there are biases.
+            bidirectional: whether there are two directions.
+
+        Returns:
+            The output, and the states at the end.
+        """
+        ...
+
+
+_step: ContextVar[LoopStep | None] = ContextVar("step", default=None)
+_operators: ContextVar[LoopOperators | None] = ContextVar("operators", default=None)
+
+
+def current_step() -> LoopStep | None:
     """The step that is at work, of the innermost loop; None outside loops. Each pass through a body is a new object."""
     return _step.get()
 
@@ -110,20 +146,20 @@ def loop_steps() -> Iterator[Callable[[int], object]]:
     """
     loop, before = object(), _step.get()
     try:
-        yield lambda number: _step.set(Step(loop, number))
+        yield lambda number: _step.set(LoopStep(loop, number))
     finally:
         _step.set(before)
 
 
-def loops_become_operators() -> bool:
-    """Whether an exporter asks for loops as one operator with a body, which it traces once."""
+def loop_operators() -> LoopOperators | None:
+    """What loops over time become, where an exporter asks for operators; None where they run."""
     return _operators.get()
 
 
 @contextmanager
-def loops_as_operators() -> Iterator[None]:
-    """Ask for loops over time as operators with a body, for the length of the block."""
-    before = _operators.set(True)
+def loops_become(operators: LoopOperators) -> Iterator[None]:
+    """Have loops over time become operators for the length of the block."""
+    before = _operators.set(operators)
     try:
         yield
     finally:

@@ -1,6 +1,6 @@
 """Names for the calls of a model's modules in one forward; a call in a loop has one name for all steps."""
 
-from ...qcore.tracing import Step, current_step
+from ...qcore.tracing import LoopStep, current_step
 
 __all__ = ["Counts", "counted", "numbered"]
 
@@ -26,7 +26,7 @@ class Counts(dict[str, int]):
 
     def __init__(self) -> None:
         super().__init__()
-        self._loops: dict[object, tuple[Step, dict[str, int]]] = {}
+        self._loops: dict[object, tuple[LoopStep, dict[str, int]]] = {}
 
     def next(self, path: str) -> int:
         """How many calls came before this one, which is counted."""
@@ -37,7 +37,7 @@ class Counts(dict[str, int]):
         self[path] = index + 1
         return index
 
-    def _follow(self, step: Step) -> None:
+    def _follow(self, step: LoopStep) -> None:
         latest, before = self._loops.setdefault(step.loop, (step, dict(self)))
         if latest is not step:
             self._loops[step.loop] = (step, before)

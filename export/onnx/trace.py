@@ -15,11 +15,12 @@ from ...nn.contexts.intercepting import intercepted
 from ...qcore import Grid, TensorQuant, grid_of, values_of
 from ...qcore.aliases import Keywords
 from ...qcore.tensor_quant import Intercept
-from ...qcore.tracing import loops_as_operators
+from ...qcore.tracing import loops_become
 from ..capture.caveats import silent_quantizers, unreached
 from ..capture.numbering import Counts
 from ..capture.record import Call, Recording
 from ..errors import ExportError
+from .loops import OnnxLoops
 from .traced_tensor import TracedQuantTensor
 
 __all__ = ["DOMAIN", "trace"]
@@ -162,7 +163,7 @@ def _traced(
 
     handle = module.register_forward_pre_hook(lambda *_: counts.clear())  # torch may run forward more than once
     try:
-        with intercepted(quantizers, emitter), loops_as_operators(), _quiet(), torch.no_grad():
+        with intercepted(quantizers, emitter), loops_become(OnnxLoops()), _quiet(), torch.no_grad():
             program = torch.onnx.export(module, args, **options)
     finally:
         handle.remove()

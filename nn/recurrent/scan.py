@@ -1,74 +1,53 @@
-"""The general loop of recurrent layers: one step after the other, or one operator of an exported file."""
+"""The general loop over the steps of a sequence."""
 
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from ...qcore.tracing import loop_steps, loops_become_operators
+from ...qcore.tracing import loop_operators, loop_steps
 
-__all__ = ["Tensors", "scan"]
+__all__ = ["Step", "Tensors", "scan"]
 
 Tensors = tuple[Tensor, ...]
-StepFunction = Callable[[Tensors, Tensors, Tensors], tuple[Tensors, Tensors]]
+Step = Callable[[Tensors, Tensors, Tensors], tuple[Tensors, Tensors]]  # (states, inputs, constants): states, outputs
 
 
-def scan(step: StepFunction, states: Tensors, inputs: Tensors, constants: Tensors = ()) -> tuple[Tensors, Tensors]:
-    """Run a step over time, from the first to the last.
+def scan(step: Step, states: Tensors, inputs: Tensors, constants: Tensors = ()) -> tuple[Tensors, Tensors]:
+    """Call a function for each step of a sequence, each time with the states that the call before left.
 
-    A Python loop. While a file is exported that has loops (ONNX), one operator instead, whose body is the step: so the
-    number of steps stays open. There the step may use no tensors other than those it is given.
+    In Python, one step after the other; while a file is exported that has loops, as one operator whose body is the
+    step, so that the number of steps stays open. There the step may use no tensors but those it gets.
 
     Args:
-        step: called as ``step(states, inputs, constants)``; returns the next states and the outputs of the step. The
-            next states have the shapes and types of the states.
-        states: what the first step starts from.
-        inputs: time is their first dimension, (T, ...); the step gets one index of it.
-        constants: what every step gets as it is, such as weights.
+        step: ``(states, inputs, constants)`` to ``(states, outputs)``, all of them tuples of tensors.
+        states: those that the first call gets.
+        inputs: (T, ...) each, T at least 1; every call gets one of the T parts.
+        constants: what every call gets.
 
     Returns:
-        The states after the last step, and the outputs, stacked along a new first dimension.
+        The states that the last call left, and all outputs, stacked: (T, ...) each.
 
     Example:
-        >>> def step(states, inputs, constants):
-        ...     total = states[0] + inputs[0]
-        ...     return (total,), (total * constants[0],)
-        >>> scan(step, (torch.tensor(0.0),), (torch.tensor([1.0, 2.0, 3.0]),), (torch.tensor(10.0),))
-        ((tensor(6.),), (tensor([10., 30., 60.]),))
+        >>> def add(states, inputs, constants):
+        ...     total = states[0] + inputs[0] * constants[0]
+        ...     return (total,), (total,)
+        >>> scan(add, (torch.zeros(()),), (torch.tensor([1.0, 2.0, 3.0]),), (torch.tensor(10.0),))
+        ((tensor(60.),), (tensor([10., 30., 60.]),))
     """
-    if loops_become_operators():
-        return _operator(step, states, inputs, constants)
-    outputs: list[Tensors] = []
+    operators = loop_operators()
+    if operators is not None:
+        return operators.scan(step, states, inputs, constants)
+    collected = []
     slices = zip(*(each.unbind(0) for each in inputs), strict=True)
     if torch.compiler.is_compiling():
-        for given in slices:
-            states, results = step(states, given, constants)
-            outputs.append(results)
+        for parts in slices:
+            states, outputs = step(states, parts, constants)
+            collected.append(outputs)
     else:
         with loop_steps() as begin:
-            for number, given in enumerate(slices):
+            for number, parts in enumerate(slices):
                 begin(number)
-                states, results = step(states, given, constants)
-                outputs.append(results)
-    return states, tuple(torch.stack(each) for each in zip(*outputs, strict=True))
-
-
-def _operator(step: StepFunction, states: Tensors, inputs: Tensors, constants: Tensors) -> tuple[Tensors, Tensors]:
-    """The loop as torch's operator, called past its wrapper: that runs dynamo, which takes no placeholders of ONNX.
-
-    The operator has no derivative in this form, and refuses tensors that share memory; the copies are none in the file.
-    """
-    count, split = len(states), len(states) + len(inputs)
-    with loop_steps() as begin:
-
-        def body(*given: Tensor) -> Tensors:
-            begin(0)  # whenever it is traced
-            after, results = step(given[:count], given[count:split], given[split:])
-            return (*_copies(after), *_copies(results))
-
-        found = torch.ops.higher_order.scan(body, [*_copies(states)], [*_copies(inputs)], _copies(constants))
-    return tuple(found[:count]), tuple(found[count:])
-
-
-def _copies(tensors: Tensors) -> Tensors:
-    return tuple(each.detach().clone() for each in tensors)
+                states, outputs = step(states, parts, constants)
+                collected.append(outputs)
+    return states, tuple(map(torch.stack, zip(*collected, strict=True)))
