@@ -138,7 +138,7 @@ class QuantLSTM(RecurrentLayer):
         return LSTMStep(sites, self.bias, self.proj_size > 0, self.coupled_input_forget_gates)
 
     def _has_kernel(self) -> bool:
-        return not self.coupled_input_forget_gates
+        return super()._has_kernel() and not self.coupled_input_forget_gates
 
     def _kernel(self, *args: Any) -> Sequence[Tensor]:
         return _VF.lstm(*args)

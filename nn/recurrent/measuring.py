@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ...qcore import Grid, IntQuant, TensorQuant
 from ...qcore.scaling import StoredScaling
+from ...qcore.tracing import loop_operators
 from .steps import Site
 
 __all__ = ["Quantizers", "measured_once", "quantizing", "to_measure"]
@@ -48,7 +49,7 @@ def measured_once(quantizers: Quantizers, run: Callable[[dict[str, Site]], objec
         quantizers: those of the loop.
         run: runs the loop with given sites, on all sequences, in all directions.
     """
-    scalings = to_measure(quantizers)
+    scalings = to_measure(quantizers) if loop_operators() is None else {}
     if not scalings:
         yield
         return

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from ...qcore import Grid, QuantizerError, QuantTensor, grid_of, path_of, values_of
-from ...qcore.tracing import exporting
+from ...qcore.tracing import exporting, loop_operators
 from ..layer import Family
 from ..slots import Slot
 from .base import Recurrent
@@ -172,8 +172,8 @@ class RecurrentLayer(Recurrent, nn.RNNBase):
     # Torch's kernels
 
     def _has_kernel(self) -> bool:
-        """Whether torch computes what this layer does, once the weights are quantized."""
-        return True
+        """Whether torch computes what this layer does, once the weights are quantized; and a file."""
+        return not self.proj_size or loop_operators() is None
 
     def _kernel(self, *args: Any) -> Sequence[Tensor]:
         """Torch's function: output and states."""
@@ -188,6 +188,10 @@ class RecurrentLayer(Recurrent, nn.RNNBase):
                 biases = [] if bias_ih is None or bias_hh is None else [bias_ih, bias_hh]
                 flat += [weight_ih, weight_hh, *biases, *self._projection(suffix)]
         states = self._zeros(x, self._runs(), layout.batch_of(x)) if given is None else given
+        operators = loop_operators()
+        if operators is not None:
+            out, *last = operators.recurrence(self.mode, x, states, flat, bool(self.bias), self.bidirectional)
+            return out, tuple(last)
         start = self._as_torchs(states)
         options = (flat, self.bias, self.num_layers, self.dropout, self.training, self.bidirectional)
         if layout.packed is not None:
