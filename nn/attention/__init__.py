@@ -1,3 +1,5 @@
 """Quantized attention, and the transformer layers made of it."""
 
-__all__: list[str] = []
+from .scaled_dot_product import QuantScaledDotProductAttention
+
+__all__ = ["QuantScaledDotProductAttention"]
