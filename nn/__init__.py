@@ -14,6 +14,12 @@ from .activations import (
     QuantSoftmax,
     QuantTanh,
 )
+from .attention import (
+    QuantMultiheadAttention,
+    QuantScaledDotProductAttention,
+    QuantTransformerDecoderLayer,
+    QuantTransformerEncoderLayer,
+)
 from .contexts.calibration import calibrating, finish_calibration
 from .contexts.freezing import frozen
 from .contexts.intercepting import intercepted, quantizers_of
@@ -42,12 +48,16 @@ __all__ = [
     "QuantLayer",
     "QuantLeakyReLU",
     "QuantLinear",
+    "QuantMultiheadAttention",
     "QuantReLU",
     "QuantReLU6",
+    "QuantScaledDotProductAttention",
     "QuantSiLU",
     "QuantSigmoid",
     "QuantSoftmax",
     "QuantTanh",
+    "QuantTransformerDecoderLayer",
+    "QuantTransformerEncoderLayer",
     "Slot",
     "WeightLayer",
     "calibrating",
