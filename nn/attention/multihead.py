@@ -86,7 +86,7 @@ class QuantMultiheadAttention(Composite, AttentionLayer, nn.MultiheadAttention):
     bias_quant = Family()
     in_proj_weight: Any = OwnParameter()  # nn.TransformerEncoder looks at it to see whether it may pass layers by
     input_quant: TensorQuant | None
-    out_proj: QuantLinear  # type: ignore[assignment]
+    out_proj: QuantLinear
     _seen: tuple[Grid | None, ...] = (None, None, None)  # grids of the last query, key and value
 
     def __init__(
@@ -118,9 +118,8 @@ class QuantMultiheadAttention(Composite, AttentionLayer, nn.MultiheadAttention):
     ) -> None:
         flags = {"bias": bias, "add_bias_kv": add_bias_kv, "add_zero_attn": add_zero_attn, "batch_first": batch_first}
         bias, add_bias_kv, add_zero_attn, batch_first = (checked_flag(self, *each) for each in flags.items())
-        nn.MultiheadAttention.__init__(
-            self, embed_dim, num_heads, dropout, bias, add_bias_kv, add_zero_attn, kdim, vdim, batch_first, device, dtype
-        )
+        more = (add_bias_kv, add_zero_attn, kdim, vdim, batch_first, device, dtype)
+        nn.MultiheadAttention.__init__(self, embed_dim, num_heads, dropout, bias, *more)
         self._make_slots(return_quant_tensor)
         self.fill_slots(
             weight_quant=weight_quant,
@@ -231,7 +230,7 @@ class QuantMultiheadAttention(Composite, AttentionLayer, nn.MultiheadAttention):
         """The output and, with ``need_weights``, the attention weights; arguments and shapes are torch's.
 
         Args:
-            query: ``(L, N, embed_dim)``; ``(N, L, embed_dim)`` with ``batch_first``; ``(L, embed_dim)`` without a batch.
+            query: ``(L, N, embed_dim)``, ``(N, L, embed_dim)`` if ``batch_first``, ``(L, embed_dim)`` without a batch.
             key: likewise, of ``S`` tokens and ``kdim`` features.
             value: likewise, of ``S`` tokens and ``vdim`` features.
             key_padding_mask: ``(N, S)`` or ``(S,)``: True where a key is left out, or floats to add to the scores.

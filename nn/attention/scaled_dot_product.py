@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.types import Device
 
-from ...qcore import QuantizerError, QuantTensor, TensorQuant, path_of
+from ...qcore import QuantizerError, QuantTensor, TensorQuant
 from ...qcore.tracing import exporting
 from ...quantizers import Int8Act, Uint8Act
 from ..slots import Described, QuantizerLike, Slot, checked_flag

@@ -98,7 +98,7 @@ class TransformerLayer(Composite):
 
 
 def _of_part(part: str, slot: Slot) -> Slot:
-    """The slot of the whole layer for one of a part: keywords for all parts reach it, and those with the part's name."""
+    """The slot of the whole layer for one of a part: keywords for all parts reach it, and those for the part."""
     wide = tuple(_families(part, slot))
     follows = None if slot.follows is None else (f"{part}_{slot.follows[0]}", f"{part}_{slot.follows[1]}")
     parameter = None if slot.parameter is None else f"{part}.{slot.parameter}"
@@ -178,8 +178,8 @@ class QuantTransformerEncoderLayer(TransformerLayer, nn.TransformerEncoderLayer)
         return_quant_tensor: bool = False,
         **overrides: object,
     ) -> None:
-        torchs: Any = (d_model, nhead, dim_feedforward, dropout, activation, layer_norm_eps, batch_first, norm_first)
-        nn.TransformerEncoderLayer.__init__(self, *torchs, bias, device, dtype)
+        more: Any = (layer_norm_eps, batch_first, norm_first, bias, device, dtype)
+        nn.TransformerEncoderLayer.__init__(self, d_model, nhead, dim_feedforward, dropout, activation, *more)
         self._make_slots(return_quant_tensor)
         self.fill_slots(
             weight_quant=weight_quant,
@@ -255,8 +255,8 @@ class QuantTransformerDecoderLayer(TransformerLayer, nn.TransformerDecoderLayer)
         return_quant_tensor: bool = False,
         **overrides: object,
     ) -> None:
-        torchs: Any = (d_model, nhead, dim_feedforward, dropout, activation, layer_norm_eps, batch_first, norm_first)
-        nn.TransformerDecoderLayer.__init__(self, *torchs, bias, device, dtype)
+        more: Any = (layer_norm_eps, batch_first, norm_first, bias, device, dtype)
+        nn.TransformerDecoderLayer.__init__(self, d_model, nhead, dim_feedforward, dropout, activation, *more)
         self._make_slots(return_quant_tensor)
         self.fill_slots(
             weight_quant=weight_quant,
