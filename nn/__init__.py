@@ -10,6 +10,12 @@ from .activations.piecewise import (
     QuantReLU6,
 )
 from .activations.smooth import QuantGELU, QuantSigmoid, QuantSiLU, QuantSoftmax, QuantTanh
+from .attention import (
+    QuantMultiheadAttention,
+    QuantScaledDotProductAttention,
+    QuantTransformerDecoderLayer,
+    QuantTransformerEncoderLayer,
+)
 from .contexts.calibration import calibrating, finish_calibration
 from .contexts.freezing import frozen
 from .contexts.intercepting import intercepted, quantizers_of
@@ -43,14 +49,18 @@ __all__ = [
     "QuantLayer",
     "QuantLeakyReLU",
     "QuantLinear",
+    "QuantMultiheadAttention",
     "QuantRNN",
     "QuantRNNCell",
     "QuantReLU",
     "QuantReLU6",
+    "QuantScaledDotProductAttention",
     "QuantSiLU",
     "QuantSigmoid",
     "QuantSoftmax",
     "QuantTanh",
+    "QuantTransformerDecoderLayer",
+    "QuantTransformerEncoderLayer",
     "Slot",
     "WeightLayer",
     "calibrating",
