@@ -20,6 +20,8 @@ from .contexts.intercepting import intercepted, quantizers_of
 from .contexts.switching import unquantized
 from .conv import QuantConv1d, QuantConv2d, QuantConv3d
 from .conv_transpose import QuantConvTranspose1d, QuantConvTranspose2d, QuantConvTranspose3d
+from .embeddings.bag import QuantEmbeddingBag
+from .embeddings.embedding import QuantEmbedding
 from .function import QuantFunction
 from .layer import QuantLayer
 from .linear import QuantLinear
@@ -34,6 +36,8 @@ __all__ = [
     "QuantConvTranspose1d",
     "QuantConvTranspose2d",
     "QuantConvTranspose3d",
+    "QuantEmbedding",
+    "QuantEmbeddingBag",
     "QuantFunction",
     "QuantGELU",
     "QuantHardSwish",

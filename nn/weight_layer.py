@@ -118,8 +118,8 @@ class WeightLayer(QuantLayer):
 
     def _lacks(self, slot: str) -> bool:
         """Whether a slot has nothing to quantize: the layer was made without that parameter."""
-        parameter = self.slot(slot).parameter
-        return parameter is not None and getattr(self, parameter) is None
+        found = next((each for each in self.slots if each.name == slot), None)
+        return found is None or (found.parameter is not None and getattr(self, found.parameter) is None)
 
     def _shape_of(self, slot: str) -> tuple[int, ...]:
         """The shape of what the quantizer of a slot quantizes."""
@@ -302,9 +302,9 @@ class WeightLayer(QuantLayer):
 
     def _weight_context(self, quant: TensorQuant, inputs: Grid | None) -> tuple[object, ...]:
         """What the weight's quantizer is told besides: the scales below which the bias would be clipped."""
-        bias, follower = self.bias, self.bias_quant
-        if inputs is None or bias is None or not isinstance(follower, BiasQuant):
+        if inputs is None or self._lacks("bias") or not isinstance(self.bias_quant, BiasQuant):
             return ()
+        bias, follower = self.tensor_of("bias"), self.bias_quant
         if not isinstance(quant, IntQuant) or type(quant)._quantize is not IntQuant._quantize:
             return ()
         if inputs.scale.numel() != 1:  # of a depthwise layer: as many as there are outputs
