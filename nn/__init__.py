@@ -25,11 +25,17 @@ from .embeddings.embedding import QuantEmbedding
 from .function import QuantFunction
 from .layer import QuantLayer
 from .linear import QuantLinear
+from .norms.batch_norm import QuantBatchNorm1d, QuantBatchNorm2d, QuantBatchNorm3d
+from .norms.layer_norm import QuantGroupNorm, QuantLayerNorm, QuantRMSNorm
+from .norms.scale_bias import QuantScaleBias
 from .slots import Slot
 from .weight_layer import WeightLayer
 
 __all__ = [
     "ActivationLayer",
+    "QuantBatchNorm1d",
+    "QuantBatchNorm2d",
+    "QuantBatchNorm3d",
     "QuantConv1d",
     "QuantConv2d",
     "QuantConv3d",
@@ -40,14 +46,18 @@ __all__ = [
     "QuantEmbeddingBag",
     "QuantFunction",
     "QuantGELU",
+    "QuantGroupNorm",
     "QuantHardSwish",
     "QuantHardTanh",
     "QuantIdentity",
     "QuantLayer",
+    "QuantLayerNorm",
     "QuantLeakyReLU",
     "QuantLinear",
+    "QuantRMSNorm",
     "QuantReLU",
     "QuantReLU6",
+    "QuantScaleBias",
     "QuantSiLU",
     "QuantSigmoid",
     "QuantSoftmax",

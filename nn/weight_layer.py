@@ -72,6 +72,7 @@ class WeightLayer(QuantLayer):
     )
     channel_axis = 0  # the weight's dimension that runs over output channels
     sums_products: ClassVar[bool] = True  # whether outputs are sums of products, on whose scale a bias may lie
+    quantizes_parameters: ClassVar[bool] = True  # whether quantizers see the parameters, not what follows from them
 
     weight: Tensor = OwnParameter()  # type: ignore[assignment]
     bias: Tensor | None
@@ -104,7 +105,11 @@ class WeightLayer(QuantLayer):
         given = split_overrides(self, slots, overrides)
         for slot, quantizer in slots.items():
             if quantizer is not None and self._lacks(slot.name):
-                raise QuantizerError(self._lacking(slot.name, quantizer))
+                for setting, item in given[slot.name].items():
+                    raise QuantizerError(self._lacking(slot, f"{slot.keywords}{setting}", item))
+                if quantizer != self.usual_quantizer(slot):
+                    raise QuantizerError(self._lacking(slot, f"{slot.name}_quant", quantizer))
+                slots[slot] = None
         self._fill_slots(slots, given)
 
     def _convert(self, given: Mapping[str, object], device: torch.device | None, dtype: torch.dtype | None) -> None:
@@ -125,11 +130,11 @@ class WeightLayer(QuantLayer):
         """The shape of what the quantizer of a slot quantizes."""
         return tuple(self.tensor_of(slot).shape)
 
-    def _lacking(self, slot: str, quantizer: object) -> str:
-        """What is wrong with a quantizer for a parameter that the layer lacks."""
+    def _lacking(self, slot: Slot, keyword: str, item: object) -> str:
+        """What is wrong with a keyword for a parameter that the layer lacks."""
         return (
-            f"{Described(self)}: {slot}_quant={quantizer!r} is given, but there is no {slot}. Write "
-            f"{self._remedy(slot)}, or leave {slot}_quant out."
+            f"{Described(self)}: {keyword}={item!r} is given, but there is no {slot.name}. Write "
+            f"{self._remedy(slot.name)}, or leave {keyword} out."
         )
 
     def _remedy(self, slot: str) -> str:
@@ -143,18 +148,19 @@ class WeightLayer(QuantLayer):
         for slot in self.slots:
             quant = getattr(self, f"{slot.name}_quant")
             if quant is not None and self._lacks(slot.name):
-                raise QuantizerError(self._lacking(slot.name, quant.quantizer))
+                raise QuantizerError(self._lacking(slot, f"{slot.name}_quant", quant.quantizer))
+        bias_quant = self.bias_quant
+        if bias_quant is not None and bias_quant.follows_input and not self.sums_products:
+            raise QuantizerError(
+                f"{Described(self)}: {bias_quant.quantizer!r} lies on the scale of products, input scale x weight "
+                "scale, and this layer multiplies floats. Write bias_quant=Int8BiasOwnScale."
+            )
         self._check_axes()
         if self.return_quant_tensor and self.output_quant is None:
             self._check_output_grid()
 
     def _check_axes(self) -> None:
         follows = self.bias_quant is not None and self.bias_quant.follows_input
-        if follows and not self.sums_products:
-            raise QuantizerError(
-                f"{Described(self)}: {self.bias_quant.quantizer!r} is for biases on the scale of products, and this "
-                "layer computes in floats before it adds the bias. Write bias_quant=Int8BiasOwnScale."
-            )
         summed = self.sums_products and (follows or (self.return_quant_tensor and self.output_quant is None))
         for slot, usual in (("weight", self.channel_axis), ("bias", 0)):
             granularity: Granularity | None = getattr(getattr(self, f"{slot}_quant"), "granularity", None)
@@ -190,8 +196,8 @@ class WeightLayer(QuantLayer):
         lacking = ""
         if not self.sums_products:
             raise QuantizerError(
-                f"{Described(self)}: return_quant_tensor=True needs outputs that lie on a grid, and this layer computes "
-                "in floats. Set output_quant=Int8Act to quantize the output."
+                f"{Described(self)}: return_quant_tensor=True needs outputs that lie on a grid, and this layer "
+                "computes in floats. Set output_quant=Int8Act to quantize the output."
             )
         if self.weight_quant is None:
             lacking = "the weight is not quantized. Set weight_quant=Int8WeightPerTensor"
@@ -250,7 +256,9 @@ class WeightLayer(QuantLayer):
 
     def _check_needs_no_grid(self, x: Tensor) -> None:
         """Say what became of the grid of an input that arrives without one, and is needed."""
-        quant = None if self.bias is None else self.bias_quant
+        quant = self.bias_quant
+        if quant is not None and self._lacks("bias"):
+            quant = None
         if quant is not None and quant.follows_input and quant.intercept is None:
             asks = f"{path_of(self)}: the scale of bias_quant follows the input's"
             remedy = "or choose a bias with a scale of its own: bias_quant=Int8BiasOwnScale"
@@ -300,11 +308,13 @@ class WeightLayer(QuantLayer):
         """The grid of the weight in its own shape."""
         return grid
 
-    def _weight_context(self, quant: TensorQuant, inputs: Grid | None) -> tuple[object, ...]:
+    def _weight_context(
+        self, quant: TensorQuant, inputs: Grid | None, bias: Tensor | None = None
+    ) -> tuple[object, ...]:
         """What the weight's quantizer is told besides: the scales below which the bias would be clipped."""
         if inputs is None or self._lacks("bias") or not isinstance(self.bias_quant, BiasQuant):
             return ()
-        bias, follower = self.tensor_of("bias"), self.bias_quant
+        bias, follower = self.tensor_of("bias") if bias is None else bias, self.bias_quant
         if not isinstance(quant, IntQuant) or type(quant)._quantize is not IntQuant._quantize:
             return ()
         if inputs.scale.numel() != 1:  # of a depthwise layer: as many as there are outputs

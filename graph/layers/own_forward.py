@@ -58,7 +58,7 @@ def _made(cls: type[nn.Module], base: type[nn.Module], layer: type[QuantLayer]) 
     }
     above = cls.__mro__[: cls.__mro__.index(base)]
     if any(name in vars(each) for each in above for name in _COMPUTING):
-        if issubclass(layer, WeightLayer):
+        if issubclass(layer, WeightLayer) and layer.quantizes_parameters:
             names |= _with_weights(cls, layer)
         elif issubclass(layer, ActivationLayer):
             names |= {"_function": lambda self, x: cls.forward(self, x), "_quantized": ActivationLayer._quantized}

@@ -73,7 +73,7 @@ class QuantEmbeddingBag(TableLayer, nn.EmbeddingBag):
         self._equip({"weight": weight_quant, "output": output_quant}, return_quant_tensor, overrides)
 
     @classmethod
-    def from_pretrained(  # type: ignore[override]
+    def from_pretrained(
         cls,
         embeddings: Tensor,
         freeze: bool = True,

@@ -31,9 +31,9 @@ class TableLayer(WeightLayer):
     norm_type: float
     scale_grad_by_freq: bool
     sparse: bool
-    bias = None  # type: ignore[assignment]
-    bias_quant = None  # type: ignore[assignment]
-    input_quant = None  # type: ignore[assignment]
+    bias = None
+    bias_quant = None
+    input_quant = None
 
     def _check_slots(self) -> None:
         if self.sparse and self.weight_quant is not None:
@@ -125,12 +125,12 @@ class _Fixed(torch.autograd.Function):
     """A table of which one row gets no gradient; without a copy, which `torch.cat` would make."""
 
     @staticmethod
-    def forward(ctx: Context, weight: Tensor, row: int) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Context, weight: Tensor, row: int) -> Tensor:
         ctx.row = row
         return weight.view_as(weight)
 
     @staticmethod
-    def backward(ctx: Context, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Context, grad: Tensor) -> tuple[Tensor, None]:
         return grad.index_fill(0, torch.tensor([ctx.row], device=grad.device), 0), None
 
 
