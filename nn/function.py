@@ -11,7 +11,7 @@ from torch.types import Device
 
 from ..qcore import Grid, QuantizerError, QuantTensor, TensorQuant, path_of, values_of
 from ..qcore.tracing import exporting
-from .activation_layer import own_settings
+from .activations.layer import own_settings
 from .layer import QuantLayer
 from .slots import Described, QuantizerLike, Slot, checked_flag, split_overrides
 
