@@ -19,6 +19,7 @@ from .conv_transpose import QuantConvTranspose1d, QuantConvTranspose2d, QuantCon
 from .embeddings.bag import QuantEmbeddingBag
 from .embeddings.embedding import QuantEmbedding
 from .function import QuantFunction
+from .hadamard import QuantHadamardClassifier
 from .layer import QuantLayer
 from .linear import QuantLinear
 from .norms.batch_norm import QuantBatchNorm1d, QuantBatchNorm2d, QuantBatchNorm3d
@@ -43,6 +44,7 @@ __all__ = [
     "QuantFunction",
     "QuantGELU",
     "QuantGroupNorm",
+    "QuantHadamardClassifier",
     "QuantHardSwish",
     "QuantHardTanh",
     "QuantIdentity",

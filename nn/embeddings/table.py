@@ -117,7 +117,7 @@ class TableLayer(WeightLayer):
             return weight
         if torch.compiler.is_compiling() or transformed():
             return torch.cat([weight[:row], weight[row : row + 1].detach(), weight[row + 1 :]])
-        fixed: Tensor = _Fixed.apply(weight, row)  # type: ignore[assignment]
+        fixed: Tensor = _Fixed.apply(weight, row)
         return fixed
 
 
@@ -130,7 +130,7 @@ class _Fixed(torch.autograd.Function):
         return weight.view_as(weight)
 
     @staticmethod
-    def backward(ctx: Context, grad: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Context, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
         return grad.index_fill(0, torch.tensor([ctx.row], device=grad.device), 0), None
 
 

@@ -34,6 +34,7 @@ class _BatchNormLayer(ChannelLayer):
     running_mean: Tensor | None
     running_var: Tensor | None
     num_batches_tracked: Tensor | None
+    _check_input_dim: Callable[[Tensor], None]
 
     def __init__(
         self,
@@ -98,7 +99,8 @@ class _BatchNormLayer(ChannelLayer):
         if inputs is None:
             self._check_needs_no_grid(input)
         if self.weight_quant is None and self.bias_quant is None:
-            return self._leave(_BatchNorm.forward(self, values), inputs, None, None, None)
+            out = _BatchNorm.forward(self, values)  # type: ignore[arg-type]
+            return self._leave(out, inputs, None, None, None)
         mean, var = self.running_mean, self.running_var
         of_batch = self.training or mean is None or var is None
         if of_batch:
@@ -130,11 +132,13 @@ class _BatchNormLayer(ChannelLayer):
     def _statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and variance of a batch; in training the running ones move towards them, as torch's do."""
         count = x.numel() // max(self.num_features, 1)
-        if count <= 1:
+        if count == 1:
             raise QuantizerError(
                 f"{path_of(self)}: a batch norm in training needs more than one value for each channel, and the input "
                 f"has the shape {tuple(x.shape)}."
             )
+        if count == 0:
+            return x.new_zeros(self.num_features), x.new_ones(self.num_features)
         dims = [dim for dim in range(x.ndim) if dim != 1]
         var, mean = torch.var_mean(x.to(_wide(x)), dims, correction=0)
         if self.training and self.track_running_stats and self.running_mean is not None:
@@ -168,7 +172,7 @@ def _wide(x: Tensor) -> torch.dtype:
 
 
 class QuantBatchNorm1d(_BatchNormLayer, nn.BatchNorm1d):
-    """`torch.nn.BatchNorm1d` with a quantized factor and, optionally, offset, input and output; input (N, C) or (N, C, L).
+    """`torch.nn.BatchNorm1d` with a quantized factor and, optionally, offset, input and output; input (N, C, L).
 
     Positional arguments are torch's. `WeightLayer` documents the keyword-only ones. ``weight_quant`` and ``bias_quant``
     are for what a batch norm multiplies each channel by and adds: ``g / sqrt(v + eps)`` and ``beta - m * w``, with the
