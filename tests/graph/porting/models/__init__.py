@@ -1,0 +1,25 @@
+"""Brevitas' example models, ported by hand: in their published sizes, or narrow as golden/ has them."""
+
+from collections.abc import Callable
+from functools import partial
+
+from torch import nn
+
+from .pynq import CNV, FullyConnected
+
+
+def _fully_connected(weight_bits: int, act_bits: int, full: bool) -> nn.Module:
+    return FullyConnected(weight_bits, act_bits, [64] * 3) if full else FullyConnected(
+        weight_bits, act_bits, [32, 24, 16], 64
+    )
+
+
+def _cnv(weight_bits: int, act_bits: int, full: bool) -> nn.Module:
+    convs, linears = ([64, 64, 128, 128, 256, 256], [512, 512]) if full else ([8, 8, 12, 12, 16, 16], [32, 32])
+    return CNV(weight_bits, act_bits, convs, linears)
+
+
+PORTED: dict[str, Callable[..., nn.Module]] = {
+    **{f"tfc_{w}w{a}a": partial(_fully_connected, w, a) for w, a in ((1, 1), (1, 2), (2, 2))},
+    **{f"cnv_{w}w{a}a": partial(_cnv, w, a) for w, a in ((1, 1), (1, 2), (2, 2))},
+}
