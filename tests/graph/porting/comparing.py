@@ -7,7 +7,6 @@ What goes on from a quantizer are Brevitas' codes, so that one that differs is c
 
 import argparse
 import hashlib
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +20,7 @@ from bitwright.graph.passes.reports import Report
 from bitwright.graph.porting import load_brevitas
 from bitwright.nn import intercepted, quantizers_of
 from bitwright.qcore import Grid, TensorQuant
+from tests.graph.porting.packed import load
 from tests.graph.porting.seeded import completed
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -42,8 +42,7 @@ class Golden:
     """A file that make_golden.py wrote."""
 
     def __init__(self, path: Path) -> None:
-        self.arrays = dict(np.load(path))
-        facts = json.loads(self.arrays.pop("json").tobytes())
+        self.arrays, facts = load(path)
         self.seeded: dict[str, tuple[int, ...]] = {name: tuple(shape) for name, shape in facts["seeded"].items()}
         self.digests: dict[str, str] = facts["digests"]
 

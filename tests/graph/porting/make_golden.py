@@ -8,7 +8,6 @@ It runs where Brevitas is installed (benchmarks/brevitas.txt), from the root of 
 
 import argparse
 import hashlib
-import json
 import logging
 import warnings
 from collections.abc import Callable
@@ -18,13 +17,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from .packed import save
 from .references import REFERENCES, Reference
 from .seeded import is_seeded, seeded
 
 HERE = Path(__file__).parent / "golden"
 
 
-def trained(model: nn.Module, batch: Callable[[], object]) -> None:
+def trained(model: nn.Module, batch: Callable[[], Tensor]) -> None:
     """Collect ranges, end the collection, and take training steps with all but the weights."""
     from brevitas.graph.calibrate import finalize_collect_stats  # pyright: ignore[reportMissingImports]
 
@@ -42,7 +42,7 @@ def trained(model: nn.Module, batch: Callable[[], object]) -> None:
         optimizer.zero_grad()
 
 
-def codes_of(model: nn.Module, x: object) -> tuple[dict[str, list[np.ndarray]], dict[str, np.ndarray], Tensor]:
+def codes_of(model: nn.Module, x: Tensor) -> tuple[dict[str, list[np.ndarray]], dict[str, np.ndarray], Tensor]:
     """The integers of every quantizer, for each time that it was called; the scales; and the output."""
     found: dict[str, list[np.ndarray]] = {}
     scales: dict[str, np.ndarray] = {}
@@ -79,10 +79,10 @@ def written(reference: Reference, path: Path, full: bool) -> None:
     state = {name: each.detach().clone() for name, each in model.state_dict().items()}
     again = reference.build(full)
     again.load_state_dict(state)
-    x = reference.batch(full)
-    found, scales, out = codes_of(again, x[:1] if isinstance(x, Tensor) else x)
+    x = reference.batch(full)[: reference.examples]
+    found, scales, out = codes_of(again, x)
     kept = {f"state/{name}": each.numpy() for name, each in state.items() if not is_seeded(tuple(each.shape))}
-    arrays = {"input": x[:1].numpy(), "output": out.numpy(), **kept}
+    arrays = {"input": x.numpy(), "output": out.numpy(), **kept}
     digests = {}
     for name, calls in found.items():
         for call, codes in enumerate(calls):
@@ -92,8 +92,7 @@ def written(reference: Reference, path: Path, full: bool) -> None:
                 arrays[f"codes/{name}/{call}"] = codes
         arrays[f"scale/{name}"] = scales[name]
     seeds = {name: list(each.shape) for name, each in state.items() if is_seeded(tuple(each.shape))}
-    arrays["json"] = np.frombuffer(json.dumps({"seeded": seeds, "digests": digests}).encode(), np.uint8)
-    np.savez_compressed(path, **arrays)
+    save(path, arrays, {"seeded": seeds, "digests": digests})
     size = path.stat().st_size
     print(f"{path.name}: {sum(codes.size for calls in found.values() for codes in calls)} codes, {size} bytes")
 

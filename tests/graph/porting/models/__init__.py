@@ -6,6 +6,7 @@ from functools import partial
 from torch import nn
 
 from .pynq import CNV, FullyConnected
+from .quantizers import Quantizers
 
 
 def _fully_connected(weight_bits: int, act_bits: int, full: bool) -> nn.Module:
@@ -20,6 +21,7 @@ def _cnv(weight_bits: int, act_bits: int, full: bool) -> nn.Module:
 
 
 PORTED: dict[str, Callable[..., nn.Module]] = {
+    "quantizers": lambda full: Quantizers(),
     **{f"tfc_{w}w{a}a": partial(_fully_connected, w, a) for w, a in ((1, 1), (1, 2), (2, 2))},
     **{f"cnv_{w}w{a}a": partial(_cnv, w, a) for w, a in ((1, 1), (1, 2), (2, 2))},
 }
