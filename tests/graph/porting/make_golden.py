@@ -50,7 +50,7 @@ def codes_of(model: nn.Module, x: Tensor) -> tuple[dict[str, list[np.ndarray]], 
     def recorded(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, inputs: object, out: object) -> None:
             scale = getattr(out, "scale", None)
-            if scale is None:
+            if scale is None or not module.is_quant_enabled:
                 return
             whole = torch.round(out.value.double() / scale.double() + out.zero_point.double())
             wide = np.int8 if whole.abs().max() < 128 else np.int16 if whole.abs().max() < 2**15 else np.int32

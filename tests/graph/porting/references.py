@@ -1,16 +1,35 @@
 """Brevitas' example models, as its package builds them; narrow ones for files of a size to keep."""
 
+import json
+import re
+import sys
 from collections.abc import Callable
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any, NamedTuple
-from unittest.mock import patch
+from unittest.mock import MagicMock, patch
 
 import brevitas.nn as qnn  # pyright: ignore[reportMissingImports]
+import brevitas_examples
 import brevitas.quant as quant  # pyright: ignore[reportMissingImports]
 import torch
 from brevitas.core.function_wrapper import RoundSte  # pyright: ignore[reportMissingImports]
 from brevitas.nn.utils import merge_bn  # pyright: ignore[reportMissingImports]
+
+# What the package prepares sound with: the networks don't need it.
+for unused in ("inflect", "librosa", "ruamel", "ruamel.yaml", "scipy", "soundfile", "torch_stft", "unidecode"):
+    sys.modules.setdefault(unused, MagicMock())
+
 from brevitas_examples.bnn_pynq.models import CNV, FC, resnet  # pyright: ignore[reportMissingImports]
+from brevitas_examples.speech_to_text.quartznet.quartznet import (  # pyright: ignore[reportMissingImports]
+    JasperDecoderForCTC,
+    JasperEncoder,
+)
+from brevitas_examples.super_resolution.models import espcn as espcn_models  # pyright: ignore[reportMissingImports]
+from brevitas_examples.text_to_speech.melgan import (  # pyright: ignore[reportMissingImports]
+    generator_brevitas,
+    res_stack_brevitas,
+)
 from torch import Tensor, nn
 
 __all__ = ["REFERENCES", "Reference"]
@@ -116,7 +135,89 @@ class Quantizers(nn.Module):
         return torch.cat([each.value if hasattr(each, "value") else each for each in found], 1)
 
 
+def espcn(bits: int) -> Reference:
+    """Super-resolution by 2."""
+    return Reference(
+        lambda full: espcn_models.quant_espcn_base(2, bits, bits),
+        lambda full: torch.randint(0, 256, (4, 3, *((64, 64) if full else (8, 8)))) / 255,
+    )
+
+
+def melgan() -> Reference:
+    """The generator of sound; the narrow one has a sixteenth of the channels."""
+
+    def narrow(make: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
+        def made(inputs: int, outputs: int, *rest: Any, **more: Any) -> nn.Module:
+            return make(_sixteenth(inputs), _sixteenth(outputs), *rest, **more)
+
+        return made
+
+    def build(full: bool) -> nn.Module:
+        if full:
+            return generator_brevitas.Generator(80, 8, 16)
+        conv, transposed = narrow(generator_brevitas.make_quantconv1d), narrow(generator_brevitas.make_transpconv1d)
+        with (
+            patch.multiple(generator_brevitas, make_quantconv1d=conv, make_transpconv1d=transposed),
+            patch.object(res_stack_brevitas, "make_quantconv1d", conv),
+        ):
+            return generator_brevitas.Generator(8, 8, 16)
+
+    return Reference(build, lambda full: torch.randn(2, 80, 24) * 2 - 5 if full else torch.randn(2, 8, 2) * 2 - 5)
+
+
+def _sixteenth(channels: int) -> int:
+    return channels // 16 if channels >= 32 else channels
+
+
+class Speech(nn.Module):
+    """QuartzNet between its spectrogram and its letters."""
+
+    def __init__(self, jasper: list[dict[str, Any]], features: int) -> None:
+        super().__init__()
+        self.encoder = JasperEncoder(
+            jasper=jasper,
+            outer_bit_width=8,
+            inner_bit_width=4,
+            weight_scaling_per_output_channel=True,
+            absolute_act_val=1,
+            activation_inner_scaling_per_output_channel=True,
+            activation_other_scaling_per_output_channel=False,
+            activation="relu",
+            feat_in=features,
+            conv_mask=False,
+        )
+        self.decoder = JasperDecoderForCTC(
+            feat_in=jasper[-1]["filters"], num_classes=28, bit_width=8, weight_scaling_per_channel=False
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logarithms of probabilities."""
+        return self.decoder(self.encoder(x))
+
+
+def _topology() -> list[dict[str, Any]]:
+    """The blocks that the package lists in a file; without a reader of YAML."""
+    path = Path(brevitas_examples.__file__).parent / "speech_to_text" / "cfg" / "topology" / "quartznet15x5.yaml"
+    blocks = re.split(r"\n\s+- (?=filters)", path.read_text().partition("labels:")[0])[1:]
+    return [{name: json.loads(each) for name, each in re.findall(r"(\w+): (\S+)", block)} for block in blocks]
+
+
+def quartznet() -> Reference:
+    """Speech to letters; the narrow one has one block of each kind."""
+    jasper = _topology()
+    narrow = [{**jasper[number], "filters": width} for number, width in ((0, 12), (1, 12), (9, 16), (16, 16), (17, 20))]
+    narrow = [{**each, "repeat": min(2, each["repeat"])} for each in narrow]
+    return Reference(
+        lambda full: Speech(jasper if full else narrow, 64 if full else 8),
+        lambda full: torch.randn(2, 64, 96) if full else torch.randn(2, 8, 48),
+    )
+
+
 REFERENCES = {
+    "quartznet_4b": quartznet(),
+    "espcn_w4a4": espcn(4),
+    "espcn_w8a8": espcn(8),
+    "melgan_8b": melgan(),
     "quantizers": Reference(lambda full: Quantizers(), lambda full: torch.randn(8, 8), 8),
     "tfc_1w1a": fully_connected(1, 1, 64),
     "tfc_1w2a": fully_connected(1, 2, 64),

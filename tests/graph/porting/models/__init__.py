@@ -5,8 +5,11 @@ from functools import partial
 
 from torch import nn
 
+from .espcn import ESPCN
+from .melgan import MelGAN
 from .pynq import CNV, FullyConnected
 from .quantizers import Quantizers
+from .quartznet import QUARTZNET, QuartzNet
 
 
 def _fully_connected(weight_bits: int, act_bits: int, full: bool) -> nn.Module:
@@ -20,8 +23,20 @@ def _cnv(weight_bits: int, act_bits: int, full: bool) -> nn.Module:
     return CNV(weight_bits, act_bits, convs, linears)
 
 
+def _quartznet(full: bool) -> nn.Module:
+    if full:
+        return QuartzNet()
+    kept = ((0, 12), (1, 12), (9, 16), (16, 16), (17, 20))
+    shapes = [QUARTZNET[number]._replace(channels=width) for number, width in kept]
+    return QuartzNet([shape._replace(repeat=min(2, shape.repeat)) for shape in shapes], 8)
+
+
 PORTED: dict[str, Callable[..., nn.Module]] = {
     "quantizers": lambda full: Quantizers(),
     **{f"tfc_{w}w{a}a": partial(_fully_connected, w, a) for w, a in ((1, 1), (1, 2), (2, 2))},
     **{f"cnv_{w}w{a}a": partial(_cnv, w, a) for w, a in ((1, 1), (1, 2), (2, 2))},
+    "espcn_w4a4": lambda full: ESPCN(4),
+    "espcn_w8a8": lambda full: ESPCN(8),
+    "quartznet_4b": lambda full: _quartznet(full),
+    "melgan_8b": lambda full: MelGAN() if full else MelGAN(8, 32),
 }
