@@ -21,6 +21,7 @@ for unused in ("inflect", "librosa", "ruamel", "ruamel.yaml", "scipy", "soundfil
     sys.modules.setdefault(unused, MagicMock())
 
 from brevitas_examples.bnn_pynq.models import CNV, FC, resnet  # pyright: ignore[reportMissingImports]
+from brevitas_examples.imagenet_classification.models import mobilenetv1  # pyright: ignore[reportMissingImports]
 from brevitas_examples.speech_to_text.quartznet.quartznet import (  # pyright: ignore[reportMissingImports]
     JasperDecoderForCTC,
     JasperEncoder,
@@ -169,6 +170,45 @@ def _sixteenth(channels: int) -> int:
     return channels // 16 if channels >= 32 else channels
 
 
+def resnet18() -> Reference:
+    """For CIFAR-10; the narrow one has an eighth of the channels."""
+
+    def build(full: bool) -> nn.Module:
+        if full:
+            return resnet.QuantResNet(resnet.QuantBasicBlock, [2] * 4, act_bit_width=4, weight_bit_width=4)
+        make, linear, norm = resnet.make_quant_conv2d, qnn.QuantLinear, nn.BatchNorm2d
+
+        def conv(in_planes: int, planes: int, **rest: Any) -> nn.Module:
+            return make(in_planes if in_planes == 3 else in_planes // 8, planes // 8, **rest)
+
+        with (
+            patch.object(resnet, "make_quant_conv2d", conv),
+            patch.object(qnn, "QuantLinear", lambda inputs, *rest, **more: linear(inputs // 8, *rest, **more)),
+            patch.object(nn, "BatchNorm2d", _Eighth),
+        ):
+            assert issubclass(_Eighth, norm)
+            return resnet.QuantResNet(resnet.QuantBasicBlock, [2] * 4, act_bit_width=4, weight_bit_width=4)
+
+    return Reference(build, lambda full: torch.randint(0, 256, (4, 3, 32, 32)) / 255)
+
+
+class _Eighth(nn.BatchNorm2d):
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels // 8)
+
+
+def mobilenet() -> Reference:
+    """For ImageNet; the narrow one has fewer stages."""
+
+    def build(full: bool) -> nn.Module:
+        channels = [[32], [64], [128, 128], [256, 256], [512] * 6, [1024, 1024]] if full else [[8], [12], [16, 16], [24]]
+        return mobilenetv1.MobileNet(
+            channels, False, 4, 4, last_layer_bit_width=4, **({} if full else {"avg_pool_kernel_size": 3, "num_classes": 10})
+        )
+
+    return Reference(build, lambda full: torch.randn(2, 3, *((224, 224) if full else (25, 25))))
+
+
 class Speech(nn.Module):
     """QuartzNet between its spectrogram and its letters."""
 
@@ -214,6 +254,8 @@ def quartznet() -> Reference:
 
 
 REFERENCES = {
+    "resnet18_4w4a": resnet18(),
+    "mobilenet_v1_4b": mobilenet(),
     "quartznet_4b": quartznet(),
     "espcn_w4a4": espcn(4),
     "espcn_w8a8": espcn(8),

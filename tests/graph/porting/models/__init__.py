@@ -7,9 +7,11 @@ from torch import nn
 
 from .espcn import ESPCN
 from .melgan import MelGAN
+from .mobilenet import STAGES, MobileNetV1
 from .pynq import CNV, FullyConnected
 from .quantizers import Quantizers
 from .quartznet import QUARTZNET, QuartzNet
+from .resnet import ResNet18
 
 
 def _fully_connected(weight_bits: int, act_bits: int, full: bool) -> nn.Module:
@@ -37,6 +39,10 @@ PORTED: dict[str, Callable[..., nn.Module]] = {
     **{f"cnv_{w}w{a}a": partial(_cnv, w, a) for w, a in ((1, 1), (1, 2), (2, 2))},
     "espcn_w4a4": lambda full: ESPCN(4),
     "espcn_w8a8": lambda full: ESPCN(8),
+    "resnet18_4w4a": lambda full: ResNet18(64 if full else 8),
+    "mobilenet_v1_4b": lambda full: (
+        MobileNetV1(32, STAGES, 7, 1000) if full else MobileNetV1(8, [[12], [16, 16], [24]], 3, 10)
+    ),
     "quartznet_4b": lambda full: _quartznet(full),
     "melgan_8b": lambda full: MelGAN() if full else MelGAN(8, 32),
 }
