@@ -10,6 +10,12 @@ from .activations.piecewise import (
     QuantReLU6,
 )
 from .activations.smooth import QuantGELU, QuantSigmoid, QuantSiLU, QuantSoftmax, QuantTanh
+from .attention import (
+    QuantMultiheadAttention,
+    QuantScaledDotProductAttention,
+    QuantTransformerDecoderLayer,
+    QuantTransformerEncoderLayer,
+)
 from .contexts.calibration import calibrating, finish_calibration
 from .contexts.freezing import frozen
 from .contexts.intercepting import intercepted, quantizers_of
@@ -19,6 +25,7 @@ from .conv_transpose import QuantConvTranspose1d, QuantConvTranspose2d, QuantCon
 from .function import QuantFunction
 from .layer import QuantLayer
 from .linear import QuantLinear
+from .recurrent import QuantGRU, QuantGRUCell, QuantLSTM, QuantLSTMCell, QuantRNN, QuantRNNCell
 from .slots import Slot
 from .weight_layer import WeightLayer
 
@@ -32,18 +39,28 @@ __all__ = [
     "QuantConvTranspose3d",
     "QuantFunction",
     "QuantGELU",
+    "QuantGRU",
+    "QuantGRUCell",
     "QuantHardSwish",
     "QuantHardTanh",
     "QuantIdentity",
+    "QuantLSTM",
+    "QuantLSTMCell",
     "QuantLayer",
     "QuantLeakyReLU",
     "QuantLinear",
+    "QuantMultiheadAttention",
+    "QuantRNN",
+    "QuantRNNCell",
     "QuantReLU",
     "QuantReLU6",
+    "QuantScaledDotProductAttention",
     "QuantSiLU",
     "QuantSigmoid",
     "QuantSoftmax",
     "QuantTanh",
+    "QuantTransformerDecoderLayer",
+    "QuantTransformerEncoderLayer",
     "Slot",
     "WeightLayer",
     "calibrating",
