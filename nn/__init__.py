@@ -1,19 +1,15 @@
 """Quantized layers, with torch's names, positional arguments and behaviour."""
 
-from .activation_layer import ActivationLayer
-from .activations import (
-    QuantGELU,
+from .activations.layer import ActivationLayer
+from .activations.piecewise import (
     QuantHardSwish,
     QuantHardTanh,
     QuantIdentity,
     QuantLeakyReLU,
     QuantReLU,
     QuantReLU6,
-    QuantSigmoid,
-    QuantSiLU,
-    QuantSoftmax,
-    QuantTanh,
 )
+from .activations.smooth import QuantGELU, QuantSigmoid, QuantSiLU, QuantSoftmax, QuantTanh
 from .contexts.calibration import calibrating, finish_calibration
 from .contexts.freezing import frozen
 from .contexts.intercepting import intercepted, quantizers_of

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 from torch.types import Device
 
-from ..qcore import Grid, QuantizerError, QuantTensor, SettingError, TensorQuant, path_of, values_of
-from ..qcore.declare.inject import QuantizerType
-from ..qcore.formats.int_range import check_flag
-from ..qcore.tracing import exporting
-from .layer import QuantLayer
-from .slots import Described, QuantizerLike, Slot, split_overrides
+from ...qcore import Grid, QuantizerError, QuantTensor, SettingError, TensorQuant, path_of, values_of
+from ...qcore.declare.inject import QuantizerType
+from ...qcore.formats.int_range import check_flag
+from ...qcore.tracing import exporting
+from ..layer import QuantLayer
+from ..slots import Described, QuantizerLike, Slot, split_overrides
 
 __all__ = ["ActivationLayer", "own_settings"]
 
