@@ -159,7 +159,8 @@ class QuantLSTM(RecurrentLayer):
         steps: Mapping[str, Steps],
         reverse: bool,
     ) -> Tensors:
-        return sequence.lstm(x, sizes, *states, weights, steps.get("hidden"), steps.get("cell"), reverse)
+        h, c = states
+        return sequence.lstm(x, sizes, h, c, weights, steps.get("hidden"), steps.get("cell"), reverse)
 
     def extra_repr(self) -> str:
         extra = super().extra_repr()
@@ -253,7 +254,8 @@ class QuantGRU(RecurrentLayer):
         steps: Mapping[str, Steps],
         reverse: bool,
     ) -> Tensors:
-        return sequence.gru(x, sizes, *states, weights, steps.get("hidden"), reverse)
+        (h,) = states
+        return sequence.gru(x, sizes, h, weights, steps.get("hidden"), reverse)
 
 
 class QuantRNN(RecurrentLayer):
@@ -340,4 +342,5 @@ class QuantRNN(RecurrentLayer):
         steps: Mapping[str, Steps],
         reverse: bool,
     ) -> Tensors:
-        return sequence.rnn(x, sizes, *states, weights, steps.get("hidden"), self.nonlinearity, reverse)
+        (h,) = states
+        return sequence.rnn(x, sizes, h, weights, steps.get("hidden"), self.nonlinearity, reverse)
