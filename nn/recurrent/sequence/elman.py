@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .grids import grid_grads
-from .kernel import Inputs, Kernel, Results, Tensors, project
+from .kernel import Inputs, Kernel, Results, Tensors
+from .products import Product, product
 
 __all__ = ["Elman"]
 
@@ -32,14 +33,14 @@ class Elman(Kernel):
     def forward(self, inputs: Inputs, keep: bool) -> Results:
         """The results; kept are the states before their grid."""
         x, w_ih, w_hh, _, _, (h,), (hidden,), order = inputs
-        raw = x.new_empty(x.shape[0], w_hh.shape[1])
-        project(x, w_ih, inputs.total_bias(), raw)
+        raw = product(x, w_ih, inputs.total_bias())
         out = raw if hidden is None or not keep else torch.empty_like(raw)
-        outs, weight, div = order.each(out), w_hh.t(), torch.div
+        outs, recurrent, div = order.each(out), Product(w_hh, h.shape[0]), torch.div
         activate = _INPLACE[self._nonlinearity]
         h_now = h[: order.sizes[0]] if order.sizes else h
         for turn, before, h_next in zip(order.turns(), order.each(raw), outs, strict=True):
-            activate(before.addmm_(h_now, weight))
+            recurrent.add_to(before, h_now)
+            activate(before)
             if hidden is not None:
                 div(before, hidden.scale, out=h_next).round_().clamp_(hidden.low, hidden.high).mul_(hidden.scale)
             h_now = h_next if turn is None else order.resized(h_next, h, turn)
@@ -64,6 +65,7 @@ class Elman(Kernel):
             flow.mul_(inside)
         grad = torch.empty_like(out) if needed[6] or needed[7] else None
         d_states = order.scratch(x, out.shape[1])[0] if grad is None else order.each(grad)
+        recurrent = Product(w_hh.t(), h.shape[0])
         added, parts = order.each(d_out), order.each(flow)
         first, sizes, turns, added_to = torch.empty_like(h), order.sizes, order.turns(), False
         to_h = d_h[: sizes[-1]] if sizes else d_h
@@ -74,16 +76,16 @@ class Elman(Kernel):
             parts[step].mul_(state)
             added_to = step > 0 and turns[before] is None
             if added_to:
-                torch.addmm(added[before], parts[step], w_hh, out=d_states[before])
+                recurrent.sum(added[before], parts[step], out=d_states[before])
             else:
-                to_h = parts[step] @ w_hh
+                to_h = recurrent.of(parts[step])
                 if step:
                     to_h = order.returned(to_h, d_h, first, sizes[before])
         first[: len(to_h)] = to_h
         d_bias = flow.sum(0) if needed[3] or needed[4] else None
         return [
-            flow @ w_ih if needed[0] else None,
-            flow.t() @ x if needed[1] else None,
+            product(flow, w_ih.t()) if needed[0] else None,
+            product(flow.t(), x.t()) if needed[1] else None,
             order.recurrent_grad(flow, out, h) if needed[2] else None,
             d_bias if needed[3] else None,
             d_bias if needed[4] else None,

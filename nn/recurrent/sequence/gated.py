@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .grids import grid_grads
-from .kernel import Inputs, Kernel, Results, Tensors, project
+from .kernel import Inputs, Kernel, Results, Tensors
+from .products import Product, product
 
 __all__ = ["Gated"]
 
@@ -36,11 +37,13 @@ class Gated(Kernel):
         rows, width = x.shape[0], w_hh.shape[1]
         table = x.new_empty(rows, 4 * width)  # reset, update, the state's part of the candidate, the candidate
         two, part, last = table[:, : 2 * width], table[:, 2 * width : 3 * width], table[:, 3 * width :]
-        bias = inputs.total_bias()
-        project(x, w_ih[: 2 * width], None if bias is None else bias[: 2 * width], two)
-        project(x, w_ih[2 * width :], None if b_ih is None else b_ih[2 * width :], last)
+        total = inputs.total_bias()
+        bias = None if total is None or b_ih is None else torch.cat([total[: 2 * width], b_ih[2 * width :]])
+        gates = product(x, w_ih, bias)
+        two.copy_(gates[:, : 2 * width])
+        last.copy_(gates[:, 2 * width :])
         part.copy_(part.new_zeros(()) if b_hh is None else b_hh[2 * width :])
-        weight = w_hh.t()
+        recurrent = Product(w_hh, h.shape[0])
 
         out = x.new_empty(rows, width)
         less = x.new_empty(rows, width) if keep else None
@@ -63,10 +66,10 @@ class Gated(Kernel):
             outs,
             strict=True,
         )
-        for turn, three, gates, reset, update, product, candidate, memory, difference, before, h_next in steps:
-            three.addmm_(h_now, weight)
+        for turn, three, gates, reset, update, of_state, candidate, memory, difference, before, h_next in steps:
+            recurrent.add_to(three, h_now)
             gates.sigmoid_()
-            candidate.add_(mul(reset, product, out=memory)).tanh_()
+            candidate.add_(mul(reset, of_state, out=memory)).tanh_()
             mul(sub(h_now, candidate, out=difference), update, out=before).add_(candidate)
             if hidden is not None:
                 div(before, hidden.scale, out=h_next).round_().clamp_(hidden.low, hidden.high).mul_(hidden.scale)
@@ -109,17 +112,18 @@ class Gated(Kernel):
         views = order.each(flow.view(rows, 5, width).transpose(0, 1), 1)
         first, sizes, turns, added_to = torch.empty_like(h), order.sizes, order.turns(), False
         to_h = d_h[: sizes[-1]] if sizes else d_h
-        add, addmm = torch.add, torch.addmm
+        recurrent = Product(w_hh.t(), h.shape[0])
         for step in range(len(sizes) - 1, -1, -1):
             state, before = d_states[step], step - 1
             if not added_to:
-                add(to_h, added[step], out=state)
+                torch.add(to_h, added[step], out=state)
             views[step].mul_(state)
             added_to = step > 0 and turns[before] is None
             if added_to:
-                add(added[before], cells[step], out=d_states[before]).addmm_(parts[step], w_hh)
+                torch.add(added[before], cells[step], out=d_states[before])
+                recurrent.add_to(d_states[before], parts[step])
             else:
-                to_h = addmm(cells[step], parts[step], w_hh)
+                to_h = cells[step] + recurrent.of(parts[step])
                 if step:
                     to_h = order.returned(to_h, d_h, first, sizes[before])
         first[: len(to_h)] = to_h
@@ -127,9 +131,9 @@ class Gated(Kernel):
         d_two, d_parts = flow[:, : 2 * width], flow[:, : 3 * width]
         d_x = d_w = None
         if needed[0]:
-            d_x = (d_two @ w_ih[: 2 * width]).addmm_(of_candidate, w_ih[2 * width :])
+            d_x = product(d_two, w_ih[: 2 * width].t()).add_(product(of_candidate, w_ih[2 * width :].t()))
         if needed[1]:
-            d_w = torch.cat([d_two.t() @ x, of_candidate.t() @ x])
+            d_w = torch.cat([product(d_two.t(), x.t()), product(of_candidate.t(), x.t())])
         sums = flow[:, : 4 * width].sum(0) if needed[3] or needed[4] else flow.new_empty(0)
         return [
             d_x,

@@ -4,13 +4,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from .grids import StateGrid, state_grid
 from .order import Order
 
-__all__ = ["Form", "Inputs", "Kernel", "Results", "Tensors", "inputs_of", "project"]
+__all__ = ["Form", "Inputs", "Kernel", "Results", "Tensors", "inputs_of"]
 
 Tensors = Sequence[Tensor | None]
 
@@ -117,18 +116,3 @@ class Kernel(ABC):
             inputs: of the sequence, with the states before the step.
             grids: for each state, what moves it onto its grid.
         """
-
-
-def project(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> None:
-    """Write ``x @ weight.t() + bias`` to columns of a table.
-
-    Example:
-        >>> table = torch.zeros(1, 3)
-        >>> project(torch.ones(1, 2), torch.ones(2, 2), None, table[:, :2])
-        >>> table
-        tensor([[2., 2., 0.]])
-    """
-    if bias is None:
-        torch.mm(x, weight.t(), out=out)
-    else:
-        torch.addmm(bias, x, weight.t(), out=out)

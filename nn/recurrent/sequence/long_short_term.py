@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .grids import grid_grads
-from .kernel import Inputs, Kernel, Results, Tensors, project
+from .kernel import Inputs, Kernel, Results, Tensors
+from .products import Product, product
 
 __all__ = ["LongShortTerm"]
 
@@ -37,8 +38,8 @@ class LongShortTerm(Kernel):
         rows, width = x.shape[0], w_hh.shape[1]
         table = x.new_empty(rows, 5 * width)  # output, input, forget, candidate, and the cell before the step
         bias = inputs.total_bias()
-        project(x, _turned(inputs.w_ih), None if bias is None else _turned(bias), table[:, : 4 * width])
-        weight = _turned(w_hh).t()
+        table[:, : 4 * width] = product(x, _turned(inputs.w_ih), None if bias is None else _turned(bias))
+        recurrent = Product(_turned(w_hh), h.shape[0])
 
         out = x.new_empty(rows, width)
         tanh_cell = x.new_empty(rows, width) if keep else None
@@ -58,7 +59,7 @@ class LongShortTerm(Kernel):
             o,
             two,
             pair,
-            product,
+            both,
             one,
             other,
             raw_c,
@@ -85,10 +86,10 @@ class LongShortTerm(Kernel):
                 strict=True,
             )
         ):
-            gates.addmm_(h_now, weight)
+            recurrent.add_to(gates, h_now)
             three.sigmoid_()
             candidate.tanh_()
-            mul(two, pair, out=product)
+            mul(two, pair, out=both)
             add(one, other, out=raw_c)  # not addcmul: ONNX rounds the products, too
             if cell is not None:
                 div(raw_c, cell.scale, out=c_now).round_().clamp_(cell.low, cell.high).mul_(cell.scale)
@@ -137,7 +138,7 @@ class LongShortTerm(Kernel):
             cell_inside = cell.inside(cell_raw)
             of_cell.mul_(cell_inside.unsqueeze(1))
 
-        weight = _turned(w_hh)
+        recurrent = Product(_turned(w_hh).t(), h.shape[0])
         hidden_grad = x.new_empty(rows, width) if needed[7] or needed[8] else None
         cell_grad = x.new_empty(rows, width) if needed[9] or needed[10] else None
         first_h, first_c = torch.empty_like(h), torch.empty_like(c)
@@ -146,7 +147,7 @@ class LongShortTerm(Kernel):
         cell_grads = scratch[2] if cell_grad is None else order.each(cell_grad)
         added, gates, cells = order.each(d_out), order.each(flow[:, : 4 * width]), order.each(flow[:, 4 * width :])
         steps = zip(order.each(of_o), order.each(of_cell.transpose(0, 1), 1), order.each(through), strict=True)
-        add, addcmul, addmm = torch.add, torch.addcmul, torch.addmm
+        add, addcmul = torch.add, torch.addcmul
         sizes, turns, added_to = order.sizes, order.turns(), False
         to_h, to_c = d_h[: sizes[-1]] if sizes else d_h, d_c[: sizes[-1]] if sizes else d_c
         for step, (outputs, others, passed) in reversed(list(enumerate(steps))):
@@ -158,9 +159,9 @@ class LongShortTerm(Kernel):
             to_c, before = cells[step], step - 1
             added_to = step > 0 and turns[before] is None
             if added_to:
-                addmm(added[before], gates[step], weight, out=hidden_grads[before])
+                recurrent.sum(added[before], gates[step], out=hidden_grads[before])
             else:
-                to_h = gates[step] @ weight
+                to_h = recurrent.of(gates[step])
                 if step:
                     to_h = order.returned(to_h, d_h, first_h, sizes[before])
                     to_c = order.returned(to_c, d_c, first_c, sizes[before])
@@ -170,8 +171,8 @@ class LongShortTerm(Kernel):
         d_bias = _turned_back(d_gates.sum(0)) if needed[3] or needed[4] else None
         moved = None if cell is None or cell_grad is None or cell_raw is None else cell.moved(cell_raw)
         return [
-            d_gates @ _turned(inputs.w_ih) if needed[0] else None,
-            _turned_back(d_gates.t() @ x) if needed[1] else None,
+            product(d_gates, _turned(inputs.w_ih).t()) if needed[0] else None,
+            _turned_back(product(d_gates.t(), x.t())) if needed[1] else None,
             _turned_back(order.recurrent_grad(d_gates, out, h)) if needed[2] else None,
             d_bias if needed[3] else None,
             d_bias if needed[4] else None,

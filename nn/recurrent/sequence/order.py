@@ -6,6 +6,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from .products import product
+
 __all__ = ["Order"]
 
 
@@ -102,13 +104,13 @@ class Order:
             first: before the first one.
         """
         if not self.sizes:
-            return grads.t() @ states
+            return product(grads.t(), states.t())
         if self.even:
             size = self.sizes[0]
             cut = grads.shape[0] - size
             began, later = (grads[cut:], grads[:cut]) if self.reverse else (grads[:size], grads[size:])
             before = states[size:] if self.reverse else states[:cut]
-            return torch.addmm(began.t() @ first, later.t(), before)
+            return product(later.t(), before.t()).addmm_(began.t(), first)
         views, before = self.each(states), [first[: self.sizes[0]]]
         before += [self.resized(state, first, size) for state, size in zip(views, self.sizes[1:], strict=False)]
-        return grads.t() @ torch.cat(before[::-1] if self.reverse else before)
+        return product(grads.t(), torch.cat(before[::-1] if self.reverse else before).t())
