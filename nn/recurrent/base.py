@@ -15,7 +15,7 @@ from ..layer import QuantLayer
 from ..slots import Described, Slot, checked_flag
 from .measuring import Quantizers
 from .scan import Tensors
-from .steps import RecurrentStep, Site
+from .steps import RecurrentStep, Sites
 
 __all__ = ["Recurrent", "families"]
 
@@ -94,7 +94,7 @@ class Recurrent(QuantLayer):
         """The slots inside of a step."""
         return self.step.slots
 
-    def _step(self, sites: Mapping[str, Site]) -> RecurrentStep:
+    def _step(self, sites: Sites) -> RecurrentStep:
         """What a step computes, with something at its sites."""
         return self.step(sites, self.bias)
 
@@ -146,7 +146,7 @@ class Recurrent(QuantLayer):
         own = "or choose a bias with a scale of its own: bias_quant=Int8BiasOwnScale"
         if source != "input" and quant is None:
             raise QuantizerError(f"{name}, and {source}_quant is None. Write hidden_quant=Int8Act, {own}.")
-        if source != "input" and not _has_one_grid(quant):
+        if quant is not None and source != "input" and not _has_one_grid(quant):
             raise QuantizerError(
                 f"{name}, and {source}_quant has another scale at each step. Write hidden_quant=Int8Act, {own}."
             )
@@ -268,6 +268,10 @@ class Recurrent(QuantLayer):
         if isinstance(hx, Tensor) or len(hx) != 2:
             raise ValueError(f"{path_of(self)}: hx is a pair of states, (h, c).")
         return tuple(hx)
+
+    def _as_torchs(self, states: Tensors) -> Any:
+        """The states as torch's layers take and return them: a pair, or one tensor."""
+        return states if len(self.step.states) > 1 else states[0]
 
     # State
 

@@ -1,6 +1,6 @@
 """Quantized cells: recurrent layers of one step, whose loop the user writes."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -16,7 +16,7 @@ from ..slots import QuantizerLike, Slot, checked_flag
 from .base import Recurrent, families
 from .measuring import measured_once, quantizing
 from .scan import Tensors
-from .steps import GRUStep, LSTMStep, RecurrentStep, RNNStep, Site
+from .steps import GRUStep, LSTMStep, RecurrentStep, RNNStep, Sites
 
 __all__ = ["QuantGRUCell", "QuantLSTMCell", "QuantRNNCell", "RecurrentCell"]
 
@@ -82,7 +82,7 @@ class RecurrentCell(Recurrent):
         if not quantizers:
             weight_hh, bias_hh = self._products("hh", "", None)
             start = self._zeros(x) if given is None else given
-            found = self._kernel(x, start if len(start) > 1 else start[0], weight, weight_hh, bias, bias_hh)
+            found = self._kernel(x, self._as_torchs(start), weight, weight_hh, bias, bias_hh)
             states = (found,) if isinstance(found, Tensor) else tuple(found)
         else:
             projected = F.linear(x, weight, bias)
@@ -123,7 +123,7 @@ class RecurrentCell(Recurrent):
     def _zeros(self, x: Tensor) -> Tensors:
         return tuple(x.new_zeros(x.shape[0], self.hidden_size) for _ in self.step.states)
 
-    def _one(self, sites: Mapping[str, Site], given: Tensors | None, projected: Tensor, constants: Tensors) -> Tensors:
+    def _one(self, sites: Sites, given: Tensors | None, projected: Tensor, constants: Tensors) -> Tensors:
         """The states after a step."""
         step = self._step(sites)
         if given is None:
@@ -139,8 +139,9 @@ class RecurrentCell(Recurrent):
     def _given_back(self, states: Tensors, batched: bool, grid: Grid | None) -> Any:
         states = states if batched else tuple(state.squeeze(0) for state in states)
         if self.return_quant_tensor and grid is not None and not exporting():
-            states = (QuantTensor.wrap(states[0], self._spread(grid, states[0].ndim)), *states[1:])
-        return states if len(states) > 1 else states[0]
+            hidden, *rest = states
+            states = (QuantTensor.wrap(hidden, self._spread(grid, hidden.ndim)), *rest)
+        return self._as_torchs(states)
 
 
 class QuantLSTMCell(RecurrentCell, nn.LSTMCell):
@@ -321,7 +322,7 @@ class QuantRNNCell(RecurrentCell, nn.RNNCell):
             }
         )
 
-    def _step(self, sites: Mapping[str, Site]) -> RecurrentStep:
+    def _step(self, sites: Sites) -> RecurrentStep:
         return RNNStep(sites, self.bias, self.nonlinearity)
 
     def _kernel(self, *args: Any) -> Tensor:

@@ -13,7 +13,7 @@ from ..layer import Family
 from ..slots import Described, QuantizerLike, checked_flag
 from .base import families
 from .recurrent_layer import RecurrentLayer
-from .steps import GRUStep, LSTMStep, RecurrentStep, RNNStep, Site
+from .steps import GRUStep, LSTMStep, RecurrentStep, RNNStep, Sites
 
 __all__ = ["QuantGRU", "QuantLSTM", "QuantRNN"]
 
@@ -134,7 +134,7 @@ class QuantLSTM(RecurrentLayer):
     def _sites(self) -> tuple[str, ...]:
         return tuple(slot for slot in self.step.slots if slot != "projection" or self.proj_size)
 
-    def _step(self, sites: Mapping[str, Site]) -> RecurrentStep:
+    def _step(self, sites: Sites) -> RecurrentStep:
         return LSTMStep(sites, self.bias, self.proj_size > 0, self.coupled_input_forget_gates)
 
     def _has_kernel(self) -> bool:
@@ -296,7 +296,7 @@ class QuantRNN(RecurrentLayer):
             }
         )
 
-    def _step(self, sites: Mapping[str, Site]) -> RecurrentStep:
+    def _step(self, sites: Sites) -> RecurrentStep:
         return RNNStep(sites, self.bias, self.nonlinearity)
 
     def _kernel(self, *args: Any) -> Sequence[Tensor]:

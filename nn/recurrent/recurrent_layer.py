@@ -1,6 +1,6 @@
 """The base of quantized recurrent layers."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -16,7 +16,7 @@ from .base import Recurrent
 from .layout import Layout
 from .measuring import Quantizers, measured_once, quantizing
 from .scan import Tensors
-from .steps import Site
+from .steps import Sites
 
 __all__ = ["RecurrentLayer"]
 
@@ -113,7 +113,7 @@ class RecurrentLayer(Recurrent, nn.RNNBase):
         x = layout.time_first(x)
         states = None if hx is None else self._given(hx, x, layout)
         inside = [self._inside(f"_l{layer}") for layer in range(self.num_layers)]
-        if not any(inside) and self._has_kernel():
+        if not any(inside) and self._has_kernel() and (exporting() or not torch.compiler.is_compiling()):
             x, last = self._by_kernel(x, layout, states, grid)
         else:
             x, last, grid = self._layer_by_layer(x, layout, states, grid, inside)
@@ -192,7 +192,7 @@ class RecurrentLayer(Recurrent, nn.RNNBase):
         if operators is not None:
             out, *last = operators.recurrence(self.mode, x, states, flat, bool(self.bias), self.bidirectional)
             return out, tuple(last)
-        start = states if len(states) > 1 else states[0]
+        start = self._as_torchs(states)
         options = (flat, self.bias, self.num_layers, self.dropout, self.training, self.bidirectional)
         if layout.packed is not None:
             out, *last = self._kernel(x, layout.packed.batch_sizes, start, *options)
@@ -230,7 +230,7 @@ class RecurrentLayer(Recurrent, nn.RNNBase):
         follows = any(self._follows_state(run.suffix) for run in runs)
         plain = [self._constants(run.suffix, None, quantized=not follows) for run in runs]
 
-        def run_all(sites: Mapping[str, Site], constants: Sequence[Tensors]) -> list[tuple[Tensors, Tensor]]:
+        def run_all(sites: Sites, constants: Sequence) -> list:  # a compiler evaluates these types, and knows no others
             return [self._run(sites, run, layout, each) for run, each in zip(runs, constants, strict=True)]
 
         grids: dict[str, Grid | None] = {}
@@ -242,7 +242,7 @@ class RecurrentLayer(Recurrent, nn.RNNBase):
         outs = [out for _, out in done]
         return outs[0] if len(outs) == 1 else torch.cat(outs, -1), [ends for ends, _ in done], grids.get("hidden")
 
-    def _run(self, sites: Mapping[str, Site], run: _Run, layout: Layout, constants: Tensors) -> tuple[Tensors, Tensor]:
+    def _run(self, sites: Sites, run: _Run, layout: Layout, constants: Tensors) -> tuple[Tensors, Tensor]:
         """All steps of one direction: the states at the end, and the output."""
         step = self._step(sites)
         if run.given is None:
@@ -262,7 +262,7 @@ class RecurrentLayer(Recurrent, nn.RNNBase):
         if layout.packed is not None:
             _, sizes, order, way_back = layout.packed
             out = PackedSequence(out, sizes, order, way_back)
-        return out, states if len(states) > 1 else states[0]
+        return out, self._as_torchs(states)
 
     # State
 

@@ -9,9 +9,10 @@ from torch import Tensor
 
 from .scan import Tensors
 
-__all__ = ["GRUStep", "LSTMStep", "RNNStep", "RecurrentStep", "Site"]
+__all__ = ["GRUStep", "LSTMStep", "RNNStep", "RecurrentStep", "Site", "Sites"]
 
 Site = Callable[[Tensor], Tensor]  # what happens to a tensor inside of a step
+Sites = Mapping[str, Site]  # by the names of slots
 
 
 class RecurrentStep:
@@ -36,7 +37,7 @@ class RecurrentStep:
     slots: ClassVar[tuple[str, ...]]
     states: ClassVar[tuple[str, ...]] = ("hidden",)
 
-    def __init__(self, sites: Mapping[str, Site], bias: bool) -> None:
+    def __init__(self, sites: Sites, bias: bool) -> None:
         self.sites = sites
         self.bias = bias
 
@@ -78,7 +79,7 @@ class LSTMStep(RecurrentStep):
     slots = ("gate", "sigmoid", "tanh", "cell", "projection", "hidden")
     states = ("hidden", "cell")
 
-    def __init__(self, sites: Mapping[str, Site], bias: bool, projects: bool = False, coupled: bool = False) -> None:
+    def __init__(self, sites: Sites, bias: bool, projects: bool = False, coupled: bool = False) -> None:
         super().__init__(sites, bias)
         self.projects = projects
         self.coupled = coupled
@@ -129,7 +130,7 @@ class RNNStep(RecurrentStep):
 
     slots = ("gate", "hidden")
 
-    def __init__(self, sites: Mapping[str, Site], bias: bool, nonlinearity: str = "tanh") -> None:
+    def __init__(self, sites: Sites, bias: bool, nonlinearity: str = "tanh") -> None:
         super().__init__(sites, bias)
         self.nonlinearity = torch.tanh if nonlinearity == "tanh" else torch.relu
 
