@@ -15,7 +15,7 @@ def quantized_layers() -> dict[type[nn.Module], type[QuantLayer]]:
     """For each layer of torch, the quantized layer of `bitwright.nn` that stands for it.
 
     Example:
-        >>> quantized_layers()[nn.Conv2d].__name__, nn.LayerNorm in quantized_layers()
+        >>> quantized_layers()[nn.Conv2d].__name__, nn.InstanceNorm1d in quantized_layers()
         ('QuantConv2d', False)
     """
     found: dict[type[nn.Module], type[QuantLayer]] = {}
