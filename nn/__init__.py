@@ -10,6 +10,12 @@ from .activations.piecewise import (
     QuantReLU6,
 )
 from .activations.smooth import QuantGELU, QuantSigmoid, QuantSiLU, QuantSoftmax, QuantTanh
+from .attention import (
+    QuantMultiheadAttention,
+    QuantScaledDotProductAttention,
+    QuantTransformerDecoderLayer,
+    QuantTransformerEncoderLayer,
+)
 from .contexts.calibration import calibrating, finish_calibration
 from .contexts.freezing import frozen
 from .contexts.intercepting import intercepted, quantizers_of
@@ -25,6 +31,7 @@ from .linear import QuantLinear
 from .norms.batch_norm import QuantBatchNorm1d, QuantBatchNorm2d, QuantBatchNorm3d
 from .norms.layer_norm import QuantGroupNorm, QuantLayerNorm, QuantRMSNorm
 from .norms.scale_bias import QuantScaleBias
+from .recurrent import QuantGRU, QuantGRUCell, QuantLSTM, QuantLSTMCell, QuantRNN, QuantRNNCell
 from .slots import Slot
 from .weight_layer import WeightLayer
 
@@ -43,23 +50,33 @@ __all__ = [
     "QuantEmbeddingBag",
     "QuantFunction",
     "QuantGELU",
+    "QuantGRU",
+    "QuantGRUCell",
     "QuantGroupNorm",
     "QuantHadamardClassifier",
     "QuantHardSwish",
     "QuantHardTanh",
     "QuantIdentity",
+    "QuantLSTM",
+    "QuantLSTMCell",
     "QuantLayer",
     "QuantLayerNorm",
     "QuantLeakyReLU",
     "QuantLinear",
+    "QuantMultiheadAttention",
     "QuantRMSNorm",
+    "QuantRNN",
+    "QuantRNNCell",
     "QuantReLU",
     "QuantReLU6",
     "QuantScaleBias",
+    "QuantScaledDotProductAttention",
     "QuantSiLU",
     "QuantSigmoid",
     "QuantSoftmax",
     "QuantTanh",
+    "QuantTransformerDecoderLayer",
+    "QuantTransformerEncoderLayer",
     "Slot",
     "WeightLayer",
     "calibrating",
