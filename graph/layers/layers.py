@@ -27,7 +27,7 @@ class Layer:
         refused: why it can't be quantized, although there is a quantized layer for its type.
 
     Example:
-        >>> model = nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2))
+        >>> model = nn.Sequential(nn.Linear(2, 2), nn.Flatten())
         >>> [(layer.path, layer.quantized and layer.quantized.__name__) for layer in layers_of(model)]
         [('0', 'QuantLinear'), ('1', None)]
     """
