@@ -44,6 +44,7 @@ class Golden:
     def __init__(self, path: Path) -> None:
         self.arrays, facts = load(path)
         self.seeded: dict[str, tuple[int, ...]] = {name: tuple(shape) for name, shape in facts["seeded"].items()}
+        self.spread: float | None = facts["spread"]
         self.digests: dict[str, str] = facts["digests"]
 
     @property
@@ -51,7 +52,7 @@ class Golden:
         """The state dict that Brevitas saved."""
         kept = {name.removeprefix("state/"): each for name, each in self.arrays.items() if name.startswith("state/")}
         shapes = {name: each.shape for name, each in kept.items()} | self.seeded
-        return {name: torch.from_numpy(each) for name, each in completed(shapes, kept).items()}
+        return {name: torch.from_numpy(each) for name, each in completed(shapes, kept, self.spread).items()}
 
     @property
     def places(self) -> set[str]:

@@ -74,7 +74,7 @@ def written(reference: Reference, path: Path, full: bool) -> None:
     model = reference.build(full)
     for name, parameter in model.named_parameters():
         if is_seeded(tuple(parameter.shape)):
-            parameter.data = torch.from_numpy(seeded(name, tuple(parameter.shape)))
+            parameter.data = torch.from_numpy(seeded(name, tuple(parameter.shape), reference.spread))
     trained(model, lambda: reference.batch(full))
     state = {name: each.detach().clone() for name, each in model.state_dict().items()}
     again = reference.build(full)
@@ -92,9 +92,12 @@ def written(reference: Reference, path: Path, full: bool) -> None:
                 arrays[f"codes/{name}/{call}"] = codes
         arrays[f"scale/{name}"] = scales[name]
     seeds = {name: list(each.shape) for name, each in state.items() if is_seeded(tuple(each.shape))}
-    save(path, arrays, {"seeded": seeds, "digests": digests})
+    save(path, arrays, {"seeded": seeds, "spread": reference.spread, "digests": digests})
     size = path.stat().st_size
-    print(f"{path.name}: {sum(codes.size for calls in found.values() for codes in calls)} codes, {size} bytes")
+    print(f"{path.name}: {sum(codes.size for calls in found.values() for codes in calls):,} codes, {size:,} bytes")
+    for name, calls in found.items():
+        if any(len(np.unique(codes)) < 2 for codes in calls):
+            print(f"  {name} has one code only")
 
 
 def main() -> None:

@@ -44,6 +44,7 @@ class Reference(NamedTuple):
     build: Callable[[bool], nn.Module]
     batch: Callable[[bool], Tensor]
     examples: int = 1  # of a batch, in the file
+    spread: float | None = None  # of the weights; None for that of usual first ones
 
 
 def image(channels: int, size: int) -> Tensor:
@@ -58,7 +59,7 @@ def fully_connected(weight_bits: int, act_bits: int, width: int) -> Reference:
         features, size = ([width] * 3, (28, 28)) if full else ([32, 24, 16], (8, 8))
         return FC.FC(10, weight_bits, act_bits, act_bits, 1, features, size)
 
-    return Reference(build, lambda full: image(1, 28 if full else 8))
+    return Reference(build, lambda full: image(1, 28 if full else 8), spread=0.5)
 
 
 def cnv(weight_bits: int, act_bits: int) -> Reference:
@@ -73,7 +74,7 @@ def cnv(weight_bits: int, act_bits: int) -> Reference:
         with nullcontext() if full else patch.multiple(CNV, **narrow):
             return CNV.CNV(10, weight_bits, act_bits, 8, 3)
 
-    return Reference(build, lambda full: image(3, 32))
+    return Reference(build, lambda full: image(3, 32), spread=0.5)
 
 
 class Quantizers(nn.Module):
