@@ -21,9 +21,9 @@ def seeded(name: str, shape: tuple[int, ...], spread: float | None = None) -> np
     return (generator.standard_normal(shape) * (fan_in**-0.5 if spread is None else spread)).astype(np.float32)
 
 
-def is_seeded(shape: tuple[int, ...]) -> bool:
-    """Whether a tensor of the state is made from its name, rather than kept in the file."""
-    return len(shape) > 1 and int(np.prod(shape)) >= LARGE
+def is_seeded(name: str, shape: tuple[int, ...]) -> bool:
+    """Whether a tensor of the state is made from its name, rather than kept in the file: a weight of some size."""
+    return name.endswith((".weight", ".weight_v")) and len(shape) > 1 and int(np.prod(shape)) >= LARGE
 
 
 def completed(
