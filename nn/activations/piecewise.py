@@ -7,7 +7,6 @@ layer passes on.
 import numbers
 from typing import Any
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...qcore import Grid, IntQuant, QuantizerError, TensorQuant
@@ -19,6 +18,9 @@ from .layer import ActivationLayer
 __all__ = [
     "QuantHardSwish",
     "QuantHardTanh",
+    "QuantHardsigmoid",
+    "QuantHardswish",
+    "QuantHardtanh",
     "QuantIdentity",
     "QuantLeakyReLU",
     "QuantReLU",
@@ -39,9 +41,6 @@ class QuantIdentity(ActivationLayer, nn.Identity):
     def __init__(self, *, act_quant: QuantizerLike = Int8Act, **options: Any) -> None:
         super().__init__(act_quant=act_quant, **options)
 
-    def _function(self, x: Tensor) -> Tensor:
-        return x
-
 
 class QuantReLU(ActivationLayer, nn.ReLU):
     """`torch.nn.ReLU`, quantized. Unsigned by default.
@@ -55,9 +54,6 @@ class QuantReLU(ActivationLayer, nn.ReLU):
 
     def __init__(self, inplace: bool = False, *, act_quant: QuantizerLike = Uint8Act, **options: Any) -> None:
         super().__init__(inplace, act_quant=act_quant, **options)
-
-    def _function(self, x: Tensor) -> Tensor:
-        return F.relu(x, self.inplace)
 
     def _quantized(self, x: Tensor, quant: TensorQuant) -> tuple[Tensor, Grid | None]:
         if quant.intercept is None and isinstance(quant, IntQuant) and quant.folds_relu:
@@ -77,9 +73,6 @@ class QuantReLU6(ActivationLayer, nn.ReLU6):
 
     def __init__(self, inplace: bool = False, *, act_quant: QuantizerLike = Uint8Act, **options: Any) -> None:
         super().__init__(inplace, act_quant=act_quant, **options)
-
-    def _function(self, x: Tensor) -> Tensor:
-        return F.relu6(x, self.inplace)
 
     def _quantized(self, x: Tensor, quant: TensorQuant) -> tuple[Tensor, Grid | None]:
         return _clipping(self, x, quant)
@@ -104,9 +97,6 @@ class QuantLeakyReLU(ActivationLayer, nn.LeakyReLU):
         **options: Any,
     ) -> None:
         super().__init__(negative_slope, inplace, act_quant=act_quant, **options)
-
-    def _function(self, x: Tensor) -> Tensor:
-        return F.leaky_relu(x, self.negative_slope, self.inplace)
 
 
 class QuantHardTanh(ActivationLayer, nn.Hardtanh):
@@ -135,11 +125,22 @@ class QuantHardTanh(ActivationLayer, nn.Hardtanh):
             )
         super().__init__(min_val, max_val, inplace, act_quant=act_quant, **options)
 
-    def _function(self, x: Tensor) -> Tensor:
-        return F.hardtanh(x, self.min_val, self.max_val, self.inplace)
-
     def _quantized(self, x: Tensor, quant: TensorQuant) -> tuple[Tensor, Grid | None]:
         return _clipping(self, x, quant)
+
+
+class QuantHardsigmoid(ActivationLayer, nn.Hardsigmoid):
+    """`torch.nn.Hardsigmoid`, quantized. Unsigned by default.
+
+    Positional arguments are torch's; for the keyword-only ones see `ActivationLayer`.
+
+    Example:
+        >>> QuantHardsigmoid(scale=2**-8)(torch.tensor([-9.0, 0.0, 1.5]))
+        tensor([0.0000, 0.5000, 0.7500])
+    """
+
+    def __init__(self, inplace: bool = False, *, act_quant: QuantizerLike = Uint8Act, **options: Any) -> None:
+        super().__init__(inplace, act_quant=act_quant, **options)
 
 
 class QuantHardSwish(ActivationLayer, nn.Hardswish):
@@ -155,8 +156,9 @@ class QuantHardSwish(ActivationLayer, nn.Hardswish):
     def __init__(self, inplace: bool = False, *, act_quant: QuantizerLike = ShiftedUint8Act, **options: Any) -> None:
         super().__init__(inplace, act_quant=act_quant, **options)
 
-    def _function(self, x: Tensor) -> Tensor:
-        return F.hardswish(x, self.inplace)
+
+QuantHardtanh = QuantHardTanh  # as torch spells them
+QuantHardswish = QuantHardSwish
 
 
 def _clipping(layer: QuantReLU6 | QuantHardTanh, x: Tensor, quant: TensorQuant) -> tuple[Tensor, Grid | None]:

@@ -6,15 +6,26 @@ layer passes on.
 
 from typing import Any
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from ...quantizers import Int8Act, ShiftedUint8Act, Uint8Act
 from ..slots import QuantizerLike
 from .layer import ActivationLayer
 
-__all__ = ["QuantGELU", "QuantSiLU", "QuantSigmoid", "QuantSoftmax", "QuantTanh"]
+__all__ = [
+    "QuantCELU",
+    "QuantELU",
+    "QuantGELU",
+    "QuantLogSigmoid",
+    "QuantLogSoftmax",
+    "QuantMish",
+    "QuantSELU",
+    "QuantSiLU",
+    "QuantSigmoid",
+    "QuantSoftmax",
+    "QuantSoftplus",
+    "QuantTanh",
+]
 
 
 class QuantSigmoid(ActivationLayer, nn.Sigmoid):
@@ -30,9 +41,6 @@ class QuantSigmoid(ActivationLayer, nn.Sigmoid):
     def __init__(self, *, act_quant: QuantizerLike = Uint8Act, **options: Any) -> None:
         super().__init__(act_quant=act_quant, **options)
 
-    def _function(self, x: Tensor) -> Tensor:
-        return torch.sigmoid(x)
-
 
 class QuantTanh(ActivationLayer, nn.Tanh):
     """`torch.nn.Tanh`, quantized.
@@ -47,9 +55,6 @@ class QuantTanh(ActivationLayer, nn.Tanh):
     def __init__(self, *, act_quant: QuantizerLike = Int8Act, **options: Any) -> None:
         super().__init__(act_quant=act_quant, **options)
 
-    def _function(self, x: Tensor) -> Tensor:
-        return torch.tanh(x)
-
 
 class QuantSiLU(ActivationLayer, nn.SiLU):
     """`torch.nn.SiLU`, quantized; with a zero point by default, for its small negative tail.
@@ -63,9 +68,6 @@ class QuantSiLU(ActivationLayer, nn.SiLU):
 
     def __init__(self, inplace: bool = False, *, act_quant: QuantizerLike = ShiftedUint8Act, **options: Any) -> None:
         super().__init__(inplace, act_quant=act_quant, **options)
-
-    def _function(self, x: Tensor) -> Tensor:
-        return F.silu(x, self.inplace)
 
 
 class QuantGELU(ActivationLayer, nn.GELU):
@@ -83,9 +85,6 @@ class QuantGELU(ActivationLayer, nn.GELU):
     ) -> None:
         super().__init__(approximate, act_quant=act_quant, **options)
 
-    def _function(self, x: Tensor) -> Tensor:
-        return F.gelu(x, approximate=self.approximate)
-
 
 class QuantSoftmax(ActivationLayer, nn.Softmax):
     """`torch.nn.Softmax`, quantized. Unsigned by default.
@@ -100,5 +99,116 @@ class QuantSoftmax(ActivationLayer, nn.Softmax):
     def __init__(self, dim: int | None = None, *, act_quant: QuantizerLike = Uint8Act, **options: Any) -> None:
         super().__init__(dim, act_quant=act_quant, **options)
 
-    def _function(self, x: Tensor) -> Tensor:
-        return F.softmax(x, self.dim)
+
+class QuantLogSigmoid(ActivationLayer, nn.LogSigmoid):
+    """`torch.nn.LogSigmoid`, quantized; with a zero point by default, as it is never positive.
+
+    Positional arguments are torch's; for the keyword-only ones see `ActivationLayer`.
+
+    Example:
+        >>> QuantLogSigmoid(act_quant=Int8Act, scale=0.125)(torch.tensor([-4.0, 0.0, 9.0]))
+        tensor([-4.0000, -0.7500,  0.0000])
+    """
+
+    def __init__(self, *, act_quant: QuantizerLike = ShiftedUint8Act, **options: Any) -> None:
+        super().__init__(act_quant=act_quant, **options)
+
+
+class QuantSoftplus(ActivationLayer, nn.Softplus):
+    """`torch.nn.Softplus`, quantized. Unsigned by default.
+
+    Positional arguments are torch's; for the keyword-only ones see `ActivationLayer`.
+
+    Example:
+        >>> QuantSoftplus(scale=0.125)(torch.tensor([-9.0, 0.0, 3.0]))
+        tensor([0.0000, 0.7500, 3.0000])
+    """
+
+    def __init__(
+        self, beta: float = 1.0, threshold: float = 20.0, *, act_quant: QuantizerLike = Uint8Act, **options: Any
+    ) -> None:
+        super().__init__(beta, threshold, act_quant=act_quant, **options)
+
+
+class QuantELU(ActivationLayer, nn.ELU):
+    """`torch.nn.ELU`, quantized; with a zero point by default, for its small negative tail.
+
+    Positional arguments are torch's; for the keyword-only ones see `ActivationLayer`.
+
+    Example:
+        >>> QuantELU(act_quant=Int8Act, scale=0.125)(torch.tensor([-9.0, 3.0]))
+        tensor([-1.,  3.])
+    """
+
+    def __init__(
+        self,
+        alpha: float = 1.0,
+        inplace: bool = False,
+        *,
+        act_quant: QuantizerLike = ShiftedUint8Act,
+        **options: Any,
+    ) -> None:
+        super().__init__(alpha, inplace, act_quant=act_quant, **options)
+
+
+class QuantCELU(ActivationLayer, nn.CELU):
+    """`torch.nn.CELU`, quantized; with a zero point by default, for its small negative tail.
+
+    Positional arguments are torch's; for the keyword-only ones see `ActivationLayer`.
+
+    Example:
+        >>> QuantCELU(0.5, act_quant=Int8Act, scale=0.125)(torch.tensor([-9.0, 3.0]))
+        tensor([-0.5000,  3.0000])
+    """
+
+    def __init__(
+        self,
+        alpha: float = 1.0,
+        inplace: bool = False,
+        *,
+        act_quant: QuantizerLike = ShiftedUint8Act,
+        **options: Any,
+    ) -> None:
+        super().__init__(alpha, inplace, act_quant=act_quant, **options)
+
+
+class QuantSELU(ActivationLayer, nn.SELU):
+    """`torch.nn.SELU`, quantized; with a zero point by default, for its small negative tail.
+
+    Positional arguments are torch's; for the keyword-only ones see `ActivationLayer`.
+
+    Example:
+        >>> QuantSELU(act_quant=Int8Act, scale=0.125)(torch.tensor([-9.0, 3.0]))
+        tensor([-1.7500,  3.1250])
+    """
+
+    def __init__(self, inplace: bool = False, *, act_quant: QuantizerLike = ShiftedUint8Act, **options: Any) -> None:
+        super().__init__(inplace, act_quant=act_quant, **options)
+
+
+class QuantMish(ActivationLayer, nn.Mish):
+    """`torch.nn.Mish`, quantized; with a zero point by default, for its small negative tail.
+
+    Positional arguments are torch's; for the keyword-only ones see `ActivationLayer`.
+
+    Example:
+        >>> QuantMish(act_quant=Int8Act, scale=0.125)(torch.tensor([-1.0, 4.0]))
+        tensor([-0.2500,  4.0000])
+    """
+
+    def __init__(self, inplace: bool = False, *, act_quant: QuantizerLike = ShiftedUint8Act, **options: Any) -> None:
+        super().__init__(inplace, act_quant=act_quant, **options)
+
+
+class QuantLogSoftmax(ActivationLayer, nn.LogSoftmax):
+    """`torch.nn.LogSoftmax`, quantized; with a zero point by default, as it is never positive.
+
+    Positional arguments are torch's; for the keyword-only ones see `ActivationLayer`.
+
+    Example:
+        >>> QuantLogSoftmax(-1, act_quant=Int8Act, scale=0.125)(torch.zeros(1, 4))
+        tensor([[-1.3750, -1.3750, -1.3750, -1.3750]])
+    """
+
+    def __init__(self, dim: int | None = None, *, act_quant: QuantizerLike = ShiftedUint8Act, **options: Any) -> None:
+        super().__init__(dim, act_quant=act_quant, **options)
