@@ -26,6 +26,12 @@ from .activations.smooth import (
     QuantSoftplus,
     QuantTanh,
 )
+from .attention import (
+    QuantMultiheadAttention,
+    QuantScaledDotProductAttention,
+    QuantTransformerDecoderLayer,
+    QuantTransformerEncoderLayer,
+)
 from .contexts.calibration import calibrating, finish_calibration
 from .contexts.freezing import frozen
 from .contexts.intercepting import intercepted, quantizers_of
@@ -34,9 +40,15 @@ from .conv import QuantConv1d, QuantConv2d, QuantConv3d
 from .conv_transpose import QuantConvTranspose1d, QuantConvTranspose2d, QuantConvTranspose3d
 from .dropout import QuantDropout, QuantDropout1d, QuantDropout2d, QuantDropout3d
 from .elementwise import QuantAdd, QuantCat, QuantMatmul, QuantMul
+from .embeddings.bag import QuantEmbeddingBag
+from .embeddings.embedding import QuantEmbedding
 from .function import QuantFunction
+from .hadamard import QuantHadamardClassifier
 from .layer import QuantLayer
 from .linear import QuantLinear
+from .norms.batch_norm import QuantBatchNorm1d, QuantBatchNorm2d, QuantBatchNorm3d
+from .norms.layer_norm import QuantGroupNorm, QuantLayerNorm, QuantRMSNorm
+from .norms.scale_bias import QuantScaleBias
 from .pooling.averages import (
     QuantAdaptiveAvgPool1d,
     QuantAdaptiveAvgPool2d,
@@ -54,6 +66,7 @@ from .pooling.maxima import (
     QuantMaxPool3d,
 )
 from .pooling.truncated import TruncAdaptiveAvgPool2d, TruncAvgPool2d
+from .recurrent import QuantGRU, QuantGRUCell, QuantLSTM, QuantLSTMCell, QuantRNN, QuantRNNCell
 from .slots import Slot
 from .upsampling import QuantUpsample, QuantUpsamplingBilinear2d, QuantUpsamplingNearest2d
 from .weight_layer import WeightLayer
@@ -70,6 +83,9 @@ __all__ = [
     "QuantAvgPool1d",
     "QuantAvgPool2d",
     "QuantAvgPool3d",
+    "QuantBatchNorm1d",
+    "QuantBatchNorm2d",
+    "QuantBatchNorm3d",
     "QuantCELU",
     "QuantCat",
     "QuantConv1d",
@@ -83,15 +99,24 @@ __all__ = [
     "QuantDropout2d",
     "QuantDropout3d",
     "QuantELU",
+    "QuantEmbedding",
+    "QuantEmbeddingBag",
     "QuantFunction",
     "QuantGELU",
+    "QuantGRU",
+    "QuantGRUCell",
+    "QuantGroupNorm",
+    "QuantHadamardClassifier",
     "QuantHardSwish",
     "QuantHardTanh",
     "QuantHardsigmoid",
     "QuantHardswish",
     "QuantHardtanh",
     "QuantIdentity",
+    "QuantLSTM",
+    "QuantLSTMCell",
     "QuantLayer",
+    "QuantLayerNorm",
     "QuantLeakyReLU",
     "QuantLinear",
     "QuantLogSigmoid",
@@ -102,14 +127,22 @@ __all__ = [
     "QuantMaxPool3d",
     "QuantMish",
     "QuantMul",
+    "QuantMultiheadAttention",
+    "QuantRMSNorm",
+    "QuantRNN",
+    "QuantRNNCell",
     "QuantReLU",
     "QuantReLU6",
     "QuantSELU",
+    "QuantScaleBias",
+    "QuantScaledDotProductAttention",
     "QuantSiLU",
     "QuantSigmoid",
     "QuantSoftmax",
     "QuantSoftplus",
     "QuantTanh",
+    "QuantTransformerDecoderLayer",
+    "QuantTransformerEncoderLayer",
     "QuantUpsample",
     "QuantUpsamplingBilinear2d",
     "QuantUpsamplingNearest2d",

@@ -34,6 +34,7 @@ class QuantIdentity(ActivationLayer, nn.Identity):
     Positional arguments are torch's; for the keyword-only ones see `ActivationLayer`.
 
     Example:
+        >>> import torch
         >>> QuantIdentity(bit_width=4, scale=0.25)(torch.tensor([0.3, 9.0]))
         tensor([0.2500, 1.7500])
     """
@@ -48,6 +49,7 @@ class QuantReLU(ActivationLayer, nn.ReLU):
     Positional arguments are torch's; for the keyword-only ones see `ActivationLayer`.
 
     Example:
+        >>> import torch
         >>> QuantReLU(bit_width=4, scale=0.25)(torch.tensor([-1.0, 0.3, 9.0]))
         tensor([0.0000, 0.2500, 3.7500])
     """
@@ -67,6 +69,7 @@ class QuantReLU6(ActivationLayer, nn.ReLU6):
     Positional arguments are torch's; for the keyword-only ones see `ActivationLayer`.
 
     Example:
+        >>> import torch
         >>> QuantReLU6(scale=0.5)(torch.tensor([-1.0, 0.3, 9.0]))
         tensor([0.0000, 0.5000, 6.0000])
     """
@@ -84,6 +87,7 @@ class QuantLeakyReLU(ActivationLayer, nn.LeakyReLU):
     Positional arguments are torch's; for the keyword-only ones see `ActivationLayer`.
 
     Example:
+        >>> import torch
         >>> QuantLeakyReLU(0.5, scale=0.25)(torch.tensor([-1.0, 0.3]))
         tensor([-0.5000,  0.2500])
     """
@@ -105,6 +109,7 @@ class QuantHardTanh(ActivationLayer, nn.Hardtanh):
     Positional arguments are torch's; for the keyword-only ones see `ActivationLayer`.
 
     Example:
+        >>> import torch
         >>> QuantHardTanh(scale=2**-6)(torch.tensor([-9.0, 0.5]))
         tensor([-1.0000,  0.5000])
     """
@@ -135,6 +140,7 @@ class QuantHardsigmoid(ActivationLayer, nn.Hardsigmoid):
     Positional arguments are torch's; for the keyword-only ones see `ActivationLayer`.
 
     Example:
+        >>> import torch
         >>> QuantHardsigmoid(scale=2**-8)(torch.tensor([-9.0, 0.0, 1.5]))
         tensor([0.0000, 0.5000, 0.7500])
     """
@@ -149,6 +155,7 @@ class QuantHardSwish(ActivationLayer, nn.Hardswish):
     Positional arguments are torch's; for the keyword-only ones see `ActivationLayer`.
 
     Example:
+        >>> import torch
         >>> QuantHardSwish(act_quant=Int8Act, scale=0.125)(torch.tensor([-1.5, 3.0]))
         tensor([-0.3750,  3.0000])
     """

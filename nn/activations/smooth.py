@@ -34,6 +34,7 @@ class QuantSigmoid(ActivationLayer, nn.Sigmoid):
     Positional arguments are torch's; for the keyword-only ones see `ActivationLayer`.
 
     Example:
+        >>> import torch
         >>> QuantSigmoid(scale=2**-8)(torch.tensor([0.0]))
         tensor([0.5000])
     """
@@ -48,6 +49,7 @@ class QuantTanh(ActivationLayer, nn.Tanh):
     Positional arguments are torch's; for the keyword-only ones see `ActivationLayer`.
 
     Example:
+        >>> import torch
         >>> QuantTanh(scale=2**-7)(torch.tensor([-99.0, 0.0]))
         tensor([-1.,  0.])
     """
@@ -62,6 +64,7 @@ class QuantSiLU(ActivationLayer, nn.SiLU):
     Positional arguments are torch's; for the keyword-only ones see `ActivationLayer`.
 
     Example:
+        >>> import torch
         >>> QuantSiLU(act_quant=Int8Act, scale=0.125)(torch.tensor([-1.0, 4.0]))
         tensor([-0.2500,  3.8750])
     """
@@ -76,6 +79,7 @@ class QuantGELU(ActivationLayer, nn.GELU):
     Positional arguments are torch's; for the keyword-only ones see `ActivationLayer`.
 
     Example:
+        >>> import torch
         >>> QuantGELU(act_quant=Int8Act, scale=0.125)(torch.tensor([-1.0, 4.0]))
         tensor([-0.1250,  4.0000])
     """
@@ -92,6 +96,7 @@ class QuantSoftmax(ActivationLayer, nn.Softmax):
     Positional arguments are torch's; for the keyword-only ones see `ActivationLayer`.
 
     Example:
+        >>> import torch
         >>> QuantSoftmax(-1, scale=2**-8)(torch.zeros(1, 4))
         tensor([[0.2500, 0.2500, 0.2500, 0.2500]])
     """
@@ -106,6 +111,7 @@ class QuantLogSigmoid(ActivationLayer, nn.LogSigmoid):
     Positional arguments are torch's; for the keyword-only ones see `ActivationLayer`.
 
     Example:
+        >>> import torch
         >>> QuantLogSigmoid(act_quant=Int8Act, scale=0.125)(torch.tensor([-4.0, 0.0, 9.0]))
         tensor([-4.0000, -0.7500,  0.0000])
     """
@@ -120,6 +126,7 @@ class QuantSoftplus(ActivationLayer, nn.Softplus):
     Positional arguments are torch's; for the keyword-only ones see `ActivationLayer`.
 
     Example:
+        >>> import torch
         >>> QuantSoftplus(scale=0.125)(torch.tensor([-9.0, 0.0, 3.0]))
         tensor([0.0000, 0.7500, 3.0000])
     """
@@ -136,6 +143,7 @@ class QuantELU(ActivationLayer, nn.ELU):
     Positional arguments are torch's; for the keyword-only ones see `ActivationLayer`.
 
     Example:
+        >>> import torch
         >>> QuantELU(act_quant=Int8Act, scale=0.125)(torch.tensor([-9.0, 3.0]))
         tensor([-1.,  3.])
     """
@@ -157,6 +165,7 @@ class QuantCELU(ActivationLayer, nn.CELU):
     Positional arguments are torch's; for the keyword-only ones see `ActivationLayer`.
 
     Example:
+        >>> import torch
         >>> QuantCELU(0.5, act_quant=Int8Act, scale=0.125)(torch.tensor([-9.0, 3.0]))
         tensor([-0.5000,  3.0000])
     """
@@ -178,6 +187,7 @@ class QuantSELU(ActivationLayer, nn.SELU):
     Positional arguments are torch's; for the keyword-only ones see `ActivationLayer`.
 
     Example:
+        >>> import torch
         >>> QuantSELU(act_quant=Int8Act, scale=0.125)(torch.tensor([-9.0, 3.0]))
         tensor([-1.7500,  3.1250])
     """
@@ -192,6 +202,7 @@ class QuantMish(ActivationLayer, nn.Mish):
     Positional arguments are torch's; for the keyword-only ones see `ActivationLayer`.
 
     Example:
+        >>> import torch
         >>> QuantMish(act_quant=Int8Act, scale=0.125)(torch.tensor([-1.0, 4.0]))
         tensor([-0.2500,  4.0000])
     """
@@ -206,6 +217,7 @@ class QuantLogSoftmax(ActivationLayer, nn.LogSoftmax):
     Positional arguments are torch's; for the keyword-only ones see `ActivationLayer`.
 
     Example:
+        >>> import torch
         >>> QuantLogSoftmax(-1, act_quant=Int8Act, scale=0.125)(torch.zeros(1, 4))
         tensor([[-1.3750, -1.3750, -1.3750, -1.3750]])
     """
