@@ -147,7 +147,7 @@ class Plan:
                     f"quantize: {rule} is a function, and which functions a model calls is seen by running it. Pass "
                     "examples=(x,)."
                 )
-        return None, []
+        return None, Outputs()
 
 
 def convert(model: nn.Module, choices: Iterable[Choice]) -> None:

@@ -8,12 +8,12 @@ from torch import nn
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils import parametrize
 
-from ...nn import QuantLayer
+from ...nn import ActivationLayer, QuantLayer, WeightLayer
 from ...qcore import QuantizerError, TensorQuant
 from .own_forward import quantized_subclass
-from .table import quantized_layers
+from .table import has_weights, quantized_layers
 
-__all__ = ["Layer", "counted", "layers_of", "plain_class"]
+__all__ = ["Layer", "counted", "layers_of", "plain_class", "rounds_otherwise"]
 
 
 @dataclass(frozen=True)
@@ -114,6 +114,22 @@ def _nearest(cls: type[nn.Module]) -> type[nn.Module] | None:
     """The layer of torch that a class is or extends, and that has a quantized one."""
     table = quantized_layers()
     return next((base for base in cls.__mro__ if base in table), None)
+
+
+def rounds_otherwise(module: nn.Module) -> bool:
+    """Whether a layer of torch adds up in another order once it is quantized, so that the last bits may differ.
+
+    Recurrent layers and attention do, which torch computes by kernels of its own.
+
+    Example:
+        >>> rounds_otherwise(nn.Linear(2, 2)), rounds_otherwise(nn.ReLU())
+        (False, False)
+    """
+    if isinstance(module, QuantLayer):
+        return has_weights(type(module)) and not isinstance(module, WeightLayer | ActivationLayer)
+    base = _nearest(plain_class(module))
+    layer = None if base is None else quantized_layers()[base]
+    return layer is not None and has_weights(layer) and not issubclass(layer, (WeightLayer, ActivationLayer))
 
 
 def counted(layers: Iterable[Layer]) -> str:
