@@ -7,6 +7,7 @@ from .converting import CONVERTING
 from .exporting import EXPORTING
 from .networks import NETWORKS
 from .quantizing import QUANTIZING
+from .sequences import SEQUENCES
 from .storing import STORING
 
 __all__ = ["SECTIONS", "WORKLOADS", "Section"]
@@ -21,7 +22,7 @@ class Section:
     workloads: tuple[str, ...]
 
 
-WORKLOADS = {**NETWORKS, **QUANTIZING, **CONSTRUCTING, **CONVERTING, **STORING, **EXPORTING}
+WORKLOADS = {**NETWORKS, **QUANTIZING, **SEQUENCES, **CONSTRUCTING, **CONVERTING, **STORING, **EXPORTING}
 
 SECTIONS = (
     Section("Networks", "Ratios to the same network in float, eager or compiled alike.", tuple(NETWORKS)),
@@ -31,6 +32,7 @@ SECTIONS = (
         "is forward and backward, to the input and the parameters, without an optimizer.",
         tuple(QUANTIZING),
     ),
+    Section("Sequences", "Ratios to the float layer of torch; a step is forward and backward.", tuple(SEQUENCES)),
     Section("Construction and import", "Ratios to float where no unit is given.", tuple(CONSTRUCTING)),
     Section(
         "Whole models",

@@ -58,6 +58,25 @@ ROWS = (
     _row("20", "ONNX file of LeNet-5 W4 against the float file", "onnx-size", 0.14),
     _row("21", "fake-quant of an activation, 1e5 elements, forward + backward, against `clone`", "act-1e5-step", 25),
     Row(
+        "22",
+        "QuantLSTM training step, W8A8, all learned, against nn.LSTM: 256 / 64 hidden features",
+        ("lstm-256-step", "lstm-64-step"),
+        (1.8, 3.0),
+    ),
+    Row("23", "QuantGRU, the same, against nn.GRU", ("gru-256-step", "gru-64-step"), (1.1, 1.1)),
+    Row(
+        "24",
+        "recurrent, weights only: LSTM 256 / 64, GRU 256 / 64",
+        ("lstm-256-weights-step", "lstm-64-weights-step", "gru-256-weights-step", "gru-64-weights-step"),
+        (1.2, 1.2, 1.2, 1.2),
+    ),
+    Row(
+        "25",
+        "QuantMultiheadAttention, all slots, training step: 128 / 256 features",
+        ("attention-128-step", "attention-256-step"),
+        (1.6, 1.6),
+    ),
+    Row(
         "28",
         "int4 weight, groups of 32, 1e6 elements, forward + backward, scale detached / through, against `clone`",
         ("weight-groups-detached", "weight-groups-through"),

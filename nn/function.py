@@ -11,7 +11,7 @@ from torch.types import Device
 
 from ..qcore import Grid, QuantizerError, QuantTensor, TensorQuant, path_of, values_of
 from ..qcore.tracing import exporting
-from .activation_layer import own_settings
+from .activations.layer import own_settings
 from .layer import QuantLayer
 from .slots import Described, QuantizerLike, Slot, checked_flag, split_overrides
 
@@ -91,8 +91,9 @@ class QuantFunction(QuantLayer):
         self._where = {"device": device, "dtype": dtype}
         self.share = self.share or isinstance(input_quant, TensorQuant)
         given = self._operand_quantizers(input_quant, operands)
-        self.slots = (Slot("act", prefix=""), *(Slot(name) for name in given))
-        self._fill(act_quant, given, overrides)
+        family = () if self.share else ("input",)
+        self.slots = (Slot("act", prefix=""), *(Slot(name, family=family) for name in given))
+        self._fill_operands(act_quant, given, overrides)
 
     def _operand_quantizers(self, given: object, operands: int | None) -> dict[str, object]:
         """The quantizer for each slot of an operand."""
@@ -116,25 +117,19 @@ class QuantFunction(QuantLayer):
             )
         return {f"input_{1 + i}": quantizer for i, quantizer in enumerate(each)}
 
-    def _fill(self, act_quant: QuantizerLike, operands: dict[str, object], overrides: Mapping[str, object]) -> None:
+    def _fill_operands(
+        self, act_quant: QuantizerLike, operands: dict[str, object], overrides: Mapping[str, object]
+    ) -> None:
         """Sort the keywords by slot, those for all operands first, and fill the slots."""
         inputs = {keyword: item for keyword, item in overrides.items() if keyword.startswith("input_")}
         own = {keyword: item for keyword, item in overrides.items() if keyword not in inputs}
         for name in operands:
             operands[name] = inputs.pop(f"{name}_quant", operands[name])
         slots = {slot: operands[slot.name] for slot in self.slots[1:]}
-        single = {key: item for key, item in inputs.items() if key.startswith(tuple(slot.keywords for slot in slots))}
-        common = {key: item for key, item in inputs.items() if key not in single or self.share}
-        common = {key.removeprefix("input_"): item for key, item in common.items()}
-        filled = [slot for slot, quantizer in slots.items() if quantizer is not None]
+        filled = any(quantizer is not None for quantizer in slots.values())
         for keyword, item in inputs.items():
-            self._check_keyword(keyword, item, bool(filled))
-        if self.share or not filled:
-            sorted_out = split_overrides(self, slots, inputs)
-        else:
-            every = {f"{slot.keywords}{name}": item for slot in filled for name, item in common.items()}
-            sorted_out = split_overrides(self, slots, every | single)
-        given = {"act": own_settings(self, act_quant, own)} | sorted_out
+            self._check_keyword(keyword, item, filled)
+        given = {"act": own_settings(self, act_quant, own)} | split_overrides(self, slots, inputs)
         self._fill_slots({self.slots[0]: act_quant} | slots, given)
 
     def _check_keyword(self, keyword: str, item: object, filled: bool) -> None:
@@ -172,24 +167,16 @@ class QuantFunction(QuantLayer):
         return [getattr(self, f"{slot.name}_quant", None) for slot in self.slots[1:]]
 
     def __setattr__(self, name: str, item: Any) -> None:
-        if self._built and name == "input_quant" and not self.share:
-            each = item if _is_sequence(item) else [item] * (len(self.slots) - 1)
-            if len(each) != len(self.slots) - 1:
+        if self._built and name == "input_quant" and _is_sequence(item) and not self.share:
+            if len(item) != len(self.slots) - 1:
                 raise QuantizerError(
-                    f"{Described(self)}: input_quant has {len(each)} quantizers, for {len(self.slots) - 1} operands. "
+                    f"{Described(self)}: input_quant has {len(item)} quantizers, for {len(self.slots) - 1} operands. "
                     "Give one for each, or None where an operand has none."
                 )
-            for slot, quantizer in zip(self.slots[1:], each, strict=True):
+            for slot, quantizer in zip(self.slots[1:], item, strict=True):
                 setattr(self, f"{slot.name}_quant", quantizer)
             return
         super().__setattr__(name, item)
-
-    def _refuse_setting(self, name: str, item: object) -> None:
-        start, _, setting = name.partition("_")
-        several = start == "input" and not self.share
-        for each in (f"{slot.keywords}{setting}" for slot in self.slots[1:] if several):
-            super()._refuse_setting(each, item)
-        super()._refuse_setting(name, item)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The function's result; quantized with ``act_quant``."""

@@ -1,7 +1,7 @@
 """The base of all quantized layers."""
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self
 
 import torch
@@ -13,7 +13,37 @@ from ..qcore.errors import FORMER_SETTINGS, ReadOnlyError
 from ..qcore.tensor_quant import Kept
 from .slots import Described, QuantizerLike, Slot, checked_flag, fill_slot, split_overrides
 
-__all__ = ["QuantLayer"]
+__all__ = ["Family", "QuantLayer"]
+
+
+class Family:
+    """The attribute ``<family>_quant`` of layers with families of slots: their quantizers, by the names of the slots.
+
+    Assigning to it sets the quantizers of all of them.
+
+    Example:
+        >>> class TwoWeights(QuantLayer):
+        ...     weight_quant = Family()
+        ...     slots = (Slot("up", "up", family=("weight",)), Slot("down", "down", family=("weight",)))
+        ...
+        ...     def __init__(self, **quantizers):
+        ...         super().__init__()
+        ...         self.up, self.down = nn.Parameter(torch.ones(2, 3)), nn.Parameter(torch.ones(3, 2))
+        ...         self.fill_slots(**quantizers)
+        >>> from bitwright.quantizers import Int8WeightPerTensor
+        >>> layer = TwoWeights(weight_quant=Int8WeightPerTensor, weight_bit_width=4, down_bit_width=2)
+        >>> {name: quant.bit_width for name, quant in layer.weight_quant.items()}
+        {'up': 4, 'down': 2}
+    """
+
+    def __set_name__(self, owner: type[nn.Module], name: str) -> None:
+        self.family = name.removesuffix("_quant")
+
+    def __get__(self, layer: "QuantLayer | None", owner: type[nn.Module]) -> Any:
+        if layer is None:
+            return self
+        members = (slot.name for slot in layer.slots if self.family in slot.family)
+        return {name: getattr(layer, f"{name}_quant", None) for name in members}
 
 
 class QuantLayer(nn.Module):
@@ -48,13 +78,24 @@ weight_bit_width=2 can't be set on a layer that is built. Write layer.weight_qua
         """Resolve the quantizers of all slots; the last thing that a constructor does.
 
         Args:
-            **given: ``<slot>_quant`` for a quantizer other than the slot's default, and settings with its prefix.
+            **given: ``<slot>_quant`` for a quantizer other than the slot's default, and settings with its prefix. The
+                name of a family stands for all its slots.
 
         Raises:
             QuantizerError: something that nothing uses, or an impossible setting.
         """
-        quantizers = {slot: given.pop(f"{slot.name}_quant", slot.default) for slot in self.slots}
-        self._fill_slots(quantizers, split_overrides(self, quantizers, given))
+        self._fill(given, {slot: slot.default for slot in self.slots})
+
+    def _fill(self, given: Mapping[str, object], usual: Mapping[Slot, object]) -> None:
+        """Resolve the slots: what keywords say, the most specific one first, or else what is usual."""
+        quantizers = dict(usual)
+        for slot in quantizers:
+            asked = [f"{name}_quant" for name in reversed(slot.names) if f"{name}_quant" in given]
+            if asked:
+                quantizers[slot] = given[asked[0]]
+        chosen = {f"{name}_quant" for slot in quantizers for name in slot.names}
+        settings = {keyword: item for keyword, item in given.items() if keyword not in chosen}
+        self._fill_slots(quantizers, split_overrides(self, quantizers, settings))
 
     # What a float layer becomes that changes its class
 
@@ -68,9 +109,11 @@ weight_bit_width=2 can't be set on a layer that is built. Write layer.weight_qua
             Uint8Act
         """
         for base in cls.__mro__:
-            found = inspect.signature(base.__init__).parameters.get(f"{slot.name}_quant")
-            if found is not None and found.default is not found.empty:
-                return found.default
+            known = inspect.signature(base.__init__).parameters
+            for name in reversed(slot.names):
+                found = known.get(f"{name}_quant")
+                if found is not None and found.default is not found.empty:
+                    return found.default
         return slot.default
 
     def _convert(self, given: Mapping[str, object], device: torch.device | None, dtype: torch.dtype | None) -> None:
@@ -81,8 +124,7 @@ weight_bit_width=2 can't be set on a layer that is built. Write layer.weight_qua
             device: of the quantizers' state, where the layer has no parameters that say.
             dtype: of the quantizers' state, likewise.
         """
-        usual = {f"{slot.name}_quant": self.usual_quantizer(slot) for slot in self.slots}
-        self.fill_slots(**{**usual, **given})
+        self._fill(given, {slot: self.usual_quantizer(slot) for slot in self.slots})
 
     def tensor_of(self, slot: str) -> Tensor:
         """What the quantizer of a slot quantizes: the slot's parameter, as the quantizer sees it."""
@@ -153,28 +195,30 @@ weight_bit_width=2 can't be set on a layer that is built. Write layer.weight_qua
     def __setattr__(self, name: str, item: Any) -> None:
         if self._built:
             if name.endswith("_quant"):
-                for slot in self.slots:
-                    if name == f"{slot.name}_quant":
-                        return self._refill(slot, item)
+                meant = [slot for slot in self.slots if name.removesuffix("_quant") in slot.names]
+                if meant:
+                    return self._refill(meant, item)
             self._refuse_setting(name, item)
             item = checked_flag(self, name, item) if name == "return_quant_tensor" else item
         super().__setattr__(name, item)
 
-    def _refill(self, slot: Slot, quantizer: object) -> None:
-        """Give a slot of a built layer another quantizer: a class to resolve, a module, or None."""
-        name = f"{slot.name}_quant"
-        before = getattr(self, name, None)
-        module = fill_slot(self, slot, quantizer, {}, self._provided(slot))
-        self._replace(name, module)
+    def _refill(self, slots: Sequence[Slot], quantizer: object) -> None:
+        """Give slots of a built layer another quantizer: a class to resolve, a module, or None."""
+        before = {slot: getattr(self, f"{slot.name}_quant", None) for slot in slots}
+        modules = {slot: fill_slot(self, slot, quantizer, {}, self._provided(slot)) for slot in slots}
         try:
+            for slot, module in modules.items():
+                self._replace(f"{slot.name}_quant", module)
             self._check_slots()
         except QuantizerError:
-            self._replace(name, before)
+            for slot, module in before.items():
+                self._replace(f"{slot.name}_quant", module)
             raise
-        if module is not None:
-            module.train(self.training)
-            if module.of_parameter and (module is not quantizer or len(module._served) > 1):
-                module.rederive()
+        for module in modules.values():
+            if module is not None:
+                module.train(self.training)
+                if module.of_parameter and (module is not quantizer or len(module._served) > 1):
+                    module.rederive()
         if self._kept:
             self._kept.clear()
 
@@ -191,15 +235,17 @@ weight_bit_width=2 can't be set on a layer that is built. Write layer.weight_qua
         if any(name in held for held in (self.__dict__, self._parameters, self._buffers)):
             return
         for slot in self.slots:
-            quant, setting = getattr(self, f"{slot.name}_quant", None), name.removeprefix(slot.keywords)
-            setting = FORMER_SETTINGS.get(setting, setting)
-            declared = getattr(quant, "quantizer", None)
-            if declared is None or not name.startswith(slot.keywords) or setting not in {*settings(declared), *IMPLIED}:
+            declared = getattr(getattr(self, f"{slot.name}_quant", None), "quantizer", None)
+            if declared is None:
                 continue
-            raise ReadOnlyError(
-                f"{Described(self)}: {name}={item!r} can't be set on a layer that is built. Write "
-                f"layer.{slot.name}_quant = {declared(**{setting: item})!r}."
-            )
+            prefixes = {f"{each}_": each for each in slot.names} if slot.prefix is None else {slot.prefix: slot.name}
+            for prefix, meant in prefixes.items():
+                setting = FORMER_SETTINGS.get(name.removeprefix(prefix), name.removeprefix(prefix))
+                if name.startswith(prefix) and setting in {*settings(declared), *IMPLIED}:
+                    raise ReadOnlyError(
+                        f"{Described(self)}: {name}={item!r} can't be set on a layer that is built. Write "
+                        f"layer.{meant}_quant = {declared(**{setting: item})!r}."
+                    )
 
     def train(self, mode: bool = True) -> Self:
         """Switch to training or evaluation; training in a frozen model forgets what was kept."""

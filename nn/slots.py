@@ -11,7 +11,7 @@ from ..qcore.declare.inject import ROLE, ROOT, QuantizerType, possible_settings,
 from ..qcore.errors import FORMER_SETTINGS, IncompleteError, SettingError, nearest
 from ..qcore.formats.int_range import check_flag
 
-__all__ = ["Described", "QuantizerLike", "Slot", "checked_flag", "fill_slot", "split_overrides"]
+__all__ = ["Described", "Overrides", "QuantizerLike", "Slot", "checked_flag", "fill_slot", "split_overrides"]
 
 
 QuantizerLike = QuantizerType | TensorQuant | None  # what a layer takes for a quantizer
@@ -27,10 +27,14 @@ class Slot(NamedTuple):
         default: the quantizer that it has unless another is given.
         follows: the slots of input and weight whose product the scale of its quantizer may follow: a bias.
         prefix: what keywords start with, where that is not the name.
+        family: names that this slot shares with others of the layer, from wide to narrow: keywords and assignments by
+            such a name reach all of them.
 
     Example:
         >>> Slot("weight_ih", "weight_ih_l0").role, Slot("bias", "bias", follows=("input", "weight")).role
         ('weight', 'bias')
+        >>> Slot("weight_ih_l0", "weight_ih_l0", family=("weight", "weight_ih")).names
+        ('weight', 'weight_ih', 'weight_ih_l0')
     """
 
     name: str
@@ -39,6 +43,12 @@ class Slot(NamedTuple):
     default: "QuantizerType | None" = None
     follows: tuple[str, str] | None = None
     prefix: str | None = None
+    family: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What keywords may call it, from wide to narrow: its families, and its name."""
+        return (*self.family, self.name)
 
     @property
     def role(self) -> str:
@@ -54,6 +64,25 @@ class Slot(NamedTuple):
     def keywords(self) -> str:
         """What the keywords for its settings start with."""
         return f"{self.name}_" if self.prefix is None else self.prefix
+
+
+class Overrides(dict[str, object]):
+    """Settings for the quantizer of one slot by their names, and the keywords that gave them.
+
+    Example:
+        >>> found = Overrides()
+        >>> found.give("bit_width", 4, "weight_bit_width")
+        >>> found, found.written
+        ({'bit_width': 4}, {'bit_width': 'weight_bit_width'})
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.written: dict[str, str] = {}
+
+    def give(self, name: str, item: object, keyword: str) -> None:
+        """Add a setting, in the place of one by a keyword for more slots."""
+        self[name], self.written[name] = item, keyword
 
 
 class Described:
@@ -89,37 +118,49 @@ def checked_flag(layer: nn.Module, name: str, item: object) -> bool:
 
 def split_overrides(
     layer: nn.Module, slots: Mapping[Slot, object], overrides: Mapping[str, object]
-) -> dict[str, dict[str, object]]:
-    """Sort keywords by the prefix that says which quantizer they are for: ``weight_bit_width=4``.
+) -> dict[str, Overrides]:
+    """Sort keywords by the prefix that says which quantizers they are for: ``weight_bit_width=4``.
+
+    A keyword for one slot wins over one for a family of slots.
 
     Raises:
-        QuantizerError: a keyword without a prefix of this layer, or for a slot without a quantizer.
+        QuantizerError: a keyword without a prefix of this layer, or for slots without a quantizer.
     """
-    sorted_out: dict[str, dict[str, object]] = {slot.name: {} for slot in slots}
-    for keyword, item in overrides.items():
-        fitting = [slot for slot in slots if slot.prefix is None and keyword.startswith(slot.keywords)]
-        if not fitting:
-            raise QuantizerError(_misplaced(layer, slots, keyword, item))
-        slot = max(fitting, key=lambda each: len(each.keywords))  # weight_ih before weight
-        if slots[slot] is None:
+    sorted_out = {slot.name: Overrides() for slot in slots}
+    found = [(_prefix_of(layer, slots, keyword, item), keyword, item) for keyword, item in overrides.items()]
+    depth = {name: rank for slot in slots for rank, name in enumerate(slot.names)}
+    for prefix, keyword, item in sorted(found, key=lambda each: depth[each[0]]):  # what is for more slots comes first
+        meant = [slot for slot in slots if slot.prefix is None and prefix in slot.names]
+        filled = [slot for slot in meant if slots[slot] is not None]
+        if not filled:
             raise QuantizerError(
-                f"{Described(layer)}: {keyword}={item!r} is given, but {slot.name}_quant is None. Write "
-                f"{slot.name}_quant={slot.example} too, or leave {keyword} out."
+                f"{Described(layer)}: {keyword}={item!r} is given, but {prefix}_quant is None. Write "
+                f"{prefix}_quant={meant[0].example} too, or leave {keyword} out."
             )
-        sorted_out[slot.name][keyword.removeprefix(slot.keywords)] = item
+        for slot in filled:
+            sorted_out[slot.name].give(keyword.removeprefix(f"{prefix}_"), item, keyword)
     return sorted_out
+
+
+def _prefix_of(layer: nn.Module, slots: Mapping[Slot, object], keyword: str, item: object) -> str:
+    names = {name for slot in slots if slot.prefix is None for name in slot.names}
+    fitting = [name for name in names if keyword.startswith(f"{name}_")]
+    if not fitting:
+        raise QuantizerError(_misplaced(layer, slots, keyword, item))
+    return max(fitting, key=len)  # weight_ih before weight
 
 
 def _misplaced(layer: nn.Module, slots: Mapping[Slot, object], keyword: str, item: object) -> str:
     """What to write instead of a keyword that belongs to no slot."""
-    prefixes = ", ".join(slot.keywords for slot in slots)
+    widest = {slot: slot.keywords if slot.prefix is not None else f"{slot.names[0]}_" for slot in slots}
+    prefixes = ", ".join(dict.fromkeys(widest.values()))
     possible = {
-        slot.name: possible_settings(quantizer)
+        slot.names[0]: possible_settings(quantizer)
         for slot, quantizer in slots.items()
         if isinstance(quantizer, QuantizerType)
     }
     known = {f"{slot}_{name}" for slot, names in possible.items() for name in names}
-    known |= {f"{slot.name}_quant" for slot in slots} | {"return_quant_tensor"}
+    known |= {f"{slot.names[0]}_quant" for slot in slots} | {"return_quant_tensor"}
     holder = next((slot for slot, names in possible.items() if keyword in names), None)
     start, _, rest = keyword.partition("_")
     slot = nearest(start, possible)
@@ -155,13 +196,14 @@ def fill_slot(
     """
     if quantizer is None:
         return None
+    typed = overrides.written if isinstance(overrides, Overrides) else {}
     if isinstance(quantizer, TensorQuant):
         if overrides:
             name, item = next(iter(overrides.items()))
             raise QuantizerError(
-                f"{Described(layer)}: {slot.keywords}{name}={item!r} would change the quantizer module that "
-                f"{slot.name}_quant shares with another layer. Give the setting where that module is made, or pass a "
-                "quantizer class."
+                f"{Described(layer)}: {typed.get(name, slot.keywords + name)}={item!r} would change the quantizer "
+                f"module that {slot.name}_quant shares with another layer. Give the setting where that module is made, "
+                "or pass a quantizer class."
             )
         if quantizer.quantizer is not None:
             _check_role(layer, slot, quantizer.quantizer, {})
@@ -184,7 +226,7 @@ def fill_slot(
             f"{Described(layer)}: {slot.name}_quant={quantizer!r} has a scale for each output channel of a weight. "
             f"Write {slot.name}_quant=Int8ActPerChannel, which has one for each channel of its input."
         )
-    written = {FORMER_SETTINGS.get(name, name): f"{slot.keywords}{name}" for name in overrides}
+    written = {FORMER_SETTINGS.get(name, name): typed.get(name, slot.keywords + name) for name in overrides}
     declared = quantizer(**renamed(overrides, slot.keywords))
     _check_role(layer, slot, declared, written)
     try:

@@ -1,3 +1,12 @@
 """Quantized attention, and the transformer layers made of it."""
 
-__all__: list[str] = []
+from .multihead import QuantMultiheadAttention
+from .scaled_dot_product import QuantScaledDotProductAttention
+from .transformer_layers import QuantTransformerDecoderLayer, QuantTransformerEncoderLayer
+
+__all__ = [
+    "QuantMultiheadAttention",
+    "QuantScaledDotProductAttention",
+    "QuantTransformerDecoderLayer",
+    "QuantTransformerEncoderLayer",
+]

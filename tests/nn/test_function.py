@@ -314,7 +314,7 @@ def test_slots_of_a_built_layer_can_be_set():
 
 
 def test_settings_of_a_built_layer_are_refused():
-    for name, slot in (("input_bit_width", "input_1"), ("input_2_bit_width", "input_2"), ("bit_width", "act")):
+    for name, slot in (("input_bit_width", "input"), ("input_2_bit_width", "input_2"), ("bit_width", "act")):
         wanted = f"layer.{slot}_quant = Int8Act(bit_width={5 if slot != 'act' else 3})"
         with pytest.raises(ReadOnlyError, match=re.escape(wanted)):
             setattr(full(), name, 3 if slot == "act" else 5)
@@ -435,7 +435,7 @@ REFUSED = [
     ),
     (
         lambda: qnn.QuantFunction(torch.add, input_quant=Int8Act, input_bitwidth=3),
-        "QuantFunction(torch.add): nothing in Int8Act uses input_1_bitwidth=3. Did you mean input_1_bit_width?",
+        "QuantFunction(torch.add): nothing in Int8Act uses input_bitwidth=3. Did you mean input_bit_width?",
     ),
     (
         lambda: qnn.QuantFunction(torch.add, input_quant=Int8Act, input_3_bit_width=3),

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 import bitwright.nn as qnn
 from bitwright.export import export_onnx_qcdq, export_onnx_qdq, integers, run_integers, verify_onnx
 from bitwright.nn import QuantLayer, Slot
+from bitwright.nn.layer import Family
 from bitwright.qcore import QuantizerError, ReadOnlyError, describe
 from bitwright.quantizers import Int4WeightPerTensor, Int8Act, Int8WeightPerChannel, Int8WeightPerTensor, Uint8Act
 
@@ -168,3 +169,95 @@ def test_it_is_described():
         "  (up_quant): IntQuant(",
         "    int5 narrow, axis 0, float scale, half_even",
     ]
+
+
+class TwoLinears(QuantLayer):
+    """A layer whose weights are one family of slots."""
+
+    weight_quant = Family()
+    slots = (
+        Slot("weight_up", "weight_up", family=("weight",), default=Int8WeightPerTensor),
+        Slot("weight_down", "weight_down", family=("weight",), default=Int8WeightPerTensor),
+        Slot("input", default=Int8Act),
+    )
+
+    def __init__(self, **quantizers):
+        super().__init__()
+        self.weight_up, self.weight_down = nn.Parameter(torch.ones(4, 2)), nn.Parameter(torch.ones(2, 4))
+        self.fill_slots(**quantizers)
+
+    def forward(self, x):
+        x, _ = self.pass_through("input", x)
+        return F.linear(F.linear(x, self.take("weight_up")[0]), self.take("weight_down")[0])
+
+
+def widths(layer):
+    return {name: quant and quant.bit_width for name, quant in layer.weight_quant.items()}
+
+
+def test_keywords_of_a_family_reach_its_slots_and_those_of_one_slot_win():
+    assert widths(TwoLinears()) == {"weight_up": 8, "weight_down": 8}
+    assert widths(TwoLinears(weight_bit_width=4)) == {"weight_up": 4, "weight_down": 4}
+    assert widths(TwoLinears(weight_down_bit_width=2, weight_bit_width=4)) == {"weight_up": 4, "weight_down": 2}
+    assert widths(TwoLinears(weight_quant=Int4WeightPerTensor)) == {"weight_up": 4, "weight_down": 4}
+    given = {"weight_quant": Int4WeightPerTensor, "weight_up_quant": None, "weight_bit_width": 3}
+    assert widths(TwoLinears(**given)) == {"weight_up": None, "weight_down": 3}
+
+
+def test_an_assignment_to_a_family_reaches_its_slots():
+    layer = TwoLinears()
+    layer.weight_quant = Int4WeightPerTensor
+    assert widths(layer) == {"weight_up": 4, "weight_down": 4}
+    assert layer.weight_up_quant is not layer.weight_down_quant
+    layer.weight_down_quant = None
+    assert widths(layer) == {"weight_up": 4, "weight_down": None}
+    with pytest.raises(QuantizerError):
+        layer.weight_quant = Int8Act
+    assert widths(layer) == {"weight_up": 4, "weight_down": None}
+    layer.weight_quant = None
+    assert widths(layer) == {"weight_up": None, "weight_down": None}
+
+
+def test_mistakes_with_families_are_told_by_the_keyword_that_was_written():
+    for given, message in (
+        (
+            {"weight_bit_width": 99},
+            "TwoLinears: weight_bit_width=99 is not possible: expected a whole number from 2 to 32. Write "
+            "weight_bit_width=32.",
+        ),
+        (
+            {"weight_up_bit_width": 99},
+            "TwoLinears: weight_up_bit_width=99 is not possible: expected a whole number from 2 to 32. Write "
+            "weight_up_bit_width=32.",
+        ),
+        (
+            {"weight_quant": None, "weight_bit_width": 4},
+            "TwoLinears: weight_bit_width=4 is given, but weight_quant is None. Write weight_quant=Int8WeightPerTensor "
+            "too, or leave weight_bit_width out.",
+        ),
+        (
+            {"weigth_bit_width": 4},
+            "TwoLinears: weigth_bit_width=4 is for no quantizer of this layer: keywords start with one of weight_, "
+            "input_. Did you mean weight_bit_width=4?",
+        ),
+    ):
+        with pytest.raises(QuantizerError) as error:
+            TwoLinears(**given)
+        assert str(error.value) == message
+    with pytest.raises(ReadOnlyError) as error:
+        TwoLinears().weight_bit_width = 4
+    assert str(error.value) == (
+        "TwoLinears: weight_bit_width=4 can't be set on a layer that is built. Write layer.weight_quant = "
+        "Int8WeightPerTensor(bit_width=4)."
+    )
+
+
+def test_a_file_names_each_slot_of_a_family():
+    layer, other = TwoLinears(weight_bit_width=4), TwoLinears(weight_bit_width=4)
+    assert [key for key in layer.state_dict() if key.endswith("scheme")] == [
+        "weight_up_quant.scheme",
+        "weight_down_quant.scheme",
+        "input_quant.scheme",
+    ]
+    other.load_state_dict(layer.state_dict())
+    layer.load_state_dict({"weight_up": torch.ones(4, 2), "weight_down": torch.ones(2, 4)})

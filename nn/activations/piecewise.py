@@ -1,4 +1,4 @@
-"""Quantized activation layers.
+"""Quantized activations that are made of straight lines.
 
 Each takes torch's positional arguments and, by keyword, those of `ActivationLayer`: ``**options`` are the ones that a
 layer passes on.
@@ -7,28 +7,24 @@ layer passes on.
 import numbers
 from typing import Any
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..qcore import Grid, IntQuant, QuantizerError, TensorQuant
-from ..quantizers import Int8Act, ShiftedUint8Act, Uint8Act
-from .activation_layer import ActivationLayer
+from ...qcore import Grid, IntQuant, QuantizerError, TensorQuant
+from ...quantizers import Int8Act, ShiftedUint8Act, Uint8Act
+from ..slots import QuantizerLike
 from .clipping import learns, unclipped
-from .slots import QuantizerLike
+from .layer import ActivationLayer
 
 __all__ = [
-    "QuantGELU",
     "QuantHardSwish",
     "QuantHardTanh",
+    "QuantHardsigmoid",
+    "QuantHardswish",
+    "QuantHardtanh",
     "QuantIdentity",
     "QuantLeakyReLU",
     "QuantReLU",
     "QuantReLU6",
-    "QuantSiLU",
-    "QuantSigmoid",
-    "QuantSoftmax",
-    "QuantTanh",
 ]
 
 
@@ -38,15 +34,13 @@ class QuantIdentity(ActivationLayer, nn.Identity):
     Positional arguments are torch's; for the keyword-only ones see `ActivationLayer`.
 
     Example:
+        >>> import torch
         >>> QuantIdentity(bit_width=4, scale=0.25)(torch.tensor([0.3, 9.0]))
         tensor([0.2500, 1.7500])
     """
 
     def __init__(self, *, act_quant: QuantizerLike = Int8Act, **options: Any) -> None:
         super().__init__(act_quant=act_quant, **options)
-
-    def _function(self, x: Tensor) -> Tensor:
-        return x
 
 
 class QuantReLU(ActivationLayer, nn.ReLU):
@@ -55,15 +49,13 @@ class QuantReLU(ActivationLayer, nn.ReLU):
     Positional arguments are torch's; for the keyword-only ones see `ActivationLayer`.
 
     Example:
+        >>> import torch
         >>> QuantReLU(bit_width=4, scale=0.25)(torch.tensor([-1.0, 0.3, 9.0]))
         tensor([0.0000, 0.2500, 3.7500])
     """
 
     def __init__(self, inplace: bool = False, *, act_quant: QuantizerLike = Uint8Act, **options: Any) -> None:
         super().__init__(inplace, act_quant=act_quant, **options)
-
-    def _function(self, x: Tensor) -> Tensor:
-        return F.relu(x, self.inplace)
 
     def _quantized(self, x: Tensor, quant: TensorQuant) -> tuple[Tensor, Grid | None]:
         if quant.intercept is None and isinstance(quant, IntQuant) and quant.folds_relu:
@@ -77,15 +69,13 @@ class QuantReLU6(ActivationLayer, nn.ReLU6):
     Positional arguments are torch's; for the keyword-only ones see `ActivationLayer`.
 
     Example:
+        >>> import torch
         >>> QuantReLU6(scale=0.5)(torch.tensor([-1.0, 0.3, 9.0]))
         tensor([0.0000, 0.5000, 6.0000])
     """
 
     def __init__(self, inplace: bool = False, *, act_quant: QuantizerLike = Uint8Act, **options: Any) -> None:
         super().__init__(inplace, act_quant=act_quant, **options)
-
-    def _function(self, x: Tensor) -> Tensor:
-        return F.relu6(x, self.inplace)
 
     def _quantized(self, x: Tensor, quant: TensorQuant) -> tuple[Tensor, Grid | None]:
         return _clipping(self, x, quant)
@@ -97,6 +87,7 @@ class QuantLeakyReLU(ActivationLayer, nn.LeakyReLU):
     Positional arguments are torch's; for the keyword-only ones see `ActivationLayer`.
 
     Example:
+        >>> import torch
         >>> QuantLeakyReLU(0.5, scale=0.25)(torch.tensor([-1.0, 0.3]))
         tensor([-0.5000,  0.2500])
     """
@@ -111,43 +102,6 @@ class QuantLeakyReLU(ActivationLayer, nn.LeakyReLU):
     ) -> None:
         super().__init__(negative_slope, inplace, act_quant=act_quant, **options)
 
-    def _function(self, x: Tensor) -> Tensor:
-        return F.leaky_relu(x, self.negative_slope, self.inplace)
-
-
-class QuantSigmoid(ActivationLayer, nn.Sigmoid):
-    """`torch.nn.Sigmoid`, quantized. Unsigned by default.
-
-    Positional arguments are torch's; for the keyword-only ones see `ActivationLayer`.
-
-    Example:
-        >>> QuantSigmoid(scale=2**-8)(torch.tensor([0.0]))
-        tensor([0.5000])
-    """
-
-    def __init__(self, *, act_quant: QuantizerLike = Uint8Act, **options: Any) -> None:
-        super().__init__(act_quant=act_quant, **options)
-
-    def _function(self, x: Tensor) -> Tensor:
-        return torch.sigmoid(x)
-
-
-class QuantTanh(ActivationLayer, nn.Tanh):
-    """`torch.nn.Tanh`, quantized.
-
-    Positional arguments are torch's; for the keyword-only ones see `ActivationLayer`.
-
-    Example:
-        >>> QuantTanh(scale=2**-7)(torch.tensor([-99.0, 0.0]))
-        tensor([-1.,  0.])
-    """
-
-    def __init__(self, *, act_quant: QuantizerLike = Int8Act, **options: Any) -> None:
-        super().__init__(act_quant=act_quant, **options)
-
-    def _function(self, x: Tensor) -> Tensor:
-        return torch.tanh(x)
-
 
 class QuantHardTanh(ActivationLayer, nn.Hardtanh):
     """`torch.nn.Hardtanh`, quantized.
@@ -155,6 +109,7 @@ class QuantHardTanh(ActivationLayer, nn.Hardtanh):
     Positional arguments are torch's; for the keyword-only ones see `ActivationLayer`.
 
     Example:
+        >>> import torch
         >>> QuantHardTanh(scale=2**-6)(torch.tensor([-9.0, 0.5]))
         tensor([-1.0000,  0.5000])
     """
@@ -175,11 +130,23 @@ class QuantHardTanh(ActivationLayer, nn.Hardtanh):
             )
         super().__init__(min_val, max_val, inplace, act_quant=act_quant, **options)
 
-    def _function(self, x: Tensor) -> Tensor:
-        return F.hardtanh(x, self.min_val, self.max_val, self.inplace)
-
     def _quantized(self, x: Tensor, quant: TensorQuant) -> tuple[Tensor, Grid | None]:
         return _clipping(self, x, quant)
+
+
+class QuantHardsigmoid(ActivationLayer, nn.Hardsigmoid):
+    """`torch.nn.Hardsigmoid`, quantized. Unsigned by default.
+
+    Positional arguments are torch's; for the keyword-only ones see `ActivationLayer`.
+
+    Example:
+        >>> import torch
+        >>> QuantHardsigmoid(scale=2**-8)(torch.tensor([-9.0, 0.0, 1.5]))
+        tensor([0.0000, 0.5000, 0.7500])
+    """
+
+    def __init__(self, inplace: bool = False, *, act_quant: QuantizerLike = Uint8Act, **options: Any) -> None:
+        super().__init__(inplace, act_quant=act_quant, **options)
 
 
 class QuantHardSwish(ActivationLayer, nn.Hardswish):
@@ -188,6 +155,7 @@ class QuantHardSwish(ActivationLayer, nn.Hardswish):
     Positional arguments are torch's; for the keyword-only ones see `ActivationLayer`.
 
     Example:
+        >>> import torch
         >>> QuantHardSwish(act_quant=Int8Act, scale=0.125)(torch.tensor([-1.5, 3.0]))
         tensor([-0.3750,  3.0000])
     """
@@ -195,61 +163,9 @@ class QuantHardSwish(ActivationLayer, nn.Hardswish):
     def __init__(self, inplace: bool = False, *, act_quant: QuantizerLike = ShiftedUint8Act, **options: Any) -> None:
         super().__init__(inplace, act_quant=act_quant, **options)
 
-    def _function(self, x: Tensor) -> Tensor:
-        return F.hardswish(x, self.inplace)
 
-
-class QuantSiLU(ActivationLayer, nn.SiLU):
-    """`torch.nn.SiLU`, quantized; with a zero point by default, for its small negative tail.
-
-    Positional arguments are torch's; for the keyword-only ones see `ActivationLayer`.
-
-    Example:
-        >>> QuantSiLU(act_quant=Int8Act, scale=0.125)(torch.tensor([-1.0, 4.0]))
-        tensor([-0.2500,  3.8750])
-    """
-
-    def __init__(self, inplace: bool = False, *, act_quant: QuantizerLike = ShiftedUint8Act, **options: Any) -> None:
-        super().__init__(inplace, act_quant=act_quant, **options)
-
-    def _function(self, x: Tensor) -> Tensor:
-        return F.silu(x, self.inplace)
-
-
-class QuantGELU(ActivationLayer, nn.GELU):
-    """`torch.nn.GELU`, quantized; with a zero point by default, for its small negative tail.
-
-    Positional arguments are torch's; for the keyword-only ones see `ActivationLayer`.
-
-    Example:
-        >>> QuantGELU(act_quant=Int8Act, scale=0.125)(torch.tensor([-1.0, 4.0]))
-        tensor([-0.1250,  4.0000])
-    """
-
-    def __init__(
-        self, approximate: str = "none", *, act_quant: QuantizerLike = ShiftedUint8Act, **options: Any
-    ) -> None:
-        super().__init__(approximate, act_quant=act_quant, **options)
-
-    def _function(self, x: Tensor) -> Tensor:
-        return F.gelu(x, approximate=self.approximate)
-
-
-class QuantSoftmax(ActivationLayer, nn.Softmax):
-    """`torch.nn.Softmax`, quantized. Unsigned by default.
-
-    Positional arguments are torch's; for the keyword-only ones see `ActivationLayer`.
-
-    Example:
-        >>> QuantSoftmax(-1, scale=2**-8)(torch.zeros(1, 4))
-        tensor([[0.2500, 0.2500, 0.2500, 0.2500]])
-    """
-
-    def __init__(self, dim: int | None = None, *, act_quant: QuantizerLike = Uint8Act, **options: Any) -> None:
-        super().__init__(dim, act_quant=act_quant, **options)
-
-    def _function(self, x: Tensor) -> Tensor:
-        return F.softmax(x, self.dim)
+QuantHardtanh = QuantHardTanh  # as torch spells them
+QuantHardswish = QuantHardSwish
 
 
 def _clipping(layer: QuantReLU6 | QuantHardTanh, x: Tensor, quant: TensorQuant) -> tuple[Tensor, Grid | None]:

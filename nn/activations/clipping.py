@@ -5,9 +5,9 @@ from typing import TypeGuard
 import torch
 from torch import Tensor, nn
 
-from ..qcore import IntQuant, RangeZeroPoint
-from ..qcore.scaling import StoredScaling
-from ..qcore.tracing import exporting
+from ...qcore import IntQuant, RangeZeroPoint
+from ...qcore.scaling import StoredScaling
+from ...qcore.tracing import exporting
 
 __all__ = ["learns", "unclipped"]
 

@@ -1,0 +1,3 @@
+"""Quantized activation layers."""
+
+__all__: list[str] = []

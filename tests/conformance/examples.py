@@ -1,0 +1,220 @@
+"""How every public layer is made and called: a new layer adds one line here, and all checks run over it."""
+
+import copy
+import inspect
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+import bitwright.nn as qnn
+from bitwright import quantizers
+from bitwright.qcore import QuantizerError, values_of
+from bitwright.quantizers import Int8Act, Int8WeightPerTensor, Int32Bias
+
+# Quantizers
+
+FRAGMENTS = {"BiasBase", "IntBase", "PerGroup", "PerOutputChannel", "PowerOfTwo", "Shifted", "of_width"}
+QUANTIZERS = {name: getattr(quantizers, name) for name in quantizers.__all__ if name not in FRAGMENTS}
+WEIGHTS = {name: each for name, each in QUANTIZERS.items() if "Weight" in name}
+ACTS = {name: each for name, each in QUANTIZERS.items() if "Act" in name}
+BIASES = {name: each for name, each in QUANTIZERS.items() if "Bias" in name}
+FITTING = {"weight": WEIGHTS, "activation": ACTS, "bias": BIASES}
+USUAL = {"weight": Int8WeightPerTensor, "activation": Int8Act, "bias": Int32Bias}
+
+
+def families(of: Mapping[str, Any]) -> dict[str, Any]:
+    """One quantizer for each name without its bit width: they differ in nothing else."""
+    return {re.sub(r"\d+", "", name): each for name, each in of.items()}
+
+
+# Layers
+
+Randn = Callable[..., Tensor]
+
+
+class Example(NamedTuple):
+    """How a layer is made and called.
+
+    Args:
+        arguments: torch's, by position.
+        inputs: the arguments of forward, out of a function that makes random tensors of a shape.
+        keywords: more of torch's arguments.
+        twin: makes what the layer equals without quantizers, where that isn't the torch layer it stands for.
+        exact: whether it equals that to the bit.
+        full: the keywords that fill every slot, where they aren't the usual quantizers.
+        carries: whether its output can be a `QuantTensor` once every slot is filled.
+    """
+
+    arguments: tuple[Any, ...]
+    inputs: Callable[[Randn], tuple[Any, ...]]
+    keywords: Mapping[str, Any] = {}
+    twin: Callable[[], Callable[..., Any]] | None = None
+    exact: bool = True
+    full: Mapping[str, Any] | None = None
+    carries: bool = True
+
+
+OPERANDS = {"act_quant": Int8Act, "input_quant": Int8Act}
+ELEMENTWISE = Example((), lambda randn: (randn(3, 4, 5),))
+
+EXAMPLES: dict[str, Example] = {
+    "QuantConv1d": Example((6, 4, 3), lambda randn: (randn(2, 6, 5),)),
+    "QuantConv2d": Example((6, 4, 3), lambda randn: (randn(2, 6, 5, 5),)),
+    "QuantConv3d": Example((6, 4, 3), lambda randn: (randn(2, 6, 5, 5, 5),)),
+    "QuantConvTranspose1d": Example((6, 4, 3), lambda randn: (randn(2, 6, 5),)),
+    "QuantConvTranspose2d": Example((6, 4, 3), lambda randn: (randn(2, 6, 5, 5),)),
+    "QuantConvTranspose3d": Example((6, 4, 3), lambda randn: (randn(2, 6, 5, 5, 5),)),
+    "QuantFunction": Example(
+        (torch.add,), lambda randn: (randn(3, 4), randn(3, 4)), twin=lambda: torch.add, full=OPERANDS
+    ),
+    "QuantGELU": ELEMENTWISE,
+    "QuantHardSwish": ELEMENTWISE,
+    "QuantHardTanh": ELEMENTWISE,
+    "QuantIdentity": ELEMENTWISE,
+    "QuantLeakyReLU": ELEMENTWISE,
+    "QuantLinear": Example((6, 4), lambda randn: (randn(3, 6),)),
+    "QuantReLU": ELEMENTWISE,
+    "QuantReLU6": ELEMENTWISE,
+    "QuantSiLU": ELEMENTWISE,
+    "QuantSigmoid": ELEMENTWISE,
+    "QuantSoftmax": Example((-1,), lambda randn: (randn(3, 4, 5),)),
+    "QuantTanh": ELEMENTWISE,
+}
+
+BASES = {"ActivationLayer", "QuantLayer", "WeightLayer"}  # they compute nothing by themselves
+
+
+def public_layers() -> dict[str, type[qnn.QuantLayer]]:
+    """The layers of `bitwright.nn` by name."""
+    found = {name: getattr(qnn, name) for name in qnn.__all__ if name not in BASES}
+    return {name: each for name, each in found.items() if isinstance(each, type) and issubclass(each, qnn.QuantLayer)}
+
+
+LAYERS = public_layers()
+WEIGHT_LAYERS = {name: each for name, each in LAYERS.items() if issubclass(each, qnn.WeightLayer)}
+ACT_LAYERS = {name: each for name, each in LAYERS.items() if issubclass(each, qnn.ActivationLayer)}
+
+
+def example_of(layer: type[qnn.QuantLayer]) -> Example:
+    """The example of a layer."""
+    return EXAMPLES[layer.__name__]
+
+
+def made(layer: type[qnn.QuantLayer], **keywords: Any) -> Any:
+    """A layer with the parameters that torch gives it first thing."""
+    torch.manual_seed(0)
+    example = example_of(layer)
+    return layer(*example.arguments, **example.keywords, **keywords)
+
+
+def floats(layer: type[qnn.QuantLayer]) -> dict[str, None]:
+    """Keywords that leave everything float."""
+    return {f"{slot.name}_quant": None for slot in layer.slots}
+
+
+def full(layer: type[qnn.QuantLayer]) -> dict[str, Any]:
+    """Keywords that fill every slot."""
+    given = example_of(layer).full
+    return {f"{slot.name}_quant": USUAL[slot.role] for slot in layer.slots} if given is None else dict(given)
+
+
+def warm(module: Any, *inputs: Any) -> Any:
+    """A layer that saw a batch in training."""
+    training = module.training
+    module.train()(*(inputs or inputs_of(module)))
+    return module.train(training)
+
+
+def inputs_of(layer: Any, dtype: torch.dtype = torch.float32, seed: int = 0) -> tuple[Any, ...]:
+    """What a layer is called with."""
+    generator = torch.Generator().manual_seed(seed)
+    cls = layer if isinstance(layer, type) else type(layer)
+    return example_of(cls).inputs(lambda *shape: torch.randn(shape, generator=generator).to(dtype))
+
+
+def input_of(layer: Any, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
+    """The first input."""
+    return inputs_of(layer, dtype, seed)[0]
+
+
+def mapped(function: Callable[[Tensor], Any], inputs: Any) -> Any:
+    """Inputs with a function applied to every floating-point tensor."""
+    return pytree.tree_map(
+        lambda each: function(each) if isinstance(each, Tensor) and each.is_floating_point() else each, inputs
+    )
+
+
+def tensors_of(out: Any) -> list[Tensor]:
+    """The tensors in a result, as they are."""
+    return [each for each in pytree.tree_leaves(out) if isinstance(each, Tensor)]
+
+
+def values(out: Any) -> list[Tensor]:
+    """The plain tensors in a result."""
+    return [values_of(each) for each in tensors_of(out)]
+
+
+def class_of_torch(layer: type[qnn.QuantLayer]) -> type[nn.Module] | None:
+    """The class of torch that a layer stands for; None where it stands for a function, or for nothing in torch."""
+    stands_for = getattr(layer, "stands_for", None)
+    if stands_for is not None:
+        return stands_for
+    bases = (base for base in layer.__mro__ if base.__module__.startswith("torch.nn") and base is not nn.Module)
+    return next(bases, None)
+
+
+def twin_of(layer: type[qnn.QuantLayer]) -> Callable[..., Any] | None:
+    """What a layer is without quantizers: one of torch's, with the parameters that torch gives it, or a function."""
+    example, torchs = example_of(layer), class_of_torch(layer)
+    torch.manual_seed(0)
+    if example.twin is not None:
+        return example.twin()
+    return None if torchs is None else torchs(*example.arguments, **example.keywords)
+
+
+def same(ones: Any, others: Any, exact: bool = True) -> None:
+    """Two results are equal, to the bit or to float tolerance."""
+    ones, others = values(ones), values(others)
+    assert len(ones) == len(others)
+    for one, other in zip(ones, others, strict=True):
+        assert one.dtype == other.dtype
+        if exact:
+            assert torch.equal(one, other)
+        else:
+            torch.testing.assert_close(one, other)
+
+
+def seeded(module: Callable[..., Any], *inputs: Any) -> Any:
+    """The result of a call that may use random numbers."""
+    torch.manual_seed(1)
+    return module(*inputs)
+
+
+def copied(module: nn.Module) -> Any:
+    """A deep copy."""
+    return copy.deepcopy(module)
+
+
+def slots_by_role(layer: type[qnn.QuantLayer]) -> Iterator[tuple[str, str]]:
+    """The names of a layer's slots, or families of slots, and what they are for."""
+    for slot in layer.slots:
+        yield slot.name, slot.role
+
+
+def refused(make: Callable[[], Any]) -> str:
+    """Why something is refused; "" if it isn't."""
+    try:
+        make()
+    except QuantizerError as error:
+        return str(error)
+    return ""
+
+
+def parameters_of(function: Any) -> list[inspect.Parameter]:
+    """The parameters of a signature, but for self."""
+    found = list(inspect.signature(function).parameters.values())
+    return found[1:] if found and found[0].name == "self" else found
