@@ -224,7 +224,7 @@ class Recurrent(QuantLayer):
         quant = getattr(self, f"{slot}_quant")
         if not isinstance(quant, IntQuant):
             return None
-        zeros = x.new_zeros(1, self._state_size())
+        zeros = torch.zeros(1, self._state_size(), dtype=x.dtype, device=x.device)
         return quant._quantize(zeros)[1] if quant.intercept is None else quant.grid(zeros)
 
     def _constants(self, suffix: str, grid: Grid | None, quantized: bool = True) -> Tensors:
