@@ -66,6 +66,11 @@ class _Watched(Tensor):
 
 def _read_by(caller: FrameType, layer: nn.Module, parameter: Tensor) -> Tensor:
     reader, function = caller.f_locals.get("self"), caller.f_code.co_name
+    if function == "convert_sync_batchnorm" and _quantizes(layer):
+        raise QuantizerError(
+            f"{path_of(layer)}: nn.SyncBatchNorm.convert_sync_batchnorm would put a float layer in the place of this "
+            "one. Convert the float model, train it, and load its state dict into a model with this layer."
+        )
     if reader is layer or function not in ("forward", "__init__") or not _quantizes(layer):
         return parameter
     if isinstance(reader, nn.TransformerEncoder | nn.TransformerEncoderLayer):

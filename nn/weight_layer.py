@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -71,6 +71,8 @@ class WeightLayer(QuantLayer):
         Slot("output"),
     )
     channel_axis = 0  # the weight's dimension that runs over output channels
+    sums_products: ClassVar[bool] = True  # whether outputs are sums of products, on whose scale a bias may lie
+    quantizes_parameters: ClassVar[bool] = True  # whether quantizers see the parameters, not what follows from them
 
     weight: Tensor = OwnParameter()  # type: ignore[assignment]
     bias: Tensor | None
@@ -91,40 +93,85 @@ class WeightLayer(QuantLayer):
         overrides: Mapping[str, object],
     ) -> None:
         """Resolve the slots; called by constructors once weight and bias exist."""
+        quantizers = {"weight": weight_quant, "bias": bias_quant, "input": input_quant, "output": output_quant}
+        self._equip(quantizers, return_quant_tensor, overrides)
+
+    def _equip(
+        self, quantizers: Mapping[str, QuantizerLike], return_quant_tensor: bool, overrides: Mapping[str, object]
+    ) -> None:
+        """Resolve the slots: a quantizer for each by its name, and keywords with their prefixes."""
         self.return_quant_tensor = checked_flag(self, "return_quant_tensor", return_quant_tensor)
-        slots = dict(zip(self.slots, (weight_quant, bias_quant, input_quant, output_quant), strict=True))
+        slots = {slot: quantizers[slot.name] for slot in self.slots}
         given = split_overrides(self, slots, overrides)
-        if bias_quant is not None and self.bias is None:
-            raise QuantizerError(_without_bias(self, bias_quant))
+        for slot, quantizer in slots.items():
+            if quantizer is not None and self._lacks(slot.name):
+                for setting, item in given[slot.name].items():
+                    raise QuantizerError(self._lacking(slot, f"{slot.keywords}{setting}", item))
+                if quantizer != self.usual_quantizer(slot):
+                    raise QuantizerError(self._lacking(slot, f"{slot.name}_quant", quantizer))
+                slots[slot] = None
         self._fill_slots(slots, given)
 
     def _convert(self, given: Mapping[str, object], device: torch.device | None, dtype: torch.dtype | None) -> None:
         overrides = dict(given)
-        slots = [overrides.pop(f"{slot.name}_quant", self.usual_quantizer(slot)) for slot in self.slots]
-        self._attach(*slots, overrides.pop("return_quant_tensor", False), overrides)  # type: ignore[arg-type]
+        quantizers: dict[str, Any] = {}
+        for slot in self.slots:
+            usual = None if self._lacks(slot.name) else self.usual_quantizer(slot)
+            quantizers[slot.name] = overrides.pop(f"{slot.name}_quant", usual)
+        flag: Any = overrides.pop("return_quant_tensor", False)
+        self._equip(quantizers, flag, overrides)
+
+    def _lacks(self, slot: str) -> bool:
+        """Whether a slot has nothing to quantize: the layer was made without that parameter."""
+        found = next((each for each in self.slots if each.name == slot), None)
+        return found is None or (found.parameter is not None and getattr(self, found.parameter) is None)
+
+    def _shape_of(self, slot: str) -> tuple[int, ...]:
+        """The shape of what the quantizer of a slot quantizes."""
+        return tuple(self.tensor_of(slot).shape)
+
+    def _lacking(self, slot: Slot, keyword: str, item: object) -> str:
+        """What is wrong with a keyword for a parameter that the layer lacks."""
+        return (
+            f"{Described(self)}: {keyword}={item!r} is given, but there is no {slot.name}. Write "
+            f"{self._remedy(slot.name)}, or leave {keyword} out."
+        )
+
+    def _remedy(self, slot: str) -> str:
+        """The argument of the constructor that gives the layer a parameter."""
+        return f"{slot}=True"
 
     def _channel_axis(self, slot: Slot) -> int:
         return self.channel_axis if slot.name == "weight" else 0
 
     def _check_slots(self) -> None:
-        if self.bias_quant is not None and self.bias is None:
-            raise QuantizerError(_without_bias(self, self.bias_quant.quantizer))
+        for slot in self.slots:
+            quant = getattr(self, f"{slot.name}_quant")
+            if quant is not None and self._lacks(slot.name):
+                raise QuantizerError(self._lacking(slot, f"{slot.name}_quant", quant.quantizer))
+        bias_quant = self.bias_quant
+        if bias_quant is not None and bias_quant.follows_input and not self.sums_products:
+            raise QuantizerError(
+                f"{Described(self)}: {bias_quant.quantizer!r} lies on the scale of products, input scale x weight "
+                "scale, and this layer multiplies floats. Write bias_quant=Int8BiasOwnScale."
+            )
         self._check_axes()
         if self.return_quant_tensor and self.output_quant is None:
             self._check_output_grid()
 
     def _check_axes(self) -> None:
         follows = self.bias_quant is not None and self.bias_quant.follows_input
-        summed = follows or (self.return_quant_tensor and self.output_quant is None)
-        for slot, tensor, usual in (("weight", self.weight, self.channel_axis), ("bias", self.bias, 0)):
+        summed = self.sums_products and (follows or (self.return_quant_tensor and self.output_quant is None))
+        for slot, usual in (("weight", self.channel_axis), ("bias", 0)):
             granularity: Granularity | None = getattr(getattr(self, f"{slot}_quant"), "granularity", None)
-            if tensor is None or granularity is None or granularity.single:
+            if granularity is None or granularity.single or self._lacks(slot):
                 continue
+            ndim = len(self._shape_of(slot))
             axis, each_output = granularity.axis, f"{slot}_axis={usual} for one scale for each output channel"
-            if not granularity.fits(tensor.ndim):
+            if not granularity.fits(ndim):
                 if axis is None:
-                    raise QuantizerError(_misfit(self, slot, granularity, tensor.ndim, 1 - usual))
-                wrong = f"{slot}_axis={axis} is not a dimension of the {slot}, which has {tensor.ndim}"
+                    raise QuantizerError(_misfit(self, slot, granularity, ndim, min(1 - usual, ndim - 1)))
+                wrong = f"{slot}_axis={axis} is not a dimension of the {slot}, which has {ndim}"
             elif slot == "weight" and summed and not self._one_scale_each(granularity):
                 asks = "a bias on the scale of the products" if follows else "return_quant_tensor=True"
                 given = f"weight_axis={axis}" if axis is not None else str(granularity)
@@ -141,15 +188,20 @@ class WeightLayer(QuantLayer):
     def _one_scale_each(self, granularity: Granularity) -> bool:
         """Whether the weights that one output sums share a scale."""
         if granularity.axis is not None:
-            return granularity.axis % self.weight.ndim == self.channel_axis
-        scales = granularity.scales_shape(self._outputs_first(self.weight).shape)
+            return granularity.axis % len(self._shape_of("weight")) == self.channel_axis
+        scales = granularity.scales_shape(self._shape_of("weight"))
         return granularity.single or all(size == 1 for dim, size in enumerate(scales) if dim != self.channel_axis)
 
     def _check_output_grid(self) -> None:
         lacking = ""
+        if not self.sums_products:
+            raise QuantizerError(
+                f"{Described(self)}: return_quant_tensor=True needs outputs that lie on a grid, and this layer "
+                "computes in floats. Set output_quant=Int8Act to quantize the output."
+            )
         if self.weight_quant is None:
             lacking = "the weight is not quantized. Set weight_quant=Int8WeightPerTensor"
-        elif self.bias is not None and not (self.bias_quant is not None and self.bias_quant.follows_input):
+        elif not self._lacks("bias") and not (self.bias_quant is not None and self.bias_quant.follows_input):
             lacking = "the bias is not quantized on the scale of the products. Set bias_quant=Int32Bias"
         if lacking:
             raise QuantizerError(
@@ -170,11 +222,18 @@ class WeightLayer(QuantLayer):
             self._check_needs_no_grid(input)
         weight, weights = self._take_weight(inputs)
         bias, biases = self._take_bias(inputs, weights)
-        if torch.compiler.is_compiling() or (values.numel() < LARGE and weight.numel() < LARGE):
+        small = values.numel() < LARGE and (weight is None or weight.ndim < 2 or weight.numel() < LARGE)
+        if small or torch.compiler.is_compiling():
             out = self._compute(values, weight, bias, *extra)
         else:
             with not_kept(values, weight):
                 out = self._compute(values, weight, bias, *extra)
+        return self._leave(out, inputs, weights, bias, biases)
+
+    def _leave(
+        self, out: Tensor, inputs: Grid | None, weights: Grid | None, bias: Tensor | None, biases: Grid | None
+    ) -> Tensor:
+        """The output, quantized where there is a quantizer for it, with its grid where it is to carry one."""
         if self.output_quant is not None:
             out, grid = self.output_quant.quantize(out)
         elif self.return_quant_tensor and not (
@@ -197,7 +256,9 @@ class WeightLayer(QuantLayer):
 
     def _check_needs_no_grid(self, x: Tensor) -> None:
         """Say what became of the grid of an input that arrives without one, and is needed."""
-        quant = None if self.bias is None else self.bias_quant
+        quant = self.bias_quant
+        if quant is not None and self._lacks("bias"):
+            quant = None
         if quant is not None and quant.follows_input and quant.intercept is None:
             asks = f"{path_of(self)}: the scale of bias_quant follows the input's"
             remedy = "or choose a bias with a scale of its own: bias_quant=Int8BiasOwnScale"
@@ -247,11 +308,13 @@ class WeightLayer(QuantLayer):
         """The grid of the weight in its own shape."""
         return grid
 
-    def _weight_context(self, quant: TensorQuant, inputs: Grid | None) -> tuple[object, ...]:
+    def _weight_context(
+        self, quant: TensorQuant, inputs: Grid | None, bias: Tensor | None = None
+    ) -> tuple[object, ...]:
         """What the weight's quantizer is told besides: the scales below which the bias would be clipped."""
-        bias, follower = self.bias, self.bias_quant
-        if inputs is None or bias is None or not isinstance(follower, BiasQuant):
+        if inputs is None or self._lacks("bias") or not isinstance(self.bias_quant, BiasQuant):
             return ()
+        bias, follower = self.tensor_of("bias") if bias is None else bias, self.bias_quant
         if not isinstance(quant, IntQuant) or type(quant)._quantize is not IntQuant._quantize:
             return ()
         if inputs.scale.numel() != 1:  # of a depthwise layer: as many as there are outputs
@@ -293,13 +356,17 @@ class WeightLayer(QuantLayer):
         if scale.numel() == 1:
             scale = scale.reshape(())
         else:
-            granularity = PerAxis(ndim - self.weight.ndim + 1)  # also of outputs without a batch
+            granularity = PerAxis(self._output_axis(ndim))
             scale = along_axis(scale, granularity.axis, ndim)
         width = self._sum_bit_width(inputs, weights, biases)
         low, high = self._sum_bounds(inputs, weights)
         spare = bits_to_spare(max(-low, high), dtype)
         source = products_source(inputs.source, weights.source)
         return Grid(scale, None, Integers(width), granularity, source, spare)
+
+    def _output_axis(self, ndim: int) -> int:
+        """The dimension of an output of so many dimensions that counts the channels; also without a batch."""
+        return ndim - self.weight.ndim + 1
 
     def _sum_bounds(self, inputs: Grid, weights: Grid) -> tuple[int, int]:
         """The smallest and the largest sum of products that the integer ranges allow."""
@@ -383,7 +450,7 @@ class WeightLayer(QuantLayer):
             raise QuantizerError(f"{Described(self)}: the weight has no quantizer, so it has no integers.")
         with self._asked(self.weight_quant):
             context = self._weight_context(self.weight_quant, self._seen)
-            return self._as_stored(self.weight_quant.codes(self._outputs_first(self.weight), *context)[0])
+            return self._as_stored(self.weight_quant.codes(self.tensor_of("weight"), *context)[0])
 
     def int_bias(self) -> Tensor | None:
         """The bias's integers, or None if there is no bias.
@@ -391,7 +458,7 @@ class WeightLayer(QuantLayer):
         Raises:
             QuantizerError: the bias has no quantizer, or its scale depends on an input that was not seen yet.
         """
-        if self.bias is None:
+        if self._lacks("bias"):
             return None
         if self.bias_quant is None:
             raise QuantizerError(
@@ -399,7 +466,7 @@ class WeightLayer(QuantLayer):
             )
         context = self._bias_context(self.bias_quant)
         with self._asked(self.bias_quant):
-            return self.bias_quant.codes(self.bias, *context)[0]
+            return self.bias_quant.codes(self.tensor_of("bias"), *context)[0]
 
     @property
     def output_bit_width(self) -> int | None:
@@ -415,8 +482,8 @@ class WeightLayer(QuantLayer):
         with torch.no_grad(), self._asked(self.weight_quant):
             weights = self._take_weight(self._seen)[1]
             biases = None
-            if self.bias is not None and self.bias_quant is not None and self.bias_quant.follows_input:
-                biases = self.bias_quant.quantize(self.bias, *self._bias_context(self.bias_quant))[1]
+            if self.bias_quant is not None and self.bias_quant.follows_input and not self._lacks("bias"):
+                biases = self.bias_quant.quantize(self.tensor_of("bias"), *self._bias_context(self.bias_quant))[1]
             return None if weights is None else self._sum_bit_width(self._seen, weights, biases)
 
     # State
@@ -447,10 +514,3 @@ def _misfit(layer: nn.Module, slot: str, granularity: Granularity, ndim: int, us
         wrong = f"{slot}_group_axis={granularity.group_axis} is not a dimension of the {slot}, which has {ndim}"
         return f"{Described(layer)}: {wrong}. Write {slot}_group_axis={usual}."
     return f"{Described(layer)}: {granularity} do not fit the {slot}, which has {ndim} dimensions."
-
-
-def _without_bias(layer: nn.Module, quantizer: object) -> str:
-    return (
-        f"{Described(layer)}: bias_quant={quantizer!r} is given, but there is no bias. Write bias=True, or leave "
-        "bias_quant out."
-    )

@@ -1,7 +1,9 @@
 """What is at work around a forward pass: a compiler, an exporter, a transform; and whether derivatives are recorded."""
 
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import NamedTuple, Protocol, TypeVar
 
 import torch
 import torch.autograd.forward_ad as forward_ad
@@ -9,7 +11,21 @@ from torch import Tensor
 from torch._C._functorch import is_legacy_batchedtensor as _batched
 from torch.jit._trace import is_tracing
 
-__all__ = ["constant", "differentiated", "exporting", "is_tracing", "number", "recording", "transformed"]
+__all__ = [
+    "LoopOperators",
+    "LoopStep",
+    "constant",
+    "current_step",
+    "differentiated",
+    "exporting",
+    "is_tracing",
+    "loop_operators",
+    "loop_steps",
+    "loops_become",
+    "number",
+    "recording",
+    "transformed",
+]
 
 Function = TypeVar("Function", bound=Callable[..., object])
 
@@ -57,3 +73,94 @@ def number(tensor: Tensor) -> float | None:
         return None if tensor.is_meta else tensor.item()
     except RuntimeError:
         return None
+
+
+# Loops over time: who numbers what happens in a forward counts the steps of a loop as one; exporters make them operators
+
+
+class LoopStep(NamedTuple):
+    """One step of a loop over time.
+
+    Args:
+        loop: what all steps of one loop have in common.
+        number: from 0.
+    """
+
+    loop: object
+    number: int
+
+
+Tensors = tuple[Tensor, ...]
+
+
+class LoopOperators(Protocol):
+    """What an exporter makes of loops over time."""
+
+    def scan(
+        self,
+        step: Callable[[Tensors, Tensors, Tensors], tuple[Tensors, Tensors]],
+        states: Tensors,
+        inputs: Tensors,
+        constants: Tensors,
+    ) -> tuple[Tensors, Tensors]:
+        """One operator with the step as its body; see `bitwright.nn.recurrent.scan`."""
+        ...
+
+    def recurrence(
+        self, mode: str, x: Tensor, states: Tensors, weights: Sequence[Tensor], bias: bool, bidirectional: bool
+    ) -> Tensors:
+        """One operator for each layer.
+
+        Args:
+            mode: as torch has it, ``"LSTM"``, ``"GRU"``, ``"RNN_TANH"`` or ``"RNN_RELU"``.
+            x: (T, B, F).
+            states: (L, B, H) each, over layers and directions.
+            weights: for each layer and direction weight_ih, weight_hh and the two biases; no projections.
+            bias: whether there are biases.
+            bidirectional: whether there are two directions.
+
+        Returns:
+            The output, and the states at the end.
+        """
+        ...
+
+
+_step: ContextVar[LoopStep | None] = ContextVar("step", default=None)
+_operators: ContextVar[LoopOperators | None] = ContextVar("operators", default=None)
+
+
+def current_step() -> LoopStep | None:
+    """The step that is at work, of the innermost loop; None outside loops. Each pass through a body is a new object."""
+    return _step.get()
+
+
+@contextmanager
+def loop_steps() -> Iterator[Callable[[int], object]]:
+    """A loop over time: what it yields is called with the number of each step that begins.
+
+    Example:
+        >>> with loop_steps() as begin:
+        ...     _ = begin(3)
+        ...     current_step().number
+        3
+    """
+    loop, before = object(), _step.get()
+    try:
+        yield lambda number: _step.set(LoopStep(loop, number))
+    finally:
+        _step.set(before)
+
+
+def loop_operators() -> LoopOperators | None:
+    """What loops over time become, where an exporter asks for operators; None where they run."""
+    return _operators.get()
+
+
+@contextmanager
+def loops_become(operators: LoopOperators) -> Iterator[None]:
+    """Have loops over time become operators for the length of the block."""
+    before = _operators.set(operators)
+    try:
+        yield
+    finally:
+        _operators.reset(before)

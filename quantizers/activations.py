@@ -12,6 +12,7 @@ __all__ = [
     "Int8Act",
     "Int8ActPerChannel",
     "Int8ActPowerOfTwo",
+    "Int16ActPowerOfTwo",
     "ShiftedUint4Act",
     "ShiftedUint8Act",
     "ShiftedUint8ActPerChannel",
@@ -67,6 +68,19 @@ class Int8ActPerChannel(Int8Act):
 
 class Int8ActPowerOfTwo(PowerOfTwo, Int8Act):
     """`Int8Act` with a power-of-two scale. Brevitas: ``Int8ActPerTensorFixedPoint``."""
+
+
+class Int16ActPowerOfTwo(Int8ActPowerOfTwo):
+    """`Int8ActPowerOfTwo` with 16 bits, as the cell states of an LSTM need them.
+
+    Example:
+        >>> import torch, bitwright.nn as qnn
+        >>> act = qnn.QuantIdentity(act_quant=Int16ActPowerOfTwo, scale=2**-12, return_quant_tensor=True)
+        >>> act(torch.tensor([1.0001, -99.0])).int()
+        tensor([  4096, -32768], dtype=torch.int16)
+    """
+
+    bit_width = 16
 
 
 class Uint8ActPerChannel(Uint8Act):

@@ -92,9 +92,10 @@ class PerGroup(Quantizer):
     group_axis = None
 
     @value
-    def granularity(group_size: Any, group_axis, axis=None, channel_axis=None):  # noqa: ANN001, ANN201, N805
+    def granularity(group_size: Any, group_axis, axis=None, channel_axis=None, shape=None):  # noqa: ANN001, ANN201, N805
         """Which values share a scale."""
-        usual = -1 if channel_axis is None else 1 - channel_axis
+        flat = shape is not None and len(shape) == 1  # a norm's weight, which has no input channels
+        usual = -1 if channel_axis is None or flat else 1 - channel_axis
         return granularity_of(axis, Groups(group_size, usual if group_axis is None else group_axis))
 
 

@@ -8,19 +8,7 @@ from torch import nn
 from ...nn.layer import QuantLayer
 from ...qcore import TensorQuant
 
-__all__ = ["counted", "evaluating", "numbered", "unchanged"]
-
-
-def numbered(path: str, index: int) -> str:
-    """The name of one call of a module: its path, with a number from the second call on."""
-    return path if index == 0 else f"{path}.{index}"
-
-
-def counted(counts: dict[str, int], path: str) -> str:
-    """The name of the next call of a module, which is counted."""
-    index = counts.get(path, 0)
-    counts[path] = index + 1
-    return numbered(path, index)
+__all__ = ["evaluating", "unchanged"]
 
 
 @contextmanager

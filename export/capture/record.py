@@ -1,7 +1,7 @@
 """One forward of a model on the example input: what every quantizer was asked for, and the grid it answered with."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
@@ -15,25 +15,26 @@ from ...qcore.tensor_quant import Intercept
 from ..errors import ExportError, with_causes
 from .caveats import silent_quantizers, unreached
 from .grid import IntegerGrid
-from .model_state import numbered
+from .numbering import Counts, numbered
 
 __all__ = ["Call", "Recording", "codes_of", "quantized", "record"]
 
 
 @dataclass(frozen=True)
 class Call:
-    """One call of a quantizer.
+    """One call of a quantizer; in a loop over time, the same call of every step.
 
     Attributes:
         path: of the quantizer in the model.
-        index: how many calls of it came before.
+        index: how many calls of it came before; the steps of a loop count as one.
         quantizer: the module.
         grid: the grid it answered with.
-        codes: the integers, shaped like the input.
+        codes: the integers, shaped like the input; of the first step.
         dtype: of the input.
         stored: whether the input is a parameter or buffer of the model.
         on_grid: whether the values it answered with lie on that grid.
         follows_input: whether another input would get another grid, although the quantizer has seen data.
+        steady: whether all steps of a loop got the same grid.
     """
 
     path: str
@@ -45,6 +46,7 @@ class Call:
     stored: bool
     on_grid: bool = True
     follows_input: bool = False
+    steady: bool = True
 
     @property
     def name(self) -> str:
@@ -84,7 +86,7 @@ def record(
         args: positional arguments.
         kwargs: keyword arguments, or None.
     """
-    recording, gridless = Recording(), dict[str, str]()
+    recording, gridless, counts = Recording(), dict[str, str](), Counts()
     held = {tensor.data_ptr() for tensor in (*module.parameters(), *module.buffers()) if tensor.numel()}
 
     def recorder(path: str) -> Intercept:
@@ -93,14 +95,19 @@ def record(
             if grid is None:
                 gridless[path] = type(quantizer).__name__
                 return values, None
-            calls = recording.calls.setdefault(path, [])
+            calls, index = recording.calls.setdefault(path, []), counts.next(path)
+            if index < len(calls):  # a later step of a loop
+                former = calls[index]
+                if former.steady and not _equal(former.grid, grid):
+                    calls[index] = replace(former, steady=False)
+                return values, grid
             stored = x.data_ptr() in held if type(x) in (Tensor, nn.Parameter) else False
             stored = stored or quantizer.of_parameter  # or of values computed from one
             codes = codes_of(quantizer, x, context, values, grid)
             calls.append(
                 Call(
                     path,
-                    len(calls),
+                    index,
                     quantizer,
                     grid,
                     codes,
@@ -147,6 +154,12 @@ def quantized(quantizer: TensorQuant, x: Tensor, context: Arguments) -> tuple[Te
 def codes_of(quantizer: TensorQuant, x: Tensor, context: Arguments, values: Tensor, grid: Grid) -> Tensor:
     """The integers that a quantizer moves ``x`` to: float32 values don't tell wide ones apart."""
     return quantizer.codes(x, *context)[0] if int(grid.bit_width) > FLOAT_BITS else grid.to_int(values.detach())
+
+
+def _equal(one: Grid, other: Grid) -> bool:
+    if one.zero_point is None or other.zero_point is None:
+        return one.zero_point is other.zero_point and torch.equal(one.scale, other.scale)
+    return torch.equal(one.scale, other.scale) and torch.equal(one.zero_point, other.zero_point)
 
 
 def _lie_on(grid: Grid, codes: Tensor, values: Tensor) -> bool:

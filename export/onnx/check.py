@@ -163,6 +163,15 @@ def _grid(call: Call, dialect: Dialect) -> str | None:
     return None
 
 
+def _loop(call: Call, dialect: Dialect) -> str | None:
+    if call.steady or call.follows_input:
+        return None
+    return (
+        "its grid changes from step to step: it saw no data, so each step takes the range of its own input, and a file "
+        "has one grid for all steps. Run some batches in training mode first, or load a checkpoint."
+    )
+
+
 def _zero_point(call: Call, dialect: Dialect) -> str | None:
     zero_point = call.grid.zero_point
     if zero_point is None:
@@ -174,4 +183,4 @@ def _zero_point(call: Call, dialect: Dialect) -> str | None:
     return f"zero point {outside:g} lies outside {low} to {high}, where ONNX wants it. Choose a range that includes 0."
 
 
-_RULES: tuple[Rule, ...] = (_kind, _width, _rounding, _precision, _grid, _zero_point)
+_RULES: tuple[Rule, ...] = (_kind, _width, _rounding, _precision, _grid, _loop, _zero_point)

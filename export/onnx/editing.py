@@ -17,7 +17,7 @@ __all__ = ["Editor"]
 
 
 class Editor:
-    """Edits the graph of a model in place. A name that is taken gets a number.
+    """Edits the graph of a model in place, bodies of loops included. A name that is taken gets a number.
 
     Args:
         model: an ``onnx_ir.Model``.
@@ -26,13 +26,15 @@ class Editor:
     def __init__(self, model: ir.Model) -> None:
         self.ir = required("onnx_ir", "export")
         self.model, self.graph = model, model.graph
-        values = (value for node in model.graph for value in (*node.inputs, *node.outputs) if value is not None)
-        self._names = {value.name for value in (*values, *model.graph.inputs)} | set(model.graph.initializers)
+        nodes, graphs = list(model.graph.all_nodes()), [model.graph, *model.graph.subgraphs()]
+        values = (value for node in nodes for value in (*node.inputs, *node.outputs) if value is not None)
+        named = (value for graph in graphs for value in (*graph.inputs, *graph.initializers.values()))
+        self._names = {value.name for value in (*values, *named)}
         self._constants: dict[tuple[object, ...], ir.Value] = {}
 
     def rewrite(self, rules: Mapping[str, Callable[[Self, ir.Node], None]]) -> None:
-        """Let a rule for its operator edit every node that the graph has now, unless another rule took it away."""
-        for node in list(self.graph):
+        """Let a rule for its operator edit every node that there is now, unless another rule took it away."""
+        for node in list(self.graph.all_nodes()):
             rule = rules.get(node.op_type)
             if rule is not None and node.graph is not None:
                 rule(self, node)
@@ -60,7 +62,7 @@ class Editor:
         return free
 
     def constant(self, name: str, tensor: Tensor, kind: str, otherwise: str | None = None) -> ir.Value:
-        """An initializer, shared by all who ask for the same content under the same name.
+        """An initializer of the whole model, shared by all who ask for the same content under the same name.
 
         Args:
             name: of the initializer, unless other content has it.
@@ -115,7 +117,9 @@ class Editor:
         if dtype is not None:
             result.dtype = dtype
         result.shape = like.shape
-        (self.graph.insert_after if after else self.graph.insert_before)(place, node)
+        graph = place.graph
+        assert graph is not None
+        (graph.insert_after if after else graph.insert_before)(place, node)
         return result
 
     def supersede(self, old: ir.Value, new: ir.Value, *, renamed: bool = False) -> None:
@@ -129,7 +133,7 @@ class Editor:
         maker = new.producer()
         if old.is_graph_output() and new.is_graph_output() and maker is not None:  # one value for two outputs
             new = self.add(maker, "Identity", [new], f"{new.name}.copy", like=new, after=True)
-        if renamed or old.is_graph_output():
+        if renamed or old in self.graph.outputs:
             name, old.name = old.name, None
             new.name = name
         self.ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
@@ -137,7 +141,8 @@ class Editor:
     def replace(self, node: ir.Node, value: ir.Value, *, renamed: bool = False) -> None:
         """Let a value take the place of a node's result, see `supersede`, and drop the node."""
         self.supersede(node.outputs[0], value, renamed=renamed)
-        self.graph.remove(node, safe=True)
+        assert node.graph is not None
+        node.graph.remove(node, safe=True)
 
     def sweep(self) -> None:
         """Drop nodes and initializers that nothing uses, and the exporter's notes (more bytes than small weights)."""

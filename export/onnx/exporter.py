@@ -21,7 +21,7 @@ from ..optional import installed, required
 from .check import check
 from .dialects import QCDQ, QDQ, Dialect
 from .lower import lower
-from .operators import check_operators
+from .operators import check_operators, refusing_packed
 from .protect import protect
 from .trace import trace
 from .verify import compare_with_file
@@ -121,7 +121,8 @@ def _export(
     kwargs = options.get("kwargs")
     quantizers = quantizers_of(module)
     with unchanged(module), evaluating(module):
-        recording = record(module, quantizers, arguments, kwargs)
+        with refusing_packed(call, module):
+            recording = record(module, quantizers, arguments, kwargs)
         options["opset_version"] = check(recording, dialect, options.get("opset_version"))
         warn_of_caveats(call, module, quantizers, recording.calls)
         program = trace(module, quantizers, recording, arguments, options)

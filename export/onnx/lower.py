@@ -51,7 +51,7 @@ class Lowering(Editor):
         self.constants: dict[ir.Value, bool] = {}
 
     def run(self) -> None:
-        nodes = [node for node in self.graph if node.domain == DOMAIN]
+        nodes = [node for node in self.graph.all_nodes() if node.domain == DOMAIN]  # in the bodies of loops, too
         self._refuse_following(nodes)
         for node in nodes:
             call = self.recording.calls[node.attributes["path"].as_string()][node.attributes["index"].as_int()]

@@ -1,14 +1,18 @@
 """Operations that torch's ONNX exporter writes as something else: it drops an argument (torch 2.13, by experiment)."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
+from torch import nn
+from torch.nn.utils.rnn import PackedSequence
 
-from ...qcore.aliases import Keywords
+from ...qcore.aliases import Arguments, Keywords
+from ...qcore.locate import path_of
 from ..errors import ExportError, with_causes
 
-__all__ = ["check_operators"]
+__all__ = ["check_operators", "refusing_packed"]
 
 
 def check_operators(program: torch.onnx.ONNXProgram) -> None:
@@ -32,6 +36,26 @@ def check_operators(program: torch.onnx.ONNXProgram) -> None:
         raise ExportError(
             with_causes(f"torch.onnx.export would write {count} of this model as something else:", list(causes))
         )
+
+
+@contextmanager
+def refusing_packed(call: str, module: nn.Module) -> Iterator[None]:
+    """Refuse a PackedSequence that reaches a recurrent layer: a file takes tensors, and its steps one batch size."""
+
+    def check(part: nn.Module, args: Arguments, kwargs: Keywords) -> None:
+        if any(isinstance(each, PackedSequence) for each in (*args, *kwargs.values())):
+            raise ExportError(
+                f"{call}: {path_of(part)} gets a PackedSequence, and a file takes tensors of one length. Export with a "
+                "padded tensor: pass torch.nn.utils.rnn.pad_packed_sequence(x)[0], or leave out pack_padded_sequence."
+            )
+
+    layers = (each for each in module.modules() if isinstance(each, nn.RNNBase))
+    handles = [each.register_forward_pre_hook(check, with_kwargs=True) for each in layers]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def _arguments(node: torch.fx.Node) -> Keywords:

@@ -1,7 +1,7 @@
 """An ONNX model in onnxruntime, with the integer codes of its quantized tensors as outputs."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,7 +16,7 @@ from ..optional import required
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["Session", "codes_among", "loaded", "tensors_in", "with_codes"]
+__all__ = ["Session", "all_nodes", "codes_among", "loaded", "tensors_in", "with_codes"]
 
 
 class Session:
@@ -76,8 +76,23 @@ def tensors_in(tree: object) -> list[Tensor]:
     return [values_of(each) for each in _pytree.tree_leaves(tree) if isinstance(each, Tensor)]
 
 
+def all_nodes(graph: "onnx.GraphProto") -> Iterator["onnx.NodeProto"]:
+    """The nodes of a graph, and those in the bodies of its loops."""
+    for node in graph.node:
+        yield node
+        for body in _bodies(node):
+            yield from all_nodes(body)
+
+
+def _bodies(node: "onnx.NodeProto") -> list["onnx.GraphProto"]:
+    return [each.g for each in node.attribute if each.HasField("g")]
+
+
 def codes_among(found: Mapping[str, Tensor], names: Sequence[str]) -> dict[str, Tensor]:
-    """The codes that a model of `with_codes` put out, int64, by the name of the quantizer's call."""
+    """The codes that a model of `with_codes` put out, int64, by the name of the quantizer's call.
+
+    Those in the body of a loop have the steps as their first dimension.
+    """
     return {
         name.removesuffix(".codes"): found[name if name in found else f"{name}.int32"].to(torch.int64) for name in names
     }
@@ -88,7 +103,7 @@ def with_codes(
 ) -> tuple["onnx.ModelProto", list[str]]:
     """A copy of a model that also puts out the codes of its activations, all or only some, and their names.
 
-    Types that numpy lacks are cast to int32.
+    Types that numpy lacks are cast to int32, and so are the codes in the bodies of Scans: those of all steps.
     """
     onnx = required("onnx", call)
     copy = onnx.ModelProto()
@@ -97,16 +112,29 @@ def with_codes(
     narrow = {types.INT2, types.UINT2, types.INT4, types.UINT4}
     known = {info.name: info.type.tensor_type.elem_type for info in copy.graph.value_info}
     names = []
-    for node in list(copy.graph.node):
-        if node.op_type not in ("QuantizeLinear", "Clip") or not node.output[0].endswith(".codes"):
-            continue
-        name, kind = node.output[0], known[node.output[0]]
-        if only is not None and name not in only:
-            continue
+    for name in _codes_in(copy.graph, only):
+        kind = known[name]
         if kind in narrow:
             copy.graph.node.append(helper.make_node("Cast", [name], [f"{name}.int32"], to=types.INT32))
             copy.graph.output.append(helper.make_tensor_value_info(f"{name}.int32", types.INT32, None))
         else:
             copy.graph.output.append(helper.make_tensor_value_info(name, kind, None))
         names.append(name)
+    for node in copy.graph.node:
+        for body in _bodies(node) if node.op_type == "Scan" else ():
+            for name in _codes_in(body, only):
+                body.node.append(helper.make_node("Cast", [name], [f"{name}.step"], to=types.INT32))
+                body.output.append(helper.make_tensor_value_info(f"{name}.step", types.INT32, None))
+                node.output.append(f"{name}.int32")
+                copy.graph.output.append(helper.make_tensor_value_info(f"{name}.int32", types.INT32, None))
+                for each in node.attribute:
+                    if each.name in ("scan_output_axes", "scan_output_directions"):
+                        each.ints.append(0)
+                names.append(name)
     return copy, names
+
+
+def _codes_in(graph: "onnx.GraphProto", only: Sequence[str] | None) -> list[str]:
+    """The names of the activations' codes in a graph, all or only some."""
+    quantized = (node.output[0] for node in graph.node if node.op_type in ("QuantizeLinear", "Clip"))
+    return [name for name in quantized if name.endswith(".codes") and (only is None or name in only)]

@@ -1,9 +1,11 @@
 """A model as an ONNX graph in which every call of a quantizer is one placeholder node."""
 
+import inspect
 import logging
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,9 +15,12 @@ from ...nn.contexts.intercepting import intercepted
 from ...qcore import Grid, TensorQuant, grid_of, values_of
 from ...qcore.aliases import Keywords
 from ...qcore.tensor_quant import Intercept
+from ...qcore.tracing import loops_become
 from ..capture.caveats import silent_quantizers, unreached
+from ..capture.numbering import Counts
 from ..capture.record import Call, Recording
 from ..errors import ExportError
+from .loops import OnnxLoops
 from .traced_tensor import TracedQuantTensor
 
 __all__ = ["DOMAIN", "trace"]
@@ -43,6 +48,8 @@ def trace(
         args: positional arguments.
         options: further keywords of `torch.onnx.export`.
     """
+    if options.get("dynamic_shapes"):
+        options = {**options, "dynamic_shapes": _spelled_out(module, options["dynamic_shapes"], args, options)}
     try:
         return _traced(module, quantizers, recording, args, options)
     except ExportError:
@@ -58,6 +65,23 @@ def trace(
             if type(_root(error)) is not type(_root(failure)):
                 raise  # the first is mended
     raise failure
+
+
+def _spelled_out(module: nn.Module, shapes: Any, args: tuple[object, ...], options: Keywords) -> Any:
+    """Dynamic shapes with ``{}`` for None of a tensor in a tuple: torch.onnx takes ``(None, None)`` for two dimensions."""
+    try:
+        given = inspect.signature(module.forward).bind(*args, **(options.get("kwargs") or {})).arguments
+    except TypeError:
+        return shapes  # torch says what is wrong
+    if isinstance(shapes, Mapping):
+        return {name: _spelled(each, given.get(name)) for name, each in shapes.items()}
+    return _spelled(shapes, tuple(given.values()))
+
+
+def _spelled(shapes: Any, given: object) -> Any:
+    if isinstance(shapes, tuple | list) and isinstance(given, tuple | list) and len(shapes) == len(given):
+        return type(shapes)(_spelled(*pair) for pair in zip(shapes, given, strict=True))
+    return {} if shapes is None and isinstance(given, Tensor) else shapes
 
 
 def _root(error: BaseException) -> BaseException:
@@ -123,13 +147,12 @@ def _traced(
     args: tuple[object, ...],
     options: Keywords,
 ) -> torch.onnx.ONNXProgram:
-    counts: dict[str, int] = {}
+    counts = Counts()
     surplus: list[str] = []
 
     def emitter(path: str) -> Intercept:
         def emit(quantizer: TensorQuant, x: Tensor, *context: object) -> tuple[Tensor, None]:
-            index = counts.get(path, 0)
-            counts[path] = index + 1
+            index = counts.next(path)
             calls = recording.calls.get(path, [])
             if index >= len(calls):
                 surplus.append(path)
@@ -140,7 +163,7 @@ def _traced(
 
     handle = module.register_forward_pre_hook(lambda *_: counts.clear())  # torch may run forward more than once
     try:
-        with intercepted(quantizers, emitter), _quiet(), torch.no_grad():
+        with intercepted(quantizers, emitter), loops_become(OnnxLoops()), _quiet(), torch.no_grad():
             program = torch.onnx.export(module, args, **options)
     finally:
         handle.remove()

@@ -14,15 +14,17 @@ from ...nn.contexts.intercepting import intercepted, quantizers_of
 from ...qcore import Grid, TensorQuant
 from ...qcore.models import require_model
 from ...qcore.tensor_quant import Intercept
+from ...qcore.tracing import current_step
 from ..capture.caveats import silent_quantizers, warn_of_caveats
 from ..capture.grid import IntegerGrid, QuantizedTensor
-from ..capture.model_state import counted, evaluating, unchanged
+from ..capture.model_state import evaluating, unchanged
+from ..capture.numbering import Counts, counted
 from ..capture.record import codes_of, quantized
 from ..errors import ExportError
 from ..optional import required
 from .agreement import compare_codes, compare_exactly, compare_outputs
 from .report import VerificationReport, VerificationRow
-from .session import Session, codes_among, loaded, tensors_in, with_codes
+from .session import Session, all_nodes, codes_among, loaded, tensors_in, with_codes
 
 if TYPE_CHECKING:
     import onnx
@@ -136,7 +138,7 @@ class Evaluation:
     """The model as it evaluates, worked out from its parameters: the grids of its quantizers' calls, by name."""
 
     grids: dict[str, Grid] = field(default_factory=dict)
-    counts: dict[str, int] = field(default_factory=dict)
+    counts: Counts = field(default_factory=Counts)
 
     def intercept(self, path: str) -> Intercept:
         """What a quantizer does: the same as ever, but nothing that was kept is used, and its grid is noted."""
@@ -171,7 +173,7 @@ class Comparison:
     with_stored: bool
     rows: list[VerificationRow] = field(default_factory=list)
     ties: list[Tensor] = field(default_factory=list)
-    counts: dict[str, int] = field(default_factory=dict)
+    counts: Counts = field(default_factory=Counts)
 
     def intercept(self, path: str) -> Intercept:
         """What a quantizer does during the comparison: compare, and go on from the runtime's codes."""
@@ -198,9 +200,10 @@ class Comparison:
         held = self.stored[name].grid
         file = replace(plain, scale=held.scale, zero_point=held.zero_point, axis=held.axis)
         rounding: Callable[[Tensor], Tensor] = getattr(quantizer, "rounding", torch.round)
-        theirs = self.codes[name]
+        theirs, step = self.codes[name], current_step()
+        theirs = theirs if step is None else theirs[step.number]
         row, ties = compare_codes(name, self.optimizations, x, file.codes(x, rounding), theirs, file, rounding)
-        self.ties.append(ties)
+        self.ties.append(ties if step is None else ties.any())  # a step decides all that follow
         _compare_grid(row, plain, held)
         if row.note and not quantizer.calibrated:
             row.note += ": the quantizer saw no data, and takes the range of the input at hand"
@@ -268,14 +271,15 @@ def _stored(model: "onnx.ModelProto", call: str) -> dict[str, QuantizedTensor]:
     """What the file holds for each call of a quantizer: its DequantizeLinear node is named after it."""
     onnx = required("onnx", call)
     held = {each.name: each for each in model.graph.initializer}
-    clipped = {node.output[0]: node.input[0] for node in model.graph.node if node.op_type == "Clip"}
+    nodes = list(all_nodes(model.graph))
+    clipped = {node.output[0]: node.input[0] for node in nodes if node.op_type == "Clip"}
 
     def tensor(name: str) -> Tensor:
         array = onnx.numpy_helper.to_array(held[name])
         return torch.from_numpy(array.astype("float32" if array.dtype.kind == "f" else "int64"))
 
     stored = {}
-    for node in model.graph.node:
+    for node in nodes:
         if node.op_type != "DequantizeLinear" or not node.name.endswith(".dequantize"):
             continue
         name, scale = node.name.removesuffix(".dequantize"), tensor(node.input[1])

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from ...nn import QuantLayer, unquantized
+from ...nn import QuantFunction, QuantLayer, unquantized
 from ...qcore import QuantizerError, TensorQuant
 from ..errors import GraphError
 from ..layers.class_change import change_class, device_and_dtype
 from ..layers.layers import Layer, layers_of
-from ..layers.table import slot_of, torch_layer
+from ..layers.table import name_in, slot_of, torch_layer
 from ..placement.activations import activations_as_layers
 from ..placement.joins import joins_of
 from ..placement.placement import Placement, share_joins
@@ -222,10 +222,15 @@ def _slots(layer: QuantLayer, settings: dict[str, Given], usual: str) -> dict[st
 
 
 def _is_for(cls: type[QuantLayer], layer: QuantLayer, keyword: str, slot: str) -> bool:
-    if layer.slots is not cls.slots:  # a function, whose operands are slots of the instance
+    if issubclass(cls, QuantFunction):  # its operands are slots of the instance
         number = slot.removeprefix("input_")
         if slot.startswith("input"):
             return keyword.startswith(f"input_{number}_") or (keyword.startswith("input_") and not keyword[6].isdigit())
         return not keyword.startswith("input_") and keyword not in ("share", "operands", "inplace")
+    if keyword == "return_quant_tensor":
+        return False
+    name = name_in(layer.slots, keyword)
+    if name is not None:
+        return name in layer.slot(slot).names
     found = slot_of(cls, keyword)
-    return found is not None and found.name == slot and keyword != "return_quant_tensor"
+    return found is not None and found.name == slot

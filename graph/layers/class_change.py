@@ -45,7 +45,7 @@ def change_class(
     module.__class__ = parametrized(layer, type(module)) if parametrize.is_parametrized(module) else layer
     assert isinstance(module, QuantLayer)
     module._convert(settings, device, dtype)
-    for quant in module.children():
+    for quant in module.modules():
         if isinstance(quant, TensorQuant):
             quant.train(training)
     return module

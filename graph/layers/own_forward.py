@@ -13,6 +13,7 @@ from ...qcore import QuantizerError
 
 __all__ = ["parametrized", "quantized_subclass"]
 
+_STANDING = ("weight", "bias")
 _COMPUTING = ("forward", "__call__", "_conv_forward", "_output_padding")  # what torch's layers compute with
 
 
@@ -57,8 +58,8 @@ def _made(cls: type[nn.Module], base: type[nn.Module], layer: type[QuantLayer]) 
     }
     above = cls.__mro__[: cls.__mro__.index(base)]
     if any(name in vars(each) for each in above for name in _COMPUTING):
-        if issubclass(layer, WeightLayer):
-            names |= _with_weights(cls)
+        if issubclass(layer, WeightLayer) and layer.quantizes_parameters:
+            names |= _with_weights(cls, layer)
         elif issubclass(layer, ActivationLayer):
             names |= {"_function": lambda self, x: cls.forward(self, x), "_quantized": ActivationLayer._quantized}
         else:
@@ -90,14 +91,14 @@ class _Rest(NamedTuple):
     options: dict[str, object]
 
 
-def _with_weights(cls: type[nn.Module]) -> dict[str, Any]:
+def _with_weights(cls: type[nn.Module], layer: type[WeightLayer]) -> dict[str, Any]:
     """What a quantized layer needs that runs the forward of a subclass: weight and bias stand in for the float ones."""
     names = list(inspect.signature(cls.forward).parameters)[1:]
 
     def forward(self: Any, *args: object, **options: object) -> Tensor:
         if not args:
             args = (options.pop(names[0]),)
-        return WeightLayer.forward(self, args[0], _Rest(args[1:], options))  # type: ignore[arg-type]
+        return layer.forward(self, args[0], _Rest(args[1:], options))  # type: ignore[arg-type]
 
     def compute(self: Any, x: Tensor, weight: Tensor, bias: Tensor | None, *extra: _Rest) -> Tensor:
         args, options = extra[0]
@@ -114,14 +115,15 @@ def _with_weights(cls: type[nn.Module]) -> dict[str, Any]:
         finally:
             del by_thread[thread]
 
+    parameters = {slot.parameter for slot in layer.slots}
+    standing = {name: _standing_in(name, place, None) for place, name in enumerate(_STANDING) if name in parameters}
     return {
         "forward": forward,
         "_compute": compute,
         "_standing_in": None,
         "_by_thread": {},
         "_check_output_grid": _refuse_sums,
-        "weight": _standing_in("weight", 0, None),
-        "bias": _standing_in("bias", 1, None),
+        **standing,
     }
 
 
@@ -175,7 +177,7 @@ def parametrized(layer: type[QuantLayer], before: type[nn.Module]) -> type[Quant
     kept = ("__getstate__", "__deepcopy__")
     names = {name: item for name, item in vars(before).items() if isinstance(item, property) or name in kept}
     if "_standing_in" in vars(layer):
-        for index, name in enumerate(("weight", "bias")):
+        for index, name in enumerate(_STANDING):
             if name in names:
                 names[name] = _standing_in(name, index, names[name])
     return type(f"Parametrized{layer.__name__}", (layer,), {**names, "__module__": before.__module__})

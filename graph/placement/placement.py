@@ -12,7 +12,7 @@ from ...qcore import Grid, TensorQuant, grid_of
 from ...qcore.declare.inject import QuantizerType, settings
 from ...qcore.errors import UncalibratedWarning
 from ...quantizers import Int8Act, Int32Bias
-from ..layers.table import has_weights, slot_of
+from ..layers.table import has_weights, multiplies, output_slot, slot_of
 from ..recording.examples import calls_of
 from ..recording.kinds import kind_of
 from ..recording.nodes import Graph, Node
@@ -29,11 +29,12 @@ from .sites import Site
 __all__ = ["Placement", "share_joins"]
 
 
-def output_slot(choice: Choice) -> str:
+def output_of(choice: Choice) -> str:
     """The slot that quantizes what a layer returns."""
     layer = choice.quantized or choice.layer.quantized
-    assert layer is not None
-    return "output" if has_weights(layer) else "act"
+    found = None if layer is None else output_slot(layer)
+    assert found is not None
+    return found
 
 
 def makers(choices: Sequence[Choice], graph: Graph) -> dict[Node, Choice]:
@@ -44,7 +45,8 @@ def makers(choices: Sequence[Choice], graph: Graph) -> dict[Node, Choice]:
         by_rule = choice.float_reason.startswith("by the rule")
         if layer is None or by_rule or (has_weights(layer) and choice.quantized is None):
             continue
-        if not has_place(layer, f"{output_slot(choice)}_quant", choice.layer.module):
+        slot = output_slot(layer)
+        if slot is None or not has_place(layer, f"{slot}_quant", choice.layer.module):
             continue
         for node in graph.calls(choice.layer.path):
             if not node.keeps_grid:  # an identity makes nothing
@@ -83,7 +85,7 @@ def share_joins(choices: Sequence[Choice], sites: Sequence[Site], graph: Graph) 
 
 def _on_one_grid(join: Join, known: Mapping[Node, Choice], choices: Sequence[Choice]) -> Shared:
     makers = list(dict.fromkeys(known[node] for node in join.producers))
-    slots = [(choice, output_slot(choice)) for choice in makers]
+    slots = [(choice, output_of(choice)) for choice in makers]
     given = next((pair for pair in slots if pair[0].quantized and f"{pair[1]}_quant" in pair[0].settings), None)
     declared = declared_for(*given) if given else usual_activation(choices)
     declared = Int8Act if declared is None else declared
@@ -112,8 +114,9 @@ def give_output(choice: Choice, slot: str, declared: QuantizerType, why: str) ->
     choice.float_reason = ""
     assert choice.quantized is not None
     own = [key for key in choice.settings if (found := slot_of(choice.quantized, key)) and found.name == slot]
-    before = [choice.settings.pop(key) for key in own]
-    choice.settings[f"{slot}_quant"] = Given.together(before, declared, why)
+    if slot != "hidden" or choice.quantizer(slot) is None:  # the states of a recurrent layer are its output
+        before = [choice.settings.pop(key) for key in own]
+        choice.settings[f"{slot}_quant"] = Given.together(before, declared, why)
     if has_place(choice.quantized, "return_quant_tensor", choice.layer.module):
         choice.settings.setdefault("return_quant_tensor", Given(True, (why,)))
 
@@ -182,18 +185,18 @@ class Placement:
         for node in nodes:
             maker = self._makers[node]
             if not self._has_output(maker):
-                give_output(maker, output_slot(maker), declared, f"the input of {choice.layer.path}")
+                give_output(maker, output_of(maker), declared, f"the input of {choice.layer.path}")
         own = [key for key in choice.settings if (found := slot_of(choice.quantized, key)) and found.name == "input"]
         self._moved.append((choice, declared, {key: choice.settings.pop(key) for key in own}))
 
     def _has_output(self, maker: Choice) -> bool:
-        return maker.quantized is not None and f"{output_slot(maker)}_quant" in maker.settings
+        return maker.quantized is not None and f"{output_of(maker)}_quant" in maker.settings
 
     def _fill(self, graph: Graph) -> None:
         """Quantize what else is to lie on a grid: results of activations, and what meets in sums."""
         meeting = {node for join in joins_of(graph) for node in join.producers}
         for node, maker in self._makers.items():
-            slot = output_slot(maker)
+            slot = output_of(maker)
             if self._has_output(maker) or self._usual is None or not (slot == "act" or node in meeting):
                 continue
             declared = self._usual
@@ -250,7 +253,9 @@ def _as_if_calibrated(quant: TensorQuant, x: Tensor, *context: object) -> tuple[
 
 def _may_have_int_bias(choice: Choice) -> bool:
     """Whether the bias can lie on the scale of the products, and no rule says what it is."""
-    if choice.quantized is None or not issubclass(choice.quantized, WeightLayer) or "bias_quant" in choice.settings:
+    if choice.quantized is None or "bias_quant" in choice.settings:
+        return False
+    if not (issubclass(choice.quantized, WeightLayer) and multiplies(choice.quantized)):
         return False
     return choice.quantizer("weight") is not None
 

@@ -38,6 +38,8 @@ def separate(model: nn.Module, graph: Graph, wanted: Callable[[Layer], bool]) ->
     for layer in layers_of(model):
         if layer.quantized is None or has_weights(layer.quantized) or layer.module.state_dict() or not wanted(layer):
             continue
+        if not isinstance(layer.module, nn.Identity) and all(node.keeps_grid for node in graph.calls(layer.path)):
+            continue  # dropout and pooling by maximum make no tensor that wants a quantizer of its own
         if len(layer.paths) > 1:
             for path in layer.paths[1:]:
                 parent, _, name = path.rpartition(".")

@@ -1,3 +1,6 @@
 """Checkpoints of other libraries in models of this one."""
 
-__all__: list[str] = []
+from .brevitas import load_brevitas
+from .problems import CheckpointError
+
+__all__ = ["CheckpointError", "load_brevitas"]

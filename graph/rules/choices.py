@@ -8,12 +8,21 @@ from fnmatch import fnmatchcase
 from torch import nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
-from ...nn import QuantLayer
+from ...nn import QuantLayer, Slot
 from ...qcore import QuantizerError
 from ..errors import GraphError
 from ..layers.layers import Layer, counted, plain_class
 from ..layers.own_forward import quantized_subclass
-from ..layers.table import has_weights, keywords_of_layers, slot_of, torch_layer
+from ..layers.table import (
+    has_weights,
+    keywords_of_layers,
+    multiplies,
+    name_in,
+    slot_names,
+    slot_of,
+    slots_for,
+    torch_layer,
+)
 from .given import Given
 from .rules import End, Rule, written
 
@@ -29,12 +38,14 @@ class Choice:
         quantized: the class that it becomes; None: it stays float.
         settings: keyword arguments of that class.
         float_reason: why it stays float.
+        known: the names of slots, and of families of slots, that any layer of the model would have.
     """
 
     layer: Layer
     quantized: type[QuantLayer] | None = None
     settings: dict[str, Given] = field(default_factory=dict)
     float_reason: str = ""
+    known: frozenset[str] = frozenset()
 
     def keywords(self) -> dict[str, object]:
         """The settings without their rules."""
@@ -80,7 +91,8 @@ def choose(
         >>> [(choice.layer.path, choice.keywords()) for choice in choose(model, layers_of(model), rules)]
         [('0', {'weight_bit_width': 3}), ('1', {})]
     """
-    choices = [Choice(layer, float_reason=layer.refused or _no_layer(layer)) for layer in layers]
+    known = frozenset(name for layer in layers for name in _names(layer))
+    choices = [Choice(layer, float_reason=layer.refused or _no_layer(layer), known=known) for layer in layers]
     reached: list[tuple[Rule, list[Choice]]] = []
     for rule in rules:
         lazy = [layer for layer in layers if isinstance(layer.module, LazyModuleMixin)]
@@ -105,6 +117,13 @@ def _no_layer(layer: Layer) -> str:
     return "no rule is for it"
 
 
+def _names(layer: Layer) -> set[str]:
+    """The names of the slots that a layer would have, and of their families."""
+    if layer.quantized is None:
+        return set()
+    return {name for slot in slots_for(layer.quantized, layer.module) for name in slot.names}
+
+
 # Where
 
 
@@ -112,7 +131,7 @@ def _matched(rule: Rule, layers: Sequence[Layer]) -> list[Layer]:
     """The layers that a rule's place means, whether or not it can do something for them."""
     where = rule.where
     if where is None:
-        return [layer for layer in layers if layer.quantized is not None and has_weights(layer.quantized)]
+        return [layer for layer in layers if layer.quantized is not None and multiplies(layer.quantized)]
     if isinstance(where, End):
         kind = where.kind or nn.Module
         able = [
@@ -120,7 +139,7 @@ def _matched(rule: Rule, layers: Sequence[Layer]) -> list[Layer]:
             for layer in layers
             if layer.quantized is not None
             and isinstance(layer.module, kind)
-            and (where.kind is not None or has_weights(layer.quantized))
+            and (where.kind is not None or multiplies(layer.quantized))
         ]
         return able[:1] if where.which == "first" else able[-1:]
     meant = _test_of(where)
@@ -151,9 +170,10 @@ def _apply(rule: Rule, matched: Sequence[Choice]) -> list[Choice]:
         able = [choice for choice in matched if choice.quantized or choice.layer.quantized]
     if not able:
         raise _unable(rule, [choice.layer for choice in matched])
+    alone = _is_alone(able)
     for choice in able if rule.layer is None else ():
-        own = _settings_for(rule, choice)
-        if own or (not rule.settings and _is_about(rule, choice)):
+        own = _settings_for(rule, choice, alone)
+        if own or (not rule.settings and _is_about(rule, choice, alone)):
             _merge(choice, own, rule)
     return able
 
@@ -175,7 +195,7 @@ def _give_class(rule: Rule, layer: type[QuantLayer], choice: Choice) -> None:
         raise GraphError(f"quantize: {choice.layer.name}, by the rule {rule}: {error}") from None
 
 
-def _settings_for(rule: Rule, choice: Choice) -> dict[str, object]:
+def _settings_for(rule: Rule, choice: Choice, alone: bool) -> dict[str, object]:
     """The settings of a rule that a layer has slots for.
 
     Layers without weights are not what a glob or a predicate is about, unless it has settings that only they can have.
@@ -183,35 +203,61 @@ def _settings_for(rule: Rule, choice: Choice) -> dict[str, object]:
     layer = choice.quantized or choice.layer.quantized
     assert layer is not None
     assert rule.settings is not None
-    own = {keyword: value for keyword, value in rule.settings.items() if has_place(layer, keyword, choice.layer.module)}
+    module = choice.layer.module
+    own = {key: value for key, value in rule.settings.items() if has_place(layer, key, module, choice.known)}
     mains = {slot.name for slot in layer.slots if slot.prefix == ""}
     named = any(slot is not None and slot.name in mains for slot in (slot_of(layer, each) for each in own))
-    return own if named or choice.quantized is not None or _is_about(rule, choice) else {}
+    return own if named or choice.quantized is not None or _is_about(rule, choice, alone) else {}
 
 
-def _is_about(rule: Rule, choice: Choice) -> bool:
-    """Whether a rule means a layer whatever its settings are."""
+def _is_about(rule: Rule, choice: Choice, alone: bool) -> bool:
+    """Whether a rule means a layer whatever its settings are.
+
+    A type means all its layers. A path or a predicate means those that multiply by matrices; where it matches none of
+    these, embeddings and norms, too.
+    """
     layer = choice.quantized or choice.layer.quantized
-    return layer is not None and (has_weights(layer) or isinstance(rule.where, type))
+    if layer is None:
+        return False
+    return isinstance(rule.where, type) or multiplies(layer) or (alone and has_weights(layer))
 
 
-def has_place(layer: type[QuantLayer], keyword: str, module: nn.Module) -> bool:
+def _is_alone(reached: Sequence[Choice]) -> bool:
+    """Whether none of the layers that a rule matches multiplies by a matrix."""
+    layers = (choice.quantized or choice.layer.quantized for choice in reached)
+    return not any(layer is not None and multiplies(layer) for layer in layers)
+
+
+def has_place(layer: type[QuantLayer], keyword: str, module: nn.Module, known: Collection[str] = ()) -> bool:
     """Whether a keyword is for a slot that a layer will have, once a module has become one.
+
+    Args:
+        layer: what the module would become.
+        keyword: such as ``weight_bit_width``.
+        module: the module.
+        known: names of slots of other layers: a keyword that starts with a longer one is for these.
 
     Example:
         >>> import bitwright.nn as qnn
         >>> has_place(qnn.QuantLinear, "bias_quant", nn.Linear(2, 2, bias=False))
+        False
+        >>> has_place(qnn.QuantLinear, "weight_hh_bit_width", nn.Linear(2, 2), ["weight_hh"])
         False
     """
     if keyword == "return_quant_tensor":
         return "return_quant_tensor" in {
             name for base in layer.__mro__ for name in vars(base).get("__annotations__", ())
         }
-    slot = slot_of(layer, keyword)
-    if slot is None:
+    if slot_of(layer, keyword) is None:
         return False
-    absent = slot.parameter is not None and slot.follows is not None and getattr(module, slot.parameter, None) is None
-    return not absent
+    slots = slots_for(layer, module)
+    name = name_in(slots, keyword)
+    if name is None:  # a setting without a prefix
+        return any(slot.prefix == "" for slot in slots)
+    if any(len(each) > len(name) and keyword.startswith(f"{each}_") for each in known):
+        return False
+    parameters = [slot.parameter for slot in slots if name in slot.names]
+    return any(each is None or getattr(module, each, None) is not None for each in parameters)
 
 
 def _merge(choice: Choice, own: Mapping[str, object], rule: Rule) -> None:
@@ -221,11 +267,20 @@ def _merge(choice: Choice, own: Mapping[str, object], rule: Rule) -> None:
     assert choice.quantized is not None
     for keyword in own:
         slot = slot_of(choice.quantized, keyword)
-        if slot is not None and keyword == f"{slot.name}_quant":
-            former = [each for each in choice.settings if slot_of(choice.quantized, each) == slot]
-            for each in former:
+        former = [each for each in choice.settings if slot is not None and slot_of(choice.quantized, each) == slot]
+        for each in former:
+            if slot is not None and _starts_anew(slot, keyword, each):
                 del choice.settings[each]
     choice.settings |= {keyword: Given(value, (str(rule),), (rule.index,)) for keyword, value in own.items()}
+
+
+def _starts_anew(slot: Slot, keyword: str, former: str) -> bool:
+    """Whether a setting undoes a former one for the same slots, or for some of them."""
+    if keyword == f"{slot.name}_quant":
+        return True
+    if keyword.endswith("_quant"):  # of some of a family
+        return former.startswith(keyword.removesuffix("quant"))
+    return len(former) > len(keyword) and former.endswith(f"_{keyword.removeprefix(slot.keywords)}")
 
 
 def _drop_homeless(choice: Choice) -> None:
@@ -234,18 +289,27 @@ def _drop_homeless(choice: Choice) -> None:
         return
     for keyword in list(choice.settings):
         slot = slot_of(choice.quantized, keyword)
-        if slot is not None and keyword != f"{slot.name}_quant" and choice.quantizer(slot.name) is None:
+        if slot is not None and not keyword.endswith("_quant") and not _is_filled(choice, slot):
             del choice.settings[keyword]
+
+
+def _is_filled(choice: Choice, slot: Slot) -> bool:
+    """Whether a slot, or one of its family, gets a quantizer."""
+    if choice.quantizer(slot.name) is not None:
+        return True
+    own = (each for each in choice.settings if each.startswith(slot.keywords) and each.endswith("_quant"))
+    return any(choice.settings[each].value is not None for each in own)
 
 
 def _check_used(rule: Rule, reached: Sequence[Choice], elsewhere: bool) -> None:
     """Every setting of a rule has a slot in one of its layers, whatever later rules make of that."""
     if rule.settings is None or rule.layer is not None or elsewhere:
         return
+    alone = _is_alone(reached)
     for keyword, value in rule.settings.items():
-        usable = [choice for choice in reached if keyword in _settings_for(rule, choice)]
+        usable = [choice for choice in reached if keyword in _settings_for(rule, choice, alone)]
         if not usable:
-            if _is_without(keyword, reached) and any(_settings_for(rule, choice) for choice in reached):
+            if _is_without(keyword, reached) and any(_settings_for(rule, choice, alone) for choice in reached):
                 continue  # layers without a bias, and a rule that says more
             raise _unused(rule, keyword, value, reached)
         if keyword.endswith("_quant") or keyword == "return_quant_tensor":
@@ -266,7 +330,7 @@ def _is_without(keyword: str, reached: Sequence[Choice]) -> bool:
     for choice in reached:
         layer = choice.quantized or choice.layer.quantized
         slot = None if layer is None else slot_of(layer, keyword)
-        if slot is not None and slot.follows is not None:
+        if slot is not None and slot.parameter is not None and getattr(choice.layer.module, slot.parameter, 0) is None:
             return True
     return False
 
@@ -275,7 +339,7 @@ def _finds_quantizer(choice: Choice, keyword: str) -> bool:
     if choice.quantized is None:  # a later rule leaves it float
         return True
     slot = slot_of(choice.quantized, keyword)
-    return slot is None or choice.quantizer(slot.name) is not None
+    return slot is None or _is_filled(choice, slot)
 
 
 # Messages
@@ -334,10 +398,8 @@ def _unused(rule: Rule, keyword: str, value: object, reached: Sequence[Choice]) 
 
 def _bare(keyword: str) -> str:
     """A setting without the prefix of a slot."""
-    for prefix in ("weight_", "bias_", "input_", "output_", "act_"):
-        if keyword.startswith(prefix):
-            return keyword.removeprefix(prefix)
-    return keyword
+    fitting = [name for name in slot_names() if keyword.startswith(f"{name}_")]
+    return keyword.removeprefix(f"{max(fitting, key=len)}_") if fitting else keyword
 
 
 def _few(names: Sequence[str]) -> str:

@@ -98,10 +98,17 @@ class CalibratedScaling(StoredScaling):
     def prepare(self, x: Tensor, relu: bool = False) -> None:
         """Decide whether this forward is one of the calibration."""
         self._look()
+        if self._loop is not None and self._loop.taken:
+            return
         if self.training and not exporting():  # which warns of every attribute that is set
             self._counted = self._counted if in_backward() else not self._settled and self._remaining() > 0
 
     def _measure_if_due(self, x: Tensor) -> None:
+        loop = self._loop
+        if loop is not None:
+            if loop.taken:
+                return
+            loop.taken, x = True, loop.x if loop.x is not None else x
         if self.training and self._counted and not in_backward() and (x.numel() > 0 or distributed()):
             self._measure(x.detach())
 

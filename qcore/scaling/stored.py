@@ -88,6 +88,7 @@ class StoredScaling(MagnitudeScaling):
     _settled: bool  # and calibration has ended
     _counted: bool  # whether the last forward was measured: gradient checkpointing may run it again
     _handle: int  # in `scalings`
+    _loop: "_Loop | None" = None  # what the inputs are parts of, see `start_loop`
 
     def __init__(
         self,
@@ -248,6 +249,32 @@ class StoredScaling(MagnitudeScaling):
             base.copy_(new)
         self.measured.fill_(share)
 
+    # Loops: many calls for what is one tensor
+
+    def start_loop(self, x: Tensor | None) -> None:
+        """Until `end_loop` every input is a part of ``x``, which is measured in their place, and once.
+
+        A quantizer that works on the steps of a recurrent layer is called once for each, and its range is that of all
+        of them: forwards of the model count, and not steps.
+
+        Args:
+            x: all inputs together; None to measure nothing.
+
+        Example:
+            >>> from bitwright.qcore import CalibratedScaling, IntRange
+            >>> scaling = CalibratedScaling(IntRange(8, signed=False))
+            >>> steps = torch.tensor([[1.0], [2.55]])
+            >>> scaling.start_loop(steps)
+            >>> [round(scaling(step).item(), 4) for step in steps], scaling.steps.item()
+            ([0.01, 0.01], 1)
+            >>> scaling.end_loop()
+        """
+        self._loop = _Loop(x)
+
+    def end_loop(self) -> None:
+        """Take inputs for what they are again."""
+        self._loop = None
+
     # The range in use
 
     @property
@@ -293,6 +320,14 @@ class StoredScaling(MagnitudeScaling):
 
     def _at_hand(self, name: str, x: Tensor) -> Tensor:
         """The end of the range of the tensor at hand, as it would be stored."""
+        loop = self._loop
+        if loop is not None and loop.x is not None:
+            if name not in loop.ends:
+                loop.ends[name] = self._end_of(name, loop.x)
+            return loop.ends[name]
+        return self._end_of(name, x)
+
+    def _end_of(self, name: str, x: Tensor) -> Tensor:
         if name == "low":
             return self._shaped(usable(lower_end(self.statistic, x, self.granularity)))
         return self._shaped(self._stored_as(usable(measured(self.statistic, x, self.granularity))))
@@ -446,7 +481,7 @@ class StoredScaling(MagnitudeScaling):
         return any(bool((each != 0).any()) for each in offsets)
 
     def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "_whole": False, "_settled": False, "_counted": False}
+        return {**self.__dict__, "_whole": False, "_settled": False, "_counted": False, "_loop": None}
 
     def __setstate__(self, state: dict[str, object]) -> None:
         super().__setstate__(state)
@@ -455,6 +490,15 @@ class StoredScaling(MagnitudeScaling):
 
     def extra_repr(self) -> str:
         return f"{self.statistic!r}, {super().extra_repr()}, {self.progress()}"
+
+
+class _Loop:
+    """What the inputs of a loop are parts of, and what became of it."""
+
+    def __init__(self, x: Tensor | None) -> None:
+        self.x = None if x is None else x.detach()
+        self.taken = x is None
+        self.ends: dict[str, Tensor] = {}
 
 
 class LearnedScaling(StoredScaling):
@@ -534,6 +578,11 @@ class LearnedScaling(StoredScaling):
     def prepare(self, x: Tensor, relu: bool = False) -> None:
         """Measure the first input before all else, so that this forward does what it will do when it is run again."""
         self._look()
+        loop = self._loop
+        if loop is not None:
+            if loop.taken:
+                return
+            loop.taken, x = True, loop.x if loop.x is not None else x
         if self.training and not self._settled and not in_backward() and (x.numel() > 0 or distributed()):
             self._measure((x.relu() if relu else x).detach())
 

@@ -58,6 +58,7 @@ class Example(NamedTuple):
     carries: bool = True
 
 
+OPERANDS = {"act_quant": Int8Act, "input_quant": Int8Act}
 ELEMENTWISE = Example((), lambda randn: (randn(3, 4, 5),))
 
 EXAMPLES: dict[str, Example] = {
@@ -67,7 +68,9 @@ EXAMPLES: dict[str, Example] = {
     "QuantConvTranspose1d": Example((6, 4, 3), lambda randn: (randn(2, 6, 5),)),
     "QuantConvTranspose2d": Example((6, 4, 3), lambda randn: (randn(2, 6, 5, 5),)),
     "QuantConvTranspose3d": Example((6, 4, 3), lambda randn: (randn(2, 6, 5, 5, 5),)),
-    "QuantFunction": Example((torch.add,), lambda randn: (randn(3, 4), randn(3, 4)), twin=lambda: torch.add),
+    "QuantFunction": Example(
+        (torch.add,), lambda randn: (randn(3, 4), randn(3, 4)), twin=lambda: torch.add, full=OPERANDS
+    ),
     "QuantGELU": ELEMENTWISE,
     "QuantHardSwish": ELEMENTWISE,
     "QuantHardTanh": ELEMENTWISE,

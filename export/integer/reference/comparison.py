@@ -14,7 +14,8 @@ from ....qcore import BitwrightWarning, Grid, TensorQuant
 from ....qcore.models import require_model
 from ....qcore.tensor_quant import Intercept
 from ...capture.grid import IntegerGrid, QuantizedTensor
-from ...capture.model_state import counted, evaluating, unchanged
+from ...capture.model_state import evaluating, unchanged
+from ...capture.numbering import Counts, counted
 from ...capture.record import codes_of, quantized
 from ...errors import ExportError
 from ...onnx.agreement import compare_codes, compare_exactly, compare_outputs
@@ -241,7 +242,7 @@ def _against_torch(
 ) -> list[VerificationRow]:
     """The fake-quantized model, which goes on from the integers of the run at each quantizer."""
     rows: list[VerificationRow] = []
-    counts: dict[str, int] = {}
+    counts = Counts()
 
     def intercept(path: str) -> Intercept:
         def call(quantizer: TensorQuant, x: Tensor, *context: object) -> tuple[Tensor, Grid | None]:

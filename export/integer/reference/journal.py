@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ....qcore import TensorQuant
 from ....qcore.aliases import Arguments, Keywords, Operator
-from ...capture.model_state import numbered
+from ...capture.numbering import Counts, counted
 from ...errors import ExportError
 from ..sums import AccumulatorRange
 
@@ -69,12 +69,10 @@ class Journal:
             module: the model.
             passed: called when a module returns: with its name, its first argument and its result.
         """
-        counts: dict[str, int] = {}
+        counts = Counts()
 
         def enter(path: str) -> None:
-            index = counts.get(path, 0)
-            counts[path] = index + 1
-            self._running.append((path, numbered(path, index)))
+            self._running.append((path, counted(counts, path)))
 
         def leave(_: object, args: Arguments, kwargs: Keywords, output: object) -> None:
             passed(self.call, next(iter((*args, *kwargs.values())), None), output)

@@ -22,7 +22,7 @@ from ....qcore import (
 from ....qcore.aliases import Arguments
 from ....qcore.tensor_quant import Intercept
 from ...capture.grid import Entering, IntegerGrid, QuantizedTensor
-from ...capture.model_state import counted
+from ...capture.numbering import Counts, counted
 from ...errors import ExportError
 from ..float_modules import FloatModule
 from ..requantize import Requantization, requantization
@@ -115,7 +115,7 @@ def run_lowered(
     run = IntegerRun(None)
     journal = Journal(accumulator_bits, keep)
     tracker = FloatTracker(journal, (args, kwargs or {}))
-    known, counts, modules = found, dict[str, int](), dict(model.named_modules())
+    known, counts, modules = found, Counts(), dict(model.named_modules())
     requantize = requantize or requantization("scale")
 
     def intercept(path: str) -> Intercept:

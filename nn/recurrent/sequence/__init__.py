@@ -1,3 +1,6 @@
 """A whole sequence of recurrent steps as one autograd function."""
 
-__all__: list[str] = []
+from .functions import gru, lstm, rnn
+from .grids import Steps, steps_of
+
+__all__ = ["Steps", "gru", "lstm", "rnn", "steps_of"]

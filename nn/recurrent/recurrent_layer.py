@@ -1,0 +1,273 @@
+"""The base of quantized recurrent layers."""
+
+from collections.abc import Sequence
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from ...qcore import Grid, QuantizerError, QuantTensor, grid_of, path_of, values_of
+from ...qcore.tracing import exporting, loop_operators
+from ..layer import Family
+from ..slots import Slot
+from .base import Recurrent
+from .layout import Layout
+from .measuring import Quantizers, measured_once, quantizing
+from .scan import Tensors
+from .steps import Sites
+
+__all__ = ["RecurrentLayer"]
+
+
+class _Run(NamedTuple):
+    """One direction of one layer."""
+
+    suffix: str
+    reverse: bool
+    given: Tensors | None  # states to begin with, not quantized; None for zeros
+    projected: Tensor  # what the input contributes to the gates
+
+
+class RecurrentLayer(Recurrent, nn.RNNBase):
+    """What `QuantLSTM`, `QuantGRU` and `QuantRNN` share: everything but what a step computes.
+
+    Torch's kernels compute a layer that quantizes nothing inside of a step. All else runs step by step, through
+    the quantizers' modules.
+
+    Keyword arguments of every such layer, besides torch's own:
+
+    Args:
+        weight_quant: quantizer of the weights: each matrix has its own.
+        bias_quant: quantizer of the biases, or None.
+        input_quant: quantizer of the input of the first layer, or None.
+        hidden_quant: quantizer of the hidden state, which is the output and the next step's input; one for each layer,
+            which both directions share.
+        gate_quant: quantizer of the sums before sigmoid and tanh, or None.
+        return_quant_tensor: return the output as a `QuantTensor` that carries the grid of the hidden state.
+        **overrides: settings of these quantizers, with a prefix: ``weight_bit_width=4`` for all weights,
+            ``weight_hh_bit_width=8`` for those of the states, ``weight_hh_l0_bit_width=8`` for one.
+
+    Attributes:
+        weight_quant, bias_quant, hidden_quant, gate_quant: the quantizers by the names of their slots, such as
+            ``weight_ih_l0``; each is an attribute ``weight_ih_l0_quant`` as well.
+        input_quant: the module, or None.
+
+    Raises:
+        QuantizerError: in the constructor, for a keyword or setting that nothing uses, or an impossible one.
+
+    Example:
+        >>> import bitwright.nn as qnn
+        >>> layer = qnn.QuantGRU(4, 3, weight_bit_width=4, weight_hh_l0_bit_width=8)
+        >>> {name: quant.bit_width for name, quant in layer.weight_quant.items()}
+        {'weight_ih_l0': 4, 'weight_hh_l0': 8}
+    """
+
+    stands_for: ClassVar[type[nn.Module]]
+    weight_quant = Family()
+    bias_quant = Family()
+    hidden_quant = Family()
+    gate_quant = Family()
+
+    # Slots
+
+    def _slots(self) -> tuple[Slot, ...]:
+        """For each parameter one, and for each layer those inside of a step."""
+        weights, biases = [], []
+        for layer in range(self.num_layers):
+            sources = {"ih": f"hidden_l{layer - 1}" if layer else "input", "hh": f"hidden_l{layer}"}
+            for suffix in self._suffixes(layer):
+                for part in ("ih", "hh", "hr") if self.proj_size else ("ih", "hh"):
+                    name = f"weight_{part}{suffix}"
+                    weights.append(Slot(name, name, family=("weight", f"weight_{part}")))
+                for part in ("ih", "hh") if self.bias else ():
+                    name = f"bias_{part}{suffix}"
+                    follows = (sources[part], f"weight_{part}{suffix}")
+                    biases.append(Slot(name, name, follows=follows, family=("bias", f"bias_{part}")))
+        layers = range(self.num_layers)
+        inside = [Slot(f"{slot}_l{layer}", family=(slot,)) for slot in self._sites() for layer in layers]
+        return (*weights, *biases, Slot("input"), *inside)
+
+    def _suffixes(self, layer: int) -> list[str]:
+        return [f"_l{layer}", f"_l{layer}_reverse"] if self.bidirectional else [f"_l{layer}"]
+
+    def _output_slot(self) -> str:
+        return f"hidden_l{self.num_layers - 1}"
+
+    # Forward
+
+    def forward(self, input: Any, hx: Any = None) -> Any:  # noqa: A002 - torch's name for it
+        """The output and the states at the end, for what torch's layer takes.
+
+        Args:
+            input: (T, B, F), (B, T, F) with ``batch_first``, (T, F), or a `PackedSequence`.
+            hx: the states to begin with, zeros by default. Those that are given pass the quantizers of the states.
+
+        Returns:
+            As torch's layer: the output in the form of the input, and the states.
+        """
+        given = input.data if isinstance(input, PackedSequence) else input
+        layout = self._layout_of(input, given)
+        x, grid = self._take_input(values_of(given), grid_of(given))
+        x = layout.time_first(x)
+        states = None if hx is None else self._given(hx, x, layout)
+        inside = [self._inside(f"_l{layer}") for layer in range(self.num_layers)]
+        if not any(inside) and self._has_kernel() and (exporting() or not torch.compiler.is_compiling()):
+            x, last = self._by_kernel(x, layout, states, grid)
+        else:
+            x, last, grid = self._layer_by_layer(x, layout, states, grid, inside)
+        return self._given_back(x, last, layout, grid)
+
+    def _layout_of(self, given: Any, x: Tensor) -> Layout:
+        """How the input lies, if it is one that the layer takes."""
+        packed = isinstance(given, PackedSequence)
+        if x.is_nested:
+            raise QuantizerError(
+                f"{path_of(self)}: the input is a nested tensor, which recurrent layers don't take. Pad it, "
+                "x.to_padded_tensor(0.0), or pack it, torch.nn.utils.rnn.pack_sequence(x.unbind())."
+            )
+        if not packed and x.dim() not in (2, 3):
+            raise ValueError(f"{path_of(self)}: the input has {x.dim()} dimensions, expected 2 or 3.")
+        if x.shape[-1] != self.input_size:
+            raise RuntimeError(
+                f"{path_of(self)}: the input has {x.shape[-1]} features, expected input_size={self.input_size}."
+            )
+        dtype = self.tensor_of("weight_ih_l0").dtype
+        if x.dtype != dtype and not torch._C._is_any_autocast_enabled():
+            raise ValueError(
+                f"{path_of(self)}: the input is {x.dtype}, and the weights are {dtype}. Write x.to({dtype}), or "
+                f"model.to({x.dtype})."
+            )
+        layout = Layout.of(given, self.batch_first)
+        if not exporting() and layout.time_first(x).shape[0] == 0:
+            raise RuntimeError(f"{path_of(self)}: the input has no steps, expected one or more.")
+        return layout
+
+    def _given(self, hx: Any, x: Tensor, layout: Layout) -> Tensors:
+        """The states to begin with, (layers * directions, B, H) each."""
+        states = tuple(values_of(each) for each in self._pair(hx))
+        for slot, state in zip(self.step.states, states, strict=True):
+            expected = (self._runs(), layout.batch_of(x), self._width(slot))
+            expected = expected if layout.batched else expected[::2]
+            if state.shape != expected:
+                raise RuntimeError(
+                    f"{path_of(self)}: the {slot} state has the shape {tuple(state.shape)}, expected "
+                    f"{tuple(map(int, expected))}."
+                )
+        return tuple(layout.state(state) for state in states)
+
+    def _runs(self) -> int:
+        return self.num_layers * (2 if self.bidirectional else 1)
+
+    def _width(self, state: str) -> int:
+        return self._state_size() if state == "hidden" else self.hidden_size
+
+    def _state_size(self) -> int:
+        return self.proj_size or self.hidden_size
+
+    def _zeros(self, x: Tensor, *size: int) -> Tensors:
+        return tuple(x.new_zeros((*size, self._width(slot))) for slot in self.step.states)
+
+    # Torch's kernels
+
+    def _has_kernel(self) -> bool:
+        """Whether torch computes what this layer does, once the weights are quantized; and a file."""
+        return not self.proj_size or loop_operators() is None
+
+    def _kernel(self, *args: Any) -> Sequence[Tensor]:
+        """Torch's function: output and states."""
+        raise NotImplementedError
+
+    def _by_kernel(self, x: Tensor, layout: Layout, given: Tensors | None, grid: Grid | None) -> tuple[Tensor, Tensors]:
+        flat: list[Tensor] = []
+        for layer in range(self.num_layers):
+            for suffix in self._suffixes(layer):
+                weight_ih, bias_ih = self._products("ih", suffix, None if layer else grid)
+                weight_hh, bias_hh = self._products("hh", suffix, None)
+                biases = [] if bias_ih is None or bias_hh is None else [bias_ih, bias_hh]
+                flat += [weight_ih, weight_hh, *biases, *self._projection(suffix)]
+        states = self._zeros(x, self._runs(), layout.batch_of(x)) if given is None else given
+        operators = loop_operators()
+        if operators is not None:
+            out, *last = operators.recurrence(self.mode, x, states, flat, bool(self.bias), self.bidirectional)
+            return out, tuple(last)
+        start = self._as_torchs(states)
+        options = (flat, self.bias, self.num_layers, self.dropout, self.training, self.bidirectional)
+        if layout.packed is not None:
+            out, *last = self._kernel(x, layout.packed.batch_sizes, start, *options)
+        else:
+            out, *last = self._kernel(x, start, *options, False)
+        return out, tuple(last)
+
+    def _projection(self, suffix: str) -> Tensors:
+        """The weight that projects the hidden state of an LSTM, if there is one."""
+        return (self.take(f"weight_hr{suffix}")[0],) if self.proj_size else ()
+
+    # Layer by layer
+
+    def _layer_by_layer(
+        self, x: Tensor, layout: Layout, given: Tensors | None, grid: Grid | None, quantizers: Sequence[Quantizers]
+    ) -> tuple[Tensor, Tensors, Grid | None]:
+        last: list[Tensors] = []
+        for layer, inside in enumerate(quantizers):
+            if layer and self.dropout and self.training:
+                x = F.dropout(x, self.dropout)  # off the grid
+            suffixes = self._suffixes(layer)
+            runs = []
+            for at, suffix in enumerate(suffixes):
+                weight, bias = self._products("ih", suffix, grid)
+                start = None if given is None else tuple(each[layer * len(suffixes) + at] for each in given)
+                runs.append(_Run(suffix, at == 1, start, F.linear(x, weight, bias)))
+            x, ends, grid = self._general(layer, runs, layout, inside)
+            last += ends
+        return x, tuple(map(torch.stack, zip(*last, strict=True))), grid
+
+    def _general(
+        self, layer: int, runs: list[_Run], layout: Layout, inside: Quantizers
+    ) -> tuple[Tensor, list[Tensors], Grid | None]:
+        """The output of a layer, the states at the end of each direction, and the output's grid: the definition."""
+        follows = any(self._follows_state(run.suffix) for run in runs)
+        plain = [self._constants(run.suffix, None, quantized=not follows) for run in runs]
+
+        def run_all(sites: Sites, constants: Sequence) -> list:  # a compiler evaluates these types, and knows no others
+            return [self._run(sites, run, layout, each) for run, each in zip(runs, constants, strict=True)]
+
+        grids: dict[str, Grid | None] = {}
+        with measured_once(inside, lambda sites: run_all(sites, plain)):
+            if follows:
+                grid = self._grid_of_state(f"hidden_l{layer}", runs[0].projected)
+                plain = [self._constants(run.suffix, grid) for run in runs]
+            done = run_all(quantizing(inside, grids), plain)
+        outs = [out for _, out in done]
+        return outs[0] if len(outs) == 1 else torch.cat(outs, -1), [ends for ends, _ in done], grids.get("hidden")
+
+    def _run(self, sites: Sites, run: _Run, layout: Layout, constants: Tensors) -> tuple[Tensors, Tensor]:
+        """All steps of one direction: the states at the end, and the output."""
+        step = self._step(sites)
+        if run.given is None:
+            states = self._zeros(run.projected, layout.batch_of(run.projected))
+        else:
+            states = tuple(step.at(slot, each) for slot, each in zip(step.states, run.given, strict=True))
+        return layout.run(step, states, run.projected, constants, run.reverse)
+
+    # The result
+
+    def _given_back(self, x: Tensor, last: Tensors, layout: Layout, grid: Grid | None) -> Any:
+        """Output and states as torch's layer returns them."""
+        out = layout.given_back(x)
+        if self.return_quant_tensor and grid is not None and not exporting():
+            out = QuantTensor.wrap(out, self._spread(grid, out.ndim, copies=2 if self.bidirectional else 1))
+        states = tuple(layout.state_given_back(each) for each in last)
+        if layout.packed is not None:
+            _, sizes, order, way_back = layout.packed
+            out = PackedSequence(out, sizes, order, way_back)
+        return out, self._as_torchs(states)
+
+    # State
+
+    def __getstate__(self) -> dict[str, object]:
+        self._update_flat_weights()
+        state = dict(super().__getstate__())
+        state.pop("_flat_weight_refs", None)  # weak references, which torch makes anew
+        return state
