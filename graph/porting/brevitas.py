@@ -110,7 +110,7 @@ def _without_state(quant: TensorQuant) -> str:
     scaling = getattr(quant, "scaling", None)
     if isinstance(scaling, StatisticScaling):
         return "its scale follows the weight" if quant.of_parameter else "its scale follows the input"
-    return "its scale is constant: the file has none" if isinstance(scaling, ConstantScaling) else "it has no state"
+    return "its scale is constant" if isinstance(scaling, ConstantScaling) else "it has no state"
 
 
 def _within(key: str, places: Mapping[str, Place]) -> bool:
