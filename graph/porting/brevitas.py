@@ -10,6 +10,7 @@ from ...qcore.models import require_model
 from ..conversion.snapshot import restored_on_failure
 from ..passes.reports import Entry, Report
 from .matching import matched, suggestion
+from .names import renamed
 from .problems import CheckpointError
 from .ranges import Place, parts_of, translated
 from .reading import Checkpoint, tensors_of
@@ -58,7 +59,7 @@ def load_brevitas(model: nn.Module, checkpoint: Checkpoint) -> Report:
         0.5199999809265137
     """
     require_model(_CALL, model)
-    file = tensors_of(_CALL, checkpoint, model)
+    file = renamed(tensors_of(_CALL, checkpoint, model), model)
     places = _places_of(model)
     own = model.state_dict(keep_vars=True)
     quantizers = {key for key in own if _within(key, places)}
@@ -74,8 +75,10 @@ def load_brevitas(model: nn.Module, checkpoint: Checkpoint) -> Report:
     state = {key: own[key].detach() for key in quantizers} | plain.state
     problems = [*plain.problems]
     entries = []
+    found = {place.quant: numbers[path] for path, place in places.items() if path in numbers}
     for path, place in places.items():
-        taken = translated(place, numbers.pop(path, {}), _parameter_of(place, plain.state))
+        own_numbers = numbers.pop(path, None) or found.get(place.quant, {})  # of any layer that shares the quantizer
+        taken = translated(place, own_numbers, _parameter_of(place, plain.state))
         problems += taken.problems
         state |= {f"{path}.{name}": tensor for name, tensor in taken.state.items()}
         entries.append(Entry(path, taken.said) if taken.said else Entry(path, "left", _without_state(place.quant)))

@@ -189,6 +189,15 @@ def test_shared_quantizers():
     )
 
 
+def test_shared_quantizer_that_the_file_has_at_one_place():
+    first = qnn.QuantReLU()
+    model = model_of(act=first, second=qnn.QuantUpsample(scale_factor=2, act_quant=first.act_quant))
+    assert str(load_brevitas(model, act(2.55))).splitlines()[1:] == [
+        "  act.act_quant     range 2.55",
+        "  second.act_quant  range 2.55",
+    ]
+
+
 def test_batch_norms_of_their_own_and_merged_ones():
     own = model_of(fc=qnn.QuantLinear(2, 2, bias=False), bn=nn.BatchNorm1d(2))
     merged = model_of(fc=qnn.QuantLinear(2, 2))

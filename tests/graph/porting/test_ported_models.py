@@ -10,6 +10,7 @@ from tests.graph.porting.models import PORTED
 from tests.graph.porting.models.signs import BinaryAct
 
 CODES = {  # of every quantizer, for one input
+    "layers": 1682,
     "quantizers": 1852,
     "tfc_1w1a": 3496,
     "tfc_1w2a": 3496,
@@ -30,10 +31,11 @@ CODES = {  # of every quantizer, for one input
 def test_no_code_differs(name):
     found, report = compared(PORTED[name](full=False), GOLDEN / f"{name}.npz")
     assert (found.codes, found.different) == (CODES[name], {})
+    assert found.beyond == ({"identity.act_quant"} if name == "layers" else set())  # upsampling, on its grid
     assert found.ties <= found.codes / 10_000  # sums of floats differ in their last bits from one CPU to another
     assert found.scales <= 2**-21  # Brevitas takes the logarithm of the number of steps, too
     assert found.output <= 1e-5 * abs(Golden(GOLDEN / f"{name}.npz").arrays["output"]).max()
-    assert len(report) >= len(found.compared - {"final_pool.trunc_quant"})
+    assert len(report) >= len([place for place in found.compared if not place.endswith("trunc_quant")])
 
 
 def test_comparison_finds_what_differs():
