@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from ...nn import QuantLayer
+from ...nn import QuantLayer, QuantLSTM, QuantRNN
 from ...qcore import ConstantScaling, StatisticScaling, TensorQuant
 from ...qcore.models import require_model
 from ..conversion.snapshot import restored_on_failure
@@ -60,6 +60,9 @@ def load_brevitas(model: nn.Module, checkpoint: Checkpoint) -> Report:
     """
     require_model(_CALL, model)
     file = renamed(tensors_of(_CALL, checkpoint, model), model)
+    recurrent = _recurrent(model, file)
+    if recurrent:
+        raise CheckpointError(_CALL, recurrent)
     places = _places_of(model)
     own = model.state_dict(keep_vars=True)
     quantizers = {key for key in own if _within(key, places)}
@@ -91,6 +94,17 @@ def load_brevitas(model: nn.Module, checkpoint: Checkpoint) -> Report:
         raise CheckpointError(_CALL, problems)
     _put(model, state)
     return Report(_CALL, tuple(entries), figures={"tensors": len(rest)})
+
+
+def _recurrent(model: nn.Module, file: Mapping[str, Tensor]) -> list[str]:
+    """The recurrent layers that the file has with quantizers for each gate: they compute something else."""
+    found = {path for path, module in model.named_modules() if isinstance(module, QuantLSTM | QuantRNN)}
+    return [
+        f"{path or 'the model'}: the recurrent layer of the file has ranges for each gate and rounds other products, so "
+        "that its numbers mean nothing here. Load its weights alone (docs/coming-from-brevitas.md), and calibrate."
+        for path in sorted(found)
+        if any(key.startswith(f"{path}.layers." if path else "layers.") for key in file)
+    ]
 
 
 def _places_of(model: nn.Module) -> dict[str, Place]:

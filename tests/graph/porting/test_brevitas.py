@@ -411,6 +411,16 @@ def test_module_of_nearly_that_name():
     )
 
 
+@pytest.mark.parametrize("path", ["rnn", ""])
+def test_recurrent_layers(path):
+    layer = qnn.QuantLSTM(2, 2)
+    file = {f"{path}.layers.0.0.input_gate_params.bias".lstrip("."): torch.ones(2)}
+    assert refused(model_of(rnn=layer) if path else layer, file) == (
+        f"{path or 'the model'}: the recurrent layer of the file has ranges for each gate and rounds other products, so "
+        "that its numbers mean nothing here. Load its weights alone (docs/coming-from-brevitas.md), and calibrate.",
+    )
+
+
 def test_shapes():
     assert refused(linear(), {"fc.weight": torch.ones(2, 3)}) == (
         "fc.weight: the file has the shape (2, 3), and the model (2, 2).",
