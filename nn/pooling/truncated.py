@@ -25,7 +25,7 @@ from ...qcore.quant_tensor import grid_lost
 from ...qcore.tracing import exporting
 from ..layer import QuantLayer
 from ..slots import Described, QuantizerLike, Slot, checked_flag
-from .windows import adaptive_windows, each_dimension, lengths_of, sums_between, sums_of_windows
+from .windows import adaptive_counts, adaptive_windows, each_dimension, lengths_of, sums_between, sums_of_windows
 
 __all__ = ["TruncAdaptiveAvgPool2d", "TruncAvgPool2d", "TruncatedAverage"]
 
@@ -321,14 +321,8 @@ class TruncAdaptiveAvgPool2d(TruncatedAverage, nn.AdaptiveAvgPool2d):
         super().__init__(output_size)
         self._attach(bit_width, rounding, input_quant, return_quant_tensor, device, dtype, overrides)
 
-    def _counts(self, sizes: Sequence[int]) -> list[int]:
-        """How many windows there are along each dimension."""
-        given = self.output_size
-        pair = given if isinstance(given, (tuple, list)) else (given, given)
-        return [size if count is None else count for size, count in zip(sizes, pair, strict=True)]
-
     def _sums(self, steps: Tensor) -> Tensor:
-        for dim, count in zip((-2, -1), self._counts(steps.shape[-2:]), strict=True):
+        for dim, count in zip((-2, -1), adaptive_counts(self.output_size, steps.shape[-2:]), strict=True):
             size = steps.shape[dim]
             if count == 1:
                 steps = steps.sum(dim, keepdim=True)
@@ -337,7 +331,7 @@ class TruncAdaptiveAvgPool2d(TruncatedAverage, nn.AdaptiveAvgPool2d):
         return steps
 
     def _lengths(self, sizes: Sequence[int]) -> list[list[int]]:
-        counts = self._counts(sizes)
+        counts = adaptive_counts(self.output_size, sizes)
         pairs = (adaptive_windows(size, count) for size, count in zip(sizes, counts, strict=True))
         return [[end - start for start, end in zip(starts, ends, strict=True)] for starts, ends in pairs]
 
