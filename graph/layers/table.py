@@ -10,6 +10,7 @@ from ... import nn as qnn
 from ...nn import QuantLayer, Slot, WeightLayer
 
 __all__ = [
+    "compositions",
     "has_weights",
     "keywords_of_layers",
     "multiplies",
@@ -33,6 +34,22 @@ def quantized_layers() -> dict[type[nn.Module], type[QuantLayer]]:
         >>> quantized_layers()[nn.Conv2d].__name__, nn.Sequential in quantized_layers()
         ('QuantConv2d', False)
     """
+    return {base: layer for base, layer in _by_base().items() if not hasattr(layer, "parts")}
+
+
+@cache
+def compositions() -> dict[type[nn.Module], type[QuantLayer]]:
+    """The same for layers of torch that are made of layers, each of which can be quantized by itself.
+
+    Example:
+        >>> [base.__name__ for base in compositions()]
+        ['TransformerDecoderLayer', 'TransformerEncoderLayer']
+    """
+    return {base: layer for base, layer in _by_base().items() if hasattr(layer, "parts")}
+
+
+@cache
+def _by_base() -> dict[type[nn.Module], type[QuantLayer]]:
     found: dict[type[nn.Module], type[QuantLayer]] = {}
     for name in qnn.__all__:
         layer = getattr(qnn, name)
@@ -82,10 +99,12 @@ def multiplies(layer: type[QuantLayer]) -> bool:
     they stay float unless a rule names them.
 
     Example:
-        >>> multiplies(qnn.QuantConv2d), multiplies(qnn.QuantReLU)
-        (True, False)
+        >>> multiplies(qnn.QuantConv2d), multiplies(qnn.QuantEmbedding), multiplies(qnn.QuantBatchNorm2d)
+        (True, False, False)
     """
-    return has_weights(layer) and getattr(layer, "sums_products", True)
+    base = torch_layer(layer)
+    is_norm = base is not None and issubclass(base, nn.modules.batchnorm._NormBase)
+    return has_weights(layer) and getattr(layer, "sums_products", True) and not is_norm
 
 
 def output_slot(layer: type[QuantLayer]) -> str | None:

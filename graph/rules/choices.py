@@ -39,6 +39,7 @@ class Choice:
         settings: keyword arguments of that class.
         float_reason: why it stays float.
         known: the names of slots, and of families of slots, that any layer of the model would have.
+        by_class: whether a rule gives the class, which has its own usual quantizers.
     """
 
     layer: Layer
@@ -46,6 +47,7 @@ class Choice:
     settings: dict[str, Given] = field(default_factory=dict)
     float_reason: str = ""
     known: frozenset[str] = frozenset()
+    by_class: bool = False
 
     def keywords(self) -> dict[str, object]:
         """The settings without their rules."""
@@ -56,11 +58,13 @@ class Choice:
         self.settings[keyword] = Given(value, (why,))
 
     def quantizer(self, slot: str) -> object:
-        """The quantizer that a slot would get."""
+        """The quantizer that a slot would get; None without such a slot."""
         assert self.quantized is not None
         given = self.settings.get(f"{slot}_quant")
-        usual = next(each for each in self.quantized.slots if each.name == slot)
-        return self.quantized.usual_quantizer(usual) if given is None else given.value
+        usual = next((each for each in self.quantized.slots if each.name == slot), None)
+        if given is not None or usual is None:
+            return None if given is None else given.value
+        return self.quantized.usual_quantizer(usual)
 
 
 def choose(
@@ -106,6 +110,7 @@ def choose(
             raise _matched_nothing(rule, model, layers, sites)
     for choice in choices:
         _drop_homeless(choice)
+        _leave_inside_float(choice)
     for rule, found in reached:
         _check_used(rule, found, rule.index in elsewhere)
     return choices
@@ -191,6 +196,7 @@ def _give_class(rule: Rule, layer: type[QuantLayer], choice: Choice) -> None:
         )
     try:
         choice.quantized, choice.float_reason = quantized_subclass(plain_class(module), base, layer), ""
+        choice.by_class = True
     except QuantizerError as error:
         raise GraphError(f"quantize: {choice.layer.name}, by the rule {rule}: {error}") from None
 
@@ -293,6 +299,21 @@ def _drop_homeless(choice: Choice) -> None:
             del choice.settings[keyword]
 
 
+def _leave_inside_float(choice: Choice) -> None:
+    """Leave float what flows inside of a layer, unless a rule quantizes its input, or names what flows there.
+
+    So a rule for weights alone is one for recurrent layers and attention, too, and needs no calibration.
+    """
+    if choice.quantized is None or choice.by_class or choice.quantizer("input") is not None:
+        return
+    for slot in choice.quantized.slots:
+        if slot.role != "activation" or slot.prefix is not None or slot.name in ("input", "output"):
+            continue
+        own = (each for each in choice.settings if slot_of(choice.quantized, each) == slot)
+        if choice.quantizer(slot.name) is not None and not any(own):
+            choice.set(f"{slot.name}_quant", None, "its input is not quantized")
+
+
 def _is_filled(choice: Choice, slot: Slot) -> bool:
     """Whether a slot, or one of its family, gets a quantizer."""
     if choice.quantizer(slot.name) is not None:
@@ -351,6 +372,9 @@ def _matched_nothing(rule: Rule, model: nn.Module, layers: Sequence[Layer], site
         containers = {path: module for path, module in model.named_modules() if path and fnmatchcase(path, where)}
         if containers:
             path, module = next(iter(containers.items()))
+            whole = next((each for each in layers for own in each.paths if path.startswith(f"{own}.")), None)
+            if whole is not None:
+                return _part(where, path, whole)
             return GraphError(
                 f'quantize: the rule "{where}" matches {path}, a {type(module).__name__}, which holds layers and is '
                 f'none. Write "{where}.*".'
@@ -367,6 +391,17 @@ def _matched_nothing(rule: Rule, model: nn.Module, layers: Sequence[Layer], site
         listed = near or f" This model's layers are {_few(names)}."
         return GraphError(f'quantize: the rule "{where}" matched nothing.{listed}')
     return GraphError(f"quantize: the rule {rule} matched nothing. This model's layers are {counted(layers)}.")
+
+
+def _part(where: str, path: str, whole: Layer) -> GraphError:
+    """A rule for what is inside of a layer that is quantized as one."""
+    part = path.removeprefix(f"{whole.path}.").replace(".", "_")
+    fitting = sorted(name for name in _names(whole) if name.startswith(part))
+    hint = f", with keywords such as {fitting[-1]}_bit_width=4" if fitting else ""
+    return GraphError(
+        f'quantize: the rule "{where}" matches {path}, which is a part of {whole.name} '
+        f'({type(whole.module).__name__}) and no layer by itself. Write "{whole.name}"{hint}.'
+    )
 
 
 def _unable(rule: Rule, layers: Sequence[Layer]) -> GraphError:

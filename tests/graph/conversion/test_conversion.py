@@ -586,11 +586,12 @@ def test_rules_that_do_nothing(net, rules, message):
     assert state_of(net) == before
 
 
-def test_what_multihead_attention_reads_past():
+def test_what_is_a_part_of_attention():
     model = nn.ModuleDict({"attention": nn.MultiheadAttention(8, 2)})
     message = (
-        'quantize: the rule "attention.out_proj" is for attention.out_proj (NonDynamicallyQuantizableLinear), and '
-        "nn.MultiheadAttention reads its weight and never calls it."
+        'quantize: the rule "attention.out_proj" matches attention.out_proj, which is a part of attention '
+        '(MultiheadAttention) and no layer by itself. Write "attention", with keywords such as '
+        "out_proj_weight_bit_width=4."
     )
     with pytest.raises(GraphError, match=f"^{re.escape(message)}$"):
         quantize(model, {"attention.out_proj": W8A8})
