@@ -21,6 +21,7 @@ from ..recording.tensors import tensors_in
 
 __all__ = ["Outputs", "check_called", "check_equal", "check_read", "outputs_of"]
 
+
 @dataclass
 class Outputs:
     """What the modules of a model returned.
