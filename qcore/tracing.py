@@ -151,6 +151,7 @@ def loop_steps() -> Iterator[Callable[[int], object]]:
         _step.set(before)
 
 
+@constant
 def loop_operators() -> LoopOperators | None:
     """What loops over time become, where an exporter asks for operators; None where they run."""
     return _operators.get()

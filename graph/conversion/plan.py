@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from ...nn import QuantFunction, QuantLayer, unquantized
+from ...nn.embeddings.ties import share_ties
 from ...qcore import QuantizerError, TensorQuant
 from ..errors import GraphError
 from ..layers.class_change import change_class, device_and_dtype
@@ -86,6 +87,7 @@ class Plan:
             shared += share_inputs(choices, graph)
             warnings += not_reached(graph, self.rules)
         convert(model, choices)
+        _share_ties(model)
         convert_sites(model, sites)
         share(shared)
         if graph is not None:
@@ -172,6 +174,13 @@ def convert(model: nn.Module, choices: Iterable[Choice]) -> None:
         except QuantizerError as error:
             by = Given.by(choice.settings.values())
             raise GraphError(f"quantize: {name}, by the rule {by}: {error}") from None
+
+
+def _share_ties(model: nn.Module) -> None:
+    try:
+        share_ties(model)
+    except QuantizerError as error:
+        raise GraphError(f"quantize: {error} In rules, give both layers the same weight_quant.") from None
 
 
 def _around(model: nn.Module, path: str) -> list[nn.Module]:

@@ -1,20 +1,18 @@
 """Checkpoints of Brevitas in models that were ported by hand."""
 
-import os
 from collections.abc import Mapping
-from typing import Any
 
 from torch import Tensor, nn
 
 from ...nn import QuantLayer
-from ...qcore import TensorQuant
+from ...qcore import ConstantScaling, StatisticScaling, TensorQuant
 from ...qcore.models import require_model
 from ..conversion.snapshot import restored_on_failure
 from ..passes.reports import Entry, Report
 from .matching import matched, suggestion
 from .problems import CheckpointError
 from .ranges import Place, parts_of, translated
-from .reading import tensors_of
+from .reading import Checkpoint, tensors_of
 
 __all__ = ["load_brevitas"]
 
@@ -22,7 +20,7 @@ _CALL = "load_brevitas"
 _CONSTANT = "zero_hw_sentinel"  # early versions of Brevitas saved it; it is always 0
 
 
-def load_brevitas(model: nn.Module, checkpoint: Mapping[str, Any] | str | os.PathLike[str]) -> Report:
+def load_brevitas(model: nn.Module, checkpoint: Checkpoint) -> Report:
     """Load a checkpoint of Brevitas into a model that was ported to the layers of this library, in place.
 
     Modules have the names that they have in the file, and quantizers are declared as there: what the file has of a
@@ -32,11 +30,11 @@ def load_brevitas(model: nn.Module, checkpoint: Mapping[str, Any] | str | os.Pat
 
     Args:
         model: the ported model.
-        checkpoint: a state dict, as it is or as training scripts wrap it (``{"state_dict": ...}``, names that start with
-            ``module.``), or the path of the file that holds it.
+        checkpoint: a state dict, or the path of the file that holds it; as it is, or as training scripts wrap it
+            (``{"state_dict": ...}``, names that start with ``module.``).
 
     Returns:
-        A `Report` with an entry for each quantizer; those of which the file says nothing are left.
+        A `Report` with an entry for each quantizer; those that keep no state are left.
 
     Raises:
         CheckpointError: keys of the file that the model has no place for, places that the file has nothing for, other
@@ -55,7 +53,7 @@ def load_brevitas(model: nn.Module, checkpoint: Mapping[str, Any] | str | os.Pat
         >>> print(load_brevitas(model, file))
         load_brevitas: 1 changed, 1 left (tensors 1)
           relu.act_quant   range 5.1
-          fc.weight_quant  left: the file says nothing of it
+          fc.weight_quant  left: its scale follows the weight
         >>> model.eval()(torch.tensor([[0.25, 0.26]])).item()
         0.5199999809265137
     """
@@ -80,7 +78,7 @@ def load_brevitas(model: nn.Module, checkpoint: Mapping[str, Any] | str | os.Pat
         taken = translated(place, numbers.pop(path, {}), _parameter_of(place, plain.state))
         problems += taken.problems
         state |= {f"{path}.{name}": tensor for name, tensor in taken.state.items()}
-        entries.append(Entry(path, taken.said or "left", "" if taken.said else "the file says nothing of it"))
+        entries.append(Entry(path, taken.said) if taken.said else Entry(path, "left", _without_state(place.quant)))
     modules = dict(model.named_modules(remove_duplicate=False))
     problems += [_homeless(path, modules) for path in numbers]
     problems += _at_odds(model, state)
@@ -103,6 +101,16 @@ def _places_of(model: nn.Module) -> dict[str, Place]:
                 full = f"{path}.{name}" if path else name
                 found[full] = Place(full, path, module, slot, child)
     return found
+
+
+def _without_state(quant: TensorQuant) -> str:
+    """Why the file says nothing of a quantizer, where that is in order."""
+    if quant.follows_input:
+        return "its scale is that of the products"
+    scaling = getattr(quant, "scaling", None)
+    if isinstance(scaling, StatisticScaling):
+        return "its scale follows the weight" if quant.of_parameter else "its scale follows the input"
+    return "its scale is constant: the file has none" if isinstance(scaling, ConstantScaling) else "it has no state"
 
 
 def _within(key: str, places: Mapping[str, Place]) -> bool:

@@ -12,8 +12,17 @@ import torch
 from torch import Tensor, nn
 
 from ...nn import QuantLayer, Slot
-from ...qcore import FloatScale, IntQuant, LearnedBitWidth, LogScale, PowerOfTwoScale, TensorQuant
-from ...qcore.scaling import ConstantScaling, RunningScaling, StoredScaling
+from ...qcore import (
+    ConstantScaling,
+    FloatScale,
+    IntQuant,
+    LearnedBitWidth,
+    LogScale,
+    PowerOfTwoScale,
+    RunningScaling,
+    StoredScaling,
+    TensorQuant,
+)
 from ...qcore.scaling.statistics import measure
 
 __all__ = ["Place", "Taken", "parts_of", "translated"]
@@ -217,7 +226,7 @@ def _misfit(place: Place, quant: IntQuant, scaling: StoredScaling, found: Tensor
         return f"the file has {count} ranges of shape {shape}, and the model has one. Write {keyword}={kind}."
     axis = quant.axis
     along = axis is None or found.ndim < 2 or (axis < found.ndim and found.shape[axis] == count)
-    sized = place.quant.of_parameter or scaling.calibrated or known > 1
+    sized = place.quant.of_parameter or known > 1  # others get their number with the first data, or with a file
     if along and (count == known or not sized) and not (count == 1 and known != 1):
         return ""
     kind = "Int8WeightPerTensor" if place.quant.of_parameter else "Int8Act"

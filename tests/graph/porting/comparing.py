@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from bitwright.graph.passes.reports import Report
 from bitwright.graph.porting import load_brevitas
 from bitwright.nn import intercepted, quantizers_of
-from bitwright.qcore import Grid, TensorQuant
+from bitwright.qcore import Grid, QuantTensor, TensorQuant
 from tests.graph.porting.packed import load
 from tests.graph.porting.seeded import completed
 
@@ -44,6 +44,7 @@ class Golden:
     def __init__(self, path: Path) -> None:
         self.arrays, facts = load(path)
         self.seeded: dict[str, tuple[int, ...]] = {name: tuple(shape) for name, shape in facts["seeded"].items()}
+        self.spread: float | None = facts["spread"]
         self.digests: dict[str, str] = facts["digests"]
 
     @property
@@ -51,7 +52,7 @@ class Golden:
         """The state dict that Brevitas saved."""
         kept = {name.removeprefix("state/"): each for name, each in self.arrays.items() if name.startswith("state/")}
         shapes = {name: each.shape for name, each in kept.items()} | self.seeded
-        return {name: torch.from_numpy(each) for name, each in completed(shapes, kept).items()}
+        return {name: torch.from_numpy(each) for name, each in completed(shapes, kept, self.spread).items()}
 
     @property
     def places(self) -> set[str]:
@@ -96,12 +97,33 @@ def compared(model: nn.Module, path: Path) -> tuple[Comparison, Report]:
 
         return intercept
 
+    for path, layer in model.named_modules():
+        if f"{path}.trunc_quant" in golden.places:
+            layer.register_forward_hook(_pooled(done, golden, f"{path}.trunc_quant"))
     model.eval()
     with torch.no_grad(), intercepted(quantizers_of(model), beside):
         out = model(torch.from_numpy(golden.arrays["input"]))
     done.output = float((out.as_subclass(Tensor) - torch.from_numpy(golden.arrays["output"])).abs().max())
     assert done.compared == golden.places, done.compared ^ golden.places
     return done, report
+
+
+def _pooled(done: Comparison, golden: Golden, place: str) -> Callable[..., Tensor]:
+    """What compares the integers of a pooling layer, which are no quantizer's."""
+
+    def hook(layer: nn.Module, inputs: object, out: QuantTensor) -> Tensor:
+        theirs = golden.codes(place, 0)
+        assert theirs is not None
+        wanted = torch.from_numpy(theirs.astype(np.float64))
+        done.compared.add(place)
+        done.codes += wanted.numel()
+        off = int((out.int() != wanted).sum())
+        if off:
+            done.different[place] = off
+        _scales(done, out.grid, golden.arrays[f"scale/{place}"])
+        return QuantTensor.wrap(out.grid.from_int(wanted.float()), out.grid)
+
+    return hook
 
 
 def _count(done: Comparison, place: str, x: Tensor, own: Tensor, wanted: Tensor, grid: Grid) -> None:

@@ -15,8 +15,10 @@ from .resnet import ResNet18
 
 
 def _fully_connected(weight_bits: int, act_bits: int, full: bool) -> nn.Module:
-    return FullyConnected(weight_bits, act_bits, [64] * 3) if full else FullyConnected(
-        weight_bits, act_bits, [32, 24, 16], 64
+    return (
+        FullyConnected(weight_bits, act_bits, [64] * 3)
+        if full
+        else FullyConnected(weight_bits, act_bits, [32, 24, 16], 64)
     )
 
 
