@@ -3,6 +3,7 @@
 import copy
 import inspect
 import re
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -61,6 +62,10 @@ class Example(NamedTuple):
 OPERANDS = {"act_quant": Int8Act, "input_quant": Int8Act}
 ELEMENTWISE = Example((), lambda randn: (randn(3, 4, 5),))
 
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    nn.LSTM(2, 2, proj_size=1)(torch.zeros(1, 1, 2))  # torch warns, once in a process, that another kernel is used
+
 EXAMPLES: dict[str, Example] = {
     "QuantConv1d": Example((6, 4, 3), lambda randn: (randn(2, 6, 5),)),
     "QuantConv2d": Example((6, 4, 3), lambda randn: (randn(2, 6, 5, 5),)),
@@ -72,11 +77,17 @@ EXAMPLES: dict[str, Example] = {
         (torch.add,), lambda randn: (randn(3, 4), randn(3, 4)), twin=lambda: torch.add, full=OPERANDS
     ),
     "QuantGELU": ELEMENTWISE,
+    "QuantGRU": Example((4, 3, 2), lambda randn: (randn(5, 2, 4),)),
+    "QuantGRUCell": Example((4, 3), lambda randn: (randn(2, 4), randn(2, 3))),
     "QuantHardSwish": ELEMENTWISE,
     "QuantHardTanh": ELEMENTWISE,
     "QuantIdentity": ELEMENTWISE,
     "QuantLeakyReLU": ELEMENTWISE,
+    "QuantLSTM": Example((4, 3, 2), lambda randn: (randn(5, 2, 4),), {"proj_size": 2}),
+    "QuantLSTMCell": Example((4, 3), lambda randn: (randn(2, 4), (randn(2, 3), randn(2, 3)))),
     "QuantLinear": Example((6, 4), lambda randn: (randn(3, 6),)),
+    "QuantRNN": Example((4, 3, 2), lambda randn: (randn(5, 2, 4),)),
+    "QuantRNNCell": Example((4, 3), lambda randn: (randn(2, 4), randn(2, 3))),
     "QuantReLU": ELEMENTWISE,
     "QuantReLU6": ELEMENTWISE,
     "QuantSiLU": ELEMENTWISE,
