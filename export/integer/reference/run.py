@@ -31,6 +31,7 @@ from ..float_modules import FloatModule
 from ..requantize import Requantization, requantization
 from ..sums import AccumulatorRange
 from .journal import Journal, Summed
+from .pooling import averaging_integers
 from .tensor import IntegerTensor, Term, compact
 from .tracker import FloatTracker
 
@@ -164,6 +165,7 @@ def run_lowered(
     with (
         torch.no_grad(),
         intercepted(quantizers, intercept),
+        averaging_integers(model),
         journal.following(model, passed),
         tracker,
         warnings.catch_warnings(),
