@@ -189,7 +189,7 @@ class QuantMultiheadAttention(Composite, AttentionLayer, nn.MultiheadAttention):
                 else "the matrix has 2 dimensions"
             )
             raise QuantizerError(
-                f"{Described(self)}: {name}_quant has {granularity}, and {wrong}. Write "
+                f"{Described(self)}: {name}_quant has several scales ({granularity}), and {wrong}. Write "
                 "weight_quant=Int8WeightPerChannel for one scale for each output, or Int8WeightPerTensor for one."
             )
 
