@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from ...nn.contexts.intercepting import intercepted
-from ...qcore import Grid, HalfEven, IntQuant, TensorQuant
+from ...nn.embeddings.ties import check_ties
+from ...qcore import Grid, HalfEven, IntQuant, QuantizerError, TensorQuant
 from ...qcore.aliases import Arguments
 from ...qcore.int_quant import FLOAT_BITS
 from ...qcore.tensor_quant import Intercept
@@ -85,7 +86,14 @@ def record(
         quantizers: by path, see `quantizers_of`.
         args: positional arguments.
         kwargs: keyword arguments, or None.
+
+    Raises:
+        ExportError: nothing to record, values on no grid, or a table that two layers quantize in different ways.
     """
+    try:
+        check_ties(module)
+    except QuantizerError as error:
+        raise ExportError(str(error)) from None
     recording, gridless, counts = Recording(), dict[str, str](), Counts()
     held = {tensor.data_ptr() for tensor in (*module.parameters(), *module.buffers()) if tensor.numel()}
 

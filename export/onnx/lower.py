@@ -92,7 +92,9 @@ class Lowering(Editor):
                 known = value.is_initializer() and not value.is_graph_input()
             else:
                 random = producer.op_type.startswith(("Random", "Bernoulli", "Multinomial"))
-                known = not random and all(self._is_constant(each) for each in producer.inputs if each is not None)
+                known = not (random or _holds_graph(producer)) and all(
+                    self._is_constant(each) for each in producer.inputs if each is not None
+                )
             self.constants[value] = known
         return known
 
@@ -195,6 +197,11 @@ class Lowering(Editor):
         """A node in front of a placeholder, named by the quantizer; its result has the placeholder's type."""
         name, like = f"{call.name}.{result}" if result else call.name, before.outputs[0]
         return self.add(before, op_type, inputs, name, attributes, like=like, kind=kind, called=f"{call.name}.{verb}")
+
+
+def _holds_graph(node: ir.Node) -> bool:
+    """Whether a node has a body, which may read any value around it without naming it as an input."""
+    return any(each.type.name in ("GRAPH", "GRAPHS") for each in node.attributes.values())
 
 
 def _along(grid: IntegerGrid) -> dict[str, int]:

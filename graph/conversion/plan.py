@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from torch import nn
 
 from ...nn import QuantFunction, QuantLayer, unquantized
+from ...nn.embeddings.ties import share_ties
 from ...qcore import QuantizerError, TensorQuant
 from ..errors import GraphError
 from ..layers.class_change import change_class, device_and_dtype
 from ..layers.layers import Layer, layers_of
-from ..layers.table import name_in, slot_of, torch_layer
+from ..layers.table import compositions, name_in, slot_of, torch_layer
 from ..placement.activations import activations_as_layers
 from ..placement.joins import joins_of
 from ..placement.placement import Placement, share_joins
@@ -86,6 +87,7 @@ class Plan:
             shared += share_inputs(choices, graph)
             warnings += not_reached(graph, self.rules)
         convert(model, choices)
+        _share_ties(model)
         convert_sites(model, sites)
         share(shared)
         if graph is not None:
@@ -104,6 +106,7 @@ class Plan:
         order = [] if graph is None else [node.module for node in graph.nodes if node.module is not None]
         elsewhere = choose_sites(sites, self.rules)
         also = [base for rule in self.rules if rule.layer is not None and (base := torch_layer(rule.layer)) is not None]
+        also += [rule.where for rule in self.rules if isinstance(rule.where, type) and _is_composition(rule.where)]
         layers = layers_of(model, order, also)
         return choose(model, layers, self.rules, elsewhere, [site.path for site in sites]), sites
 
@@ -147,7 +150,12 @@ class Plan:
                     f"quantize: {rule} is a function, and which functions a model calls is seen by running it. Pass "
                     "examples=(x,)."
                 )
-        return None, []
+        return None, Outputs()
+
+
+def _is_composition(kind: type) -> bool:
+    """Whether a type of layer is made of others, which a rule means as a whole if it names the type."""
+    return any(issubclass(kind, base) for base in compositions())
 
 
 def convert(model: nn.Module, choices: Iterable[Choice]) -> None:
@@ -166,6 +174,13 @@ def convert(model: nn.Module, choices: Iterable[Choice]) -> None:
         except QuantizerError as error:
             by = Given.by(choice.settings.values())
             raise GraphError(f"quantize: {name}, by the rule {by}: {error}") from None
+
+
+def _share_ties(model: nn.Module) -> None:
+    try:
+        share_ties(model)
+    except QuantizerError as error:
+        raise GraphError(f"quantize: {error} In rules, give both layers the same weight_quant.") from None
 
 
 def _around(model: nn.Module, path: str) -> list[nn.Module]:

@@ -141,10 +141,21 @@ class QuantMultiheadAttention(Composite, AttentionLayer, nn.MultiheadAttention):
         become(self, "out_proj", NonDynamicallyQuantizableLinear, QuantLinear)
         self.out_proj.return_quant_tensor = checked_flag(self, "return_quant_tensor", return_quant_tensor)
         self.weights = PACKED if self.in_proj_weight is not None else SEPARATE
+        self.slots = self._slots()
+        self.routes = {
+            "out_proj_weight": ("out_proj", "weight"),
+            "out_proj_bias": ("out_proj", "bias"),
+            "context": ("out_proj", "input"),
+            "output": ("out_proj", "output"),
+        }
+
+    def _slots(self) -> tuple[Slot, ...]:
+        """The slots of this layer, by its parameters."""
+        weights = PACKED if self.in_proj_weight is not None else SEPARATE
         biases = () if self.in_proj_bias is None else ("in_proj_bias",)
         follows = ("input", "weight")
-        self.slots = (
-            *(Slot(name, name, family=("weight",)) for name in self.weights),
+        return (
+            *(Slot(name, name, family=("weight",)) for name in weights),
             Slot("out_proj_weight", "out_proj.weight", family=("weight",)),
             *(Slot(name, name, follows=follows, family=("bias",)) for name in biases),
             Slot("out_proj_bias", "out_proj.bias", follows=("context", "out_proj_weight"), family=("bias",)),
@@ -153,12 +164,6 @@ class QuantMultiheadAttention(Composite, AttentionLayer, nn.MultiheadAttention):
             Slot("context"),
             Slot("output"),
         )
-        self.routes = {
-            "out_proj_weight": ("out_proj", "weight"),
-            "out_proj_bias": ("out_proj", "bias"),
-            "context": ("out_proj", "input"),
-            "output": ("out_proj", "output"),
-        }
 
     def _convert(self, given: Mapping[str, object], device: torch.device | None, dtype: torch.dtype | None) -> None:
         given = dict(given)

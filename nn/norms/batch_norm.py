@@ -74,6 +74,12 @@ class _BatchNormLayer(ChannelLayer):
             return where
         return {**where, "channel_axis": 0, "channels": self.num_features, "shape": (self.num_features,)}
 
+    def _check_slots(self) -> None:
+        super()._check_slots()
+        for quant in (self.weight_quant, self.bias_quant):
+            if quant is not None and self.running_var is None:  # its factors are those of each batch, not of a file
+                vars(quant)["of_parameter"] = False
+
     def tensor_of(self, slot: str) -> Tensor:
         """The factor or the offset of each channel, with the running statistics."""
         mean, var = self.running_mean, self.running_var

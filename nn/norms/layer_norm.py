@@ -67,8 +67,8 @@ class QuantRMSNorm(NormLayer, nn.RMSNorm):
         QuantizerError: an unused or impossible setting.
 
     Example:
-        >>> QuantRMSNorm(2, weight_bit_width=4)(torch.tensor([[3.0, -3.0]]))
-        tensor([[ 1.0000, -1.0000]])
+        >>> QuantRMSNorm(2, weight_bit_width=4)(torch.tensor([[3.0, -3.0]])).tolist()
+        [[1.0, -1.0]]
     """
 
     slots: tuple[Slot, ...] = (Slot("weight", "weight"), Slot("input"), Slot("output"))
@@ -114,8 +114,8 @@ class QuantGroupNorm(NormLayer, nn.GroupNorm):
         QuantizerError: an unused or impossible setting.
 
     Example:
-        >>> QuantGroupNorm(2, 4, weight_bit_width=4)(torch.ones(1, 4, 3))[0, 0]
-        tensor([0., 0., 0.], grad_fn=<SelectBackward0>)
+        >>> QuantGroupNorm(2, 4, weight_bit_width=4)(torch.ones(1, 4, 2))[0].abs().max().item()
+        0.0
     """
 
     def __init__(
