@@ -110,13 +110,13 @@ def test_all_slots_take_every_call(call, training):
     ours.load_state_dict(torchs.state_dict(), strict=True)
     ours(*tensors, **options)
     out, weights = ours.train(training)(*tensors, **options)
-    expected, expected_weights = torchs(*tensors, **{**options, "need_weights": True})
+    expected, expected_weights = torchs(*tensors, **options)
     assert out.shape == expected.shape
     assert torch.isfinite(out).all()
     known = torch.isfinite(expected)  # torch's is NaN where all keys are masked
     torch.testing.assert_close(out[known], expected[known], rtol=0.1, atol=0.1)
-    if weights is not None:
-        assert weights.shape == expected_weights.shape
+    assert (weights is None) == (expected_weights is None)
+    assert weights is None or weights.shape == expected_weights.shape
 
 
 @pytest.mark.parametrize("need_weights", [True, False])
@@ -167,11 +167,9 @@ def test_the_quantizers_are_where_they_belong():
 
 def test_numbers():
     """One head of width 1, weights 1: query, key and value are the input."""
-    layer = attention(
-        *(1, 1),
-        **{"bias": False, "weight_quant": None, "input_quant": Int8Act(scale=0.5), "query_scale": 0.25},
-        **{"key_scale": 0.25, "value_scale": 0.25, "attention_scale": 0.25, "context_quant": Int8Act(scale=0.5)},
-    )
+    scales = {"query_scale": 0.25, "key_scale": 0.25, "value_scale": 0.25, "attention_scale": 0.25}
+    halves = {"input_quant": Int8Act(scale=0.5), "context_quant": Int8Act(scale=0.5)}
+    layer = attention(1, 1, bias=False, weight_quant=None, **halves, **scales)
     with torch.no_grad():
         layer.in_proj_weight.fill_(1.0)
         layer.out_proj.weight.fill_(2.0)
@@ -201,6 +199,14 @@ def test_one_tensor_is_quantized_once():
             layer(*inputs)
             assert calls.count("input_quant") == expected
             assert calls.count("in_proj_weight_quant") == calls.count("in_proj_bias_quant") == 1
+
+
+def test_inputs_are_measured_as_one_tensor():
+    layer = attention(input_quant=Int8Act)
+    x, y = torch.ones(5, 3, 8), torch.full((4, 3, 8), 4.0)
+    layer(x, y, y)
+    assert layer.input_quant.scaling.magnitude == 4.0  # and not the mean of 1 and 4, which would clip the keys
+    assert layer.input_quant.scaling.steps == 1
 
 
 def test_weights_that_are_not_asked_for_are_torchs_kernel(monkeypatch):
@@ -448,7 +454,6 @@ def test_autocast():
 @pytest.mark.slow
 @pytest.mark.parametrize("training", [True, False])
 def test_compiled(training):
-    torch._dynamo.reset()
     x, y = torch.randn(2, 3, 5, 8)
     causal = {"attn_mask": nn.Transformer.generate_square_subsequent_mask(5), "is_causal": True, "need_weights": False}
     for options, inputs, call in (
@@ -456,6 +461,7 @@ def test_compiled(training):
         (ALL, (x, y, y), causal),
         ({"attention_quant": None}, (x, x, x), causal),
     ):
+        torch._dynamo.reset()  # in torch 2.13 one layer's guards on x, x, x fail on another's quantizers
         layer = attention(8, 2, batch_first=True, **options)
         layer(x, x, x)
         twin = copy.deepcopy(layer.train(training))
@@ -565,9 +571,9 @@ def test_granularities_are_checked():
 def test_biases_without_a_grid_say_what_to_do():
     x = torch.randn(5, 3, 8)
     with whole(
-        "in_proj_bias_quant: this bias quantizer needs the scales of input and weight, and the input is a plain tensor. "
-        "Set return_quant_tensor=True on the layer before, or give this one input_quant=Int8Act, or choose a bias with "
-        "a scale of its own: bias_quant=Int8BiasOwnScale."
+        "in_proj_bias_quant: this bias quantizer needs the scales of input and weight, and the input is a plain "
+        "tensor. Set return_quant_tensor=True on the layer before, or give this one input_quant=Int8Act, or choose a "
+        "bias with a scale of its own: bias_quant=Int8BiasOwnScale."
     ):
         attention(bias_quant=Int32Bias, context_quant=Int8Act)(x, x, x)
     with whole(
@@ -589,8 +595,8 @@ def test_shapes_and_masks_are_checked():
     ):
         layer(x, x, x[:4])
     with whole(
-        f"{NAME}: query has a batch of 3, and key one of 2. They must agree; with batch_first=False, dimension 1 is the "
-        "batch."
+        f"{NAME}: query has a batch of 3, and key one of 2. They must agree; with batch_first=False, dimension 1 is "
+        "the batch."
     ):
         layer(x, x[:, :2], x[:, :2])
     with whole(f"{NAME}: query has 6 features, expected 8."):
@@ -600,8 +606,8 @@ def test_shapes_and_masks_are_checked():
     with whole(f"{NAME}: attn_mask has the shape (5, 4), expected (5, 5) or (6, 5, 5)."):
         layer(x, x, x, attn_mask=torch.zeros(5, 4))
     with whole(
-        f"{NAME}: attn_mask is torch.int64, expected torch.bool or floats. Write attn_mask.bool() if it is True where a "
-        "key is left out."
+        f"{NAME}: attn_mask is torch.int64, expected torch.bool or floats. Write attn_mask.bool() if it is True where "
+        "a key is left out."
     ):
         layer(x, x, x, attn_mask=torch.zeros(5, 5, dtype=torch.long))
     with whole(
