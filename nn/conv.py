@@ -1,8 +1,10 @@
 """Quantized convolutions."""
 
 from collections.abc import Callable
+from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.types import Device
 
@@ -15,6 +17,8 @@ from .weight_layer import WeightLayer
 
 __all__ = ["QuantConv1d", "QuantConv2d", "QuantConv3d"]
 
+_CONVOLUTIONS: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+
 
 class _ConvLayer(WeightLayer):
     """The constructor shared by all convolutions. torch's class is the second base of each."""
@@ -24,6 +28,10 @@ class _ConvLayer(WeightLayer):
     out_channels: int
     groups: int
     kernel_size: tuple[int, ...]
+    stride: tuple[int, ...]
+    dilation: tuple[int, ...]
+    padding: str | tuple[int, ...]
+    padding_mode: Literal["zeros", "reflect", "replicate", "circular"]
 
     def __init__(
         self,
@@ -46,12 +54,13 @@ class _ConvLayer(WeightLayer):
         return_quant_tensor: bool = False,
         **overrides: object,
     ) -> None:
+        pads_by_size = padding == "same" and any(each != 1 for each in _each(stride))  # which torch refuses
         super().__init__(
             in_channels,
             out_channels,
             kernel_size,
             stride,
-            padding,
+            0 if pads_by_size else padding,
             dilation,
             groups,
             checked_flag(self, "bias", bias),
@@ -59,10 +68,32 @@ class _ConvLayer(WeightLayer):
             device,
             dtype,
         )
+        self.padding = "same" if pads_by_size else self.padding
         self._attach(weight_quant, bias_quant, input_quant, output_quant, return_quant_tensor, overrides)
 
     def _compute(self, x: Tensor, weight: Tensor, bias: Tensor | None, *extra: object) -> Tensor:
-        return self._conv_forward(x, weight, bias)
+        if not self._pads_by_size:
+            return self._conv_forward(x, weight, bias)
+        convolve = _CONVOLUTIONS[len(self.kernel_size)]
+        return convolve(self._padded(x), weight, bias, self.stride, 0, self.dilation, self.groups)
+
+    @property
+    def _pads_by_size(self) -> bool:
+        """Whether the size of the input decides how much is padded."""
+        return self.padding == "same" and any(each != 1 for each in self.stride)
+
+    def _padded(self, x: Tensor) -> Tensor:
+        """The input with as much around it that there is an output for every ``stride`` inputs, a last part included.
+
+        What can't be the same on both sides is more behind than in front, as in TensorFlow.
+        """
+        sides: list[int] = []  # from the last dimension on, as F.pad takes them
+        window = zip(x.shape[-len(self.kernel_size) :], self.kernel_size, self.stride, self.dilation, strict=True)
+        for size, kernel, stride, dilation in window:
+            outputs = (size + stride - 1) // stride
+            total: Any = torch.sym_max((outputs - 1) * stride + dilation * (kernel - 1) + 1 - size, 0)
+            sides = [total // 2, total - total // 2, *sides]
+        return F.pad(x, sides, mode="constant" if self.padding_mode == "zeros" else self.padding_mode)
 
     def _per_output(self, inputs: Grid | None, weights: Grid | None) -> tuple[Grid | None, Grid | None]:
         return depthwise(self, inputs, weights)
@@ -71,7 +102,8 @@ class _ConvLayer(WeightLayer):
 class QuantConv1d(_ConvLayer, nn.Conv1d):
     """`torch.nn.Conv1d` with a quantized weight and, optionally, bias, input and output; input (N, C, L).
 
-    Positional arguments are torch's. `WeightLayer` documents the keyword-only ones.
+    Positional arguments are torch's; ``padding="same"`` may have a stride, and gives ``ceil(size / stride)`` outputs.
+    `WeightLayer` documents the keyword-only ones.
 
     Raises:
         QuantizerError: an unused or impossible setting.
@@ -86,7 +118,8 @@ class QuantConv1d(_ConvLayer, nn.Conv1d):
 class QuantConv2d(_ConvLayer, nn.Conv2d):
     """`torch.nn.Conv2d` with a quantized weight and, optionally, bias, input and output; input (N, C, H, W).
 
-    Positional arguments are torch's. `WeightLayer` documents the keyword-only ones.
+    Positional arguments are torch's; ``padding="same"`` may have a stride, and gives ``ceil(size / stride)`` outputs.
+    `WeightLayer` documents the keyword-only ones.
 
     Raises:
         QuantizerError: an unused or impossible setting.
@@ -101,13 +134,16 @@ class QuantConv2d(_ConvLayer, nn.Conv2d):
         plain = self.in_channels <= few_channels.FEW and self.groups == 1 and self.padding_mode == "zeros"
         if plain and isinstance(self.padding, tuple):
             return few_channels.conv2d(x, weight, bias, self.stride, self.padding, self.dilation)
+        if plain and self._pads_by_size:
+            return few_channels.conv2d(self._padded(x), weight, bias, self.stride, (0, 0), self.dilation)
         return super()._compute(x, weight, bias, *extra)
 
 
 class QuantConv3d(_ConvLayer, nn.Conv3d):
     """`torch.nn.Conv3d` with a quantized weight and, optionally, bias, input and output; input (N, C, D, H, W).
 
-    Positional arguments are torch's. `WeightLayer` documents the keyword-only ones.
+    Positional arguments are torch's; ``padding="same"`` may have a stride, and gives ``ceil(size / stride)`` outputs.
+    `WeightLayer` documents the keyword-only ones.
 
     Raises:
         QuantizerError: an unused or impossible setting.
@@ -117,3 +153,7 @@ class QuantConv3d(_ConvLayer, nn.Conv3d):
         >>> QuantConv3d(3, 6, 5, weight_bit_width=4)(torch.ones(1, 3, 8, 8, 8)).shape
         torch.Size([1, 6, 4, 4, 4])
     """
+
+
+def _each(stride: object) -> tuple[object, ...]:
+    return tuple(stride) if isinstance(stride, (tuple, list)) else (stride,)

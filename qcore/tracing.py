@@ -151,6 +151,8 @@ def loop_steps() -> Iterator[Callable[[int], object]]:
         _step.set(before)
 
 
+@constant
+@constant  # a compiler asks once: no exporter is at work then
 def loop_operators() -> LoopOperators | None:
     """What loops over time become, where an exporter asks for operators; None where they run."""
     return _operators.get()

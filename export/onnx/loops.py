@@ -90,11 +90,10 @@ def _node(kind: _Kind, x: Tensor, states: Tensors, cells: Sequence[Sequence[Tens
 
 def _ordered(parameter: Tensor, kind: _Kind) -> Tensor:
     """The rows of a parameter, its blocks in ONNX's order."""
-    if len(kind.blocks) == 1:
-        return parameter
-    blocks = parameter.chunk(len(kind.blocks))
-    return torch.cat([blocks[at] for at in kind.blocks])
+    size = parameter.shape[0] // len(kind.blocks)
+    blocks = [parameter[at * size : (at + 1) * size] for at in kind.blocks]
+    return torch.cat(blocks) if len(blocks) > 1 else parameter
 
 
 def _copies(tensors: Tensors) -> Tensors:
-    return tuple(each.detach().clone() for each in tensors)
+    return tuple(each.detach().clone(memory_format=torch.contiguous_format) for each in tensors)

@@ -11,7 +11,7 @@ from ...qcore import QuantizerError, TensorQuant
 from ..errors import GraphError
 from ..layers.class_change import change_class, device_and_dtype
 from ..layers.layers import Layer, layers_of
-from ..layers.table import name_in, slot_of, torch_layer
+from ..layers.table import compositions, name_in, slot_of, torch_layer
 from ..placement.activations import activations_as_layers
 from ..placement.joins import joins_of
 from ..placement.placement import Placement, share_joins
@@ -106,6 +106,7 @@ class Plan:
         order = [] if graph is None else [node.module for node in graph.nodes if node.module is not None]
         elsewhere = choose_sites(sites, self.rules)
         also = [base for rule in self.rules if rule.layer is not None and (base := torch_layer(rule.layer)) is not None]
+        also += [rule.where for rule in self.rules if isinstance(rule.where, type) and _is_composition(rule.where)]
         layers = layers_of(model, order, also)
         return choose(model, layers, self.rules, elsewhere, [site.path for site in sites]), sites
 
@@ -149,7 +150,12 @@ class Plan:
                     f"quantize: {rule} is a function, and which functions a model calls is seen by running it. Pass "
                     "examples=(x,)."
                 )
-        return None, []
+        return None, Outputs()
+
+
+def _is_composition(kind: type) -> bool:
+    """Whether a type of layer is made of others, which a rule means as a whole if it names the type."""
+    return any(issubclass(kind, base) for base in compositions())
 
 
 def convert(model: nn.Module, choices: Iterable[Choice]) -> None:

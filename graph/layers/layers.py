@@ -8,17 +8,17 @@ from torch import nn
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils import parametrize
 
-from ...nn import QuantLayer
+from ...nn import ActivationLayer, QuantLayer, WeightLayer
 from ...qcore import QuantizerError, TensorQuant
 from .own_forward import quantized_subclass
-from .table import quantized_layers
+from .table import compositions, has_weights, quantized_layers
 
-__all__ = ["Layer", "counted", "layers_of", "plain_class"]
+__all__ = ["Layer", "counted", "layers_of", "plain_class", "rounds_otherwise"]
 
 
 @dataclass(frozen=True)
 class Layer:
-    """A module of a float model without modules of its own.
+    """A module of a float model that rules see as one: without modules of its own, or torch's attention.
 
     Attributes:
         module: it.
@@ -72,14 +72,11 @@ def layers_of(model: nn.Module, order: Sequence[str] = (), also: Collection[type
         [('1',), ('0', '2')]
     """
     paths: dict[nn.Module, list[str]] = {}
-    attention: dict[nn.Module, str] = {}
     for path, module in model.named_modules(remove_duplicate=False):
         paths.setdefault(module, []).append(path)
-        if isinstance(module, nn.MultiheadAttention):
-            attention[module.out_proj] = path
     leaves = [module for module in paths if _is_leaf(module, tuple(also))]
     inside = {each for module in leaves for each in module.modules() if each is not module}
-    layers = [_layer(module, tuple(paths[module]), attention.get(module)) for module in leaves if module not in inside]
+    layers = [_layer(module, tuple(paths[module])) for module in leaves if module not in inside]
     rank = {path: number for number, path in enumerate(order)}
     return sorted(layers, key=lambda each: min(rank.get(path, len(rank)) for path in each.paths))
 
@@ -93,19 +90,18 @@ def _is_leaf(module: nn.Module, also: tuple[type[nn.Module], ...]) -> bool:
     return not any(name != "parametrizations" for name, _ in module.named_children())
 
 
-def _layer(module: nn.Module, paths: tuple[str, ...], attention: str | None) -> Layer:
+def _layer(module: nn.Module, paths: tuple[str, ...]) -> Layer:
     cls = plain_class(module)
     if isinstance(module, QuantLayer):
         return Layer(module, paths, None, "it is quantized already")
-    base = _nearest(cls)
+    table = {**quantized_layers(), **compositions()}
+    base = next((each for each in cls.__mro__ if each in table), None)
     if base is None:
         return Layer(module, paths, None)
-    if attention is not None:
-        return Layer(module, paths, None, "nn.MultiheadAttention reads its weight and never calls it")
     if isinstance(module, LazyModuleMixin):
         return Layer(module, paths, None, "its weight has no shape yet; run the model on one batch first")
     try:
-        return Layer(module, paths, quantized_subclass(cls, base, quantized_layers()[base]))
+        return Layer(module, paths, quantized_subclass(cls, base, table[base]))
     except QuantizerError as error:
         return Layer(module, paths, None, str(error).rstrip("."))
 
@@ -114,6 +110,22 @@ def _nearest(cls: type[nn.Module]) -> type[nn.Module] | None:
     """The layer of torch that a class is or extends, and that has a quantized one."""
     table = quantized_layers()
     return next((base for base in cls.__mro__ if base in table), None)
+
+
+def rounds_otherwise(module: nn.Module) -> bool:
+    """Whether a layer of torch adds up in another order once it is quantized, so that the last bits may differ.
+
+    Recurrent layers and attention do, which torch computes by kernels of its own.
+
+    Example:
+        >>> rounds_otherwise(nn.Linear(2, 2)), rounds_otherwise(nn.ReLU())
+        (False, False)
+    """
+    if isinstance(module, QuantLayer):
+        return has_weights(type(module)) and not isinstance(module, WeightLayer | ActivationLayer)
+    base = _nearest(plain_class(module))
+    layer = None if base is None else quantized_layers()[base]
+    return layer is not None and has_weights(layer) and not issubclass(layer, (WeightLayer, ActivationLayer))
 
 
 def counted(layers: Iterable[Layer]) -> str:

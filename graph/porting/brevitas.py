@@ -1,20 +1,19 @@
 """Checkpoints of Brevitas in models that were ported by hand."""
 
-import os
 from collections.abc import Mapping
-from typing import Any
 
 from torch import Tensor, nn
 
-from ...nn import QuantLayer
-from ...qcore import TensorQuant
+from ...nn import QuantLayer, QuantLSTM, QuantRNN
+from ...qcore import ConstantScaling, StatisticScaling, TensorQuant
 from ...qcore.models import require_model
 from ..conversion.snapshot import restored_on_failure
 from ..passes.reports import Entry, Report
 from .matching import matched, suggestion
+from .names import renamed
 from .problems import CheckpointError
 from .ranges import Place, parts_of, translated
-from .reading import tensors_of
+from .reading import Checkpoint, tensors_of
 
 __all__ = ["load_brevitas"]
 
@@ -22,7 +21,7 @@ _CALL = "load_brevitas"
 _CONSTANT = "zero_hw_sentinel"  # early versions of Brevitas saved it; it is always 0
 
 
-def load_brevitas(model: nn.Module, checkpoint: Mapping[str, Any] | str | os.PathLike[str]) -> Report:
+def load_brevitas(model: nn.Module, checkpoint: Checkpoint) -> Report:
     """Load a checkpoint of Brevitas into a model that was ported to the layers of this library, in place.
 
     Modules have the names that they have in the file, and quantizers are declared as there: what the file has of a
@@ -32,11 +31,11 @@ def load_brevitas(model: nn.Module, checkpoint: Mapping[str, Any] | str | os.Pat
 
     Args:
         model: the ported model.
-        checkpoint: a state dict, as it is or as training scripts wrap it (``{"state_dict": ...}``, names that start with
-            ``module.``), or the path of the file that holds it.
+        checkpoint: a state dict, or the path of the file that holds it; as it is, or as training scripts wrap it
+            (``{"state_dict": ...}``, names that start with ``module.``).
 
     Returns:
-        A `Report` with an entry for each quantizer; those of which the file says nothing are left.
+        A `Report` with an entry for each quantizer; those that keep no state are left.
 
     Raises:
         CheckpointError: keys of the file that the model has no place for, places that the file has nothing for, other
@@ -55,12 +54,15 @@ def load_brevitas(model: nn.Module, checkpoint: Mapping[str, Any] | str | os.Pat
         >>> print(load_brevitas(model, file))
         load_brevitas: 1 changed, 1 left (tensors 1)
           relu.act_quant   range 5.1
-          fc.weight_quant  left: the file says nothing of it
+          fc.weight_quant  left: its scale follows the weight
         >>> model.eval()(torch.tensor([[0.25, 0.26]])).item()
         0.5199999809265137
     """
     require_model(_CALL, model)
-    file = tensors_of(_CALL, checkpoint, model)
+    file = renamed(tensors_of(_CALL, checkpoint, model), model)
+    recurrent = _recurrent(model, file)
+    if recurrent:
+        raise CheckpointError(_CALL, recurrent)
     places = _places_of(model)
     own = model.state_dict(keep_vars=True)
     quantizers = {key for key in own if _within(key, places)}
@@ -76,11 +78,13 @@ def load_brevitas(model: nn.Module, checkpoint: Mapping[str, Any] | str | os.Pat
     state = {key: own[key].detach() for key in quantizers} | plain.state
     problems = [*plain.problems]
     entries = []
+    found = {place.quant: numbers[path] for path, place in places.items() if path in numbers}
     for path, place in places.items():
-        taken = translated(place, numbers.pop(path, {}), _parameter_of(place, plain.state))
+        own_numbers = numbers.pop(path, None) or found.get(place.quant, {})  # of any layer that shares the quantizer
+        taken = translated(place, own_numbers, _parameter_of(place, plain.state))
         problems += taken.problems
         state |= {f"{path}.{name}": tensor for name, tensor in taken.state.items()}
-        entries.append(Entry(path, taken.said or "left", "" if taken.said else "the file says nothing of it"))
+        entries.append(Entry(path, taken.said) if taken.said else Entry(path, "left", _without_state(place.quant)))
     modules = dict(model.named_modules(remove_duplicate=False))
     problems += [_homeless(path, modules) for path in numbers]
     problems += _at_odds(model, state)
@@ -90,6 +94,17 @@ def load_brevitas(model: nn.Module, checkpoint: Mapping[str, Any] | str | os.Pat
         raise CheckpointError(_CALL, problems)
     _put(model, state)
     return Report(_CALL, tuple(entries), figures={"tensors": len(rest)})
+
+
+def _recurrent(model: nn.Module, file: Mapping[str, Tensor]) -> list[str]:
+    """The recurrent layers that the file has with quantizers for each gate: they compute something else."""
+    found = {path for path, module in model.named_modules() if isinstance(module, QuantLSTM | QuantRNN)}
+    return [
+        f"{path or 'the model'}: the recurrent layer of the file has ranges for each gate and rounds other products, so "
+        "that its numbers mean nothing here. Load its weights alone (docs/coming-from-brevitas.md), and calibrate."
+        for path in sorted(found)
+        if any(key.startswith(f"{path}.layers." if path else "layers.") for key in file)
+    ]
 
 
 def _places_of(model: nn.Module) -> dict[str, Place]:
@@ -103,6 +118,16 @@ def _places_of(model: nn.Module) -> dict[str, Place]:
                 full = f"{path}.{name}" if path else name
                 found[full] = Place(full, path, module, slot, child)
     return found
+
+
+def _without_state(quant: TensorQuant) -> str:
+    """Why the file says nothing of a quantizer, where that is in order."""
+    if quant.follows_input:
+        return "its scale is that of the products"
+    scaling = getattr(quant, "scaling", None)
+    if isinstance(scaling, StatisticScaling):
+        return "its scale follows the weight" if quant.of_parameter else "its scale follows the input"
+    return "its scale is constant" if isinstance(scaling, ConstantScaling) else "it has no state"
 
 
 def _within(key: str, places: Mapping[str, Place]) -> bool:

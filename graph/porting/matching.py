@@ -87,7 +87,7 @@ def _by_module(keys: Iterable[str]) -> dict[str, list[str]]:
 def _missing(path: str, names: list[str], in_file: Collection[str]) -> str:
     said = f"{path or 'the model'}: the file has nothing for {in_words(names)}."
     if "running_mean" in names:
-        return f"{said} Where a batch norm is merged into the layer before it, leave it out here and write bias=True there."
+        return f"{said} If it is merged into the layer before it, leave it out here and write bias=True there."
     if names == ["bias"]:
         return f"{said} Write bias=False."
     return said + suggestion(path, in_file)

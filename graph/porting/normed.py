@@ -36,7 +36,7 @@ def named_otherwise(key: str, file: Mapping[str, Tensor]) -> tuple[Tensor, tuple
 
 def _forms(key: str) -> tuple[tuple[str, str], tuple[str, str]]:
     """The two halves of the weight that a key is a half of, in both forms."""
-    for (suffix, digit) in _HALVES:
+    for suffix, digit in _HALVES:
         if key.endswith(suffix):
             return _forms_of(key.removesuffix(suffix))
         ending = f".original{digit}"
@@ -55,6 +55,6 @@ def _forms_of(weight: str) -> tuple[tuple[str, str], tuple[str, str]]:
 def _product(magnitude: Tensor, direction: Tensor) -> Tensor:
     """The weight, as torch's weight norm computes it."""
     if magnitude.ndim == 0:
-        return torch._weight_norm(direction, magnitude, -1)
+        return torch.ops.aten._weight_norm(direction, magnitude, -1)
     dim = next((dim for dim, size in enumerate(magnitude.shape) if size > 1), 0)
-    return torch._weight_norm(direction, magnitude, dim)
+    return torch.ops.aten._weight_norm(direction, magnitude, dim)

@@ -12,8 +12,17 @@ import torch
 from torch import Tensor, nn
 
 from ...nn import QuantLayer, Slot
-from ...qcore import FloatScale, IntQuant, LearnedBitWidth, LogScale, PowerOfTwoScale, TensorQuant
-from ...qcore.scaling import ConstantScaling, RunningScaling, StoredScaling
+from ...qcore import (
+    ConstantScaling,
+    FloatScale,
+    IntQuant,
+    LearnedBitWidth,
+    LogScale,
+    PowerOfTwoScale,
+    RunningScaling,
+    StoredScaling,
+    TensorQuant,
+)
 from ...qcore.scaling.statistics import measure
 
 __all__ = ["Place", "Taken", "parts_of", "translated"]
@@ -208,22 +217,23 @@ def _from_statistic(
 
 def _misfit(place: Place, quant: IntQuant, scaling: StoredScaling, found: Tensor) -> str:
     """What is wrong with the number of ranges, if anything."""
-    known, count, shape = scaling.magnitude_base.shape[0], found.numel(), tuple(found.shape)
+    known, count = scaling.magnitude_base.shape[0], found.numel()
+    has = "one range" if count == 1 else f"{count} ranges of shape {tuple(found.shape)}"
     keyword = f"{place.keywords}quant" if place.keywords else "act_quant"
     if quant.granularity.single:
         if count == 1:
             return ""
         kind = "Int8WeightPerChannel" if place.quant.of_parameter else "Int8ActPerChannel"
-        return f"the file has {count} ranges of shape {shape}, and the model has one. Write {keyword}={kind}."
+        return f"the file has {has}, and the model has one. Write {keyword}={kind}."
     axis = quant.axis
     along = axis is None or found.ndim < 2 or (axis < found.ndim and found.shape[axis] == count)
-    sized = place.quant.of_parameter or scaling.calibrated or known > 1
+    sized = place.quant.of_parameter or known > 1  # others get their number with the first data, or with a file
     if along and (count == known or not sized) and not (count == 1 and known != 1):
         return ""
     kind = "Int8WeightPerTensor" if place.quant.of_parameter else "Int8Act"
     remedy = f" Write {keyword}={kind}." if count == 1 else ""
     own = f"{known} ({quant.granularity})" if sized else f"one for each of {quant.granularity}"
-    return f"the file has {count} ranges of shape {shape}, and the model has {own}.{remedy}"
+    return f"the file has {has}, and the model has {own}.{remedy}"
 
 
 def _nothing_stored(place: Place) -> str:

@@ -10,13 +10,17 @@ from torch import Tensor, nn
 
 from .problems import CheckpointError
 
-__all__ = ["tensors_of"]
+__all__ = ["Checkpoint", "tensors_of"]
+
+Checkpoint = Mapping[str, Any] | str | os.PathLike[str]  # a state dict, or where one is
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model")
 _REPLICATED = "module."  # what DataParallel and DistributedDataParallel put before every name
 
 
-def tensors_of(call: str, checkpoint: Mapping[str, Any] | str | os.PathLike[str], model: nn.Module) -> dict[str, Tensor]:
+def tensors_of(
+    call: str, checkpoint: Mapping[str, Any] | str | os.PathLike[str], model: nn.Module
+) -> dict[str, Tensor]:
     """The tensors of a state dict, or of the file that holds one, with the names they have in the model.
 
     A state dict may be wrapped, as training scripts do: ``{"state_dict": ..., "epoch": 3}``. A prefix ``module.`` of

@@ -3,10 +3,10 @@
 import inspect
 import numbers
 from collections.abc import Callable, Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.types import Device
 
 from ...qcore import Grid, QuantizerError, QuantTensor, SettingError, TensorQuant, path_of, values_of
@@ -22,8 +22,8 @@ __all__ = ["ActivationLayer", "own_settings"]
 class ActivationLayer(QuantLayer):
     """What quantized activation layers share; a subclass applies a function, the base quantizes its result.
 
-    A subclass has torch's layer as its second base, and two methods: a constructor that names torch's arguments and
-    the default of ``act_quant``, and the function.
+    A subclass has torch's layer as its second base, and a constructor that names torch's arguments and the default of
+    ``act_quant``. The function is torch's, unless the subclass has a ``_function`` of its own.
 
     Args:
         *args: torch's own, in torch's order.
@@ -44,21 +44,20 @@ class ActivationLayer(QuantLayer):
     Example:
         >>> from bitwright.quantizers import Int8Act
         >>> from torch import nn
-        >>> class QuantELU(ActivationLayer, nn.ELU):
-        ...     def __init__(self, alpha=1.0, inplace=False, *, act_quant=Int8Act, **options):
-        ...         super().__init__(alpha, inplace, act_quant=act_quant, **options)
-        ...
-        ...     def _function(self, x):
-        ...         return nn.functional.elu(x, self.alpha, self.inplace)
-        >>> layer = QuantELU(bit_width=4, scale=0.5, return_quant_tensor=True)
-        >>> out = layer(torch.tensor([-9.0, 1.2, 99.0]))
+        >>> class QuantSoftsign(ActivationLayer, nn.Softsign):
+        ...     def __init__(self, *, act_quant=Int8Act, **options):
+        ...         super().__init__(act_quant=act_quant, **options)
+        >>> layer = QuantSoftsign(bit_width=4, scale=0.125, return_quant_tensor=True)
+        >>> out = layer(torch.tensor([-9.0, 0.0, 1.0]))
         >>> out.int(), out.scale, out.bit_width
-        (tensor([-2,  2,  7], dtype=torch.int8), tensor(0.5000), 4)
+        (tensor([-7,  0,  4], dtype=torch.int8), tensor(0.1250), 4)
     """
 
     slots: tuple[Slot, ...] = (Slot("act", prefix=""), Slot("input"))
     __signature__: ClassVar[inspect.Signature]
-    _torchs: ClassVar[tuple[str, ...]] = ()  # the names of torch's arguments
+    _torch: ClassVar[type[nn.Module]] = nn.Module  # torch's layer
+    _torchs: ClassVar[tuple[str, ...]] = ()  # the names of its arguments
+    _keeps_grid = False  # whether the function leaves values on the grid that they come on
 
     act_quant: TensorQuant | None
     input_quant: TensorQuant | None
@@ -66,9 +65,10 @@ class ActivationLayer(QuantLayer):
 
     def __init_subclass__(cls, **kwargs: object) -> None:
         super().__init_subclass__(**kwargs)
-        torchs = inspect.signature(
-            next(each for each in cls.__mro__ if not issubclass(each, QuantLayer)).__init__
-        ).parameters
+        cls._torch = next(
+            each for each in cls.__mro__ if issubclass(each, nn.Module) and not issubclass(each, QuantLayer)
+        )
+        torchs = inspect.signature(cls._torch.__init__).parameters
         cls._torchs = tuple(each.name for each in torchs.values() if each.kind is each.POSITIONAL_OR_KEYWORD)[1:]
         cls.__signature__ = _spelled_out(cls)
 
@@ -115,7 +115,8 @@ class ActivationLayer(QuantLayer):
         return dict(self._where)
 
     def _check_slots(self) -> None:
-        if self.return_quant_tensor and self.act_quant is None and self.input_quant is not None:
+        lacks = self.act_quant is None and self.input_quant is not None and not self._keeps_grid
+        if self.return_quant_tensor and lacks:
             raise QuantizerError(
                 f"{Described(self)}: return_quant_tensor=True needs act_quant, which is None. Write act_quant=Int8Act."
             )
@@ -129,33 +130,35 @@ class ActivationLayer(QuantLayer):
         own = own_settings(self, act_quant, own)
         return own, split_overrides(self, {self.slot("input"): input_quant}, prefixed)["input"]
 
-    def _function(self, x: Tensor) -> Tensor:
+    def _function(self, x: Tensor) -> Any:
         """What the layer computes before it quantizes."""
-        raise NotImplementedError
+        return self._torch.forward(self, x)
 
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch's name for it
-        """The quantized result, of the input's shape; a `QuantTensor` with ``return_quant_tensor=True``."""
-        x = input
-        if self.input_quant is not None:
-            x = self.input_quant.quantize(values_of(x))[0]
+    def forward(self, input: Tensor) -> Any:  # noqa: A002 - torch's name for it
+        """The quantized result; a `QuantTensor` with ``return_quant_tensor=True``."""
+        x = self._entering(input)
         if self.act_quant is None:
             return self._function(x)
         values = self._real(values_of(x))
         if values is not x and getattr(self, "inplace", False):
             values = values.clone()  # a function in place must not write into a QuantTensor unseen
-        out, grid = self._quantized(values, self.act_quant)
-        if grid is None or not self.return_quant_tensor or exporting():
-            return out
-        return QuantTensor.wrap(out, grid)
+        return self._leaving(*self._quantized(values, self.act_quant))
+
+    def _entering(self, x: Tensor) -> Tensor:
+        """The input, quantized by ``input_quant``."""
+        if self.input_quant is None:
+            return x
+        values, grid = self.input_quant.quantize(self._flat(values_of(x)))
+        carries = self._keeps_grid and self.return_quant_tensor and not exporting()
+        return QuantTensor.wrap(values, grid) if carries and grid is not None else values
+
+    def _leaving(self, out: Tensor, grid: Grid | None) -> Tensor:
+        """The result, with its grid if that was asked for."""
+        return out if grid is None or not self.return_quant_tensor or exporting() else QuantTensor.wrap(out, grid)
 
     def _real(self, x: Tensor) -> Tensor:
         """The input as floating numbers, which grids have; complex ones lie on no grid."""
-        if x.is_nested:
-            raise QuantizerError(
-                f"{path_of(self)}: the input is a nested tensor, which can't be quantized. Pad it, "
-                "x.to_padded_tensor(0.0); if nn.TransformerEncoder made it, write enable_nested_tensor=False there."
-            )
-        if x.is_floating_point():
+        if self._flat(x).is_floating_point():
             return x
         if x.is_complex():
             raise QuantizerError(
@@ -163,6 +166,15 @@ class ActivationLayer(QuantLayer):
                 "torch.view_as_real(x), or the magnitude x.abs()."
             )
         return x.to(torch.get_default_dtype())
+
+    def _flat(self, x: Tensor) -> Tensor:
+        """The input, which must be one tensor and not a list of them in one."""
+        if x.is_nested:
+            raise QuantizerError(
+                f"{path_of(self)}: the input is a nested tensor, which can't be quantized. Pad it, "
+                "x.to_padded_tensor(0.0); if nn.TransformerEncoder made it, write enable_nested_tensor=False there."
+            )
+        return x
 
     def _quantized(self, x: Tensor, quant: TensorQuant) -> tuple[Tensor, Grid | None]:
         return quant.quantize(self._function(x))
@@ -253,11 +265,17 @@ def _approximation(name: str, item: object) -> str:
 
 
 _KINDS: dict[str, Callable[[str, object], object]] = {
+    "alpha": _number,
     "approximate": _approximation,
+    "beta": _number,
+    "ceil_mode": _flag,
+    "count_include_pad": _flag,
     "dim": _dimension,
     "inplace": _flag,
     "max_val": _number,
     "min_val": _number,
     "negative_slope": _number,
+    "return_indices": _flag,
     "return_quant_tensor": _flag,
+    "threshold": _number,
 }

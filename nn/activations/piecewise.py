@@ -7,7 +7,6 @@ layer passes on.
 import numbers
 from typing import Any
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...qcore import Grid, IntQuant, QuantizerError, TensorQuant
@@ -19,6 +18,9 @@ from .layer import ActivationLayer
 __all__ = [
     "QuantHardSwish",
     "QuantHardTanh",
+    "QuantHardsigmoid",
+    "QuantHardswish",
+    "QuantHardtanh",
     "QuantIdentity",
     "QuantLeakyReLU",
     "QuantReLU",
@@ -32,15 +34,13 @@ class QuantIdentity(ActivationLayer, nn.Identity):
     Positional arguments are torch's; for the keyword-only ones see `ActivationLayer`.
 
     Example:
+        >>> import torch
         >>> QuantIdentity(bit_width=4, scale=0.25)(torch.tensor([0.3, 9.0]))
         tensor([0.2500, 1.7500])
     """
 
     def __init__(self, *, act_quant: QuantizerLike = Int8Act, **options: Any) -> None:
         super().__init__(act_quant=act_quant, **options)
-
-    def _function(self, x: Tensor) -> Tensor:
-        return x
 
 
 class QuantReLU(ActivationLayer, nn.ReLU):
@@ -49,15 +49,13 @@ class QuantReLU(ActivationLayer, nn.ReLU):
     Positional arguments are torch's; for the keyword-only ones see `ActivationLayer`.
 
     Example:
+        >>> import torch
         >>> QuantReLU(bit_width=4, scale=0.25)(torch.tensor([-1.0, 0.3, 9.0]))
         tensor([0.0000, 0.2500, 3.7500])
     """
 
     def __init__(self, inplace: bool = False, *, act_quant: QuantizerLike = Uint8Act, **options: Any) -> None:
         super().__init__(inplace, act_quant=act_quant, **options)
-
-    def _function(self, x: Tensor) -> Tensor:
-        return F.relu(x, self.inplace)
 
     def _quantized(self, x: Tensor, quant: TensorQuant) -> tuple[Tensor, Grid | None]:
         if quant.intercept is None and isinstance(quant, IntQuant) and quant.folds_relu:
@@ -71,15 +69,13 @@ class QuantReLU6(ActivationLayer, nn.ReLU6):
     Positional arguments are torch's; for the keyword-only ones see `ActivationLayer`.
 
     Example:
+        >>> import torch
         >>> QuantReLU6(scale=0.5)(torch.tensor([-1.0, 0.3, 9.0]))
         tensor([0.0000, 0.5000, 6.0000])
     """
 
     def __init__(self, inplace: bool = False, *, act_quant: QuantizerLike = Uint8Act, **options: Any) -> None:
         super().__init__(inplace, act_quant=act_quant, **options)
-
-    def _function(self, x: Tensor) -> Tensor:
-        return F.relu6(x, self.inplace)
 
     def _quantized(self, x: Tensor, quant: TensorQuant) -> tuple[Tensor, Grid | None]:
         return _clipping(self, x, quant)
@@ -91,6 +87,7 @@ class QuantLeakyReLU(ActivationLayer, nn.LeakyReLU):
     Positional arguments are torch's; for the keyword-only ones see `ActivationLayer`.
 
     Example:
+        >>> import torch
         >>> QuantLeakyReLU(0.5, scale=0.25)(torch.tensor([-1.0, 0.3]))
         tensor([-0.5000,  0.2500])
     """
@@ -105,9 +102,6 @@ class QuantLeakyReLU(ActivationLayer, nn.LeakyReLU):
     ) -> None:
         super().__init__(negative_slope, inplace, act_quant=act_quant, **options)
 
-    def _function(self, x: Tensor) -> Tensor:
-        return F.leaky_relu(x, self.negative_slope, self.inplace)
-
 
 class QuantHardTanh(ActivationLayer, nn.Hardtanh):
     """`torch.nn.Hardtanh`, quantized.
@@ -115,6 +109,7 @@ class QuantHardTanh(ActivationLayer, nn.Hardtanh):
     Positional arguments are torch's; for the keyword-only ones see `ActivationLayer`.
 
     Example:
+        >>> import torch
         >>> QuantHardTanh(scale=2**-6)(torch.tensor([-9.0, 0.5]))
         tensor([-1.0000,  0.5000])
     """
@@ -135,11 +130,23 @@ class QuantHardTanh(ActivationLayer, nn.Hardtanh):
             )
         super().__init__(min_val, max_val, inplace, act_quant=act_quant, **options)
 
-    def _function(self, x: Tensor) -> Tensor:
-        return F.hardtanh(x, self.min_val, self.max_val, self.inplace)
-
     def _quantized(self, x: Tensor, quant: TensorQuant) -> tuple[Tensor, Grid | None]:
         return _clipping(self, x, quant)
+
+
+class QuantHardsigmoid(ActivationLayer, nn.Hardsigmoid):
+    """`torch.nn.Hardsigmoid`, quantized. Unsigned by default.
+
+    Positional arguments are torch's; for the keyword-only ones see `ActivationLayer`.
+
+    Example:
+        >>> import torch
+        >>> QuantHardsigmoid(scale=2**-8)(torch.tensor([-9.0, 0.0, 1.5]))
+        tensor([0.0000, 0.5000, 0.7500])
+    """
+
+    def __init__(self, inplace: bool = False, *, act_quant: QuantizerLike = Uint8Act, **options: Any) -> None:
+        super().__init__(inplace, act_quant=act_quant, **options)
 
 
 class QuantHardSwish(ActivationLayer, nn.Hardswish):
@@ -148,6 +155,7 @@ class QuantHardSwish(ActivationLayer, nn.Hardswish):
     Positional arguments are torch's; for the keyword-only ones see `ActivationLayer`.
 
     Example:
+        >>> import torch
         >>> QuantHardSwish(act_quant=Int8Act, scale=0.125)(torch.tensor([-1.5, 3.0]))
         tensor([-0.3750,  3.0000])
     """
@@ -155,8 +163,9 @@ class QuantHardSwish(ActivationLayer, nn.Hardswish):
     def __init__(self, inplace: bool = False, *, act_quant: QuantizerLike = ShiftedUint8Act, **options: Any) -> None:
         super().__init__(inplace, act_quant=act_quant, **options)
 
-    def _function(self, x: Tensor) -> Tensor:
-        return F.hardswish(x, self.inplace)
+
+QuantHardtanh = QuantHardTanh  # as torch spells them
+QuantHardswish = QuantHardSwish
 
 
 def _clipping(layer: QuantReLU6 | QuantHardTanh, x: Tensor, quant: TensorQuant) -> tuple[Tensor, Grid | None]:

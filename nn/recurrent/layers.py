@@ -11,8 +11,12 @@ from ...qcore import QuantizerError
 from ...quantizers import Int8Act, Int8WeightPerChannel
 from ..layer import Family
 from ..slots import Described, QuantizerLike, checked_flag
+from . import sequence
 from .base import families
-from .recurrent_layer import RecurrentLayer
+from .measuring import Quantizers
+from .recurrent_layer import RecurrentLayer, Weights
+from .scan import Tensors
+from .sequence import Steps
 from .steps import GRUStep, LSTMStep, RecurrentStep, RNNStep, Sites
 
 __all__ = ["QuantGRU", "QuantLSTM", "QuantRNN"]
@@ -143,6 +147,21 @@ class QuantLSTM(RecurrentLayer):
     def _kernel(self, *args: Any) -> Sequence[Tensor]:
         return _VF.lstm(*args)
 
+    def _has_sequence(self, inside: Quantizers) -> bool:
+        return super()._has_sequence(inside) and not self.coupled_input_forget_gates
+
+    def _sequence(
+        self,
+        x: Tensor,
+        sizes: list[int] | None,
+        states: Tensors,
+        weights: Weights,
+        steps: Mapping[str, Steps],
+        reverse: bool,
+    ) -> Tensors:
+        h, c = states
+        return sequence.lstm(x, sizes, h, c, weights, steps.get("hidden"), steps.get("cell"), reverse)
+
     def extra_repr(self) -> str:
         extra = super().extra_repr()
         return f"{extra}, coupled_input_forget_gates=True" if self.coupled_input_forget_gates else extra
@@ -226,6 +245,18 @@ class QuantGRU(RecurrentLayer):
     def _kernel(self, *args: Any) -> Sequence[Tensor]:
         return _VF.gru(*args)
 
+    def _sequence(
+        self,
+        x: Tensor,
+        sizes: list[int] | None,
+        states: Tensors,
+        weights: Weights,
+        steps: Mapping[str, Steps],
+        reverse: bool,
+    ) -> Tensors:
+        (h,) = states
+        return sequence.gru(x, sizes, h, weights, steps.get("hidden"), reverse)
+
 
 class QuantRNN(RecurrentLayer):
     """`torch.nn.RNN` with quantized weights and states: a simple recurrent layer with tanh or ReLU.
@@ -301,3 +332,15 @@ class QuantRNN(RecurrentLayer):
 
     def _kernel(self, *args: Any) -> Sequence[Tensor]:
         return _VF.rnn_tanh(*args) if self.nonlinearity == "tanh" else _VF.rnn_relu(*args)
+
+    def _sequence(
+        self,
+        x: Tensor,
+        sizes: list[int] | None,
+        states: Tensors,
+        weights: Weights,
+        steps: Mapping[str, Steps],
+        reverse: bool,
+    ) -> Tensors:
+        (h,) = states
+        return sequence.rnn(x, sizes, h, weights, steps.get("hidden"), self.nonlinearity, reverse)

@@ -74,11 +74,13 @@ class Layout(NamedTuple):
             return state if order is None else state.index_select(1, order)
         return state if self.batched else state.squeeze(1)
 
-    def rows(self, x: Tensor) -> tuple[Tensor, list[int]]:
-        """All steps of all sequences below each other, those of a step as neighbours; and how many each step has."""
-        if self.sizes is not None:
-            return x, self.sizes
-        return x.flatten(0, 1), [x.shape[1]] * x.shape[0]
+    def rows(self, x: Tensor) -> tuple[Tensor, list[int] | None]:
+        """All steps below each other, those of a step as neighbours; and how many each has, None for all as many."""
+        return (x, self.sizes) if self.sizes is not None else (x.flatten(0, 1), None)
+
+    def as_before(self, rows: Tensor, x: Tensor) -> Tensor:
+        """Rows as ``x`` lies, which `rows` was given."""
+        return rows if self.sizes is not None else rows.unflatten(0, x.shape[:2])
 
     def run(self, step: Step, states: Tensors, x: Tensor, constants: Tensors, reverse: bool) -> tuple[Tensors, Tensor]:
         """The general loop over sequences that lie as `time_first` gives them.

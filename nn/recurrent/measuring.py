@@ -7,11 +7,12 @@ import torch
 from torch import Tensor
 
 from ...qcore import Grid, IntQuant, TensorQuant
-from ...qcore.scaling import StoredScaling
-from ...qcore.tracing import loop_operators
+from ...qcore.scaling import RunningScaling, StoredScaling
+from ...qcore.tracing import loop_operators, transformed
+from .sequence import Steps, steps_of
 from .steps import Site
 
-__all__ = ["Quantizers", "measured_once", "quantizing", "to_measure"]
+__all__ = ["Quantizers", "grid_of_steps", "measured_once", "quantizing", "settled_steps", "to_measure"]
 
 Quantizers = Mapping[str, TensorQuant]  # by the names of the sites in a step
 
@@ -33,8 +34,39 @@ def to_measure(quantizers: Quantizers) -> dict[str, StoredScaling]:
     """The scalings whose range is that of this forward, or is changed by it, by the sites."""
     found = {}
     for slot, quant in quantizers.items():
-        if isinstance(quant, IntQuant) and isinstance(quant.scaling, StoredScaling) and quant._measures():
+        if isinstance(quant, IntQuant) and isinstance(quant.scaling, StoredScaling) and _measures(quant.scaling):
             found[slot] = quant.scaling
+    return found
+
+
+def _measures(scaling: StoredScaling) -> bool:
+    """Whether the range is that of the tensor at hand, or this forward in training adds to it."""
+    adds = scaling.training and (isinstance(scaling, RunningScaling) or scaling.calibrating)
+    return adds or not scaling.calibrated
+
+
+def settled_steps(quantizers: Quantizers, x: Tensor) -> dict[str, Steps] | None:
+    """The grids of states that are the same for all steps of this forward; None where only the modules will do.
+
+    In the block of `measured_once` this measures what is to be measured.
+
+    Args:
+        quantizers: those of the loop.
+        x: the input.
+    """
+    if transformed() or any(quant.intercept is not None for quant in quantizers.values()):
+        return None
+    found = {}
+    for slot, quant in quantizers.items():
+        scaling = getattr(quant, "scaling", None)
+        if isinstance(scaling, StoredScaling) and scaling.training:
+            part = x.new_zeros(1, 1)
+            scaling.prepare(part)
+            scaling._measure_if_due(part)
+        steps = steps_of(quant)
+        if steps is None:
+            return None
+        found[slot] = steps
     return found
 
 
@@ -77,3 +109,9 @@ def measured_once(quantizers: Quantizers, run: Callable[[dict[str, Site]], objec
     finally:
         for each in found:
             each.end_loop()
+
+
+def grid_of_steps(quant: TensorQuant, steps: Steps) -> Grid:
+    """The settled grid of a state as the record that tensors carry."""
+    assert isinstance(quant, IntQuant)
+    return quant._grid(steps.scale, steps.zero_point)

@@ -1,6 +1,6 @@
 """The base of quantized recurrent layers."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -14,11 +14,14 @@ from ..layer import Family
 from ..slots import Slot
 from .base import Recurrent
 from .layout import Layout
-from .measuring import Quantizers, measured_once, quantizing
+from .measuring import Quantizers, grid_of_steps, measured_once, quantizing, settled_steps
 from .scan import Tensors
-from .steps import Sites
+from .sequence import Steps
+from .steps import RecurrentStep, Sites
 
-__all__ = ["RecurrentLayer"]
+__all__ = ["RecurrentLayer", "Weights"]
+
+Weights = tuple[Tensor, Tensor, Tensor | None, Tensor | None]  # w_ih, w_hh, b_ih, b_hh
 
 
 class _Run(NamedTuple):
@@ -27,7 +30,8 @@ class _Run(NamedTuple):
     suffix: str
     reverse: bool
     given: Tensors | None  # states to begin with, not quantized; None for zeros
-    projected: Tensor  # what the input contributes to the gates
+    weight: Tensor  # that the input meets
+    bias: Tensor | None
 
 
 class RecurrentLayer(Recurrent, nn.RNNBase):
@@ -216,40 +220,90 @@ class RecurrentLayer(Recurrent, nn.RNNBase):
             suffixes = self._suffixes(layer)
             runs = []
             for at, suffix in enumerate(suffixes):
-                weight, bias = self._products("ih", suffix, grid)
                 start = None if given is None else tuple(each[layer * len(suffixes) + at] for each in given)
-                runs.append(_Run(suffix, at == 1, start, F.linear(x, weight, bias)))
-            x, ends, grid = self._general(layer, runs, layout, inside)
+                runs.append(_Run(suffix, at == 1, start, *self._products("ih", suffix, grid)))
+            x, ends, grid = self._one_layer(layer, x, runs, layout, inside)
             last += ends
         return x, tuple(map(torch.stack, zip(*last, strict=True))), grid
 
-    def _general(
-        self, layer: int, runs: list[_Run], layout: Layout, inside: Quantizers
+    def _one_layer(
+        self, layer: int, x: Tensor, runs: list[_Run], layout: Layout, inside: Quantizers
     ) -> tuple[Tensor, list[Tensors], Grid | None]:
-        """The output of a layer, the states at the end of each direction, and the output's grid: the definition."""
+        """The output of a layer, the states at the end of each direction, and the output's grid."""
         follows = any(self._follows_state(run.suffix) for run in runs)
-        plain = [self._constants(run.suffix, None, quantized=not follows) for run in runs]
-
-        def run_all(sites: Sites, constants: Sequence) -> list:  # a compiler evaluates these types, and knows no others
-            return [self._run(sites, run, layout, each) for run, each in zip(runs, constants, strict=True)]
-
         grids: dict[str, Grid | None] = {}
-        with measured_once(inside, lambda sites: run_all(sites, plain)):
-            if follows:
-                grid = self._grid_of_state(f"hidden_l{layer}", runs[0].projected)
-                plain = [self._constants(run.suffix, grid) for run in runs]
-            done = run_all(quantizing(inside, grids), plain)
+
+        def dry(sites: Sites) -> None:
+            for run in runs:
+                self._defined(sites, run, x, layout, self._constants(run.suffix, None, quantized=not follows))
+
+        with measured_once(inside, dry):
+            grid = self._grid_of_state(f"hidden_l{layer}", x) if follows else None
+            constants = [self._constants(run.suffix, grid) for run in runs]
+            steps = settled_steps(inside, x) if self._has_sequence(inside) else None
+            if steps is None:
+                sites = quantizing(inside, grids)
+                done = [self._defined(sites, run, x, layout, each) for run, each in zip(runs, constants, strict=True)]
+            else:
+                pairs = zip(runs, constants, strict=True)
+                done = [self._at_once(steps, inside, run, x, layout, each) for run, each in pairs]
+                grids = {slot: grid_of_steps(inside[slot], each) for slot, each in steps.items()}
         outs = [out for _, out in done]
         return outs[0] if len(outs) == 1 else torch.cat(outs, -1), [ends for ends, _ in done], grids.get("hidden")
 
-    def _run(self, sites: Sites, run: _Run, layout: Layout, constants: Tensors) -> tuple[Tensors, Tensor]:
-        """All steps of one direction: the states at the end, and the output."""
+    def _defined(
+        self, sites: Sites, run: _Run, x: Tensor, layout: Layout, constants: Tensors
+    ) -> tuple[Tensors, Tensor]:
+        """All steps of one direction, by the definition: the states at the end, and the output.
+
+        Computed in the type of the weights, under autocast, too; in float32 where that is half precision.
+        """
+        held = run.weight.dtype
+        wide = held if held in (torch.float32, torch.float64) else torch.float32
+        bias = None if run.bias is None else run.bias.to(wide)
         step = self._step(sites)
+        with torch.autocast(x.device.type, enabled=False):
+            projected = F.linear(x.to(wide), run.weight.to(wide), bias)
+            states, out = layout.run(
+                step, self._start(step, run, projected, layout), projected, _each_to(wide, constants), run.reverse
+            )
+        return _each_to(held, states), out.to(held)
+
+    def _start(self, step: RecurrentStep, run: _Run, x: Tensor, layout: Layout) -> Tensors:
+        """The states before the first step."""
         if run.given is None:
-            states = self._zeros(run.projected, layout.batch_of(run.projected))
-        else:
-            states = tuple(step.at(slot, each) for slot, each in zip(step.states, run.given, strict=True))
-        return layout.run(step, states, run.projected, constants, run.reverse)
+            return self._zeros(x, layout.batch_of(x))
+        given = _each_to(x.dtype, run.given)
+        return tuple(step.at(slot, each) for slot, each in zip(step.states, given, strict=True))
+
+    def _has_sequence(self, inside: Quantizers) -> bool:
+        """Whether a sequence function computes what this layer does, if its grids are settled."""
+        plain = set(inside) <= set(self.step.states) and not self.proj_size
+        return plain and not exporting() and loop_operators() is None
+
+    def _at_once(
+        self, steps: Mapping[str, Steps], inside: Quantizers, run: _Run, x: Tensor, layout: Layout, constants: Tensors
+    ) -> tuple[Tensors, Tensor]:
+        """All steps of one direction, as one function: the states at the end, and the output."""
+        held = run.weight.dtype
+        start = self._start(self._step(quantizing(inside, {})), run, x.to(held), layout)
+        weight_hh, *biases = constants
+        weights = (run.weight, weight_hh, run.bias, biases[0] if biases else None)
+        rows, sizes = layout.rows(x)
+        out, *states = self._sequence(rows.to(held), sizes, start, weights, steps, run.reverse)
+        return tuple(states), layout.as_before(out, x)
+
+    def _sequence(
+        self,
+        x: Tensor,
+        sizes: list[int] | None,
+        states: Tensors,
+        weights: Weights,
+        steps: Mapping[str, Steps],
+        reverse: bool,
+    ) -> Tensors:
+        """The sequence function of this kind of layer."""
+        raise NotImplementedError
 
     # The result
 
@@ -271,3 +325,7 @@ class RecurrentLayer(Recurrent, nn.RNNBase):
         state = dict(super().__getstate__())
         state.pop("_flat_weight_refs", None)  # weak references, which torch makes anew
         return state
+
+
+def _each_to(dtype: torch.dtype, tensors: Tensors) -> Tensors:
+    return tuple(each.to(dtype) for each in tensors)

@@ -471,8 +471,8 @@ class StoredScaling(MagnitudeScaling):
                 state_dict[base_key] = state_dict[base_key] + share * learned
 
     def _reset_for(self, loaded: Tensor, share: Tensor | None) -> None:
-        """Make room for a file of another number of channels, where this one has measured nothing."""
-        if not self.calibrated or (share is not None and not bool(share > 0)):
+        """Make room for a file of another number of channels, where this one measured nothing or has one for all."""
+        if not self.calibrated or self._one_for_all() or (share is not None and not bool(share > 0)):
             self.reset_parameters()
             self._fit(loaded.shape[0], loading=True)
 

@@ -37,7 +37,7 @@ class Elman(Kernel):
         out = raw if hidden is None or not keep else torch.empty_like(raw)
         outs, recurrent, div = order.each(out), Product(w_hh, h.shape[0]), torch.div
         activate = _INPLACE[self._nonlinearity]
-        h_now = h[: order.sizes[0]] if order.sizes else h
+        h_now = order.started(h)
         for turn, before, h_next in zip(order.turns(), order.each(raw), outs, strict=True):
             recurrent.add_to(before, h_now)
             activate(before)
@@ -68,7 +68,7 @@ class Elman(Kernel):
         recurrent = Product(w_hh.t(), h.shape[0])
         added, parts = order.each(d_out), order.each(flow)
         first, sizes, turns, added_to = torch.empty_like(h), order.sizes, order.turns(), False
-        to_h = d_h[: sizes[-1]] if sizes else d_h
+        to_h = order.ended(d_h)
         for step in range(len(sizes) - 1, -1, -1):
             state, before = d_states[step], step - 1
             if not added_to:

@@ -50,7 +50,7 @@ class Gated(Kernel):
         raw = x.new_empty(rows, width) if keep and hidden is not None else None
         outs, turns = order.each(out), order.turns()
         scratch = order.scratch(x, width)[0]
-        h_now = h[: order.sizes[0]] if order.sizes else h
+        h_now = order.started(h)
         sub, mul, div = torch.sub, torch.mul, torch.div
         steps = zip(
             turns,
@@ -111,7 +111,7 @@ class Gated(Kernel):
         added, parts, cells = order.each(d_out), order.each(flow[:, : 3 * width]), order.each(of_state)
         views = order.each(flow.view(rows, 5, width).transpose(0, 1), 1)
         first, sizes, turns, added_to = torch.empty_like(h), order.sizes, order.turns(), False
-        to_h = d_h[: sizes[-1]] if sizes else d_h
+        to_h = order.ended(d_h)
         recurrent = Product(w_hh.t(), h.shape[0])
         for step in range(len(sizes) - 1, -1, -1):
             state, before = d_states[step], step - 1

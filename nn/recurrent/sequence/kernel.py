@@ -61,6 +61,7 @@ def inputs_of(tensors: Tensors, form: Form) -> Inputs:
     """The inputs in a flat list of tensors.
 
     Example:
+        >>> import torch
         >>> x, w = torch.ones(2, 1), torch.eye(1)
         >>> inputs_of([x, w, w, None, None, x, torch.tensor(0.5), None], Form(None, False, (0, 255))).grids
         [StateGrid(scale=tensor(0.5000), low=0, high=255)]

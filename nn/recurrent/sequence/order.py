@@ -54,13 +54,13 @@ class Order:
         """For each step, the rows of the next one where they are others than its own."""
         return [None if one == two else two for one, two in pairwise(self.sizes)] + [None] * bool(self.sizes)
 
-    def handed_on(self, slots: Sequence[Tensor]) -> list[Tensor]:
-        """Where each step writes a state: to its place before the next step, or to its own where rows differ."""
-        own = [slot.new_empty(slot.shape) for slot in slots[-1:]]
-        return [
-            after if turn is None else slot.new_empty(slot.shape)
-            for slot, after, turn in zip(slots[:-1], slots[1:], self.turns()[:-1], strict=True)
-        ] + own
+    def started(self, first: Tensor) -> Tensor:
+        """The state before the step that is computed first."""
+        return first[: self.sizes[0]] if self.sizes else first
+
+    def ended(self, last: Tensor) -> Tensor:
+        """The gradient of the state after the step that is computed last."""
+        return last[: self.sizes[-1]] if self.sizes else last
 
     def resized(self, state: Tensor, first: Tensor, size: int) -> Tensor:
         """The state before a step of other rows than the step before: some sequences have ended, or begin."""
@@ -95,22 +95,32 @@ class Order:
         first[size:rows] = flow[size:]
         return flow[:size]
 
+    def before(self, states: Tensor, first: Tensor) -> list[tuple[slice, Tensor]]:
+        """The states before the steps: which rows, and their states. No memory is copied where all steps are alike.
+
+        Args:
+            states: after every step, (rows, hidden size).
+            first: before the first one.
+        """
+        if not self.sizes:
+            return []
+        if self.even:
+            size = self.sizes[0]
+            cut = states.shape[0] - size
+            if self.reverse:
+                return [(slice(cut), states[size:]), (slice(cut, None), first)]
+            return [(slice(size, None), states[:cut]), (slice(size), first)]
+        views, found = self.each(states), [self.started(first)]
+        found += [self.resized(state, first, size) for state, size in zip(views, self.sizes[1:], strict=False)]
+        return [(slice(None), torch.cat(found[::-1] if self.reverse else found))]
+
     def recurrent_grad(self, grads: Tensor, states: Tensor, first: Tensor) -> Tensor:
         """The gradient of a weight that every step multiplies the state before it with.
 
         Args:
             grads: of the products, (rows, outputs).
-            states: after every step, (rows, inputs).
+            states: after every step, (rows, hidden size).
             first: before the first one.
         """
-        if not self.sizes:
-            return product(grads.t(), states.t())
-        if self.even:
-            size = self.sizes[0]
-            cut = grads.shape[0] - size
-            began, later = (grads[cut:], grads[:cut]) if self.reverse else (grads[:size], grads[size:])
-            before = states[size:] if self.reverse else states[:cut]
-            return product(later.t(), before.t()).addmm_(began.t(), first)
-        views, before = self.each(states), [first[: self.sizes[0]]]
-        before += [self.resized(state, first, size) for state, size in zip(views, self.sizes[1:], strict=False)]
-        return product(grads.t(), torch.cat(before[::-1] if self.reverse else before).t())
+        parts = [product(grads[at].t(), before.t()) for at, before in self.before(states, first)]
+        return sum(parts[1:], parts[0]) if parts else grads.t() @ states

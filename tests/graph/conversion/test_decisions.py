@@ -13,7 +13,7 @@ from bitwright.quantizers import Int8Act, Int8WeightPerChannel
 
 
 def model():
-    return nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2), nn.LayerNorm(2))
+    return nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2), nn.Flatten())
 
 
 def test_every_layer_has_one():
@@ -29,7 +29,7 @@ def test_every_layer_has_one():
         ),
         Decision("1", "ReLU", {}, "no rule is for it"),
         Decision("2", "Linear", {}, 'by the rule "2"'),
-        Decision("3", "LayerNorm", {}, "there is no quantized layer for LayerNorm"),
+        Decision("3", "Flatten", {}, "there is no quantized layer for Flatten"),
     ]
     assert [each.quantized for each in decisions_of(q)] == [True, False, False, False]
 
@@ -53,13 +53,14 @@ def test_they_are_copied_and_in_no_state_dict():
 
 def test_a_second_call_adds_to_the_first():
     q = quantize(quantize(model(), {"0": W8A8}), {"2": W8A8})
-    assert [each.layer for each in decisions_of(q)] == ["QuantLinear", "ReLU", "QuantLinear", "LayerNorm"]
+    assert [each.layer for each in decisions_of(q)] == ["QuantLinear", "ReLU", "QuantLinear", "Flatten"]
     assert decisions_of(q)[0].quantized
 
 
-def test_what_attention_reads_past_stays_float():
-    q = quantize(nn.TransformerEncoderLayer(4, 2, 8), {nn.Linear: W8A8})
+def test_attention_is_one_layer():
+    q = quantize(nn.TransformerEncoderLayer(4, 2, 8), {nn.Linear: W8A8, nn.LayerNorm: None})
     decided = {each.path: each for each in decisions_of(q)}
-    reason = "nn.MultiheadAttention reads its weight and never calls it"
-    assert decided["self_attn.out_proj"].float_reason == reason
+    assert decided["self_attn"].float_reason == "no rule is for it"
+    assert "self_attn.out_proj" not in decided
     assert decided["linear1"].quantized
+    assert decided["norm1"].float_reason == "by the rule nn.LayerNorm"

@@ -121,11 +121,11 @@ def test_own_forwards_that_a_layer_can_not_run():
 
 def test_no_quantized_layer_of_that_type():
     message = (
-        "quantize: 0 is LayerNorm, and can't become QuantLinear, which the rule nn.LayerNorm says: that is no "
-        "quantized LayerNorm. Write a class that extends QuantLayer and LayerNorm."
+        "quantize: 0 is Flatten, and can't become QuantLinear, which the rule nn.Flatten says: that is no "
+        "quantized Flatten. Write a class that extends QuantLayer and Flatten."
     )
     with pytest.raises(GraphError, match=f"^{re.escape(message)}$"):
-        quantize(nn.Sequential(nn.LayerNorm(4)), {nn.LayerNorm: qnn.QuantLinear})
+        quantize(nn.Sequential(nn.Flatten()), {nn.Flatten: qnn.QuantLinear})
 
 
 def test_the_table_is_what_the_library_has():

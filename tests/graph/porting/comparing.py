@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 from bitwright.graph.passes.reports import Report
 from bitwright.graph.porting import load_brevitas
+from bitwright.graph.porting.names import renamed
 from bitwright.nn import intercepted, quantizers_of
-from bitwright.qcore import Grid, TensorQuant
+from bitwright.qcore import Grid, QuantTensor, TensorQuant
 from tests.graph.porting.packed import load
 from tests.graph.porting.seeded import completed
 
@@ -35,6 +36,7 @@ class Comparison:
     different: dict[str, int] = field(default_factory=dict)
     scales: float = 0.0  # the largest relative difference of a scale
     compared: set[str] = field(default_factory=set)
+    beyond: set[str] = field(default_factory=set)  # quantizers that do more here than there: only the output tells
     output: float = 0.0  # the largest difference of the output
 
 
@@ -44,6 +46,7 @@ class Golden:
     def __init__(self, path: Path) -> None:
         self.arrays, facts = load(path)
         self.seeded: dict[str, tuple[int, ...]] = {name: tuple(shape) for name, shape in facts["seeded"].items()}
+        self.spread: float | None = facts["spread"]
         self.digests: dict[str, str] = facts["digests"]
 
     @property
@@ -51,7 +54,22 @@ class Golden:
         """The state dict that Brevitas saved."""
         kept = {name.removeprefix("state/"): each for name, each in self.arrays.items() if name.startswith("state/")}
         shapes = {name: each.shape for name, each in kept.items()} | self.seeded
-        return {name: torch.from_numpy(each) for name, each in completed(shapes, kept).items()}
+        return {name: torch.from_numpy(each) for name, each in completed(shapes, kept, self.spread).items()}
+
+    def rename(self, model: nn.Module) -> None:
+        """Let quantizers have the names that a ported model has for them."""
+        for kind in ("codes", "scale"):
+            names = [name.removeprefix(f"{kind}/") for name in self.arrays if name.startswith(f"{kind}/")]
+            own = renamed({name.replace("/", "."): torch.empty(0) for name in names}, model)
+            for name, other in zip(names, own, strict=True):
+                changed = "/".join(other.rsplit(".", 1)) if kind == "codes" else other
+                self.arrays[f"{kind}/{changed}"] = self.arrays.pop(f"{kind}/{name}")
+        self.digests = {
+            other: self.digests[name]
+            for name, other in zip(
+                self.digests, renamed(dict.fromkeys(self.digests, torch.empty(0)), model), strict=True
+            )
+        }
 
     @property
     def places(self) -> set[str]:
@@ -66,6 +84,7 @@ class Golden:
 def compared(model: nn.Module, path: Path) -> tuple[Comparison, Report]:
     """Load the state of a golden file into a ported model, and compare its codes in evaluation."""
     golden = Golden(path)
+    golden.rename(model)
     report = load_brevitas(model, golden.state)
     done = Comparison()
 
@@ -77,31 +96,58 @@ def compared(model: nn.Module, path: Path) -> tuple[Comparison, Report]:
             values, grid = quant._quantize(x, *context)
             theirs = golden.codes(place, calls)
             assert grid is not None
-            done.compared.add(place)
             own = torch.round(values.double() / grid.along(grid.scale, values.shape).double())
             if grid.zero_point is not None:
                 own += grid.along(grid.zero_point, values.shape)
             calls += 1
+            if theirs is None and place not in golden.digests:
+                done.beyond.add(place)
+                return values, grid
+            done.compared.add(place)
             done.codes += own.numel()
             if place in golden.digests:
                 digest = hashlib.sha256(own.to(torch.int32).numpy().tobytes()).hexdigest()
                 if digest != golden.digests[place]:
                     done.different[place] = own.numel()
                 return values, grid
-            assert theirs is not None, f"{place} was called {calls} times"
+            assert theirs is not None
             wanted = torch.from_numpy(theirs.astype(np.float64))
+            wanted = (wanted.mT if place.endswith("key_quant") else wanted).reshape(
+                own.shape
+            )  # Brevitas' is transposed
             _count(done, place, x, own, wanted, grid)
             _scales(done, grid, golden.arrays[f"scale/{place}"])
             return grid.from_int(wanted.to(values.dtype)), grid
 
         return intercept
 
+    for path, layer in model.named_modules():
+        if f"{path}.trunc_quant" in golden.places:
+            layer.register_forward_hook(_pooled(done, golden, f"{path}.trunc_quant"))
     model.eval()
     with torch.no_grad(), intercepted(quantizers_of(model), beside):
         out = model(torch.from_numpy(golden.arrays["input"]))
     done.output = float((out.as_subclass(Tensor) - torch.from_numpy(golden.arrays["output"])).abs().max())
     assert done.compared == golden.places, done.compared ^ golden.places
     return done, report
+
+
+def _pooled(done: Comparison, golden: Golden, place: str) -> Callable[..., Tensor]:
+    """What compares the integers of a pooling layer, which are no quantizer's."""
+
+    def hook(layer: nn.Module, inputs: object, out: QuantTensor) -> Tensor:
+        theirs = golden.codes(place, 0)
+        assert theirs is not None
+        wanted = torch.from_numpy(theirs.astype(np.float64))
+        done.compared.add(place)
+        done.codes += wanted.numel()
+        off = int((out.int() != wanted).sum())
+        if off:
+            done.different[place] = off
+        _scales(done, out.grid, golden.arrays[f"scale/{place}"])
+        return QuantTensor.wrap(out.grid.from_int(wanted.float()), out.grid)
+
+    return hook
 
 
 def _count(done: Comparison, place: str, x: Tensor, own: Tensor, wanted: Tensor, grid: Grid) -> None:

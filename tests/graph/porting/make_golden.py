@@ -32,7 +32,7 @@ def trained(model: nn.Module, batch: Callable[[], Tensor]) -> None:
     for _ in range(3):
         model(batch())
     model.apply(finalize_collect_stats)
-    small = [each for each in model.parameters() if not is_seeded(tuple(each.shape))]
+    small = [each for name, each in model.named_parameters() if not is_seeded(name, tuple(each.shape))]
     optimizer = torch.optim.SGD(small, lr=0.02)
     for _ in range(2):
         out = model(batch())
@@ -73,15 +73,15 @@ def written(reference: Reference, path: Path, full: bool) -> None:
     torch.manual_seed(0)
     model = reference.build(full)
     for name, parameter in model.named_parameters():
-        if is_seeded(tuple(parameter.shape)):
-            parameter.data = torch.from_numpy(seeded(name, tuple(parameter.shape)))
+        if is_seeded(name, tuple(parameter.shape)):
+            parameter.data = torch.from_numpy(seeded(name, tuple(parameter.shape), reference.spread))
     trained(model, lambda: reference.batch(full))
     state = {name: each.detach().clone() for name, each in model.state_dict().items()}
     again = reference.build(full)
     again.load_state_dict(state)
     x = reference.batch(full)[: reference.examples]
     found, scales, out = codes_of(again, x)
-    kept = {f"state/{name}": each.numpy() for name, each in state.items() if not is_seeded(tuple(each.shape))}
+    kept = {f"state/{name}": each.numpy() for name, each in state.items() if not is_seeded(name, tuple(each.shape))}
     arrays = {"input": x.numpy(), "output": out.numpy(), **kept}
     digests = {}
     for name, calls in found.items():
@@ -91,10 +91,13 @@ def written(reference: Reference, path: Path, full: bool) -> None:
             else:
                 arrays[f"codes/{name}/{call}"] = codes
         arrays[f"scale/{name}"] = scales[name]
-    seeds = {name: list(each.shape) for name, each in state.items() if is_seeded(tuple(each.shape))}
-    save(path, arrays, {"seeded": seeds, "digests": digests})
+    seeds = {name: list(each.shape) for name, each in state.items() if is_seeded(name, tuple(each.shape))}
+    save(path, arrays, {"seeded": seeds, "spread": reference.spread, "digests": digests})
     size = path.stat().st_size
-    print(f"{path.name}: {sum(codes.size for calls in found.values() for codes in calls)} codes, {size} bytes")
+    print(f"{path.name}: {sum(codes.size for calls in found.values() for codes in calls):,} codes, {size:,} bytes")
+    for name, calls in found.items():
+        if any(len(np.unique(codes)) < 2 for codes in calls):
+            print(f"  {name} has one code only")
 
 
 def main() -> None:

@@ -1,5 +1,6 @@
 """Brevitas' example models, as its package builds them; narrow ones for files of a size to keep."""
 
+import importlib
 import json
 import re
 import sys
@@ -9,31 +10,32 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from unittest.mock import MagicMock, patch
 
-import brevitas.nn as qnn  # pyright: ignore[reportMissingImports]
-import brevitas_examples
+import brevitas.nn as qnn  # pyright: ignore[reportMissingImports] - it has an environment of its own
 import brevitas.quant as quant  # pyright: ignore[reportMissingImports]
 import torch
 from brevitas.core.function_wrapper import RoundSte  # pyright: ignore[reportMissingImports]
 from brevitas.nn.utils import merge_bn  # pyright: ignore[reportMissingImports]
+from torch import Tensor, nn
+
+__all__ = ["REFERENCES", "Reference"]
 
 # What the package prepares sound with: the networks don't need it.
 for unused in ("inflect", "librosa", "ruamel", "ruamel.yaml", "scipy", "soundfile", "torch_stft", "unidecode"):
     sys.modules.setdefault(unused, MagicMock())
 
-from brevitas_examples.bnn_pynq.models import CNV, FC, resnet  # pyright: ignore[reportMissingImports]
-from brevitas_examples.imagenet_classification.models import mobilenetv1  # pyright: ignore[reportMissingImports]
-from brevitas_examples.speech_to_text.quartznet.quartznet import (  # pyright: ignore[reportMissingImports]
-    JasperDecoderForCTC,
-    JasperEncoder,
-)
-from brevitas_examples.super_resolution.models import espcn as espcn_models  # pyright: ignore[reportMissingImports]
-from brevitas_examples.text_to_speech.melgan import (  # pyright: ignore[reportMissingImports]
-    generator_brevitas,
-    res_stack_brevitas,
-)
-from torch import Tensor, nn
 
-__all__ = ["REFERENCES", "Reference"]
+def _example(path: str) -> Any:
+    """A module of Brevitas' examples."""
+    return importlib.import_module(f"brevitas_examples.{path}")
+
+
+CNV, FC, resnet = (_example(f"bnn_pynq.models.{name}") for name in ("CNV", "FC", "resnet"))
+mobilenetv1 = _example("imagenet_classification.models.mobilenetv1")
+quartznet_models = _example("speech_to_text.quartznet.quartznet")
+espcn_models = _example("super_resolution.models.espcn")
+generator_brevitas, res_stack_brevitas = (
+    _example(f"text_to_speech.melgan.{name}") for name in ("generator_brevitas", "res_stack_brevitas")
+)
 
 
 class Reference(NamedTuple):
@@ -42,6 +44,7 @@ class Reference(NamedTuple):
     build: Callable[[bool], nn.Module]
     batch: Callable[[bool], Tensor]
     examples: int = 1  # of a batch, in the file
+    spread: float | None = None  # of the weights; None for that of usual first ones
 
 
 def image(channels: int, size: int) -> Tensor:
@@ -56,7 +59,7 @@ def fully_connected(weight_bits: int, act_bits: int, width: int) -> Reference:
         features, size = ([width] * 3, (28, 28)) if full else ([32, 24, 16], (8, 8))
         return FC.FC(10, weight_bits, act_bits, act_bits, 1, features, size)
 
-    return Reference(build, lambda full: image(1, 28 if full else 8))
+    return Reference(build, lambda full: image(1, 28 if full else 8), spread=0.5)
 
 
 def cnv(weight_bits: int, act_bits: int) -> Reference:
@@ -71,7 +74,7 @@ def cnv(weight_bits: int, act_bits: int) -> Reference:
         with nullcontext() if full else patch.multiple(CNV, **narrow):
             return CNV.CNV(10, weight_bits, act_bits, 8, 3)
 
-    return Reference(build, lambda full: image(3, 32))
+    return Reference(build, lambda full: image(3, 32), spread=0.5)
 
 
 class Quantizers(nn.Module):
@@ -83,46 +86,53 @@ class Quantizers(nn.Module):
         channels = {"scaling_per_output_channel": True, "scaling_stats_permute_dims": (1, 0)}
         learned = {"weight_scaling_impl_type": "parameter_from_stats"}
         bits = {"bit_width_impl_type": "parameter", "bit_width": 5}
-        self.acts = nn.ModuleDict({
-            "collected": qnn.QuantIdentity(),
-            "power_of_two": qnn.QuantIdentity(act_quant=quant.Int8ActPerTensorFixedPoint),
-            "rounded_power": qnn.QuantIdentity(
-                act_quant=quant.Int8ActPerTensorFixedPoint, restrict_value_float_to_int_impl=RoundSte
-            ),
-            "logarithm": qnn.QuantIdentity(restrict_scaling_type="log_fp"),
-            "running": qnn.QuantIdentity(**running),
-            "running_logarithm": qnn.QuantIdentity(restrict_scaling_type="log_fp", **running),
-            "running_power_of_two": qnn.QuantIdentity(act_quant=quant.Int8ActPerTensorFixedPoint, **running),
-            "shifted": qnn.QuantIdentity(act_quant=quant.ShiftedUint8ActPerTensorFloat),
-            "from_range": qnn.QuantIdentity(
-                act_quant=quant.Int8ActPerTensorFloatMinMaxInit, min_val=-2.0, max_val=1.5, bit_width=4
-            ),
-            "constant": qnn.QuantIdentity(scaling_impl_type="const", min_val=-1.0, max_val=1.0),
-            "learned_bits": qnn.QuantIdentity(**bits),
-            "kept_bits": qnn.QuantIdentity(bit_width_impl_type="stateful_const", bit_width=6),
-            "channels": qnn.QuantIdentity(per_channel_broadcastable_shape=(1, 8), bit_width=4, **channels),
-            "relu": qnn.QuantReLU(bit_width=4),
-            "tanh": qnn.QuantTanh(),
-        })
+        self.acts = nn.ModuleDict(
+            {
+                "collected": qnn.QuantIdentity(),
+                "power_of_two": qnn.QuantIdentity(act_quant=quant.Int8ActPerTensorFixedPoint),
+                "rounded_power": qnn.QuantIdentity(
+                    act_quant=quant.Int8ActPerTensorFixedPoint, restrict_value_float_to_int_impl=RoundSte
+                ),
+                "logarithm": qnn.QuantIdentity(restrict_scaling_type="log_fp"),
+                "running": qnn.QuantIdentity(**running),
+                "running_logarithm": qnn.QuantIdentity(restrict_scaling_type="log_fp", **running),
+                "running_power_of_two": qnn.QuantIdentity(act_quant=quant.Int8ActPerTensorFixedPoint, **running),
+                "shifted": qnn.QuantIdentity(act_quant=quant.ShiftedUint8ActPerTensorFloat),
+                "from_range": qnn.QuantIdentity(
+                    act_quant=quant.Int8ActPerTensorFloatMinMaxInit, min_val=-2.0, max_val=1.5, bit_width=4
+                ),
+                "constant": qnn.QuantIdentity(scaling_impl_type="const", min_val=-1.0, max_val=1.0),
+                "learned_bits": qnn.QuantIdentity(**bits),
+                "kept_bits": qnn.QuantIdentity(bit_width_impl_type="stateful_const", bit_width=6),
+                "channels": qnn.QuantIdentity(per_channel_broadcastable_shape=(1, 8), bit_width=4, **channels),
+                "relu": qnn.QuantReLU(bit_width=4),
+                "tanh": qnn.QuantTanh(),
+            }
+        )
         shared = qnn.QuantReLU(bit_width=3)
         self.first, self.second = shared, shared
-        self.linears = nn.ModuleDict({
-            "plain": qnn.QuantLinear(8, 6),
-            "mse": qnn.QuantLinear(8, 6, weight_quant=quant.Int8WeightPerTensorFloatMSE, weight_bit_width=4),
-            "power_of_two": qnn.QuantLinear(8, 6, weight_quant=quant.Int8WeightPerTensorFixedPointMSE),
-            "channels": qnn.QuantLinear(8, 6, weight_quant=quant.Int8WeightPerChannelFloat, **learned),
-            "rescaled": qnn.QuantLinear(8, 6, weight_scaling_affine_rescaling_init=0.8),
-            "learned_bits": qnn.QuantLinear(8, 6, **{f"weight_{name}": each for name, each in bits.items()}),
-            "shifted": qnn.QuantLinear(8, 6, weight_quant=quant.ShiftedUint8WeightPerTensorFloatMSE),
-            "integer": qnn.QuantLinear(
-                8, 6, input_quant=quant.Int8ActPerTensorFloat, bias_quant=quant.Int32Bias,
-                output_quant=quant.Int8ActPerTensorFloat,
-            ),
-            "own_bias": qnn.QuantLinear(8, 6, bias_quant=quant.Int8BiasPerTensorFloatInternalScaling),
-            "normed": nn.utils.weight_norm(qnn.QuantLinear(8, 6, weight_bit_width=4, **learned)),
-            "parametrized": nn.utils.parametrizations.weight_norm(qnn.QuantLinear(8, 6, weight_bit_width=4)),
-            "merged": qnn.QuantLinear(8, 6, bias=False, weight_bit_width=4),
-        })
+        self.linears = nn.ModuleDict(
+            {
+                "plain": qnn.QuantLinear(8, 6),
+                "mse": qnn.QuantLinear(8, 6, weight_quant=quant.Int8WeightPerTensorFloatMSE, weight_bit_width=4),
+                "power_of_two": qnn.QuantLinear(8, 6, weight_quant=quant.Int8WeightPerTensorFixedPointMSE),
+                "channels": qnn.QuantLinear(8, 6, weight_quant=quant.Int8WeightPerChannelFloat, **learned),
+                "rescaled": qnn.QuantLinear(8, 6, weight_scaling_affine_rescaling_init=0.8),
+                "learned_bits": qnn.QuantLinear(8, 6, **{f"weight_{name}": each for name, each in bits.items()}),
+                "shifted": qnn.QuantLinear(8, 6, weight_quant=quant.ShiftedUint8WeightPerTensorFloatMSE),
+                "integer": qnn.QuantLinear(
+                    8,
+                    6,
+                    input_quant=quant.Int8ActPerTensorFloat,
+                    bias_quant=quant.Int32Bias,
+                    output_quant=quant.Int8ActPerTensorFloat,
+                ),
+                "own_bias": qnn.QuantLinear(8, 6, bias_quant=quant.Int8BiasPerTensorFloatInternalScaling),
+                "normed": nn.utils.weight_norm(qnn.QuantLinear(8, 6, weight_bit_width=4, **learned)),
+                "parametrized": nn.utils.parametrizations.weight_norm(qnn.QuantLinear(8, 6, weight_bit_width=4)),
+                "merged": qnn.QuantLinear(8, 6, bias=False, weight_bit_width=4),
+            }
+        )
         self.conv = qnn.QuantConv2d(2, 4, 2, weight_quant=quant.Int8WeightPerChannelFloatMSE, weight_bit_width=4)
         self.transposed = qnn.QuantConvTranspose2d(
             4, 2, 2, weight_quant=quant.Int8WeightPerChannelFloatMSE, weight_bit_width=4
@@ -134,6 +144,46 @@ class Quantizers(nn.Module):
         found = [each(x) for each in (*self.acts.values(), *self.linears.values())]
         found += [self.first(x), self.second(x - 0.5), self.transposed(self.conv(x.reshape(-1, 2, 2, 2))).flatten(1)]
         return torch.cat([each.value if hasattr(each, "value") else each for each in found], 1)
+
+
+class Layers(nn.Module):
+    """Layers of other kinds than the networks have: sums, embeddings, pools, upsampling, norms, attention."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = qnn.QuantEmbedding(16, 8, weight_bit_width=4)
+        self.acts = nn.ModuleList(
+            [qnn.QuantSigmoid(), qnn.QuantHardSwish(), qnn.QuantHardTanh(min_val=-1.0, max_val=1.0), qnn.QuantTanh()]
+        )
+        self.add = qnn.QuantEltwiseAdd()
+        self.identity = qnn.QuantIdentity(bit_width=6, return_quant_tensor=True)
+        self.dropout = nn.Dropout(0.5)
+        self.pools = nn.ModuleList(
+            [
+                qnn.TruncAvgPool2d(2, float_to_int_impl_type="floor"),
+                qnn.TruncAvgPool2d(2, bit_width=4),
+                qnn.TruncAdaptiveAvgPool2d(1, bit_width=5),
+                nn.MaxPool2d(2),
+            ]
+        )
+        self.nearest = qnn.QuantUpsamplingNearest2d(scale_factor=2)
+        self.bilinear = qnn.QuantUpsample(scale_factor=2, mode="bilinear", align_corners=False)
+        self.scale = qnn.QuantScaleBias(2, bias=True, weight_bit_width=6)
+        nn.init.uniform_(self.scale.weight, -1, 1)
+        self.attention = qnn.QuantMultiheadAttention(8, 2)
+        self.dot = qnn.QuantScaledDotProductAttention()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """All results in one row."""
+        whole = self.embedding((x.abs() * 5).long().clamp(max=15))
+        found = [each(x) for each in self.acts] + [self.add(x, x.flip(1)), whole]
+        image = self.dropout(self.identity(x.reshape(-1, 2, 2, 2)))
+        found += [each(image) for each in self.pools] + [self.nearest(image), self.bilinear(image)]
+        found += [self.scale(image)]
+        steps = x[:, None]
+        found += [self.attention(steps, steps, steps)[0], self.dot(x[None], x[None] * 0.5, x[None])]
+        values = [each.value if hasattr(each, "value") else each for each in found]
+        return torch.cat([each.reshape(-1) for each in values])
 
 
 def espcn(bits: int) -> Reference:
@@ -201,9 +251,16 @@ def mobilenet() -> Reference:
     """For ImageNet; the narrow one has fewer stages."""
 
     def build(full: bool) -> nn.Module:
-        channels = [[32], [64], [128, 128], [256, 256], [512] * 6, [1024, 1024]] if full else [[8], [12], [16, 16], [24]]
+        channels = (
+            [[32], [64], [128, 128], [256, 256], [512] * 6, [1024, 1024]] if full else [[8], [12], [16, 16], [24]]
+        )
         return mobilenetv1.MobileNet(
-            channels, False, 4, 4, last_layer_bit_width=4, **({} if full else {"avg_pool_kernel_size": 3, "num_classes": 10})
+            channels,
+            False,
+            4,
+            4,
+            last_layer_bit_width=4,
+            **({} if full else {"avg_pool_kernel_size": 3, "num_classes": 10}),
         )
 
     return Reference(build, lambda full: torch.randn(2, 3, *((224, 224) if full else (25, 25))))
@@ -214,7 +271,7 @@ class Speech(nn.Module):
 
     def __init__(self, jasper: list[dict[str, Any]], features: int) -> None:
         super().__init__()
-        self.encoder = JasperEncoder(
+        self.encoder = quartznet_models.JasperEncoder(
             jasper=jasper,
             outer_bit_width=8,
             inner_bit_width=4,
@@ -226,7 +283,7 @@ class Speech(nn.Module):
             feat_in=features,
             conv_mask=False,
         )
-        self.decoder = JasperDecoderForCTC(
+        self.decoder = quartznet_models.JasperDecoderForCTC(
             feat_in=jasper[-1]["filters"], num_classes=28, bit_width=8, weight_scaling_per_channel=False
         )
 
@@ -237,7 +294,7 @@ class Speech(nn.Module):
 
 def _topology() -> list[dict[str, Any]]:
     """The blocks that the package lists in a file; without a reader of YAML."""
-    path = Path(brevitas_examples.__file__).parent / "speech_to_text" / "cfg" / "topology" / "quartznet15x5.yaml"
+    path = Path(_example("speech_to_text").__file__).parent / "cfg" / "topology" / "quartznet15x5.yaml"
     blocks = re.split(r"\n\s+- (?=filters)", path.read_text().partition("labels:")[0])[1:]
     return [{name: json.loads(each) for name, each in re.findall(r"(\w+): (\S+)", block)} for block in blocks]
 
@@ -254,6 +311,7 @@ def quartznet() -> Reference:
 
 
 REFERENCES = {
+    "layers": Reference(lambda full: Layers(), lambda full: torch.randn(8, 8), 8),
     "resnet18_4w4a": resnet18(),
     "mobilenet_v1_4b": mobilenet(),
     "quartznet_4b": quartznet(),

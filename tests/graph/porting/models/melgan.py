@@ -1,7 +1,7 @@
 """Brevitas' MelGAN: sound from mel spectrograms, by transposed convolutions and residual stacks of dilated ones."""
 
 from torch import Tensor, nn
-from torch.nn.utils import weight_norm
+from torch.nn.utils.parametrizations import weight_norm
 
 import bitwright.nn as qnn
 from bitwright.quantizers import Int8WeightPerTensorLearned
@@ -17,9 +17,7 @@ def conv(inputs: int, outputs: int, kernel: int, padding: int, dilation: int = 1
 
 def upsampled(inputs: int, outputs: int, kernel: int, stride: int, padding: int) -> nn.Module:
     """A transposed convolution of the same kind."""
-    layer = qnn.QuantConvTranspose1d(
-        inputs, outputs, kernel, stride, padding, weight_quant=Int8WeightPerTensorLearned
-    )
+    layer = qnn.QuantConvTranspose1d(inputs, outputs, kernel, stride, padding, weight_quant=Int8WeightPerTensorLearned)
     return weight_norm(layer)
 
 

@@ -1,4 +1,4 @@
-"""Brevitas' networks for PYNQ boards: TFC, SFC and LFC (three hidden layers), and CNV (like VGG), of one and two bits."""
+"""Brevitas' networks of one and two bits for PYNQ boards: TFC, SFC, LFC (three hidden layers), and CNV (like VGG)."""
 
 from collections.abc import Sequence
 

@@ -57,7 +57,7 @@ class Block(nn.Module):
         channels = inputs
         for number in range(shape.repeat):
             if number > 0:
-                inner = qnn.QuantReLU(act_quant=Unsigned, bit_width=bits, axis=1, channels=channels)
+                inner = qnn.QuantReLU(act_quant=Unsigned, bit_width=bits, axis=1)
                 layers += [inner, nn.Dropout(0.0)]
             if shape.separable:
                 layers += [_convolution(channels, channels, shape, bits, depthwise=True)]
@@ -110,7 +110,9 @@ class Encoder(nn.Module):
     def __init__(self, features: int, shapes: Sequence[Shape], bits: int) -> None:
         super().__init__()
         inputs = (features, *(shape.channels for shape in shapes))
-        blocks = [Block(*each, 8 if number == 0 else bits) for number, each in enumerate(zip(inputs, shapes, strict=False))]
+        blocks = [
+            Block(*each, 8 if number == 0 else bits) for number, each in enumerate(zip(inputs, shapes, strict=False))
+        ]
         self.encoder = nn.Sequential(*blocks)
 
     def forward(self, x: Tensor) -> Tensor:
