@@ -188,7 +188,7 @@ def _learned(scaling: StoredScaling) -> set[str]:
 
 def _as_stored(scaling: StoredScaling, found: Tensor) -> Tensor:
     """A number of the file as the scaling stores it."""
-    restriction = scaling.restriction
+    restriction, found = scaling.restriction, found.to(torch.promote_types(found.dtype, torch.float32))
     if isinstance(restriction, LogScale):
         return found
     if not isinstance(restriction, PowerOfTwoScale):
