@@ -263,6 +263,8 @@ def _without_sums(layer: LayerIntegers, float_bias: bool) -> str | None:
         return "its bias is float"
     if layer.bias is not None and not on_products(layer):
         return "its bias has a scale of its own"
+    if layer.settings.get("padding") == "same" and any(each != 1 for each in layer.settings["stride"]):
+        return "how much it pads depends on the size of its input"
     if layer.settings.get("padding") == "same" and any(
         _reach(layer, axis) % 2 for axis in range(layer.weight.codes.ndim - 2)
     ):

@@ -28,6 +28,7 @@ from ..float_modules import FloatModule
 from ..requantize import Requantization, requantization
 from ..sums import AccumulatorRange
 from .journal import Journal
+from .pooling import averaging_integers
 from .tensor import IntegerTensor, Term, compact
 from .tracker import FloatTracker
 
@@ -121,7 +122,9 @@ def run_lowered(
     def intercept(path: str) -> Intercept:
         def call(quantizer: TensorQuant, x: Tensor, *context: object) -> tuple[Tensor, None]:
             name = counted(counts, path)
-            run.slots.setdefault(journal.call, {})[_slot(modules[journal.layer], quantizer, path)] = name
+            slots, slot = run.slots.setdefault(journal.call, {}), _slot(modules[journal.layer], quantizer, path)
+            earlier = sum(each.partition(".")[0] == slot for each in slots)
+            slots[f"{slot}.{earlier}" if earlier else slot] = name  # operands may share a quantizer
             part = known.get(name)
             if part is None:
                 raise ExportError(
@@ -154,6 +157,7 @@ def run_lowered(
     with (
         torch.no_grad(),
         intercepted(quantizers, intercept),
+        averaging_integers(model),
         journal.following(model, passed),
         tracker,
         warnings.catch_warnings(),

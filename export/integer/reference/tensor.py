@@ -469,6 +469,20 @@ def _convolved(func: Operator, args: Arguments, kwargs: Keywords) -> object:
     return _with_bias(x, sums, one.scale * flat, axis, bias)
 
 
+@_does(aten.mul.Tensor)
+def _multiplied_each(func: Operator, args: Arguments, kwargs: Keywords) -> object:
+    """Products of integers, element by element, on the product of the scales."""
+    one, other = (each.single if isinstance(each, IntegerTensor) else None for each in args[:2])
+    if one is None or other is None:
+        return None
+    codes = one.codes * other.codes
+    if any(each.ndim not in (0, codes.ndim) for each in (one.scale, other.scale)):
+        return None
+    journal = args[0].journal
+    journal.note_sums(codes, None)
+    return IntegerTensor((Term(codes, one.scale * other.scale),), journal)
+
+
 @_does(aten.mm.default, aten.bmm.default)
 def _multiplied(func: Operator, args: Arguments, kwargs: Keywords) -> object:
     return _products(func, args[0], args[1], None)
