@@ -430,6 +430,14 @@ def test_recurrent_layers(path):
     )
 
 
+def test_factor_of_a_statistic_that_is_not_there():
+    assert refused(linear(weight_scaling="learned"), weight(0.5, GAIN)) == ("fc: the file has nothing for weight.",)
+    assert refused(model_of(act=qnn.QuantIdentity()), act(0.5, GAIN)) == (
+        "act.act_quant: the file has no range for it: there it is constant, or the model was saved before it saw any "
+        "data. Write the constant, such as max_value=1.0, or save the model after some training steps.",
+    )
+
+
 def test_shapes():
     assert refused(linear(), {"fc.weight": torch.ones(2, 3)}) == (
         "fc.weight: the file has the shape (2, 3), and the model (2, 2).",
