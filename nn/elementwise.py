@@ -11,10 +11,11 @@ from torch import Tensor
 
 from ..quantizers import Int8Act
 from .function import QuantFunction
-from .slots import QuantizerLike
+from .slots import QuantizerLike, Slot
 
 __all__ = ["QuantAdd", "QuantCat", "QuantMatmul", "QuantMul"]
 
+_SLOTS = (Slot("act", prefix=""), Slot("input"))  # of the classes: a layer has one for each operand, or one for all
 _Operands = QuantizerLike | Sequence[QuantizerLike]
 
 
@@ -38,6 +39,8 @@ class QuantAdd(QuantFunction):
         >>> add(torch.tensor([0.6, 9.9]), torch.tensor([1.1, -0.1])).int()
         tensor([ 3, 20], dtype=torch.int16)
     """
+
+    slots = _SLOTS
 
     def __init__(
         self,
@@ -73,6 +76,8 @@ class QuantCat(QuantFunction):
         tensor([ 1, 20, -2], dtype=torch.int8)
     """
 
+    slots = _SLOTS
+
     def __init__(
         self,
         *,
@@ -107,6 +112,8 @@ class QuantMul(QuantFunction):
         tensor([ 1.5000, -6.0000])
     """
 
+    slots = _SLOTS
+
     def __init__(self, *, act_quant: QuantizerLike = Int8Act, input_quant: _Operands = Int8Act, **options: Any) -> None:
         super().__init__(torch.mul, act_quant=act_quant, input_quant=input_quant, **options)
 
@@ -132,6 +139,8 @@ class QuantMatmul(QuantFunction):
         >>> matmul(torch.tensor([[1.0, 3.1]]), torch.tensor([[1.6], [-2.0]]))
         tensor([[-4.5000]])
     """
+
+    slots = _SLOTS
 
     def __init__(self, *, act_quant: QuantizerLike = Int8Act, input_quant: _Operands = Int8Act, **options: Any) -> None:
         super().__init__(torch.matmul, act_quant=act_quant, input_quant=input_quant, **options)
