@@ -340,12 +340,13 @@ class TruncAdaptiveAvgPool2d(TruncatedAverage, nn.AdaptiveAvgPool2d):
         return _common(self._lengths(sizes))
 
     def _elements(self, sizes: Sequence[int]) -> int:
-        return math.prod(max(each, default=1) for each in self._lengths(sizes))
+        return math.prod([max([1, *each]) for each in self._lengths(sizes)])
 
 
 def _common(lengths: list[list[int]]) -> int | list[list[int]]:
     """The one number of elements that all windows have; else their lengths along each dimension."""
-    return math.prod(each[0] for each in lengths) if all(len({*each}) == 1 for each in lengths) else lengths
+    same = [len({*each}) == 1 for each in lengths]
+    return math.prod([each[0] for each in lengths]) if all(same) else lengths
 
 
 def _bounds(grid: Grid) -> tuple[int, int]:

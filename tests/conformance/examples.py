@@ -123,6 +123,7 @@ EXAMPLES: dict[str, Example] = {
     "TruncAvgPool2d": Example((2,), lambda randn: (randn(2, 3, 8, 8),)),
 }
 
+ON_INTEGERS = {"TruncAdaptiveAvgPool2d", "TruncAvgPool2d"}  # they round on the grid of their input
 BASES = {"ActivationLayer", "QuantLayer", "WeightLayer"}  # they compute nothing by themselves
 
 
