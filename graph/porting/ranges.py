@@ -217,13 +217,14 @@ def _from_statistic(
 
 def _misfit(place: Place, quant: IntQuant, scaling: StoredScaling, found: Tensor) -> str:
     """What is wrong with the number of ranges, if anything."""
-    known, count, shape = scaling.magnitude_base.shape[0], found.numel(), tuple(found.shape)
+    known, count = scaling.magnitude_base.shape[0], found.numel()
+    has = "one range" if count == 1 else f"{count} ranges of shape {tuple(found.shape)}"
     keyword = f"{place.keywords}quant" if place.keywords else "act_quant"
     if quant.granularity.single:
         if count == 1:
             return ""
         kind = "Int8WeightPerChannel" if place.quant.of_parameter else "Int8ActPerChannel"
-        return f"the file has {count} ranges of shape {shape}, and the model has one. Write {keyword}={kind}."
+        return f"the file has {has}, and the model has one. Write {keyword}={kind}."
     axis = quant.axis
     along = axis is None or found.ndim < 2 or (axis < found.ndim and found.shape[axis] == count)
     sized = place.quant.of_parameter or known > 1  # others get their number with the first data, or with a file
@@ -232,7 +233,7 @@ def _misfit(place: Place, quant: IntQuant, scaling: StoredScaling, found: Tensor
     kind = "Int8WeightPerTensor" if place.quant.of_parameter else "Int8Act"
     remedy = f" Write {keyword}={kind}." if count == 1 else ""
     own = f"{known} ({quant.granularity})" if sized else f"one for each of {quant.granularity}"
-    return f"the file has {count} ranges of shape {shape}, and the model has {own}.{remedy}"
+    return f"the file has {has}, and the model has {own}.{remedy}"
 
 
 def _nothing_stored(place: Place) -> str:

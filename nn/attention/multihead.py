@@ -252,23 +252,25 @@ class QuantMultiheadAttention(Composite, AttentionLayer, nn.MultiheadAttention):
                 "attn_mask=nn.Transformer.generate_square_subsequent_mask(length) too."
             )
         is_causal = is_causal and key_padding_mask is None and not need_weights
-        batched, first = query.dim() == 3, self.batch_first or query.dim() == 2
         q, k, v = self._projected(*self._take_inputs(query, key, value))
-        tokens = 1 if first else 0
-        k, v, added = self._with_more_keys(k, v, tokens)
-        q, k, v = (self._heads(each, first) for each in (q, k, v))
+        k, v, added = self._with_more_keys(k, v)
+        q, k, v = (self._heads(each) for each in (q, k, v))
         mask = None if is_causal else masks.extended(added).joined(q.shape[0], self.num_heads)
         dropout = self.dropout if self.training else 0.0
         out, weights = self._attend(q, k, v, mask, dropout, is_causal, need_weights=need_weights)
-        out = (out.transpose(1, 2) if first else out.permute(2, 0, 1, 3)).flatten(2)  # of the query's layout
-        out = self.out_proj(out if batched else out.squeeze(0))
+        out = self.out_proj(out.permute(2, 0, 1, 3).flatten(2))  # (L, N, E)
+        batched = query.dim() == 3
+        out = out.squeeze(1) if not batched else out.transpose(0, 1) if self.batch_first else out
         if weights is None:
             return out, None
         weights = weights.mean(1) if average_attn_weights else weights
         return out, weights if batched else weights.squeeze(0)
 
     def _take_inputs(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[list[Tensor], list[Grid | None]]:
-        """Query, key and value, quantized, and their grids; what is one object stays one."""
+        """Query, key and value, quantized, and their grids; what is one object stays one.
+
+        Tokens come first, as in torch, whatever the layout of the input: sums are torch's to the bit then.
+        """
         given = [query, key, value]
         firsts = [next(i for i in range(3) if given[i] is each) for each in given]
         taken = {i: self.pass_through("input", given[i]) for i in dict.fromkeys(firsts)}
@@ -277,8 +279,11 @@ class QuantMultiheadAttention(Composite, AttentionLayer, nn.MultiheadAttention):
             grids = [seen if grid is None else grid for grid, seen in zip(grids, self._seen, strict=True)]
         elif not torch.compiler.is_compiling():
             vars(self)["_seen"] = tuple(grids)  # past nn.Module's bookkeeping
-        values = {i: x if x.dim() == 3 else x.unsqueeze(0) for i, (x, _) in taken.items()}
+        values = {i: self._tokens_first(x) for i, (x, _) in taken.items()}
         return [values[i] for i in firsts], grids
+
+    def _tokens_first(self, x: Tensor) -> Tensor:
+        return x.unsqueeze(1) if x.dim() == 2 else x.transpose(0, 1) if self.batch_first else x
 
     def _projected(self, tensors: Sequence[Tensor], grids: Sequence[Grid | None]) -> Sequence[Tensor]:
         """The three projections."""
@@ -311,24 +316,20 @@ class QuantMultiheadAttention(Composite, AttentionLayer, nn.MultiheadAttention):
         context = () if follower is None else products(inputs, weights, self.embed_dim)
         return values, self._take("in_proj_bias", self.in_proj_bias_quant, context, inputs)[0]
 
-    def _with_more_keys(self, k: Tensor, v: Tensor, tokens: int) -> tuple[Tensor, Tensor, int]:
+    def _with_more_keys(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, int]:
         """Keys and values with those that ``add_bias_kv`` and ``add_zero_attn`` add, and how many these are."""
-        shape = [*k.shape]
-        shape[tokens] = 1
-        added = []
+        shape, added = (1, *k.shape[1:]), []
         if self.bias_k is not None and self.bias_v is not None:
             added.append((self.bias_k.to(k.dtype).expand(shape), self.bias_v.to(v.dtype).expand(shape)))
         if self.add_zero_attn:
             added.append((k.new_zeros(shape), v.new_zeros(shape)))
         if added:
-            k = torch.cat([k, *(each for each, _ in added)], tokens)
-            v = torch.cat([v, *(each for _, each in added)], tokens)
+            k, v = (torch.cat([first, *more]) for first, more in zip((k, v), zip(*added, strict=True), strict=True))
         return k, v, len(added)
 
-    def _heads(self, x: Tensor, first: bool) -> Tensor:
+    def _heads(self, x: Tensor) -> Tensor:
         """``(N, heads, tokens, head_dim)``, of tokens with all heads side by side."""
-        x = x.unflatten(-1, (self.num_heads, self.head_dim))
-        return x.transpose(1, 2) if first else x.permute(1, 2, 0, 3)
+        return x.unflatten(-1, (self.num_heads, self.head_dim)).permute(1, 2, 0, 3)
 
     # State
 

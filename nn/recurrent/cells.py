@@ -87,10 +87,12 @@ class RecurrentCell(Recurrent):
         else:
             projected = F.linear(x, weight, bias)
             follows = self._follows_state("")
-            constants = self._constants("", None, quantized=not follows)
-            with measured_once(quantizers, lambda sites: self._one(sites, given, projected, constants)):
-                if follows:
-                    constants = self._constants("", self._grid_of_state("hidden", x))
+
+            def dry(sites: Sites) -> None:
+                self._one(sites, given, projected, self._constants("", None, quantized=not follows))
+
+            with measured_once(quantizers, dry):
+                constants = self._constants("", self._grid_of_state("hidden", x) if follows else None)
                 states = self._one(quantizing(quantizers, grids), given, projected, constants)
         return self._given_back(states, batched, grids.get("hidden"))
 
@@ -167,7 +169,7 @@ class QuantLSTMCell(RecurrentCell, nn.LSTMCell):
 
     step = LSTMStep
     stands_for = nn.LSTMCell
-    slots = families(LSTMStep.slots, "weight_ih", "bias_ih")
+    slots = families([slot for slot in LSTMStep.slots if slot != "projection"], "weight_ih", "bias_ih")
 
     def __init__(
         self,

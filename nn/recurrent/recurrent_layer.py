@@ -231,26 +231,25 @@ class RecurrentLayer(Recurrent, nn.RNNBase):
     ) -> tuple[Tensor, list[Tensors], Grid | None]:
         """The output of a layer, the states at the end of each direction, and the output's grid."""
         follows = any(self._follows_state(run.suffix) for run in runs)
-        constants = [self._constants(run.suffix, None, quantized=not follows) for run in runs]
-        found: list[list[tuple[Tensors, Tensor]]] = []
-
-        def define(sites: Sites) -> None:
-            found[:] = [[self._defined(sites, run, x, layout, each) for run, each in zip(runs, constants, strict=True)]]
-
         grids: dict[str, Grid | None] = {}
-        with measured_once(inside, define):
-            if follows:
-                grid = self._grid_of_state(f"hidden_l{layer}", x)
-                constants = [self._constants(run.suffix, grid) for run in runs]
+
+        def dry(sites: Sites) -> None:
+            for run in runs:
+                self._defined(sites, run, x, layout, self._constants(run.suffix, None, quantized=not follows))
+
+        with measured_once(inside, dry):
+            grid = self._grid_of_state(f"hidden_l{layer}", x) if follows else None
+            constants = [self._constants(run.suffix, grid) for run in runs]
             steps = settled_steps(inside, x) if self._has_sequence(inside) else None
             if steps is None:
-                define(quantizing(inside, grids))
+                sites = quantizing(inside, grids)
+                done = [self._defined(sites, run, x, layout, each) for run, each in zip(runs, constants, strict=True)]
             else:
                 pairs = zip(runs, constants, strict=True)
-                found[:] = [[self._at_once(steps, inside, run, x, layout, each) for run, each in pairs]]
+                done = [self._at_once(steps, inside, run, x, layout, each) for run, each in pairs]
                 grids = {slot: grid_of_steps(inside[slot], each) for slot, each in steps.items()}
-        outs = [out for _, out in found[0]]
-        return outs[0] if len(outs) == 1 else torch.cat(outs, -1), [ends for ends, _ in found[0]], grids.get("hidden")
+        outs = [out for _, out in done]
+        return outs[0] if len(outs) == 1 else torch.cat(outs, -1), [ends for ends, _ in done], grids.get("hidden")
 
     def _defined(
         self, sites: Sites, run: _Run, x: Tensor, layout: Layout, constants: Tensors

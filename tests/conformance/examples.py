@@ -3,6 +3,7 @@
 import copy
 import inspect
 import re
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -13,7 +14,7 @@ from torch.utils import _pytree as pytree
 import bitwright.nn as qnn
 from bitwright import quantizers
 from bitwright.qcore import QuantizerError, values_of
-from bitwright.quantizers import Int8Act, Int8WeightPerTensor, Int32Bias
+from bitwright.quantizers import Int8Act, Int8BiasOwnScale, Int8WeightPerTensor, Int32Bias
 
 # Quantizers
 
@@ -64,9 +65,29 @@ class Example(NamedTuple):
 
 
 OPERANDS = {"act_quant": Int8Act, "input_quant": Int8Act}
+
+
+def indices(randn: Randn, *shape: int) -> Tensor:
+    """Rows of a table of 7."""
+    return (randn(*shape).abs() * 100).long() % 7
+
+
+OWN_BIAS = {
+    "weight_quant": Int8WeightPerTensor,
+    "bias_quant": Int8BiasOwnScale,
+    "input_quant": Int8Act,
+    "output_quant": Int8Act,
+}
 ELEMENTWISE = Example((), lambda randn: (randn(3, 4, 5),))
 
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    nn.LSTM(2, 2, proj_size=1)(torch.zeros(1, 1, 2))  # torch warns, once in a process, that another kernel is used
+
 EXAMPLES: dict[str, Example] = {
+    "QuantBatchNorm1d": Example((6,), lambda randn: (randn(3, 6, 5),), exact=False),
+    "QuantBatchNorm2d": Example((6,), lambda randn: (randn(2, 6, 5, 4),), exact=False),
+    "QuantBatchNorm3d": Example((6,), lambda randn: (randn(2, 6, 3, 4, 2),), exact=False),
     "QuantAdaptiveAvgPool1d": Example((2,), lambda randn: (randn(2, 3, 8),)),
     "QuantAdaptiveAvgPool2d": Example((2,), lambda randn: (randn(2, 3, 8, 8),)),
     "QuantAdaptiveAvgPool3d": Example((2,), lambda randn: (randn(2, 3, 6, 6, 6),)),
@@ -89,17 +110,32 @@ EXAMPLES: dict[str, Example] = {
     "QuantDropout1d": Example((0.0,), lambda randn: (randn(2, 3, 8),)),
     "QuantDropout2d": Example((0.0,), lambda randn: (randn(2, 3, 8, 8),)),
     "QuantDropout3d": Example((0.0,), lambda randn: (randn(2, 3, 6, 6, 6),)),
+    "QuantEmbedding": Example((7, 6), lambda randn: (indices(randn, 3, 4),)),
+    "QuantEmbeddingBag": Example((7, 6), lambda randn: (indices(randn, 3, 4),)),
     "QuantELU": ELEMENTWISE,
     "QuantFunction": Example(
         (torch.add,), lambda randn: (randn(3, 4), randn(3, 4)), twin=lambda: torch.add, full=OPERANDS
     ),
     "QuantGELU": ELEMENTWISE,
+    "QuantGRU": Example((4, 3, 2), lambda randn: (randn(5, 2, 4),)),
+    "QuantGRUCell": Example((4, 3), lambda randn: (randn(2, 4), randn(2, 3))),
+    "QuantGroupNorm": Example((2, 6), lambda randn: (randn(3, 6, 5),), full=OWN_BIAS),
+    "QuantHadamardClassifier": Example((6, 4), lambda randn: (randn(3, 6),)),
     "QuantHardSwish": ELEMENTWISE,
     "QuantHardTanh": ELEMENTWISE,
     "QuantHardsigmoid": ELEMENTWISE,
     "QuantIdentity": ELEMENTWISE,
+    "QuantLayerNorm": Example((6,), lambda randn: (randn(3, 6),), full=OWN_BIAS),
     "QuantLeakyReLU": ELEMENTWISE,
+    "QuantLSTM": Example((4, 3, 2), lambda randn: (randn(5, 2, 4),), {"proj_size": 2}),
+    "QuantLSTMCell": Example((4, 3), lambda randn: (randn(2, 4), (randn(2, 3), randn(2, 3)))),
     "QuantLinear": Example((6, 4), lambda randn: (randn(3, 6),)),
+    "QuantRNN": Example((4, 3, 2), lambda randn: (randn(5, 2, 4),)),
+    "QuantRNNCell": Example((4, 3), lambda randn: (randn(2, 4), randn(2, 3))),
+    "QuantRMSNorm": Example((6,), lambda randn: (randn(3, 6),)),
+    "QuantReLU": ELEMENTWISE,
+    "QuantReLU6": ELEMENTWISE,
+    "QuantScaleBias": Example((6,), lambda randn: (randn(3, 6, 5),)),
     "QuantLogSigmoid": ELEMENTWISE,
     "QuantLogSoftmax": Example((-1,), lambda randn: (randn(3, 4, 5),)),
     "QuantMatmul": Example((), lambda randn: (randn(3, 4), randn(4, 3)), twin=lambda: torch.matmul, full=OPERANDS),
@@ -108,8 +144,6 @@ EXAMPLES: dict[str, Example] = {
     "QuantMaxPool3d": Example((2,), lambda randn: (randn(2, 3, 6, 6, 6),)),
     "QuantMish": ELEMENTWISE,
     "QuantMul": Example((), lambda randn: (randn(3, 4), randn(3, 4)), twin=lambda: torch.mul, full=OPERANDS),
-    "QuantReLU": ELEMENTWISE,
-    "QuantReLU6": ELEMENTWISE,
     "QuantSELU": ELEMENTWISE,
     "QuantSiLU": ELEMENTWISE,
     "QuantSigmoid": ELEMENTWISE,
@@ -133,8 +167,11 @@ def public_layers() -> dict[str, type[qnn.QuantLayer]]:
     return {name: each for name, each in found.items() if isinstance(each, type) and issubclass(each, qnn.QuantLayer)}
 
 
+PRODUCTS = (nn.Linear, nn.modules.conv._ConvNd)
 LAYERS = public_layers()
-WEIGHT_LAYERS = {name: each for name, each in LAYERS.items() if issubclass(each, qnn.WeightLayer)}
+WEIGHT_LAYERS = {  # whose outputs are sums of products
+    name: each for name, each in LAYERS.items() if issubclass(each, qnn.WeightLayer) and issubclass(each, PRODUCTS)
+}
 ACT_LAYERS = {name: each for name, each in LAYERS.items() if issubclass(each, qnn.ActivationLayer)}
 
 

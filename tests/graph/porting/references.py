@@ -146,6 +146,46 @@ class Quantizers(nn.Module):
         return torch.cat([each.value if hasattr(each, "value") else each for each in found], 1)
 
 
+class Layers(nn.Module):
+    """Layers of other kinds than the networks have: sums, embeddings, pools, upsampling, norms, attention."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = qnn.QuantEmbedding(16, 8, weight_bit_width=4)
+        self.acts = nn.ModuleList(
+            [qnn.QuantSigmoid(), qnn.QuantHardSwish(), qnn.QuantHardTanh(min_val=-1.0, max_val=1.0), qnn.QuantTanh()]
+        )
+        self.add = qnn.QuantEltwiseAdd()
+        self.identity = qnn.QuantIdentity(bit_width=6, return_quant_tensor=True)
+        self.dropout = nn.Dropout(0.5)
+        self.pools = nn.ModuleList(
+            [
+                qnn.TruncAvgPool2d(2, float_to_int_impl_type="floor"),
+                qnn.TruncAvgPool2d(2, bit_width=4),
+                qnn.TruncAdaptiveAvgPool2d(1, bit_width=5),
+                nn.MaxPool2d(2),
+            ]
+        )
+        self.nearest = qnn.QuantUpsamplingNearest2d(scale_factor=2)
+        self.bilinear = qnn.QuantUpsample(scale_factor=2, mode="bilinear", align_corners=False)
+        self.scale = qnn.QuantScaleBias(2, bias=True, weight_bit_width=6)
+        nn.init.uniform_(self.scale.weight, -1, 1)
+        self.attention = qnn.QuantMultiheadAttention(8, 2)
+        self.dot = qnn.QuantScaledDotProductAttention()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """All results in one row."""
+        whole = self.embedding((x.abs() * 5).long().clamp(max=15))
+        found = [each(x) for each in self.acts] + [self.add(x, x.flip(1)), whole]
+        image = self.dropout(self.identity(x.reshape(-1, 2, 2, 2)))
+        found += [each(image) for each in self.pools] + [self.nearest(image), self.bilinear(image)]
+        found += [self.scale(image)]
+        steps = x[:, None]
+        found += [self.attention(steps, steps, steps)[0], self.dot(x[None], x[None] * 0.5, x[None])]
+        values = [each.value if hasattr(each, "value") else each for each in found]
+        return torch.cat([each.reshape(-1) for each in values])
+
+
 def espcn(bits: int) -> Reference:
     """Super-resolution by 2."""
     return Reference(
@@ -271,6 +311,7 @@ def quartznet() -> Reference:
 
 
 REFERENCES = {
+    "layers": Reference(lambda full: Layers(), lambda full: torch.randn(8, 8), 8),
     "resnet18_4w4a": resnet18(),
     "mobilenet_v1_4b": mobilenet(),
     "quartznet_4b": quartznet(),

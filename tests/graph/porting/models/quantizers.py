@@ -58,7 +58,7 @@ class Quantizers(nn.Module):
                 "shifted": qnn.QuantLinear(8, 6, **shifted),
                 "integer": qnn.QuantLinear(8, 6, input_quant=Int8Act, bias_quant=Int32Bias, output_quant=Int8Act),
                 "own_bias": qnn.QuantLinear(8, 6, bias_quant=Int8BiasOwnScale, bias_narrow_range=False),
-                "normed": nn.utils.weight_norm(qnn.QuantLinear(8, 6, weight_bit_width=4, weight_scaling="learned")),
+                "normed": qnn.QuantLinear(8, 6, weight_bit_width=4, weight_scaling="learned"),  # its norm is worked in
                 "parametrized": weight_norm(qnn.QuantLinear(8, 6, weight_bit_width=4)),
                 "merged": qnn.QuantLinear(8, 6, weight_bit_width=4),
             }
