@@ -1,6 +1,7 @@
 """Whether a converted model with its quantizers off computes what the float model did, and calls what was converted."""
 
 import hashlib
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,6 +13,7 @@ from torch.utils import _pytree
 from torch.utils.hooks import RemovableHandle
 
 from ...nn import quantizers_of, unquantized
+from ...qcore.errors import UncalibratedWarning
 from ..errors import GraphError
 from ..layers.layers import rounds_otherwise
 from ..recording.examples import Call, calls_of
@@ -20,6 +22,7 @@ from ..recording.preserving import evaluating
 from ..recording.tensors import tensors_in
 
 __all__ = ["Outputs", "check_called", "check_equal", "check_read", "outputs_of"]
+
 
 @dataclass
 class Outputs:
@@ -76,9 +79,11 @@ def outputs_of(model: nn.Module, examples: object, instead: Outputs | None = Non
 def _run(model: nn.Module, calls: Iterable[Call], hook: RemovableHandle) -> None:
     """Call a model, each time from the same random numbers; the hook that watches it goes afterwards."""
     try:
-        for args, kwargs in calls:
-            torch.manual_seed(0)
-            model(*args, **kwargs)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UncalibratedWarning)  # nothing is yet
+            for args, kwargs in calls:
+                torch.manual_seed(0)
+                model(*args, **kwargs)
     finally:
         hook.remove()
 

@@ -79,6 +79,8 @@ def _layers(model: nn.Module) -> list[Named]:
     """Every layer with its path, and what was decided for it: quantized ones, and float ones that have a say."""
     decided = {each.path: each for each in decisions_of(model)}
     inside = {part for quant in quantizers_of(model).values() for part in quant.modules()}
+    for layer in model.modules():  # whose slots are those of its parts, too
+        inside |= set(layer.modules()) - {layer} if getattr(layer, "routes", None) else set()
     found: list[Named] = []
     for path, module in model.named_modules():
         has_parameters = any(each is not None for each in module._parameters.values())
@@ -113,8 +115,9 @@ class _Explainer:
         if isinstance(module, QuantLayer):
             slots = [(each.name, getattr(module, f"{each.name}_quant", None)) for each in module.slots]
             decided = {} if decision is None else decision.slots
+            inside = {quant: own for own, quant in quantizers_of(module).items()}
             quantizers = tuple(
-                self._quantizer(path, slot, quant, decided.get(slot))
+                self._quantizer(f"{path}.{inside[quant]}".lstrip("."), slot, quant, decided.get(slot))
                 for slot, quant in slots
                 if isinstance(quant, TensorQuant)
             )
@@ -126,10 +129,10 @@ class _Explainer:
         measured = [] if self.found is None else [self.found.alone.get(path), self.found.so_far.get(path)]
         return ExplainedLayer(path, name, quantizers, "", *(each and each.decibels for each in measured))
 
-    def _quantizer(self, path: str, slot: str, quant: TensorQuant, decided: SlotDecision | None) -> ExplainedQuantizer:
+    def _quantizer(self, own: str, slot: str, quant: TensorQuant, decided: SlotDecision | None) -> ExplainedQuantizer:
         scheme, progress = quant.scheme().replace(", float scale", ""), quant.progress()
         kept = decided is not None and decided.quantizer == quant.quantizer  # else it was exchanged since
-        first, own = self.first[quant], f"{path}.{slot}_quant".lstrip(".")
+        first = self.first[quant]
         coverage = Coverage() if self.found is None else self.found.coverage.get(quant, Coverage())
         return ExplainedQuantizer(
             slot,

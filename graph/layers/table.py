@@ -20,6 +20,7 @@ __all__ = [
     "slot_names",
     "slot_of",
     "slots_for",
+    "takes_on_grid",
     "torch_layer",
 ]
 
@@ -118,8 +119,23 @@ def output_slot(layer: type[QuantLayer]) -> str | None:
     return next((name for name in ("output", "act", "hidden") if name in own), None)
 
 
-def slot_of(layer: type[QuantLayer], keyword: str) -> Slot | None:
+def takes_on_grid(layer: type[QuantLayer]) -> bool:
+    """Whether a layer with weights has a quantizer for what it takes, and not several for what flows through its parts.
+
+    Example:
+        >>> takes_on_grid(qnn.QuantLinear), takes_on_grid(qnn.QuantTransformerEncoderLayer), takes_on_grid(qnn.QuantReLU)
+        (True, False, False)
+    """
+    return has_weights(layer) and not hasattr(layer, "parts") and any(slot.name == "input" for slot in layer.slots)
+
+
+def slot_of(layer: type[QuantLayer], keyword: str, module: nn.Module | None = None) -> Slot | None:
     """The slot of a layer, or family of slots, that a keyword is for; None if it is for slots of other layers.
+
+    Args:
+        layer: the quantized layer.
+        keyword: such as ``weight_bit_width``.
+        module: what becomes such a layer: it may have slots, and so keywords, that the class does not list.
 
     Example:
         >>> slot_of(qnn.QuantLinear, "weight_bit_width").name, slot_of(qnn.QuantReLU, "bit_width").name
@@ -128,6 +144,13 @@ def slot_of(layer: type[QuantLayer], keyword: str) -> Slot | None:
         (None, None)
     """
     own = {slot.name: slot for slot in layer.slots}
+    if module is not None:
+        wide = {name: own[slot.names[0]] for slot in slots_for(layer, module) for name in slot.family}
+        wide |= {slot.name: own[slot.names[0]] for slot in slots_for(layer, module)}
+        own = {**wide, **own}
+    for part in getattr(layer, "parts", ()):  # of a layer made of layers
+        if keyword.startswith(f"{part}_"):
+            return slot_of(layer, keyword.removeprefix(f"{part}_"))
     fitting = [name for name in {*slot_names(), *own} if keyword.startswith(f"{name}_")]
     if fitting:
         name = max(fitting, key=len)  # weight_ih before weight

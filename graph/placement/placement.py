@@ -12,7 +12,7 @@ from ...qcore import Grid, TensorQuant, grid_of
 from ...qcore.declare.inject import QuantizerType, settings
 from ...qcore.errors import UncalibratedWarning
 from ...quantizers import Int8Act, Int32Bias
-from ..layers.table import has_weights, multiplies, output_slot, slot_of
+from ..layers.table import has_weights, multiplies, output_slot, takes_on_grid
 from ..recording.examples import calls_of
 from ..recording.kinds import kind_of
 from ..recording.nodes import Graph, Node
@@ -21,7 +21,7 @@ from ..recording.tensors import tensors_in
 from ..rules.choices import Choice, has_place
 from ..rules.given import Given
 from .joins import JOINS, Join, joins_of
-from .producers import inputs_of, makers_of, never_negative
+from .producers import inputs_of, inputs_taken, makers_of, never_negative
 from .sharing import Shared, declared_for, own_settings, share, share_inputs
 from .signs import can_be_unsigned
 from .sites import Site
@@ -113,7 +113,7 @@ def give_output(choice: Choice, slot: str, declared: QuantizerType, why: str) ->
     choice.quantized = choice.quantized or choice.layer.quantized
     choice.float_reason = ""
     assert choice.quantized is not None
-    own = [key for key in choice.settings if (found := slot_of(choice.quantized, key)) and found.name == slot]
+    own = [key for key in choice.settings if (found := choice.slot(key)) and found.name == slot]
     if slot != "hidden" or choice.quantizer(slot) is None:  # the states of a recurrent layer are its output
         before = [choice.settings.pop(key) for key in own]
         choice.settings[f"{slot}_quant"] = Given.together(before, declared, why)
@@ -166,7 +166,7 @@ class Placement:
         self._usual = usual_activation(choices)
         self._moved: list[tuple[Choice, QuantizerType, dict[str, Given]]] = []
         for choice in choices:
-            if choice.quantized is not None and has_weights(choice.quantized):
+            if choice.quantized is not None and takes_on_grid(choice.quantized):
                 self._move(choice, graph, everywhere)
         if everywhere:
             self._fill(graph)
@@ -186,7 +186,7 @@ class Placement:
             maker = self._makers[node]
             if not self._has_output(maker):
                 give_output(maker, output_of(maker), declared, f"the input of {choice.layer.path}")
-        own = [key for key in choice.settings if (found := slot_of(choice.quantized, key)) and found.name == "input"]
+        own = [key for key in choice.settings if (found := choice.slot(key)) and found.name == "input"]
         self._moved.append((choice, declared, {key: choice.settings.pop(key) for key in own}))
 
     def _has_output(self, maker: Choice) -> bool:
@@ -214,8 +214,9 @@ class Placement:
         def look(module: nn.Module, args: tuple[object, ...]) -> None:
             declared = layers.get(id(module))
             if declared is not None:
-                grid = grid_of(args[0]) if args and isinstance(args[0], Tensor) else None
-                if grid is None or not _fits(grid, declared):
+                taken = [*args, None, None][: inputs_taken(type(module))]
+                grids = [grid_of(each) if isinstance(each, Tensor) else None for each in taken]
+                if not grids or any(grid is None or not _fits(grid, declared) for grid in grids):
                     lacking.add(id(module))
 
         calls = calls_of(examples)

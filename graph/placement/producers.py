@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator
 
+from torch import nn
+
 from ..recording.kinds import kind_of
 from ..recording.nodes import Graph, Node
 
@@ -13,8 +15,21 @@ _NEVER_NEGATIVE = frozenset({"relu", "relu6", "sigmoid", "hardsigmoid", "softmax
 _COMBINING = frozenset({"add", "mul", "cat", "stack", "mean", "sum", "avg_pool", "max_pool", "dropout", "interpolate"})
 
 
+def inputs_taken(kind: type) -> int:
+    """How many of the tensors that a layer takes its quantizer of inputs is for, from the first one on.
+
+    Attention takes query, key and value; other layers take one, and maybe states or masks besides.
+
+    Example:
+        >>> from torch import nn
+        >>> inputs_taken(nn.MultiheadAttention), inputs_taken(nn.LSTM)
+        (3, 1)
+    """
+    return 3 if issubclass(kind, nn.MultiheadAttention) else 1
+
+
 def inputs_of(graph: Graph, path: str) -> list[Edge | None]:
-    """The first input of every call of a layer, each once; None for a tensor that no input of the model goes into.
+    """What every call of a layer takes, each once; None for a tensor that no input of the model goes into.
 
     Example:
         >>> import torch
@@ -27,9 +42,10 @@ def inputs_of(graph: Graph, path: str) -> list[Edge | None]:
     found: list[Edge | None] = []
     for node in graph.calls(path):
         for inputs in (node.inputs, *node.alternatives):
-            edge = inputs[0] if inputs else None
-            if edge not in found:
-                found.append(edge)
+            count = inputs_taken(node.function) if isinstance(node.function, type) else 1
+            for edge in inputs[:count] or [None]:
+                if edge not in found:
+                    found.append(edge)
     return found
 
 

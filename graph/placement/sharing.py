@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 
 from ...nn import QuantLayer
 from ...qcore.declare.inject import QuantizerType
-from ..layers.table import has_weights, slot_of
+from ..layers.table import takes_on_grid
 from ..recording.nodes import Graph
 from ..rules.choices import Choice
 from ..rules.given import Given
@@ -20,7 +20,7 @@ def share_inputs(choices: Iterable[Choice], graph: Graph) -> list[Shared]:
     """Groups of layers whose inputs are the same tensors, in every call, and are to be quantized alike."""
     groups: dict[object, Shared] = {}
     for choice in choices:
-        if choice.quantized is None or not has_weights(choice.quantized):
+        if choice.quantized is None or not takes_on_grid(choice.quantized):
             continue
         edges = inputs_of(graph, choice.layer.path)
         declared = declared_for(choice, "input")
@@ -44,8 +44,13 @@ def own_settings(choice: Choice, slot: str) -> dict[str, object]:
     found: dict[str, object] = {}
     assert choice.quantized is not None
     for keyword, given in choice.settings.items():
-        meant = slot_of(choice.quantized, keyword)
-        if meant is not None and meant.name == slot and keyword not in (f"{slot}_quant", "return_quant_tensor"):
+        meant = choice.slot(keyword)
+        if (
+            meant is not None
+            and meant.name == slot
+            and keyword.startswith(meant.keywords)
+            and keyword not in (f"{slot}_quant", "return_quant_tensor")
+        ):
             found[keyword.removeprefix(meant.keywords)] = given.value
     return found
 

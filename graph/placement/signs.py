@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 from ...qcore.declare.inject import QuantizerType, settings
-from ..layers.table import has_weights
+from ..layers.table import takes_on_grid
 from ..recording.nodes import Graph
 from ..rules.choices import Choice
 from .producers import inputs_of, never_negative
@@ -16,7 +16,7 @@ WHY = "what was recorded is never negative"
 def choose_signs(choices: Iterable[Choice], graph: Graph) -> None:
     """Make quantizers of inputs unsigned whose inputs are never negative in any call, unless a rule says otherwise."""
     for choice in choices:
-        if choice.quantized is None or not has_weights(choice.quantized):
+        if choice.quantized is None or not takes_on_grid(choice.quantized):
             continue
         for slot in choice.quantized.slots:
             if slot.name != "input" or slot.parameter is not None or f"{slot.keywords}signed" in choice.settings:

@@ -53,6 +53,11 @@ class Choice:
         """The settings without their rules."""
         return {keyword: given.value for keyword, given in self.settings.items()}
 
+    def slot(self, keyword: str) -> Slot | None:
+        """The slot, or family of slots, that a keyword is for."""
+        layer = self.quantized or self.layer.quantized
+        return None if layer is None else slot_of(layer, keyword, self.layer.module)
+
     def set(self, keyword: str, value: object, why: str) -> None:
         """Decide a setting that no rule gives."""
         self.settings[keyword] = Given(value, (why,))
@@ -110,6 +115,7 @@ def choose(
             raise _matched_nothing(rule, model, layers, sites)
     for choice in choices:
         _drop_homeless(choice)
+        _quantize_inputs_inside(choice)
         _leave_inside_float(choice)
     for rule, found in reached:
         _check_used(rule, found, rule.index in elsewhere)
@@ -212,7 +218,7 @@ def _settings_for(rule: Rule, choice: Choice, alone: bool) -> dict[str, object]:
     module = choice.layer.module
     own = {key: value for key, value in rule.settings.items() if has_place(layer, key, module, choice.known)}
     mains = {slot.name for slot in layer.slots if slot.prefix == ""}
-    named = any(slot is not None and slot.name in mains for slot in (slot_of(layer, each) for each in own))
+    named = any(slot is not None and slot.name in mains for slot in map(choice.slot, own))
     return own if named or choice.quantized is not None or _is_about(rule, choice, alone) else {}
 
 
@@ -254,16 +260,26 @@ def has_place(layer: type[QuantLayer], keyword: str, module: nn.Module, known: C
         return "return_quant_tensor" in {
             name for base in layer.__mro__ for name in vars(base).get("__annotations__", ())
         }
-    if slot_of(layer, keyword) is None:
+    meant = slot_of(layer, keyword, module)
+    if meant is None:
         return False
     slots = slots_for(layer, module)
     name = name_in(slots, keyword)
-    if name is None:  # a setting without a prefix
-        return any(slot.prefix == "" for slot in slots)
+    if name is None:  # a setting without a prefix, or of a part of the layer
+        return True
     if any(len(each) > len(name) and keyword.startswith(f"{each}_") for each in known):
         return False
     parameters = [slot.parameter for slot in slots if name in slot.names]
-    return any(each is None or getattr(module, each, None) is not None for each in parameters)
+    return any(each is None or _parameter(module, each) is not None for each in parameters)
+
+
+def _parameter(module: nn.Module, name: str) -> object:
+    """A parameter of a module, or of a part of it; None if there is none."""
+    path, _, last = name.rpartition(".")
+    try:
+        return getattr(module.get_submodule(path), last, None)
+    except AttributeError:
+        return None
 
 
 def _merge(choice: Choice, own: Mapping[str, object], rule: Rule) -> None:
@@ -272,8 +288,8 @@ def _merge(choice: Choice, own: Mapping[str, object], rule: Rule) -> None:
     choice.float_reason = ""
     assert choice.quantized is not None
     for keyword in own:
-        slot = slot_of(choice.quantized, keyword)
-        former = [each for each in choice.settings if slot is not None and slot_of(choice.quantized, each) == slot]
+        slot = choice.slot(keyword)
+        former = [each for each in choice.settings if slot is not None and choice.slot(each) == slot]
         for each in former:
             if slot is not None and _starts_anew(slot, keyword, each):
                 del choice.settings[each]
@@ -286,7 +302,8 @@ def _starts_anew(slot: Slot, keyword: str, former: str) -> bool:
         return True
     if keyword.endswith("_quant"):  # of some of a family
         return former.startswith(keyword.removesuffix("quant"))
-    return len(former) > len(keyword) and former.endswith(f"_{keyword.removeprefix(slot.keywords)}")
+    wide = keyword.startswith(slot.keywords) and former != keyword
+    return wide and former.endswith(f"_{keyword.removeprefix(slot.keywords)}")
 
 
 def _drop_homeless(choice: Choice) -> None:
@@ -294,9 +311,19 @@ def _drop_homeless(choice: Choice) -> None:
     if choice.quantized is None:
         return
     for keyword in list(choice.settings):
-        slot = slot_of(choice.quantized, keyword)
+        slot = choice.slot(keyword)
         if slot is not None and not keyword.endswith("_quant") and not _is_filled(choice, slot):
             del choice.settings[keyword]
+
+
+def _quantize_inputs_inside(choice: Choice) -> None:
+    """Let what a rule says of the input go for the input of the last matrix of attention, too."""
+    slots = [] if choice.quantized is None else [slot.name for slot in choice.quantized.slots]
+    if "context" not in slots or any(key.startswith("context_") for key in choice.settings):
+        return
+    for keyword, given in list(choice.settings.items()):
+        if keyword.startswith("input_"):
+            choice.settings[f"context_{keyword.removeprefix('input_')}"] = given
 
 
 def _leave_inside_float(choice: Choice) -> None:
@@ -309,7 +336,7 @@ def _leave_inside_float(choice: Choice) -> None:
     for slot in choice.quantized.slots:
         if slot.role != "activation" or slot.prefix is not None or slot.name in ("input", "output"):
             continue
-        own = (each for each in choice.settings if slot_of(choice.quantized, each) == slot)
+        own = (each for each in choice.settings if choice.slot(each) == slot)
         if choice.quantizer(slot.name) is not None and not any(own):
             choice.set(f"{slot.name}_quant", None, "its input is not quantized")
 
@@ -318,7 +345,7 @@ def _is_filled(choice: Choice, slot: Slot) -> bool:
     """Whether a slot, or one of its family, gets a quantizer."""
     if choice.quantizer(slot.name) is not None:
         return True
-    own = (each for each in choice.settings if each.startswith(slot.keywords) and each.endswith("_quant"))
+    own = (each for each in choice.settings if each.endswith("_quant") and choice.slot(each) == slot)
     return any(choice.settings[each].value is not None for each in own)
 
 
@@ -336,9 +363,7 @@ def _check_used(rule: Rule, reached: Sequence[Choice], elsewhere: bool) -> None:
         if keyword.endswith("_quant") or keyword == "return_quant_tensor":
             continue
         if not any(_finds_quantizer(choice, keyword) for choice in usable):
-            layer = usable[0].quantized or usable[0].layer.quantized
-            assert layer is not None
-            slot = slot_of(layer, keyword)
+            slot = usable[0].slot(keyword)
             assert slot is not None
             raise GraphError(
                 f"quantize: {keyword}={value!r} of the rule {rule} changes no quantizer: {slot.name}_quant is None in "
@@ -349,9 +374,8 @@ def _check_used(rule: Rule, reached: Sequence[Choice], elsewhere: bool) -> None:
 def _is_without(keyword: str, reached: Sequence[Choice]) -> bool:
     """Whether layers have the slot that a setting is for, and not the parameter: a bias."""
     for choice in reached:
-        layer = choice.quantized or choice.layer.quantized
-        slot = None if layer is None else slot_of(layer, keyword)
-        if slot is not None and slot.parameter is not None and getattr(choice.layer.module, slot.parameter, 0) is None:
+        slot = choice.slot(keyword)
+        if slot is not None and slot.parameter is not None and _parameter(choice.layer.module, slot.parameter) is None:
             return True
     return False
 
@@ -359,7 +383,7 @@ def _is_without(keyword: str, reached: Sequence[Choice]) -> bool:
 def _finds_quantizer(choice: Choice, keyword: str) -> bool:
     if choice.quantized is None:  # a later rule leaves it float
         return True
-    slot = slot_of(choice.quantized, keyword)
+    slot = choice.slot(keyword)
     return slot is None or _is_filled(choice, slot)
 
 

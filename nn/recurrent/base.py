@@ -224,8 +224,14 @@ class Recurrent(QuantLayer):
         quant = getattr(self, f"{slot}_quant")
         if not isinstance(quant, IntQuant):
             return None
-        zeros = x.new_zeros(1, self._state_size())
-        return quant._quantize(zeros)[1] if quant.intercept is None else quant.grid(zeros)
+        zeros = torch.zeros(1, self._state_size(), dtype=x.dtype, device=x.device)
+        if quant.intercept is None:
+            return quant._quantize(zeros)[1]
+        warned, quant._warned = quant._warned, True  # what stands in for it decides whether it needs a range
+        try:
+            return quant.grid(zeros)
+        finally:
+            quant._warned = warned
 
     def _constants(self, suffix: str, grid: Grid | None, quantized: bool = True) -> Tensors:
         """What every step gets: the weights of the state and their bias, and those of the projection.

@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 import bitwright.nn as qnn
 from bitwright import quantizers
 from bitwright.qcore import QuantizerError, values_of
-from bitwright.quantizers import Int8Act, Int8WeightPerTensor, Int32Bias
+from bitwright.quantizers import Int8Act, Int8BiasOwnScale, Int8WeightPerTensor, Int32Bias
 
 # Quantizers
 
@@ -35,6 +35,11 @@ def families(of: Mapping[str, Any]) -> dict[str, Any]:
 # Layers
 
 Randn = Callable[..., Tensor]
+
+
+def widely(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """A function that torch has not for half precision, computed in float32 there."""
+    return lambda x: function(x.to(torch.promote_types(x.dtype, torch.float32))).to(x.dtype)
 
 
 class Example(NamedTuple):
@@ -60,6 +65,19 @@ class Example(NamedTuple):
 
 
 OPERANDS = {"act_quant": Int8Act, "input_quant": Int8Act}
+
+
+def indices(randn: Randn, *shape: int) -> Tensor:
+    """Rows of a table of 7."""
+    return (randn(*shape).abs() * 100).long() % 7
+
+
+OWN_BIAS = {
+    "weight_quant": Int8WeightPerTensor,
+    "bias_quant": Int8BiasOwnScale,
+    "input_quant": Int8Act,
+    "output_quant": Int8Act,
+}
 ELEMENTWISE = Example((), lambda randn: (randn(3, 4, 5),))
 
 with warnings.catch_warnings():
@@ -67,35 +85,80 @@ with warnings.catch_warnings():
     nn.LSTM(2, 2, proj_size=1)(torch.zeros(1, 1, 2))  # torch warns, once in a process, that another kernel is used
 
 EXAMPLES: dict[str, Example] = {
+    "QuantBatchNorm1d": Example((6,), lambda randn: (randn(3, 6, 5),), exact=False),
+    "QuantBatchNorm2d": Example((6,), lambda randn: (randn(2, 6, 5, 4),), exact=False),
+    "QuantBatchNorm3d": Example((6,), lambda randn: (randn(2, 6, 3, 4, 2),), exact=False),
+    "QuantAdaptiveAvgPool1d": Example((2,), lambda randn: (randn(2, 3, 8),)),
+    "QuantAdaptiveAvgPool2d": Example((2,), lambda randn: (randn(2, 3, 8, 8),)),
+    "QuantAdaptiveAvgPool3d": Example((2,), lambda randn: (randn(2, 3, 6, 6, 6),)),
+    "QuantAdaptiveMaxPool1d": Example((2,), lambda randn: (randn(2, 3, 8),)),
+    "QuantAdaptiveMaxPool2d": Example((2,), lambda randn: (randn(2, 3, 8, 8),)),
+    "QuantAdaptiveMaxPool3d": Example((2,), lambda randn: (randn(2, 3, 6, 6, 6),)),
+    "QuantAdd": Example((), lambda randn: (randn(3, 4), randn(3, 4)), twin=lambda: torch.add, full=OPERANDS),
+    "QuantAvgPool1d": Example((2,), lambda randn: (randn(2, 3, 8),)),
+    "QuantAvgPool2d": Example((2,), lambda randn: (randn(2, 3, 8, 8),)),
+    "QuantAvgPool3d": Example((2,), lambda randn: (randn(2, 3, 6, 6, 6),), twin=lambda: widely(nn.AvgPool3d(2))),
+    "QuantCELU": ELEMENTWISE,
+    "QuantCat": Example((), lambda randn: ([randn(3, 4), randn(2, 4)],), twin=lambda: torch.cat, full=OPERANDS),
     "QuantConv1d": Example((6, 4, 3), lambda randn: (randn(2, 6, 5),)),
     "QuantConv2d": Example((6, 4, 3), lambda randn: (randn(2, 6, 5, 5),)),
     "QuantConv3d": Example((6, 4, 3), lambda randn: (randn(2, 6, 5, 5, 5),)),
     "QuantConvTranspose1d": Example((6, 4, 3), lambda randn: (randn(2, 6, 5),)),
     "QuantConvTranspose2d": Example((6, 4, 3), lambda randn: (randn(2, 6, 5, 5),)),
     "QuantConvTranspose3d": Example((6, 4, 3), lambda randn: (randn(2, 6, 5, 5, 5),)),
+    "QuantDropout": Example((0.0,), lambda randn: (randn(3, 4, 5),)),
+    "QuantDropout1d": Example((0.0,), lambda randn: (randn(2, 3, 8),)),
+    "QuantDropout2d": Example((0.0,), lambda randn: (randn(2, 3, 8, 8),)),
+    "QuantDropout3d": Example((0.0,), lambda randn: (randn(2, 3, 6, 6, 6),)),
+    "QuantEmbedding": Example((7, 6), lambda randn: (indices(randn, 3, 4),)),
+    "QuantEmbeddingBag": Example((7, 6), lambda randn: (indices(randn, 3, 4),)),
+    "QuantELU": ELEMENTWISE,
     "QuantFunction": Example(
         (torch.add,), lambda randn: (randn(3, 4), randn(3, 4)), twin=lambda: torch.add, full=OPERANDS
     ),
     "QuantGELU": ELEMENTWISE,
     "QuantGRU": Example((4, 3, 2), lambda randn: (randn(5, 2, 4),)),
     "QuantGRUCell": Example((4, 3), lambda randn: (randn(2, 4), randn(2, 3))),
+    "QuantGroupNorm": Example((2, 6), lambda randn: (randn(3, 6, 5),), full=OWN_BIAS),
+    "QuantHadamardClassifier": Example((6, 4), lambda randn: (randn(3, 6),)),
     "QuantHardSwish": ELEMENTWISE,
     "QuantHardTanh": ELEMENTWISE,
+    "QuantHardsigmoid": ELEMENTWISE,
     "QuantIdentity": ELEMENTWISE,
+    "QuantLayerNorm": Example((6,), lambda randn: (randn(3, 6),), full=OWN_BIAS),
     "QuantLeakyReLU": ELEMENTWISE,
     "QuantLSTM": Example((4, 3, 2), lambda randn: (randn(5, 2, 4),), {"proj_size": 2}),
     "QuantLSTMCell": Example((4, 3), lambda randn: (randn(2, 4), (randn(2, 3), randn(2, 3)))),
     "QuantLinear": Example((6, 4), lambda randn: (randn(3, 6),)),
     "QuantRNN": Example((4, 3, 2), lambda randn: (randn(5, 2, 4),)),
     "QuantRNNCell": Example((4, 3), lambda randn: (randn(2, 4), randn(2, 3))),
+    "QuantPReLU": Example((4,), lambda randn: (randn(3, 4, 5),)),
+    "QuantRMSNorm": Example((6,), lambda randn: (randn(3, 6),)),
     "QuantReLU": ELEMENTWISE,
     "QuantReLU6": ELEMENTWISE,
+    "QuantScaleBias": Example((6,), lambda randn: (randn(3, 6, 5),)),
+    "QuantLogSigmoid": ELEMENTWISE,
+    "QuantLogSoftmax": Example((-1,), lambda randn: (randn(3, 4, 5),)),
+    "QuantMatmul": Example((), lambda randn: (randn(3, 4), randn(4, 3)), twin=lambda: torch.matmul, full=OPERANDS),
+    "QuantMaxPool1d": Example((2,), lambda randn: (randn(2, 3, 8),)),
+    "QuantMaxPool2d": Example((2,), lambda randn: (randn(2, 3, 8, 8),)),
+    "QuantMaxPool3d": Example((2,), lambda randn: (randn(2, 3, 6, 6, 6),)),
+    "QuantMish": ELEMENTWISE,
+    "QuantMul": Example((), lambda randn: (randn(3, 4), randn(3, 4)), twin=lambda: torch.mul, full=OPERANDS),
+    "QuantSELU": ELEMENTWISE,
     "QuantSiLU": ELEMENTWISE,
     "QuantSigmoid": ELEMENTWISE,
     "QuantSoftmax": Example((-1,), lambda randn: (randn(3, 4, 5),)),
+    "QuantSoftplus": ELEMENTWISE,
     "QuantTanh": ELEMENTWISE,
+    "QuantUpsample": Example((None, 2), lambda randn: (randn(2, 3, 4, 4),)),
+    "QuantUpsamplingBilinear2d": Example((None, 2), lambda randn: (randn(2, 3, 4, 4),)),
+    "QuantUpsamplingNearest2d": Example((None, 2), lambda randn: (randn(2, 3, 4, 4),)),
+    "TruncAdaptiveAvgPool2d": Example((2,), lambda randn: (randn(2, 3, 8, 8),)),
+    "TruncAvgPool2d": Example((2,), lambda randn: (randn(2, 3, 8, 8),)),
 }
 
+ON_INTEGERS = {"TruncAdaptiveAvgPool2d", "TruncAvgPool2d"}  # they round on the grid of their input
 BASES = {"ActivationLayer", "QuantLayer", "WeightLayer"}  # they compute nothing by themselves
 
 
@@ -105,8 +168,11 @@ def public_layers() -> dict[str, type[qnn.QuantLayer]]:
     return {name: each for name, each in found.items() if isinstance(each, type) and issubclass(each, qnn.QuantLayer)}
 
 
+PRODUCTS = (nn.Linear, nn.modules.conv._ConvNd)
 LAYERS = public_layers()
-WEIGHT_LAYERS = {name: each for name, each in LAYERS.items() if issubclass(each, qnn.WeightLayer)}
+WEIGHT_LAYERS = {  # whose outputs are sums of products
+    name: each for name, each in LAYERS.items() if issubclass(each, qnn.WeightLayer) and issubclass(each, PRODUCTS)
+}
 ACT_LAYERS = {name: each for name, each in LAYERS.items() if issubclass(each, qnn.ActivationLayer)}
 
 

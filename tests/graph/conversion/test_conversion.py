@@ -536,11 +536,6 @@ def test_pickles_load_in_another_process(tmp_path):
             "ReLU (2), Linear (1).",
         ),
         (
-            {nn.BatchNorm2d: W8A8},
-            "quantize: the rule nn.BatchNorm2d matched only layers that have no quantized form: BatchNorm2d (2). Write "
-            "None for them, or nothing.",
-        ),
-        (
             {torch.add: {"input_quant": Int8Act}},
             "quantize: torch.add is a function, and which functions a model calls is seen by running it. Pass "
             "examples=(x,).",
@@ -584,6 +579,15 @@ def test_rules_that_do_nothing(net, rules, message):
     with pytest.raises(GraphError, match=f"^{re.escape(message)}$"):
         quantize(net, rules)
     assert state_of(net) == before
+
+
+def test_layers_that_have_no_quantized_form():
+    message = (
+        "quantize: the rule nn.Flatten matched only layers that have no quantized form: Flatten (1). Write None for "
+        "them, or nothing."
+    )
+    with pytest.raises(GraphError, match=f"^{re.escape(message)}$"):
+        quantize(nn.Sequential(nn.Linear(4, 4), nn.Flatten()), {nn.Flatten: W8A8})
 
 
 def test_what_is_a_part_of_attention():
