@@ -130,7 +130,9 @@ def test_a_whole_sequence_at_once_is_the_general_loop(call, learned):
     ours.train(training)
     results = []
     for general in (True, False):
-        with qnn.intercepted(qnn.quantizers_of(ours) if general else {}, lambda path: lambda quant, *x: quant._quantize(*x)):
+        with qnn.intercepted(
+            qnn.quantizers_of(ours) if general else {}, lambda path: lambda quant, *x: quant._quantize(*x)
+        ):
             torch.manual_seed(1)
             result = ours(x, hx)
         ours.zero_grad()
@@ -318,7 +320,9 @@ def test_a_quantized_input_brings_the_grid_for_the_bias():
     assert bias is None
     out, _ = layer(x)
     assert out.shape == (3, 2, 3)
-    with pytest.raises(QuantizerError, match="this bias quantizer needs the scales of input and weight, and the input is"):
+    with pytest.raises(
+        QuantizerError, match="this bias quantizer needs the scales of input and weight, and the input is"
+    ):
         layer(x.value)
 
 
@@ -338,9 +342,7 @@ def test_keys(kind):
 @pytest.mark.parametrize("kind", list(KINDS))
 def test_a_float_checkpoint_derives_learned_scales(kind):
     torchs, _ = pair(kind, {"num_layers": 2, "bidirectional": True})
-    ours = KINDS[kind](
-        4, 3, 2, bidirectional=True, dtype=torch.float64, weight_quant=Int8WeightPerChannelLearned
-    )
+    ours = KINDS[kind](4, 3, 2, bidirectional=True, dtype=torch.float64, weight_quant=Int8WeightPerChannelLearned)
     ours(torch.randn(3, 2, 4, dtype=torch.float64))
     ours.load_state_dict(torchs.state_dict(), strict=True)
     ours(torch.randn(3, 2, 4, dtype=torch.float64))
@@ -477,10 +479,11 @@ def test_dropout_between_layers_is_for_training_only():
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"hidden_quant": None}, {"cell_quant": Int16ActPowerOfTwo, "bidirectional": True}, {"gate_quant": Int8Act}],
+    [{"hidden_quant": None}, {"cell_quant": Int16ActPowerOfTwo, "bidirectional": True}, {"gate_quant": Int8Act}],
 )
 def test_compiled_is_eager(settings):
     """From the first step of the calibration on."""
+    torch._dynamo.reset()
     torch.manual_seed(0)
     calibration = {} if settings.get("hidden_quant", Int8Act) is None else {"hidden_calibration_steps": 2}
     layer = qnn.QuantLSTM(4, 3, **settings, **calibration)
@@ -521,8 +524,8 @@ def says(text):
         ),
         (
             lambda: qnn.QuantGRU(4, 3, hidden_scaling="statistic", return_quant_tensor=True),
-            "QuantGRU(4, 3): return_quant_tensor=True needs outputs on one grid, that of hidden_l0_quant, and each step "
-            "has a scale of its own. Write hidden_quant=Int8Act.",
+            "QuantGRU(4, 3): return_quant_tensor=True needs outputs on one grid, that of hidden_l0_quant, and that "
+            "of each step has a scale of its own. Write hidden_quant=Int8Act.",
         ),
         (
             lambda: qnn.QuantRNN(4, 3, bias_quant=Int32Bias, hidden_quant=None, input_quant=Int8Act),
@@ -555,7 +558,7 @@ def says(text):
         (
             lambda: qnn.QuantGRU(4, 3, cell_bit_width=8),
             "QuantGRU(4, 3): cell_bit_width=8 is for no quantizer of this layer: keywords start with one of weight_, "
-            "bias_, input_, gate_, sigmoid_, tanh_, hidden_.",
+            "bias_, input_, gate_, sigmoid_, tanh_, hidden_. Did you mean weight_bit_width=8?",
         ),
         (
             lambda: qnn.QuantLSTM(4, 3, cell_bit_width=8),

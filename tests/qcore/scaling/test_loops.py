@@ -51,7 +51,9 @@ def test_evaluation_without_data_uses_the_range_of_all_steps():
     steps = torch.tensor([[-1.0], [1.55]])
     scaling.start_loop(steps)
     scales = [scaling(step) for step in steps]
-    zero_points = [RangeZeroPoint(scaling, EIGHT)(step, scale).item() for step, scale in zip(steps, scales, strict=True)]
+    zero_points = [
+        RangeZeroPoint(scaling, EIGHT)(step, scale).item() for step, scale in zip(steps, scales, strict=True)
+    ]
     scaling.end_loop()
     assert [scale.item() for scale in scales] == [pytest.approx(0.01)] * 2
     assert zero_points == [100.0, 100.0]
