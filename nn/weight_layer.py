@@ -20,7 +20,7 @@ from ..qcore import (
     path_of,
     values_of,
 )
-from ..qcore.formats.number_format import Integers
+from ..qcore.formats.integers import Integers
 from ..qcore.granularity import Granularity, PerAxis, PerGroup, PerTensor
 from ..qcore.grid import along_axis, bits_to_spare, products_source
 from ..qcore.int_quant import resting

@@ -13,11 +13,16 @@ from .errors import (
     UncalibratedWarning,
 )
 from .formats.bit_width import LearnedBitWidth, bit_width_report, size_penalty
+from .formats.codebook import NF4, Codebook
 from .formats.int_range import IntRange, int_bounds
-from .formats.number_format import Integers, NumberFormat
+from .formats.integers import Integers, Interval
+from .formats.minifloat import E2M1, E2M3, E3M2, E4M3, E4M3FNUZ, E5M2, E5M2FNUZ, Minifloat, powers_of_two
+from .formats.number_format import NumberFormat
+from .formats.odd_integers import BINARY, OddIntegers
 from .granularity import Granularity, PerAxis, PerBlock, PerGroup, PerTensor, PerToken
 from .grid import Grid
-from .int_quant import BiasQuant, IntQuant, ScaleFloor
+from .grid_quant import GridQuant, ScaleFloor
+from .int_quant import BiasQuant, IntQuant
 from .kernels.dispatch import composed_fake_quant, fake_quant, quantize_to_int
 from .locate import path_of
 from .quant_tensor import QuantTensor, grid_of, values_of
@@ -41,7 +46,7 @@ from .scaling import (
     StatisticScaling,
     StoredScaling,
 )
-from .scaling.restriction import RESTRICTIONS, FloatScale, LogScale, PowerOfTwoScale
+from .scaling.restriction import RESTRICTIONS, FloatScale, LogScale, MXScale, PowerOfTwoScale, TwoLevel
 from .scaling.statistics import (
     STATISTICS,
     AbsMax,
@@ -55,6 +60,15 @@ from .tensor_quant import TensorQuant
 from .zero_point import ZERO_POINTS, RangeZeroPoint
 
 __all__ = [
+    "BINARY",
+    "E2M1",
+    "E2M3",
+    "E3M2",
+    "E4M3",
+    "E4M3FNUZ",
+    "E5M2",
+    "E5M2FNUZ",
+    "NF4",
     "RESTRICTIONS",
     "ROUNDINGS",
     "SCALINGS",
@@ -67,24 +81,30 @@ __all__ = [
     "BitwrightWarning",
     "CalibratedScaling",
     "Ceil",
+    "Codebook",
     "ConstantScaling",
     "Description",
     "FloatScale",
     "Floor",
     "Granularity",
     "Grid",
+    "GridQuant",
     "HalfEven",
     "HalfUp",
     "IntQuant",
     "IntRange",
     "Integers",
+    "Interval",
     "LearnedBitWidth",
     "LearnedScaling",
     "LogScale",
+    "MXScale",
     "MeanSigma",
     "MinMax",
     "MinSquaredError",
+    "Minifloat",
     "NumberFormat",
+    "OddIntegers",
     "PerAxis",
     "PerBlock",
     "PerGroup",
@@ -109,6 +129,7 @@ __all__ = [
     "StoredScaling",
     "TensorQuant",
     "TowardZero",
+    "TwoLevel",
     "UncalibratedWarning",
     "bit_width_report",
     "composed_fake_quant",
@@ -118,6 +139,7 @@ __all__ = [
     "grid_of",
     "int_bounds",
     "path_of",
+    "powers_of_two",
     "protocols",
     "quantize_to_int",
     "register_choices",

@@ -7,7 +7,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .formats.number_format import Integers
+from .errors import QuantizerError
+from .formats.integers import Integers
+from .formats.number_format import NumberFormat
 from .granularity import Granularity, PerTensor
 
 __all__ = ["Grid", "along_axis", "bits_to_spare", "products_source", "shared"]
@@ -20,7 +22,7 @@ class Grid(NamedTuple):
         scale: float tensor, detached, of the granularity's compact shape: 0-d for one, ``(1, C, 1, 1)`` per channel,
             one number for each block else.
         zero_point: tensor of whole numbers shaped like the scale, or None for 0.
-        number_format: the levels: which integers.
+        number_format: the levels: which integers, or what else.
         granularity: which values share a scale.
         source: which stored scale the grid came from, hashable; equal for tensors on one shared grid. None for a scale
             that belongs to one tensor, such as a statistic of it: such a grid is shared with nothing.
@@ -35,25 +37,25 @@ class Grid(NamedTuple):
 
     scale: Tensor
     zero_point: Tensor | None = None
-    number_format: Integers = Integers()
+    number_format: NumberFormat = Integers()
     granularity: Granularity = PerTensor()
     source: Hashable = None
     spare_bits: int = 64
 
     @property
     def bit_width(self) -> int | Tensor:
-        """Number of bits; a 0-d tensor where it is learned."""
+        """Bits of a code; a 0-d tensor where it is learned."""
         return self.number_format.bit_width
 
     @property
     def signed(self) -> bool:
-        """Whether integers may be negative."""
+        """Whether levels may be negative."""
         return self.number_format.signed
 
     @property
     def narrow_range(self) -> bool:
-        """Whether the range leaves out one end."""
-        return self.number_format.narrow_range
+        """Whether the range of integers leaves out one end."""
+        return self._integers("a narrow range").narrow_range
 
     @property
     def axis(self) -> int | None:
@@ -62,27 +64,40 @@ class Grid(NamedTuple):
 
     @property
     def bounds(self) -> tuple[int, int]:
-        """The smallest and the largest integer, as plain numbers."""
-        return self.number_format.bounds
+        """The smallest and the largest integer, as plain numbers.
+
+        Raises:
+            QuantizerError: the levels are no integers.
+        """
+        return self._integers("bounds").bounds
+
+    def _integers(self, asked: str) -> Integers:
+        number_format = self.number_format
+        if not isinstance(number_format, Integers):
+            raise QuantizerError(
+                f"The levels of this grid are {number_format}, and only integers have {asked}. Ask its number_format, "
+                "which has low and high, levels, encode and decode."
+            )
+        return number_format
 
     def along(self, numbers: Tensor, shape: Sequence[int]) -> Tensor:
         """Scales or zero points, broadcastable to a tensor of some shape that lies on the grid."""
         return self.granularity.spread(numbers, shape)
 
     def to_int(self, values: Tensor) -> Tensor:
-        """The integers of values that lie on the grid, in the smallest integer type that holds them."""
+        """The integers, or codes, of values that lie on the grid, in the smallest integer type that holds them."""
         exact = torch.float64 if int(self.bit_width) > 22 else torch.promote_types(values.dtype, torch.float32)
-        codes = torch.round(values.to(exact) / self.along(self.scale, values.shape))
+        steps = values.to(exact) / self.along(self.scale, values.shape)
         if self.zero_point is not None:
-            codes = codes + self.along(self.zero_point, values.shape)
-        return codes.clamp(*self.bounds).to(self.number_format.dtype)
+            steps = torch.round(steps) + self.along(self.zero_point, values.shape)
+        return self.number_format.encode(steps)
 
     def from_int(self, codes: Tensor) -> Tensor:
-        """The values of integers."""
-        whole = codes.to(self.scale.dtype)
+        """The values of integers, or codes."""
+        levels = self.number_format.decode(codes, self.scale.dtype)
         if self.zero_point is not None:
-            whole = whole - self.along(self.zero_point, codes.shape)
-        return whole * self.along(self.scale, codes.shape)
+            levels = levels - self.along(self.zero_point, codes.shape)
+        return levels * self.along(self.scale, codes.shape)
 
     def replace(self, **changes: object) -> "Grid":
         """The same grid with some fields replaced."""

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from .aliases import Arguments, Keywords, Operator
-from .formats.number_format import Integers
+from .formats.integers import Integers
 from .granularity import PerAxis, PerGroup
 from .grid import Grid, is_stored, shared
 
@@ -24,6 +24,7 @@ __all__ = [
     "SUMS",
     "VIEWS",
     "Operation",
+    "may_hold_zero",
     "may_leave",
 ]
 
@@ -129,17 +130,39 @@ def _keeps(*operations: Operator, table: dict[Operator, Rule] = RULES) -> Callab
     return register
 
 
-@_keeps(*COPIES, aten.relu.default)
+def may_hold_zero(grid: Grid | None) -> bool:
+    """Whether 0 is among the values of a grid: on that of integers it always is; on no grid, nothing is amiss.
+
+    Example:
+        >>> may_hold_zero(Grid(torch.tensor(0.5))), may_hold_zero(None)
+        (True, True)
+    """
+    return grid is None or grid.number_format.whole or grid.number_format.has_zero
+
+
+@_keeps(*COPIES)
 def _in_place_of_each(op: Operation) -> Grid | None:
-    """Values stay where they are, or become 0."""
+    """Values stay where they are."""
     return op.grids[0]
 
 
-@_keeps(*SHIFTS, *MOVES, aten.as_strided.default, aten.im2col.default, aten.masked_select.default)
+@_keeps(aten.relu.default)
+def _above_zero(op: Operation) -> Grid | None:
+    """Values stay where they are, or become 0."""
+    return op.grids[0] if may_hold_zero(op.grids[0]) else None
+
+
+@_keeps(*SHIFTS, *MOVES, aten.as_strided.default, aten.masked_select.default)
 def _anywhere(op: Operation) -> Grid | None:
     """Values may end up anywhere: fine with one scale for all."""
     grid = op.grids[0]
     return grid if grid is not None and grid.granularity.single else None
+
+
+@_keeps(aten.im2col.default)
+def _unfolded(op: Operation) -> Grid | None:
+    """The same, with 0 around them."""
+    return _anywhere(op) if may_hold_zero(op.grids[0]) else None
 
 
 @_keeps(aten._to_copy.default)
@@ -162,7 +185,7 @@ def _spatial(op: Operation) -> Grid | None:
 @_keeps(aten.constant_pad_nd.default)
 def _padded(op: Operation) -> Grid | None:
     grid = op.grids[0]
-    if grid is None or op.argument(2, "value", 0) != 0:  # 0 is on every grid, other values may not be
+    if grid is None or not may_hold_zero(grid) or op.argument(2, "value", 0) != 0:  # other values are on no grid
         return None
     if grid.granularity.single:
         return grid
@@ -248,6 +271,8 @@ def _summed(op: Operation) -> Grid | None:
     one, other, *_ = op.grids
     if one is None or other is None or not (is_stored(one.source) and is_stored(other.source)):
         return None
+    if not (one.number_format.whole and other.number_format.whole):
+        return None
     (scale_of_one, terms), (scale_of_other, more) = _stored_scale(one), _stored_scale(other)
     if op.argument(2, "alpha", 1) != 1 or scale_of_one != scale_of_other or one.granularity != other.granularity:
         return None
@@ -302,7 +327,7 @@ def _masked(op: Operation) -> Grid | None:
     """Each value becomes 0 or the same multiple of itself."""
     at = next((index for index, grid in enumerate(op.grids) if _is_mask(grid)), None)
     grid = None if at is None else op.grids[1 - at]
-    if at is None or grid is None or op.args[1 - at].shape != op.out.shape:
+    if at is None or grid is None or not may_hold_zero(grid) or op.args[1 - at].shape != op.out.shape:
         return None
     mask = op.grids[at]
     assert mask is not None
@@ -314,7 +339,9 @@ def _dropped_at_once(op: Operation) -> Grid | None:
     grid, probability = op.grids[0], op.args[1]
     if grid is None or op.argument(2, "train", True) is False:
         return grid
-    return _dropped(op, grid, 1 / (1 - probability), ("mask", str(1 - probability))) if probability < 1 else None
+    if probability >= 1 or not may_hold_zero(grid):
+        return None
+    return _dropped(op, grid, 1 / (1 - probability), ("mask", str(1 - probability)))
 
 
 def _dropped(op: Operation, grid: Grid, factor: float | Tensor, mask: Hashable) -> Grid:

@@ -9,8 +9,12 @@ from torch import Tensor
 from .declare.inject import choices_of
 from .errors import SettingError
 from .formats.int_range import IntRange
+from .formats.number_format import NumberFormat
 
-__all__ = ["Restriction", "Rounding", "Scaling", "Statistic", "ZeroPoint", "checked"]
+__all__ = ["Levels", "Restriction", "Rounding", "Scaling", "Statistic", "ZeroPoint", "checked"]
+
+
+Levels = NumberFormat | IntRange  # what the parts of a quantizer are given for its ``number_format``
 
 
 @runtime_checkable
@@ -60,8 +64,8 @@ class Statistic(Protocol):
 class Restriction(Protocol):
     """Which scales are allowed, and in which domain a learned one is stored. See `FloatScale`."""
 
-    def scale(self, magnitude: Tensor, int_range: IntRange) -> Tensor:
-        """The allowed scale with which the integers reach a positive magnitude."""
+    def scale(self, magnitude: Tensor, number_format: Levels) -> Tensor:
+        """The allowed scale with which the levels reach a positive magnitude."""
         ...
 
     def store(self, magnitude: Tensor) -> Tensor:
@@ -72,8 +76,8 @@ class Restriction(Protocol):
         """The magnitude of a parameter."""
         ...
 
-    def int_threshold(self, int_range: IntRange) -> int | Tensor:
-        """The integer that the magnitude is mapped to."""
+    def int_threshold(self, number_format: Levels) -> float | Tensor:
+        """The integer, or the level, that the magnitude is mapped to."""
         ...
 
 

@@ -11,11 +11,13 @@ from torch.autograd.graph import Node
 
 from .aliases import Arguments, Context, Keywords, Operator
 from .errors import QuantTensorError
-from .formats.number_format import Integers
+from .formats.integers import Integers
+from .formats.number_format import NumberFormat
 from .granularity import Granularity
 from .grid import Grid
-from .grid_rules import CHANGES, RULES, STAYS, Operation, may_leave
+from .grid_rules import CHANGES, RULES, STAYS, Operation, may_hold_zero, may_leave
 from .kernels.fused import apply_eagerly
+from .rounding import HalfEven
 from .tracing import is_tracing, number
 
 if TYPE_CHECKING:
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["QuantTensor", "grid_lost", "grid_of", "values_of"]
 
-Form = tuple[Integers, Granularity, Hashable, int]  # the rest of a grid
+Form = tuple[NumberFormat, Granularity, Hashable, int]  # the rest of a grid
 
 _Kind = TypeVar("_Kind", bound="QuantTensor")
 
@@ -145,6 +147,8 @@ class QuantTensor(torch.Tensor):
         grid = self.grid
         if grid is None:
             return False
+        if not grid.number_format.whole:
+            return bool(_on_levels(self._inner, grid).all())
         with torch.no_grad():
             scale = grid.along(grid.scale, self.shape)
             steps = self._inner.double() / scale
@@ -161,13 +165,18 @@ class QuantTensor(torch.Tensor):
             return bool((near & (codes >= low) & (codes <= high)).all())
 
     def int(self) -> Tensor:
-        """The integers, in the smallest integer type that holds the grid's range.
+        """The integers, in the smallest integer type that holds the grid's range; codes where levels are none.
 
         Raises:
             QuantTensorError: a value is off the grid, or rounding may have moved it to another integer's place (sums
                 of many products).
         """
         grid = self._known()
+        if not grid.number_format.whole and not self.is_valid:
+            raise QuantTensorError(
+                f"Not every value lies on the grid of scale {_short(grid.scale)} and {_bits(grid)}, so there are no "
+                "codes to return. Quantize the tensor again, for example with QuantIdentity."
+            )
         if grid.spare_bits < 1 or not self.is_valid:
             where = f"the grid of scale {_short(grid.scale)} and {_bits(grid)}"
             if grid.spare_bits < 5 or (self.dtype != torch.float64 and int(grid.bit_width) > 22):
@@ -408,8 +417,8 @@ def behind(x: Tensor) -> Any:
 
 def _form_of(grid: Grid, ndim: int) -> Form:
     number_format = grid.number_format
-    if isinstance(number_format.bit_width, Tensor):
-        number_format = Integers(int(number_format.bit_width), grid.signed, grid.narrow_range)
+    if isinstance(number_format, Integers) and isinstance(number_format.bit_width, Tensor):
+        number_format = Integers(int(number_format.bit_width), number_format.signed, number_format.narrow_range)
     return (number_format, grid.granularity.placed(ndim), grid.source, grid.spare_bits)
 
 
@@ -468,7 +477,9 @@ def _in_place(func: Operator, args: Arguments, kwargs: Keywords) -> Any:
         )
     plain, named = _plain(args), _plain(kwargs)
     result = func(*plain, **named)
-    for target in () if func in STAYS else written:
+    for target in written:
+        if func in STAYS and may_hold_zero(grid_of(target)):
+            continue
         for each in (target, target._base):  # what a view changes is its base's
             if not isinstance(each, QuantTensor):
                 continue
@@ -502,7 +513,18 @@ def _short(scale: Tensor) -> str:
 
 
 def _bits(grid: Grid) -> str:
+    if not isinstance(grid.number_format, Integers):
+        return str(grid.number_format)
     return f"{'' if grid.signed else 'u'}int{int(grid.bit_width)}"
+
+
+@torch.no_grad()
+def _on_levels(values: Tensor, grid: Grid) -> Tensor:
+    """Which values are levels times their scale, but for the last digits."""
+    wide = values.double()
+    scale = grid.along(grid.scale, values.shape).double()
+    levels = grid.number_format.nearest(wide / scale, HalfEven())
+    return (levels * scale - wide).abs() <= 4 * torch.finfo(values.dtype).eps * wide.abs()
 
 
 def _contents(values: Tensor) -> str:

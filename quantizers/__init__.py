@@ -24,7 +24,7 @@ from .activations import (
     Uint8ActPerChannel,
     Uint8ActPowerOfTwo,
 )
-from .base import BiasBase, IntBase, PerGroup, PerOutputChannel, PowerOfTwo, Shifted, of_width
+from .base import BiasBase, FormatBase, IntBase, PerGroup, PerOutputChannel, PowerOfTwo, Shifted, of_width
 from .biases import (
     Int8Bias,
     Int8BiasOwnScale,
@@ -33,6 +33,16 @@ from .biases import (
     Int16BiasOwnScale,
     Int24Bias,
     Int32Bias,
+)
+from .formats import (
+    BinaryWeightPerTensor,
+    Fp8e4m3Act,
+    Fp8e4m3WeightPerChannel,
+    Fp8e4m3WeightPerTensor,
+    MXFloat4e2m1Weight,
+    MXFloat8e4m3Weight,
+    NF4Weight,
+    NVFloat4Weight,
 )
 from .weights import (
     Int2WeightPerChannel,
@@ -73,6 +83,11 @@ from .weights import (
 
 __all__ = [
     "BiasBase",
+    "BinaryWeightPerTensor",
+    "FormatBase",
+    "Fp8e4m3Act",
+    "Fp8e4m3WeightPerChannel",
+    "Fp8e4m3WeightPerTensor",
     "Int2Act",
     "Int2WeightPerChannel",
     "Int2WeightPerGroup",
@@ -115,6 +130,10 @@ __all__ = [
     "Int24Bias",
     "Int32Bias",
     "IntBase",
+    "MXFloat4e2m1Weight",
+    "MXFloat8e4m3Weight",
+    "NF4Weight",
+    "NVFloat4Weight",
     "PerGroup",
     "PerOutputChannel",
     "PowerOfTwo",

@@ -2,12 +2,12 @@
 
 from typing import Any, TypeVar
 
-from ..qcore import BiasQuant, IntQuant, IntRange, Quantizer, int_bounds, settings, value
+from ..qcore import BiasQuant, GridQuant, IntQuant, IntRange, Quantizer, int_bounds, settings, value
 from ..qcore.declare.inject import QuantizerType
 from ..qcore.granularity import PerGroup as Groups
 from ..qcore.granularity import granularity_of
 
-__all__ = ["BiasBase", "IntBase", "PerGroup", "PerOutputChannel", "PowerOfTwo", "Shifted", "of_width"]
+__all__ = ["BiasBase", "FormatBase", "IntBase", "PerGroup", "PerOutputChannel", "PowerOfTwo", "Shifted", "of_width"]
 
 
 Kind = TypeVar("Kind", bound=QuantizerType)
@@ -44,6 +44,40 @@ class IntBase(Quantizer):
     bit_width = 8
     signed = True
     narrow_range = False
+    rounding = "half_even"
+    restriction = "float"
+    min_scale = 1e-10
+    axis = None
+
+    @value
+    def number_format(int_range):  # noqa: ANN201, N805 - int_range is an attribute, not an instance
+        """The levels, by the name that parts of every quantizer know them by."""
+        return int_range
+
+    @value
+    def granularity(axis):  # noqa: ANN201, N805 - axis is an attribute, not an instance
+        """Which values share a scale."""
+        return granularity_of(axis)
+
+
+class FormatBase(Quantizer):
+    """Fragment: quantization to the levels of a number format; `number_format` and `scaling` are missing.
+
+    Example:
+        >>> from bitwright.qcore import E2M3, resolve
+        >>> class Fp6e2m3Weight(FormatBase):
+        ...     quantizes = "weight"
+        ...     number_format = E2M3
+        ...     scaling = "statistic"
+        >>> resolve(Fp6e2m3Weight, {"channel_axis": 0})
+        GridQuant(
+          e2m3fn, per tensor, float scale, half_even
+          (scaling): StatisticScaling(AbsMax(), per tensor)
+        )
+    """
+
+    quantizes = None
+    tensor_quant = GridQuant
     rounding = "half_even"
     restriction = "float"
     min_scale = 1e-10

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from ...qcore import HalfEven, StochasticRounding
-from ...qcore.formats.number_format import storage_dtype
+from ...qcore.formats.integers import storage_dtype
 from ..capture.grid import Entering, IntegerGrid, QuantizedTensor
 from ..errors import ExportError, with_causes
 from .float_modules import remedy

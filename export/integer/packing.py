@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ...qcore.formats.int_range import int_bounds
-from ...qcore.formats.number_format import storage_dtype
+from ...qcore.formats.integers import storage_dtype
 from ..errors import ExportError
 
 __all__ = ["pack_integers", "unpack_integers"]

@@ -19,7 +19,7 @@ from ...qcore import (
     round_straight_through,
 )
 from ...qcore.errors import SettingError
-from ...qcore.formats.number_format import Integers
+from ...qcore.formats.integers import Integers
 from ...qcore.protocols import Rounding, checked
 from ...qcore.quant_tensor import grid_lost
 from ...qcore.tracing import exporting

@@ -1,70 +1,224 @@
-"""Which levels a grid has, in units of its scale."""
+"""Which levels a grid has, in units of its scale: what every number format says."""
 
-from typing import NamedTuple
+import math
+from collections.abc import Callable
+from operator import index
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from .int_range import int_bounds
+from ..errors import SettingError
 
-__all__ = ["Integers", "NumberFormat", "storage_dtype"]
+__all__ = ["FEW", "NumberFormat", "RoundingLike", "whole_number"]
+
+RoundingLike = Callable[[Tensor], Tensor]  # see `Rounding`
+FEW = 512  # steps up to which the scale's gradient may be taken as the difference of two dot products
 
 
 class NumberFormat:
-    """Base of number formats: the levels that values are multiples of a scale of. They are values without state.
+    """Base of number formats, the shipped ones and a user's own: the levels that values are multiples of a scale of.
+
+    They are values without state: equal, hashable, picklable. A subclass is a named tuple behind this class, which also
+    goes through ``torch.compile`` as part of a `QuantTensor`, and it implements `levels` and `nearest`; all else has a
+    default. ``str`` of it is part of what a saved state says of its numbers.
+
+    In all of its methods ``steps`` are numbers in units of the scale, ``x / scale``, float32 or float64.
 
     Example:
-        >>> isinstance(Integers(4), NumberFormat)
-        True
+        >>> from typing import NamedTuple
+        >>> class Thirds(NumberFormat, NamedTuple("_Thirds", [("number", int)])):
+        ...     __slots__ = ()
+        ...
+        ...     @property
+        ...     def levels(self):
+        ...         return tuple(code / 3 for code in range(self.number))
+        ...
+        ...     def nearest(self, steps, rounding, relu=False):
+        ...         return (rounding(steps * 3) / 3).clamp(0, self.high)
+        >>> from bitwright.qcore import HalfEven
+        >>> Thirds(4).bits, Thirds(4).high, Thirds(4).nearest(torch.tensor([0.2, 9.0]), HalfEven())
+        (2, 1.0, tensor([0.3333, 1.0000]))
     """
 
     __slots__ = ()
-
-
-class _Integers(NamedTuple):
-    bit_width: int | Tensor = 8
-    signed: bool = True
-    narrow_range: bool = False
-
-
-class Integers(_Integers, NumberFormat):
-    """Integers of so many bits.
-
-    Args:
-        bit_width: how many; a 0-d tensor where it is learned.
-        signed: whether they may be negative.
-        narrow_range: whether the range leaves out one end, see `int_bounds`.
-
-    Example:
-        >>> Integers(4).bounds, str(Integers(4, narrow_range=True)), Integers(4).dtype
-        ((-8, 7), 'int4 narrow', torch.int8)
-    """
-
-    __slots__ = ()
+    whole = False  # whether the levels are all integers of a range: what zero points, and sums of products, rely on
+    mantissa_bits = 0  # digits after the first one, in the binade of the largest level
+    learned = False  # whether the levels change in training
 
     @property
-    def bounds(self) -> tuple[int, int]:
-        """The smallest and the largest, as plain numbers."""
-        return int_bounds(int(self.bit_width), self.signed, self.narrow_range)
+    def levels(self) -> tuple[float, ...]:
+        """The value of each code, from code 0 on; infinities and NaN where a code stands for them."""
+        raise NotImplementedError
+
+    def nearest(self, steps: Tensor, rounding: RoundingLike, relu: bool = False) -> Tensor:
+        """The levels that numbers are moved to, in operations that compilers and exporters can trace.
+
+        What lies beyond the ends goes to them, infinite numbers too; NaN stays. To nearest, a tie goes to the even
+        code.
+
+        Args:
+            steps: the numbers.
+            rounding: decides between the two levels around a number.
+            relu: take numbers below 0 for 0.
+        """
+        raise NotImplementedError
+
+    def inplace(self, steps: Tensor, rounding: RoundingLike, relu: bool = False) -> Tensor:
+        """The same outside graphs and without gradients; ``steps`` may be overwritten."""
+        return self.nearest(steps, rounding, relu)
+
+    def covered(self, steps: Tensor, rounding: RoundingLike) -> Tensor:
+        """The same where no number lies beyond the ends by more than the rounding of ``x / scale``."""
+        return self.inplace(steps, rounding)
+
+    # Levels that are counted from a zero point: integers' alone
+
+    def shifted(self, steps: Tensor, rounding: Any, zero_point: Tensor) -> Tensor:
+        """`inplace`, of integers that are counted from a zero point."""
+        raise NotImplementedError
+
+    def near(self, steps: Tensor, rounding: RoundingLike, zero_point: Tensor) -> Tensor:
+        """`nearest`, of integers that are counted from a zero point."""
+        raise NotImplementedError
+
+    def within(self, steps: Tensor, rounding: RoundingLike, zero_point: Tensor) -> Tensor:
+        """`inside`, of integers that are counted from a zero point."""
+        raise NotImplementedError
+
+    # The ends
+
+    @property
+    def low(self) -> float:
+        """The lowest level."""
+        return min(filter(math.isfinite, self.levels))
+
+    @property
+    def high(self) -> float:
+        """The highest level."""
+        return max(filter(math.isfinite, self.levels))
+
+    @property
+    def threshold(self) -> float:
+        """The level that the largest magnitude is mapped to: scale = magnitude / threshold."""
+        return max(-self.low, self.high)
+
+    @property
+    def power(self) -> float:
+        """The largest power of two that is no larger than the highest level: 2**emax of a minifloat."""
+        return 2.0 ** (math.frexp(self.high)[1] - 1)
+
+    @property
+    def power_of_two_threshold(self) -> float:
+        """The threshold for scales that are powers of two: a power of two itself."""
+        return self.power
+
+    @property
+    def signed(self) -> bool:
+        """Whether there are levels below 0."""
+        return self.low < 0
+
+    @property
+    def symmetric(self) -> bool:
+        """Whether the ends are as far from 0 on both sides."""
+        return self.low == -self.high
+
+    @property
+    def has_zero(self) -> bool:
+        """Whether 0 is a level: what padding, ReLU and dropout write."""
+        return 0.0 in self.levels
+
+    def edges(self, rounding: RoundingLike) -> tuple[float, float]:
+        """Between these numbers, and not at them, nothing is clipped: there gradients pass straight through.
+
+        Beyond an end lies half the gap before it, as with integers, where 127.4 still rounds to 127.
+        """
+        known = sorted(filter(math.isfinite, set(self.levels)))
+        if len(known) < 2:
+            return known[0] - 0.5, known[0] + 0.5
+        return known[0] - (known[1] - known[0]) / 2, known[-1] + (known[-1] - known[-2]) / 2
+
+    def inside(self, steps: Tensor, rounding: RoundingLike) -> Tensor:
+        """Where nothing is clipped, as truth values; traceable."""
+        low, high = self.edges(rounding)
+        return (steps > low) & (steps < high)
+
+    @property
+    def few(self) -> bool:
+        """Whether the range is small beside the digits of float32."""
+        return self.high - self.low < FEW
+
+    # Codes
+
+    @property
+    def bits(self) -> int:
+        """Bits of a code."""
+        return max(1, (len(self.levels) - 1).bit_length())
+
+    @property
+    def bit_width(self) -> int:
+        """The same, by the name that integers have for it."""
+        return self.bits
 
     @property
     def dtype(self) -> torch.dtype:
-        """The smallest type of torch that holds them all."""
-        return storage_dtype(*self.bounds)
+        """The smallest type of torch that holds the codes."""
+        return torch.uint8 if self.bits <= 8 else torch.int16 if self.bits <= 15 else torch.int32
+
+    def encode(self, steps: Tensor) -> Tensor:
+        """The codes of the levels next to some numbers, in `dtype`."""
+        known = [(level, code) for code, level in enumerate(self.levels) if math.isfinite(level)]
+        known.sort(key=lambda pair: (pair[0], -pair[1]))  # the first of several codes counts: of 0 and -0, 0
+        values = torch.tensor([level for level, _ in known], dtype=torch.float64, device=steps.device)
+        codes = torch.tensor([code for _, code in known], device=steps.device)
+        middles = (values[1:] + values[:-1]) / 2
+        return codes[torch.bucketize(steps.double(), middles, right=True)].to(self.dtype)
+
+    def decode(self, codes: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        """The levels of codes."""
+        return torch.tensor(self.levels, dtype=dtype, device=codes.device)[codes.long()]
+
+    def settled(self, shaped: Callable[[Tensor], Tensor] | None = None) -> "NumberFormat":
+        """The format as it is now: itself, where nothing is learned."""
+        return self
 
     def __str__(self) -> str:
-        kind = f"{'int' if self.signed else 'uint'}{int(self.bit_width)}"
-        return f"{kind} narrow" if self.narrow_range else kind
+        return repr(self)
+
+    # A named tuple equals one of its own kind only, and is never false, whichever of its bases comes first.
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        for name in ("__eq__", "__ne__", "__hash__", "__bool__"):
+            if name not in vars(cls):
+                setattr(cls, name, getattr(NumberFormat, name))
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(self, tuple):
+            return self is other
+        return type(self) is type(other) and tuple.__eq__(self, other)
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other  # a tuple has its own
+
+    def __hash__(self) -> int:
+        return hash((type(self), *self)) if isinstance(self, tuple) else object.__hash__(self)
+
+    def __bool__(self) -> bool:
+        return True
 
 
-def storage_dtype(low: int, high: int) -> torch.dtype:
-    """The smallest torch integer type that holds every integer from ``low`` to ``high``.
+def whole_number(setting: str, found: object, least: int, most: int) -> int:
+    """The number as an int, or a `SettingError` where it is none from ``least`` to ``most``.
 
     Example:
-        >>> storage_dtype(-7, 7), storage_dtype(0, 255), storage_dtype(0, 65535)
-        (torch.int8, torch.uint8, torch.int32)
+        >>> whole_number("exponent_bits", 4, 1, 8)
+        4
     """
-    for dtype in (torch.int8, torch.uint8, torch.int16, torch.int32):
-        if torch.iinfo(dtype).min <= low and high <= torch.iinfo(dtype).max:
-            return dtype
-    return torch.int64
+    try:
+        number = least - 1 if isinstance(found, bool) else index(found)  # type: ignore[arg-type]
+    except TypeError:
+        number = least - 1
+    if not least <= number <= most:
+        raise SettingError(setting, found, f"a whole number from {least} to {most}")
+    return number

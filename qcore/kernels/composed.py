@@ -5,20 +5,22 @@ are asked for, or where a transform is at work that takes no autograd function. 
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..errors import QuantizerError
 from ..formats.int_range import representable_bounds
-from ..rounding import HalfEven, round_straight_through
-from ..tracing import recording
+from ..formats.integers import MANTISSA_BITS, Interval
+from ..formats.number_format import NumberFormat
+from ..rounding import HalfEven, Rounding, round_straight_through
+from ..tracing import is_tracing, recording
 from .derivatives import clamp_through, straight_through
 
-__all__ = ["HALF_EVEN", "MANTISSA_BITS", "as_real", "composed_fake_quant"]
+__all__ = ["HALF_EVEN", "MANTISSA_BITS", "as_real", "composed", "composed_fake_quant"]
 
 HALF_EVEN = HalfEven()
-MANTISSA_BITS = {torch.float32: 24, torch.float64: 53}
 
 
 def composed_fake_quant(
@@ -44,22 +46,70 @@ def composed_fake_quant(
         tensor([[0.2500, 0.2500],
                 [0.2500, 1.7500]])
     """
+    return composed(x, scale, Interval(low, high), zero_point, rounding, relu=relu, clips=clips)
+
+
+def composed(
+    x: Tensor,
+    scale: Tensor,
+    number_format: NumberFormat,
+    zero_point: Tensor | None = None,
+    rounding: Callable[[Tensor], Tensor] = HALF_EVEN,
+    *,
+    relu: bool = False,
+    clips: bool = True,
+) -> Tensor:
+    """The definition of `to_levels`, for every number format.
+
+    Example:
+        >>> from bitwright.qcore import E2M1
+        >>> composed(torch.tensor([0.3, 9.0]), torch.tensor(0.25), E2M1)
+        tensor([0.2500, 1.5000])
+    """
     if x.dtype not in MANTISSA_BITS:
         real = as_real(x)
         wide = real if real.dtype in MANTISSA_BITS else real.float()
         scale = scale if scale.dtype in MANTISSA_BITS else scale.float()
-        return composed_fake_quant(wide, scale, low, high, zero_point, rounding, relu=relu, clips=clips).to(real.dtype)
+        return composed(wide, scale, number_format, zero_point, rounding, relu=relu, clips=clips).to(real.dtype)
     x = x.relu() if relu else x
-    if isinstance(low, int) and isinstance(high, int):
-        low, high = representable_bounds(low, high, MANTISSA_BITS[x.dtype])
-    if zero_point is not None:
-        low, high = low - zero_point, high - zero_point
-    codes = round_straight_through(x / scale, rounding)
-    y = clamp_through(codes, low, high) * scale
+    steps = x / scale
+    if number_format.whole:
+        y, clipped = _to_integers(steps, number_format, zero_point, rounding)
+    else:
+        clipped = ~number_format.inside(steps.detach(), rounding)
+        y = torch.where(
+            clipped, _to_level(steps.detach(), number_format, rounding), _reached(steps, number_format, rounding)
+        )
+    y = y * scale
     if clips or not recording():
         return y
-    clipped = (codes < low) | (codes > high)
     return y + straight_through(torch.where(clipped, x, 0.0), torch.zeros_like(y))
+
+
+def _to_integers(
+    steps: Tensor, number_format: NumberFormat, zero_point: Tensor | None, rounding: Callable[[Tensor], Tensor]
+) -> tuple[Tensor, Tensor]:
+    """The integers, less the zero point; and which of them were clipped."""
+    low: Any = number_format.low
+    high: Any = number_format.high
+    if not number_format.learned:
+        low, high = representable_bounds(low, high, MANTISSA_BITS[steps.dtype])
+    if zero_point is not None:
+        low, high = low - zero_point, high - zero_point
+    codes = round_straight_through(steps, rounding)
+    return clamp_through(codes, low, high), (codes < low) | (codes > high)
+
+
+def _reached(steps: Tensor, number_format: NumberFormat, rounding: Callable[[Tensor], Tensor]) -> Tensor:
+    """The levels, with a gradient of 1, or that of a rounding which brings its own."""
+    if getattr(rounding, "straight_through", True):
+        return straight_through(steps, _to_level(steps.detach(), number_format, rounding))
+    return _to_level(steps, number_format, rounding)
+
+
+def _to_level(steps: Tensor, number_format: NumberFormat, rounding: Callable[[Tensor], Tensor]) -> Tensor:
+    ours = isinstance(rounding, Rounding) or is_tracing()  # where a number of elements is none
+    return number_format.nearest(steps, rounding) if ours or steps.numel() else steps.clone()
 
 
 def as_real(x: Tensor, path: str = "fake_quant") -> Tensor:

@@ -17,15 +17,15 @@ import torch
 from torch import Tensor
 
 from ..formats.int_range import representable_bounds
+from ..formats.integers import Interval
+from ..formats.number_format import NumberFormat
 from ..rounding import Rounding, round_straight_through
 from ..tracing import transformed
-from .composed import HALF_EVEN, MANTISSA_BITS, as_real, composed_fake_quant
+from .composed import HALF_EVEN, MANTISSA_BITS, as_real, composed, composed_fake_quant
 from .derivatives import clamp_through
 from .fused import EagerFakeQuant, TracedFakeQuant, quantize_eagerly, runs_eagerly
 
-__all__ = ["as_real", "composed_fake_quant", "fake_quant", "quantize_to_int"]
-
-_EXACT = 1 << 24  # every float holds the integers up to here
+__all__ = ["as_real", "composed_fake_quant", "fake_quant", "quantize_to_int", "to_levels"]
 
 
 def fake_quant(
@@ -61,22 +61,53 @@ def fake_quant(
         >>> fake_quant(torch.tensor([-1.0, 0.26, 0.5, 9.0]), torch.tensor(0.25), -8, 7)
         tensor([-1.0000,  0.2500,  0.5000,  1.7500])
     """
+    return to_levels(x, scale, Interval(low, high), zero_point, rounding, relu=relu, clips=clips)
+
+
+def to_levels(
+    x: Tensor,
+    scale: Tensor,
+    number_format: NumberFormat,
+    zero_point: Tensor | None = None,
+    rounding: Callable[[Tensor], Tensor] = HALF_EVEN,
+    *,
+    relu: bool = False,
+    clips: bool = True,
+) -> Tensor:
+    """`fake_quant` for every number format: move ``x`` to its levels times ``scale``.
+
+    Args:
+        x: values of any dtype but complex; half precision is computed in float32, integers in torch's default dtype.
+        scale: positive, 0-d or broadcastable to ``x``.
+        number_format: the levels.
+        zero_point: of integers only: whole numbers shaped like ``scale``, or None for 0.
+        rounding: decides between the levels around ``x / scale``, see `Rounding`.
+        relu: clamp ``x`` at 0 first; for integers without sign and zero point, and formats with a level 0.
+        clips: False promises that ``x`` is within range, so that the gradient needs no mask.
+
+    Returns:
+        A new floating tensor like ``x``. Its gradient reaches ``x``, ``scale`` and ``zero_point``.
+
+    Raises:
+        QuantizerError: the values are complex.
+
+    Example:
+        >>> from bitwright.qcore import E2M1
+        >>> to_levels(torch.tensor([-1.0, 0.3, 0.6, 9.0]), torch.tensor(0.25), E2M1)
+        tensor([-1.0000,  0.2500,  0.5000,  1.5000])
+    """
     if x.dtype not in MANTISSA_BITS:
         x = as_real(x)
-        if x.dtype not in MANTISSA_BITS:  # half precision can't tell neighbouring integers apart
-            wide = fake_quant(x.float(), scale.float(), low, high, zero_point, rounding, relu=relu, clips=clips)
+        if x.dtype not in MANTISSA_BITS:  # half precision can't tell neighbouring levels apart
+            wide = to_levels(x.float(), scale.float(), number_format, zero_point, rounding, relu=relu, clips=clips)
             return wide.to(x.dtype)
     eager = runs_eagerly(x)
-    if not (isinstance(rounding, Rounding) and isinstance(low, int) and isinstance(high, int)) or (
-        not eager and transformed()
-    ):
-        return composed_fake_quant(x, scale, low, high, zero_point, rounding, relu=relu, clips=clips)
-    if high >= _EXACT or low < -_EXACT:
-        low, high = representable_bounds(low, high, MANTISSA_BITS[x.dtype])
+    if not isinstance(rounding, Rounding) or number_format.learned or (not eager and transformed()):
+        return composed(x, scale, number_format, zero_point, rounding, relu=relu, clips=clips)
     if eager and not torch.is_grad_enabled():
-        return quantize_eagerly(x, scale, zero_point, low, high, rounding, relu)
+        return quantize_eagerly(x, scale, zero_point, number_format, rounding, relu)
     function = EagerFakeQuant if eager else TracedFakeQuant
-    return function.apply(x, scale, zero_point, low, high, rounding, relu, clips)
+    return function.apply(x, scale, zero_point, number_format, rounding, relu, clips)
 
 
 def quantize_to_int(

@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 
 from ..aliases import Arguments, Context
+from ..formats.number_format import NumberFormat
 from ..rounding import HalfEven, Rounding
 from ..tracing import differentiated, transformed
-from .composed import composed_fake_quant
+from .composed import composed
 from .derivatives import clamp_through
 
 __all__ = [
@@ -35,7 +36,6 @@ __all__ = [
 
 LARGE = 1 << 18  # numbers from which on quantized values may be worked out again in backward rather than kept: 1 MB
 _hardtanh_backward = torch.ops.aten.hardtanh_backward.default
-_FEW = 512  # integers up to which the scale's gradient may be taken as the difference of two dot products
 
 
 def runs_eagerly(x: Tensor) -> bool:
@@ -61,18 +61,18 @@ def _again(grad: Tensor, definition: Callable[..., Tensor], *inputs: Tensor | No
 
 
 def quantize_eagerly(
-    x: Tensor, scale: Tensor, zero_point: Tensor | None, low: int, high: int, rounding: Rounding, relu: bool
+    x: Tensor,
+    scale: Tensor,
+    zero_point: Tensor | None,
+    number_format: NumberFormat,
+    rounding: Rounding,
+    relu: bool,
 ) -> Tensor:
     """Values on the grid, in one allocation; no gradients."""
-    y = rounding.inplace(torch.div(x, scale))
+    steps = torch.div(x, scale)
     if zero_point is None:
-        y.clamp_(0 if relu else low, high)
-    elif zero_point.numel() == 1:
-        shift = zero_point.item()
-        y.clamp_(low - shift, high - shift)
-    else:
-        y.add_(zero_point).clamp_(low, high).sub_(zero_point)
-    return y.mul_(scale)
+        return number_format.inplace(steps, rounding, relu).mul_(scale)
+    return number_format.shifted(steps, rounding, zero_point).mul_(scale)
 
 
 def _inside(
@@ -80,23 +80,25 @@ def _inside(
     x: Tensor,
     scale: Tensor,
     zero_point: Tensor | None,
-    low: int,
-    high: int,
+    number_format: NumberFormat,
     rounding: Rounding,
     relu: bool,
 ) -> Tensor:
-    """The gradient where the rounded integer is in range, else 0, by the one vectorised kernel that does it."""
+    """The gradient where nothing is clipped, else 0, by the one vectorised kernel that does it."""
+    low, high = number_format.edges(rounding)
+    if not number_format.whole:
+        return _hardtanh_backward(grad, torch.div(x, scale), 0.0 if relu else low, high)
     one_shift = zero_point is None or zero_point.numel() == 1
     if isinstance(rounding, HalfEven) and scale.numel() == 1 and one_shift:
         step, shift = scale.item(), 0.0 if zero_point is None else zero_point.item()
-        lowest = 0.0 if relu else (low - shift - 0.5) * step
-        return _hardtanh_backward(grad, x, lowest, (high - shift + 0.5) * step)
+        lowest = 0.0 if relu else (low - shift) * step
+        return _hardtanh_backward(grad, x, lowest, (high - shift) * step)
     codes = rounding.inplace(torch.div(x, scale))
     if relu:
         codes.masked_fill_(x <= 0, low - 1)
     if zero_point is not None:
         codes.add_(zero_point)
-    return _hardtanh_backward(grad, codes, low - 0.5, high + 0.5)
+    return _hardtanh_backward(grad, codes, low, high)
 
 
 def _unclipped(grad: Tensor, x: Tensor, relu: bool) -> Tensor:
@@ -177,14 +179,13 @@ class EagerFakeQuant(torch.autograd.Function):
         x: Tensor,
         scale: Tensor,
         zero_point: Tensor | None,
-        low: int,
-        high: int,
+        number_format: NumberFormat,
         rounding: Rounding,
         relu: bool,
         clips: bool,
     ) -> Tensor:
-        y = quantize_eagerly(x, scale, zero_point, low, high, rounding, relu)
-        ctx.rest = low, high, rounding, relu, clips
+        y = quantize_eagerly(x, scale, zero_point, number_format, rounding, relu)
+        ctx.rest = number_format, rounding, relu, clips
         learned = ctx.needs_input_grad[1]
         needed = learned or clips or relu or ctx.needs_input_grad[2]
         ctx.save_for_backward(x if needed else None, scale, zero_point, y if learned else None)
@@ -193,27 +194,27 @@ class EagerFakeQuant(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Context, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         x, scale, zero_point, y = ctx.saved_tensors
-        low, high, rounding, relu, clips = ctx.rest
+        number_format, rounding, relu, clips = ctx.rest
         if isinstance(x, Tensor) and differentiated(grad):
 
             def definition(x: Tensor, scale: Tensor, zero_point: Tensor | None) -> Tensor:
-                return composed_fake_quant(x, scale, low, high, zero_point, rounding, relu=relu, clips=clips)
+                return composed(x, scale, number_format, zero_point, rounding, relu=relu, clips=clips)
 
-            return *_again(grad, definition, x, scale, zero_point), None, None, None, None, None
+            return *_again(grad, definition, x, scale, zero_point), None, None, None, None
         asked = ctx.needs_input_grad
         inside = grad
         if clips or asked[1] or asked[2]:
-            inside = _inside(grad, x, scale, zero_point, low, high, rounding, relu)
+            inside = _inside(grad, x, scale, zero_point, number_format, rounding, relu)
         scale_grad = zero_point_grad = None
         if asked[1]:
             if scale.numel() == 1:
-                scale_grad = torch.full_like(scale, _step_grad(grad, inside, x, y, scale.item(), high - low < _FEW))
+                scale_grad = torch.full_like(scale, _step_grad(grad, inside, x, y, scale.item(), number_format.few))
             else:
                 scale_grad = _steps_grad(grad, inside, x, y, scale)
         if asked[2]:
             zero_point_grad = (inside - grad).mul_(scale).sum_to_size(zero_point.shape)
         passed = inside if clips else _unclipped(grad, x, relu)
-        return passed, scale_grad, zero_point_grad, None, None, None, None, None
+        return passed, scale_grad, zero_point_grad, None, None, None, None
 
 
 class MagnitudeFakeQuant(torch.autograd.Function):
@@ -225,16 +226,16 @@ class MagnitudeFakeQuant(torch.autograd.Function):
         x: Tensor,
         base: Tensor,
         offset: Tensor,
-        rest: tuple[list[int] | None, int, float, int, int, Rounding, bool, bool],
+        rest: tuple[list[int] | None, float, float, NumberFormat, Rounding, bool, bool],
     ) -> tuple[Tensor, Tensor]:
-        shape, threshold, floor, low, high, rounding, relu, clips = rest
+        shape, threshold, floor, number_format, rounding, relu, clips = rest
         magnitude = _wide(base + offset)
         if shape is None:
             scale = _divided(_at_least(abs(magnitude.item()), floor, magnitude), threshold, magnitude)
         else:
             scale = (magnitude.abs().clamp_min_(floor) / threshold).reshape(shape)
-        y = quantize_eagerly(x, scale, None, low, high, rounding, relu)
-        ctx.form, ctx.rest, ctx.magnitude = (low, high, rounding, relu), (threshold, floor, clips), magnitude
+        y = quantize_eagerly(x, scale, None, number_format, rounding, relu)
+        ctx.form, ctx.rest, ctx.magnitude = (number_format, rounding, relu), (threshold, floor, clips), magnitude
         ctx.mark_non_differentiable(scale)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(x, scale, _set_aside(ctx, y, rounding), base, offset)
@@ -245,7 +246,7 @@ class MagnitudeFakeQuant(torch.autograd.Function):
         if grad is None:
             return None, None, None, None
         x, scale, y, base, offset = ctx.saved_tensors
-        low, high, rounding, relu = ctx.form
+        number_format, rounding, relu = ctx.form
         threshold, floor, clips = ctx.rest
         if differentiated(grad):
             ctx.aside = None
@@ -253,16 +254,16 @@ class MagnitudeFakeQuant(torch.autograd.Function):
             def definition(x: Tensor, base: Tensor, offset: Tensor) -> Tensor:
                 step = clamp_through(_wide(base + offset).abs(), floor) / threshold
                 shaped = step.reshape(scale.shape)
-                return composed_fake_quant(x, shaped, low, high, None, rounding, relu=relu, clips=clips)
+                return composed(x, shaped, number_format, None, rounding, relu=relu, clips=clips)
 
             return *_again(grad, definition, x, base, offset), None
-        inside = _inside(grad, x, scale, None, low, high, rounding, relu)
+        inside = _inside(grad, x, scale, None, number_format, rounding, relu)
         y = _result(ctx, x, scale, y)
         magnitude = ctx.magnitude
         if scale.ndim == 0:
             number = magnitude.item()
             factor = 0.0 if abs(number) < floor else math.copysign(1, number) / threshold
-            pull = _step_grad(grad, inside, x, y, scale.item(), high - low < _FEW)
+            pull = _step_grad(grad, inside, x, y, scale.item(), number_format.few)
             offset_grad = torch.full_like(magnitude, pull * factor)
         else:
             factors = torch.where(magnitude.abs() < floor, 0.0, magnitude.sign() / threshold)
@@ -284,14 +285,15 @@ class AbsMaxFakeQuant(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Context, x: Tensor, floor: float, threshold: int, rounding: Rounding, detached: bool
+        ctx: Context, x: Tensor, floor: float, number_format: NumberFormat, rounding: Rounding, detached: bool
     ) -> tuple[Tensor, Tensor]:
+        threshold = number_format.high
         rows = x.reshape(x.shape[0], -1) if x.ndim else x.reshape(1, 1)
         highest, lowest = rows.amax(1), rows.amin(1)
         largest = max(highest.amax().item(), -lowest.amin().item())
         finite = math.isfinite(largest)
         scale = _divided(_at_least(largest, floor, x) if finite else 1.0, threshold, x)
-        return _weights(ctx, x, scale, finite, (floor, threshold, rounding, detached), highest, lowest)
+        return _weights(ctx, x, scale, finite, (floor, number_format, rounding, detached), highest, lowest)
 
     @staticmethod
     def backward(ctx: Context, grad: Tensor | None, _: object) -> tuple[Tensor | None, ...]:  # type: ignore[override]
@@ -310,7 +312,7 @@ class AbsMaxFakeQuant(torch.autograd.Function):
         if differentiated(grad):
             return _weights_again(ctx, grad, x, scale, torch.tensor([[at]]), torch.tensor([[False]]))
         y = _result(ctx, x, scale, y)
-        pull = _step_grad(grad, grad, x, y, scale.item(), ctx.threshold * 2 < _FEW) / ctx.threshold
+        pull = _step_grad(grad, grad, x, y, scale.item(), ctx.form[0].few) / ctx.threshold
         del y  # before another copy is made
         result = grad.clone(memory_format=torch.contiguous_format)
         result.view(-1)[at].add_(pull if positive else -pull)
@@ -322,8 +324,9 @@ class AbsMaxRowsFakeQuant(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Context, x: Tensor, floor: float, threshold: int, rounding: Rounding, detached: bool
+        ctx: Context, x: Tensor, floor: float, number_format: NumberFormat, rounding: Rounding, detached: bool
     ) -> tuple[Tensor, Tensor]:
+        threshold = number_format.high
         work = x.abs()  # its memory takes the result
         largest = work.reshape(x.shape[0], -1).amax(1)
         magnitudes = largest.clamp_min(floor)
@@ -332,7 +335,7 @@ class AbsMaxRowsFakeQuant(torch.autograd.Function):
             magnitudes = torch.where(magnitudes.isfinite(), magnitudes, 1.0)
         scale = (magnitudes / threshold).reshape([-1] + [1] * (x.ndim - 1))
         ctx.plain = finite and largest.amin().item() >= floor  # every row's scale is that of its largest number
-        return _weights(ctx, x, scale, finite, (floor, threshold, rounding, detached), largest, out=work)
+        return _weights(ctx, x, scale, finite, (floor, number_format, rounding, detached), largest, out=work)
 
     @staticmethod
     def backward(ctx: Context, grad: Tensor | None, _: object) -> tuple[Tensor | None, ...]:  # type: ignore[override]
@@ -382,17 +385,17 @@ def _weights(
     x: Tensor,
     scale: Tensor,
     finite: bool,
-    rest: tuple[float, int, Rounding, bool],
+    rest: tuple[float, NumberFormat, Rounding, bool],
     *extremes: Tensor,
     out: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The results of a weight's function, and what its backward needs."""
-    ctx.floor, ctx.threshold, rounding, ctx.detached = rest
-    y = rounding.inplace(torch.div(x, scale, out=out))
-    if not finite:
-        y.clamp_(-ctx.threshold, ctx.threshold)
+    ctx.floor, number_format, rounding, ctx.detached = rest
+    ctx.threshold = number_format.high
+    steps = torch.div(x, scale, out=out)
+    y = number_format.covered(steps, rounding) if finite else number_format.inplace(steps, rounding)
     y.mul_(scale)
-    ctx.form = (-ctx.threshold, ctx.threshold, rounding, False)
+    ctx.form = (number_format, rounding, False)
     ctx.mark_non_differentiable(scale)
     ctx.set_materialize_grads(False)
     kept = _set_aside(ctx, y, rounding)
@@ -412,8 +415,8 @@ def _weights_again(
     def definition(x: Tensor) -> Tensor:
         largest = x.reshape(at.shape[0], -1).gather(1, at).abs()
         step = torch.where(fixed, scale.reshape(-1, 1), largest / ctx.threshold).reshape(scale.shape)
-        low, high, rounding, _ = ctx.form
-        return composed_fake_quant(x, step, low, high, None, rounding, clips=False)
+        number_format, rounding, _ = ctx.form
+        return composed(x, step, number_format, None, rounding, clips=False)
 
     return *_again(grad, definition, x), None, None, None, None
 
@@ -423,7 +426,7 @@ def _at_least(magnitude: float, floor: float, like: Tensor) -> float:
     return magnitude if magnitude >= floor else torch.tensor(floor, dtype=like.dtype).item()
 
 
-def _divided(magnitude: float, threshold: int, like: Tensor) -> Tensor:
+def _divided(magnitude: float, threshold: float, like: Tensor) -> Tensor:
     """The quotient in the precision of a tensor: a double holds enough digits for it to be rounded once."""
     return torch.full((), magnitude / threshold, dtype=like.dtype)
 
@@ -436,39 +439,41 @@ class TracedFakeQuant(torch.autograd.Function):
         x: Tensor,
         scale: Tensor,
         zero_point: Tensor | None,
-        low: int,
-        high: int,
+        number_format: NumberFormat,
         rounding: Rounding,
         relu: bool,
         clips: bool,
     ) -> Tensor:
-        codes = rounding(x / scale)
+        steps = x / scale
         if zero_point is None:
-            return torch.clamp(codes, 0 if relu else low, high) * scale
-        return (torch.clamp(codes + zero_point, low, high) - zero_point) * scale
+            return number_format.nearest(steps, rounding, relu) * scale
+        return number_format.near(steps, rounding, zero_point) * scale
 
     @staticmethod
     def setup_context(ctx: Context, inputs: Arguments, output: object) -> None:
-        x, scale, zero_point, ctx.low, ctx.high, ctx.rounding, ctx.relu, ctx.clips = inputs
+        x, scale, zero_point, ctx.number_format, ctx.rounding, ctx.relu, ctx.clips = inputs
         ctx.save_for_backward(x, scale, zero_point)
 
     @staticmethod
     def backward(ctx: Context, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         x, scale, zero_point = ctx.saved_tensors
+        number_format, rounding = ctx.number_format, ctx.rounding
         step = scale.detach()  # inside the range the derivatives are constant, but for `grad`
         steps = x.detach() / step
-        codes = ctx.rounding(steps)
-        shifted = codes if zero_point is None else codes + zero_point.detach()
-        inside = (shifted >= ctx.low) & (shifted <= ctx.high)
+        if zero_point is None:
+            reached, inside = number_format.nearest(steps, rounding, ctx.relu), number_format.inside(steps, rounding)
+            clipped = reached
+        else:
+            shift = zero_point.detach()
+            reached, inside = number_format.near(steps, rounding, shift), number_format.within(steps, rounding, shift)
+            clipped = reached + (shift - zero_point)
         if ctx.relu:
             inside = inside & (x > 0)
         passed = torch.where(inside if ctx.clips else x > 0, grad, 0.0) if ctx.clips or ctx.relu else grad
         scale_grad = zero_point_grad = None
         if ctx.needs_input_grad[1]:
-            bound = torch.clamp(shifted, 0 if ctx.relu else ctx.low, ctx.high)
-            moved = torch.where(inside, codes - steps, bound if zero_point is None else bound - zero_point)
-            scale_grad = (grad * moved).sum_to_size(scale.shape)
+            scale_grad = (grad * torch.where(inside, reached - steps, clipped)).sum_to_size(scale.shape)
         if ctx.needs_input_grad[2]:
             outside = torch.where(inside, 0.0, -grad * scale)
             zero_point_grad = outside.sum_to_size(scale.shape)
-        return passed, scale_grad, zero_point_grad, None, None, None, None, None
+        return passed, scale_grad, zero_point_grad, None, None, None, None

@@ -10,10 +10,9 @@ from torch import Tensor
 from torch.types import Device
 
 from ..errors import QuantizerError, SettingError
-from ..formats.int_range import IntRange
 from ..granularity import Granularity, granularity_of
 from ..locate import path_of
-from ..protocols import Restriction, Statistic
+from ..protocols import Levels, Restriction, Statistic
 from ..tracing import exporting, number
 from .magnitude import finite, whole
 from .pooling import distributed
@@ -36,7 +35,7 @@ class CalibratedScaling(StoredScaling):
     the widest range among as many forwards as there are layers.
 
     Args:
-        int_range: the integers of the grid.
+        number_format: the levels of the grid.
         statistic: what is measured.
         restriction: which scales are allowed, and the domain of the parameter.
         min_scale: no scale is smaller.
@@ -51,6 +50,7 @@ class CalibratedScaling(StoredScaling):
         SettingError: a number of steps below 1, or a momentum outside (0, 1].
 
     Example:
+        >>> from bitwright.qcore import IntRange
         >>> scaling = CalibratedScaling(IntRange(8, signed=False), calibration_steps=1)
         >>> _ = scaling(torch.tensor([0.0, 2.55]))
         >>> scaling(torch.ones(2)), scaling.phase
@@ -63,7 +63,7 @@ class CalibratedScaling(StoredScaling):
 
     def __init__(
         self,
-        int_range: IntRange,
+        number_format: Levels,
         statistic: Statistic = _ABS_MAX,
         restriction: Restriction = _FLOAT_SCALE,
         min_scale: float = 1e-10,
@@ -81,7 +81,7 @@ class CalibratedScaling(StoredScaling):
         if momentum is not None and not 0 < finite("momentum", momentum, share) <= 1:
             raise SettingError("momentum", momentum, share)
         super().__init__(
-            int_range,
+            number_format,
             statistic,
             restriction,
             min_scale,
@@ -181,6 +181,7 @@ class RunningScaling(CalibratedScaling):
     Args are those of `CalibratedScaling`, without ``calibration_steps``.
 
     Example:
+        >>> from bitwright.qcore import IntRange
         >>> scaling = RunningScaling(IntRange(8, signed=False), momentum=0.5)
         >>> _ = scaling(torch.tensor([1.0])), scaling(torch.tensor([2.0]))
         >>> scaling.magnitude
@@ -196,7 +197,7 @@ class RunningScaling(CalibratedScaling):
 
     def __init__(
         self,
-        int_range: IntRange,
+        number_format: Levels,
         statistic: Statistic = _ABS_MAX,
         restriction: Restriction = _FLOAT_SCALE,
         min_scale: float = 1e-10,
@@ -209,7 +210,7 @@ class RunningScaling(CalibratedScaling):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(
-            int_range,
+            number_format,
             statistic,
             restriction,
             min_scale,

@@ -7,9 +7,9 @@ from torch import Tensor
 from torch.types import Device
 
 from ..errors import QuantizerError, SettingError
-from ..formats.int_range import IntRange
 from ..granularity import Granularity
 from ..locate import path_of
+from ..protocols import Levels
 from ..tracing import is_tracing
 from .magnitude import MagnitudeScaling, entries, finite
 from .restriction import FloatScale
@@ -25,7 +25,7 @@ class ConstantScaling(MagnitudeScaling):
     The constant is state: it is saved, and a file's constant replaces the one that was given.
 
     Args:
-        int_range: the integers of the grid.
+        number_format: the levels of the grid.
         scale: the scale itself: a number, or one for each index of ``axis``.
         max_value: with ``min_value``, the range to cover instead; the larger magnitude sets the scale.
         min_value: lower end of that range; by default ``-max_value``, or 0 where integers are unsigned.
@@ -37,6 +37,7 @@ class ConstantScaling(MagnitudeScaling):
         SettingError: neither or both of scale and max_value, or numbers that are not positive and finite.
 
     Example:
+        >>> from bitwright.qcore import IntRange
         >>> ConstantScaling(IntRange(8, signed=True), scale=2**-7)(torch.ones(3))
         tensor(0.0078)
     """
@@ -47,7 +48,7 @@ class ConstantScaling(MagnitudeScaling):
 
     def __init__(
         self,
-        int_range: IntRange,
+        number_format: Levels,
         scale: object = None,
         max_value: float | None = None,
         min_value: float | None = None,
@@ -57,7 +58,7 @@ class ConstantScaling(MagnitudeScaling):
         granularity: Granularity | None = None,
         device: Device = None,
     ) -> None:
-        super().__init__(int_range, restriction, min_scale, axis, granularity)
+        super().__init__(number_format, restriction, min_scale, axis, granularity)
         if scale is None and max_value is None:
             raise SettingError("scale", None, "a positive number such as 2**-7", "Or give the range: max_value=1.0.")
         for name, bound in (("max_value", max_value), ("min_value", min_value)):

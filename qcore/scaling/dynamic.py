@@ -2,10 +2,11 @@
 
 from torch import Tensor
 
-from ..formats.int_range import IntRange, check_flag
+from ..formats.int_range import check_flag
+from ..formats.number_format import NumberFormat
 from ..granularity import Granularity
 from ..kernels.fused import AbsMaxFakeQuant, AbsMaxRowsFakeQuant, apply_eagerly
-from ..protocols import Restriction, Statistic, checked
+from ..protocols import Levels, Restriction, Statistic, checked
 from ..rounding import HalfEven, HalfUp, Rounding
 from .magnitude import MagnitudeScaling, usable
 from .restriction import FloatScale
@@ -21,7 +22,7 @@ class StatisticScaling(MagnitudeScaling):
     """The scale follows a statistic of the tensor at hand, at each forward: the default for weights.
 
     Args:
-        int_range: the integers of the grid.
+        number_format: the levels of the grid.
         statistic: what is measured, see `STATISTICS`.
         restriction: which scales are allowed.
         min_scale: no scale is smaller.
@@ -31,6 +32,7 @@ class StatisticScaling(MagnitudeScaling):
 
     Example:
         >>> import torch
+        >>> from bitwright.qcore import IntRange
         >>> StatisticScaling(IntRange(8, signed=True, narrow_range=True))(torch.tensor([0.5, -1.27]))
         tensor(0.0100)
     """
@@ -40,7 +42,7 @@ class StatisticScaling(MagnitudeScaling):
 
     def __init__(
         self,
-        int_range: IntRange,
+        number_format: Levels,
         statistic: Statistic = _ABS_MAX,
         restriction: Restriction = _FLOAT_SCALE,
         min_scale: float = 1e-10,
@@ -48,27 +50,34 @@ class StatisticScaling(MagnitudeScaling):
         granularity: Granularity | None = None,
         detach_scale: bool = False,
     ) -> None:
-        super().__init__(int_range, restriction, min_scale, axis, granularity)
+        super().__init__(number_format, restriction, min_scale, axis, granularity)
         self.statistic = checked("statistic", statistic)
         self.detach_scale = check_flag("detach_scale", detach_scale)
 
     def fused(
-        self, x: Tensor, low: int, high: int, rounding: Rounding, relu: bool, clips: bool
+        self, x: Tensor, levels: NumberFormat, rounding: Rounding, relu: bool, clips: bool
     ) -> tuple[Tensor, Tensor] | None:
         """Values and scale of a weight whose largest magnitude sets the scale."""
         if clips or type(self.statistic) is not AbsMax or type(self.restriction) is not FloatScale:
             return None
         rows = self._rows(x)
-        if rows is None or x.numel() == 0 or high >= 1 << 20:
+        if rows is None or x.numel() == 0 or levels.high >= 1 << 20:
             return None
-        plain = type(rounding) in (HalfEven, HalfUp) and self.int_range.threshold == high == -low
-        if not plain:  # the fused form clips nothing
+        if type(rounding) not in (HalfEven, HalfUp) or not levels.symmetric:  # the fused form clips nothing
             return None
         function = AbsMaxFakeQuant if self.granularity.single else AbsMaxRowsFakeQuant
-        done = apply_eagerly(function, rows, float(self._floor()), high, rounding, self.detach_scale)
+        done = apply_eagerly(function, rows, float(self._floor()), levels, rounding, self.detach_scale)
         if done is None or rows is x:
             return done
         return self.granularity.unrows(done[0], x), self.granularity.compact(done[1].reshape(-1), x.shape)
+
+    @property
+    def covers(self) -> bool:
+        """Whether no value is clipped, where the ends are symmetric: by the statistic and the rule for scales."""
+        if type(self) is not StatisticScaling or not getattr(self.statistic, "covers", False):
+            return False
+        covers = getattr(self.restriction, "covers", None)
+        return covers is not None and covers(self.number_format)
 
     def _rows(self, x: Tensor) -> Tensor | None:
         """What the fused forms take: a tensor whose first dimension counts the scales; or for one scale any."""

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import SettingError
-from ..formats.int_range import IntRange
+from ..formats.number_format import NumberFormat
 from ..granularity import Granularity, PerToken, granularity_of
-from ..protocols import Restriction, checked
+from ..protocols import Levels, Restriction, checked
 from ..rounding import Rounding
 from .restriction import FloatScale
 
@@ -26,7 +26,7 @@ class MagnitudeScaling(nn.Module):
     Buffers are never less precise than float32: a scale is no activation.
 
     Args:
-        int_range: the integers of the grid.
+        number_format: the levels of the grid.
         restriction: which scales are allowed.
         min_scale: no scale is smaller.
         axis: the dimension with a scale for each index, or None for one scale.
@@ -36,9 +36,10 @@ class MagnitudeScaling(nn.Module):
         SettingError: a minimum that is not above 0 and finite, or an axis that is no whole number.
 
     Example:
+        >>> from bitwright.qcore import IntRange
         >>> class Largest(MagnitudeScaling):
-        ...     def __init__(self, int_range):
-        ...         super().__init__(int_range, FloatScale(), min_scale=1e-10)
+        ...     def __init__(self, number_format):
+        ...         super().__init__(number_format, FloatScale(), min_scale=1e-10)
         ...
         ...     def forward(self, x):
         ...         return self.scale_of(x.abs().max(), x)
@@ -48,14 +49,14 @@ class MagnitudeScaling(nn.Module):
 
     dynamic = True  # whether another input gets another scale in evaluation
     measuring = True  # whether the next forward measures its input
-    int_range: IntRange
+    number_format: Levels
     restriction: Restriction
     min_scale: float
     granularity: Granularity
 
     def __init__(
         self,
-        int_range: IntRange,
+        number_format: Levels,
         restriction: Restriction,
         min_scale: float,
         axis: int | None = None,
@@ -64,10 +65,15 @@ class MagnitudeScaling(nn.Module):
         super().__init__()
         if finite("min_scale", min_scale, "a number above 0") <= 0:
             raise SettingError("min_scale", min_scale, "a number above 0")
-        self.int_range = int_range
+        self.number_format = number_format
         self.restriction = checked("restriction", restriction)
         self.min_scale = float(min_scale)
         self.granularity = granularity_of(axis, granularity)
+
+    @property
+    def int_range(self) -> Levels:
+        """The levels of the grid, by the name that integers have for them."""
+        return self.number_format
 
     @property
     def axis(self) -> int | None:
@@ -86,12 +92,12 @@ class MagnitudeScaling(nn.Module):
     def scale_for(self, magnitude: Tensor) -> Tensor:
         """The same, one scale for each magnitude, in no tensor's shape."""
         magnitude = magnitude if magnitude.dtype in WIDE else magnitude.float()
-        floor = self.min_scale * self.restriction.int_threshold(self.int_range)
+        floor = self.min_scale * self.restriction.int_threshold(self.number_format)
         at_least = torch.where(magnitude < floor, floor, magnitude)
-        return self.restriction.scale(at_least, self.int_range)
+        return self.restriction.scale(at_least, self.number_format)
 
     def fused(
-        self, x: Tensor, low: int, high: int, rounding: Rounding, relu: bool, clips: bool
+        self, x: Tensor, levels: NumberFormat, rounding: Rounding, relu: bool, clips: bool
     ) -> tuple[Tensor, Tensor] | None:
         """Values and scale in one step where there is a fast form for this scaling, else None."""
         return None
@@ -115,7 +121,7 @@ class MagnitudeScaling(nn.Module):
 
     def _floor(self) -> float | Tensor:
         """The smallest magnitude; one for each channel where bit widths differ."""
-        threshold = self.restriction.int_threshold(self.int_range)
+        threshold = self.restriction.int_threshold(self.number_format)
         several = isinstance(threshold, Tensor) and threshold.ndim > 0
         return self.min_scale * threshold if several else self.min_scale * float(threshold)
 

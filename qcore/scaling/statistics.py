@@ -15,11 +15,10 @@ from torch import Tensor
 from ..aliases import Arguments, Context
 from ..declare.inject import register_choices
 from ..errors import QuantizerError, SettingError
-from ..formats.int_range import IntRange
 from ..granularity import Granularity
+from ..kernels.composed import composed
 from ..kernels.derivatives import clamp_through
-from ..kernels.dispatch import composed_fake_quant
-from ..protocols import Statistic
+from ..protocols import Levels, Statistic
 from ..tracing import is_tracing, transformed
 from .pooling import distributed, gathered_kth_largest, highest, lowest, summed
 
@@ -232,7 +231,7 @@ class MinSquaredError:
     """The range whose grid moves the values least: a search over fractions of the largest magnitude.
 
     Args:
-        int_range: the integers of the grid.
+        number_format: the levels of the grid.
         search_steps: how many evenly spaced candidates are tried, up to the full range.
 
     Raises:
@@ -240,26 +239,27 @@ class MinSquaredError:
 
     Example:
         >>> weight = torch.cat([torch.linspace(-1, 1, 999), torch.tensor([20.0])]).reshape(1, -1)
+        >>> from bitwright.qcore import IntRange
         >>> MinSquaredError(IntRange(4, signed=True, narrow_range=True))(weight).item() < 20
         True
     """
 
-    def __init__(self, int_range: IntRange, search_steps: int = 64) -> None:
+    def __init__(self, number_format: Levels, search_steps: int = 64) -> None:
         if isinstance(search_steps, bool) or not isinstance(search_steps, int) or search_steps < 1:
             raise SettingError("search_steps", search_steps, "a whole number, 1 or more")
-        self.int_range = int_range
+        self.number_format = number_format
         self.search_steps = search_steps
 
     @torch.no_grad()
     def __call__(self, rows: Tensor) -> Tensor:
         """The best of the candidates, of each row. It has no gradient."""
-        largest = rows.abs().amax(1) if self.int_range.signed else rows.amax(1).clamp_min(0)
-        low, high = self.int_range.bounds(lambda width: width.reshape(-1, 1))
+        largest = rows.abs().amax(1) if self.number_format.signed else rows.amax(1).clamp_min(0)
+        levels = self.number_format.settled(lambda width: width.reshape(-1, 1))
         best, least = largest.clone(), torch.full_like(largest, float("inf"))
         for step in range(self.search_steps, 0, -1):
             candidate = largest * (step / self.search_steps)
-            scale = (candidate / self.int_range.threshold).clamp_min(torch.finfo(rows.dtype).tiny)
-            error = (composed_fake_quant(rows, scale[:, None], low, high) - rows).square().sum(1)
+            scale = (candidate / self.number_format.threshold).clamp_min(torch.finfo(rows.dtype).tiny)
+            error = (composed(rows, scale[:, None], levels) - rows).square().sum(1)
             better = error < least
             best, least = torch.where(better, candidate, best), torch.where(better, error, least)
         return best

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from torch.types import Device
 
 from ..errors import QuantizerError, SettingError
-from ..formats.int_range import IntRange
+from ..formats.number_format import NumberFormat
 from ..granularity import Granularity, PerToken, granularity_of
 from ..kernels.fused import MagnitudeFakeQuant, apply_eagerly
 from ..locate import path_of
-from ..protocols import Restriction, Statistic, checked
+from ..protocols import Levels, Restriction, Statistic, checked
 from ..rounding import Rounding
 from ..tracing import constant, is_tracing, number
 from .magnitude import WIDE, MagnitudeScaling, entries, finite, usable, whole
@@ -54,7 +54,7 @@ class StoredScaling(MagnitudeScaling):
     Invariant: the state dict has the same keys from construction on, and tensors are only ever changed in place.
 
     Args:
-        int_range: the integers of the grid.
+        number_format: the levels of the grid.
         statistic: what is measured.
         restriction: which scales are allowed, and the domain in which the magnitude is stored.
         min_scale: no scale is smaller.
@@ -92,7 +92,7 @@ class StoredScaling(MagnitudeScaling):
 
     def __init__(
         self,
-        int_range: IntRange,
+        number_format: Levels,
         statistic: Statistic,
         restriction: Restriction,
         min_scale: float,
@@ -104,7 +104,7 @@ class StoredScaling(MagnitudeScaling):
         dtype: torch.dtype | None,
         learned: bool,
     ) -> None:
-        super().__init__(int_range, restriction, min_scale, None, granularity)
+        super().__init__(number_format, restriction, min_scale, None, granularity)
         if isinstance(granularity, PerToken):
             raise SettingError(
                 "granularity",
@@ -377,7 +377,7 @@ class StoredScaling(MagnitudeScaling):
         return self._stored("low", x)
 
     def fused(
-        self, x: Tensor, low: int, high: int, rounding: Rounding, relu: bool, clips: bool
+        self, x: Tensor, levels: NumberFormat, rounding: Rounding, relu: bool, clips: bool
     ) -> tuple[Tensor, Tensor] | None:
         """Values and scale where the scale is being learned."""
         offset = self.magnitude_offset
@@ -386,14 +386,14 @@ class StoredScaling(MagnitudeScaling):
         if not self._settled or (self.training and self._counted):
             return None
         self._check(x)
-        threshold, granularity = self.int_range.threshold, self.granularity
-        if not isinstance(threshold, int):
+        threshold, granularity = self.number_format.threshold, self.granularity
+        if isinstance(threshold, Tensor):
             return None
         view, shape = x, None
         if not granularity.single:
             view = granularity.view(x)
             shape = [-1, 1] if view is not x else list(granularity.scales_shape(x.shape))
-        rest = (shape, threshold, self.min_scale * threshold, low, high, rounding, relu, clips)
+        rest = (shape, threshold, self.min_scale * threshold, levels, rounding, relu, clips)
         done = apply_eagerly(MagnitudeFakeQuant, view, self.magnitude_base, offset, rest)
         if done is None or view is x:
             return done
@@ -509,7 +509,7 @@ class LearnedScaling(StoredScaling):
     domain.
 
     Args:
-        int_range: the integers of the grid.
+        number_format: the levels of the grid.
         statistic: what the first value is measured by.
         restriction: which scales are allowed, and the domain of the parameter.
         min_scale: no scale is smaller.
@@ -523,6 +523,7 @@ class LearnedScaling(StoredScaling):
         SettingError: a maximum that is not above 0.
 
     Example:
+        >>> from bitwright.qcore import IntRange
         >>> scaling = LearnedScaling(IntRange(4, signed=False), max_value=6.0)
         >>> scaling(torch.ones(2))
         tensor(0.4000, grad_fn=<DivBackward0>)
@@ -530,7 +531,7 @@ class LearnedScaling(StoredScaling):
 
     def __init__(
         self,
-        int_range: IntRange,
+        number_format: Levels,
         statistic: Statistic = _ABS_MAX,
         restriction: Restriction = _FLOAT_SCALE,
         min_scale: float = 1e-10,
@@ -544,7 +545,7 @@ class LearnedScaling(StoredScaling):
     ) -> None:
         granularity = granularity_of(axis, granularity)
         super().__init__(
-            int_range,
+            number_format,
             statistic,
             restriction,
             min_scale,

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bitwright.qcore import Grid, Integers, PerAxis, PerBlock, PerGroup, PerTensor, PerToken, int_bounds
-from bitwright.qcore.formats.number_format import storage_dtype
+from bitwright.qcore.formats.integers import storage_dtype
 from bitwright.qcore.grid import along_axis, bits_to_spare, products_source, shared
 
 HALF = torch.tensor(0.5)

@@ -24,6 +24,7 @@ def declared(quantizer):
 def test_int_base():
     found = declared(IntBase)
     assert repr(found.pop("granularity")) == "value(granularity)"
+    assert repr(found.pop("number_format")) == "value(number_format)"
     assert found == {
         "quantizes": None,
         "tensor_quant": IntQuant,

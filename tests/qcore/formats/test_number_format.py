@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bitwright.qcore import Integers, IntRange, NumberFormat, int_bounds
-from bitwright.qcore.formats.number_format import storage_dtype
+from bitwright.qcore.formats.integers import storage_dtype
 
 FORMATS = st.builds(Integers, st.integers(2, 32), st.booleans(), st.booleans())
 

@@ -11,6 +11,7 @@ from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vmap
 
 import bitwright.nn as qnn
 from bitwright.qcore import AbsMax, PerBlock, PerGroup, PerToken, composed_fake_quant, fake_quant
+from bitwright.qcore.formats.integers import Interval
 from bitwright.qcore.granularity import granularity_of
 from bitwright.qcore.kernels.derivatives import clamp_through, straight_through
 from bitwright.qcore.kernels.fused import (
@@ -76,7 +77,7 @@ def test_fake_quant(function, shape, low, high, relu, clips):
     scale = double(*shape).abs() / 4 + 0.2
 
     def fused(x, scale):
-        return function.apply(x, scale, None, low, high, ROUND, relu, clips).square()
+        return function.apply(x, scale, None, Interval(low, high), ROUND, relu, clips).square()
 
     def defined(x, scale):
         return composed_fake_quant(x.relu() if relu else x, scale, low, high).square()
@@ -90,7 +91,7 @@ def test_fake_quant_with_zero_point(function, shape):
     scale, zero_point = double(*shape).abs() / 4 + 0.2, torch.full(shape, 2.0, dtype=torch.float64)
 
     def fused(*leaves):
-        return function.apply(*leaves, 0, 7, ROUND, False, True).square()
+        return function.apply(*leaves, Interval(0, 7), ROUND, False, True).square()
 
     def defined(x, scale, zero_point):
         return composed_fake_quant(x, scale, 0, 7, zero_point).square()
@@ -102,7 +103,7 @@ def test_fake_quant_with_zero_point(function, shape):
 @pytest.mark.parametrize("relu", [False, True])
 def test_gradient_through_what_is_clipped(function, relu):
     def fused(x, scale):
-        return function.apply(x, scale, None, 0, 7, ROUND, relu, False).square()
+        return function.apply(x, scale, None, Interval(0, 7), ROUND, relu, False).square()
 
     def defined(x, scale):
         return composed_fake_quant(x, scale, 0, 7, relu=relu, clips=False).square()
@@ -110,7 +111,7 @@ def test_gradient_through_what_is_clipped(function, relu):
     x, scale = torch.tensor([-9.0, 0.3, 9.0], dtype=torch.float64), torch.tensor(0.25, dtype=torch.float64)
     same(fused, defined, x, scale)
     leaf = x.clone().requires_grad_()
-    function.apply(leaf, scale, None, 0, 7, ROUND, relu, False).sum().backward()
+    function.apply(leaf, scale, None, Interval(0, 7), ROUND, relu, False).sum().backward()
     assert leaf.grad.tolist() == [0 if relu else 1, 1, 1]
 
 
@@ -131,7 +132,7 @@ def test_second_derivatives_by_hand():
 @pytest.mark.parametrize("shape", [(3, 5), (3, 2, 2), (4,)])
 def test_weights(function, detached, shape):
     def fused(x):
-        return function.apply(x, 1e-10, 3, ROUND, detached)[0].square()
+        return function.apply(x, 1e-10, Interval(-3, 3), ROUND, detached)[0].square()
 
     def defined(x):
         source = x.detach() if detached else x
@@ -146,7 +147,7 @@ def test_weights(function, detached, shape):
 @pytest.mark.parametrize("function", [AbsMaxFakeQuant, AbsMaxRowsFakeQuant])
 def test_weights_below_the_smallest_scale(function):
     same(
-        lambda x: function.apply(x, 3.0, 3, ROUND, False)[0].square(),
+        lambda x: function.apply(x, 3.0, Interval(-3, 3), ROUND, False)[0].square(),
         lambda x: composed_fake_quant(x, torch.tensor(1.0, dtype=x.dtype), -3, 3).square(),
         double(2, 3),
     )
@@ -160,7 +161,7 @@ def test_learned_scales(sign, shape, state, low, high, relu):
     threshold = -low if low else high
 
     def fused(x, base, offset):
-        rest = (shape, threshold, 1e-10, low, high, ROUND, relu, True)
+        rest = (shape, threshold, 1e-10, Interval(low, high), ROUND, relu, True)
         return MagnitudeFakeQuant.apply(x, base, offset, rest)[0].square()
 
     def defined(x, base, offset):
@@ -172,11 +173,9 @@ def test_learned_scales(sign, shape, state, low, high, relu):
 
 
 def test_learned_scale_at_the_smallest():
-    x = double(4)
+    x, rest = double(4), (None, 4, 2.0, Interval(-4, 3), ROUND, False, True)
     same(
-        lambda x, base, offset: MagnitudeFakeQuant.apply(x, base, offset, (None, 4, 2.0, -4, 3, ROUND, False, True))[
-            0
-        ].square(),
+        lambda x, base, offset: MagnitudeFakeQuant.apply(x, base, offset, rest)[0].square(),
         lambda x, base, offset: (
             composed_fake_quant(x, torch.tensor(0.5, dtype=x.dtype), -4, 3).square() + 0 * (base + offset).sum()
         ),
@@ -209,9 +208,9 @@ def test_largest_magnitude_of_blocks(granularity):
 def test_ordinary_gradients_record_nothing():
     x = double(4, 5).requires_grad_()
     for y in (
-        EagerFakeQuant.apply(x, torch.tensor(0.25), None, -4, 3, ROUND, False, True),
-        AbsMaxFakeQuant.apply(x, 1e-10, 3, ROUND, False)[0],
-        AbsMaxRowsFakeQuant.apply(x, 1e-10, 3, ROUND, False)[0],
+        EagerFakeQuant.apply(x, torch.tensor(0.25), None, Interval(-4, 3), ROUND, False, True),
+        AbsMaxFakeQuant.apply(x, 1e-10, Interval(-3, 3), ROUND, False)[0],
+        AbsMaxRowsFakeQuant.apply(x, 1e-10, Interval(-3, 3), ROUND, False)[0],
     ):
         assert not torch.autograd.grad(y.sum(), x, retain_graph=True)[0].requires_grad
         assert torch.autograd.grad(y.square().sum(), x, create_graph=True)[0].requires_grad

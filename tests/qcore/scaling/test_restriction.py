@@ -6,7 +6,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bitwright.qcore import RESTRICTIONS, FloatScale, IntRange, LogScale, PowerOfTwoScale, SettingError
+from bitwright.qcore import (
+    RESTRICTIONS,
+    FloatScale,
+    IntRange,
+    LogScale,
+    MXScale,
+    PowerOfTwoScale,
+    SettingError,
+    TwoLevel,
+)
 from bitwright.qcore.scaling.restriction import next_power_of_two
 
 MAGNITUDES = st.floats(2**-100, 2**100, width=32)
@@ -130,7 +139,13 @@ def test_gradient_of_the_scale():
 
 
 def test_choices():
-    assert RESTRICTIONS == {"float": FloatScale, "log": LogScale, "power_of_two": PowerOfTwoScale}
+    assert RESTRICTIONS == {
+        "float": FloatScale,
+        "log": LogScale,
+        "power_of_two": PowerOfTwoScale,
+        "mx": MXScale,
+        "two_level": TwoLevel,
+    }
 
 
 def test_printed_and_pickled():

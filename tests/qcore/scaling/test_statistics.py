@@ -428,7 +428,7 @@ def test_zeros_have_no_range(statistic):
 @pytest.mark.parametrize("statistic", EVERY, ids=NAMES)
 @pytest.mark.parametrize("number", [3.0, -3.0])
 def test_one_number(statistic, number):
-    unsigned = isinstance(statistic, MinSquaredError) and not statistic.int_range.signed
+    unsigned = isinstance(statistic, MinSquaredError) and not statistic.number_format.signed
     expected = 0 if unsigned and number < 0 else 3
     assert statistic(torch.tensor([[number]])).tolist() == pytest.approx([expected])
     assert statistic(torch.full((1, 4), number)).tolist() == pytest.approx([expected])
