@@ -22,7 +22,7 @@ from ..qcore import (
 )
 from ..qcore.formats.integers import Integers
 from ..qcore.granularity import Granularity, PerAxis, PerGroup, PerTensor
-from ..qcore.grid import along_axis, bits_to_spare, products_source
+from ..qcore.grid import along_axis, bits_to_spare, integers_of, products_source
 from ..qcore.int_quant import resting
 from ..qcore.kernels.fused import LARGE
 from ..qcore.quant_tensor import grid_lost
@@ -343,6 +343,13 @@ class WeightLayer(QuantLayer):
         self, inputs: Grid | None, weights: Grid | None, biases: Grid | None, ndim: int, dtype: torch.dtype
     ) -> Grid:
         """The grid of sums of products: input scale x weight scale."""
+        for tensor, grid in (("input", inputs), ("weight", weights)):
+            if grid is not None and not isinstance(grid.number_format, Integers):
+                raise QuantizerError(
+                    f"{path_of(self)}: return_quant_tensor=True needs outputs that lie on a grid, and products with "
+                    f"the levels of the {tensor}, {grid.number_format}, lie on none. Set output_quant=Int8Act, or "
+                    "return_quant_tensor=False."
+                )
         inputs, weights = self._per_output(inputs, weights)
         assert inputs is not None
         assert weights is not None
@@ -373,7 +380,7 @@ class WeightLayer(QuantLayer):
         """The smallest and the largest sum of products that the integer ranges allow."""
         sides = []
         for grid in (inputs, weights):
-            low, high = _bounds(grid.number_format)
+            low, high = _bounds(grid)
             if grid.zero_point is not None:  # integers are used minus the zero point, which lies in range
                 low, high = low - high, high - low
             sides.append((low, high))
@@ -384,7 +391,7 @@ class WeightLayer(QuantLayer):
         """Bits that hold every sum the integer ranges allow, sign included."""
         low, high = self._sum_bounds(inputs, weights)
         if biases is not None:
-            lowest, highest = _bounds(biases.number_format)
+            lowest, highest = _bounds(biases)
             low, high = low + lowest, high + highest
         return max(high.bit_length(), (-low - 1).bit_length()) + 1  # and the sign
 
@@ -507,9 +514,10 @@ class WeightLayer(QuantLayer):
         return f"{extra}, return_quant_tensor=True" if self.return_quant_tensor else extra
 
 
-def _bounds(number_format: Integers) -> tuple[int, int]:
+def _bounds(grid: Grid) -> tuple[int, int]:
     """The ends of a grid, by fields alone: torch 2.9 compiles no properties of named tuples."""
-    return int_bounds(int(number_format.bit_width), number_format.signed, number_format.narrow_range)
+    levels = integers_of(grid)
+    return int_bounds(int(levels.bit_width), levels.signed, levels.narrow_range)
 
 
 def _misfit(layer: nn.Module, slot: str, granularity: Granularity, ndim: int, usual: int) -> str:

@@ -12,7 +12,7 @@ from .formats.integers import Integers
 from .formats.number_format import NumberFormat
 from .granularity import Granularity, PerTensor
 
-__all__ = ["Grid", "along_axis", "bits_to_spare", "products_source", "shared"]
+__all__ = ["Grid", "along_axis", "bits_to_spare", "integers_of", "products_source", "shared"]
 
 
 class Grid(NamedTuple):
@@ -55,7 +55,7 @@ class Grid(NamedTuple):
     @property
     def narrow_range(self) -> bool:
         """Whether the range of integers leaves out one end."""
-        return self._integers("a narrow range").narrow_range
+        return integers_of(self).narrow_range
 
     @property
     def axis(self) -> int | None:
@@ -69,16 +69,7 @@ class Grid(NamedTuple):
         Raises:
             QuantizerError: the levels are no integers.
         """
-        return self._integers("bounds").bounds
-
-    def _integers(self, asked: str) -> Integers:
-        number_format = self.number_format
-        if not isinstance(number_format, Integers):
-            raise QuantizerError(
-                f"The levels of this grid are {number_format}, and only integers have {asked}. Ask its number_format, "
-                "which has low and high, levels, encode and decode."
-            )
-        return number_format
+        return integers_of(self).bounds
 
     def along(self, numbers: Tensor, shape: Sequence[int]) -> Tensor:
         """Scales or zero points, broadcastable to a tensor of some shape that lies on the grid."""
@@ -102,6 +93,25 @@ class Grid(NamedTuple):
     def replace(self, **changes: object) -> "Grid":
         """The same grid with some fields replaced."""
         return self._replace(**changes)
+
+
+def integers_of(grid: Grid) -> Integers:
+    """The levels of a grid of integers.
+
+    Raises:
+        QuantizerError: they are none.
+
+    Example:
+        >>> integers_of(Grid(torch.tensor(0.5)))
+        Integers(bit_width=8, signed=True, narrow_range=False)
+    """
+    number_format = grid.number_format
+    if not isinstance(number_format, Integers):
+        raise QuantizerError(
+            f"The levels of this grid are {number_format}, and integers are needed: only they have bounds, a narrow "
+            "range and zero points. Ask its number_format, which has low and high, levels, encode and decode."
+        )
+    return number_format
 
 
 def shared(one: Grid | None, other: Grid | None) -> bool:

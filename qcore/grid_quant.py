@@ -230,7 +230,9 @@ class GridQuant(Declared):
         granularity = self.granularity
         if not (self._single or granularity.fits(x.ndim)):
             raise QuantizerError(_misfit(self, x))
-        levels = self._levels or self._levels_for(x)
+        levels = self._levels
+        if levels is None:
+            levels = self._levels_for(x)
         kept = None if torch.compiler.is_compiling() or self._kept is None else self._kept_grid(x, self._kept)
         if kept is not None and floor is None:
             return self._moved(x, kept.scale, levels, kept.zero_point, relu, True), kept

@@ -14,7 +14,7 @@ from .formats.number_format import NumberFormat
 from .granularity import Granularity, PerAxis, PerTensor
 from .grid import Grid
 from .grid_quant import FLOAT_BITS, Declared, GridQuant, ScaleFloor, exact_codes, resting
-from .kernels.dispatch import fake_quant
+from .kernels.dispatch import to_levels
 from .locate import path_of
 from .protocols import checked
 from .rounding import HalfEven
@@ -32,6 +32,7 @@ class _Integers(Declared):
     int_range: IntRange
     bit_width: int | nn.Module
     _format: Integers | None  # of the range; None where the bit width is learned
+    _levels: Any  # an Interval, or None
 
     @property
     def signed(self) -> bool:
@@ -104,7 +105,7 @@ class IntQuant(_Integers, GridQuant):
         return self.int_range
 
     def _number_format(self) -> NumberFormat:
-        return self._format or _format_of(self.int_range)
+        return _format_of(self.int_range) if self._format is None else self._format
 
     def _levels_for(self, x: Tensor) -> NumberFormat:
         """The integers of a learned width, their ends shaped to broadcast against what `_moved` works on."""
@@ -179,14 +180,22 @@ class BiasQuant(_Integers):
 
     def _quantize(self, bias: Tensor, inputs: Grid | None = None, weights: Grid | None = None) -> tuple[Tensor, Grid]:
         grid = self._grid(bias, inputs, weights)
-        low, high = self.int_range.bounds()
+        levels = self.int_range.settled() if self._levels is None else self._levels
+        low, high = levels.bounds
         wide = bias.double() if isinstance(high, int) and high >= 1 << FLOAT_BITS else bias
-        values = fake_quant(wide, grid.scale.to(wide.dtype), low, high, None, self.rounding).to(bias.dtype)
+        values = to_levels(wide, grid.scale.to(wide.dtype), levels, None, self.rounding).to(bias.dtype)
         if not self._warned and bias.device.type == "cpu" and not (torch.compiler.is_compiling() or transformed()):
             self._warn(bias, grid.scale, low, high)
         return values, grid
 
     def _grid(self, bias: Tensor, inputs: Grid | None, weights: Grid | None) -> Grid:
+        for tensor, grid in (("input", inputs), ("weight", weights)):
+            if grid is not None and not grid.number_format.whole:
+                raise QuantizerError(
+                    f"{path_of(self)}: this bias quantizer puts the bias on the grid of the products, and products with "
+                    f"the levels of the {tensor}, {grid.number_format}, lie on none. Choose a bias with a scale of its "
+                    "own: bias_quant=Int8BiasOwnScale."
+                )
         if inputs is None or weights is None:
             lacking = "the input is a plain tensor" if inputs is None else "the weight lies on no grid of integers"
             remedy = (

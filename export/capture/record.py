@@ -143,6 +143,16 @@ def record(
                 [f"{path}: return a Grid from {kind}._quantize where there is one." for path, kind in gridless.items()],
             )
         )
+    others = {call.path: str(call.grid.number_format) for call in recording if not call.grid.number_format.whole}
+    if others:
+        count = f"{len(others)} quantizer{'s' * (len(others) > 1)}"
+        raise ExportError(
+            with_causes(
+                f"{type(module).__name__}: the levels of {count} of this model are no integers, which can't be "
+                "exported yet. Quantize to integers what a file is to hold:",
+                [f"{path}: {levels}." for path, levels in others.items()],
+            )
+        )
     if quantizers and not recording.calls:
         first = next(iter(quantizers))
         raise ExportError(

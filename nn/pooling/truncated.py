@@ -20,6 +20,7 @@ from ...qcore import (
 )
 from ...qcore.errors import SettingError
 from ...qcore.formats.integers import Integers
+from ...qcore.grid import integers_of
 from ...qcore.protocols import Rounding, checked
 from ...qcore.quant_tensor import grid_lost
 from ...qcore.tracing import exporting
@@ -351,7 +352,8 @@ def _common(lengths: list[list[int]]) -> int | list[list[int]]:
 
 def _bounds(grid: Grid) -> tuple[int, int]:
     """The ends of a grid, by fields alone: torch 2.9 compiles no properties of named tuples."""
-    return int_bounds(int(grid.number_format.bit_width), grid.number_format.signed, grid.number_format.narrow_range)
+    levels = integers_of(grid)
+    return int_bounds(int(levels.bit_width), levels.signed, levels.narrow_range)
 
 
 def _rounding_of(layer: nn.Module, given: object) -> Rounding:

@@ -23,7 +23,7 @@ class _Codebook(NamedTuple):
     levels: tuple[float, ...]
 
 
-class Codebook(_Codebook, NumberFormat):
+class Codebook(_Codebook, NumberFormat):  # type: ignore[misc]  # fields here, properties there
     """Any levels: a number goes to the nearest, a tie to the one of even code; the code is the place in the table.
 
     The levels are kept as float32 holds them. Other roundings decide between the two levels around a number by how far
@@ -100,6 +100,8 @@ class Codebook(_Codebook, NumberFormat):
         return torch.where(steps.isnan(), steps, reached)
 
     def __str__(self) -> str:
+        if self.levels == _NF4:
+            return "nf4"
         return f"codebook ({', '.join(f'{level:.9g}' for level in self.levels)})"
 
 
@@ -112,7 +114,9 @@ _BORDERS = {  # of two neighbouring levels: what divides them, and whether a num
     "half_up": lambda lower, upper, even: ((lower + upper) / 2, True),
     "floor": lambda lower, upper, even: (upper, True),
     "ceil": lambda lower, upper, even: (lower, False),
-    "toward_zero": lambda lower, upper, even: (upper, True) if lower >= 0 else (lower, False),
+    "toward_zero": lambda lower, upper, even: (
+        (upper, True) if lower >= 0 else (lower, False) if upper <= 0 else ((lower + upper) / 2, even)
+    ),
 }
 
 
@@ -134,10 +138,9 @@ def _exact_borders(levels: tuple[float, ...], rounding: str, wide: bool) -> list
     return found
 
 
-NF4 = Codebook(
-    (
-        *(-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635),
-        *(-0.18477343022823334, -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725),
-        *(0.24611230194568634, 0.33791524171829224, 0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0),
-    )
+_NF4 = (
+    *(-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334),
+    *(-0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224),
+    *(0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0),
 )
+NF4 = Codebook(_NF4)

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from ..errors import SettingError
 from .bounds import int_bounds, representable_bounds
 from .integers import Interval
-from .number_format import NumberFormat
 
 __all__ = ["IntRange", "int_bounds", "representable_bounds"]
 
@@ -98,7 +97,7 @@ class IntRange:
     @property
     def power(self) -> int | Tensor:
         """The largest power of two among them."""
-        return 2 ** (self.bit_width - 1 - self.signed)  # type: ignore[return-value]
+        return 2 ** (self.bit_width - 1 - self.signed)
 
     @property
     def mantissa_bits(self) -> int | Tensor:
@@ -110,7 +109,7 @@ class IntRange:
         """Whether the ends are as far from 0 on both sides."""
         return self.signed and self.narrow_range
 
-    def settled(self, shaped: Callable[[Tensor], Tensor] | None = None) -> NumberFormat:
+    def settled(self, shaped: Callable[[Tensor], Tensor] | None = None) -> Interval:
         """The integers as they are now, as a number format; see `bounds`."""
         return Interval(*self.bounds(shaped))
 

@@ -92,7 +92,7 @@ class _Integers(NamedTuple):
     narrow_range: bool = False
 
 
-class Integers(_Integers, _Whole):
+class Integers(_Integers, _Whole):  # type: ignore[misc]  # fields here, properties there
     """Integers of so many bits; their codes are themselves.
 
     Args:
@@ -138,7 +138,7 @@ class _Interval(NamedTuple):
     high: Any
 
 
-class Interval(_Interval, _Whole):
+class Interval(_Interval, _Whole):  # type: ignore[misc]  # fields here, properties there
     """The integers between two ends, both included: what the arithmetic works with.
 
     Args:
@@ -165,13 +165,25 @@ class Interval(_Interval, _Whole):
             return representable_bounds(low, high, MANTISSA_BITS[dtype])
         return low, high
 
+    # Integers are quantized more often than all else: no call more than it takes
+
+    def inplace(self, steps: Tensor, rounding: Any, relu: bool = False) -> Tensor:
+        low, high = self
+        if high >= _EXACT or low < -_EXACT:
+            low, high = representable_bounds(low, high, MANTISSA_BITS[steps.dtype])
+        return rounding.inplace(steps).clamp_(0 if relu else low, high)
+
+    def edges(self, rounding: RoundingLike) -> tuple[float, float]:
+        low, high = self
+        return low - 0.5, high + 0.5
+
     @property
     def learned(self) -> bool:
         return isinstance(self.high, Tensor) or isinstance(self.low, Tensor)
 
     @property
     def few(self) -> bool:
-        return self.high - self.low < FEW
+        return self[1] - self[0] < FEW
 
     @property
     def threshold(self) -> Any:

@@ -14,7 +14,7 @@ class _OddIntegers(NamedTuple):
     bit_width: int
 
 
-class OddIntegers(_OddIntegers, NumberFormat):
+class OddIntegers(_OddIntegers, NumberFormat):  # type: ignore[misc]  # fields here, properties there
     """The odd integers from ``1 - 2**bits`` to ``2**bits - 1``: of 1 bit -1 and 1, of 2 bits -3, -1, 1 and 3.
 
     There is no level 0; to nearest, a number in the middle of two goes up, so that 0 becomes 1.
