@@ -1,6 +1,7 @@
 import math
 import pickle
 from fractions import Fraction
+from itertools import pairwise
 
 import pytest
 import torch
@@ -45,7 +46,7 @@ def defined(x, levels, rounding):
 @given(levels=LEVELS, numbers=NUMBERS)
 def test_by_exact_fractions(rounding, levels, numbers):
     form = Codebook(levels)
-    middles = [(one + other) / 2 for one, other in zip(levels, levels[1:], strict=False)]
+    middles = [(one + other) / 2 for one, other in pairwise(levels)]
     numbers = [*numbers, *levels, *torch.tensor(middles).tolist()]
     expected = [defined(each, levels, rounding.name) for each in numbers]
     x = torch.tensor(numbers)
