@@ -116,6 +116,8 @@ _MX_RULES = ("floor", "ceil", "even", "rceil")
 class MXScale(FloatScale):
     """Powers of two from 2**-127 to 2**127, which an E8M0 number holds: the scales of microscaling formats.
 
+    The elements of an integer format are its integers over the power of two below the largest: of MXINT8, 64ths.
+
     Args:
         mx_rule: how the scale X follows from the largest magnitude A of a block, for elements whose highest level is
             M, with the power of two ``2**emax`` below it. ``"floor"``: ``X = 2**floor(log2(A)) / 2**emax`` (OCP
@@ -154,7 +156,8 @@ class MXScale(FloatScale):
             if self.rule == "even":
                 known = known + next_power_of_two(known, "floor") * 2.0 ** -(number_format.mantissa_bits + 1)
             found = next_power_of_two(known, "floor") / power
-        return _straight(magnitude, found.clamp(_E8M0_LOW, _E8M0_HIGH))
+        unit = power if number_format.settled().whole else 1.0  # elements of integers are multiples of 1 / power
+        return _straight(magnitude, found.clamp(_E8M0_LOW / unit, _E8M0_HIGH / unit))
 
     def covers(self, number_format: Levels) -> bool:
         return self.rule in ("ceil", "rceil")
