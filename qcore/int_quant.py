@@ -193,8 +193,8 @@ class BiasQuant(_Integers):
             if grid is not None and not grid.number_format.whole:
                 raise QuantizerError(
                     f"{path_of(self)}: this bias quantizer puts the bias on the grid of the products, and products "
-                    f"with the levels of the {tensor}, {grid.number_format}, lie on none. Choose a bias with a scale of "
-                    "its own: bias_quant=Int8BiasOwnScale."
+                    f"with the levels of the {tensor}, {grid.number_format}, lie on none. Choose a bias with a scale "
+                    "of its own: bias_quant=Int8BiasOwnScale."
                 )
         if inputs is None or weights is None:
             lacking = "the input is a plain tensor" if inputs is None else "the weight lies on no grid of integers"

@@ -20,7 +20,7 @@ _CHAIN = 32  # levels up to which traced code compares with each border in turn
 
 
 class _Codebook(NamedTuple):
-    levels: tuple[float, ...]
+    levels: Any  # numbers when it is made, a tuple of them from then on
 
 
 class Codebook(_Codebook, NumberFormat):  # type: ignore[misc]  # fields here, properties there
@@ -46,17 +46,6 @@ class Codebook(_Codebook, NumberFormat):  # type: ignore[misc]  # fields here, p
     """
 
     __slots__ = ()
-
-    def __new__(cls, levels: Iterable[float]) -> "Codebook":
-        expected = "2 or more finite numbers in ascending order"
-        try:
-            known = torch.tensor([float(level) for level in levels], dtype=torch.float32).tolist()
-        except (TypeError, ValueError, RuntimeError):
-            raise SettingError("levels", levels, expected) from None
-        ascending = all(one < other for one, other in pairwise(known))
-        if len(known) < 2 or not all(map(math.isfinite, known)) or not ascending:
-            raise SettingError("levels", levels, expected, "Two levels that float32 can't tell apart count as one.")
-        return super().__new__(cls, tuple(known))
 
     @property
     def low(self) -> float:
@@ -103,6 +92,21 @@ class Codebook(_Codebook, NumberFormat):  # type: ignore[misc]  # fields here, p
         if self.levels == _NF4:
             return "nf4"
         return f"codebook ({', '.join(f'{level:.9g}' for level in self.levels)})"
+
+
+def _checked(cls: type[Any], levels: Iterable[float]) -> Any:
+    expected = "2 or more finite numbers in ascending order"
+    try:
+        known = torch.tensor([float(level) for level in levels], dtype=torch.float32).tolist()
+    except (TypeError, ValueError, RuntimeError):
+        raise SettingError("levels", levels, expected) from None
+    ascending = all(one < other for one, other in pairwise(known))
+    if len(known) < 2 or not all(map(math.isfinite, known)) or not ascending:
+        raise SettingError("levels", levels, expected, "Two levels that float32 can't tell apart count as one.")
+    return tuple.__new__(cls, (tuple(known),))
+
+
+_Codebook.__new__ = _checked  # not in the subclass, which torch.compile would take for no named tuple
 
 
 def _wide(steps: Tensor) -> bool:

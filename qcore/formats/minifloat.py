@@ -16,11 +16,11 @@ __all__ = ["E2M1", "E2M3", "E3M2", "E4M3", "E4M3FNUZ", "E5M2", "E5M2FNUZ", "Mini
 class _Minifloat(NamedTuple):
     exponent_bits: int
     mantissa_bits: int
-    exponent_bias: int
-    infinities: bool
-    nan: bool
-    negative_zero: bool
-    saturating: bool
+    exponent_bias: Any = None  # settled when one is made
+    infinities: bool = False
+    nan: bool = False
+    negative_zero: bool = True
+    saturating: bool = True
 
 
 class Minifloat(_Minifloat, NumberFormat):
@@ -53,28 +53,6 @@ class Minifloat(_Minifloat, NumberFormat):
     """
 
     __slots__ = ()
-
-    def __new__(
-        cls,
-        exponent_bits: int,
-        mantissa_bits: int,
-        exponent_bias: int | None = None,
-        infinities: bool = False,
-        nan: bool = False,
-        negative_zero: bool = True,
-        saturating: bool = True,
-    ) -> "Minifloat":
-        exponent = whole_number("exponent_bits", exponent_bits, 1, 8)
-        mantissa = whole_number("mantissa_bits", mantissa_bits, 0, 10)
-        bias = 2 ** (exponent - 1) - int(negative_zero)
-        if exponent_bias is not None:
-            bias = whole_number("exponent_bias", exponent_bias, -100, 200)
-        if infinities and not (nan and negative_zero):
-            raise SettingError("infinities", True, "False where there is no NaN, or no -0", "Write nan=True.")
-        if not saturating and not nan:
-            raise SettingError("saturating", False, "True where there is neither infinity nor NaN", "Write nan=True.")
-        given = (bool(infinities), bool(nan), bool(negative_zero), bool(saturating))
-        return super().__new__(cls, exponent, mantissa, bias, *given)
 
     @property
     def bits(self) -> int:
@@ -218,6 +196,31 @@ class Minifloat(_Minifloat, NumberFormat):
         limit = "" if self.saturating else ", not saturating"
         return f"e{self.exponent_bits}m{self.mantissa_bits}{bias}{kind}{limit}"
 
+
+def _checked(
+    cls: type[Any],
+    exponent_bits: int,
+    mantissa_bits: int,
+    exponent_bias: int | None = None,
+    infinities: bool = False,
+    nan: bool = False,
+    negative_zero: bool = True,
+    saturating: bool = True,
+) -> Any:
+    exponent = whole_number("exponent_bits", exponent_bits, 1, 8)
+    mantissa = whole_number("mantissa_bits", mantissa_bits, 0, 10)
+    bias = 2 ** (exponent - 1) - int(negative_zero)
+    if exponent_bias is not None:
+        bias = whole_number("exponent_bias", exponent_bias, -100, 200)
+    if infinities and not (nan and negative_zero):
+        raise SettingError("infinities", True, "False where there is no NaN, or no -0", "Write nan=True.")
+    if not saturating and not nan:
+        raise SettingError("saturating", False, "True where there is neither infinity nor NaN", "Write nan=True.")
+    given = (bool(infinities), bool(nan), bool(negative_zero), bool(saturating))
+    return tuple.__new__(cls, (exponent, mantissa, bias, *given))
+
+
+_Minifloat.__new__ = _checked  # not in the subclass, which torch.compile would take for no named tuple
 
 _EXPONENT = {torch.float32: (torch.int32, 0x7F800000), torch.float64: (torch.int64, 0x7FF0000000000000)}
 

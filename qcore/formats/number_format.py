@@ -19,9 +19,9 @@ FEW = 512  # steps up to which the scale's gradient may be taken as the differen
 class NumberFormat:
     """Base of number formats, the shipped ones and a user's own: the levels that values are multiples of a scale of.
 
-    They are values without state: equal, hashable, picklable. A subclass is a named tuple behind this class, which also
-    goes through ``torch.compile`` as part of a `QuantTensor`, and it implements `levels` and `nearest`; all else has a
-    default. ``str`` of it is part of what a saved state says of its numbers.
+    They are values without state: equal, hashable, picklable. A subclass is a named tuple behind this class, without a
+    ``__new__`` of its own, so that it goes through ``torch.compile`` as part of a `QuantTensor`. It implements `levels`
+    and `nearest`; all else has a default. ``str`` of it is part of what a saved state says of its numbers.
 
     In all of its methods ``steps`` are numbers in units of the scale, ``x / scale``, float32 or float64.
 

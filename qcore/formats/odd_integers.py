@@ -36,9 +36,6 @@ class OddIntegers(_OddIntegers, NumberFormat):  # type: ignore[misc]  # fields h
 
     __slots__ = ()
 
-    def __new__(cls, bit_width: int) -> "OddIntegers":
-        return super().__new__(cls, whole_number("bit_width", bit_width, 1, 16))
-
     @property
     def levels(self) -> tuple[float, ...]:
         top = 2**self.bit_width - 1
@@ -94,6 +91,12 @@ class OddIntegers(_OddIntegers, NumberFormat):  # type: ignore[misc]  # fields h
     def __str__(self) -> str:
         return "binary" if self.bit_width == 1 else f"odd integers of {self.bit_width} bits"
 
+
+def _checked(cls: type[Any], bit_width: int) -> Any:
+    return tuple.__new__(cls, (whole_number("bit_width", bit_width, 1, 16),))
+
+
+_OddIntegers.__new__ = _checked  # not in the subclass, which torch.compile would take for no named tuple
 
 _NEAREST = ("half_even", "half_up")
 

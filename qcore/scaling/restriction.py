@@ -147,17 +147,17 @@ class MXScale(FloatScale):
         return number_format.power
 
     def scale(self, magnitude: Tensor, number_format: Levels) -> Tensor:
-        known, power = magnitude.detach(), number_format.power
+        known, unit = magnitude.detach(), number_format.power if number_format.settled().whole else 1
+        power = number_format.power / unit
         if self.rule == "rceil":
-            found = next_power_of_two(known / number_format.settled().high, "ceil")
+            found = next_power_of_two(known / (number_format.threshold / unit), "ceil")
         elif self.rule == "ceil":
             found = next_power_of_two(known, "ceil") / power
         else:
             if self.rule == "even":
                 known = known + next_power_of_two(known, "floor") * 2.0 ** -(number_format.mantissa_bits + 1)
             found = next_power_of_two(known, "floor") / power
-        unit = power if number_format.settled().whole else 1.0  # elements of integers are multiples of 1 / power
-        return _straight(magnitude, found.clamp(_E8M0_LOW / unit, _E8M0_HIGH / unit))
+        return _straight(magnitude, found.clamp(_E8M0_LOW, _E8M0_HIGH) / unit)
 
     def covers(self, number_format: Levels) -> bool:
         return self.rule in ("ceil", "rceil")

@@ -54,7 +54,7 @@ def steps_of(quant: TensorQuant) -> Steps | None:
     """
     if type(quant) is not IntQuant or quant.intercept is not None or quant._stale or not quant.clips:
         return None
-    scaling, ends = quant.scaling, quant._levels
+    scaling, ends = quant.scaling, quant._levels and tuple(quant._levels)
     plain = type(quant.rounding) is HalfEven and quant.granularity.single and ends is not None
     if not plain or ends is None or max(-ends[0], ends[1]) > _MOST:
         return None
