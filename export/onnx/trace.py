@@ -77,7 +77,7 @@ def _dense(each: object) -> object:
 
 
 def _spelled_out(module: nn.Module, shapes: Any, args: tuple[object, ...], options: Keywords) -> Any:
-    """Dynamic shapes with ``{}`` in place of None: torch.onnx takes ``(None, None)`` for the dimensions of one tensor."""
+    """Dynamic shapes with ``{}`` in place of None: torch.onnx takes ``(None, None)`` for dimensions of one tensor."""
     try:
         given = inspect.signature(module.forward).bind(*args, **(options.get("kwargs") or {})).arguments
     except TypeError:
@@ -110,9 +110,9 @@ def _check_open(
             if isinstance(size, int):
                 raise ExportError(
                     f"dynamic_shapes leaves dimension {dim} of {value.name} open, and torch.export fixed it at {size}: "
-                    "something in the model works for that size alone, as torch's own nn.LSTM, nn.GRU and nn.RNN do for "
-                    "the number of steps (qnn.QuantLSTM and its kin do not). Replace that, leave the dimension out, or "
-                    f"name it by a string, {{{dim}: 'size'}}, with which torch tries more."
+                    "something in the model works for that size alone, as torch's own nn.LSTM, nn.GRU and nn.RNN do "
+                    "for the number of steps (qnn.QuantLSTM and its kin do not). Replace that, leave the dimension "
+                    f"out, or name it by a string, {{{dim}: 'size'}}, with which torch tries more."
                 )
 
 
