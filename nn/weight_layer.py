@@ -222,8 +222,9 @@ class WeightLayer(QuantLayer):
             self._check_needs_no_grid(input)
         weight, weights = self._take_weight(inputs)
         bias, biases = self._take_bias(inputs, weights)
-        small = values.numel() < LARGE and (weight is None or weight.ndim < 2 or weight.numel() < LARGE)
-        if small or torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or (  # first: sizes may be open
+            values.numel() < LARGE and (weight is None or weight.ndim < 2 or weight.numel() < LARGE)
+        ):
             out = self._compute(values, weight, bias, *extra)
         else:
             with not_kept(values, weight):

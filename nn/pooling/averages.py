@@ -7,6 +7,7 @@ layer passes on.
 import math
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -78,6 +79,8 @@ class _AvgPool(ActivationLayer):
         super().__init__(*arguments, act_quant=act_quant, **options)
 
     def _function(self, x: Tensor) -> Tensor:
+        if self._dims == 3 and x.dtype in (torch.bfloat16, torch.float16):  # for which torch has no kernel on the CPU
+            return self._function(x.float()).to(x.dtype)
         if self.divisor_override is None or not exporting():
             return super()._function(x)
         return self._whole_windows(x)

@@ -51,12 +51,12 @@ class TruncatedAverage(QuantLayer):
         dtype: of the quantizer's state.
         **overrides: settings of ``input_quant``: ``input_bit_width=4``.
 
-    A plain tensor is refused until a quantized one was seen; later ones, which come where quantizers are switched off
-    (`bitwright.nn.unquantized`), are averaged as torch does it.
+    A plain tensor, as it comes where quantizers are switched off (`bitwright.nn.unquantized`), is averaged as by torch,
+    in floats.
 
     Raises:
-        QuantizerError: in the constructor, for an unused or impossible setting; in forward, for an input on no grid, or
-            on one that averages leave.
+        QuantizerError: in the constructor, for an unused or impossible setting; in forward, for a grid that averages
+            leave, and for a plain tensor with ``return_quant_tensor=True`` unless a quantized one came before.
     """
 
     slots: tuple[Slot, ...] = (Slot("input"),)
@@ -141,13 +141,14 @@ class TruncatedAverage(QuantLayer):
         return (codes * after.scale).to(x.dtype), after
 
     def _known(self, given: Tensor, grid: Grid | None) -> Grid | None:
-        """The grid of the input; None where quantizers are switched off."""
+        """The grid of the input; None where it is plain."""
         if exporting():
             return self.seen if grid is None else grid  # torch.export carries plain tensors: the grid is recorded
-        if grid is None and self.seen is None and self.input_quant is None:
+        lost = grid is None and self.seen is None and self.input_quant is None
+        if lost and self.return_quant_tensor:
             raise QuantizerError(
-                f"{path_of(self)}: {type(self).__name__} averages the integers of its input, and the input is a plain "
-                f"tensor. {grid_lost(given)} Or give this layer input_quant=Int8Act."
+                f"{path_of(self)}: return_quant_tensor=True needs a quantized input, and the input is a plain tensor. "
+                f"{grid_lost(given)} Or give this layer input_quant=Int8Act."
             )
         if grid is not None and not torch.compiler.is_compiling():
             vars(self)["seen"] = grid  # past nn.Module's bookkeeping
@@ -339,12 +340,13 @@ class TruncAdaptiveAvgPool2d(TruncatedAverage, nn.AdaptiveAvgPool2d):
         return _common(self._lengths(sizes))
 
     def _elements(self, sizes: Sequence[int]) -> int:
-        return math.prod(max(each, default=1) for each in self._lengths(sizes))
+        return math.prod([max([1, *each]) for each in self._lengths(sizes)])
 
 
 def _common(lengths: list[list[int]]) -> int | list[list[int]]:
     """The one number of elements that all windows have; else their lengths along each dimension."""
-    return math.prod(each[0] for each in lengths) if all(len({*each}) == 1 for each in lengths) else lengths
+    same = [len({*each}) == 1 for each in lengths]
+    return math.prod([each[0] for each in lengths]) if all(same) else lengths
 
 
 def _bounds(grid: Grid) -> tuple[int, int]:

@@ -37,6 +37,11 @@ def families(of: Mapping[str, Any]) -> dict[str, Any]:
 Randn = Callable[..., Tensor]
 
 
+def widely(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """A function that torch has not for half precision, computed in float32 there."""
+    return lambda x: function(x.to(torch.promote_types(x.dtype, torch.float32))).to(x.dtype)
+
+
 class Example(NamedTuple):
     """How a layer is made and called.
 
@@ -92,7 +97,7 @@ EXAMPLES: dict[str, Example] = {
     "QuantAdd": Example((), lambda randn: (randn(3, 4), randn(3, 4)), twin=lambda: torch.add, full=OPERANDS),
     "QuantAvgPool1d": Example((2,), lambda randn: (randn(2, 3, 8),)),
     "QuantAvgPool2d": Example((2,), lambda randn: (randn(2, 3, 8, 8),)),
-    "QuantAvgPool3d": Example((2,), lambda randn: (randn(2, 3, 6, 6, 6),)),
+    "QuantAvgPool3d": Example((2,), lambda randn: (randn(2, 3, 6, 6, 6),), twin=lambda: widely(nn.AvgPool3d(2))),
     "QuantCELU": ELEMENTWISE,
     "QuantCat": Example((), lambda randn: ([randn(3, 4), randn(2, 4)],), twin=lambda: torch.cat, full=OPERANDS),
     "QuantConv1d": Example((6, 4, 3), lambda randn: (randn(2, 6, 5),)),
@@ -101,12 +106,12 @@ EXAMPLES: dict[str, Example] = {
     "QuantConvTranspose1d": Example((6, 4, 3), lambda randn: (randn(2, 6, 5),)),
     "QuantConvTranspose2d": Example((6, 4, 3), lambda randn: (randn(2, 6, 5, 5),)),
     "QuantConvTranspose3d": Example((6, 4, 3), lambda randn: (randn(2, 6, 5, 5, 5),)),
+    "QuantDropout": Example((0.0,), lambda randn: (randn(3, 4, 5),)),
+    "QuantDropout1d": Example((0.0,), lambda randn: (randn(2, 3, 8),)),
+    "QuantDropout2d": Example((0.0,), lambda randn: (randn(2, 3, 8, 8),)),
+    "QuantDropout3d": Example((0.0,), lambda randn: (randn(2, 3, 6, 6, 6),)),
     "QuantEmbedding": Example((7, 6), lambda randn: (indices(randn, 3, 4),)),
     "QuantEmbeddingBag": Example((7, 6), lambda randn: (indices(randn, 3, 4),)),
-    "QuantDropout": Example((0.5,), lambda randn: (randn(3, 4, 5),)),
-    "QuantDropout1d": Example((0.5,), lambda randn: (randn(2, 3, 8),)),
-    "QuantDropout2d": Example((0.5,), lambda randn: (randn(2, 3, 8, 8),)),
-    "QuantDropout3d": Example((0.5,), lambda randn: (randn(2, 3, 6, 6, 6),)),
     "QuantELU": ELEMENTWISE,
     "QuantFunction": Example(
         (torch.add,), lambda randn: (randn(3, 4), randn(3, 4)), twin=lambda: torch.add, full=OPERANDS
@@ -153,6 +158,7 @@ EXAMPLES: dict[str, Example] = {
     "TruncAvgPool2d": Example((2,), lambda randn: (randn(2, 3, 8, 8),)),
 }
 
+ON_INTEGERS = {"TruncAdaptiveAvgPool2d", "TruncAvgPool2d"}  # they round on the grid of their input
 BASES = {"ActivationLayer", "QuantLayer", "WeightLayer"}  # they compute nothing by themselves
 
 

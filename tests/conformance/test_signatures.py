@@ -11,6 +11,7 @@ from bitwright.qcore import QuantizerError
 from tests.conformance.examples import (
     ACT_LAYERS,
     LAYERS,
+    ON_INTEGERS,
     WEIGHT_LAYERS,
     class_of_torch,
     example_of,
@@ -92,7 +93,8 @@ def test_forward_takes_what_torchs_takes(name):
 @pytest.mark.parametrize("name", STANDING)
 def test_the_name_is_torchs(name):
     torchs: Any = class_of_torch(STANDING[name])
-    assert name.lower() == f"quant{torchs.__name__}".lower()
+    start = "trunc" if name in ON_INTEGERS else "quant"
+    assert name.lower() == f"{start}{torchs.__name__}".lower()
     if not hasattr(STANDING[name], "stands_for"):
         assert isinstance(made(STANDING[name]), torchs)
 

@@ -30,15 +30,15 @@ def averaging_integers(model: nn.Module) -> Iterator[None]:
 
 def _average(layer: TruncatedAverage, given: Tensor) -> Tensor:
     x = given if layer.input_quant is None else layer.input_quant.quantize(given)[0]
-    if layer.seen is None:
+    grid, term = layer.seen, x.single if isinstance(x, IntegerTensor) else None
+    if not isinstance(x, IntegerTensor):
+        return super(TruncatedAverage, layer).forward(x) if grid is None else layer.averaged(x, grid)[0]
+    journal = x.journal
+    if grid is None:
         raise ExportError(f"{path_of(layer)}: it has seen no quantized input yet. Run the model on one batch first.")
-    term = x.single if isinstance(x, IntegerTensor) else None
-    if not isinstance(x, IntegerTensor) or term is None:  # several scales, or bounds that are to be applied yet
-        values = x.value if isinstance(x, IntegerTensor) else x
-        if isinstance(x, IntegerTensor):
-            x.journal.compute_in_float("avg_pool2d")
-        return layer.averaged(values, layer.seen)[0]
-    grid, journal = layer.seen, x.journal
+    if term is None:  # a sum on several scales, or bounds that are to be applied yet
+        journal.compute_in_float("avg_pool2d")
+        return layer.averaged(x.value, grid)[0]
     layer.check(term.codes, grid)
     sums = layer.sums(term.codes.double(), grid)
     journal.note_sums(sums.to(torch.int64), None)
