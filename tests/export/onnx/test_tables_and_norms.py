@@ -153,6 +153,15 @@ def test_the_integers_of_every_layer():
                 assert torch.equal(found[path].bias.codes, layer.int_bias())
 
 
+def test_rows_are_looked_up_as_integers():
+    model = calibrated(MODELS["tables"][0](), rows)
+    x = rows()
+    run = run_integers(model, x)
+    assert run.integer_only
+    for one, other in zip(run.outputs, model(x), strict=True):
+        assert torch.equal(one, other)
+
+
 def test_what_is_computed_in_floats_is_said():
     model = calibrated(nn.Sequential(qnn.QuantIdentity(), qnn.QuantLayerNorm(16, output_quant=Int8Act)), words)
     x = words()
