@@ -128,7 +128,6 @@ EXAMPLES: dict[str, Example] = {
     "QuantMish": ELEMENTWISE,
     "QuantMul": operands(torch.mul, (3, 4), (3, 4)),
     "QuantMultiheadAttention": TOKENS,
-    "QuantPReLU": ELEMENTWISE,
     "QuantRMSNorm": Example((5,), lambda randn: (randn(3, 4, 5),)),
     "QuantRNN": Example((4, 3, 2), lambda randn: (randn(5, 2, 4),)),
     "QuantRNNCell": Example((4, 3), lambda randn: (randn(2, 4), randn(2, 3))),
@@ -166,8 +165,12 @@ def public_layers() -> dict[str, type[qnn.QuantLayer]]:
 
 
 LAYERS = public_layers()
-WEIGHT_LAYERS = {name: each for name, each in LAYERS.items() if issubclass(each, qnn.WeightLayer)}
-ACT_LAYERS = {name: each for name, each in LAYERS.items() if issubclass(each, qnn.ActivationLayer)}
+WEIGHT_LAYERS = {name: each for name, each in LAYERS.items() if issubclass(each, (nn.Linear, nn.modules.conv._ConvNd))}
+ACT_LAYERS = {
+    name: each
+    for name, each in LAYERS.items()
+    if issubclass(each, qnn.ActivationLayer) and not issubclass(each, nn.modules.dropout._DropoutNd)  # by chance
+}
 
 
 def example_of(layer: type[qnn.QuantLayer]) -> Example:
