@@ -3,22 +3,35 @@
 Each takes the keywords of `QuantFunction`: ``**options`` are the ones that a layer passes on.
 """
 
+import inspect
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from ..quantizers import Int8Act
+from .activations.layer import spelled_out
 from .function import QuantFunction
-from .slots import QuantizerLike
+from .slots import QuantizerLike, Slot
 
 __all__ = ["QuantAdd", "QuantCat", "QuantMatmul", "QuantMul"]
 
 _Operands = QuantizerLike | Sequence[QuantizerLike]
 
 
-class QuantAdd(QuantFunction):
+class _Elementwise(QuantFunction):
+    """A function with slots that rules and descriptions know by the class; a layer has one for each operand, or one."""
+
+    slots = (Slot("act", prefix=""), Slot("input"))
+    __signature__: ClassVar[inspect.Signature]
+
+    def __init_subclass__(cls, **kwargs: object) -> None:
+        super().__init_subclass__(**kwargs)
+        cls.__signature__ = spelled_out(cls, QuantFunction)
+
+
+class QuantAdd(_Elementwise):
     """`torch.add` as a layer: operands on one grid, so that their integers add up, and the sum quantized.
 
     Args:
@@ -55,7 +68,7 @@ class QuantAdd(QuantFunction):
         return super().forward(input, other, alpha=alpha)
 
 
-class QuantCat(QuantFunction):
+class QuantCat(_Elementwise):
     """`torch.cat` as a layer: operands on one grid, on which the result lies, too.
 
     Args:
@@ -89,7 +102,7 @@ class QuantCat(QuantFunction):
         return super().forward(list(tensors), dim=dim)
 
 
-class QuantMul(QuantFunction):
+class QuantMul(_Elementwise):
     """`torch.mul` as a layer: each operand on a grid of its own, and the product quantized.
 
     Args:
@@ -115,7 +128,7 @@ class QuantMul(QuantFunction):
         return super().forward(input, other)
 
 
-class QuantMatmul(QuantFunction):
+class QuantMatmul(_Elementwise):
     """`torch.matmul` as a layer: each operand on a grid of its own, and the product quantized.
 
     Args:

@@ -46,7 +46,7 @@ class QuantFunction(QuantLayer):
     Attributes:
         act_quant: the resolved quantizer of the result, or None.
         input_1_quant, input_2_quant ...: those of the operands; with ``share=True`` there is one, ``input_quant``.
-            Assigning ``input_quant`` sets those of all operands.
+            Assigning ``input_quant`` sets those of all operands, and reading it gives them by name.
 
     Raises:
         QuantizerError: in the constructor, for something that is no importable function, for a keyword or setting that
@@ -165,6 +165,11 @@ class QuantFunction(QuantLayer):
     def _quantizers(self) -> list[TensorQuant | None]:
         """The quantizers of the operands."""
         return [getattr(self, f"{slot.name}_quant", None) for slot in self.slots[1:]]
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "input_quant" and self._built and not self.share:  # a family of slots
+            return {slot.name: getattr(self, f"{slot.name}_quant") for slot in self.slots[1:]}
+        return super().__getattr__(name)
 
     def __setattr__(self, name: str, item: Any) -> None:
         if self._built and name == "input_quant" and _is_sequence(item) and not self.share:

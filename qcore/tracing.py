@@ -152,6 +152,7 @@ def loop_steps() -> Iterator[Callable[[int], object]]:
 
 
 @constant
+@constant  # a compiler asks once: no exporter is at work then
 def loop_operators() -> LoopOperators | None:
     """What loops over time become, where an exporter asks for operators; None where they run."""
     return _operators.get()

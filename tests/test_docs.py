@@ -234,7 +234,9 @@ def test_layers_are_listed_with_their_defaults():
         slots = inspect.signature(getattr(nn, name)).parameters
         if name == "QuantLayer":  # the base of them all
             continue
-        found[name] = repr(slots["weight_quant" if "weight_quant" in slots else "act_quant"].default)
+        quantizers = [each for each in slots if each.endswith("_quant")]
+        first = next((each for each in ("weight_quant", "act_quant") if each in quantizers), quantizers[0])
+        found[name] = repr(slots[first].default)
     assert listed == found
 
 

@@ -96,4 +96,4 @@ def _ordered(parameter: Tensor, kind: _Kind) -> Tensor:
 
 
 def _copies(tensors: Tensors) -> Tensors:
-    return tuple(each.detach().clone() for each in tensors)
+    return tuple(each.detach().clone(memory_format=torch.contiguous_format) for each in tensors)

@@ -48,6 +48,9 @@ def trace(
         args: positional arguments.
         options: further keywords of `torch.onnx.export`.
     """
+    args = tree_map(_dense, args)
+    if options.get("kwargs"):
+        options = {**options, "kwargs": tree_map(_dense, options["kwargs"])}
     if options.get("dynamic_shapes"):
         options = {**options, "dynamic_shapes": _spelled_out(module, options["dynamic_shapes"], args, options)}
     try:
@@ -65,6 +68,11 @@ def trace(
             if type(_root(error)) is not type(_root(failure)):
                 raise  # the first is mended
     raise failure
+
+
+def _dense(each: object) -> object:
+    """An example without gaps: strides of open sizes would become part of the trace, and ONNX has none."""
+    return each.contiguous() if type(each) is Tensor else each
 
 
 def _spelled_out(module: nn.Module, shapes: Any, args: tuple[object, ...], options: Keywords) -> Any:

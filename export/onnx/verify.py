@@ -183,15 +183,28 @@ class Comparison:
             name = counted(self.counts, path)
             if name in self.codes:
                 return self._activation(name, quantizer, x, values, grid)
-            stored = self.stored.get(name) or self.stored.get(path)
-            if self.with_stored and stored is not None and stored.codes is not None:
+            held = self._held(path, name) if self.with_stored else []
+            if held:
                 codes = codes_of(quantizer, x, context, values, grid)
-                row = compare_exactly(name, "stored", self.optimizations, codes, stored.codes)
-                _compare_grid(row, IntegerGrid.of(name, grid, codes.shape), stored.grid)
-                self.rows.append(row)
+                rows = [self._stored(name, codes, grid, each) for each in held]
+                self.rows.append(min(rows, key=lambda row: row.differences))
             return values, grid
 
         return call
+
+    def _held(self, path: str, name: str) -> list[QuantizedTensor]:
+        """What the file holds for a call: integers of its own, or those of an earlier call that were the same."""
+        if name in self.stored:
+            held = [self.stored[name]]
+        else:
+            held = [each for key, each in self.stored.items() if key == path or _call_of(key) == path]
+        return [each for each in held if each.codes is not None]
+
+    def _stored(self, name: str, codes: Tensor, grid: Grid, held: QuantizedTensor) -> VerificationRow:
+        assert held.codes is not None
+        row = compare_exactly(name, "stored", self.optimizations, codes, held.codes)
+        _compare_grid(row, IntegerGrid.of(name, grid, codes.shape), held.grid)
+        return row
 
     def _activation(
         self, name: str, quantizer: TensorQuant, x: Tensor, values: Tensor, grid: Grid
@@ -212,6 +225,12 @@ class Comparison:
         scale, zero_point = file.spread(x)
         grid = grid.replace(scale=scale, zero_point=None if grid.zero_point is None else zero_point.to(scale.dtype))
         return file.values(theirs).to(values.dtype), grid
+
+
+def _call_of(name: str) -> str | None:
+    """The path of a quantizer by the name of a later call of it."""
+    path, _, number = name.rpartition(".")
+    return path if number.isdigit() else None
 
 
 def _compare_grid(row: VerificationRow, own: IntegerGrid, file: IntegerGrid) -> None:

@@ -4,12 +4,13 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from ...nn import QuantLayer
+from ...nn import QuantLayer, QuantLSTM, QuantRNN, QuantScaleBias
 from ...qcore import ConstantScaling, StatisticScaling, TensorQuant
 from ...qcore.models import require_model
 from ..conversion.snapshot import restored_on_failure
 from ..passes.reports import Entry, Report
 from .matching import matched, suggestion
+from .names import renamed
 from .problems import CheckpointError
 from .ranges import Place, parts_of, translated
 from .reading import Checkpoint, tensors_of
@@ -58,28 +59,28 @@ def load_brevitas(model: nn.Module, checkpoint: Checkpoint) -> Report:
         0.5199999809265137
     """
     require_model(_CALL, model)
-    file = tensors_of(_CALL, checkpoint, model)
+    file = renamed(tensors_of(_CALL, checkpoint, model), model)
+    recurrent = _recurrent(model, file)
+    if recurrent:
+        raise CheckpointError(_CALL, recurrent)
+    modules = dict(model.named_modules(remove_duplicate=False))
+    numbers, rest = _apart(file)
+    converted = {key for key in rest if _converts(key, modules)}
     places = _places_of(model)
     own = model.state_dict(keep_vars=True)
     quantizers = {key for key in own if _within(key, places)}
-    numbers: dict[str, dict[str, Tensor]] = {}
-    rest: dict[str, Tensor] = {}
-    for key, tensor in file.items():
-        parts = parts_of(key)
-        if parts is not None:
-            numbers.setdefault(parts[0], {})[parts[1]] = tensor
-        elif not key.endswith(_CONSTANT):
-            rest[key] = tensor
-    plain = matched(model, {key: each for key, each in own.items() if key not in quantizers}, rest)
-    state = {key: own[key].detach() for key in quantizers} | plain.state
+    wanted = {key: each for key, each in own.items() if key not in quantizers}
+    plain = matched(model, wanted, {key: each for key, each in rest.items() if key not in converted})
+    state = {key: own[key].detach() for key in quantizers} | plain.state | {key: rest[key] for key in converted}
     problems = [*plain.problems]
     entries = []
+    found = {place.quant: numbers[path] for path, place in places.items() if path in numbers}
     for path, place in places.items():
-        taken = translated(place, numbers.pop(path, {}), _parameter_of(place, plain.state))
+        own_numbers = numbers.pop(path, None) or found.get(place.quant, {})  # of any layer that shares the quantizer
+        taken = translated(place, own_numbers, _parameter_of(place, plain.state))
         problems += taken.problems
         state |= {f"{path}.{name}": tensor for name, tensor in taken.state.items()}
         entries.append(Entry(path, taken.said) if taken.said else Entry(path, "left", _without_state(place.quant)))
-    modules = dict(model.named_modules(remove_duplicate=False))
     problems += [_homeless(path, modules) for path in numbers]
     problems += _at_odds(model, state)
     if any(each.is_meta for each in own.values()):
@@ -88,6 +89,37 @@ def load_brevitas(model: nn.Module, checkpoint: Checkpoint) -> Report:
         raise CheckpointError(_CALL, problems)
     _put(model, state)
     return Report(_CALL, tuple(entries), figures={"tensors": len(rest)})
+
+
+def _apart(file: Mapping[str, Tensor]) -> tuple[dict[str, dict[str, Tensor]], dict[str, Tensor]]:
+    """The numbers of each quantizer, and all other tensors."""
+    numbers: dict[str, dict[str, Tensor]] = {}
+    rest: dict[str, Tensor] = {}
+    for key, tensor in file.items():
+        parts = parts_of(key)
+        if parts is not None:
+            numbers.setdefault(parts[0], {})[parts[1]] = tensor
+        elif not key.endswith(_CONSTANT):
+            rest[key] = tensor
+    return numbers, rest
+
+
+def _converts(key: str, modules: Mapping[str, nn.Module]) -> bool:
+    """Whether a layer takes the statistics of a batch norm, and makes factors and offsets of them as it loads."""
+    path, _, name = key.rpartition(".")
+    statistics = ("running_mean", "running_var", "num_batches_tracked")
+    return name in statistics and isinstance(modules.get(path), QuantScaleBias)
+
+
+def _recurrent(model: nn.Module, file: Mapping[str, Tensor]) -> list[str]:
+    """The recurrent layers that the file has with quantizers for each gate: they compute something else."""
+    found = {path for path, module in model.named_modules() if isinstance(module, QuantLSTM | QuantRNN)}
+    return [
+        f"{path or 'the model'}: the recurrent layer of the file has ranges for each gate and rounds other products, "
+        "so that its numbers mean nothing here. Load its weights alone (docs/coming-from-brevitas.md), and calibrate."
+        for path in sorted(found)
+        if any(key.startswith(f"{path}.layers." if path else "layers.") for key in file)
+    ]
 
 
 def _places_of(model: nn.Module) -> dict[str, Place]:
@@ -110,7 +142,7 @@ def _without_state(quant: TensorQuant) -> str:
     scaling = getattr(quant, "scaling", None)
     if isinstance(scaling, StatisticScaling):
         return "its scale follows the weight" if quant.of_parameter else "its scale follows the input"
-    return "its scale is constant: the file has none" if isinstance(scaling, ConstantScaling) else "it has no state"
+    return "its scale is constant" if isinstance(scaling, ConstantScaling) else "it has no state"
 
 
 def _within(key: str, places: Mapping[str, Place]) -> bool:

@@ -143,7 +143,8 @@ def _width(place: Place, quant: IntQuant, numbers: Mapping[str, Tensor]) -> Take
 def _range(place: Place, quant: IntQuant, numbers: Mapping[str, Tensor], weight: Tensor | None) -> Taken:
     """A range that was learned or collected, with its lower end where there is a zero point."""
     found, zero = numbers.get("range"), numbers.get("zero")
-    given = found if found is not None else numbers.get("running", numbers.get("gain"))
+    follows = numbers.get("gain") if quant.of_parameter else None  # a statistic of the weight, rescaled
+    given = found if found is not None else numbers.get("running", follows)
     scaling = quant.scaling
     if not isinstance(scaling, StoredScaling):
         if given is None and zero is None:
@@ -158,6 +159,8 @@ def _range(place: Place, quant: IntQuant, numbers: Mapping[str, Tensor], weight:
         return _unfit(place, wrong)
     if (zero is None) != (quant.zero_point is None):
         return _unfit(place, _other_zero_point(place, zero))
+    if given is follows and weight is None:
+        return _NOTHING  # the file lacks the weight, which is told elsewhere
     if found is None:
         base = _from_statistic(place, scaling, numbers, weight)
     elif type(scaling.restriction) is FloatScale and bool((found < 0).any()):
@@ -188,7 +191,7 @@ def _learned(scaling: StoredScaling) -> set[str]:
 
 def _as_stored(scaling: StoredScaling, found: Tensor) -> Tensor:
     """A number of the file as the scaling stores it."""
-    restriction = scaling.restriction
+    restriction, found = scaling.restriction, found.to(torch.promote_types(found.dtype, torch.float32))
     if isinstance(restriction, LogScale):
         return found
     if not isinstance(restriction, PowerOfTwoScale):
@@ -217,13 +220,14 @@ def _from_statistic(
 
 def _misfit(place: Place, quant: IntQuant, scaling: StoredScaling, found: Tensor) -> str:
     """What is wrong with the number of ranges, if anything."""
-    known, count, shape = scaling.magnitude_base.shape[0], found.numel(), tuple(found.shape)
+    known, count = scaling.magnitude_base.shape[0], found.numel()
+    has = "one range" if count == 1 else f"{count} ranges of shape {tuple(found.shape)}"
     keyword = f"{place.keywords}quant" if place.keywords else "act_quant"
     if quant.granularity.single:
         if count == 1:
             return ""
         kind = "Int8WeightPerChannel" if place.quant.of_parameter else "Int8ActPerChannel"
-        return f"the file has {count} ranges of shape {shape}, and the model has one. Write {keyword}={kind}."
+        return f"the file has {has}, and the model has one. Write {keyword}={kind}."
     axis = quant.axis
     along = axis is None or found.ndim < 2 or (axis < found.ndim and found.shape[axis] == count)
     sized = place.quant.of_parameter or known > 1  # others get their number with the first data, or with a file
@@ -232,7 +236,7 @@ def _misfit(place: Place, quant: IntQuant, scaling: StoredScaling, found: Tensor
     kind = "Int8WeightPerTensor" if place.quant.of_parameter else "Int8Act"
     remedy = f" Write {keyword}={kind}." if count == 1 else ""
     own = f"{known} ({quant.granularity})" if sized else f"one for each of {quant.granularity}"
-    return f"the file has {count} ranges of shape {shape}, and the model has {own}.{remedy}"
+    return f"the file has {has}, and the model has {own}.{remedy}"
 
 
 def _nothing_stored(place: Place) -> str:

@@ -16,7 +16,7 @@ from ...qcore.tracing import exporting
 from ..layer import QuantLayer
 from ..slots import Described, QuantizerLike, Slot, split_overrides
 
-__all__ = ["ActivationLayer", "own_settings"]
+__all__ = ["ActivationLayer", "own_settings", "spelled_out"]
 
 
 class ActivationLayer(QuantLayer):
@@ -70,7 +70,7 @@ class ActivationLayer(QuantLayer):
         )
         torchs = inspect.signature(cls._torch.__init__).parameters
         cls._torchs = tuple(each.name for each in torchs.values() if each.kind is each.POSITIONAL_OR_KEYWORD)[1:]
-        cls.__signature__ = _spelled_out(cls)
+        cls.__signature__ = spelled_out(cls, ActivationLayer)
 
     def __init__(
         self,
@@ -208,15 +208,15 @@ def own_settings(layer: QuantLayer, act_quant: QuantizerLike, given: Mapping[str
     return dict(given)
 
 
-def _spelled_out(layer: type[ActivationLayer]) -> inspect.Signature:
-    """The signature of a layer with everything that its ``**options`` stand for."""
+def spelled_out(layer: type[QuantLayer], base: type[QuantLayer]) -> inspect.Signature:
+    """The signature of a layer with everything that its ``**options`` stand for: the keywords of its base."""
     own = [*inspect.signature(layer.__init__).parameters.values()][1:]
     if not any(each.kind is each.VAR_KEYWORD for each in own):
         return inspect.Signature(own)
     named = {each.name for each in own}
     shared = [
         each
-        for each in inspect.signature(ActivationLayer.__init__).parameters.values()
+        for each in inspect.signature(base.__init__).parameters.values()
         if each.kind in (each.KEYWORD_ONLY, each.VAR_KEYWORD) and each.name not in named
     ]
     return inspect.Signature([*(each for each in own if each.kind is not each.VAR_KEYWORD), *shared])

@@ -112,6 +112,8 @@ class QuantHardTanh(ActivationLayer, nn.Hardtanh):
         >>> import torch
         >>> QuantHardTanh(scale=2**-6)(torch.tensor([-9.0, 0.5]))
         tensor([-1.0000,  0.5000])
+        >>> QuantHardtanh is QuantHardTanh  # as torch spells it
+        True
     """
 
     def __init__(
@@ -158,6 +160,8 @@ class QuantHardSwish(ActivationLayer, nn.Hardswish):
         >>> import torch
         >>> QuantHardSwish(act_quant=Int8Act, scale=0.125)(torch.tensor([-1.5, 3.0]))
         tensor([-0.3750,  3.0000])
+        >>> QuantHardswish is QuantHardSwish  # as torch spells it
+        True
     """
 
     def __init__(self, inplace: bool = False, *, act_quant: QuantizerLike = ShiftedUint8Act, **options: Any) -> None:

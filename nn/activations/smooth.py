@@ -112,8 +112,8 @@ class QuantLogSigmoid(ActivationLayer, nn.LogSigmoid):
 
     Example:
         >>> import torch
-        >>> QuantLogSigmoid(act_quant=Int8Act, scale=0.125)(torch.tensor([-4.0, 0.0, 9.0]))
-        tensor([-4.0000, -0.7500,  0.0000])
+        >>> QuantLogSigmoid(act_quant=Int8Act, scale=0.125)(torch.tensor([-4.0, 0.0]))
+        tensor([-4.0000, -0.7500])
     """
 
     def __init__(self, *, act_quant: QuantizerLike = ShiftedUint8Act, **options: Any) -> None:

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...qcore import QuantizerError, TensorQuant, path_of, values_of
+from ..contexts.switching import passed
 from ..layer import QuantLayer
 from ..slots import Slot
 
@@ -55,27 +56,30 @@ class AttentionLayer(QuantLayer):
         """
         if mask is not None:
             self._check_mask(query, mask, is_causal)
-        if self.query_quant is not None:
-            factor = _usual_scale(query) if scale is None else scale
-            query, scale = self.query_quant.quantize(values_of(query) * factor)[0], 1.0
-        query, key, value = (values_of(each) for each in (query, key, value))
+        working = [quant is not None and quant.intercept is not passed for quant in self._inner()]
+        scaled, plain = working[0], not any(working[1:]) and not need_weights
+        if scaled or not plain:
+            query, scale = values_of(query) * (query.shape[-1] ** -0.5 if scale is None else scale), 1.0
+        if scaled:
+            query = self.pass_through("query", query)[0]
         key, value = self.pass_through("key", key)[0], self.pass_through("value", value)[0]
-        if self.scores_quant is None and self.attention_quant is None and not need_weights:
+        if plain:
+            query = values_of(query)
             out = F.scaled_dot_product_attention(
                 query, key, value, mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
             )
             return out, None
         if enable_gqa:
             key, value = _for_each_query(self, query, key), _for_each_query(self, query, value)
-        if self.query_quant is None:
-            query = query * (_usual_scale(query) if scale is None else scale)
-        scores = query @ key.transpose(-2, -1)
-        if self.scores_quant is not None:
-            scores = self.scores_quant.quantize(scores)[0]
-        weights = self._weights(scores, _causal(scores) if is_causal else mask, need_weights, is_causal)
+        scores = self.pass_through("scores", query @ key.transpose(-2, -1))[0]
+        weights = self._weights(scores, _causal(scores) if is_causal else mask, need_weights and not working[2])
         if dropout_p > 0.0:
             weights = F.dropout(weights, dropout_p)
         return weights @ value, weights if need_weights else None
+
+    def _inner(self) -> tuple[TensorQuant | None, ...]:
+        """The quantizers without which torch's kernel computes what they are within."""
+        return self.query_quant, self.scores_quant, self.attention_quant
 
     def _check_mask(self, query: Tensor, mask: Tensor, is_causal: bool) -> None:
         if is_causal:
@@ -89,19 +93,21 @@ class AttentionLayer(QuantLayer):
                 "if it is True where a key takes part."
             )
 
-    def _weights(self, scores: Tensor, mask: Tensor | None, need_weights: bool, is_causal: bool) -> Tensor:
+    def _weights(self, scores: Tensor, mask: Tensor | None, undefined: bool) -> Tensor:
         """The softmax of masked scores, quantized.
 
-        Where all keys are masked there is nothing to attend to. Torch's kernel gives 0 there, its way with weights
-        gives NaN, which is no integer.
+        Where all keys are masked there is nothing to attend to. Torch's kernel gives 0 there; its way with weights
+        gives NaN, which ``undefined`` asks for, and which is no integer.
         """
-        if mask is not None:
-            allows = mask.dtype == torch.bool
-            scores = scores.masked_fill(~mask, -math.inf) if allows else scores + mask.to(scores.dtype)
-        weights = torch.softmax(scores, -1)
-        if mask is not None and not is_causal and (self.attention_quant is not None or not need_weights):
-            weights = weights.masked_fill((scores == -math.inf).all(-1, keepdim=True), 0.0)
-        return weights if self.attention_quant is None else self.attention_quant.quantize(weights)[0]
+        if mask is None:
+            return self.pass_through("attention", torch.softmax(scores, -1))[0]
+        allows = mask.dtype == torch.bool
+        scores = scores.masked_fill(~mask, -math.inf) if allows else scores + mask.to(scores.dtype)
+        if undefined:
+            return torch.softmax(scores, -1)
+        empty = (scores == -math.inf).all(-1, keepdim=True)
+        weights = torch.softmax(scores.masked_fill(empty, 0.0), -1).masked_fill(empty, 0.0)  # NaN has no gradient
+        return self.pass_through("attention", weights)[0]
 
 
 def refuse_nested(layer: QuantLayer, *tensors: Tensor) -> None:
@@ -111,10 +117,6 @@ def refuse_nested(layer: QuantLayer, *tensors: Tensor) -> None:
             f"{path_of(layer)}: the input is a nested tensor, which can't be quantized. Pad it, "
             "x.to_padded_tensor(0.0); if nn.TransformerEncoder made it, write enable_nested_tensor=False there."
         )
-
-
-def _usual_scale(query: Tensor) -> float:
-    return 1.0 / math.sqrt(query.shape[-1])
 
 
 def _causal(scores: Tensor) -> Tensor:

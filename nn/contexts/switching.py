@@ -12,7 +12,7 @@ from ...qcore.tensor_quant import Intercept
 from ..layer import QuantLayer
 from .intercepting import intercepted, quantizers_of
 
-__all__ = ["unquantized"]
+__all__ = ["passed", "unquantized"]
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -56,10 +56,12 @@ def unquantized(
 
     def intercept(path: str) -> Intercept:
         quant = quantizers[path]
-        passes, before = off[roles.get(quant, "activation")], quant.__dict__.get("intercept")
+        if off[roles.get(quant, "activation")]:
+            return passed
+        before = quant.__dict__.get("intercept")
 
         def pass_through(quant: TensorQuant, x: Tensor, *context: object) -> tuple[Tensor, Grid | None]:
-            if passes or (quant.follows_input and any(each is None for each in context)):
+            if quant.follows_input and any(each is None for each in context):
                 return x, None
             return quant._quantize(x, *context) if before is None else before(quant, x, *context)
 
@@ -68,6 +70,11 @@ def unquantized(
     quantizers = quantizers_of(model)
     with intercepted(quantizers, intercept):
         yield model
+
+
+def passed(quant: TensorQuant, x: Tensor, *context: object) -> tuple[Tensor, None]:
+    """What stands in for a quantizer that is off."""
+    return x, None
 
 
 def _roles(model: nn.Module) -> dict[TensorQuant, str]:

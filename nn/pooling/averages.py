@@ -7,6 +7,7 @@ layer passes on.
 import math
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -14,7 +15,8 @@ from ...qcore.tracing import exporting
 from ...quantizers import Int8Act
 from ..activations.layer import ActivationLayer
 from ..slots import QuantizerLike
-from .windows import each_dimension, overhang
+from .adaptive import expressible, means
+from .windows import adaptive_counts, each_dimension, overhang
 
 __all__ = [
     "QuantAdaptiveAvgPool1d",
@@ -77,6 +79,8 @@ class _AvgPool(ActivationLayer):
         super().__init__(*arguments, act_quant=act_quant, **options)
 
     def _function(self, x: Tensor) -> Tensor:
+        if self._dims == 3 and x.dtype in (torch.bfloat16, torch.float16):  # for which torch has no kernel on the CPU
+            return self._function(x.float()).to(x.dtype)
         if self.divisor_override is None or not exporting():
             return super()._function(x)
         return self._whole_windows(x)
@@ -127,8 +131,15 @@ class QuantAvgPool3d(_AvgPool, nn.AvgPool3d):
 class _AdaptiveAvgPool(ActivationLayer):
     """Average pooling to a given size; torch's class is the second base of each."""
 
+    output_size: Any
+    _dims: int
+
     def __init__(self, output_size: Any, *, act_quant: QuantizerLike = Int8Act, **options: Any) -> None:
         super().__init__(output_size, act_quant=act_quant, **options)
+
+    def _function(self, x: Tensor) -> Tensor:
+        counts = adaptive_counts(self.output_size, x.shape[-self._dims :])
+        return means(x, counts) if exporting() and expressible(x, counts) else super()._function(x)
 
 
 class QuantAdaptiveAvgPool1d(_AdaptiveAvgPool, nn.AdaptiveAvgPool1d):
@@ -141,6 +152,8 @@ class QuantAdaptiveAvgPool1d(_AdaptiveAvgPool, nn.AdaptiveAvgPool1d):
         >>> QuantAdaptiveAvgPool1d(2, scale=0.5)(torch.tensor([[1.0, 2.0, 4.0, 9.0]]))
         tensor([[1.5000, 6.5000]])
     """
+
+    _dims = 1
 
 
 class QuantAdaptiveAvgPool2d(_AdaptiveAvgPool, nn.AdaptiveAvgPool2d):
@@ -155,6 +168,8 @@ class QuantAdaptiveAvgPool2d(_AdaptiveAvgPool, nn.AdaptiveAvgPool2d):
         tensor([[[4.]]])
     """
 
+    _dims = 2
+
 
 class QuantAdaptiveAvgPool3d(_AdaptiveAvgPool, nn.AdaptiveAvgPool3d):
     """`torch.nn.AdaptiveAvgPool3d`, quantized; input (N, C, D, H, W).
@@ -166,3 +181,5 @@ class QuantAdaptiveAvgPool3d(_AdaptiveAvgPool, nn.AdaptiveAvgPool3d):
         >>> QuantAdaptiveAvgPool3d(1, scale=0.5)(torch.arange(8.0).reshape(1, 2, 2, 2))
         tensor([[[[3.5000]]]])
     """
+
+    _dims = 3

@@ -9,8 +9,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from ...qcore import values_of
+from ...qcore.tracing import exporting
 from ..activations.layer import ActivationLayer
 from ..slots import QuantizerLike
+from .adaptive import expressible, largest
+from .windows import adaptive_counts
 
 __all__ = [
     "QuantAdaptiveMaxPool1d",
@@ -99,10 +102,18 @@ class QuantMaxPool3d(_MaxPool, nn.MaxPool3d):
 class _AdaptiveMaxPool(_Largest):
     """Max pooling to a given size; torch's class is the second base of each."""
 
+    output_size: Any
+    _dims: int
+
     def __init__(
         self, output_size: Any, return_indices: bool = False, *, act_quant: QuantizerLike = None, **options: Any
     ) -> None:
         super().__init__(output_size, return_indices, act_quant=act_quant, **options)
+
+    def _function(self, x: Tensor) -> Any:
+        counts = adaptive_counts(self.output_size, x.shape[-self._dims :])
+        written = exporting() and not self.return_indices and expressible(x, counts)
+        return largest(x, counts) if written else super()._function(x)
 
 
 class QuantAdaptiveMaxPool1d(_AdaptiveMaxPool, nn.AdaptiveMaxPool1d):
@@ -116,6 +127,8 @@ class QuantAdaptiveMaxPool1d(_AdaptiveMaxPool, nn.AdaptiveMaxPool1d):
         tensor([[4.]])
     """
 
+    _dims = 1
+
 
 class QuantAdaptiveMaxPool2d(_AdaptiveMaxPool, nn.AdaptiveMaxPool2d):
     """`torch.nn.AdaptiveMaxPool2d`; input (N, C, H, W). A `QuantTensor` stays on its grid.
@@ -128,6 +141,8 @@ class QuantAdaptiveMaxPool2d(_AdaptiveMaxPool, nn.AdaptiveMaxPool2d):
         tensor([[[4.]]])
     """
 
+    _dims = 2
+
 
 class QuantAdaptiveMaxPool3d(_AdaptiveMaxPool, nn.AdaptiveMaxPool3d):
     """`torch.nn.AdaptiveMaxPool3d`; input (N, C, D, H, W). A `QuantTensor` stays on its grid.
@@ -139,3 +154,5 @@ class QuantAdaptiveMaxPool3d(_AdaptiveMaxPool, nn.AdaptiveMaxPool3d):
         >>> QuantAdaptiveMaxPool3d(1)(torch.arange(8.0).reshape(1, 2, 2, 2))
         tensor([[[[7.]]]])
     """
+
+    _dims = 3

@@ -25,7 +25,7 @@ from ...qcore.quant_tensor import grid_lost
 from ...qcore.tracing import exporting
 from ..layer import QuantLayer
 from ..slots import Described, QuantizerLike, Slot, checked_flag
-from .windows import adaptive_windows, each_dimension, lengths_of, sums_between, sums_of_windows
+from .windows import adaptive_counts, adaptive_windows, each_dimension, lengths_of, sums_between, sums_of_windows
 
 __all__ = ["TruncAdaptiveAvgPool2d", "TruncAvgPool2d", "TruncatedAverage"]
 
@@ -51,12 +51,12 @@ class TruncatedAverage(QuantLayer):
         dtype: of the quantizer's state.
         **overrides: settings of ``input_quant``: ``input_bit_width=4``.
 
-    A plain tensor is refused until a quantized one was seen; later ones, which come where quantizers are switched off
-    (`bitwright.nn.unquantized`), are averaged as torch does it.
+    A plain tensor, as it comes where quantizers are switched off (`bitwright.nn.unquantized`), is averaged as by torch,
+    in floats.
 
     Raises:
-        QuantizerError: in the constructor, for an unused or impossible setting; in forward, for an input on no grid, or
-            on one that averages leave.
+        QuantizerError: in the constructor, for an unused or impossible setting; in forward, for a grid that averages
+            leave, and for a plain tensor with ``return_quant_tensor=True`` unless a quantized one came before.
     """
 
     slots: tuple[Slot, ...] = (Slot("input"),)
@@ -66,7 +66,7 @@ class TruncatedAverage(QuantLayer):
     rounding: Rounding
     return_quant_tensor: bool
     intercept: Callable[["TruncatedAverage", Tensor], Tensor] | None = None  # what stands in for forward
-    _seen: Grid | None = None  # of the last quantized input
+    seen: Grid | None = None  # of the last quantized input
     divisor_override: int | None = None
 
     def _attach(
@@ -129,27 +129,32 @@ class TruncatedAverage(QuantLayer):
         grid = self._known(input, grid)
         if grid is None:
             return super().forward(x)
-        self._check(x, grid)
-        steps = x.to(torch.promote_types(x.dtype, torch.float32)) / grid.scale
-        steps = round_straight_through(steps)
-        after = self.grid_after(grid, x.shape)
-        values = (self.codes(steps, grid) * after.scale).to(x.dtype)
+        values, after = self.averaged(x, grid)
         return QuantTensor.wrap(values, after) if self.return_quant_tensor and not exporting() else values
 
+    def averaged(self, x: Tensor, grid: Grid) -> tuple[Tensor, Grid]:
+        """The averages of values on a grid, and the grid that these lie on."""
+        self.check(x, grid)
+        steps = round_straight_through(x.to(torch.promote_types(x.dtype, torch.float32)) / grid.scale)
+        after = self.grid_after(grid, x.shape)
+        codes = self.rounded(self.sums(steps, grid), grid, x.shape)
+        return (codes * after.scale).to(x.dtype), after
+
     def _known(self, given: Tensor, grid: Grid | None) -> Grid | None:
-        """The grid of the input; None where quantizers are switched off."""
+        """The grid of the input; None where it is plain."""
         if exporting():
-            return self._seen if grid is None else grid  # torch.export carries plain tensors: the grid is recorded
-        if grid is None and self._seen is None and self.input_quant is None:
+            return self.seen if grid is None else grid  # torch.export carries plain tensors: the grid is recorded
+        lost = grid is None and self.seen is None and self.input_quant is None
+        if lost and self.return_quant_tensor:
             raise QuantizerError(
-                f"{path_of(self)}: {type(self).__name__} averages the integers of its input, and the input is a plain "
-                f"tensor. {grid_lost(given)} Or give this layer input_quant=Int8Act."
+                f"{path_of(self)}: return_quant_tensor=True needs a quantized input, and the input is a plain tensor. "
+                f"{grid_lost(given)} Or give this layer input_quant=Int8Act."
             )
         if grid is not None and not torch.compiler.is_compiling():
-            vars(self)["_seen"] = grid  # past nn.Module's bookkeeping
+            vars(self)["seen"] = grid  # past nn.Module's bookkeeping
         return grid
 
-    def _check(self, x: Tensor, grid: Grid) -> None:
+    def check(self, x: Tensor, grid: Grid) -> None:
         """Refuse grids that averages are not on."""
         granularity = grid.granularity
         if not granularity.single and (granularity.axis is None or granularity.axis % x.ndim >= x.ndim - 2):
@@ -171,13 +176,15 @@ class TruncatedAverage(QuantLayer):
                 f"of an input of {x.shape[-2]} x {x.shape[-1]} have different numbers of elements. Leave bit_width out."
             )
 
-    def codes(self, steps: Tensor, grid: Grid) -> Tensor:
-        """The integers of the averages, in floats, from those of the input, both minus the zero point."""
-        sizes = steps.shape[-2:]
+    def sums(self, steps: Tensor, grid: Grid) -> Tensor:
+        """The sum over each window of integers minus the zero point, in floats that hold it."""
         low, high = _bounds(grid)
-        if (high - low) * self._elements(sizes) >= _EXACT:
-            steps = steps.double()
-        sums = self._sums(steps)
+        large = (high - low) * self._elements(steps.shape[-2:]) >= _EXACT
+        return self._sums(steps.double() if large else steps)
+
+    def rounded(self, sums: Tensor, grid: Grid, shape: Sequence[int]) -> Tensor:
+        """The integers of the averages, minus the zero point, from the sums for an input on a grid."""
+        sizes = shape[-2:]
         if self.bit_width is not None:
             smallest, largest = int_bounds(self.bit_width, grid.number_format.signed, False)
             shifted = round_straight_through(sums / 2 ** self._shift(grid, sizes), self.rounding)
@@ -220,7 +227,7 @@ class TruncatedAverage(QuantLayer):
         return max(bits - self.bit_width, 0)
 
     def __getstate__(self) -> dict[str, object]:
-        return {**super().__getstate__(), "_seen": None}
+        return {**super().__getstate__(), "seen": None}
 
     def extra_repr(self) -> str:
         name = getattr(self.rounding, "name", None) or getattr(self.rounding, "__name__", type(self.rounding).__name__)
@@ -315,14 +322,8 @@ class TruncAdaptiveAvgPool2d(TruncatedAverage, nn.AdaptiveAvgPool2d):
         super().__init__(output_size)
         self._attach(bit_width, rounding, input_quant, return_quant_tensor, device, dtype, overrides)
 
-    def _counts(self, sizes: Sequence[int]) -> list[int]:
-        """How many windows there are along each dimension."""
-        given = self.output_size
-        pair = given if isinstance(given, (tuple, list)) else (given, given)
-        return [size if count is None else count for size, count in zip(sizes, pair, strict=True)]
-
     def _sums(self, steps: Tensor) -> Tensor:
-        for dim, count in zip((-2, -1), self._counts(steps.shape[-2:]), strict=True):
+        for dim, count in zip((-2, -1), adaptive_counts(self.output_size, steps.shape[-2:]), strict=True):
             size = steps.shape[dim]
             if count == 1:
                 steps = steps.sum(dim, keepdim=True)
@@ -331,7 +332,7 @@ class TruncAdaptiveAvgPool2d(TruncatedAverage, nn.AdaptiveAvgPool2d):
         return steps
 
     def _lengths(self, sizes: Sequence[int]) -> list[list[int]]:
-        counts = self._counts(sizes)
+        counts = adaptive_counts(self.output_size, sizes)
         pairs = (adaptive_windows(size, count) for size, count in zip(sizes, counts, strict=True))
         return [[end - start for start, end in zip(starts, ends, strict=True)] for starts, ends in pairs]
 
@@ -339,12 +340,13 @@ class TruncAdaptiveAvgPool2d(TruncatedAverage, nn.AdaptiveAvgPool2d):
         return _common(self._lengths(sizes))
 
     def _elements(self, sizes: Sequence[int]) -> int:
-        return math.prod(max(each, default=1) for each in self._lengths(sizes))
+        return math.prod([max([1, *each]) for each in self._lengths(sizes)])
 
 
 def _common(lengths: list[list[int]]) -> int | list[list[int]]:
     """The one number of elements that all windows have; else their lengths along each dimension."""
-    return math.prod(each[0] for each in lengths) if all(len({*each}) == 1 for each in lengths) else lengths
+    same = [len({*each}) == 1 for each in lengths]
+    return math.prod([each[0] for each in lengths]) if all(same) else lengths
 
 
 def _bounds(grid: Grid) -> tuple[int, int]:

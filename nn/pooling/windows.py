@@ -9,7 +9,15 @@ from torch import Tensor
 
 from ...qcore.tracing import exporting
 
-__all__ = ["adaptive_windows", "each_dimension", "lengths_of", "overhang", "sums_between", "sums_of_windows"]
+__all__ = [
+    "adaptive_counts",
+    "adaptive_windows",
+    "each_dimension",
+    "lengths_of",
+    "overhang",
+    "sums_between",
+    "sums_of_windows",
+]
 
 
 def each_dimension(argument: int | Sequence[int], dims: int) -> tuple[int, ...]:
@@ -54,6 +62,17 @@ def lengths_of(size: int, kernel: int, stride: int, padding: int, ceil_mode: boo
     if with_padding:
         return [min(start + kernel, size + padding) - start for start in starts]
     return [min(start + kernel, size) - max(start, 0) for start in starts]
+
+
+def adaptive_counts(output_size: int | Sequence[int | None] | None, sizes: Sequence[int]) -> list[int]:
+    """How many windows torch's adaptive pooling has along each dimension; None in its argument: one for each element.
+
+    Example:
+        >>> adaptive_counts((None, 2), (7, 8)), adaptive_counts(1, (7, 8))
+        ([7, 2], [1, 1])
+    """
+    given = output_size if isinstance(output_size, Sequence) else [output_size] * len(sizes)
+    return [size if count is None else count for size, count in zip(sizes, given, strict=True)]
 
 
 def adaptive_windows(size: int, count: int) -> tuple[list[int], list[int]]:

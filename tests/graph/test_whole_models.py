@@ -177,14 +177,11 @@ def test_it_compiles_where_the_float_model_does(name, scheme):
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The tensor attributes .* were assigned during export:UserWarning")  # nn.LSTM's
 @cases
-def test_it_exports_verified(name, scheme, tmp_path, request):
+def test_it_exports_verified(name, scheme, tmp_path):
     export = pytest.importorskip("bitwright.export")
     pytest.importorskip("onnxruntime")
     if not ZOO[name].exports:
         pytest.skip(ZOO[name].why)
-    if (name, scheme) == ("called_twice", "integer"):
-        reason = "an integer bias of a layer that is called four times, on two grids of its input, is misread"
-        request.applymarker(pytest.mark.xfail(raises=export.ExportError, reason=reason))
     quantized, call = ready(name, scheme), ZOO[name].example()
     args, kwargs = ((), {"batch": call[0]}) if isinstance(call[0], dict) else (call, None)
     export.export_onnx_qcdq(quantized, args, tmp_path / "model.onnx", kwargs=kwargs)

@@ -93,6 +93,7 @@ def export_onnx_integer(
     arguments = args if isinstance(args, tuple) else (args,)
     kwargs = given.get("kwargs")
     quantizers = quantizers_of(module)
+    _refuse_recurrent(module)
     with unchanged(module), evaluating(module):
         recording = record(module, quantizers, arguments, kwargs)
         given["opset_version"] = check(recording, INTEGER, given.get("opset_version"))
@@ -115,6 +116,18 @@ def export_onnx_integer(
     if export_path is not None:
         write(program, export_path, given)
     return program
+
+
+def _refuse_recurrent(module: nn.Module) -> None:
+    """Refuse recurrent layers by name: there is no integer arithmetic for their gates."""
+    causes = [
+        f"{path or 'the model'} ({type(each).__name__}): its gates are sigmoids and tanhs of floats, and so are its "
+        "steps. Use export_onnx_qcdq or export_onnx_qdq."
+        for path, each in module.named_modules()
+        if isinstance(each, nn.RNNBase | nn.RNNCellBase)
+    ]
+    if causes:
+        raise ExportError(with_causes(_HEADLINE, causes))
 
 
 def check_layers(module: nn.Module, found: Integers) -> None:

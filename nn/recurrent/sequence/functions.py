@@ -1,12 +1,13 @@
 """Sequences of recurrent steps as functions: one autograd function, or one operator in a compiled graph, for each."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from ....qcore import QuantizerError
 from ....qcore.aliases import Context
+from ....qcore.kernels.composed import MANTISSA_BITS
 from ....qcore.tracing import differentiated, transformed
 from .definition import defined
 from .elman import Elman
@@ -105,7 +106,7 @@ def _run(
     reverse: bool,
 ) -> Sequence[Tensor]:
     held = weights[1].dtype
-    wide = held if held in (torch.float32, torch.float64) else torch.float32
+    wide = held if held in MANTISSA_BITS else torch.float32
     device = weights[1].device.type
     cast = torch.is_autocast_enabled(device)
     if cast or wide is not held:
@@ -114,6 +115,12 @@ def _run(
         assert w_ih is not None
         assert w_hh is not None
         weights = w_ih, w_hh, b_ih, b_hh
+    for each in flowing:
+        if each.dtype is not wide:
+            raise QuantizerError(
+                f"{kernel.name}: the weights are {held} and the input or a state is {each.dtype}. Convert one of "
+                f"them: x.to({held})."
+            )
     settings: list[Tensor | None] = []
     ends: list[float] = []
     for grid in grids:
@@ -152,7 +159,8 @@ class SequenceFunction(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Context, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        tensors, (out, *kept) = ctx.saved_tensors[: ctx.count], ctx.saved_tensors[ctx.count :]
+        saved = ctx.saved_tensors  # once: checkpoints count
+        tensors, (out, *kept) = saved[: ctx.count], saved[ctx.count :]
         if any(map(differentiated, grads)):
             return None, None, *_again(ctx.kernel, tensors, ctx.form, grads)
         found = ctx.kernel.backward(grads, inputs_of(tensors, ctx.form), out, kept, ctx.needs_input_grad[2:])
@@ -166,7 +174,8 @@ def _again(kernel: Kernel, tensors: Tensors, form: Form, grads: Sequence[Tensor]
         own = [each if each is None else each.view_as(each) for each in tensors]  # one may be made from another
         wanted = [each for each in own if each is not None and each.requires_grad]
         results = defined(kernel, own, form)
-        pairs: list[Any] = [(result, grad) for result, grad in zip(results, grads, strict=True) if result.requires_grad]
-        found = torch.autograd.grad(*zip(*pairs, strict=True), create_graph=recorded, allow_unused=True, inputs=wanted)
+        reached = [each for each in zip(results, grads, strict=True) if each[0].requires_grad]
+        ends, given = [each for each, _ in reached], [each for _, each in reached]
+        found = torch.autograd.grad(ends, wanted, given, create_graph=recorded, allow_unused=True)
     gradients = iter(found)
     return [next(gradients) if each is not None and each.requires_grad else None for each in own]

@@ -72,7 +72,8 @@ def register(kernel: Kernel) -> None:
         ctx.save_for_backward(*inputs[:count], output[0], *output[results:])
 
     def gradients(ctx: Context, grads: list[Tensor]) -> tuple[Tensor | None, ...]:
-        tensors, (out, *kept) = ctx.saved_tensors[:count], ctx.saved_tensors[count:]
+        saved = ctx.saved_tensors
+        tensors, (out, *kept) = saved[:count], saved[count:]
         needed = list(ctx.needs_input_grad[:count])
         found = _operator(f"{kernel.name}_sequence_backward")(grads[:results], *tensors, out, kept, *ctx.form, needed)
         return *(each if wanted else None for each, wanted in zip(found, needed, strict=True)), None, None, None, None

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from bitwright.graph.passes.reports import Report
 from bitwright.graph.porting import load_brevitas
+from bitwright.graph.porting.names import renamed
 from bitwright.nn import intercepted, quantizers_of
 from bitwright.qcore import Grid, QuantTensor, TensorQuant
 from tests.graph.porting.packed import load
@@ -35,6 +36,7 @@ class Comparison:
     different: dict[str, int] = field(default_factory=dict)
     scales: float = 0.0  # the largest relative difference of a scale
     compared: set[str] = field(default_factory=set)
+    beyond: set[str] = field(default_factory=set)  # quantizers that do more here than there: only the output tells
     output: float = 0.0  # the largest difference of the output
 
 
@@ -54,6 +56,21 @@ class Golden:
         shapes = {name: each.shape for name, each in kept.items()} | self.seeded
         return {name: torch.from_numpy(each) for name, each in completed(shapes, kept, self.spread).items()}
 
+    def rename(self, model: nn.Module) -> None:
+        """Let quantizers have the names that a ported model has for them."""
+        for kind in ("codes", "scale"):
+            names = [name.removeprefix(f"{kind}/") for name in self.arrays if name.startswith(f"{kind}/")]
+            own = renamed({name.replace("/", "."): torch.empty(0) for name in names}, model)
+            for name, other in zip(names, own, strict=True):
+                changed = "/".join(other.rsplit(".", 1)) if kind == "codes" else other
+                self.arrays[f"{kind}/{changed}"] = self.arrays.pop(f"{kind}/{name}")
+        self.digests = {
+            other: self.digests[name]
+            for name, other in zip(
+                self.digests, renamed(dict.fromkeys(self.digests, torch.empty(0)), model), strict=True
+            )
+        }
+
     @property
     def places(self) -> set[str]:
         """The quantizers that have codes."""
@@ -67,6 +84,7 @@ class Golden:
 def compared(model: nn.Module, path: Path) -> tuple[Comparison, Report]:
     """Load the state of a golden file into a ported model, and compare its codes in evaluation."""
     golden = Golden(path)
+    golden.rename(model)
     report = load_brevitas(model, golden.state)
     done = Comparison()
 
@@ -78,21 +96,27 @@ def compared(model: nn.Module, path: Path) -> tuple[Comparison, Report]:
             values, grid = quant._quantize(x, *context)
             theirs = golden.codes(place, calls)
             assert grid is not None
-            done.compared.add(place)
             own = torch.round(values.double() / grid.along(grid.scale, values.shape).double())
             if grid.zero_point is not None:
                 own += grid.along(grid.zero_point, values.shape)
             calls += 1
+            if theirs is None and place not in golden.digests:
+                done.beyond.add(place)
+                return values, grid
+            done.compared.add(place)
             done.codes += own.numel()
             if place in golden.digests:
                 digest = hashlib.sha256(own.to(torch.int32).numpy().tobytes()).hexdigest()
                 if digest != golden.digests[place]:
                     done.different[place] = own.numel()
                 return values, grid
-            assert theirs is not None, f"{place} was called {calls} times"
+            assert theirs is not None
             wanted = torch.from_numpy(theirs.astype(np.float64))
+            wanted = (wanted.mT if place.endswith("key_quant") else wanted).reshape(
+                own.shape
+            )  # Brevitas' is transposed
             _count(done, place, x, own, wanted, grid)
-            _scales(done, grid, golden.arrays[f"scale/{place}"])
+            _scales(done, grid, golden.arrays[f"scale/{place}"], x)
             return grid.from_int(wanted.to(values.dtype)), grid
 
         return intercept
@@ -120,7 +144,7 @@ def _pooled(done: Comparison, golden: Golden, place: str) -> Callable[..., Tenso
         off = int((out.int() != wanted).sum())
         if off:
             done.different[place] = off
-        _scales(done, out.grid, golden.arrays[f"scale/{place}"])
+        _scales(done, out.grid, golden.arrays[f"scale/{place}"], out)
         return QuantTensor.wrap(out.grid.from_int(wanted.float()), out.grid)
 
     return hook
@@ -142,9 +166,10 @@ def _count(done: Comparison, place: str, x: Tensor, own: Tensor, wanted: Tensor,
         done.different[place] = done.different.get(place, 0) + int(off.sum()) - int(ties.sum())
 
 
-def _scales(done: Comparison, grid: Grid, theirs: np.ndarray) -> None:
+def _scales(done: Comparison, grid: Grid, theirs: np.ndarray, x: Tensor) -> None:
     wanted = torch.from_numpy(theirs).reshape(-1).double()
-    own = grid.scale.reshape(-1).double()
+    each = wanted.numel() == x.numel()  # of groups, Brevitas repeats the scale for each value
+    own = (grid.along(grid.scale, x.shape).expand(x.shape) if each else grid.scale).reshape(-1).double()
     done.scales = max(done.scales, float(((own - wanted) / wanted).abs().max()))
 
 

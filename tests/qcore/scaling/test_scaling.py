@@ -648,6 +648,15 @@ def test_learned_from_a_given_magnitude():
     assert build(LearnedScaling, max_value=8, restriction=LogScale()).magnitude.item() == 3
 
 
+def test_one_given_magnitude_for_all_channels_makes_room_for_a_file_of_each():
+    trained, fresh = (build(LearnedScaling, max_value=12.7, axis=0) for _ in range(2))
+    trained(torch.ones(3, 2))
+    with torch.no_grad():
+        trained.magnitude_offset.copy_(torch.tensor([0.0, 12.7, -6.35]))
+    fresh.load_state_dict(trained.state_dict())
+    torch.testing.assert_close(fresh.standing(), torch.tensor([0.1, 0.2, 0.05]))
+
+
 def test_learned_stays_as_loaded():
     trained, fresh = build(LearnedScaling), build(LearnedScaling)
     feed(trained, 127.0)

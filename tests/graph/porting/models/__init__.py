@@ -6,6 +6,7 @@ from functools import partial
 from torch import nn
 
 from .espcn import ESPCN
+from .layers import Layers
 from .melgan import MelGAN
 from .mobilenet import STAGES, MobileNetV1
 from .pynq import CNV, FullyConnected
@@ -36,6 +37,7 @@ def _quartznet(full: bool) -> nn.Module:
 
 
 PORTED: dict[str, Callable[..., nn.Module]] = {
+    "layers": lambda full: Layers(),
     "quantizers": lambda full: Quantizers(),
     **{f"tfc_{w}w{a}a": partial(_fully_connected, w, a) for w, a in ((1, 1), (1, 2), (2, 2))},
     **{f"cnv_{w}w{a}a": partial(_cnv, w, a) for w, a in ((1, 1), (1, 2), (2, 2))},

@@ -1,7 +1,7 @@
 """Brevitas' MelGAN: sound from mel spectrograms, by transposed convolutions and residual stacks of dilated ones."""
 
 from torch import Tensor, nn
-from torch.nn.utils import weight_norm
+from torch.nn.utils.parametrizations import weight_norm
 
 import bitwright.nn as qnn
 from bitwright.quantizers import Int8WeightPerTensorLearned
