@@ -165,7 +165,8 @@ BASES = {"ActivationLayer", "QuantLayer", "WeightLayer"}  # they compute nothing
 def public_layers() -> dict[str, type[qnn.QuantLayer]]:
     """The layers of `bitwright.nn` by name."""
     found = {name: getattr(qnn, name) for name in qnn.__all__ if name not in BASES}
-    return {name: each for name, each in found.items() if isinstance(each, type) and issubclass(each, qnn.QuantLayer)}
+    classes = {name: each for name, each in found.items() if isinstance(each, type) and each.__name__ == name}  # once
+    return {name: each for name, each in classes.items() if issubclass(each, qnn.QuantLayer)}
 
 
 PRODUCTS = (nn.Linear, nn.modules.conv._ConvNd)
