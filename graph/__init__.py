@@ -6,6 +6,8 @@
 Passes over a float model return another one, whose ``report`` says what was done to every layer: `fold_batch_norms`,
 `equalize`, `absorb_biases`, `smooth`, `split_channels`. Those over a quantized one work on it, and return the report:
 `correct_biases`, `reestimate_batch_norms`.
+
+`load_brevitas` takes a checkpoint of Brevitas into a model that was ported by hand.
 """
 
 from .calibration import (
@@ -32,6 +34,7 @@ from .passes.reestimation import reestimate_batch_norms
 from .passes.reports import Entry, Report
 from .passes.smoothing import ChannelScale, smooth
 from .passes.splitting import split_channels
+from .porting import CheckpointError, load_brevitas
 from .recording.nodes import Graph, Node
 from .recording.places import Place
 from .recording.recorder import record
@@ -51,6 +54,7 @@ __all__ = [
     "CalibratedRange",
     "CalibrationReport",
     "ChannelScale",
+    "CheckpointError",
     "DataStatistic",
     "Decision",
     "End",
@@ -80,6 +84,7 @@ __all__ = [
     "fold_batch_norms",
     "integer",
     "last",
+    "load_brevitas",
     "load_rules",
     "quantize",
     "record",

@@ -12,6 +12,7 @@ from .activations.piecewise import (
     QuantReLU,
     QuantReLU6,
 )
+from .activations.prelu import QuantPReLU
 from .activations.smooth import (
     QuantCELU,
     QuantELU,
@@ -128,6 +129,7 @@ __all__ = [
     "QuantMish",
     "QuantMul",
     "QuantMultiheadAttention",
+    "QuantPReLU",
     "QuantRMSNorm",
     "QuantRNN",
     "QuantRNNCell",

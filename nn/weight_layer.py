@@ -222,8 +222,9 @@ class WeightLayer(QuantLayer):
             self._check_needs_no_grid(input)
         weight, weights = self._take_weight(inputs)
         bias, biases = self._take_bias(inputs, weights)
-        small = values.numel() < LARGE and (weight is None or weight.ndim < 2 or weight.numel() < LARGE)
-        if small or torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or (  # first: sizes may be open
+            values.numel() < LARGE and (weight is None or weight.ndim < 2 or weight.numel() < LARGE)
+        ):
             out = self._compute(values, weight, bias, *extra)
         else:
             with not_kept(values, weight):
@@ -407,7 +408,7 @@ class WeightLayer(QuantLayer):
         """The quantized weight as a `QuantTensor`; the plain weight if it has no quantizer."""
         quant = self.weight_quant
         if quant is None:
-            return self.weight
+            return self.weight if self.quantizes_parameters else self.tensor_of("weight")
         with self._asked(quant):
             values, grid = self._take_weight(self._seen)
         return values if grid is None else QuantTensor.wrap(values, self._grid_as_stored(grid))
@@ -418,12 +419,14 @@ class WeightLayer(QuantLayer):
         Raises:
             QuantizerError: its scale depends on the input, and no input was seen yet.
         """
-        quant, bias = self.bias_quant, self.bias
-        if quant is None or bias is None:
-            return bias
+        quant = self.bias_quant
+        if self._lacks("bias"):
+            return None
+        if quant is None:
+            return self.tensor_of("bias")
         context = self._bias_context(quant)
         with self._asked(quant):
-            values, grid = quant.quantize(bias, *context)
+            values, grid = quant.quantize(self.tensor_of("bias"), *context)
         return values if grid is None else QuantTensor.wrap(values, grid)
 
     def _bias_context(self, quant: TensorQuant) -> tuple[Grid | None, ...]:

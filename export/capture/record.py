@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ...nn.contexts.intercepting import intercepted
+from ...nn.embeddings.table import check_fixed
 from ...nn.embeddings.ties import check_ties
 from ...qcore import Grid, HalfEven, IntQuant, QuantizerError, TensorQuant
 from ...qcore.aliases import Arguments
@@ -88,10 +89,12 @@ def record(
         kwargs: keyword arguments, or None.
 
     Raises:
-        ExportError: nothing to record, values on no grid, or a table that two layers quantize in different ways.
+        ExportError: nothing to record, values on no grid, or a table that changes, or that two layers quantize in
+            different ways.
     """
     try:
         check_ties(module)
+        check_fixed(module)
     except QuantizerError as error:
         raise ExportError(str(error)) from None
     recording, gridless, counts = Recording(), dict[str, str](), Counts()

@@ -1,6 +1,6 @@
 """How many bits the accumulators of a model need: for any input, and for the one at hand."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -8,8 +8,11 @@ from torch import Tensor, nn
 
 from ..errors import ExportError, with_causes
 from .extraction import integers_for
+from .float_modules import OF_WEIGHTS
+from .layers import LayerIntegers, Product
 from .reference.entry import run_integers
-from .sums import AccumulatorRange, worst_sums
+from .reference.run import IntegerRun
+from .sums import AccumulatorRange, products_of, worst_sums
 
 __all__ = ["AccumulatorReport", "AccumulatorRow", "accumulator_report"]
 
@@ -19,7 +22,7 @@ class AccumulatorRow:
     """The accumulators of one layer.
 
     Attributes:
-        name: path of the layer.
+        name: path of the layer; with the slot of the weight, where it has several.
         worst: the smallest and largest sum that any input of the grid's integers can reach, for each output channel,
             partial sums in any order included; None where the input has no grid.
         actual: what the example reached, or None.
@@ -153,8 +156,31 @@ def accumulator_report(
     """
     found = integers_for("accumulator_report", model, example, kwargs)
     run = run_integers(model, example, integers=found, accumulator_bits=53, kwargs=kwargs)
-    rows = []
-    for name, layer in found.items():
-        if layer.weight is not None and layer.weight.codes is not None:
-            rows.append(AccumulatorRow(name, worst_sums(layer), run.sums.get(name)))
-    return AccumulatorReport(rows)
+    in_floats = {each.path for each in found.floats if OF_WEIGHTS & set(each.operations)}
+    return AccumulatorReport([row for layer in found.layers.values() for row in _rows(layer, run, in_floats)])
+
+
+def _rows(layer: LayerIntegers, run: IntegerRun, in_floats: set[str]) -> Iterator[AccumulatorRow]:
+    """A row for each weight that a layer multiplies something with, or may: its products may be floats."""
+    matrices = [slot for slot, each in layer.parameters.items() if each.codes is not None and each.codes.ndim > 1]
+    known = {slot: [each for each in products_of(layer) if each.weight == slot] for slot in matrices}
+    alone = len(matrices) == 1
+    for slot, products in known.items():
+        grid = layer.quantizers[slot].grid
+        path = grid.name.rpartition(f"{slot.partition('.')[0]}_quant")[0].removesuffix(".")
+        if not products and path not in in_floats:
+            continue  # a table, whose rows are looked up
+        summed = run.products.get(grid.name)
+        actual = run.sums.get(layer.name) if alone and products else None if summed is None else summed.range
+        name = layer.name if alone else f"{layer.name}.{slot}".removeprefix(".")
+        yield AccumulatorRow(name, _worst(layer, products), actual)
+
+
+def _worst(layer: LayerIntegers, products: list[Product]) -> AccumulatorRange | None:
+    """The range of all products with one weight; None where that of one is unknown."""
+    found = [worst_sums(layer, each) for each in products]
+    known = [each for each in found if each is not None]
+    if not known or len(known) < len(found):
+        return None
+    low, high = (torch.stack([getattr(each, end) for each in known]) for end in ("low", "high"))
+    return AccumulatorRange(low.amin(0), high.amax(0))

@@ -6,7 +6,8 @@ as exact hexadecimal floats; and zero points. C99, without dependencies. The fun
 
 ``<layer>_sums(x, [size,] sums)``
     A linear layer or convolution: from integers of the input's grid to sums of products and bias. ``size`` has the
-    spatial sizes of ``x``, which is (channels, *size), one sample.
+    spatial sizes of ``x``, which is (channels, *size), one sample. Layers with several weights have one for each,
+    ``<layer>_<slot>_sums``, from integers of the grid that the weight is multiplied with.
 ``<layer>_<slot>_requantize(sum, channel)``
     A quantizer that takes integers: ``clamp(round(sum * multiplier / 2**shift) + zero_point)``, ties to even, as
     ``run_integers(..., requantize="multiplier")`` has it. ``sum`` is an integer minus its zero point, ``channel`` the
@@ -27,9 +28,9 @@ from ...qcore.formats.number_format import storage_dtype
 from ..capture.grid import Entering, IntegerGrid, QuantizedTensor
 from ..errors import ExportError, with_causes
 from .float_modules import remedy
-from .layers import LayerIntegers, LayerTable
+from .layers import LayerIntegers, LayerTable, Product
 from .requantize import ByScale, multiplier_and_shift
-from .sums import on_products, worst_sums
+from .sums import on_products, products_of, worst_sums
 
 __all__ = ["to_c_header"]
 
@@ -141,11 +142,14 @@ def _layer(prefix: str, layer: LayerIntegers, floats: set[str]) -> Iterable[str]
         yield from _setting(f"{prefix}_{setting.upper()}", number)
     for slot, each in layer.quantizers.items():
         yield from _quantized(f"{prefix}_{_identifier(slot)}", each)
-    if layer.weight is not None and layer.input is not None and "input" not in layer.quantizers:
+    matrices = [slot for slot, each in layer.parameters.items() if _is_matrix(slot, each)]
+    if matrices and layer.input is not None and "input" not in layer.quantizers:
         yield from _grid(f"{prefix}_INPUT", layer.input)
-    if layer.weight is not None:
-        path = layer.weight.grid.name.partition("weight_quant")[0].removesuffix(".")
-        yield from _sums(prefix, layer, path in floats)
+    for slot in matrices:
+        path = layer.quantizers[slot].grid.name.rpartition(f"{slot}_quant")[0].removesuffix(".")
+        products = [each for each in products_of(layer) if each.weight == slot]
+        for number, product in enumerate(products or [None]):
+            yield from _sums(prefix, layer, slot, product, path in floats, "" if number == 0 else f"_{number}")
     for slot, each in layer.quantizers.items():
         if each.entering is not None:
             yield from _requantize(f"{prefix}_{_identifier(slot)}", each.grid, each.entering)
@@ -180,35 +184,54 @@ def _requantize(name: str, grid: IntegerGrid, entering: Entering) -> Iterable[st
     yield "}"
 
 
-def _sums(prefix: str, layer: LayerIntegers, float_bias: bool) -> Iterable[str]:
-    """The function from integers to sums of products and bias, or a word on why there is none."""
-    problem = _without_sums(layer, float_bias)
-    function = f"{prefix.lower()}_sums"
-    if problem is not None:
+def _is_matrix(slot: str, part: QuantizedTensor) -> bool:
+    return slot == "weight" or (part.codes is not None and part.codes.ndim > 1)
+
+
+def _sums(
+    prefix: str, layer: LayerIntegers, slot: str, product: Product | None, float_bias: bool, number: str
+) -> Iterable[str]:
+    """The function from integers to sums of products and bias, or a word on why there is none.
+
+    Args:
+        prefix: of the layer.
+        layer: the layer.
+        slot: of the weight.
+        product: what it is multiplied with, or None where that has no grid.
+        float_bias: whether a bias of the layer is float.
+        number: of the product, where there are several with this weight.
+    """
+    problem = _without_sums(layer, slot, product, float_bias)
+    name = f"{prefix}_{_identifier(slot)}"
+    function = f"{(prefix if slot == 'weight' else name).lower()}_sums{number}"
+    if problem is not None or product is None:
         yield f"/* no {function}: {problem} */"
         return
-    weight, given, worst = layer.weight, layer.input, worst_sums(layer)
-    assert weight is not None
+    weight, given, worst = layer.quantizers[slot], product.input, worst_sums(layer, product)
     assert weight.codes is not None
-    assert given is not None
     assert worst is not None
+    entering = f"{prefix}_{_identifier(_slot_of(layer, given))}"
+    if entering == f"{prefix}_INPUT" and given != layer.input:
+        entering = f"{name}_INPUT{number}"
+        yield from _grid(entering, given)
     kind = "int32_t" if worst.bits <= 32 else "int64_t"
     spatial = weight.codes.ndim - 2
     axes = range(spatial)
     sizes = "const int *size, " if spatial else ""
     yield f"static inline void {function}(const {_TYPES[storage_dtype(*given.bounds)]} *x, {sizes}{kind} *sums) {{"
-    yield f"    const int outs = {prefix}_WEIGHT_DIM0, ins = {prefix}_WEIGHT_DIM1;"
+    yield f"    const int outs = {name}_DIM0, ins = {name}_DIM1;"
     for axis in axes:
-        reach = f"{prefix}_DILATION_{axis} * ({prefix}_WEIGHT_DIM{axis + 2} - 1)"
+        reach = f"{prefix}_DILATION_{axis} * ({name}_DIM{axis + 2} - 1)"
         padding = _padding(prefix, layer, axis)
         yield f"    const int out{axis} = (size[{axis}] + 2 * {padding} - {reach} - 1) / {prefix}_STRIDE_{axis} + 1;"
     indent = "    "
     for counter, end in [("o", "outs"), *((f"o{axis}", f"out{axis}") for axis in axes)]:
         yield f"{indent}for (int {counter} = 0; {counter} < {end}; {counter}++) {{"
         indent += "    "
-    yield f"{indent}{kind} sum = {f'{prefix}_BIAS[o]' if layer.bias is not None else 0};"
+    bias = "0" if product.bias is None else f"{prefix}_{_identifier(product.bias)}[o]"
+    yield f"{indent}{kind} sum = {bias};"
     inner = indent
-    for counter, end in [("i", "ins"), *((f"k{axis}", f"{prefix}_WEIGHT_DIM{axis + 2}") for axis in axes)]:
+    for counter, end in [("i", "ins"), *((f"k{axis}", f"{name}_DIM{axis + 2}") for axis in axes)]:
         yield f"{inner}for (int {counter} = 0; {counter} < {end}; {counter}++) {{"
         inner += "    "
     taken = f"o / (outs / {prefix}_GROUPS) * ins + i" if spatial else "i"
@@ -217,14 +240,14 @@ def _sums(prefix: str, layer: LayerIntegers, float_bias: bool) -> Iterable[str]:
         position = f"o{axis} * {prefix}_STRIDE_{axis} + k{axis} * {prefix}_DILATION_{axis}"
         yield f"{inner}const int p{axis} = {position} - {_padding(prefix, layer, axis)};"
         taken = f"({taken}) * size[{axis}] + p{axis}"
-        tap = f"({tap}) * {prefix}_WEIGHT_DIM{axis + 2} + k{axis}"
+        tap = f"({tap}) * {name}_DIM{axis + 2} + k{axis}"
         place = f"({place}) * out{axis} + o{axis}"
     if spatial:
         outside = " || ".join(f"p{axis} < 0 || p{axis} >= size[{axis}]" for axis in axes)
         yield f"{inner}if ({outside}) continue;"
     row = "o" if weight.grid.zero_point.numel() > 1 else "0"
-    yield f"{inner}sum += (({kind})x[{taken}] - {prefix}_INPUT_ZERO_POINT[0])"
-    yield f"{inner}     * (({kind}){prefix}_WEIGHT[{tap}] - {prefix}_WEIGHT_ZERO_POINT[{row}]);"
+    yield f"{inner}sum += (({kind})x[{taken}] - {entering}_ZERO_POINT[0])"
+    yield f"{inner}     * (({kind}){name}[{tap}] - {name}_ZERO_POINT[{row}]);"
     for _ in range(1 + spatial):
         inner = inner[4:]
         yield f"{inner}}}"
@@ -251,22 +274,28 @@ def _reach(layer: LayerIntegers, axis: int) -> int:
     return layer.settings["dilation"][axis] * (layer.weight.codes.shape[axis + 2] - 1)
 
 
-def _without_sums(layer: LayerIntegers, float_bias: bool) -> str | None:
-    assert layer.weight is not None
-    if layer.weight.codes is None or layer.kind not in _WITH_SUMS:
+def _slot_of(layer: LayerIntegers, grid: IntegerGrid) -> str:
+    """The slot of the layer whose grid it is; ``input`` for a grid from elsewhere."""
+    return next((slot for slot, each in layer.quantizers.items() if each.grid.name == grid.name), "input")
+
+
+def _without_sums(layer: LayerIntegers, slot: str, product: Product | None, float_bias: bool) -> str | None:
+    weight = layer.quantizers[slot]
+    known = layer.kind in _WITH_SUMS or (product is not None and slot != "weight")
+    if weight.codes is None or not (known or (slot != "weight" and weight.codes.ndim == 2)):
         return f"there is none for {layer.kind}"
-    if layer.input is None or layer.input.axis is not None:
-        return "its input has no grid" if layer.input is None else "its input has several scales"
-    if layer.weight.grid.axis not in (None, 0) or layer.weight.grid.block is not None:
+    if product is None or product.input.axis is not None:
+        return "its input has no grid" if product is None else "its input has several scales"
+    if weight.grid.axis not in (None, 0) or weight.grid.block is not None:
         return "its weight has several scales in one sum"
-    if float_bias:
+    if float_bias and product.bias is None:
         return "its bias is float"
-    if layer.bias is not None and not on_products(layer):
+    if product.bias is not None and not on_products(layer, product):
         return "its bias has a scale of its own"
     if layer.settings.get("padding") == "same" and any(each != 1 for each in layer.settings["stride"]):
         return "how much it pads depends on the size of its input"
     if layer.settings.get("padding") == "same" and any(
-        _reach(layer, axis) % 2 for axis in range(layer.weight.codes.ndim - 2)
+        _reach(layer, axis) % 2 for axis in range(weight.codes.ndim - 2)
     ):
         return "it pads one side more than the other"
     if "padding_mode" in layer.settings:

@@ -1,6 +1,6 @@
 """Taking the integers out of a model."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 from torch import Tensor, nn
@@ -14,8 +14,9 @@ from ..capture.grid import IntegerGrid, QuantizedTensor
 from ..capture.model_state import evaluating, unchanged
 from ..capture.record import Call, Recording, record
 from ..errors import ExportError, with_causes
-from .layers import LayerIntegers
+from .layers import LayerIntegers, Product
 from .model import Integers
+from .reference.journal import Summed
 from .reference.run import run_lowered
 from .sums import worst_sums
 
@@ -93,7 +94,8 @@ def integers_of(
         parts = {slot: replace(ungrouped[each], entering=run.entering.get(each)) for slot, each in slots.items()}
         entering, leaving = run.grids[name]
         entering = parts["input"].grid if "input" in parts else entering
-        layer = LayerIntegers(name, type(module).__name__, parts, entering, leaving, _settings(module))
+        products = tuple(_products({each: slot for slot, each in slots.items()}, run.products))
+        layer = LayerIntegers(name, type(module).__name__, parts, entering, leaving, _settings(module), products)
         layers[name] = layer
     return Integers({name: _with_widths(layer, layers) for name, layer in layers.items()}, run.float_modules)
 
@@ -106,11 +108,26 @@ def parts_of(recording: Recording, call: str = "integers") -> dict[str, Quantize
         raise ExportError(with_causes(f"{call}: {count} of this model can't be given as integers:", causes))
     parts = {}
     for each in recording:
-        slot = each.path.rpartition(".")[2]
-        stored = each.stored or each.quantizer.follows_input or slot in ("weight_quant", "bias_quant")
-        codes = each.codes.detach().cpu().clone() if stored else None
-        parts[each.name] = QuantizedTensor(each.plain, codes)
+        stored = each.stored or each.quantizer.follows_input
+        part = QuantizedTensor(each.plain, each.codes.detach().cpu().clone() if stored else None)
+        if not (stored and each.index and _alike(parts[each.path], part)):
+            parts[each.name] = part
     return parts
+
+
+def _alike(one: QuantizedTensor, other: QuantizedTensor) -> bool:
+    """Whether two calls of a quantizer gave a parameter the same integers."""
+    return one == replace(other, grid=replace(other.grid, name=one.grid.name))
+
+
+def _products(slots: Mapping[str, str], summed: Mapping[str, Summed]) -> Iterator[Product]:
+    """What a layer sums, by its slots; with each of the grids that a parameter is multiplied with."""
+    for name, slot in slots.items():
+        if name in summed:
+            bias = summed[name].bias
+            yield from (
+                Product(slot, None if bias is None else slots.get(bias), each) for each in summed[name].grids.values()
+            )
 
 
 def _problem(call: Call) -> str | None:
@@ -138,11 +155,15 @@ def _problem(call: Call) -> str | None:
 def _with_widths(layer: LayerIntegers, layers: dict[str, LayerIntegers]) -> LayerIntegers:
     """Grids of sums get the bits that the sums of that layer may need."""
 
-    def widened(grid: IntegerGrid | None) -> IntegerGrid | None:
-        sums = None if grid is None or grid.name not in layers else worst_sums(layers[grid.name])
-        return grid if grid is None or sums is None else replace(grid, bit_width=max(sums.bits, 2))
+    def of_sums(grid: IntegerGrid) -> IntegerGrid:
+        sums = worst_sums(layers[grid.name]) if grid.name in layers else None
+        return grid if sums is None else replace(grid, bit_width=max(sums.bits, 2))
 
-    return replace(layer, input=widened(layer.input), output=widened(layer.output))
+    def widened(grid: IntegerGrid | None) -> IntegerGrid | None:
+        return None if grid is None else of_sums(grid)
+
+    products = tuple(replace(each, input=of_sums(each.input)) for each in layer.products)
+    return replace(layer, input=widened(layer.input), output=widened(layer.output), products=products)
 
 
 def _settings(module: nn.Module) -> Keywords:

@@ -6,7 +6,8 @@ of the terms that a quantizer takes. Everything else is one JSON text under the 
 a numpy archive, an entry of the header's metadata in safetensors::
 
     {"version": 2,
-     "layers": [{"name", "kind", "settings", "quantizers": {slot: quantizer}, "input": grid, "output": grid}],
+     "layers": [{"name", "kind", "settings", "quantizers": {slot: quantizer}, "input": grid, "output": grid,
+                 "products": [{"weight": slot, "bias": slot, "input": grid}]}],
      "quantizers": {name: {"shape", "dtype", "bit_width", "signed", "narrow_range", "axis", "block",
                            "entering": {"terms", "axis", "low", "high", "rounding"}}},
      "sums": {name: {"bit_width", "signed", "narrow_range", "axis", "block"}},
@@ -30,7 +31,7 @@ from ..capture.grid import Entering, IntegerGrid, QuantizedTensor
 from ..errors import ExportError
 from ..optional import required
 from .float_modules import FloatModule
-from .layers import LayerIntegers, LayerTable
+from .layers import LayerIntegers, LayerTable, Product
 from .packing import pack_integers, unpack_integers
 
 __all__ = ["load", "save_npz", "save_safetensors"]
@@ -115,7 +116,7 @@ def _taken_apart(integers: LayerTable) -> tuple[str, dict[str, Tensor]]:
             tensors[f"{name}.codes"] = pack_integers(part.codes, part.grid.bit_width, part.grid.signed)
         quantizers[name] = entry
     for layer in integers.layers.values():
-        for each in (layer.input, layer.output):
+        for each in (layer.input, layer.output, *(product.input for product in layer.products)):
             if each is not None and each.name not in quantizers:
                 sums[each.name] = grid(each)
         layers.append(
@@ -126,6 +127,9 @@ def _taken_apart(integers: LayerTable) -> tuple[str, dict[str, Tensor]]:
                 "quantizers": {slot: each.grid.name for slot, each in layer.quantizers.items()},
                 "input": None if layer.input is None else layer.input.name,
                 "output": None if layer.output is None else layer.output.name,
+                "products": [
+                    {"weight": each.weight, "bias": each.bias, "input": each.input.name} for each in layer.products
+                ],
             }
         )
     floats = [asdict(each) for each in integers.floats]
@@ -159,6 +163,10 @@ def _put_together(
     for each in described["layers"]:
         slots = {slot: parts[name] for slot, name in each["quantizers"].items()}
         entering, leaving = (None if each[end] is None else grids[each[end]] for end in ("input", "output"))
-        layers[each["name"]] = LayerIntegers(each["name"], each["kind"], slots, entering, leaving, each["settings"])
+        products = tuple(
+            Product(one["weight"], one["bias"], grids[one["input"]]) for one in each.get("products", [])
+        )  # files of version 0.1 have none
+        plain = (each["name"], each["kind"], slots, entering, leaving, each["settings"])
+        layers[each["name"]] = LayerIntegers(*plain, products)
     floats = (FloatModule(**{**each, "operations": tuple(each["operations"])}) for each in described["floats"])
     return layers, tuple(floats)

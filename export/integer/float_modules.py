@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-__all__ = ["FloatModule", "remedy"]
+__all__ = ["OF_WEIGHTS", "FloatModule", "remedy"]
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class FloatModule:
 
 
 _LAYERS = {"Linear", "Conv1d", "Conv2d", "Conv3d", "ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d"}
-_OF_WEIGHTS = {"mm", "addmm", "bmm", "convolution", "linear", "matmul"}
+OF_WEIGHTS = {"mm", "addmm", "bmm", "convolution", "linear", "matmul", "mkldnn_rnn_layer"}
 
 
 def remedy(module: FloatModule) -> str:
@@ -41,7 +41,7 @@ def remedy(module: FloatModule) -> str:
         return "Fold the BatchNorm into the convolution first: torch.nn.utils.fuse_conv_bn_eval(conv, bn)."
     if module.kind in _LAYERS:
         return f"Write qnn.Quant{module.kind} with bias_quant=Int32Bias, and quantize its input."
-    if _OF_WEIGHTS & set(module.operations) and module.kind.startswith("Quant"):
+    if OF_WEIGHTS & set(module.operations) and module.kind.startswith("Quant"):
         return (
             "Its products are integers only where the weight is quantized, and the input with one scale: write "
             "input_quant=Int8Act, or put a QuantIdentity in front of it."

@@ -7,7 +7,28 @@ from ...qcore.aliases import Keywords
 from ..capture.grid import IntegerGrid, QuantizedTensor
 from .float_modules import FloatModule
 
-__all__ = ["LayerIntegers", "LayerTable"]
+__all__ = ["LayerIntegers", "LayerTable", "Product"]
+
+
+@dataclass(frozen=True)
+class Product:
+    """A parameter that a layer multiplies integers with, and sums.
+
+    Attributes:
+        weight: the slot of the parameter.
+        bias: the slot of the bias that comes with it, or None.
+        input: the grid of the integers.
+
+    Example:
+        >>> import torch
+        >>> grid = IntegerGrid("input_quant", torch.tensor(0.5), torch.tensor(0), 8, True)
+        >>> Product("weight_ih_l0", None, grid).weight
+        'weight_ih_l0'
+    """
+
+    weight: str
+    bias: str | None
+    input: IntegerGrid
 
 
 @dataclass(frozen=True)
@@ -17,10 +38,12 @@ class LayerIntegers:
     Attributes:
         name: path of the layer; a later call of the same layer adds its number.
         kind: class of the layer.
-        quantizers: by slot: ``weight``, ``bias``, ``input``, ``output``, ``act``.
+        quantizers: by slot: ``weight``, ``bias``, ``input``, ``output``, ``act``; of layers with several weights by
+            those of each, such as ``weight_ih_l0``. A quantizer that is called more often adds the number of the call.
         input: the grid of the integers that it computes with, or None where those are floats.
         output: the grid of its result: its quantizer's, or the sums' (input scale times weight scale); None for floats.
         settings: of convolutions: ``stride``, ``padding``, ``dilation``, ``groups``, as numbers.
+        products: the weights that integers are multiplied with, and those integers' grids.
 
     Example:
         >>> import torch, bitwright.nn as qnn
@@ -38,6 +61,7 @@ class LayerIntegers:
     input: IntegerGrid | None = None
     output: IntegerGrid | None = None
     settings: Keywords = field(default_factory=dict)
+    products: tuple[Product, ...] = ()
 
     @property
     def weight(self) -> QuantizedTensor | None:
@@ -48,6 +72,11 @@ class LayerIntegers:
     def bias(self) -> QuantizedTensor | None:
         """The integers of the bias, or None where it is float or absent."""
         return self.quantizers.get("bias")
+
+    @property
+    def parameters(self) -> dict[str, QuantizedTensor]:
+        """The integers of every weight and bias, by slot."""
+        return {slot: each for slot, each in self.quantizers.items() if each.codes is not None}
 
     def __str__(self) -> str:
         parts = [f"{slot} {each}" for slot, each in self.quantizers.items()]

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .layers import LayerIntegers
+from .layers import LayerIntegers, Product
 
-__all__ = ["AccumulatorRange", "on_products", "signed_bits", "worst_sums"]
+__all__ = ["AccumulatorRange", "on_products", "products_of", "signed_bits", "worst_sums"]
 
 
 @dataclass
@@ -42,14 +42,34 @@ def signed_bits(low: int, high: int) -> int:
     return max(high.bit_length() if high > 0 else 0, (-low - 1).bit_length() if low < 0 else 0) + 1
 
 
-def worst_sums(layer: LayerIntegers) -> AccumulatorRange | None:
+def products_of(layer: LayerIntegers) -> tuple[Product, ...]:
+    """The products with parameters that a layer sums, as far as their input has a grid.
+
+    Example:
+        >>> products_of(LayerIntegers("relu", "QuantReLU", {}))
+        ()
+    """
+    weight = layer.weight
+    if layer.products or weight is None or weight.codes is None or weight.codes.ndim < 2 or layer.input is None:
+        return layer.products
+    return (Product("weight", None if layer.bias is None else "bias", layer.input),)  # of a file of version 0.1
+
+
+def worst_sums(layer: LayerIntegers, product: Product | None = None) -> AccumulatorRange | None:
     """The smallest and largest sum of products and bias that a layer can reach, for each output channel.
 
+    Args:
+        layer: the layer.
+        product: one of those that it sums; by default the only one.
+
     Returns:
-        None where the input has no grid, or several scales.
+        None where the input has no grid, or several scales; and for several products.
     """
-    weight, given = layer.weight, layer.input
-    if weight is None or weight.codes is None or given is None or given.axis is not None:
+    if product is None:
+        products = products_of(layer)
+        return worst_sums(layer, products[0]) if len(products) == 1 else None
+    weight, given = layer.quantizers[product.weight], product.input
+    if weight.codes is None or given.axis is not None:
         return None
     if weight.grid.block is not None:  # integers of several scales don't add up
         return None
@@ -60,18 +80,18 @@ def worst_sums(layer: LayerIntegers) -> AccumulatorRange | None:
     low, high = min(low, 0), max(high, 0)  # padding, and partial sums
     up, down = rows.clamp_min(0).sum(1), rows.clamp_max(0).sum(1)
     smallest, largest = up * low + down * high, up * high + down * low
-    bias = layer.bias
-    if bias is not None and bias.codes is not None and on_products(layer):
+    bias = None if product.bias is None else layer.quantizers[product.bias]
+    if bias is not None and bias.codes is not None and on_products(layer, product):
         own = bias.codes.to(torch.int64)
         smallest, largest = smallest + own.clamp_max(0), largest + own.clamp_min(0)
     return AccumulatorRange(smallest, largest)
 
 
-def on_products(layer: LayerIntegers) -> bool:
+def on_products(layer: LayerIntegers, product: Product) -> bool:
     """Whether the bias is on the scale of the products, and so added to them."""
-    assert layer.bias is not None
-    assert layer.weight is not None
-    assert layer.input is not None
-    products = layer.input.scale.reshape(()) * layer.weight.grid.scale.reshape(-1)
-    own = layer.bias.grid.scale.reshape(-1)
+    if product.bias is None:
+        return False
+    weight, bias = layer.quantizers[product.weight], layer.quantizers[product.bias]
+    products = product.input.scale.reshape(()) * weight.grid.scale.reshape(-1)
+    own = bias.grid.scale.reshape(-1)
     return own.numel() in (1, products.numel()) and bool((own == products).all())

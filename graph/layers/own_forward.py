@@ -60,7 +60,7 @@ def _made(cls: type[nn.Module], base: type[nn.Module], layer: type[QuantLayer]) 
     if any(name in vars(each) for each in above for name in _COMPUTING):
         if issubclass(layer, WeightLayer) and layer.quantizes_parameters:
             names |= _with_weights(cls, layer)
-        elif issubclass(layer, ActivationLayer):
+        elif issubclass(layer, ActivationLayer) and not any(slot.parameter for slot in layer.slots):
             names |= {"_function": lambda self, x: cls.forward(self, x), "_quantized": ActivationLayer._quantized}
         else:
             raise QuantizerError(

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from ...nn import QuantLayer, QuantLSTM, QuantRNN
+from ...nn import QuantLayer, QuantLSTM, QuantRNN, QuantScaleBias
 from ...qcore import ConstantScaling, StatisticScaling, TensorQuant
 from ...qcore.models import require_model
 from ..conversion.snapshot import restored_on_failure
@@ -63,19 +63,15 @@ def load_brevitas(model: nn.Module, checkpoint: Checkpoint) -> Report:
     recurrent = _recurrent(model, file)
     if recurrent:
         raise CheckpointError(_CALL, recurrent)
+    modules = dict(model.named_modules(remove_duplicate=False))
+    numbers, rest = _apart(file)
+    converted = {key for key in rest if _converts(key, modules)}
     places = _places_of(model)
     own = model.state_dict(keep_vars=True)
     quantizers = {key for key in own if _within(key, places)}
-    numbers: dict[str, dict[str, Tensor]] = {}
-    rest: dict[str, Tensor] = {}
-    for key, tensor in file.items():
-        parts = parts_of(key)
-        if parts is not None:
-            numbers.setdefault(parts[0], {})[parts[1]] = tensor
-        elif not key.endswith(_CONSTANT):
-            rest[key] = tensor
-    plain = matched(model, {key: each for key, each in own.items() if key not in quantizers}, rest)
-    state = {key: own[key].detach() for key in quantizers} | plain.state
+    wanted = {key: each for key, each in own.items() if key not in quantizers}
+    plain = matched(model, wanted, {key: each for key, each in rest.items() if key not in converted})
+    state = {key: own[key].detach() for key in quantizers} | plain.state | {key: rest[key] for key in converted}
     problems = [*plain.problems]
     entries = []
     found = {place.quant: numbers[path] for path, place in places.items() if path in numbers}
@@ -85,7 +81,6 @@ def load_brevitas(model: nn.Module, checkpoint: Checkpoint) -> Report:
         problems += taken.problems
         state |= {f"{path}.{name}": tensor for name, tensor in taken.state.items()}
         entries.append(Entry(path, taken.said) if taken.said else Entry(path, "left", _without_state(place.quant)))
-    modules = dict(model.named_modules(remove_duplicate=False))
     problems += [_homeless(path, modules) for path in numbers]
     problems += _at_odds(model, state)
     if any(each.is_meta for each in own.values()):
@@ -96,12 +91,32 @@ def load_brevitas(model: nn.Module, checkpoint: Checkpoint) -> Report:
     return Report(_CALL, tuple(entries), figures={"tensors": len(rest)})
 
 
+def _apart(file: Mapping[str, Tensor]) -> tuple[dict[str, dict[str, Tensor]], dict[str, Tensor]]:
+    """The numbers of each quantizer, and all other tensors."""
+    numbers: dict[str, dict[str, Tensor]] = {}
+    rest: dict[str, Tensor] = {}
+    for key, tensor in file.items():
+        parts = parts_of(key)
+        if parts is not None:
+            numbers.setdefault(parts[0], {})[parts[1]] = tensor
+        elif not key.endswith(_CONSTANT):
+            rest[key] = tensor
+    return numbers, rest
+
+
+def _converts(key: str, modules: Mapping[str, nn.Module]) -> bool:
+    """Whether a layer takes the statistics of a batch norm, and makes factors and offsets of them as it loads."""
+    path, _, name = key.rpartition(".")
+    statistics = ("running_mean", "running_var", "num_batches_tracked")
+    return name in statistics and isinstance(modules.get(path), QuantScaleBias)
+
+
 def _recurrent(model: nn.Module, file: Mapping[str, Tensor]) -> list[str]:
     """The recurrent layers that the file has with quantizers for each gate: they compute something else."""
     found = {path for path, module in model.named_modules() if isinstance(module, QuantLSTM | QuantRNN)}
     return [
-        f"{path or 'the model'}: the recurrent layer of the file has ranges for each gate and rounds other products, so "
-        "that its numbers mean nothing here. Load its weights alone (docs/coming-from-brevitas.md), and calibrate."
+        f"{path or 'the model'}: the recurrent layer of the file has ranges for each gate and rounds other products, "
+        "so that its numbers mean nothing here. Load its weights alone (docs/coming-from-brevitas.md), and calibrate."
         for path in sorted(found)
         if any(key.startswith(f"{path}.layers." if path else "layers.") for key in file)
     ]

@@ -143,7 +143,8 @@ def _width(place: Place, quant: IntQuant, numbers: Mapping[str, Tensor]) -> Take
 def _range(place: Place, quant: IntQuant, numbers: Mapping[str, Tensor], weight: Tensor | None) -> Taken:
     """A range that was learned or collected, with its lower end where there is a zero point."""
     found, zero = numbers.get("range"), numbers.get("zero")
-    given = found if found is not None else numbers.get("running", numbers.get("gain"))
+    follows = numbers.get("gain") if quant.of_parameter else None  # a statistic of the weight, rescaled
+    given = found if found is not None else numbers.get("running", follows)
     scaling = quant.scaling
     if not isinstance(scaling, StoredScaling):
         if given is None and zero is None:
@@ -158,6 +159,8 @@ def _range(place: Place, quant: IntQuant, numbers: Mapping[str, Tensor], weight:
         return _unfit(place, wrong)
     if (zero is None) != (quant.zero_point is None):
         return _unfit(place, _other_zero_point(place, zero))
+    if given is follows and weight is None:
+        return _NOTHING  # the file lacks the weight, which is told elsewhere
     if found is None:
         base = _from_statistic(place, scaling, numbers, weight)
     elif type(scaling.restriction) is FloatScale and bool((found < 0).any()):
@@ -188,7 +191,7 @@ def _learned(scaling: StoredScaling) -> set[str]:
 
 def _as_stored(scaling: StoredScaling, found: Tensor) -> Tensor:
     """A number of the file as the scaling stores it."""
-    restriction = scaling.restriction
+    restriction, found = scaling.restriction, found.to(torch.promote_types(found.dtype, torch.float32))
     if isinstance(restriction, LogScale):
         return found
     if not isinstance(restriction, PowerOfTwoScale):

@@ -45,15 +45,23 @@ class Masks(NamedTuple):
                 "3 each, or 2 each for one sequence without a batch."
             )
         batched = dims[0] == 3
-        batch, tokens = (0, 1) if layer.batch_first or not batched else (1, 0)
-        if batched:
-            length, source, count = query.shape[tokens], key.shape[tokens], query.shape[batch]
-        else:
-            length, source, count = query.shape[0], key.shape[0], 1
+        batch, tokens = (0, 1) if layer.batch_first else (1, 0)
+        length, source = (each.shape[tokens if batched else 0] for each in (query, key))
+        count = query.shape[batch] if batched else 1
+        for name, each, width in zip(
+            ("query", "key", "value"), (query, key, value), (layer.embed_dim, layer.kdim, layer.vdim), strict=True
+        ):
+            if each.shape[-1] != width:
+                raise QuantizerError(f"{path_of(layer)}: {name} has {each.shape[-1]} features, expected {width}.")
         if key.shape[:-1] != value.shape[:-1]:
             raise QuantizerError(
                 f"{path_of(layer)}: key and value have the shapes {tuple(key.shape)} and {tuple(value.shape)}, and "
                 "must agree in all but the last dimension."
+            )
+        if batched and key.shape[batch] != count:
+            raise QuantizerError(
+                f"{path_of(layer)}: query has a batch of {count}, and key one of {key.shape[batch]}. They must agree; "
+                f"with batch_first={layer.batch_first}, dimension {batch} is the batch."
             )
         padding = (count, source) if batched else (source,)
         heads = (count * layer.num_heads, length, source)

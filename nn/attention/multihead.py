@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.types import Device
 
-from ...qcore import Grid, QuantizerError, TensorQuant, path_of
+from ...qcore import Grid, IntQuant, QuantizerError, TensorQuant, path_of, values_of
 from ...qcore.tracing import exporting
 from ...quantizers import Int8Act, Int8WeightPerTensor, Uint8Act
 from ..bypass import OwnParameter
@@ -140,7 +140,6 @@ class QuantMultiheadAttention(Composite, AttentionLayer, nn.MultiheadAttention):
         self._qkv_same_embed_dim = False  # torch's encoder layers compute past forward where it is True
         become(self, "out_proj", NonDynamicallyQuantizableLinear, QuantLinear)
         self.out_proj.return_quant_tensor = checked_flag(self, "return_quant_tensor", return_quant_tensor)
-        self.weights = PACKED if self.in_proj_weight is not None else SEPARATE
         self.slots = self._slots()
         self.routes = {
             "out_proj_weight": ("out_proj", "weight"),
@@ -151,11 +150,10 @@ class QuantMultiheadAttention(Composite, AttentionLayer, nn.MultiheadAttention):
 
     def _slots(self) -> tuple[Slot, ...]:
         """The slots of this layer, by its parameters."""
-        weights = PACKED if self.in_proj_weight is not None else SEPARATE
         biases = () if self.in_proj_bias is None else ("in_proj_bias",)
         follows = ("input", "weight")
         return (
-            *(Slot(name, name, family=("weight",)) for name in weights),
+            *(Slot(name, name, family=("weight",)) for name in self._matrices()),
             Slot("out_proj_weight", "out_proj.weight", family=("weight",)),
             *(Slot(name, name, follows=follows, family=("bias",)) for name in biases),
             Slot("out_proj_bias", "out_proj.bias", follows=("context", "out_proj_weight"), family=("bias",)),
@@ -164,6 +162,9 @@ class QuantMultiheadAttention(Composite, AttentionLayer, nn.MultiheadAttention):
             Slot("context"),
             Slot("output"),
         )
+
+    def _matrices(self) -> tuple[str, ...]:
+        return PACKED if self.in_proj_weight is not None else SEPARATE
 
     def _convert(self, given: Mapping[str, object], device: torch.device | None, dtype: torch.dtype | None) -> None:
         given = dict(given)
@@ -182,7 +183,7 @@ class QuantMultiheadAttention(Composite, AttentionLayer, nn.MultiheadAttention):
     def _check_slots(self) -> None:
         super()._check_slots()
         self._check_context()
-        for name in self.weights:
+        for name in self._matrices():
             granularity = getattr(getattr(self, f"{name}_quant"), "granularity", None)
             if granularity is None or granularity.single or (granularity.fits(2) and granularity.axis in (0, -2)):
                 continue
@@ -194,7 +195,7 @@ class QuantMultiheadAttention(Composite, AttentionLayer, nn.MultiheadAttention):
                 else "the matrix has 2 dimensions"
             )
             raise QuantizerError(
-                f"{Described(self)}: {name}_quant has {granularity}, and {wrong}. Write "
+                f"{Described(self)}: {name}_quant has several scales ({granularity}), and {wrong}. Write "
                 "weight_quant=Int8WeightPerChannel for one scale for each output, or Int8WeightPerTensor for one."
             )
 
@@ -273,7 +274,8 @@ class QuantMultiheadAttention(Composite, AttentionLayer, nn.MultiheadAttention):
         """
         given = [query, key, value]
         firsts = [next(i for i in range(3) if given[i] is each) for each in given]
-        taken = {i: self.pass_through("input", given[i]) for i in dict.fromkeys(firsts)}
+        different = list(dict.fromkeys(firsts))
+        taken = dict(zip(different, self._on_grids([given[i] for i in different]), strict=True))
         grids = [taken[i][1] for i in firsts]
         if exporting():  # torch.export carries plain tensors: the grids are recorded
             grids = [seen if grid is None else grid for grid, seen in zip(grids, self._seen, strict=True)]
@@ -281,6 +283,17 @@ class QuantMultiheadAttention(Composite, AttentionLayer, nn.MultiheadAttention):
             vars(self)["_seen"] = tuple(grids)  # past nn.Module's bookkeeping
         values = {i: self._tokens_first(x) for i, (x, _) in taken.items()}
         return [values[i] for i in firsts], grids
+
+    def _on_grids(self, tensors: Sequence[Tensor]) -> list[tuple[Tensor, Grid | None]]:
+        """Tensors quantized by one quantizer; while it measures, as one tensor, or their mean range would clip one."""
+        quant = self.input_quant
+        together = isinstance(quant, IntQuant) and quant.granularity.single and quant.intercept is None
+        if quant is None or len(tensors) == 1 or not together or (quant.calibrated and not quant.calibrating):
+            return [self.pass_through("input", each) for each in tensors]
+        plain = [values_of(each) for each in tensors]
+        values, grid = quant.quantize(torch.cat([each.reshape(-1) for each in plain]))
+        parts = values.split([each.numel() for each in plain])
+        return [(part.view(each.shape), grid) for part, each in zip(parts, plain, strict=True)]
 
     def _tokens_first(self, x: Tensor) -> Tensor:
         return x.unsqueeze(1) if x.dim() == 2 else x.transpose(0, 1) if self.batch_first else x
@@ -301,11 +314,11 @@ class QuantMultiheadAttention(Composite, AttentionLayer, nn.MultiheadAttention):
     ) -> tuple[Sequence[Tensor], Tensor | None]:
         """The quantized matrices and bias; for the grid of each input, and that of all three."""
         bias, follower = self.in_proj_bias, self._follower()
-        packed = len(self.weights) == 1
+        packed = len(self._matrices()) == 1
         parts = (None, None, None) if bias is None else (bias,) if packed else bias.chunk(3)
         values: list[Tensor] = []
         weights: list[Grid | None] = []
-        for name, grid, part in zip(self.weights, [inputs] if packed else grids, parts, strict=False):
+        for name, grid, part in zip(self._matrices(), [inputs] if packed else grids, parts, strict=False):
             quant = getattr(self, f"{name}_quant")
             context = () if quant is None else floor_of(quant, follower, part, grid)
             taken = (getattr(self, name), None) if quant is None else self._take(name, quant, context, grid)

@@ -1,7 +1,7 @@
 """The base of embeddings."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...qcore import Grid, QuantizerError, QuantTensor, TensorQuant, path_of
 from ...qcore.aliases import Context
@@ -11,7 +11,7 @@ from ...qcore.tracing import exporting, transformed
 from ..slots import Described, Slot
 from ..weight_layer import WeightLayer
 
-__all__ = ["TableLayer", "shape_of"]
+__all__ = ["TableLayer", "check_fixed", "shape_of"]
 
 
 class TableLayer(WeightLayer):
@@ -73,7 +73,7 @@ class TableLayer(WeightLayer):
             )
         if self.output_quant is not None:
             out, grid = self.output_quant.quantize(out)
-        elif not self.return_quant_tensor or self._intercepted():
+        elif not self.return_quant_tensor or (grid is None and self._intercepted()):
             return out
         else:
             self._check_output_grid()  # the flag may have been set since the layer was built
@@ -94,11 +94,7 @@ class TableLayer(WeightLayer):
     def _renormalize(self, rows: Tensor, max_norm: float) -> None:
         """Scale rows down in place whose norm is too large, as torch does at each lookup, before they are quantized."""
         if exporting():
-            raise QuantizerError(
-                f"{path_of(self)}: max_norm={max_norm} changes the rows that a forward looks up, and a file can't "
-                "change its weights. Renormalize the whole table, layer(torch.arange(layer.num_embeddings)), and set "
-                "layer.max_norm = None."
-            )
+            raise QuantizerError(_changing(path_of(self), max_norm))
         with torch.no_grad():
             looked_up = rows.values() if rows.is_nested else rows
             torch.embedding_renorm_(self.weight, looked_up.contiguous(), max_norm, self.norm_type)
@@ -132,6 +128,28 @@ class _Fixed(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Context, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
         return grad.index_fill(0, torch.tensor([ctx.row], device=grad.device), 0), None
+
+
+def check_fixed(model: nn.Module) -> None:
+    """Refuse tables that a forward changes, where their integers are to be stored.
+
+    Raises:
+        QuantizerError: a table has ``max_norm``.
+
+    Example:
+        >>> import bitwright.nn as qnn
+        >>> check_fixed(qnn.QuantEmbedding(4, 2))
+    """
+    for path, layer in model.named_modules():
+        if isinstance(layer, TableLayer) and layer.max_norm is not None:
+            raise QuantizerError(_changing(path or type(layer).__name__, layer.max_norm))
+
+
+def _changing(path: str, max_norm: float) -> str:
+    return (
+        f"{path}: max_norm={max_norm} changes the rows that a forward looks up, and a file can't change its weights. "
+        "Renormalize the whole table, layer(torch.arange(layer.num_embeddings)), and set layer.max_norm = None."
+    )
 
 
 def shape_of(embeddings: Tensor) -> tuple[int, int]:

@@ -159,8 +159,7 @@ class QuantScaleBias(ChannelLayer):
 
     def extra_repr(self) -> str:
         dim = "" if self.dim == 1 else f", dim={self.dim}"
-        extra = super().extra_repr()
-        return f"{self.num_features}, bias={self.bias is not None}{dim}{', ' * bool(extra)}{extra}"
+        return f"{self.num_features}, bias={self.bias is not None}{dim}{super().extra_repr()}"
 
 
 def _convert_batch_norm(state_dict: dict[str, Tensor], prefix: str, eps: float) -> None:

@@ -224,7 +224,7 @@ class Recurrent(QuantLayer):
         quant = getattr(self, f"{slot}_quant")
         if not isinstance(quant, IntQuant):
             return None
-        zeros = x.new_zeros(1, self._state_size())
+        zeros = torch.zeros(1, self._state_size(), dtype=x.dtype, device=x.device)
         if quant.intercept is None:
             return quant._quantize(zeros)[1]
         warned, quant._warned = quant._warned, True  # what stands in for it decides whether it needs a range

@@ -132,6 +132,7 @@ EXAMPLES: dict[str, Example] = {
     "QuantLinear": Example((6, 4), lambda randn: (randn(3, 6),)),
     "QuantRNN": Example((4, 3, 2), lambda randn: (randn(5, 2, 4),)),
     "QuantRNNCell": Example((4, 3), lambda randn: (randn(2, 4), randn(2, 3))),
+    "QuantPReLU": Example((4,), lambda randn: (randn(3, 4, 5),)),
     "QuantRMSNorm": Example((6,), lambda randn: (randn(3, 6),)),
     "QuantReLU": ELEMENTWISE,
     "QuantReLU6": ELEMENTWISE,

@@ -13,6 +13,7 @@ from ....nn.contexts.intercepting import intercepted, quantizers_of
 from ....qcore import BitwrightWarning, Grid, TensorQuant
 from ....qcore.models import require_model
 from ....qcore.tensor_quant import Intercept
+from ....qcore.tracing import current_step
 from ...capture.grid import IntegerGrid, QuantizedTensor
 from ...capture.model_state import evaluating, unchanged
 from ...capture.numbering import Counts, counted
@@ -27,7 +28,7 @@ from ..extraction import integers_for
 from ..model import Integers
 from ..requantize import Requantization, requantization
 from .passes import culprits
-from .run import IntegerRun, Take, run_lowered
+from .run import IntegerRun, Take, part_of, run_lowered
 
 if TYPE_CHECKING:
     import onnx
@@ -150,7 +151,8 @@ def compare_integers(
 
     with unchanged(model), evaluating(model):
         own = run()
-        report = VerificationReport(_against_torch(model, quantizers, parts, own, arguments, kwargs))
+        report = VerificationReport([])
+        report.add(_against_torch(model, quantizers, parts, own, arguments, kwargs))
         if program is None:
             return IntegerComparison(report, own)
         proto, inputs = loaded("compare_integers", program), tensors_in((arguments, kwargs or {}))
@@ -224,7 +226,8 @@ def _going_on(
     def take(name: str, x: Tensor, ours: Tensor, grid: IntegerGrid, rounding: Callable[[Tensor], Tensor]) -> Tensor:
         if name not in codes:
             return ours
-        theirs = codes[name].reshape(ours.shape)
+        theirs, step = codes[name], current_step()
+        theirs = (theirs if step is None else theirs[step.number]).reshape(ours.shape)
         rows.append(compare_codes(name, where, x, ours, theirs, grid, rounding)[0])
         return theirs
 
@@ -246,8 +249,9 @@ def _against_torch(
 
     def intercept(path: str) -> Intercept:
         def call(quantizer: TensorQuant, x: Tensor, *context: object) -> tuple[Tensor, Grid | None]:
-            name = counted(counts, path)
-            part = parts[name]
+            name, step = counted(counts, path), current_step()
+            part = part_of(parts, name, path)
+            assert part is not None
             if quantizer.follows_input and any(each is None for each in context):
                 assert part.values is not None
                 return part.values.to(x.device), None  # sums as inputs carry no grid here
@@ -256,7 +260,7 @@ def _against_torch(
             if part.codes is not None:
                 rows.append(compare_exactly(name, "stored", "torch", theirs, part.codes))
                 return values, grid
-            ours = run.codes[name]
+            ours = run.codes[name] if step is None else run.codes[name][step.number]
             rounding = getattr(quantizer, "rounding", torch.round)
             rows.append(compare_codes(name, "torch", x, ours, theirs, part.grid, rounding)[0])
             return part.grid.values(ours), grid

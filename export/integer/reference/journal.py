@@ -1,18 +1,20 @@
 """What an integer-only run notes on the way: which layer runs, how large its sums get, what was computed in floats."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
 from ....qcore import TensorQuant
 from ....qcore.aliases import Arguments, Keywords, Operator
+from ...capture.grid import IntegerGrid
 from ...capture.numbering import Counts, counted
 from ...errors import ExportError
 from ..sums import AccumulatorRange
 
-__all__ = ["Journal", "operation_name"]
+__all__ = ["Journal", "Summed", "operation_name"]
 
 EXACT = 2**53  # float64 holds every integer up to here, so that sums of products are exact whatever their order
 
@@ -21,6 +23,25 @@ def operation_name(operation: Operator) -> str:
     """What users call an operator of torch: ``aten::_native_batch_norm_legit_no_training`` is ``batch_norm``."""
     name = operation._schema.name.partition("::")[2].removesuffix("_legit_no_training")
     return name.removeprefix("_").removeprefix("native_")
+
+
+@dataclass
+class Summed:
+    """What was summed with one parameter.
+
+    Attributes:
+        range: the smallest and largest sum.
+        grids: of the integers that it was multiplied with, by name.
+        bias: name of the bias's quantizer, or None.
+
+    Example:
+        >>> Summed(AccumulatorRange(torch.tensor([-3]), torch.tensor([5]))).range.bits
+        4
+    """
+
+    range: AccumulatorRange
+    grids: dict[str, IntegerGrid] = field(default_factory=dict)
+    bias: str | None = None
 
 
 class Journal:
@@ -32,6 +53,7 @@ class Journal:
 
     Attributes:
         sums: by layer.
+        products: what was summed with each parameter, by the name of its quantizer.
         accumulators: the sums that are kept, by the name of the layer's call.
         floats: for each layer, what was computed on values in place of integers, with how often.
         noted: the same in order, as pairs of layer and operation.
@@ -47,6 +69,7 @@ class Journal:
         self.accumulator_bits, self.keep = accumulator_bits, keep
         self.accumulators: dict[str, Tensor] = {}
         self.sums: dict[str, AccumulatorRange] = {}
+        self.products: dict[str, Summed] = {}
         self.floats: dict[str, dict[str, int]] = {}
         self.noted: list[tuple[str, str]] = []
         self._running: list[tuple[str, str]] = []
@@ -94,12 +117,9 @@ class Journal:
         """Note sums, with channels along an axis, and refuse those that the accumulators don't hold."""
         if codes.numel() == 0:
             return
-        flat = codes.reshape(1, -1) if axis is None else codes.movedim(axis, 0).flatten(1)
-        low, high = flat.amin(1), flat.amax(1)
-        former = self.sums.get(self.layer)
-        if former is not None and former.low.shape == low.shape:
-            low, high = torch.minimum(low, former.low), torch.maximum(high, former.high)
-        self.sums[self.layer] = AccumulatorRange(low, high)
+        found = _range(codes, axis)
+        self.sums[self.layer] = _joined(self.sums.get(self.layer), found)
+        low, high = found.low, found.high
         reach = 2 ** (self.accumulator_bits - 1)
         over = (low < -reach) | (high > reach - 1)
         if bool(over.any()):
@@ -112,6 +132,25 @@ class Journal:
                 f"{self.accumulator_bits} bits hold {-reach} to {reach - 1}. Write accumulator_bits={needed} or "
                 "more, or lower the bit width of weight or input."
             )
+
+    def note_product(self, weight: str, bias: str | None, grid: IntegerGrid, sums: Sequence[Tensor], axis: int) -> None:
+        """Note sums of products with a parameter.
+
+        Args:
+            weight: name of its quantizer.
+            bias: name of the bias's quantizer, or None.
+            grid: of the integers that it is multiplied with.
+            sums: without the bias and with it.
+            axis: of the channels.
+        """
+        for codes in sums:
+            if codes.numel() == 0:
+                continue
+            found, former = _range(codes, axis), self.products.get(weight)
+            summed = Summed(found) if former is None else former
+            summed.range = _joined(None if former is None else former.range, found)
+            summed.grids[grid.name], summed.bias = grid, bias or summed.bias
+            self.products[weight] = summed
 
     def require_exact(self, codes: Tensor, reach: Tensor | int) -> None:
         """Refuse sums of products that float64 would round: ``codes`` times weights of magnitudes up to ``reach``."""
@@ -128,3 +167,19 @@ class Journal:
         counts = self.floats.setdefault(self.layer, {})
         counts[name] = counts.get(name, 0) + 1
         self.noted.append((self.layer, name))
+
+
+def _range(codes: Tensor, axis: int | None) -> AccumulatorRange:
+    """The smallest and largest of some sums, for each channel."""
+    flat = codes.reshape(1, -1) if axis is None else codes.movedim(axis, 0).flatten(1)
+    return AccumulatorRange(flat.amin(1), flat.amax(1))
+
+
+def _joined(one: AccumulatorRange | None, other: AccumulatorRange) -> AccumulatorRange:
+    """The range of both: for each channel, where they have as many."""
+    if one is None:
+        return other
+    if one.low.shape != other.low.shape:
+        low, high = (torch.cat([getattr(one, end), getattr(other, end)]) for end in ("low", "high"))
+        return AccumulatorRange(low.amin().reshape(1), high.amax().reshape(1))
+    return AccumulatorRange(torch.minimum(one.low, other.low), torch.maximum(one.high, other.high))

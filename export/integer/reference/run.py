@@ -3,6 +3,8 @@
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import count
 
 import torch
 from torch import Tensor, nn
@@ -21,18 +23,19 @@ from ....qcore import (
 )
 from ....qcore.aliases import Arguments
 from ....qcore.tensor_quant import Intercept
+from ....qcore.tracing import current_step
 from ...capture.grid import Entering, IntegerGrid, QuantizedTensor
-from ...capture.numbering import Counts, counted
+from ...capture.numbering import Counts, counted, numbered
 from ...errors import ExportError
 from ..float_modules import FloatModule
 from ..requantize import Requantization, requantization
 from ..sums import AccumulatorRange
-from .journal import Journal
+from .journal import Journal, Summed
 from .pooling import averaging_integers
 from .tensor import IntegerTensor, Term, compact
 from .tracker import FloatTracker
 
-__all__ = ["IntegerRun", "run_lowered"]
+__all__ = ["IntegerRun", "part_of", "run_lowered"]
 
 Take = Callable[[str, Tensor, Tensor, IntegerGrid, Callable[[Tensor], Tensor]], Tensor]
 
@@ -43,8 +46,10 @@ class IntegerRun:
 
     Attributes:
         outputs: what the model returned, its tensors as float32 values.
-        codes: the integers of every activation, int64, by the name of its quantizer.
+        codes: the integers of every activation, int64, by the name of its quantizer; with the steps as first dimension
+            where a loop over time calls it.
         sums: for each layer, the smallest and largest sum that its accumulators held.
+        products: the same for each parameter, by the name of its quantizer.
         accumulators: what `run_integers` found in the accumulators of each layer in the end, int64 and exact; with the
             bias where it adds to the products.
         floats: for each module, the operations between the first quantizer and the outputs that were computed on values
@@ -66,6 +71,7 @@ class IntegerRun:
     outputs: object
     codes: dict[str, Tensor] = field(default_factory=dict)
     sums: dict[str, AccumulatorRange] = field(default_factory=dict)
+    products: dict[str, Summed] = field(default_factory=dict)
     accumulators: dict[str, Tensor] = field(default_factory=dict)
     floats: dict[str, dict[str, int]] = field(default_factory=dict)
     float_modules: tuple[FloatModule, ...] = ()
@@ -117,20 +123,20 @@ def run_lowered(
     journal = Journal(accumulator_bits, keep)
     tracker = FloatTracker(journal, (args, kwargs or {}))
     known, counts, modules = found, Counts(), dict(model.named_modules())
+    collected: dict[str, list[Tensor]] = {}
+    loops: set[str] = set()
     requantize = requantize or requantization("scale")
 
     def intercept(path: str) -> Intercept:
         def call(quantizer: TensorQuant, x: Tensor, *context: object) -> tuple[Tensor, None]:
             name = counted(counts, path)
-            slots, slot = run.slots.setdefault(journal.call, {}), _slot(modules[journal.layer], quantizer, path)
-            earlier = sum(each.partition(".")[0] == slot for each in slots)
-            slots[f"{slot}.{earlier}" if earlier else slot] = name  # operands may share a quantizer
-            part = known.get(name)
+            part = part_of(known, name, path)
             if part is None:
                 raise ExportError(
                     f"{name}: the integers hold nothing for this quantizer. They have {', '.join(known)}. Take them "
                     "from this model, with an example that takes the same path: integers(model, example)."
                 )
+            _note(run.slots.setdefault(journal.call, {}), _slot(modules[journal.layer], quantizer, path), part)
             with tracker.paused():
                 if part.codes is not None:
                     stored = _tensor(part, part.codes.to(x.device), journal)
@@ -143,10 +149,12 @@ def run_lowered(
                 elif isinstance(x, IntegerTensor):
                     journal.compute_in_float(f"{type(quantizer).__name__}._quantize")
                     tracker.places[journal.noted[-1]] = "between"
+                if current_step() is not None:
+                    loops.add(name)
                 if take is not None:
                     values = x.value if isinstance(x, IntegerTensor) else x
                     codes = take(name, values, codes, part.grid, HalfEven() if rounding is None else rounding)
-                run.codes[name] = codes
+                collected.setdefault(name, []).append(codes)
                 return _tensor(part, codes, journal), None
 
         return call
@@ -170,15 +178,37 @@ def run_lowered(
                 raise
             raise ExportError(_asks_too_much(error, model, modules)) from error
     tracker.returned(outputs)
+    run.codes = {name: torch.stack(each) if name in loops else each[0] for name, each in collected.items()}
     run.float_modules = tracker.modules(modules)
     run.outputs = _pytree.tree_map(_values, outputs)
-    run.sums, run.floats, run.accumulators = journal.sums, journal.floats, journal.accumulators
+    run.sums, run.products = journal.sums, journal.products
+    run.floats, run.accumulators = journal.floats, journal.accumulators
     return run
 
 
 def _tensor(part: QuantizedTensor, codes: Tensor, journal: Journal) -> IntegerTensor:
     scale, zero_point = part.grid.spread(codes)
-    return IntegerTensor((Term(codes.to(torch.int64) - zero_point, scale),), journal, part.grid)
+    stored = None if part.codes is None else part.grid.name
+    return IntegerTensor((Term(codes.to(torch.int64) - zero_point, scale),), journal, part.grid, stored=stored)
+
+
+def part_of(found: Mapping[str, QuantizedTensor], name: str, path: str) -> QuantizedTensor | None:
+    """What a quantizer's call does; a parameter that is quantized again has the integers of its first call.
+
+    Args:
+        found: by name.
+        name: of the call.
+        path: of the quantizer.
+    """
+    part, first = found.get(name), found.get(path)
+    return first if part is None and first is not None and first.codes is not None else part
+
+
+def _note(slots: dict[str, str], slot: str, part: QuantizedTensor) -> None:
+    """Note the call of a slot's quantizer, once; a further one adds its number."""
+    name = part.grid.name
+    if name not in slots.values():
+        slots[next(each for each in map(partial(numbered, slot), count()) if each not in slots)] = name
 
 
 def _requantized(

@@ -53,6 +53,8 @@ class IntegerTensor(torch.Tensor):
         low: values below count as this (a ReLU after an addition), or None.
         high: values above count as this, or None.
         bounded: whether the integers lie between the bounds already.
+        stored: name of the quantizer's call whose parameter it is, or a part of it; None for activations.
+        zero: whether it is made of zeros, such as the state before a recurrence: on any grid.
 
     Example:
         >>> x = IntegerTensor((Term(torch.tensor([3, -1]), torch.tensor(0.5)),), Journal())
@@ -67,6 +69,8 @@ class IntegerTensor(torch.Tensor):
     high: float | None
     aliased: bool
     bounded: bool
+    stored: str | None
+    zero: bool
 
     @staticmethod
     def __new__(
@@ -78,13 +82,15 @@ class IntegerTensor(torch.Tensor):
         high: float | None = None,
         aliased: bool = False,
         bounded: bool = False,
+        stored: str | None = None,
+        zero: bool = False,
     ) -> "IntegerTensor":
         codes = terms[0].codes
         self = torch.Tensor._make_wrapper_subclass(
             cls, codes.size(), dtype=torch.float32, device=codes.device, requires_grad=False
         )
         self.terms, self.journal, self.grid_, self.low, self.high = terms, journal, grid, low, high
-        self.aliased, self.bounded = aliased, bounded
+        self.aliased, self.bounded, self.stored, self.zero = aliased, bounded, stored, zero
         return self
 
     def __init__(self, *parts: object, **named: object) -> None:
@@ -158,7 +164,7 @@ def _in_place(func: Operator, args: Arguments, kwargs: Keywords) -> object:
             f"Write the operation that returns a new tensor ({name}; inplace=False)."
         )
     target.terms, target.grid_, target.low, target.high = out.terms, out.grid_, out.low, out.high
-    target.bounded = out.bounded
+    target.bounded, target.stored, target.zero = out.bounded, out.stored, out.zero
     return target
 
 
@@ -181,8 +187,8 @@ def _journal(arguments: object) -> Journal:
 Rule = Callable[[Operator, Arguments, Keywords], object]
 _RULES: dict[Operator, Rule] = {}
 _LIKE = {
-    *(aten.zeros_like.default, aten.ones_like.default, aten.empty_like.default, aten.full_like.default),
-    *(aten.new_zeros.default, aten.new_ones.default, aten.new_empty.default, aten.new_full.default),
+    *(aten.ones_like.default, aten.empty_like.default, aten.full_like.default),
+    *(aten.new_ones.default, aten.new_empty.default, aten.new_full.default),
 }
 
 
@@ -197,7 +203,8 @@ def _does(*operations: Operator) -> Callable[[Rule], Rule]:
 def _alike(tensor: IntegerTensor, terms: tuple[Term, ...], *, moved: bool, aliased: bool = False) -> IntegerTensor:
     """Other integers of a tensor: on the grid that it was on, unless several scales moved with them."""
     grid = None if moved and any(term.scale.ndim for term in terms) else tensor.grid_
-    return IntegerTensor(terms, tensor.journal, grid, tensor.low, tensor.high, aliased, tensor.bounded)
+    kept = (tensor.low, tensor.high, aliased, tensor.bounded, tensor.stored, tensor.zero)
+    return IntegerTensor(terms, tensor.journal, grid, *kept)
 
 
 @_does(aten.alias.default, aten.detach.default, aten.lift_fresh.default, aten.clone.default)
@@ -241,6 +248,34 @@ def _reshaped(func: Operator, args: Arguments, kwargs: Keywords) -> object:
         for each in tensor.terms
     )
     return _alike(tensor, tuple(terms), moved=True, aliased=True)
+
+
+@_does(aten.new_zeros.default, aten.zeros_like.default)
+def _zeros(func: Operator, args: Arguments, kwargs: Keywords) -> object:
+    """Zeros are integers on any grid: on that of the tensor that they are like, where it has one scale."""
+    tensor, *rest = args
+    if kwargs.get("dtype") not in (None, torch.float32):
+        return None
+    term, kept = tensor.single, {key: each for key, each in kwargs.items() if key != "dtype"}
+    codes = func(tensor.terms[0].codes, *rest, **kept)
+    one_scale = term is not None and term.scale.ndim == 0
+    scale = term.scale if term is not None and one_scale else torch.ones((), device=codes.device)
+    return IntegerTensor((Term(codes, scale),), tensor.journal, tensor.grid_ if one_scale else None, zero=True)
+
+
+@_does(aten.embedding.default)
+def _looked_up(func: Operator, args: Arguments, kwargs: Keywords) -> object:
+    """Rows of a table; several scales go with them."""
+    table, indices = args[:2]
+    if not isinstance(table, IntegerTensor) or isinstance(indices, IntegerTensor):
+        return None
+    terms = (
+        Term(func(each.codes, indices), each.scale if each.scale.ndim == 0 else func(_spread(each), indices))
+        for each in table.terms
+    )
+    rows = _alike(table, tuple(terms), moved=True)
+    rows.stored = None  # which rows, the input says
+    return rows
 
 
 def compact(scale: Tensor) -> Tensor:
@@ -322,18 +357,28 @@ def _padded(func: Operator, args: Arguments, kwargs: Keywords) -> object:
 @_does(aten.cat.default, aten.stack.default)
 def _joined(func: Operator, args: Arguments, kwargs: Keywords) -> object:
     """Integers side by side, each with its own scale."""
-    tensors = args[0]
-    if not all(isinstance(each, IntegerTensor) and not each.pending for each in tensors):
+    if not all(isinstance(each, IntegerTensor) and not each.pending for each in args[0]):
         return None
+    tensors: list[IntegerTensor] = list(args[0])
+    first = next((each for each in tensors if not each.zero), tensors[0])
+    tensors = [_zeros_like(first, each) if each.zero else each for each in tensors]
     if len({len(each.terms) for each in tensors}) > 1:
         return None
     dim = args[1] if len(args) > 1 else kwargs.get("dim", 0)
     if func is aten.stack.default:
-        tensors = [each.unsqueeze(dim) for each in tensors]
+        tensors = [each.unsqueeze(dim) for each in tensors]  # type: ignore[misc]
     terms = [_side_by_side(parts, dim) for parts in zip(*(each.terms for each in tensors), strict=True)]
-    first = tensors[0]
     same = all(each.scale.ndim == 0 for each in terms) and all(_on_one_grid(first.grid_, x.grid_) for x in tensors)
-    return IntegerTensor(tuple(terms), first.journal, first.grid_ if same else None)
+    return IntegerTensor(tuple(terms), first.journal, first.grid_ if same else None, zero=first.zero)
+
+
+def _zeros_like(tensor: IntegerTensor, zeros: IntegerTensor) -> IntegerTensor:
+    """Zeros on the grid of another tensor, where its scales don't differ from place to place."""
+    scales = [each.scale for each in tensor.terms]
+    if any(each.ndim for each in scales):
+        return zeros
+    terms = (Term(zeros.terms[0].codes, each) for each in scales)
+    return IntegerTensor(tuple(terms), zeros.journal, tensor.grid_, zero=True)
 
 
 def _side_by_side(parts: tuple[Term, ...], dim: int) -> Term:
@@ -466,7 +511,7 @@ def _convolved(func: Operator, args: Arguments, kwargs: Keywords) -> object:
             groups,
         )
     axis = x.ndim - weight.ndim + 1  # the channels, after the batch if there is one
-    return _with_bias(x, sums, one.scale * flat, axis, bias)
+    return _with_bias(x, weight, sums, one.scale * flat, axis, bias)
 
 
 @_does(aten.mul.Tensor)
@@ -509,7 +554,7 @@ def _products(func: Operator, x: Any, weight: Tensor, bias: Tensor | None) -> Te
         scales = row.reshape(-1)
     x.journal.require_exact(one.codes, other.codes.abs().sum(-2).max() if other.codes.numel() else 0)
     sums = func(one.codes.double(), other.codes.double())
-    return _with_bias(x, sums, one.scale * scales.reshape(-1), sums.ndim - 1, bias)
+    return _with_bias(x, weight, sums, one.scale * scales.reshape(-1), sums.ndim - 1, bias)
 
 
 def _factors(x: Tensor, weight: Tensor) -> tuple[Term, Term] | None:
@@ -520,7 +565,7 @@ def _factors(x: Tensor, weight: Tensor) -> tuple[Term, Term] | None:
     return None if one is None or other is None or one.scale.ndim else (one, other)
 
 
-def _with_bias(x: IntegerTensor, sums: Tensor, scale: Tensor, axis: int, bias: Tensor | None) -> Tensor:
+def _with_bias(x: IntegerTensor, weight: Tensor, sums: Tensor, scale: Tensor, axis: int, bias: Tensor | None) -> Tensor:
     """The sums as a tensor; a bias on their scale is added in integers, one of another scale is a second term."""
     journal, codes = x.journal, sums.to(torch.int64)
     scale = scale.reshape(()) if scale.numel() == 1 else scale  # flat
@@ -536,8 +581,14 @@ def _with_bias(x: IntegerTensor, sums: Tensor, scale: Tensor, axis: int, bias: T
             codes = codes + along(own.codes)
             journal.note_sums(codes, axis)
             terms = [Term(codes, along(scale))]
+        elif x.zero:
+            terms = [Term(along(own.codes).expand(codes.shape), along(own.scale))]
         else:
             terms.append(Term(along(own.codes).expand(codes.shape), along(own.scale)))
+    stored = weight.stored if isinstance(weight, IntegerTensor) and not x.zero else None
+    if stored is not None and x.grid_ is not None:
+        added = bias.stored if isinstance(bias, IntegerTensor) else None
+        journal.note_product(stored, added, x.grid_, [sums.to(torch.int64), codes], axis)
     if journal.keep:
         journal.accumulators[journal.call] = codes
     zero = torch.zeros(scale.shape, dtype=torch.int64)
@@ -636,7 +687,6 @@ def _means(tensor: IntegerTensor, sums: list[tuple[Tensor, Tensor]], count: int)
 
 _SELECTING = {
     *(_same, _moved, _reshaped, _converted, _selected, _padded, _joined, _rectified, _clamped, _negated, _maximum),
+    *(_zeros, _looked_up),
 }
-SELECTIONS = frozenset(  # no new values
-    (*(operation for operation, rule in _RULES.items() if rule in _SELECTING), aten.embedding.default)
-)
+SELECTIONS = frozenset(operation for operation, rule in _RULES.items() if rule in _SELECTING)  # no new values

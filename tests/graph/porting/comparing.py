@@ -116,7 +116,7 @@ def compared(model: nn.Module, path: Path) -> tuple[Comparison, Report]:
                 own.shape
             )  # Brevitas' is transposed
             _count(done, place, x, own, wanted, grid)
-            _scales(done, grid, golden.arrays[f"scale/{place}"])
+            _scales(done, grid, golden.arrays[f"scale/{place}"], x)
             return grid.from_int(wanted.to(values.dtype)), grid
 
         return intercept
@@ -144,7 +144,7 @@ def _pooled(done: Comparison, golden: Golden, place: str) -> Callable[..., Tenso
         off = int((out.int() != wanted).sum())
         if off:
             done.different[place] = off
-        _scales(done, out.grid, golden.arrays[f"scale/{place}"])
+        _scales(done, out.grid, golden.arrays[f"scale/{place}"], out)
         return QuantTensor.wrap(out.grid.from_int(wanted.float()), out.grid)
 
     return hook
@@ -166,9 +166,10 @@ def _count(done: Comparison, place: str, x: Tensor, own: Tensor, wanted: Tensor,
         done.different[place] = done.different.get(place, 0) + int(off.sum()) - int(ties.sum())
 
 
-def _scales(done: Comparison, grid: Grid, theirs: np.ndarray) -> None:
+def _scales(done: Comparison, grid: Grid, theirs: np.ndarray, x: Tensor) -> None:
     wanted = torch.from_numpy(theirs).reshape(-1).double()
-    own = grid.scale.reshape(-1).double()
+    each = wanted.numel() == x.numel()  # of groups, Brevitas repeats the scale for each value
+    own = (grid.along(grid.scale, x.shape).expand(x.shape) if each else grid.scale).reshape(-1).double()
     done.scales = max(done.scales, float(((own - wanted) / wanted).abs().max()))
 
 

@@ -15,6 +15,9 @@ import brevitas.quant as quant  # pyright: ignore[reportMissingImports]
 import torch
 from brevitas.core.function_wrapper import RoundSte  # pyright: ignore[reportMissingImports]
 from brevitas.nn.utils import merge_bn  # pyright: ignore[reportMissingImports]
+from brevitas.proxy.groupwise_int_parameter_quant import (  # pyright: ignore[reportMissingImports]
+    GroupwiseWeightQuantProxyFromInjector,
+)
 from torch import Tensor, nn
 
 __all__ = ["REFERENCES", "Reference"]
@@ -77,6 +80,16 @@ def cnv(weight_bits: int, act_bits: int) -> Reference:
     return Reference(build, lambda full: image(3, 32), spread=0.5)
 
 
+class Groups(quant.Int8WeightPerTensorFloat):
+    """Weights with a learned scale for each group of four input channels."""
+
+    proxy_class = GroupwiseWeightQuantProxyFromInjector
+    scaling_per_output_type = "group"
+    scaling_impl_type = "parameter_from_stats"
+    group_size = 4
+    bit_width = 4
+
+
 class Quantizers(nn.Module):
     """Layers with every kind of quantizer that has state, side by side."""
 
@@ -114,6 +127,7 @@ class Quantizers(nn.Module):
         self.linears = nn.ModuleDict(
             {
                 "plain": qnn.QuantLinear(8, 6),
+                "grouped": qnn.QuantLinear(8, 6, weight_quant=Groups),
                 "mse": qnn.QuantLinear(8, 6, weight_quant=quant.Int8WeightPerTensorFloatMSE, weight_bit_width=4),
                 "power_of_two": qnn.QuantLinear(8, 6, weight_quant=quant.Int8WeightPerTensorFixedPointMSE),
                 "channels": qnn.QuantLinear(8, 6, weight_quant=quant.Int8WeightPerChannelFloat, **learned),
@@ -137,12 +151,16 @@ class Quantizers(nn.Module):
         self.transposed = qnn.QuantConvTranspose2d(
             4, 2, 2, weight_quant=quant.Int8WeightPerChannelFloatMSE, weight_bit_width=4
         )
+        self.grouped_conv = qnn.QuantConv2d(8, 3, 2, weight_quant=Groups)
+        self.grouped_transposed = qnn.QuantConvTranspose2d(8, 3, 2, weight_quant=Groups)
         merge_bn(self.linears["merged"], nn.BatchNorm1d(6))
 
     def forward(self, x: Tensor) -> Tensor:
         """All results in one row."""
         found = [each(x) for each in (*self.acts.values(), *self.linears.values())]
         found += [self.first(x), self.second(x - 0.5), self.transposed(self.conv(x.reshape(-1, 2, 2, 2))).flatten(1)]
+        grid = x.reshape(8, 8, 1, 1).expand(8, 8, 2, 2)
+        found += [each(grid).reshape(8, -1) for each in (self.grouped_conv, self.grouped_transposed)]
         return torch.cat([each.value if hasattr(each, "value") else each for each in found], 1)
 
 

@@ -219,6 +219,15 @@ def test_batch_norms_of_their_own_and_merged_ones():
     )
 
 
+def test_batch_norms_that_become_factors_and_offsets():
+    model = model_of(bn=qnn.QuantScaleBias(2, eps=0.0))
+    bn = {"bn.weight": torch.tensor([1.0, 2.0]), "bn.bias": torch.zeros(2)}
+    bn |= {"bn.running_mean": torch.ones(2), "bn.running_var": torch.full((2,), 4.0)}
+    load_brevitas(model, bn | {"bn.num_batches_tracked": torch.tensor(3)})
+    assert model.bn.weight.tolist() == [0.5, 1.0]
+    assert model.bn.bias.tolist() == [-0.5, -1.0]
+
+
 @pytest.mark.parametrize("form", ["halves", "parametrization", "plain"])
 def test_weight_norm(form):
     model = linear()
@@ -416,8 +425,16 @@ def test_recurrent_layers(path):
     layer = qnn.QuantLSTM(2, 2)
     file = {f"{path}.layers.0.0.input_gate_params.bias".lstrip("."): torch.ones(2)}
     assert refused(model_of(rnn=layer) if path else layer, file) == (
-        f"{path or 'the model'}: the recurrent layer of the file has ranges for each gate and rounds other products, so "
-        "that its numbers mean nothing here. Load its weights alone (docs/coming-from-brevitas.md), and calibrate.",
+        f"{path or 'the model'}: the recurrent layer of the file has ranges for each gate and rounds other products, "
+        "so that its numbers mean nothing here. Load its weights alone (docs/coming-from-brevitas.md), and calibrate.",
+    )
+
+
+def test_factor_of_a_statistic_that_is_not_there():
+    assert refused(linear(weight_scaling="learned"), weight(0.5, GAIN)) == ("fc: the file has nothing for weight.",)
+    assert refused(model_of(act=qnn.QuantIdentity()), act(0.5, GAIN)) == (
+        "act.act_quant: the file has no range for it: there it is constant, or the model was saved before it saw any "
+        "data. Write the constant, such as max_value=1.0, or save the model after some training steps.",
     )
 
 

@@ -11,7 +11,7 @@ from tests.graph.porting.models.signs import BinaryAct
 
 CODES = {  # of every quantizer, for one input
     "layers": 1682,
-    "quantizers": 1852,
+    "quantizers": 2092,
     "tfc_1w1a": 3496,
     "tfc_1w2a": 3496,
     "tfc_2w2a": 3496,

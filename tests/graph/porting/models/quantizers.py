@@ -7,6 +7,7 @@ from torch.nn.utils.parametrizations import weight_norm
 import bitwright.nn as qnn
 from bitwright.qcore import LearnedBitWidth
 from bitwright.quantizers import (
+    Int4WeightPerGroup,
     Int8Act,
     Int8ActPowerOfTwo,
     Int8BiasOwnScale,
@@ -45,9 +46,11 @@ class Quantizers(nn.Module):
         )
         self.first = self.second = qnn.QuantReLU(bit_width=3)
         shifted = {"weight_quant": ShiftedUint8WeightPerTensor, "weight_scaling": "learned"}
+        groups = {"weight_quant": Int4WeightPerGroup, "weight_group_size": 4, "weight_scaling": "learned"}
         self.linears = nn.ModuleDict(
             {
                 "plain": qnn.QuantLinear(8, 6),
+                "grouped": qnn.QuantLinear(8, 6, **groups),
                 "mse": qnn.QuantLinear(8, 6, weight_quant=Int8WeightPerTensorMSE, weight_bit_width=4),
                 "power_of_two": qnn.QuantLinear(
                     8, 6, weight_quant=Int8WeightPerTensorMSE, weight_restriction="power_of_two"
@@ -66,8 +69,13 @@ class Quantizers(nn.Module):
         self.conv = qnn.QuantConv2d(2, 4, 2, weight_quant=Int8WeightPerChannelMSE, weight_bit_width=4)
         self.transposed = qnn.QuantConvTranspose2d(4, 2, 2, weight_quant=Int8WeightPerChannelMSE, weight_bit_width=4)
 
+        self.grouped_conv = qnn.QuantConv2d(8, 3, 2, **groups)
+        self.grouped_transposed = qnn.QuantConvTranspose2d(8, 3, 2, **groups)
+
     def forward(self, x: Tensor) -> Tensor:
         """All results in one row."""
         found = [each(x) for each in (*self.acts.values(), *self.linears.values())]
         found += [self.first(x), self.second(x - 0.5), self.transposed(self.conv(x.reshape(-1, 2, 2, 2))).flatten(1)]
+        grid = x.reshape(8, 8, 1, 1).expand(8, 8, 2, 2)
+        found += [each(grid).reshape(8, -1) for each in (self.grouped_conv, self.grouped_transposed)]
         return torch.cat(found, 1)
