@@ -90,7 +90,8 @@ def test_settings_by_keyword(name):
 def test_a_mistyped_keyword_is_answered_with_the_right_one(name):
     layer, slot = SLOTS[name]
     right = f"{slot.keywords}bit_width"
-    swapped = right[:2] + right[3:4] + right[2:3] + right[4:]
+    at = next(i for i in range(1, len(right)) if right[i] != right[i + 1])
+    swapped = right[:at] + right[at + 1] + right[at] + right[at + 2 :]
     bare = any(each.prefix == "" for each in layer.slots)  # what has no prefix is a setting of that slot
     for wrong in (right.replace("width", "widht"), *([] if bare else [swapped])):
         with pytest.raises(QuantizerError, match=rf"Did you mean {right}(=4)?\?") as caught:
