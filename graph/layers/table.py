@@ -123,8 +123,8 @@ def takes_on_grid(layer: type[QuantLayer]) -> bool:
     """Whether a layer with weights has a quantizer for what it takes, and not several for what flows through its parts.
 
     Example:
-        >>> takes_on_grid(qnn.QuantLinear), takes_on_grid(qnn.QuantTransformerEncoderLayer), takes_on_grid(qnn.QuantReLU)
-        (True, False, False)
+        >>> takes_on_grid(qnn.QuantLinear), takes_on_grid(qnn.QuantTransformerEncoderLayer)
+        (True, False)
     """
     return has_weights(layer) and not hasattr(layer, "parts") and any(slot.name == "input" for slot in layer.slots)
 
