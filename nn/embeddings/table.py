@@ -73,7 +73,7 @@ class TableLayer(WeightLayer):
             )
         if self.output_quant is not None:
             out, grid = self.output_quant.quantize(out)
-        elif not self.return_quant_tensor or self._intercepted():
+        elif not self.return_quant_tensor or (grid is None and self._intercepted()):
             return out
         else:
             self._check_output_grid()  # the flag may have been set since the layer was built
