@@ -179,8 +179,10 @@ def test_some_matrices_alone():
 
 
 def test_settings_that_no_layer_has():
-    message = "quantize: no layer that the rule nn.GRU matches has a slot for cell_bit_width=16. They are GRU (1). Did you mean "
-        "gate_bit_width?"
+    message = (
+        "quantize: no layer that the rule nn.GRU matches has a slot for cell_bit_width=16. They are GRU (1). Did you "
+        "mean gate_bit_width?"
+    )
     with pytest.raises(GraphError, match=f"^{re.escape(message)}$"):
         quantize(Reader(), {nn.GRU: {**W8, "cell_bit_width": 16}})
 
