@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ..errors import ExportError, with_causes
 from .extraction import integers_for
 from .float_modules import OF_WEIGHTS
-from .layers import LayerIntegers, Product
+from .layers import LayerIntegers, LayerProduct
 from .reference.entry import run_integers
 from .reference.run import IntegerRun
 from .sums import AccumulatorRange, products_of, worst_sums
@@ -176,7 +176,7 @@ def _rows(layer: LayerIntegers, run: IntegerRun, in_floats: set[str]) -> Iterato
         yield AccumulatorRow(name, _worst(layer, products), actual)
 
 
-def _worst(layer: LayerIntegers, products: list[Product]) -> AccumulatorRange | None:
+def _worst(layer: LayerIntegers, products: list[LayerProduct]) -> AccumulatorRange | None:
     """The range of all products with one weight; None where that of one is unknown."""
     found = [worst_sums(layer, each) for each in products]
     known = [each for each in found if each is not None]
