@@ -509,8 +509,8 @@ def says(text):
     [
         (
             lambda: qnn.QuantLSTM(4, 3, bias=False, bias_quant=Int32Bias),
-            "QuantLSTM(4, 3, bias=False): bias_quant=Int32Bias is given, but there is no bias. Write bias=True, or leave "
-            "bias_quant out.",
+            "QuantLSTM(4, 3, bias=False): bias_quant=Int32Bias is given, but there is no bias. Write bias=True, or "
+            "leave bias_quant out.",
         ),
         (
             lambda: qnn.QuantLSTM(4, 3, projection_quant=Int8Act),
@@ -519,8 +519,8 @@ def says(text):
         ),
         (
             lambda: qnn.QuantGRU(4, 3, hidden_quant=None, return_quant_tensor=True),
-            "QuantGRU(4, 3): return_quant_tensor=True needs outputs on one grid, that of hidden_l0_quant, which is None. "
-            "Write hidden_quant=Int8Act.",
+            "QuantGRU(4, 3): return_quant_tensor=True needs outputs on one grid, that of hidden_l0_quant, which is "
+            "None. Write hidden_quant=Int8Act.",
         ),
         (
             lambda: qnn.QuantGRU(4, 3, hidden_scaling="statistic", return_quant_tensor=True),
@@ -529,21 +529,21 @@ def says(text):
         ),
         (
             lambda: qnn.QuantRNN(4, 3, bias_quant=Int32Bias, hidden_quant=None, input_quant=Int8Act),
-            "QuantRNN(4, 3): the scale of bias_hh_l0_quant follows those of hidden_l0_quant and weight_hh_l0_quant, and "
-            "hidden_l0_quant is None. Write hidden_quant=Int8Act, or choose a bias with a scale of its own: "
+            "QuantRNN(4, 3): the scale of bias_hh_l0_quant follows those of hidden_l0_quant and weight_hh_l0_quant, "
+            "and hidden_l0_quant is None. Write hidden_quant=Int8Act, or choose a bias with a scale of its own: "
             "bias_quant=Int8BiasOwnScale.",
         ),
         (
             lambda: qnn.QuantRNN(4, 3, bias_quant=Int32Bias, hidden_scaling="statistic"),
-            "QuantRNN(4, 3): the scale of bias_hh_l0_quant follows those of hidden_l0_quant and weight_hh_l0_quant, and "
-            "hidden_l0_quant has another scale at each step. Write hidden_quant=Int8Act, or choose a bias with a scale "
-            "of its own: bias_quant=Int8BiasOwnScale.",
+            "QuantRNN(4, 3): the scale of bias_hh_l0_quant follows those of hidden_l0_quant and weight_hh_l0_quant, "
+            "and hidden_l0_quant has another scale at each step. Write hidden_quant=Int8Act, or choose a bias with a "
+            "scale of its own: bias_quant=Int8BiasOwnScale.",
         ),
         (
             lambda: qnn.QuantRNN(4, 3, bias_quant=Int32Bias, weight_quant=Int8WeightPerTensor, weight_axis=1),
-            "QuantRNN(4, 3): the scale of bias_ih_l0_quant follows those of input_quant and weight_ih_l0_quant, and the "
-            "products that one output sums have several scales. Write weight_quant=Int8WeightPerChannel, or choose a "
-            "bias with a scale of its own: bias_quant=Int8BiasOwnScale.",
+            "QuantRNN(4, 3): the scale of bias_ih_l0_quant follows those of input_quant and weight_ih_l0_quant, and "
+            "the products that one output sums have several scales. Write weight_quant=Int8WeightPerChannel, or choose "
+            "a bias with a scale of its own: bias_quant=Int8BiasOwnScale.",
         ),
         (
             lambda: qnn.QuantGRU(4, 3, hidden_axis=0),
@@ -552,8 +552,8 @@ def says(text):
         ),
         (
             lambda: qnn.QuantGRU(4, 3, input_quant=Int8ActPerChannel),
-            "QuantGRU(4, 3): input_axis=1 would give each part of the input a scale of its own. Write input_axis=-1 for "
-            "one scale for each feature, or input_axis=None for one scale.",
+            "QuantGRU(4, 3): input_axis=1 would give each part of the input a scale of its own. Write input_axis=-1 "
+            "for one scale for each feature, or input_axis=None for one scale.",
         ),
         (
             lambda: qnn.QuantGRU(4, 3, cell_bit_width=8),
@@ -562,8 +562,8 @@ def says(text):
         ),
         (
             lambda: qnn.QuantLSTM(4, 3, cell_bit_width=8),
-            "QuantLSTM(4, 3): cell_bit_width=8 is given, but cell_quant is None. Write cell_quant=Int8Act too, or leave "
-            "cell_bit_width out.",
+            "QuantLSTM(4, 3): cell_bit_width=8 is given, but cell_quant is None. Write cell_quant=Int8Act too, or "
+            "leave cell_bit_width out.",
         ),
     ],
 )
@@ -576,8 +576,8 @@ def test_a_float_layer_has_no_coupled_gates():
     layer = nn.LSTM(4, 3)
     layer.__class__ = qnn.QuantLSTM
     said = (
-        "QuantLSTM(4, 3): coupled_input_forget_gates=True needs weights without rows for the forget gate, and those of a "
-        "float LSTM have them. Build a QuantLSTM with it, and train that."
+        "QuantLSTM(4, 3): coupled_input_forget_gates=True needs weights without rows for the forget gate, and those of "
+        "a float LSTM have them. Build a QuantLSTM with it, and train that."
     )
     with pytest.raises(QuantizerError, match=says(said)):
         layer._convert({"coupled_input_forget_gates": True}, None, None)
