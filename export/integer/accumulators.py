@@ -171,8 +171,9 @@ def _rows(layer: LayerIntegers, run: IntegerRun, in_floats: set[str]) -> Iterato
         if not products and path not in in_floats:
             continue  # a table, whose rows are looked up
         summed = run.products.get(grid.name)
-        actual = run.sums.get(layer.name) if alone else None if summed is None else summed.range
-        yield AccumulatorRow(layer.name if alone else f"{layer.name}.{slot}", _worst(layer, products), actual)
+        actual = run.sums.get(layer.name) if alone and products else None if summed is None else summed.range
+        name = layer.name if alone else f"{layer.name}.{slot}".removeprefix(".")
+        yield AccumulatorRow(name, _worst(layer, products), actual)
 
 
 def _worst(layer: LayerIntegers, products: list[Product]) -> AccumulatorRange | None:
