@@ -73,13 +73,17 @@ SELF: Mapping[str, Mapping[str, Any]] = {
 }
 
 
+QUICK = {"all slots", "torch's kernel, causal"}
+SELF_CASES = [pytest.param(case, marks=[] if case in QUICK else pytest.mark.slow) for case in SELF]
+
+
 @EXPORTS
-@pytest.mark.parametrize("case", SELF)
+@pytest.mark.parametrize("case", SELF_CASES)
 def test_self_attention(case, export):
     exact(export, SelfAttention(**SELF[case]), (torch.randn(3, 6, 16),))
 
 
-@pytest.mark.parametrize("case", SELF)
+@pytest.mark.parametrize("case", SELF_CASES)
 def test_self_attention_of_any_length(case):
     model = SelfAttention(**SELF[case])
     exact(export_onnx_qdq, model, (torch.randn(3, 6, 16),), (torch.randn(3, 9, 16),), dynamic_shapes=({1: TOKENS},))
@@ -102,7 +106,7 @@ def cross_inputs(targets: int, tokens: int, width: int) -> tuple[Tensor, Tensor,
 
 
 @EXPORTS
-@pytest.mark.parametrize("case", CROSS)
+@pytest.mark.parametrize("case", [pytest.param(case, marks=pytest.mark.slow) for case in CROSS])
 def test_cross_attention_with_padding(case, export):
     exact(export, CrossAttention(**CROSS[case]), cross_inputs(4, 5, CROSS[case].get("kdim", 16)))
 
@@ -120,16 +124,26 @@ BLOCKS: Mapping[str, Mapping[str, Any]] = {
 }
 
 
+@pytest.mark.slow
 @EXPORTS
 @pytest.mark.parametrize("case", BLOCKS)
 def test_a_block_of_an_llm(case, export):
     exact(export, Block(**BLOCKS[case]), (torch.randn(3, 6, 16),))
 
 
-@pytest.mark.parametrize("case", BLOCKS)
+@pytest.mark.parametrize(
+    "case", ["all slots", *(pytest.param(case, marks=pytest.mark.slow) for case in BLOCKS if case != "all slots")]
+)
 def test_a_block_of_an_llm_of_any_length(case):
     x, longer = torch.randn(3, 6, 16), torch.randn(3, 11, 16)
     exact(export_onnx_qcdq, Block(**BLOCKS[case]), (x,), (longer,), dynamic_shapes=({1: TOKENS},))
+
+
+def test_tokens_into_a_linear_layer_beside_weights_of_4_bits():
+    """Types of 4 bits ask for an opset in which onnxruntime loads no reshaped integers of 8 bits."""
+    first = qnn.QuantLinear(16, 32, input_quant=Int8Act, bias_quant=Int32Bias)
+    model = nn.Sequential(first, nn.LayerNorm(32), qnn.QuantLinear(32, 16, weight_bit_width=4))
+    exact(export_onnx_qdq, model, (torch.randn(3, 6, 16),))
 
 
 class Coder(nn.Module):
