@@ -84,7 +84,7 @@ class Elman(Kernel):
         return [
             product(flow, w_ih.t()) if needed[0] else None,
             weight_grad(flow, x).contiguous() if needed[1] else None,
-            order.recurrent_grad(flow, out, h) if needed[2] else None,
+            order.recurrent_grad(flow, out, h).contiguous() if needed[2] else None,
             d_bias if needed[3] else None,
             d_bias if needed[4] else None,
             first if needed[5] else None,

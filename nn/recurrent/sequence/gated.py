@@ -137,7 +137,7 @@ class Gated(Kernel):
         return [
             d_x,
             d_w,
-            order.recurrent_grad(d_parts, out, h) if needed[2] else None,
+            order.recurrent_grad(d_parts, out, h).contiguous() if needed[2] else None,
             torch.cat([sums[: 2 * width], sums[3 * width :]]) if needed[3] else None,
             sums[: 3 * width] if needed[4] else None,
             first if needed[5] else None,

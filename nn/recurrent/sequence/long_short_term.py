@@ -45,7 +45,7 @@ class LongShortTerm(Kernel):
         out, cells = x.new_empty(x.shape[0], width), x.new_empty(x.shape[0], width)
         tanh_cell, cell_raw, hidden_raw = rows(keep), rows(keep and cell is not None), rows(keep and hidden is not None)
         outs, after, scratch = order.each(out), order.each(cells), order.scratch(x, width)[0]
-        add, mul, div, tanh = torch.add, torch.mul, torch.div, torch.tanh
+        mul, div, tanh = torch.mul, torch.div, torch.tanh
         h_now, c_now = order.started(h), order.started(c)
         steps = zip(
             order.turns(),
@@ -64,7 +64,7 @@ class LongShortTerm(Kernel):
             recurrent.add_to(gates, h_now)
             three.sigmoid_()
             mul(f, c_now, out=raw_c)
-            add(raw_c, mul(i, g.tanh_(), out=memory), out=raw_c)  # not addcmul: ONNX rounds the product
+            raw_c.add_(mul(i, g.tanh_(), out=memory))  # not addcmul: ONNX rounds the product
             if cell is not None:
                 div(raw_c, cell.scale, out=c_next).round_().clamp_(cell.low, cell.high).mul_(cell.scale)
             mul(o, tanh(c_next, out=tanh_c), out=raw_h)

@@ -124,5 +124,10 @@ class Order:
             states: after every step, (rows, hidden size).
             first: before the first one.
         """
-        parts = [weight_grad(grads[at], before) for at, before in self.before(states, first)]
-        return sum(parts[1:], parts[0]).contiguous() if parts else grads.t() @ states
+        if not self.sizes:
+            return grads.t() @ states
+        (at, before), *others = self.before(states, first)
+        found = weight_grad(grads[at], before)
+        for at, before in others:
+            found.addmm_(grads[at].t(), before)
+        return found

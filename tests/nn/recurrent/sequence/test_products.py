@@ -25,6 +25,14 @@ def test_products(rows: int, dtype: torch.dtype) -> None:
     assert torch.equal(out, total)
 
 
+def test_weights_with_gaps_between_their_rows() -> None:
+    x, table = torch.randint(-8, 8, (512, 48)).float(), torch.randint(-8, 8, (64, 96)).float()
+    weight, expected = table[:, ::2], x @ table[:, ::2].contiguous().t()
+    assert torch.equal(product(x, weight), expected)
+    assert torch.equal(Product(weight, 512).of(x), expected)
+    assert torch.equal(weight_grad(torch.cat([expected, expected], 1)[:, 64:], x), expected.t() @ x)
+
+
 def test_the_other_library_can_be_switched_off() -> None:
     x, weight = torch.ones(512, 64), torch.ones(64, 64)
     assert Product(weight, 512)._packed is not None or not torch.backends.mkldnn.is_available()
