@@ -20,9 +20,9 @@ from ...qcore.tracing import loops_become
 from ..capture.caveats import silent_quantizers, unreached
 from ..capture.numbering import Counts
 from ..capture.record import Call, Recording
+from ..capture.traced_tensor import TracedQuantTensor
 from ..errors import ExportError
 from .loops import OnnxLoops
-from .traced_tensor import TracedQuantTensor
 
 __all__ = ["DOMAIN", "trace"]
 

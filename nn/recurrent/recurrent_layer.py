@@ -152,7 +152,7 @@ class RecurrentLayer(Recurrent, nn.RNNBase):
     def _given(self, hx: Any, x: Tensor, layout: Layout) -> Tensors:
         """The states to begin with, (layers * directions, B, H) each."""
         states = tuple(values_of(each) for each in self._pair(hx))
-        for slot, state in zip(self.step.states, states, strict=True):
+        for slot, state in zip(self._kind.states, states, strict=True):
             expected = (self._runs(), layout.batch_of(x), self._width(slot))
             expected = expected if layout.batched else expected[::2]
             if state.shape != expected:
@@ -172,7 +172,7 @@ class RecurrentLayer(Recurrent, nn.RNNBase):
         return self.proj_size or self.hidden_size
 
     def _zeros(self, x: Tensor, *size: int) -> Tensors:
-        return tuple(x.new_zeros((*size, self._width(slot))) for slot in self.step.states)
+        return tuple(x.new_zeros((*size, self._width(slot))) for slot in self._kind.states)
 
     # Torch's kernels
 
@@ -261,7 +261,7 @@ class RecurrentLayer(Recurrent, nn.RNNBase):
         """
         held, wide = run.weight.dtype, _wide(run.weight.dtype)
         step = self._step(sites)
-        cast = torch.is_autocast_enabled(x.device.type)
+        cast = not x.is_meta and torch.is_autocast_enabled(x.device.type)
         with torch.autocast(x.device.type, enabled=False) if cast else nullcontext():
             bias = None if run.bias is None else run.bias.to(wide)
             projected = F.linear(x.to(wide), run.weight.to(wide), bias)
@@ -278,7 +278,7 @@ class RecurrentLayer(Recurrent, nn.RNNBase):
 
     def _has_sequence(self, inside: Quantizers) -> bool:
         """Whether a sequence function computes what this layer does, if its grids are settled."""
-        plain = set(inside) <= set(self.step.states) and not self.proj_size
+        plain = set(inside) <= set(self._kind.states) and not self.proj_size
         return plain and not exporting() and loop_operators() is None
 
     def _at_once(

@@ -176,10 +176,6 @@ BASES = {"ActivationLayer", "QuantLayer", "WeightLayer"}  # they compute nothing
 
 
 def public_layers() -> dict[str, type[qnn.QuantLayer]]:
-    """The layers of `bitwright.nn` by name."""
-    found = {name: getattr(qnn, name) for name in qnn.__all__ if name not in BASES}
-    classes = {name: each for name, each in found.items() if isinstance(each, type) and each.__name__ == name}  # once
-    return {name: each for name, each in classes.items() if issubclass(each, qnn.QuantLayer)}
     """The layers of `bitwright.nn` by name, those with several names once."""
     found = [getattr(qnn, name) for name in qnn.__all__ if name not in BASES]
     return {each.__name__: each for each in found if isinstance(each, type) and issubclass(each, qnn.QuantLayer)}

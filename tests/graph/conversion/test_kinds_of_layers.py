@@ -303,6 +303,8 @@ def test_passes_leave_them_alone():
     calibrate(q, [TOKENS], progress=False)
     report = correct_biases(q, [TOKENS, TOKENS.flip(0)], model)
     assert report.sqnr_after >= report.sqnr_before
+    assert report["decoder.self_attn"].reason == "is neither a linear layer nor a convolution"
+    assert "decoder.self_attn.out_proj" not in [entry.path for entry in report]
 
 
 # The self-check
