@@ -7,12 +7,13 @@ from .errors import ExportError
 from .integer.accumulators import AccumulatorReport, AccumulatorRow, accumulator_report
 from .integer.extraction import integers
 from .integer.float_modules import FloatModule
-from .integer.layers import LayerIntegers
+from .integer.layers import LayerIntegers, LayerProduct
 from .integer.model import Integers
 from .integer.operators.exporter import export_onnx_integer
 from .integer.packing import pack_integers, unpack_integers
 from .integer.reference.comparison import IntegerComparison, compare_integers
 from .integer.reference.entry import run_integers
+from .integer.reference.journal import ProductSums
 from .integer.reference.run import IntegerRun
 from .integer.requantize import ByMultiplier, ByScale, ByShift
 from .integer.sums import AccumulatorRange
@@ -35,6 +36,8 @@ __all__ = [
     "IntegerRun",
     "Integers",
     "LayerIntegers",
+    "LayerProduct",
+    "ProductSums",
     "QuantizedTensor",
     "VerificationReport",
     "VerificationRow",

@@ -35,8 +35,8 @@ class OwnParameter:
         >>> attention(x, x, x)
         Traceback (most recent call last):
         bitwright.qcore.errors.QuantizerError: out_proj: MultiheadAttention reads the weight of this layer and never \
-calls it, so its quantizers would do nothing. Put an nn.Linear there, or call QuantLinear layers around \
-F.scaled_dot_product_attention.
+calls it, so its quantizers would do nothing. Put an nn.Linear there, and a \
+QuantMultiheadAttention in the place of the MultiheadAttention.
     """
 
     name: str
@@ -78,7 +78,7 @@ def _read_by(caller: FrameType, layer: nn.Module, parameter: Tensor) -> Tensor:
     torchs = next(base.__name__ for base in type(layer).__mro__ if base.__module__.startswith("torch.nn."))
     remedy = f"Put an nn.{torchs} there"
     if isinstance(reader, nn.MultiheadAttention):
-        remedy += ", or call QuantLinear layers around F.scaled_dot_product_attention"
+        remedy += f", and a QuantMultiheadAttention in the place of the {type(reader).__name__}"
     raise QuantizerError(
         f"{path_of(layer)}: {type(reader).__name__} reads the weight of this layer and never calls it, so its "
         f"quantizers would do nothing. {remedy}."

@@ -145,7 +145,8 @@ def split_overrides(
 def _prefix_of(layer: nn.Module, slots: Mapping[Slot, object], keyword: str, item: object) -> str:
     names = {name for slot in slots if slot.prefix is None for name in slot.names}
     fitting = [name for name in names if keyword.startswith(f"{name}_")]
-    if not fitting:
+    no_setting = keyword.endswith("_quant") and not keyword.endswith(f"_{ROOT}")  # such as cell_state_quant
+    if not fitting or no_setting:
         raise QuantizerError(_misplaced(layer, slots, keyword, item))
     return max(fitting, key=len)  # weight_ih before weight
 

@@ -75,7 +75,7 @@ def number(tensor: Tensor) -> float | None:
         return None
 
 
-# Loops over time: who numbers what happens in a forward counts the steps of a loop as one; exporters make them operators
+# Loops over time: whoever numbers calls counts those of all steps as one, and exporters make operators of loops
 
 
 class LoopStep(NamedTuple):

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ..errors import ExportError, with_causes
 from .extraction import integers_for
 from .float_modules import OF_WEIGHTS
-from .layers import LayerIntegers, Product
+from .layers import LayerIntegers, LayerProduct
 from .reference.entry import run_integers
 from .reference.run import IntegerRun
 from .sums import AccumulatorRange, products_of, worst_sums
@@ -171,11 +171,12 @@ def _rows(layer: LayerIntegers, run: IntegerRun, in_floats: set[str]) -> Iterato
         if not products and path not in in_floats:
             continue  # a table, whose rows are looked up
         summed = run.products.get(grid.name)
-        actual = run.sums.get(layer.name) if alone else None if summed is None else summed.range
-        yield AccumulatorRow(layer.name if alone else f"{layer.name}.{slot}", _worst(layer, products), actual)
+        actual = run.sums.get(layer.name) if alone and products else None if summed is None else summed.range
+        name = layer.name if alone else f"{layer.name}.{slot}".removeprefix(".")
+        yield AccumulatorRow(name, _worst(layer, products), actual)
 
 
-def _worst(layer: LayerIntegers, products: list[Product]) -> AccumulatorRange | None:
+def _worst(layer: LayerIntegers, products: list[LayerProduct]) -> AccumulatorRange | None:
     """The range of all products with one weight; None where that of one is unknown."""
     found = [worst_sums(layer, each) for each in products]
     known = [each for each in found if each is not None]

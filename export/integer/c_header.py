@@ -28,7 +28,7 @@ from ...qcore.formats.integers import storage_dtype
 from ..capture.grid import Entering, IntegerGrid, QuantizedTensor
 from ..errors import ExportError, with_causes
 from .float_modules import remedy
-from .layers import LayerIntegers, LayerTable, Product
+from .layers import LayerIntegers, LayerProduct, LayerTable
 from .requantize import ByScale, multiplier_and_shift
 from .sums import on_products, products_of, worst_sums
 
@@ -189,7 +189,7 @@ def _is_matrix(slot: str, part: QuantizedTensor) -> bool:
 
 
 def _sums(
-    prefix: str, layer: LayerIntegers, slot: str, product: Product | None, float_bias: bool, number: str
+    prefix: str, layer: LayerIntegers, slot: str, product: LayerProduct | None, float_bias: bool, number: str
 ) -> Iterable[str]:
     """The function from integers to sums of products and bias, or a word on why there is none.
 
@@ -279,7 +279,7 @@ def _slot_of(layer: LayerIntegers, grid: IntegerGrid) -> str:
     return next((slot for slot, each in layer.quantizers.items() if each.grid.name == grid.name), "input")
 
 
-def _without_sums(layer: LayerIntegers, slot: str, product: Product | None, float_bias: bool) -> str | None:
+def _without_sums(layer: LayerIntegers, slot: str, product: LayerProduct | None, float_bias: bool) -> str | None:
     weight = layer.quantizers[slot]
     known = layer.kind in _WITH_SUMS or (product is not None and slot != "weight")
     if weight.codes is None or not (known or (slot != "weight" and weight.codes.ndim == 2)):

@@ -14,9 +14,9 @@ from ..capture.grid import IntegerGrid, QuantizedTensor
 from ..capture.model_state import evaluating, unchanged
 from ..capture.record import Call, Recording, record
 from ..errors import ExportError, with_causes
-from .layers import LayerIntegers, Product
+from .layers import LayerIntegers, LayerProduct
 from .model import Integers
-from .reference.journal import Summed
+from .reference.journal import ProductSums
 from .reference.run import run_lowered
 from .sums import worst_sums
 
@@ -120,14 +120,13 @@ def _alike(one: QuantizedTensor, other: QuantizedTensor) -> bool:
     return one == replace(other, grid=replace(other.grid, name=one.grid.name))
 
 
-def _products(slots: Mapping[str, str], summed: Mapping[str, Summed]) -> Iterator[Product]:
+def _products(slots: Mapping[str, str], summed: Mapping[str, ProductSums]) -> Iterator[LayerProduct]:
     """What a layer sums, by its slots; with each of the grids that a parameter is multiplied with."""
     for name, slot in slots.items():
         if name in summed:
             bias = summed[name].bias
-            yield from (
-                Product(slot, None if bias is None else slots.get(bias), each) for each in summed[name].grids.values()
-            )
+            for grid in summed[name].grids.values():
+                yield LayerProduct(slot, None if bias is None else slots.get(bias), grid)
 
 
 def _problem(call: Call) -> str | None:

@@ -31,7 +31,7 @@ from ..capture.grid import Entering, IntegerGrid, QuantizedTensor
 from ..errors import ExportError
 from ..optional import required
 from .float_modules import FloatModule
-from .layers import LayerIntegers, LayerTable, Product
+from .layers import LayerIntegers, LayerProduct, LayerTable
 from .packing import pack_integers, unpack_integers
 
 __all__ = ["load", "save_npz", "save_safetensors"]
@@ -164,7 +164,7 @@ def _put_together(
         slots = {slot: parts[name] for slot, name in each["quantizers"].items()}
         entering, leaving = (None if each[end] is None else grids[each[end]] for end in ("input", "output"))
         products = tuple(
-            Product(one["weight"], one["bias"], grids[one["input"]]) for one in each.get("products", [])
+            LayerProduct(one["weight"], one["bias"], grids[one["input"]]) for one in each.get("products", [])
         )  # files of version 0.1 have none
         plain = (each["name"], each["kind"], slots, entering, leaving, each["settings"])
         layers[each["name"]] = LayerIntegers(*plain, products)

@@ -30,7 +30,7 @@ class FloatModule:
 
 
 _LAYERS = {"Linear", "Conv1d", "Conv2d", "Conv3d", "ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d"}
-OF_WEIGHTS = {"mm", "addmm", "bmm", "convolution", "linear", "matmul"}
+OF_WEIGHTS = {"mm", "addmm", "bmm", "convolution", "linear", "matmul", "mkldnn_rnn_layer"}
 
 
 def remedy(module: FloatModule) -> str:

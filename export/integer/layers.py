@@ -7,11 +7,11 @@ from ...qcore.aliases import Keywords
 from ..capture.grid import IntegerGrid, QuantizedTensor
 from .float_modules import FloatModule
 
-__all__ = ["LayerIntegers", "LayerTable", "Product"]
+__all__ = ["LayerIntegers", "LayerProduct", "LayerTable"]
 
 
 @dataclass(frozen=True)
-class Product:
+class LayerProduct:
     """A parameter that a layer multiplies integers with, and sums.
 
     Attributes:
@@ -22,7 +22,7 @@ class Product:
     Example:
         >>> import torch
         >>> grid = IntegerGrid("input_quant", torch.tensor(0.5), torch.tensor(0), 8, True)
-        >>> Product("weight_ih_l0", None, grid).weight
+        >>> LayerProduct("weight_ih_l0", None, grid).weight
         'weight_ih_l0'
     """
 
@@ -61,7 +61,7 @@ class LayerIntegers:
     input: IntegerGrid | None = None
     output: IntegerGrid | None = None
     settings: Keywords = field(default_factory=dict)
-    products: tuple[Product, ...] = ()
+    products: tuple[LayerProduct, ...] = ()
 
     @property
     def weight(self) -> QuantizedTensor | None:

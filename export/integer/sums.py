@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .layers import LayerIntegers, Product
+from .layers import LayerIntegers, LayerProduct
 
 __all__ = ["AccumulatorRange", "on_products", "products_of", "signed_bits", "worst_sums"]
 
@@ -42,7 +42,7 @@ def signed_bits(low: int, high: int) -> int:
     return max(high.bit_length() if high > 0 else 0, (-low - 1).bit_length() if low < 0 else 0) + 1
 
 
-def products_of(layer: LayerIntegers) -> tuple[Product, ...]:
+def products_of(layer: LayerIntegers) -> tuple[LayerProduct, ...]:
     """The products with parameters that a layer sums, as far as their input has a grid.
 
     Example:
@@ -52,10 +52,10 @@ def products_of(layer: LayerIntegers) -> tuple[Product, ...]:
     weight = layer.weight
     if layer.products or weight is None or weight.codes is None or weight.codes.ndim < 2 or layer.input is None:
         return layer.products
-    return (Product("weight", None if layer.bias is None else "bias", layer.input),)  # of a file of version 0.1
+    return (LayerProduct("weight", None if layer.bias is None else "bias", layer.input),)  # of a file of version 0.1
 
 
-def worst_sums(layer: LayerIntegers, product: Product | None = None) -> AccumulatorRange | None:
+def worst_sums(layer: LayerIntegers, product: LayerProduct | None = None) -> AccumulatorRange | None:
     """The smallest and largest sum of products and bias that a layer can reach, for each output channel.
 
     Args:
@@ -87,7 +87,7 @@ def worst_sums(layer: LayerIntegers, product: Product | None = None) -> Accumula
     return AccumulatorRange(smallest, largest)
 
 
-def on_products(layer: LayerIntegers, product: Product) -> bool:
+def on_products(layer: LayerIntegers, product: LayerProduct) -> bool:
     """Whether the bias is on the scale of the products, and so added to them."""
     if product.bias is None:
         return False

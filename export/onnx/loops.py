@@ -1,7 +1,7 @@
 """Loops over time as operators of ONNX: Scan, and LSTM, GRU and RNN where no step quantizes anything."""
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -70,7 +70,7 @@ def _node(kind: _Kind, x: Tensor, states: Tensors, cells: Sequence[Sequence[Tens
     directions, batch, size = states[0].shape
     weights = [torch.stack([_ordered(cell[at], kind) for cell in cells]) for at in (0, 1)]
     biases = [torch.cat([_ordered(each, kind) for each in cell[2:]]) for cell in cells if len(cell) > 2]
-    settings: dict[str, int | str | list[str]] = {
+    settings: dict[str, Any] = {
         "hidden_size": int(size),
         "direction": "forward" if directions == 1 else "bidirectional",
         **dict(kind.settings),

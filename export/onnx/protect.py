@@ -12,7 +12,8 @@ Some of its passes change results, or fail (onnxruntime 1.32, CPU, all optimizat
 - Around 2- and 4-bit activations, integer kernels are chosen that do not exist (MaxPool, Reshape, ...), and a Relu in
   front of one is dropped although the zero point is not the smallest integer.
 - Integer kernels are chosen for activations with several scales, and fail.
-- From opset 21 on, the load fails where a signed 8-bit activation goes through MaxPool, Reshape, Transpose, ...
+- From opset 21 on, the load fails where a signed 8-bit activation goes through MaxPool, Reshape, Transpose, ..., also
+  where it is such a Reshape that a MatMul and the bias after it become a Gemm by.
 
 Two forms are left alone by all of them: a bias that is subtracted, negated; and a Sum of one input, a fence.
 """
@@ -91,6 +92,10 @@ class Guard(Editor):
         """Whether integers have fewer than 8 bits."""
         return codes.dtype is not None and codes.dtype.bitwidth < 8
 
+    def moves_badly(self, codes: Any) -> bool:
+        """Whether the load fails where the optimizer moves these integers through an operator."""
+        return self.model.opset_imports[""] >= 21 and codes.dtype == self.ir.DataType.INT8
+
     def per_channel(self, node: Any) -> bool:
         """Whether a quantization has several scales."""
         scale = node.inputs[1].shape
@@ -148,6 +153,8 @@ def _matmul(guard: Guard, node: Any) -> None:
             operands, result = [node.outputs[0], negated], addition.outputs[0]
             after = guard.add(addition, "Sub", operands, f"{result.name}.after", like=result, called=addition.name)
             guard.replace(addition, after, renamed=True)
+        elif matches and inputs is not None and guard.moves_badly(inputs.inputs[0]) and len(node.inputs[0].shape) != 2:
+            guard.fence(node, 0)
     direct = node.inputs[0].producer() is inputs
     eight = all(each is not None and each.inputs[0].dtype in _eight_bits(guard) for each in (inputs, weights))
     if not (direct and eight):
@@ -168,11 +175,7 @@ def _dequantize(guard: Guard, node: Any) -> None:
     if _is_constant(codes):
         return
     moved = any(user.op_type in _MOVEMENT for user, _ in value.uses())
-    if (
-        guard.narrow(codes)
-        or guard.per_channel(node)
-        or (moved and guard.model.opset_imports[""] >= 21 and codes.dtype == guard.ir.DataType.INT8)
-    ):
+    if guard.narrow(codes) or guard.per_channel(node) or (moved and guard.moves_badly(codes)):
         guard.fence_uses(value)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.export import Dim
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 from ...nn.contexts.intercepting import intercepted
@@ -19,9 +20,9 @@ from ...qcore.tracing import loops_become
 from ..capture.caveats import silent_quantizers, unreached
 from ..capture.numbering import Counts
 from ..capture.record import Call, Recording
+from ..capture.traced_tensor import TracedQuantTensor
 from ..errors import ExportError
 from .loops import OnnxLoops
-from .traced_tensor import TracedQuantTensor
 
 __all__ = ["DOMAIN", "trace"]
 
@@ -76,7 +77,7 @@ def _dense(each: object) -> object:
 
 
 def _spelled_out(module: nn.Module, shapes: Any, args: tuple[object, ...], options: Keywords) -> Any:
-    """Dynamic shapes with ``{}`` for None of a tensor in a tuple: torch.onnx takes ``(None, None)`` for two dimensions."""
+    """Dynamic shapes with ``{}`` in place of None: torch.onnx takes ``(None, None)`` for dimensions of one tensor."""
     try:
         given = inspect.signature(module.forward).bind(*args, **(options.get("kwargs") or {})).arguments
     except TypeError:
@@ -90,6 +91,40 @@ def _spelled(shapes: Any, given: object) -> Any:
     if isinstance(shapes, tuple | list) and isinstance(given, tuple | list) and len(shapes) == len(given):
         return type(shapes)(_spelled(*pair) for pair in zip(shapes, given, strict=True))
     return {} if shapes is None and isinstance(given, Tensor) else shapes
+
+
+def _check_open(
+    module: nn.Module, program: torch.onnx.ONNXProgram | None, args: tuple[object, ...], options: Keywords
+) -> None:
+    """Refuse a file that fixes a size which was to stay open: torch narrows dynamic shapes without a word."""
+    shapes = options.get("dynamic_shapes")
+    if program is None or not shapes:
+        return
+    given = inspect.signature(module.forward).bind(*args, **(options.get("kwargs") or {})).arguments
+    named = shapes if isinstance(shapes, Mapping) else dict(zip(given, shapes, strict=False))
+    asked = [each for name, tree in given.items() for each in _open(named.get(name), tree)]
+    inputs = program.model.graph.inputs
+    for wanted, value in zip(asked, inputs, strict=True) if len(asked) == len(inputs) else ():
+        for dim in wanted:
+            size = None if value.shape is None else value.shape[dim]
+            if isinstance(size, int):
+                raise ExportError(
+                    f"dynamic_shapes leaves dimension {dim} of {value.name} open, and torch.export fixed it at {size}: "
+                    "something in the model works for that size alone, as torch's own nn.LSTM, nn.GRU and nn.RNN do "
+                    "for the number of steps (qnn.QuantLSTM and its kin do not). Replace that, leave the dimension "
+                    f"out, or name it by a string, {{{dim}: 'size'}}, with which torch tries more."
+                )
+
+
+def _open(shapes: Any, given: object) -> list[list[int]]:
+    """For each tensor of an argument the dimensions that are to stay open."""
+    if isinstance(given, tuple | list):
+        parts = shapes if isinstance(shapes, tuple | list) and len(shapes) == len(given) else [None] * len(given)
+        return [each for pair in zip(parts, given, strict=True) for each in _open(*pair)]
+    if not isinstance(given, Tensor):
+        return []
+    items = shapes.items() if isinstance(shapes, Mapping) else enumerate(shapes or ())
+    return [[dim for dim, size in items if isinstance(size, str | Dim) or size == Dim.DYNAMIC]]
 
 
 def _root(error: BaseException) -> BaseException:
@@ -187,6 +222,7 @@ def _traced(
             "the forward take the same path both times (no branch on torch.compiler.is_exporting())."
         )
     assert program is not None  # it is for dynamo=False only
+    _check_open(module, program, args, options)
     for output, name in zip(program.model.graph.outputs, options.get("output_names") or (), strict=False):
         output.name = name  # up to torch 2.10, two outputs of one value got their own names only after these were given
     return program

@@ -180,7 +180,7 @@ def _share_ties(model: nn.Module) -> None:
     try:
         share_ties(model)
     except QuantizerError as error:
-        raise GraphError(f"quantize: {error} In rules, give both layers the same weight_quant.") from None
+        raise GraphError(f"quantize: {error}") from None
 
 
 def _around(model: nn.Module, path: str) -> list[nn.Module]:

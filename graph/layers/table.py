@@ -5,9 +5,10 @@ from functools import cache
 from typing import Any
 
 from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from ... import nn as qnn
-from ...nn import QuantLayer, Slot, WeightLayer
+from ...nn import ActivationLayer, QuantLayer, Slot, WeightLayer
 
 __all__ = [
     "compositions",
@@ -104,8 +105,8 @@ def multiplies(layer: type[QuantLayer]) -> bool:
         (True, False, False)
     """
     base = torch_layer(layer)
-    is_norm = base is not None and issubclass(base, nn.modules.batchnorm._NormBase)
-    return has_weights(layer) and getattr(layer, "sums_products", True) and not is_norm
+    scales = issubclass(layer, ActivationLayer) or (base is not None and issubclass(base, _NormBase))
+    return has_weights(layer) and getattr(layer, "sums_products", True) and not scales
 
 
 def output_slot(layer: type[QuantLayer]) -> str | None:
@@ -123,8 +124,8 @@ def takes_on_grid(layer: type[QuantLayer]) -> bool:
     """Whether a layer with weights has a quantizer for what it takes, and not several for what flows through its parts.
 
     Example:
-        >>> takes_on_grid(qnn.QuantLinear), takes_on_grid(qnn.QuantTransformerEncoderLayer), takes_on_grid(qnn.QuantReLU)
-        (True, False, False)
+        >>> takes_on_grid(qnn.QuantLinear), takes_on_grid(qnn.QuantTransformerEncoderLayer)
+        (True, False)
     """
     return has_weights(layer) and not hasattr(layer, "parts") and any(slot.name == "input" for slot in layer.slots)
 

@@ -12,9 +12,11 @@ from torch.nn.modules.conv import _ConvNd
 from ...nn.contexts.freezing import frozen
 from ...nn.contexts.intercepting import quantizers_of
 from ...nn.contexts.switching import unquantized
+from ...nn.layer import QuantLayer
 from ...nn.weight_layer import WeightLayer
 from ...qcore.models import require_model
 from ..errors import GraphError
+from ..layers.table import has_weights
 from ..measuring.batches import batches_of
 from ..measuring.channel_means import ChannelMeans
 from ..measuring.evaluation import evaluating, numbers_in, observed
@@ -159,7 +161,10 @@ def correct_biases(
 
 def _candidates(model: nn.Module, add_biases: bool) -> tuple[dict[str, WeightLayer], dict[str, str]]:
     """The layers whose bias can be corrected, and why others can't; by path."""
-    found = {path: each for path, each in model.named_modules() if isinstance(each, WeightLayer)}
+    projections = {each.out_proj for each in model.modules() if isinstance(each, nn.MultiheadAttention)}
+    named = [(path, each) for path, each in model.named_modules() if each not in projections]  # floats never call them
+    found = {path: each for path, each in named if isinstance(each, WeightLayer)}
+    weighted = [path for path, each in named if isinstance(each, QuantLayer) and has_weights(type(each))]
     if not found:
         raise GraphError(
             f"correct_biases: this {type(model).__name__} has no quantized linear layer or convolution. Quantize it "
@@ -169,7 +174,7 @@ def _candidates(model: nn.Module, add_biases: bool) -> tuple[dict[str, WeightLay
     for path, module in model.named_modules():
         for each in module._parameters.values():
             owners.setdefault(id(each), []).append(path)
-    skipped = {}
+    skipped = {path: "is neither a linear layer nor a convolution" for path in weighted if path not in found}
     for path, layer in found.items():
         others = [each for each in owners.get(id(layer._parameters.get("bias")), []) if each != path]
         why = _unsuited(layer, add_biases)

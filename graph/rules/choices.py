@@ -266,7 +266,7 @@ def has_place(layer: type[QuantLayer], keyword: str, module: nn.Module, known: C
     slots = slots_for(layer, module)
     name = name_in(slots, keyword)
     if name is None:  # a setting without a prefix, or of a part of the layer
-        return True
+        return meant.prefix == "" or any(keyword.startswith(f"{part}_") for part in getattr(layer, "parts", ()))
     if any(len(each) > len(name) and keyword.startswith(f"{each}_") for each in known):
         return False
     parameters = [slot.parameter for slot in slots if name in slot.names]

@@ -72,6 +72,8 @@ def floor_of(
     """
     if inputs is None or bias is None or not isinstance(follower, BiasQuant):
         return ()
+    if inputs.scale.numel() not in (1, bias.numel()):  # refused by the bias's quantizer
+        return ()
     if not isinstance(quant, IntQuant) or type(quant)._quantize is not IntQuant._quantize:
         return ()
     floor = follower.floor(bias, inputs, not quant.granularity.single)

@@ -305,8 +305,8 @@ class QuantMultiheadAttention(Composite, AttentionLayer, nn.MultiheadAttention):
         weights, bias = self._take_projections(grids, inputs)
         if len(weights) == 1 and query is key and key is value:
             return F.linear(query, weights[0], bias).chunk(3, -1)
-        weights = weights[0].chunk(3) if len(weights) == 1 else weights
-        biases = (None, None, None) if bias is None else bias.chunk(3)
+        weights = self._thirds(weights[0]) if len(weights) == 1 else weights
+        biases = (None, None, None) if bias is None else self._thirds(bias)
         return [F.linear(*each) for each in zip(tensors, weights, biases, strict=True)]
 
     def _take_projections(
@@ -315,7 +315,7 @@ class QuantMultiheadAttention(Composite, AttentionLayer, nn.MultiheadAttention):
         """The quantized matrices and bias; for the grid of each input, and that of all three."""
         bias, follower = self.in_proj_bias, self._follower()
         packed = len(self._matrices()) == 1
-        parts = (None, None, None) if bias is None else (bias,) if packed else bias.chunk(3)
+        parts = (None, None, None) if bias is None else (bias,) if packed else self._thirds(bias)
         values: list[Tensor] = []
         weights: list[Grid | None] = []
         for name, grid, part in zip(self._matrices(), [inputs] if packed else grids, parts, strict=False):
@@ -328,6 +328,10 @@ class QuantMultiheadAttention(Composite, AttentionLayer, nn.MultiheadAttention):
             return values, bias
         context = () if follower is None else products(inputs, weights, self.embed_dim)
         return values, self._take("in_proj_bias", self.in_proj_bias_quant, context, inputs)[0]
+
+    def _thirds(self, x: Tensor) -> list[Tensor]:
+        """For query, key and value; by slices, which an exporter folds."""
+        return [x[start : start + self.embed_dim] for start in range(0, 3 * self.embed_dim, self.embed_dim)]
 
     def _with_more_keys(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, int]:
         """Keys and values with those that ``add_bias_kv`` and ``add_zero_attn`` add, and how many these are."""

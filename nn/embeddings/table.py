@@ -41,6 +41,11 @@ class TableLayer(WeightLayer):
                 f"{Described(self)}: sparse=True asks for a gradient of the rows that were looked up alone, and "
                 "quantizers make a dense one. Write sparse=False, or weight_quant=None."
             )
+        if self.max_norm is not None and self.weight_quant is not None and hasattr(type(self), "_standing_in"):
+            raise QuantizerError(  # its own forward, which looks up rows in the quantized table, applies it to these
+                f"{Described(self)}: max_norm={self.max_norm} would change rows of the quantized table, as this layer "
+                "has a forward of its own. Renormalize the whole table first, and set max_norm = None."
+            )
         super()._check_slots()
 
     def _check_output_grid(self) -> None:
@@ -73,7 +78,7 @@ class TableLayer(WeightLayer):
             )
         if self.output_quant is not None:
             out, grid = self.output_quant.quantize(out)
-        elif not self.return_quant_tensor or self._intercepted():
+        elif not self.return_quant_tensor or (grid is None and self._intercepted()):
             return out
         else:
             self._check_output_grid()  # the flag may have been set since the layer was built

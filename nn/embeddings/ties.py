@@ -62,7 +62,8 @@ Share the quantizer, too: model.head.weight_quant = model.embed.weight_quant.
     """
     for first, other in _pairs(model):
         if not _alike(first.quant, other.quant) or _holds_state(first.quant):
-            raise QuantizerError(_differ(first, other))
+            shared = f"{_written(other)} = {_written(first)}"
+            raise QuantizerError(f"{_differ(first, other)} Share the quantizer, too: {shared}.")
 
 
 def share_ties(model: nn.Module) -> None:
@@ -84,7 +85,7 @@ def share_ties(model: nn.Module) -> None:
     """
     for first, other in _pairs(model):
         if not _alike(first.quant, other.quant):
-            raise QuantizerError(_differ(first, other))
+            raise QuantizerError(f"{_differ(first, other)} Give both the same {first.slot}_quant.")
         if _holds_state(first.quant):
             setattr(other.layer, f"{other.slot}_quant", first.quant)
 
@@ -117,8 +118,7 @@ def _holds_state(quant: TensorQuant) -> bool:
 def _differ(first: Tied, other: Tied) -> str:
     return (
         f"{first.path or 'the model'} and {other.path or 'the model'} share one weight, and quantize it in two ways: "
-        f"{first.attribute} is {first.quant.scheme()}, {other.attribute} is {other.quant.scheme()}. Share the "
-        f"quantizer, too: {_written(other)} = {_written(first)}."
+        f"{first.attribute} is {first.quant.scheme()}, {other.attribute} is {other.quant.scheme()}."
     )
 
 

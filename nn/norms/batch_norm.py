@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.types import Device
 
-from ...qcore import Grid, QuantizerError, TensorQuant, path_of
+from ...qcore import QuantizerError, path_of
 from ...quantizers import Int8WeightPerTensor
 from ..slots import Described, QuantizerLike, Slot, checked_flag
 from .scale_bias import ChannelLayer, scale_and_bias
@@ -108,32 +108,18 @@ class _BatchNormLayer(ChannelLayer):
             out = _BatchNorm.forward(self, values)  # type: ignore[arg-type]
             return self._leave(out, inputs, None, None, None)
         mean, var = self.running_mean, self.running_var
-        of_batch = self.training or mean is None or var is None
-        if of_batch:
+        if self.training or mean is None or var is None:
             mean, var = self._statistics(values)
-        assert mean is not None
-        assert var is not None
-        factor, offset = self._factors(mean, var)
-        weight, weights = self._moved("weight", factor, inputs, of_batch, lambda: self._weights_told(inputs, offset))
-        bias, biases = self._moved("bias", offset, inputs, of_batch, lambda: self._bias_told(inputs, weights))
+        # Nothing is kept in a frozen model: there are few numbers, and they follow from what is no parameter.
+        weight, bias = self._factors(mean, var)
+        weights = biases = None
+        if self.weight_quant is not None:
+            told = self._weight_context(self.weight_quant, inputs, bias)
+            weight, weights = self.weight_quant.quantize(weight, *told)
+        if self.bias_quant is not None:
+            told = self._per_output(inputs, weights) if self.bias_quant.follows_input else ()
+            bias, biases = self.bias_quant.quantize(bias, *told)
         return self._leave(self._compute(values, weight, bias), inputs, weights, bias, biases)
-
-    def _moved(
-        self, slot: str, tensor: Tensor, inputs: Grid | None, of_batch: bool, context: Callable[[], tuple[object, ...]]
-    ) -> tuple[Tensor, Grid | None]:
-        """Factors or offsets quantized; those of a batch are kept for no other forward."""
-        quant: TensorQuant | None = getattr(self, f"{slot}_quant")
-        if quant is None:
-            return tensor, None
-        return quant.quantize(tensor, *context()) if of_batch else self._take(slot, quant, context(), inputs)
-
-    def _weights_told(self, inputs: Grid | None, offset: Tensor) -> tuple[object, ...]:
-        assert self.weight_quant is not None
-        return self._weight_context(self.weight_quant, inputs, offset)
-
-    def _bias_told(self, inputs: Grid | None, weights: Grid | None) -> tuple[object, ...]:
-        assert self.bias_quant is not None
-        return self._per_output(inputs, weights) if self.bias_quant.follows_input else ()
 
     def _statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and variance of a batch; in training the running ones move towards them, as torch's do."""

@@ -44,11 +44,10 @@ class Recurrent(QuantLayer):
     """What quantized recurrent layers and cells share: slots for each matrix and for the inside of a step.
 
     Attributes:
-        step: what one step computes.
         return_quant_tensor: whether the output carries its grid.
     """
 
-    step: ClassVar[type[RecurrentStep]]
+    _kind: ClassVar[type[RecurrentStep]]
     bias: bool
     hidden_size: int
     return_quant_tensor: bool
@@ -92,11 +91,11 @@ class Recurrent(QuantLayer):
 
     def _sites(self) -> tuple[str, ...]:
         """The slots inside of a step."""
-        return self.step.slots
+        return self._kind.slots
 
     def _step(self, sites: Sites) -> RecurrentStep:
         """What a step computes, with something at its sites."""
-        return self.step(sites, self.bias)
+        return self._kind(sites, self.bias)
 
     def _inside(self, suffix: str) -> Quantizers:
         """The quantizers inside of a step, by the names of the sites."""
@@ -269,7 +268,7 @@ class Recurrent(QuantLayer):
 
     def _pair(self, hx: Any) -> Sequence[Tensor]:
         """The states that a caller gave, as many as there are."""
-        if len(self.step.states) == 1:
+        if len(self._kind.states) == 1:
             return (hx,)
         if isinstance(hx, Tensor) or len(hx) != 2:
             raise ValueError(f"{path_of(self)}: hx is a pair of states, (h, c).")
@@ -277,7 +276,7 @@ class Recurrent(QuantLayer):
 
     def _as_torchs(self, states: Tensors) -> Any:
         """The states as torch's layers take and return them: a pair, or one tensor."""
-        return states if len(self.step.states) > 1 else states[0]
+        return states if len(self._kind.states) > 1 else states[0]
 
     # State
 

@@ -113,7 +113,7 @@ class RecurrentCell(Recurrent):
 
     def _given(self, hx: Any, x: Tensor, batched: bool) -> Tensors:
         states = tuple(values_of(each) for each in self._pair(hx))
-        for slot, state in zip(self.step.states, states, strict=True):
+        for slot, state in zip(self._kind.states, states, strict=True):
             expected = (x.shape[0], self.hidden_size) if batched else (self.hidden_size,)
             if state.shape != expected:
                 raise RuntimeError(
@@ -123,7 +123,7 @@ class RecurrentCell(Recurrent):
         return states if batched else tuple(state.unsqueeze(0) for state in states)
 
     def _zeros(self, x: Tensor) -> Tensors:
-        return tuple(x.new_zeros(x.shape[0], self.hidden_size) for _ in self.step.states)
+        return tuple(x.new_zeros(x.shape[0], self.hidden_size) for _ in self._kind.states)
 
     def _one(self, sites: Sites, given: Tensors | None, projected: Tensor, constants: Tensors) -> Tensors:
         """The states after a step."""
@@ -167,7 +167,7 @@ class QuantLSTMCell(RecurrentCell, nn.LSTMCell):
         (tensor(0.0078), torch.Size([2, 3]))
     """
 
-    step = LSTMStep
+    _kind = LSTMStep
     stands_for = nn.LSTMCell
     slots = families([slot for slot in LSTMStep.slots if slot != "projection"], "weight_ih", "bias_ih")
 
@@ -207,7 +207,7 @@ class QuantLSTMCell(RecurrentCell, nn.LSTMCell):
         )
 
     def _sites(self) -> tuple[str, ...]:
-        return tuple(slot for slot in self.step.slots if slot != "projection")
+        return tuple(slot for slot in self._kind.slots if slot != "projection")
 
     def _kernel(self, *args: Any) -> Sequence[Tensor]:
         return _VF.lstm_cell(*args)
@@ -232,7 +232,7 @@ class QuantGRUCell(RecurrentCell, nn.GRUCell):
         tensor(0.0078)
     """
 
-    step = GRUStep
+    _kind = GRUStep
     stands_for = nn.GRUCell
     slots = families(GRUStep.slots, "weight_ih", "bias_ih")
 
@@ -287,7 +287,7 @@ class QuantRNNCell(RecurrentCell, nn.RNNCell):
         torch.Size([2, 3])
     """
 
-    step = RNNStep
+    _kind = RNNStep
     stands_for = nn.RNNCell
     slots = families(RNNStep.slots, "weight_ih", "bias_ih")
 

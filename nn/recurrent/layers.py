@@ -48,7 +48,7 @@ class QuantLSTM(RecurrentLayer):
         (torch.Size([5, 2, 3]), torch.Size([1, 2, 3]), 16)
     """
 
-    step = LSTMStep
+    _kind = LSTMStep
     stands_for = nn.LSTM
     slots = families(LSTMStep.slots, "weight_ih_l0", "bias_ih_l0")
     cell_quant = Family()
@@ -136,7 +136,7 @@ class QuantLSTM(RecurrentLayer):
         return super()._prepared(rest)
 
     def _sites(self) -> tuple[str, ...]:
-        return tuple(slot for slot in self.step.slots if slot != "projection" or self.proj_size)
+        return tuple(slot for slot in self._kind.slots if slot != "projection" or self.proj_size)
 
     def _step(self, sites: Sites) -> RecurrentStep:
         return LSTMStep(sites, self.bias, self.proj_size > 0, self.coupled_input_forget_gates)
@@ -187,7 +187,7 @@ class QuantGRU(RecurrentLayer):
         (tensor(0.0078), torch.Size([2, 5, 3]))
     """
 
-    step = GRUStep
+    _kind = GRUStep
     stands_for = nn.GRU
     slots = families(GRUStep.slots, "weight_ih_l0", "bias_ih_l0")
     sigmoid_quant = Family()
@@ -274,7 +274,7 @@ class QuantRNN(RecurrentLayer):
         (torch.Size([5, 2, 3]), torch.Size([1, 2, 3]))
     """
 
-    step = RNNStep
+    _kind = RNNStep
     stands_for = nn.RNN
     slots = families(RNNStep.slots, "weight_ih_l0", "bias_ih_l0")
 

@@ -54,7 +54,7 @@ def settled_steps(quantizers: Quantizers, x: Tensor) -> dict[str, Steps] | None:
         quantizers: those of the loop.
         x: the input.
     """
-    if transformed() or any(quant.intercept is not None for quant in quantizers.values()):
+    if x.is_meta or transformed() or any(quant.intercept is not None for quant in quantizers.values()):
         return None
     found = {}
     for slot, quant in quantizers.items():

@@ -1,6 +1,7 @@
 """The base of quantized recurrent layers."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -151,7 +152,7 @@ class RecurrentLayer(Recurrent, nn.RNNBase):
     def _given(self, hx: Any, x: Tensor, layout: Layout) -> Tensors:
         """The states to begin with, (layers * directions, B, H) each."""
         states = tuple(values_of(each) for each in self._pair(hx))
-        for slot, state in zip(self.step.states, states, strict=True):
+        for slot, state in zip(self._kind.states, states, strict=True):
             expected = (self._runs(), layout.batch_of(x), self._width(slot))
             expected = expected if layout.batched else expected[::2]
             if state.shape != expected:
@@ -171,7 +172,7 @@ class RecurrentLayer(Recurrent, nn.RNNBase):
         return self.proj_size or self.hidden_size
 
     def _zeros(self, x: Tensor, *size: int) -> Tensors:
-        return tuple(x.new_zeros((*size, self._width(slot))) for slot in self.step.states)
+        return tuple(x.new_zeros((*size, self._width(slot))) for slot in self._kind.states)
 
     # Torch's kernels
 
@@ -258,15 +259,14 @@ class RecurrentLayer(Recurrent, nn.RNNBase):
 
         Computed in the type of the weights, under autocast, too; in float32 where that is half precision.
         """
-        held = run.weight.dtype
-        wide = held if held in (torch.float32, torch.float64) else torch.float32
-        bias = None if run.bias is None else run.bias.to(wide)
+        held, wide = run.weight.dtype, _wide(run.weight.dtype)
         step = self._step(sites)
-        with torch.autocast(x.device.type, enabled=False):
+        cast = not x.is_meta and torch.is_autocast_enabled(x.device.type)
+        with torch.autocast(x.device.type, enabled=False) if cast else nullcontext():
+            bias = None if run.bias is None else run.bias.to(wide)
             projected = F.linear(x.to(wide), run.weight.to(wide), bias)
-            states, out = layout.run(
-                step, self._start(step, run, projected, layout), projected, _each_to(wide, constants), run.reverse
-            )
+            start, every = self._start(step, run, projected, layout), _each_to(wide, constants)
+            states, out = layout.run(step, start, projected, every, run.reverse)
         return _each_to(held, states), out.to(held)
 
     def _start(self, step: RecurrentStep, run: _Run, x: Tensor, layout: Layout) -> Tensors:
@@ -278,7 +278,7 @@ class RecurrentLayer(Recurrent, nn.RNNBase):
 
     def _has_sequence(self, inside: Quantizers) -> bool:
         """Whether a sequence function computes what this layer does, if its grids are settled."""
-        plain = set(inside) <= set(self.step.states) and not self.proj_size
+        plain = set(inside) <= set(self._kind.states) and not self.proj_size
         return plain and not exporting() and loop_operators() is None
 
     def _at_once(
@@ -286,7 +286,7 @@ class RecurrentLayer(Recurrent, nn.RNNBase):
     ) -> tuple[Tensors, Tensor]:
         """All steps of one direction, as one function: the states at the end, and the output."""
         held = run.weight.dtype
-        start = self._start(self._step(quantizing(inside, {})), run, x.to(held), layout)
+        start = self._start(self._step(quantizing(inside, {})), run, x.to(_wide(held)), layout)
         weight_hh, *biases = constants
         weights = (run.weight, weight_hh, run.bias, biases[0] if biases else None)
         rows, sizes = layout.rows(x)
@@ -325,6 +325,11 @@ class RecurrentLayer(Recurrent, nn.RNNBase):
         state = dict(super().__getstate__())
         state.pop("_flat_weight_refs", None)  # weak references, which torch makes anew
         return state
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    """What is computed in."""
+    return dtype if dtype in (torch.float32, torch.float64) else torch.float32
 
 
 def _each_to(dtype: torch.dtype, tensors: Tensors) -> Tensors:

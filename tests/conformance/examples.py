@@ -133,10 +133,19 @@ EXAMPLES: dict[str, Example] = {
     "QuantLinear": Example((6, 4), lambda randn: (randn(3, 6),)),
     "QuantRNN": Example((4, 3, 2), lambda randn: (randn(5, 2, 4),)),
     "QuantRNNCell": Example((4, 3), lambda randn: (randn(2, 4), randn(2, 3))),
+    "QuantMultiheadAttention": Example(
+        (8, 2), lambda randn: (randn(5, 3, 8), randn(6, 3, 8), randn(6, 3, 8)), exact=False
+    ),
     "QuantPReLU": Example((4,), lambda randn: (randn(3, 4, 5),)),
     "QuantRMSNorm": Example((6,), lambda randn: (randn(3, 6),)),
     "QuantReLU": ELEMENTWISE,
     "QuantReLU6": ELEMENTWISE,
+    "QuantScaledDotProductAttention": Example(
+        (),
+        lambda randn: (randn(2, 2, 5, 4), randn(2, 2, 6, 4), randn(2, 2, 6, 4)),
+        twin=lambda: nn.functional.scaled_dot_product_attention,
+        exact=False,
+    ),
     "QuantScaleBias": Example((6,), lambda randn: (randn(3, 6, 5),)),
     "QuantLogSigmoid": ELEMENTWISE,
     "QuantLogSoftmax": Example((-1,), lambda randn: (randn(3, 4, 5),)),
@@ -152,6 +161,10 @@ EXAMPLES: dict[str, Example] = {
     "QuantSoftmax": Example((-1,), lambda randn: (randn(3, 4, 5),)),
     "QuantSoftplus": ELEMENTWISE,
     "QuantTanh": ELEMENTWISE,
+    "QuantTransformerDecoderLayer": Example(
+        (8, 2, 16), lambda randn: (randn(5, 3, 8), randn(6, 3, 8)), {"dropout": 0.0}, exact=False
+    ),
+    "QuantTransformerEncoderLayer": Example((8, 2, 16), lambda randn: (randn(5, 3, 8),), {"dropout": 0.0}, exact=False),
     "QuantUpsample": Example((None, 2), lambda randn: (randn(2, 3, 4, 4),)),
     "QuantUpsamplingBilinear2d": Example((None, 2), lambda randn: (randn(2, 3, 4, 4),)),
     "QuantUpsamplingNearest2d": Example((None, 2), lambda randn: (randn(2, 3, 4, 4),)),
@@ -164,9 +177,9 @@ BASES = {"ActivationLayer", "QuantLayer", "WeightLayer"}  # they compute nothing
 
 
 def public_layers() -> dict[str, type[qnn.QuantLayer]]:
-    """The layers of `bitwright.nn` by name."""
-    found = {name: getattr(qnn, name) for name in qnn.__all__ if name not in BASES}
-    return {name: each for name, each in found.items() if isinstance(each, type) and issubclass(each, qnn.QuantLayer)}
+    """The layers of `bitwright.nn` by name, those with several names once."""
+    found = [getattr(qnn, name) for name in qnn.__all__ if name not in BASES]
+    return {each.__name__: each for each in found if isinstance(each, type) and issubclass(each, qnn.QuantLayer)}
 
 
 PRODUCTS = (nn.Linear, nn.modules.conv._ConvNd)

@@ -1,5 +1,6 @@
 """Every layer goes to ONNX with 0 differences, and says its integers, or that it computes in floats."""
 
+import re
 from typing import Any
 
 import pytest
@@ -40,10 +41,14 @@ class Zoo(nn.Module):
         return found
 
 
-def test_all_layers_are_exported(tmp_path):
+QUICK = [name for name in LAYERS if not re.search(r"[13]d$|LSTM|GRU|RNN|Attention|Transformer", name)]
+
+
+def test_many_layers_are_exported_at_once(tmp_path):
+    """The quick half of what follows, which exports each of them alone."""
     pytest.importorskip("onnxscript")
     pytest.importorskip("onnxruntime")
-    zoo = Zoo({name: ready(name, "full") for name in LAYERS}).eval()
+    zoo = Zoo({name: ready(name, "full") for name in QUICK}).eval()
     inputs = tuple(each for layer in zoo.layers.values() for each in inputs_of(layer))
     export_onnx_qcdq(zoo, inputs, tmp_path / "zoo.onnx", verify=False)
     report = verify_onnx(zoo, tmp_path / "zoo.onnx", inputs)

@@ -77,13 +77,23 @@ def test_the_float_model_is_untouched(name, scheme):
     assert all(equal(x, applied(model, call)) for x, call in zip(before, ZOO[name].examples(), strict=True))
 
 
+ROUND_OTHERWISE = {"speaker", "torch_minilm"}  # recurrent layers and attention, which torch adds up by other kernels
+
+
+def alike(name, found, wanted):
+    """Whether results are the same to the bit, or up to rounding where kernels differ."""
+    if name not in ROUND_OTHERWISE:
+        return equal(found, wanted)
+    return all(torch.allclose(*pair, rtol=1e-4, atol=1e-5) for pair in zip(found, wanted, strict=True))
+
+
 @cases
 def test_without_its_quantizers_it_is_the_float_model(name, scheme):
     model, quantized = converted(name, scheme)
     assert any(isinstance(module, qnn.QuantLayer) for module in quantized.modules())
     with qnn.unquantized(quantized):
         for call in ZOO[name].examples():
-            assert equal(applied(quantized, call), applied(model, call))
+            assert alike(name, applied(quantized, call), applied(model, call))
 
 
 @cases
@@ -93,7 +103,7 @@ def test_a_float_checkpoint_loads_strictly(name, scheme):
     keys = quantized.load_state_dict(other.state_dict())
     assert keys.missing_keys == keys.unexpected_keys == []
     with qnn.unquantized(quantized):
-        assert equal(applied(quantized, ZOO[name].example()), applied(other, ZOO[name].example()))
+        assert alike(name, applied(quantized, ZOO[name].example()), applied(other, ZOO[name].example()))
 
 
 @cases

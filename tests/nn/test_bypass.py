@@ -21,7 +21,7 @@ X = torch.linspace(-200, 200, 160).reshape(2, 5, 16).sin()
 MASK = torch.tensor([[False] * 5, [False] * 3 + [True] * 2])
 REFUSED = (
     "MultiheadAttention reads the weight of this layer and never calls it, so its quantizers would do nothing. Put an "
-    "nn.Linear there, or call QuantLinear layers around F.scaled_dot_product_attention."
+    "nn.Linear there, and a QuantMultiheadAttention in the place of the MultiheadAttention."
 )
 
 

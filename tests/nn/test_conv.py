@@ -254,3 +254,62 @@ def test_a_model_with_residual_and_pooling_in_integers():
     pooled = F.max_pool2d(second, 2).flatten(1).double()
     expected = F.linear(pooled, model.fc.int_weight().double(), model.fc.int_bias().double())
     assert torch.equal(out.int().double(), expected)
+
+
+# padding="same" with a stride, which torch refuses
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")  # torch's, without a stride
+@pytest.mark.parametrize("padding_mode", ["zeros", "reflect", "replicate", "circular"])
+@pytest.mark.parametrize("dims", [1, 2, 3])
+@given(data=st.data())
+@settings(max_examples=20)
+def test_same_padding_with_a_stride_pads_more_behind(dims, padding_mode, data):
+    each = st.tuples(*[st.integers(1, 3)] * dims)
+    kernel, stride, dilation = data.draw(each), data.draw(each), data.draw(each)
+    sizes = data.draw(st.tuples(*[st.integers(8, 11)] * dims))
+    layer = CONVS[dims][0](
+        4, 2, kernel, stride, "same", dilation, padding_mode=padding_mode, weight_quant=None, dtype=torch.float64
+    )
+    x = torch.randn(2, 4, *sizes, dtype=torch.float64)
+    sides = []
+    for size, taps, step, wide in zip(sizes, kernel, stride, dilation, strict=True):
+        outputs = -(-size // step)
+        total = max((outputs - 1) * step + wide * (taps - 1) + 1 - size, 0)
+        sides = [total // 2, total - total // 2, *sides]
+    padded = F.pad(x, sides, "constant" if padding_mode == "zeros" else padding_mode)
+    out = layer(x)
+    assert out.shape[2:] == tuple(-(-size // step) for size, step in zip(sizes, stride, strict=True))
+    torch.testing.assert_close(out, CONVS[dims][2](padded, layer.weight, layer.bias, stride, 0, dilation))
+
+
+def test_literal_numbers_of_same_padding_with_a_stride():
+    layer = qnn.QuantConv1d(1, 1, 3, 2, "same", bias=False, weight_quant=None)
+    with torch.no_grad():
+        layer.weight.copy_(torch.tensor([[[100.0, 10.0, 1.0]]]))
+    four, five = (torch.arange(1.0, size + 1).reshape(1, 1, size) for size in (4, 5))
+    assert layer(four).tolist() == [[[123.0, 340.0]]]  # one 0, behind: as in TensorFlow
+    assert layer(five).tolist() == [[[12.0, 234.0, 450.0]]]  # one in front, one behind
+    assert (layer.padding, "padding=same" in repr(layer)) == ("same", True)
+
+
+@pytest.mark.parametrize("channels", [3, 6])
+@pytest.mark.parametrize("quantizer", [Int8Act, ShiftedUint8Act])
+def test_same_padding_pads_what_stands_for_zero(channels, quantizer):
+    layer = qnn.QuantConv2d(
+        channels, 2, 3, 2, "same", bias_quant=Int32Bias, input_quant=quantizer, return_quant_tensor=True
+    )
+    x = torch.randn(2, channels, 8, 9, generator=torch.Generator().manual_seed(0)) + 1
+    out = layer(x)
+    on = layer.eval().input_quant(x)
+    codes = F.conv2d(F.pad(on, (1, 1, 0, 1)), layer.quant_weight().value, layer.quant_bias().value, 2)
+    torch.testing.assert_close(out.value, codes)
+    assert out.is_valid
+
+
+def test_same_padding_without_a_stride_is_torchs():
+    x = torch.randn(1, 4, 7, 7)
+    layer = qnn.QuantConv2d(4, 2, 3, 1, "same", weight_quant=None)
+    assert torch.equal(layer(x), F.conv2d(x, layer.weight, layer.bias, padding="same"))
+    with pytest.raises(ValueError, match=r"^Invalid padding string 'full'"):
+        qnn.QuantConv2d(4, 2, 3, 2, "full")

@@ -84,6 +84,12 @@ MISTAKES = {
         LINEAR + "wight_quant=Int8Act is for no quantizer of this layer: keywords start with one of weight_, bias_, "
         "input_, output_. Did you mean weight_quant=Int8Act?",
     ),
+    "a slot by another library's name": (
+        lambda: qnn.QuantLinear(4, 4, weight_in_quant=Int8Act),
+        LINEAR
+        + "weight_in_quant=Int8Act is for no quantizer of this layer: keywords start with one of weight_, bias_, "
+        "input_, output_. Did you mean weight_quant=Int8Act?",
+    ),
     "a misspelled option of the layer": (
         lambda: qnn.QuantLinear(4, 4, return_quant_tensr=True),
         LINEAR + "return_quant_tensr=True is for no quantizer of this layer: keywords start with one of weight_, "

@@ -14,7 +14,7 @@ from ...capture.numbering import Counts, counted
 from ...errors import ExportError
 from ..sums import AccumulatorRange
 
-__all__ = ["Journal", "Summed", "operation_name"]
+__all__ = ["Journal", "ProductSums", "operation_name"]
 
 EXACT = 2**53  # float64 holds every integer up to here, so that sums of products are exact whatever their order
 
@@ -26,7 +26,7 @@ def operation_name(operation: Operator) -> str:
 
 
 @dataclass
-class Summed:
+class ProductSums:
     """What was summed with one parameter.
 
     Attributes:
@@ -35,7 +35,7 @@ class Summed:
         bias: name of the bias's quantizer, or None.
 
     Example:
-        >>> Summed(AccumulatorRange(torch.tensor([-3]), torch.tensor([5]))).range.bits
+        >>> ProductSums(AccumulatorRange(torch.tensor([-3]), torch.tensor([5]))).range.bits
         4
     """
 
@@ -69,7 +69,7 @@ class Journal:
         self.accumulator_bits, self.keep = accumulator_bits, keep
         self.accumulators: dict[str, Tensor] = {}
         self.sums: dict[str, AccumulatorRange] = {}
-        self.products: dict[str, Summed] = {}
+        self.products: dict[str, ProductSums] = {}
         self.floats: dict[str, dict[str, int]] = {}
         self.noted: list[tuple[str, str]] = []
         self._running: list[tuple[str, str]] = []
@@ -147,7 +147,7 @@ class Journal:
             if codes.numel() == 0:
                 continue
             found, former = _range(codes, axis), self.products.get(weight)
-            summed = Summed(found) if former is None else former
+            summed = ProductSums(found) if former is None else former
             summed.range = _joined(None if former is None else former.range, found)
             summed.grids[grid.name], summed.bias = grid, bias or summed.bias
             self.products[weight] = summed

@@ -7,9 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from ....nn.pooling.truncated import TruncatedAverage
-from ....qcore import path_of
+from ....qcore import Grid
 from ...capture.grid import IntegerGrid
-from ...errors import ExportError
 from .tensor import IntegerTensor, Term
 
 __all__ = ["averaging_integers"]
@@ -32,13 +31,11 @@ def _average(layer: TruncatedAverage, given: Tensor) -> Tensor:
     x = given if layer.input_quant is None else layer.input_quant.quantize(given)[0]
     grid, term = layer.seen, x.single if isinstance(x, IntegerTensor) else None
     if not isinstance(x, IntegerTensor):
-        return super(TruncatedAverage, layer).forward(x) if grid is None else layer.averaged(x, grid)[0]
+        return _values(layer, x, grid)
     journal = x.journal
-    if grid is None:
-        raise ExportError(f"{path_of(layer)}: it has seen no quantized input yet. Run the model on one batch first.")
-    if term is None:  # a sum on several scales, or bounds that are to be applied yet
+    if grid is None or term is None:  # on no grid in the model, a sum on several scales, or bounds to be applied yet
         journal.compute_in_float("avg_pool2d")
-        return layer.averaged(x.value, grid)[0]
+        return _values(layer, x.value, grid)
     layer.check(term.codes, grid)
     sums = layer.sums(term.codes.double(), grid)
     journal.note_sums(sums.to(torch.int64), None)
@@ -47,3 +44,8 @@ def _average(layer: TruncatedAverage, given: Tensor) -> Tensor:
     if after is grid:
         return IntegerTensor((Term(codes, term.scale),), journal, x.grid_)
     return IntegerTensor((Term(codes, after.scale),), journal, IntegerGrid.of(journal.call, after, codes.shape))
+
+
+def _values(layer: TruncatedAverage, x: Tensor, grid: Grid | None) -> Tensor:
+    """What the layer makes of values."""
+    return super(TruncatedAverage, layer).forward(x) if grid is None else layer.averaged(x, grid)[0]

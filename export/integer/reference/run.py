@@ -30,7 +30,7 @@ from ...errors import ExportError
 from ..float_modules import FloatModule
 from ..requantize import Requantization, requantization
 from ..sums import AccumulatorRange
-from .journal import Journal, Summed
+from .journal import Journal, ProductSums
 from .pooling import averaging_integers
 from .tensor import IntegerTensor, Term, compact
 from .tracker import FloatTracker
@@ -71,7 +71,7 @@ class IntegerRun:
     outputs: object
     codes: dict[str, Tensor] = field(default_factory=dict)
     sums: dict[str, AccumulatorRange] = field(default_factory=dict)
-    products: dict[str, Summed] = field(default_factory=dict)
+    products: dict[str, ProductSums] = field(default_factory=dict)
     accumulators: dict[str, Tensor] = field(default_factory=dict)
     floats: dict[str, dict[str, int]] = field(default_factory=dict)
     float_modules: tuple[FloatModule, ...] = ()

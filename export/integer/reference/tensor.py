@@ -54,6 +54,7 @@ class IntegerTensor(torch.Tensor):
         high: values above count as this, or None.
         bounded: whether the integers lie between the bounds already.
         stored: name of the quantizer's call whose parameter it is, or a part of it; None for activations.
+        zero: whether it is made of zeros, such as the state before a recurrence: on any grid.
 
     Example:
         >>> x = IntegerTensor((Term(torch.tensor([3, -1]), torch.tensor(0.5)),), Journal())
@@ -69,6 +70,7 @@ class IntegerTensor(torch.Tensor):
     aliased: bool
     bounded: bool
     stored: str | None
+    zero: bool
 
     @staticmethod
     def __new__(
@@ -81,13 +83,14 @@ class IntegerTensor(torch.Tensor):
         aliased: bool = False,
         bounded: bool = False,
         stored: str | None = None,
+        zero: bool = False,
     ) -> "IntegerTensor":
         codes = terms[0].codes
         self = torch.Tensor._make_wrapper_subclass(
             cls, codes.size(), dtype=torch.float32, device=codes.device, requires_grad=False
         )
         self.terms, self.journal, self.grid_, self.low, self.high = terms, journal, grid, low, high
-        self.aliased, self.bounded, self.stored = aliased, bounded, stored
+        self.aliased, self.bounded, self.stored, self.zero = aliased, bounded, stored, zero
         return self
 
     def __init__(self, *parts: object, **named: object) -> None:
@@ -161,7 +164,7 @@ def _in_place(func: Operator, args: Arguments, kwargs: Keywords) -> object:
             f"Write the operation that returns a new tensor ({name}; inplace=False)."
         )
     target.terms, target.grid_, target.low, target.high = out.terms, out.grid_, out.low, out.high
-    target.bounded, target.stored = out.bounded, out.stored
+    target.bounded, target.stored, target.zero = out.bounded, out.stored, out.zero
     return target
 
 
@@ -200,7 +203,7 @@ def _does(*operations: Operator) -> Callable[[Rule], Rule]:
 def _alike(tensor: IntegerTensor, terms: tuple[Term, ...], *, moved: bool, aliased: bool = False) -> IntegerTensor:
     """Other integers of a tensor: on the grid that it was on, unless several scales moved with them."""
     grid = None if moved and any(term.scale.ndim for term in terms) else tensor.grid_
-    kept = (tensor.low, tensor.high, aliased, tensor.bounded, tensor.stored)
+    kept = (tensor.low, tensor.high, aliased, tensor.bounded, tensor.stored, tensor.zero)
     return IntegerTensor(terms, tensor.journal, grid, *kept)
 
 
@@ -257,7 +260,7 @@ def _zeros(func: Operator, args: Arguments, kwargs: Keywords) -> object:
     codes = func(tensor.terms[0].codes, *rest, **kept)
     one_scale = term is not None and term.scale.ndim == 0
     scale = term.scale if term is not None and one_scale else torch.ones((), device=codes.device)
-    return IntegerTensor((Term(codes, scale),), tensor.journal, tensor.grid_ if one_scale else None)
+    return IntegerTensor((Term(codes, scale),), tensor.journal, tensor.grid_ if one_scale else None, zero=True)
 
 
 @_does(aten.embedding.default)
@@ -354,18 +357,28 @@ def _padded(func: Operator, args: Arguments, kwargs: Keywords) -> object:
 @_does(aten.cat.default, aten.stack.default)
 def _joined(func: Operator, args: Arguments, kwargs: Keywords) -> object:
     """Integers side by side, each with its own scale."""
-    tensors = args[0]
-    if not all(isinstance(each, IntegerTensor) and not each.pending for each in tensors):
+    if not all(isinstance(each, IntegerTensor) and not each.pending for each in args[0]):
         return None
+    tensors: list[IntegerTensor] = list(args[0])
+    first = next((each for each in tensors if not each.zero), tensors[0])
+    tensors = [_zeros_like(first, each) if each.zero else each for each in tensors]
     if len({len(each.terms) for each in tensors}) > 1:
         return None
     dim = args[1] if len(args) > 1 else kwargs.get("dim", 0)
     if func is aten.stack.default:
-        tensors = [each.unsqueeze(dim) for each in tensors]
+        tensors = [each.unsqueeze(dim) for each in tensors]  # type: ignore[misc]
     terms = [_side_by_side(parts, dim) for parts in zip(*(each.terms for each in tensors), strict=True)]
-    first = tensors[0]
     same = all(each.scale.ndim == 0 for each in terms) and all(_on_one_grid(first.grid_, x.grid_) for x in tensors)
-    return IntegerTensor(tuple(terms), first.journal, first.grid_ if same else None)
+    return IntegerTensor(tuple(terms), first.journal, first.grid_ if same else None, zero=first.zero)
+
+
+def _zeros_like(tensor: IntegerTensor, zeros: IntegerTensor) -> IntegerTensor:
+    """Zeros on the grid of another tensor, where its scales don't differ from place to place."""
+    scales = [each.scale for each in tensor.terms]
+    if any(each.ndim for each in scales):
+        return zeros
+    terms = (Term(zeros.terms[0].codes, each) for each in scales)
+    return IntegerTensor(tuple(terms), zeros.journal, tensor.grid_, zero=True)
 
 
 def _side_by_side(parts: tuple[Term, ...], dim: int) -> Term:
@@ -568,13 +581,14 @@ def _with_bias(x: IntegerTensor, weight: Tensor, sums: Tensor, scale: Tensor, ax
             codes = codes + along(own.codes)
             journal.note_sums(codes, axis)
             terms = [Term(codes, along(scale))]
-        elif not bool(sums.any()):  # as with the zeros that a recurrence starts from, which lie on any grid
+        elif x.zero:
             terms = [Term(along(own.codes).expand(codes.shape), along(own.scale))]
         else:
             terms.append(Term(along(own.codes).expand(codes.shape), along(own.scale)))
-    if isinstance(weight, IntegerTensor) and weight.stored is not None and x.grid_ is not None:
+    stored = weight.stored if isinstance(weight, IntegerTensor) and not x.zero else None
+    if stored is not None and x.grid_ is not None:
         added = bias.stored if isinstance(bias, IntegerTensor) else None
-        journal.note_product(weight.stored, added, x.grid_, [sums.to(torch.int64), codes], axis)
+        journal.note_product(stored, added, x.grid_, [sums.to(torch.int64), codes], axis)
     if journal.keep:
         journal.accumulators[journal.call] = codes
     zero = torch.zeros(scale.shape, dtype=torch.int64)

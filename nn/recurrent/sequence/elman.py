@@ -8,7 +8,7 @@ from torch import Tensor
 
 from .grids import grid_grads
 from .kernel import Inputs, Kernel, Results, Tensors
-from .products import Product, product
+from .products import Product, product, weight_grad
 
 __all__ = ["Elman"]
 
@@ -59,10 +59,8 @@ class Elman(Kernel):
         (raw,) = kept
         values = out if raw is None else raw
         flow = _SLOPES[self._nonlinearity](values)  # what the gradient of a state is multiplied with, then the product
-        inside = None
         if hidden is not None and raw is not None:
-            inside = hidden.inside(raw)
-            flow.mul_(inside)
+            hidden.passed(flow, raw, out=flow)
         grad = torch.empty_like(out) if needed[6] or needed[7] else None
         d_states = order.scratch(x, out.shape[1])[0] if grad is None else order.each(grad)
         recurrent = Product(w_hh.t(), h.shape[0])
@@ -85,12 +83,12 @@ class Elman(Kernel):
         d_bias = flow.sum(0) if needed[3] or needed[4] else None
         return [
             product(flow, w_ih.t()) if needed[0] else None,
-            product(flow.t(), x.t()) if needed[1] else None,
-            order.recurrent_grad(flow, out, h) if needed[2] else None,
+            weight_grad(flow, x).contiguous() if needed[1] else None,
+            order.recurrent_grad(flow, out, h).contiguous() if needed[2] else None,
             d_bias if needed[3] else None,
             d_bias if needed[4] else None,
             first if needed[5] else None,
-            *grid_grads(hidden, grad, inside, raw, out, needed[6:8]),
+            *grid_grads(hidden, grad, raw, out, needed[6:8]),
         ]
 
     def step(self, x: Tensor, inputs: Inputs, grids: Sequence[Callable[[Tensor], Tensor]]) -> list[Tensor]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .grids import grid_grads
 from .kernel import Inputs, Kernel, Results, Tensors
-from .products import Product, product
+from .products import Product, product, weight_grad
 
 __all__ = ["Gated"]
 
@@ -101,10 +101,9 @@ class Gated(Kernel):
         of_state.copy_(update)
         torch.mul(of_candidate, reset, out=of_part)
         _sigmoid_backward(part, reset, grad_input=of_reset).mul_(of_candidate)
-        inside = None
         if hidden is not None and raw is not None:
-            inside = hidden.inside(raw)
-            flow.view(rows, 5, width).mul_(inside.unsqueeze(1))
+            each = flow.view(rows, 5, width)
+            hidden.passed(each, raw.unsqueeze(1), out=each)
 
         grad = x.new_empty(rows, width) if needed[6] or needed[7] else None
         d_states = order.scratch(x, width)[0] if grad is None else order.each(grad)
@@ -133,16 +132,16 @@ class Gated(Kernel):
         if needed[0]:
             d_x = product(d_two, w_ih[: 2 * width].t()).add_(product(of_candidate, w_ih[2 * width :].t()))
         if needed[1]:
-            d_w = torch.cat([product(d_two.t(), x.t()), product(of_candidate.t(), x.t())])
+            d_w = torch.cat([weight_grad(d_two, x), weight_grad(of_candidate, x)])
         sums = flow[:, : 4 * width].sum(0) if needed[3] or needed[4] else flow.new_empty(0)
         return [
             d_x,
             d_w,
-            order.recurrent_grad(d_parts, out, h) if needed[2] else None,
+            order.recurrent_grad(d_parts, out, h).contiguous() if needed[2] else None,
             torch.cat([sums[: 2 * width], sums[3 * width :]]) if needed[3] else None,
             sums[: 3 * width] if needed[4] else None,
             first if needed[5] else None,
-            *grid_grads(hidden, grad, inside, raw, out, needed[6:8]),
+            *grid_grads(hidden, grad, raw, out, needed[6:8]),
         ]
 
     def step(self, x: Tensor, inputs: Inputs, grids: Sequence[Callable[[Tensor], Tensor]]) -> list[Tensor]:

@@ -16,7 +16,7 @@ __all__ = ["StateGrid", "Steps", "grid_grads", "state_grid", "steps_of"]
 _MOST = 1 << 23  # integers up to which float32 holds the halves between them
 _FEW = 512  # integers up to which the scale's gradient may be taken as the difference of two dot products
 _STORED = (CalibratedScaling, LearnedScaling, RunningScaling)
-_hardtanh_backward = torch.ops.aten.hardtanh_backward
+_hardtanh_backward = torch.ops.aten.hardtanh_backward.grad_input
 
 
 class Steps(NamedTuple):
@@ -92,33 +92,39 @@ class StateGrid(NamedTuple):
     low: float
     high: float
 
-    def inside(self, values: Tensor) -> Tensor:
-        """1 where the rounded integer of a value is in range, else 0."""
-        one = values.new_ones(())
-        if values.device.type != "cpu":  # where a number has to be waited for
-            codes = torch.div(values, self.scale).round_()
-            return _hardtanh_backward(one, codes, self.low - 0.5, self.high + 0.5)
-        step = self.scale.item()
-        return _hardtanh_backward(one, values, (self.low - 0.5) * step, (self.high + 0.5) * step)
+    def passed(self, grad: Tensor, values: Tensor, out: Tensor | None = None) -> Tensor:
+        """The gradient where the rounded integer of a value is in range, else 0.
+
+        Args:
+            grad: of the values on the grid.
+            values: before they are moved to it, broadcastable to the gradient.
+            out: where to write it, which may be the gradient.
+        """
+        low, high, step = self.low - 0.5, self.high + 0.5, 1.0
+        if values.device.type == "cpu":
+            step = self.scale.item()
+        else:  # a number would have to be waited for
+            values = torch.div(values, self.scale).round_()
+        out = torch.empty_like(grad) if out is None else out
+        return _hardtanh_backward(grad, values, low * step, high * step, grad_input=out)
 
     def moved(self, values: Tensor) -> Tensor:
         """The values on the grid."""
         return torch.div(values, self.scale).round_().clamp_(self.low, self.high).mul_(self.scale)
 
-    def scale_grad(self, grad: Tensor, inside: Tensor, values: Tensor, moved: Tensor) -> Tensor:
+    def scale_grad(self, grad: Tensor, passed: Tensor, values: Tensor, moved: Tensor) -> Tensor:
         """LSQ's gradient of the scale over all steps: inside ``(moved - x) / scale``, outside ``moved / scale``."""
         if self.high - self.low < _FEW:
-            passed = torch.mul(grad, inside)
             total = torch.dot(grad.reshape(-1), moved.reshape(-1)) - torch.dot(passed.reshape(-1), values.reshape(-1))
             if values.device.type != "cpu" or bool(total.isfinite()):
                 return (total / self.scale).to(self.scale.dtype)
         # with many integers the two products would cancel; with an infinite value that was clipped, they are NaN
-        total = torch.where(inside == 0, moved, moved - values).mul_(grad).sum()
+        total = torch.where(passed == 0, moved, moved - values).mul_(grad).sum()
         return (total / self.scale).to(self.scale.dtype)
 
-    def zero_point_grad(self, grad: Tensor, inside: Tensor) -> Tensor:
+    def zero_point_grad(self, grad: Tensor, passed: Tensor) -> Tensor:
         """The gradient of the zero point: what was clipped moves against it, a scale for each integer."""
-        return (torch.mul(grad, inside).sum() - grad.sum()).mul(self.scale).to(self.scale.dtype)
+        return (passed.sum() - grad.sum()).mul(self.scale).to(self.scale.dtype)
 
 
 def state_grid(scale: Tensor | None, zero_point: Tensor | None, ends: Sequence[float]) -> StateGrid | None:
@@ -136,22 +142,18 @@ def state_grid(scale: Tensor | None, zero_point: Tensor | None, ends: Sequence[f
 
 
 def grid_grads(
-    grid: StateGrid | None,
-    grad: Tensor | None,
-    inside: Tensor | None,
-    values: Tensor | None,
-    moved: Tensor | None,
-    needed: Sequence[bool],
+    grid: StateGrid | None, grad: Tensor | None, values: Tensor | None, moved: Tensor, needed: Sequence[bool]
 ) -> list[Tensor | None]:
     """The gradients of scale and zero point that are needed, of a grid that values of all steps were moved to.
 
     Example:
-        >>> grid_grads(None, None, None, None, None, (False, False))
+        >>> grid_grads(None, None, None, torch.ones(1), (False, False))
         [None, None]
     """
-    if grid is None or grad is None or inside is None or values is None or moved is None:
+    if grid is None or grad is None or values is None:
         return [None, None]
+    passed = grid.passed(grad, values)
     return [
-        grid.scale_grad(grad, inside, values, moved) if needed[0] else None,
-        grid.zero_point_grad(grad, inside) if needed[1] else None,
+        grid.scale_grad(grad, passed, values, moved) if needed[0] else None,
+        grid.zero_point_grad(grad, passed) if needed[1] else None,
     ]

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .grids import grid_grads
 from .kernel import Inputs, Kernel, Results, Tensors
-from .products import Product, product
+from .products import Product, product, weight_grad
 
 __all__ = ["LongShortTerm"]
 
@@ -45,7 +45,7 @@ class LongShortTerm(Kernel):
         out, cells = x.new_empty(x.shape[0], width), x.new_empty(x.shape[0], width)
         tanh_cell, cell_raw, hidden_raw = rows(keep), rows(keep and cell is not None), rows(keep and hidden is not None)
         outs, after, scratch = order.each(out), order.each(cells), order.scratch(x, width)[0]
-        add, mul, div, tanh = torch.add, torch.mul, torch.div, torch.tanh
+        mul, div, tanh = torch.mul, torch.div, torch.tanh
         h_now, c_now = order.started(h), order.started(c)
         steps = zip(
             order.turns(),
@@ -64,7 +64,7 @@ class LongShortTerm(Kernel):
             recurrent.add_to(gates, h_now)
             three.sigmoid_()
             mul(f, c_now, out=raw_c)
-            add(raw_c, mul(i, g.tanh_(), out=memory), out=raw_c)  # not addcmul: ONNX rounds the product
+            raw_c.add_(mul(i, g.tanh_(), out=memory))  # not addcmul: ONNX rounds the product
             if cell is not None:
                 div(raw_c, cell.scale, out=c_next).round_().clamp_(cell.low, cell.high).mul_(cell.scale)
             mul(o, tanh(c_next, out=tanh_c), out=raw_h)
@@ -104,15 +104,12 @@ class LongShortTerm(Kernel):
         for at, before in order.before(cells, c):
             _sigmoid_backward(before, f[at], grad_input=of_f[at])
         _tanh_backward(i, g, grad_input=of_g)
-        hidden_inside = cell_inside = None
         if hidden is not None and hidden_raw is not None:
-            hidden_inside = hidden.inside(hidden_raw)
-            of_o.mul_(hidden_inside)
-            through.mul_(hidden_inside)
+            for each in (of_o, through):
+                hidden.passed(each, hidden_raw, out=each)
         if cell is not None and cell_raw is not None:
-            cell_inside = cell.inside(cell_raw)
-            others.mul_(cell_inside.unsqueeze(1))
-            f = f * cell_inside
+            cell.passed(others, cell_raw.unsqueeze(1), out=others)
+            f = cell.passed(f, cell_raw)
 
         recurrent = Product(_turned(w_hh).t(), h.shape[0])
         _, memory, hidden_scratch, cell_scratch = order.scratch(x, width, width, width)
@@ -146,14 +143,14 @@ class LongShortTerm(Kernel):
         d_bias = _turned_back(flow.sum(0)) if needed[3] or needed[4] else None
         return [
             product(flow, _turned(inputs.w_ih).t()) if needed[0] else None,
-            _turned_back(product(flow.t(), x.t())) if needed[1] else None,
+            _turned_back(weight_grad(flow, x)) if needed[1] else None,
             _turned_back(order.recurrent_grad(flow, out, h)) if needed[2] else None,
             d_bias if needed[3] else None,
             d_bias if needed[4] else None,
             first_h if needed[5] else None,
             first_c if needed[6] else None,
-            *grid_grads(hidden, hidden_grad, hidden_inside, hidden_raw, out, needed[7:9]),
-            *grid_grads(cell, cell_grad, cell_inside, cell_raw, cells, needed[9:11]),
+            *grid_grads(hidden, hidden_grad, hidden_raw, out, needed[7:9]),
+            *grid_grads(cell, cell_grad, cell_raw, cells, needed[9:11]),
         ]
 
     def step(self, x: Tensor, inputs: Inputs, grids: Sequence[Callable[[Tensor], Tensor]]) -> list[Tensor]:

@@ -8,7 +8,7 @@ rows of 256 numbers and a weight of 1024 x 256: 173 us by MKL, 84 us by oneDNN.
 import torch
 from torch import Tensor
 
-__all__ = ["Product", "product"]
+__all__ = ["Product", "product", "weight_grad"]
 
 _WORTH = 1 << 20  # multiplications from which on oneDNN's start is made up for
 
@@ -28,6 +28,7 @@ class Product:
     """
 
     def __init__(self, weight: Tensor, rows: int) -> None:
+        weight = _in_order(weight)
         self._turned = weight.t()
         self._packed = torch.ops.mkldnn._reorder_linear_weight(weight, rows) if _by_onednn(weight, rows) else None
 
@@ -58,14 +59,31 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         tensor([[3., 3., 3.]])
     """
     if _by_onednn(weight, x.shape[0]):
-        return _linear(x, weight, bias)
+        return _linear(x, _in_order(weight), bias)
     return x @ weight.t() if bias is None else torch.addmm(bias, x, weight.t())
+
+
+def weight_grad(grad: Tensor, x: Tensor) -> Tensor:
+    """The gradient of a weight, ``grad.t() @ x``, from that of ``x @ weight.t()``.
+
+    Worked out transposed, which oneDNN does in half the time.
+
+    Example:
+        >>> weight_grad(torch.ones(2, 3), torch.ones(2, 1)).shape
+        torch.Size([3, 1])
+    """
+    return product(x.t(), grad.contiguous().t()).t()
 
 
 def _by_onednn(weight: Tensor, rows: int) -> bool:
     if weight.dtype != torch.float32 or weight.device.type != "cpu" or rows * weight.numel() < _WORTH:
         return False
     return torch.backends.mkldnn.is_available() and torch._C._get_mkldnn_enabled()
+
+
+def _in_order(weight: Tensor) -> Tensor:
+    """The weight without gaps between its rows or columns: with them oneDNN takes a hundred times as long."""
+    return weight if weight.is_contiguous() or weight.t().is_contiguous() else weight.contiguous()
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

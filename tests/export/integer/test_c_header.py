@@ -289,6 +289,10 @@ def test_floats_around_the_integers_are_named():
             "it pads with padding_mode='circular'",
         ),
         (qnn.QuantConv1d(4, 4, 2, padding="same", bias=False), "it pads one side more than the other"),
+        (
+            qnn.QuantConv1d(4, 4, 3, 2, padding="same", bias=False),
+            "how much it pads depends on the size of its input",
+        ),
         (qnn.QuantConv1d(4, 4, 2, bias_quant=Int8BiasOwnScale), "its bias has a scale of its own"),
         (qnn.QuantConvTranspose1d(4, 4, 2, bias=False), "there is none for QuantConvTranspose1d"),
     ],

@@ -180,6 +180,8 @@ def test_layers(name, export):
         held = program.model.graph.initializers
         assert held["weight_hh_l0_quant.codes"].dtype.name == "INT4"
         assert held["hidden_l0_quant.zero_point"].dtype.name == "INT4"
+        fences = [node for node in program.model.graph.all_nodes() if node.name.endswith(".fence")]
+        assert any(node.graph is not program.model.graph for node in fences)  # in the body: of 4 bits
     if name == "lstm, cell of 16 bits":
         assert program.model.graph.initializers["cell_l1_quant.zero_point"].dtype.name == "INT16"
     if name == "lstm, integer biases":
@@ -278,6 +280,23 @@ def test_in_a_network(export):
     network = trained(Network())
     program = exports(network, export, sequence(19, 4))
     assert operators(program)["Scan"] == 3
+
+
+@pytest.mark.slow
+def test_a_module_that_reads_the_grid_of_the_output():
+    class InSteps(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.rnn = qnn.QuantLSTM(5, 6, hidden_scale=2**-7, return_quant_tensor=True)
+
+        def forward(self, x):
+            out, _ = self.rnn(x)
+            return out.value / out.scale
+
+    model = InSteps().eval()
+    program = export_onnx_qdq(model, sequence(), dynamic_shapes=OPEN)
+    assert (operators(program)["Scan"], operators(program)["Div"]) == (1, 1)
+    assert verify_onnx(model, program, sequence(19, 4)).ok
 
 
 # Weights alone

@@ -8,6 +8,7 @@ from torch import nn
 
 import bitwright.nn as qnn
 from bitwright.export import ExportError, export_onnx_qcdq, export_onnx_qdq, verify_onnx
+from bitwright.nn.recurrent.scan import scan
 from bitwright.qcore import BitwrightError, IntQuant, StochasticRounding, resolve
 from bitwright.quantizers import Int8Act, Uint8Act
 
@@ -259,3 +260,45 @@ def test_verifying_with_other_inputs():
         program,
         torch.zeros(3, 8),
     )
+
+
+def test_size_that_the_model_fixes():
+    class Fixing(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = qnn.QuantLinear(8, 4)
+
+        def forward(self, x):
+            return self.layer(x).reshape(2, 4)
+
+    message = (
+        "dynamic_shapes leaves dimension 0 of x open, and torch.export fixed it at 2: something in the model works for "
+        "that size alone, as torch's own nn.LSTM, nn.GRU and nn.RNN do for the number of steps (qnn.QuantLSTM and its "
+        "kin do not). Replace that, leave the dimension out, or name it by a string, {0: 'size'}, with which torch "
+        "tries more."
+    )
+    with pytest.raises(ExportError, match=f"^{re.escape(message)}$"):
+        export_onnx_qdq(Fixing(), torch.randn(2, 8), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    assert export_onnx_qdq(Fixing(), torch.randn(2, 8), dynamic_shapes=({0: torch.export.Dim.AUTO},))
+
+
+def test_loop_whose_steps_have_grids_of_their_own():
+    class Summing(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.act = qnn.QuantIdentity()
+
+        def forward(self, x):
+            return scan(self.step, (torch.zeros(3),), (x,))[0][0]
+
+        def step(self, states, inputs, constants):
+            total = self.act(states[0] + inputs[0])
+            return (total,), (total,)
+
+    message = (
+        "QDQ can't express 1 quantizer of this model:\n  act.act_quant: its grid changes from step to step: it saw no "
+        "data, so each step takes the range of its own input, and a file has one grid for all steps. Run some batches "
+        "in training mode first, or load a checkpoint."
+    )
+    with pytest.raises(ExportError, match=f"^{re.escape(message)}$"):
+        export_onnx_qdq(Summing(), torch.arange(12.0).reshape(4, 3))

@@ -46,6 +46,18 @@ class Many(nn.Module):
         return tuple(layer(x) for layer in self.layers)
 
 
+class Summed(nn.Module):
+    """A bias on the scale of the products of a table's rows."""
+
+    def __init__(self):
+        super().__init__()
+        self.table = qnn.QuantEmbedding(20, 16, weight_bit_width=4, return_quant_tensor=True)
+        self.linear = qnn.QuantLinear(16, 6, bias_quant=Int32Bias)
+
+    def forward(self, x):
+        return self.linear(self.table(x))
+
+
 class Tied(nn.Module):
     """A language model whose output layer shares the table and its quantizer."""
 
@@ -80,6 +92,7 @@ MODELS = {
         rows,
     ),
     "tied": (Tied, rows),
+    "summed": (Summed, rows),
     "norms of words": (
         lambda: Many(
             qnn.QuantLayerNorm(16, **OWN),
@@ -151,6 +164,24 @@ def test_the_integers_of_every_layer():
                 assert torch.equal(found[path].weight.codes, layer.int_weight())
             if isinstance(layer, qnn.WeightLayer) and layer.bias_quant is not None:
                 assert torch.equal(found[path].bias.codes, layer.int_bias())
+
+
+def test_rows_are_looked_up_as_integers():
+    model = calibrated(MODELS["tables"][0](), rows)
+    x = rows()
+    run = run_integers(model, x)
+    assert run.integer_only
+    for one, other in zip(run.outputs, model(x), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_table_and_a_layer_without_floats():
+    model = calibrated(Summed(), rows)
+    x = rows()
+    assert integers(model, x)["linear"].bias.codes.dtype is torch.int32
+    run = run_integers(model, x)
+    assert run.integer_only
+    torch.testing.assert_close(run.outputs, model(x))
 
 
 def test_what_is_computed_in_floats_is_said():

@@ -9,7 +9,7 @@ from torch import nn
 
 import bitwright.nn as qnn
 from bitwright.export import VerificationReport, VerificationRow, export_onnx_qcdq, verify_onnx
-from bitwright.quantizers import Int8Act, Uint8Act
+from bitwright.quantizers import Int8Act, Int32Bias, Uint8Act
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def tampered(program, name, change):
     for each in proto.graph.initializer:
         if each.name == name:
             each.raw_data = change(
-                np.frombuffer(each.raw_data, {1: "f4", 2: "u1", 3: "i1"}[each.data_type]).copy()
+                np.frombuffer(each.raw_data, {1: "f4", 2: "u1", 3: "i1", 6: "i4"}[each.data_type]).copy()
             ).tobytes()
             return proto
     raise AssertionError(name)
@@ -135,3 +135,29 @@ def test_report_adds_up():
         "35 numbers compared: 2 differences, 1 tie flip",
         "outputs off by at most 2, 0.5 of their range",
     ]
+
+
+def test_integers_of_a_later_call_that_were_those_of_an_earlier_one():
+    """Four calls on two grids: the bias is held twice, and each call is compared with the right one."""
+
+    class Calls(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fine = qnn.QuantIdentity(scale=0.01, return_quant_tensor=True)
+            self.coarse = qnn.QuantIdentity(scale=0.05, return_quant_tensor=True)
+            self.layer = qnn.QuantLinear(8, 4, bias_quant=Int32Bias)
+
+        def forward(self, x):
+            fine, coarse = self.fine(x), self.coarse(x)
+            return [self.layer(each) for each in (fine, coarse, fine, coarse)]
+
+    model, x = Calls().eval(), torch.randn(3, 8)
+    program = export_onnx_qcdq(model, x)
+    held = [name for name in program.model.graph.initializers if "bias_quant" in name and name.endswith("codes")]
+    assert held == ["layer.bias_quant.codes", "layer.bias_quant.1.codes"]
+    report = verify_onnx(model, program, x)
+    names = [row.name for row in report.only("off").rows if row.kind == "stored" and "bias" in row.name]
+    assert names == ["layer.bias_quant", *(f"layer.bias_quant.{number}" for number in (1, 2, 3))]
+    broken = tampered(program, "layer.bias_quant.1.codes", lambda codes: codes + 1)
+    found = {row.name: row.differences for row in verify_onnx(model, broken, x).only("off").rows}
+    assert (found["layer.bias_quant"], found["layer.bias_quant.1"], found["layer.bias_quant.3"]) == (0, 4, 4)

@@ -27,6 +27,14 @@ LAYERS = {
     "gelu": (qnn.QuantGELU(), F.gelu, [0, -1, -1, 0, 1, 8, 20, 72]),
     "gelu tanh": (qnn.QuantGELU("tanh"), lambda x: F.gelu(x, approximate="tanh"), [0, -1, -1, 0, 1, 8, 20, 72]),
     "softmax": (qnn.QuantSoftmax(-1), lambda x: F.softmax(x, -1), [0, 0, 0, 0, 0, 0, 0, 8]),
+    "elu": (qnn.QuantELU(0.5), lambda x: F.elu(x, 0.5), [-4, -3, -1, 0, 2, 9, 20, 72]),
+    "celu": (qnn.QuantCELU(0.5), lambda x: F.celu(x, 0.5), [-4, -4, -2, 0, 2, 9, 20, 72]),
+    "selu": (qnn.QuantSELU(), F.selu, [-14, -11, -4, 0, 3, 9, 21, 76]),
+    "mish": (qnn.QuantMish(), F.mish, [0, -2, -1, 0, 2, 8, 20, 72]),
+    "softplus": (qnn.QuantSoftplus(2.0, 5.0), lambda x: F.softplus(x, 2.0, 5.0), [0, 0, 2, 3, 4, 9, 20, 72]),
+    "hardsigmoid": (qnn.QuantHardsigmoid(), F.hardsigmoid, [0, 2, 4, 4, 4, 5, 7, 8]),
+    "log sigmoid": (qnn.QuantLogSigmoid(), F.logsigmoid, [-72, -14, -7, -6, -4, -2, -1, 0]),
+    "log softmax": (qnn.QuantLogSoftmax(-1), lambda x: F.log_softmax(x, -1), [-128, -84, -74, -72, -70, -63, -52, 0]),
 }
 DEFAULTS = {
     "identity": Int8Act,
@@ -41,8 +49,26 @@ DEFAULTS = {
     "gelu": ShiftedUint8Act,
     "gelu tanh": ShiftedUint8Act,
     "softmax": Uint8Act,
+    "elu": ShiftedUint8Act,
+    "celu": ShiftedUint8Act,
+    "selu": ShiftedUint8Act,
+    "mish": ShiftedUint8Act,
+    "softplus": Uint8Act,
+    "hardsigmoid": Uint8Act,
+    "log sigmoid": ShiftedUint8Act,
+    "log softmax": ShiftedUint8Act,
 }
-ARGUMENTS = {"leaky relu": (0.5,), "hard tanh": (-0.5, 2.0), "gelu tanh": ("tanh",), "softmax": (-1,)}
+ARGUMENTS = {
+    "leaky relu": (0.5,),
+    "hard tanh": (-0.5, 2.0),
+    "gelu tanh": ("tanh",),
+    "softmax": (-1,),
+    "elu": (0.5,),
+    "celu": (0.5,),
+    "softplus": (2.0, 5.0),
+    "log softmax": (-1,),
+}
+INPLACE = [name for name in LAYERS if hasattr(LAYERS[name][0], "inplace")]
 
 
 def made(name, **kwargs):
@@ -88,7 +114,7 @@ def test_a_quant_tensor_gives_what_its_values_give(name):
     assert torch.equal(layer(q), layer(q.value))
 
 
-@pytest.mark.parametrize("name", ["relu", "relu6", "leaky relu", "hard tanh", "hard swish", "silu"])
+@pytest.mark.parametrize("name", INPLACE)
 def test_inplace_computes_the_same_and_never_writes_into_a_quant_tensor(name):
     layer = made(name, inplace=True, scale=0.125, act_quant=Int8Act, return_quant_tensor=True)
     assert layer.inplace
@@ -161,3 +187,8 @@ def test_complex_input_is_refused(name, described):
         f"{described}: the input is torch.complex64, and only real numbers can be quantized. Quantize "
         "torch.view_as_real(x), or the magnitude x.abs()."
     )
+
+
+def test_torchs_spellings_are_the_same_classes():
+    assert qnn.QuantHardtanh is qnn.QuantHardTanh
+    assert qnn.QuantHardswish is qnn.QuantHardSwish

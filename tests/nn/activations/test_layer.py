@@ -37,7 +37,7 @@ def test_the_signature_names_everything():
     assert inspect.signature(qnn.QuantReLU).parameters["act_quant"].default == Uint8Act
 
 
-class QuantELU(qnn.ActivationLayer, nn.ELU):
+class OwnELU(qnn.ActivationLayer, nn.ELU):
     def __init__(self, alpha=1.0, inplace=False, *, act_quant=Int8Act, **options):
         super().__init__(alpha, inplace, act_quant=act_quant, **options)
 
@@ -45,7 +45,7 @@ class QuantELU(qnn.ActivationLayer, nn.ELU):
         return F.elu(x, self.alpha, self.inplace)
 
 
-class Gentle(QuantELU):
+class Gentle(OwnELU):
     def __init__(self, **options):
         super().__init__(0.5, **options)
 
@@ -57,8 +57,32 @@ def test_a_layer_of_ones_own_is_two_methods():
     assert list(inspect.signature(Gentle).parameters) == [
         *("act_quant", "input_quant", "return_quant_tensor", "device", "dtype", "overrides"),
     ]
-    with pytest.raises(QuantizerError, match=r"^QuantELU: inplace=4 is not possible: expected True or False\.$"):
-        QuantELU(0.5, 4)
+    with pytest.raises(QuantizerError, match=r"^OwnELU: inplace=4 is not possible: expected True or False\.$"):
+        OwnELU(0.5, 4)
+
+
+class OwnSoftsign(qnn.ActivationLayer, nn.Softsign):
+    def __init__(self, *, act_quant=Int8Act, **options):
+        super().__init__(act_quant=act_quant, **options)
+
+
+def test_the_function_is_torchs_unless_the_layer_has_its_own():
+    x = torch.tensor([-9.0, 0.0, 1.0])
+    assert torch.equal(OwnSoftsign(act_quant=None)(x), F.softsign(x))
+    assert OwnSoftsign(scale=0.125, return_quant_tensor=True)(x).int().tolist() == [-7, 0, 4]
+
+
+@pytest.mark.parametrize("given", [{}, {"act_quant": None, "input_quant": Int8Act}])
+def test_nested_tensors_are_refused(given):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch says that they are a prototype
+        nested = torch.nested.nested_tensor([torch.ones(2), torch.ones(3)])
+    with pytest.raises(QuantizerError) as caught:
+        qnn.QuantMish(**given)(nested)
+    assert str(caught.value) == (
+        "QuantMish: the input is a nested tensor, which can't be quantized. Pad it, x.to_padded_tensor(0.0); if "
+        "nn.TransformerEncoder made it, write enable_nested_tensor=False there."
+    )
 
 
 FLAGS = "is not possible: expected True or False."
@@ -104,6 +128,22 @@ WRONG = {
     "ends the wrong way round": (
         lambda: qnn.QuantHardTanh(1, -1),
         "QuantHardTanh: max_val=-1 is not possible: expected a number above min_val=1.",
+    ),
+    "no alpha": (
+        lambda: qnn.QuantELU("1"),
+        "QuantELU: alpha='1' is not possible: expected a number.",
+    ),
+    "bits for alpha": (
+        lambda: qnn.QuantCELU(1.0, 8),
+        f"QuantCELU: inplace=8 {FLAGS}",
+    ),
+    "no beta": (
+        lambda: qnn.QuantSoftplus(None),
+        "QuantSoftplus: beta=None is not possible: expected a number.",
+    ),
+    "no threshold": (
+        lambda: qnn.QuantSoftplus(1.0, True),
+        "QuantSoftplus: threshold=True is not possible: expected a number.",
     ),
     "no dimension": (
         lambda: qnn.QuantSoftmax(1.0),

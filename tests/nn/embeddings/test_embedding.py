@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 import bitwright.nn as qnn
-from bitwright.graph import quantize
+from bitwright.graph import GraphError, quantize
 from bitwright.qcore import QuantizerError, QuantTensor
 from bitwright.quantizers import (
     Int4WeightPerGroup,
@@ -306,6 +306,16 @@ def test_a_subclass_with_its_own_forward():
     assert type(model[0]).__name__ == "QuantScaled"
     rows = torch.tensor([[1, 0]])
     assert torch.equal(model(rows), 2 * model[0].quant_weight().value[rows])
+
+
+def test_a_subclass_with_its_own_forward_changes_no_quantized_rows():
+    text = (
+        "quantize: 0, by the rule nn.Embedding: QuantScaled(5, 4, max_norm=1.0): max_norm=1.0 would change rows of the "
+        "quantized table, as this layer has a forward of its own. Renormalize the whole table first, and set max_norm "
+        "= None."
+    )
+    with pytest.raises(GraphError, match=message(text)):
+        quantize(nn.Sequential(Scaled(5, 4, max_norm=1.0)), {nn.Embedding: {"weight_bit_width": 8}})
 
 
 def test_rules():

@@ -1,6 +1,7 @@
 """Batch norms: torch's over its argument space, the quantized factors, running statistics, what is refused."""
 
 import copy
+import inspect
 import re
 
 import pytest
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 import bitwright.nn as qnn
 from bitwright.export import ExportError, integers
-from bitwright.graph import GraphError, quantize
+from bitwright.graph import GraphError, quantize, reestimate_batch_norms
 from bitwright.qcore import QuantizerError, QuantTensor
 from bitwright.quantizers import (
     Int8Act,
@@ -88,7 +89,9 @@ def test_of_many_bits_it_is_close_to_torchs(name, made):
         torch.testing.assert_close(ours.state_dict()[key], each)
 
 
-@pytest.mark.skipif(torch.__version__ < "2.13", reason="norms without a bias are young in torch")
+@pytest.mark.skipif(
+    "bias" not in inspect.signature(nn.BatchNorm1d).parameters, reason="norms without a bias are young in torch"
+)
 @pytest.mark.parametrize("name", LAYERS)
 def test_without_a_bias(name):
     ours, torchs, shape = LAYERS[name]
@@ -162,6 +165,30 @@ def test_frozen():
     assert all(torch.equal(*pair) for pair in zip(expected, found, strict=True))
 
 
+def test_statistics_that_change_in_a_frozen_model():
+    """As when they are measured again."""
+    norm = qnn.QuantBatchNorm1d(3).eval()
+    with qnn.frozen(norm), torch.no_grad():
+        before = norm(torch.ones(5, 3))
+        norm.running_var.fill_(4.0)
+        torch.testing.assert_close(norm(torch.ones(5, 3)), before / 2)
+
+
+@pytest.mark.parametrize("one_pass", [False, True])
+def test_statistics_are_measured_again_as_torchs(one_pass):
+    torch.manual_seed(0)
+    torchs = nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 3), nn.BatchNorm1d(3))
+    ours = nn.Sequential(
+        qnn.QuantBatchNorm1d(3, weight_bit_width=16), copy.deepcopy(torchs[1]), qnn.QuantBatchNorm1d(3)
+    )
+    data = [torch.randn(8, 3) * 2 + 1 for _ in range(3)]
+    for model in (torchs, ours):
+        reestimate_batch_norms(model, data, one_pass=one_pass)
+    for index in (0, 2):
+        torch.testing.assert_close(ours[index].running_mean, torchs[index].running_mean, rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(ours[index].running_var, torchs[index].running_var, rtol=1e-3, atol=1e-3)
+
+
 def test_empty_batches():
     norm = qnn.QuantBatchNorm2d(3)
     assert norm(torch.zeros(0, 3, 2, 2)).shape == (0, 3, 2, 2)
@@ -187,7 +214,7 @@ def test_a_learned_scale_starts_from_the_loaded_statistics():
         assert norm.int_weight().tolist() == [127, 127]
 
 
-NORM = "QuantBatchNorm2d(3, eps=1e-05, momentum=0.1, affine=True, bias=True, track_running_stats=False)"
+NORM = f"Quant{nn.BatchNorm2d(3, track_running_stats=False)}"
 
 
 def test_without_running_statistics_there_are_no_integers():

@@ -141,7 +141,7 @@ def test_without_parameters(norm, arguments, flag):
     assert layer.weight_quant is None
 
 
-NORM = "QuantLayerNorm((8,), eps=1e-05, elementwise_affine=True, bias=True): "
+NORM = f"Quant{nn.LayerNorm(8)}: "
 
 
 @pytest.mark.parametrize(
@@ -168,13 +168,13 @@ NORM = "QuantLayerNorm((8,), eps=1e-05, elementwise_affine=True, bias=True): "
         ),
         (
             {"bias": False, "bias_quant": Int8BiasOwnScale},
-            "QuantLayerNorm((8,), eps=1e-05, elementwise_affine=True, bias=False): bias_quant=Int8BiasOwnScale is "
-            "given, but there is no bias. Write bias=True, or leave bias_quant out.",
+            f"Quant{nn.LayerNorm(8, bias=False)}: bias_quant=Int8BiasOwnScale is given, but there is no bias. Write "
+            "bias=True, or leave bias_quant out.",
         ),
         (
             {"elementwise_affine": False, "bias_quant": Int8BiasOwnScale},
-            "QuantLayerNorm((8,), eps=1e-05, elementwise_affine=False, bias=False): bias_quant=Int8BiasOwnScale is "
-            "given, but there is no bias. Write elementwise_affine=True, or leave bias_quant out.",
+            f"Quant{nn.LayerNorm(8, elementwise_affine=False)}: bias_quant=Int8BiasOwnScale is given, but there is no "
+            "bias. Write elementwise_affine=True, or leave bias_quant out.",
         ),
         ({"elementwise_affine": 1}, "QuantLayerNorm: elementwise_affine=1 is not possible: expected True or False."),
     ],

@@ -156,8 +156,8 @@ def test_wrong_inputs(error, args, said):
     [
         (
             lambda: qnn.QuantGRUCell(4, 3, hidden_quant=None, return_quant_tensor=True),
-            "QuantGRUCell(4, 3): return_quant_tensor=True needs outputs on one grid, that of hidden_quant, which is None. "
-            "Write hidden_quant=Int8Act.",
+            "QuantGRUCell(4, 3): return_quant_tensor=True needs outputs on one grid, that of hidden_quant, which is "
+            "None. Write hidden_quant=Int8Act.",
         ),
         (
             lambda: qnn.QuantGRUCell(4, 3, False, bias_quant=Int32Bias),

@@ -3,11 +3,10 @@
 import copy
 import pickle
 import re
-from contextlib import nullcontext
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pack_sequence, pad_packed_sequence
@@ -28,7 +27,6 @@ from bitwright.quantizers import (
 )
 
 KINDS = {nn.LSTM: qnn.QuantLSTM, nn.GRU: qnn.QuantGRU, nn.RNN: qnn.QuantRNN}
-Running = Int8Act(scaling="statistic")
 FLOAT = {"weight_quant": None, "hidden_quant": None}
 
 
@@ -93,7 +91,6 @@ def pair(kind, arguments, **quantizers):
 
 
 @given(calls())
-@settings(max_examples=60)
 def test_without_quantizers_it_is_torchs_to_the_bit(call):
     kind, arguments, x, hx, training = call
     torchs, ours = pair(kind, arguments, **FLOAT)
@@ -109,7 +106,6 @@ def test_without_quantizers_it_is_torchs_to_the_bit(call):
 
 
 @given(calls())
-@settings(max_examples=60)
 def test_the_general_loop_is_torchs_where_quantizers_let_pass(call):
     kind, arguments, x, hx, _ = call
     torchs, ours = pair(kind, arguments)
@@ -118,7 +114,6 @@ def test_the_general_loop_is_torchs_where_quantizers_let_pass(call):
 
 
 @given(calls(), st.booleans())
-@settings(max_examples=60)
 def test_a_whole_sequence_at_once_is_the_general_loop(call, learned):
     """In float64, where no value of these lies at a boundary: equal codes, and gradients of everything."""
     kind, arguments, x, hx, training = call
@@ -144,7 +139,7 @@ def test_a_whole_sequence_at_once_is_the_general_loop(call, learned):
 
 
 @pytest.mark.parametrize("kind", list(KINDS))
-@pytest.mark.parametrize("quantizers", [{}, {"hidden_scaling": "statistic"}, {"gate_quant": Int8Act}])
+@pytest.mark.parametrize("quantizers", [{}, {"gate_quant": Int8Act}])
 def test_a_packed_sequence_is_each_sequence_by_itself(kind, quantizers):
     _, ours = pair(kind, {"bidirectional": True}, **quantizers)
     lengths = [3, 5, 1]
@@ -152,17 +147,12 @@ def test_a_packed_sequence_is_each_sequence_by_itself(kind, quantizers):
     packed = pack_padded_sequence(padded, lengths, enforce_sorted=False)
     ours(packed)
     ours.eval()
-    for quant in [*ours.hidden_quant.values()]:
-        if "statistic" in quantizers.values():  # a scale for each step: of the sequences that have it
-            return
-        assert quant.calibrated
     out, states = ours(packed)
     out, _ = pad_packed_sequence(out)
     states = states if isinstance(states, tuple) else (states,)
     for k, length in enumerate(lengths):
-        alone, ends = ours(padded[:length, k])
+        alone, *ends = tensors(ours(padded[:length, k]))
         torch.testing.assert_close(out[:length, k], alone, rtol=0, atol=1e-12)
-        ends = ends if isinstance(ends, tuple) else (ends,)
         for state, end in zip(states, ends, strict=True):
             torch.testing.assert_close(state[:, k], end, rtol=0, atol=1e-12)
 
@@ -185,8 +175,8 @@ def counting(monkeypatch):
     ("settings", "path"),
     [
         ({"hidden_quant": None}, "_by_kernel"),
-        ({"hidden_quant": None, "input_quant": Running, "bias_quant": None}, "_by_kernel"),
-        ({"hidden_quant": None, "coupled_input_forget_gates": True}, "_at_once_not"),
+        ({"hidden_quant": None, "input_quant": Int8Act}, "_by_kernel"),
+        ({"hidden_quant": None, "coupled_input_forget_gates": True}, "_defined"),
         ({"hidden_scale": 2**-7}, "_at_once"),
         ({"hidden_quant": ShiftedUint8Act}, "_at_once"),
         ({"cell_quant": Int16ActPowerOfTwo, "bias_quant": Int32Bias, "input_quant": Int8Act}, "_at_once"),
@@ -204,7 +194,7 @@ def test_which_way_a_layer_goes(monkeypatch, settings, path):
     layer(torch.randn(3, 2, 4))  # calibrates
     seen = counting(monkeypatch)
     layer.eval()(torch.randn(3, 2, 4))
-    assert seen == [path.replace("_at_once_not", "_defined")]
+    assert seen == [path]
 
 
 def test_a_forward_counts_once_whatever_its_length():
@@ -316,8 +306,6 @@ def test_a_bias_lies_on_the_grid_of_its_products():
 def test_a_quantized_input_brings_the_grid_for_the_bias():
     layer = qnn.QuantLSTM(4, 3, bias_quant=Int32Bias, hidden_scale=0.25)
     x = qnn.QuantIdentity(scale=0.5, return_quant_tensor=True)(torch.randn(3, 2, 4))
-    bias = layer.int_bias if hasattr(layer, "int_bias") else None
-    assert bias is None
     out, _ = layer(x)
     assert out.shape == (3, 2, 3)
     with pytest.raises(
@@ -437,16 +425,13 @@ def test_second_derivatives_are_right(kind):
     torch.testing.assert_close(second, expected, rtol=1e-3, atol=1e-4)
 
 
-def test_autocast_computes_in_the_type_of_the_weights():
-    layer, x = qnn.QuantGRU(4, 3, hidden_scale=2**-7), torch.randn(5, 2, 4)
-    general = qnn.QuantGRU(4, 3, hidden_scale=2**-7, gate_quant=Int8Act, gate_scale=2**-10, gate_bit_width=16)
-    for module in (layer, general):
-        expected = module(x)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            if module is layer:
-                continue
-            close(module(x), expected, atol=0)
-            assert module(x.bfloat16())[0].dtype is torch.float32
+@pytest.mark.parametrize("gates", [{}, {"gate_quant": Int8Act, "gate_scale": 2**-10, "gate_bit_width": 16}])
+def test_autocast_computes_in_the_type_of_the_weights(gates):
+    layer, x = qnn.QuantGRU(4, 3, hidden_scale=2**-7, **gates), torch.randn(5, 2, 4)
+    expected = layer(x)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert all(map(torch.equal, tensors(layer(x)), tensors(expected)))
+        assert layer(x.bfloat16())[0].dtype is torch.float32
 
 
 @pytest.mark.parametrize("kind", list(KINDS))
@@ -509,8 +494,8 @@ def says(text):
     [
         (
             lambda: qnn.QuantLSTM(4, 3, bias=False, bias_quant=Int32Bias),
-            "QuantLSTM(4, 3, bias=False): bias_quant=Int32Bias is given, but there is no bias. Write bias=True, or leave "
-            "bias_quant out.",
+            "QuantLSTM(4, 3, bias=False): bias_quant=Int32Bias is given, but there is no bias. Write bias=True, or "
+            "leave bias_quant out.",
         ),
         (
             lambda: qnn.QuantLSTM(4, 3, projection_quant=Int8Act),
@@ -519,8 +504,8 @@ def says(text):
         ),
         (
             lambda: qnn.QuantGRU(4, 3, hidden_quant=None, return_quant_tensor=True),
-            "QuantGRU(4, 3): return_quant_tensor=True needs outputs on one grid, that of hidden_l0_quant, which is None. "
-            "Write hidden_quant=Int8Act.",
+            "QuantGRU(4, 3): return_quant_tensor=True needs outputs on one grid, that of hidden_l0_quant, which is "
+            "None. Write hidden_quant=Int8Act.",
         ),
         (
             lambda: qnn.QuantGRU(4, 3, hidden_scaling="statistic", return_quant_tensor=True),
@@ -529,21 +514,21 @@ def says(text):
         ),
         (
             lambda: qnn.QuantRNN(4, 3, bias_quant=Int32Bias, hidden_quant=None, input_quant=Int8Act),
-            "QuantRNN(4, 3): the scale of bias_hh_l0_quant follows those of hidden_l0_quant and weight_hh_l0_quant, and "
-            "hidden_l0_quant is None. Write hidden_quant=Int8Act, or choose a bias with a scale of its own: "
+            "QuantRNN(4, 3): the scale of bias_hh_l0_quant follows those of hidden_l0_quant and weight_hh_l0_quant, "
+            "and hidden_l0_quant is None. Write hidden_quant=Int8Act, or choose a bias with a scale of its own: "
             "bias_quant=Int8BiasOwnScale.",
         ),
         (
             lambda: qnn.QuantRNN(4, 3, bias_quant=Int32Bias, hidden_scaling="statistic"),
-            "QuantRNN(4, 3): the scale of bias_hh_l0_quant follows those of hidden_l0_quant and weight_hh_l0_quant, and "
-            "hidden_l0_quant has another scale at each step. Write hidden_quant=Int8Act, or choose a bias with a scale "
-            "of its own: bias_quant=Int8BiasOwnScale.",
+            "QuantRNN(4, 3): the scale of bias_hh_l0_quant follows those of hidden_l0_quant and weight_hh_l0_quant, "
+            "and hidden_l0_quant has another scale at each step. Write hidden_quant=Int8Act, or choose a bias with a "
+            "scale of its own: bias_quant=Int8BiasOwnScale.",
         ),
         (
             lambda: qnn.QuantRNN(4, 3, bias_quant=Int32Bias, weight_quant=Int8WeightPerTensor, weight_axis=1),
-            "QuantRNN(4, 3): the scale of bias_ih_l0_quant follows those of input_quant and weight_ih_l0_quant, and the "
-            "products that one output sums have several scales. Write weight_quant=Int8WeightPerChannel, or choose a "
-            "bias with a scale of its own: bias_quant=Int8BiasOwnScale.",
+            "QuantRNN(4, 3): the scale of bias_ih_l0_quant follows those of input_quant and weight_ih_l0_quant, and "
+            "the products that one output sums have several scales. Write weight_quant=Int8WeightPerChannel, or choose "
+            "a bias with a scale of its own: bias_quant=Int8BiasOwnScale.",
         ),
         (
             lambda: qnn.QuantGRU(4, 3, hidden_axis=0),
@@ -552,8 +537,8 @@ def says(text):
         ),
         (
             lambda: qnn.QuantGRU(4, 3, input_quant=Int8ActPerChannel),
-            "QuantGRU(4, 3): input_axis=1 would give each part of the input a scale of its own. Write input_axis=-1 for "
-            "one scale for each feature, or input_axis=None for one scale.",
+            "QuantGRU(4, 3): input_axis=1 would give each part of the input a scale of its own. Write input_axis=-1 "
+            "for one scale for each feature, or input_axis=None for one scale.",
         ),
         (
             lambda: qnn.QuantGRU(4, 3, cell_bit_width=8),
@@ -562,8 +547,8 @@ def says(text):
         ),
         (
             lambda: qnn.QuantLSTM(4, 3, cell_bit_width=8),
-            "QuantLSTM(4, 3): cell_bit_width=8 is given, but cell_quant is None. Write cell_quant=Int8Act too, or leave "
-            "cell_bit_width out.",
+            "QuantLSTM(4, 3): cell_bit_width=8 is given, but cell_quant is None. Write cell_quant=Int8Act too, or "
+            "leave cell_bit_width out.",
         ),
     ],
 )
@@ -576,8 +561,8 @@ def test_a_float_layer_has_no_coupled_gates():
     layer = nn.LSTM(4, 3)
     layer.__class__ = qnn.QuantLSTM
     said = (
-        "QuantLSTM(4, 3): coupled_input_forget_gates=True needs weights without rows for the forget gate, and those of a "
-        "float LSTM have them. Build a QuantLSTM with it, and train that."
+        "QuantLSTM(4, 3): coupled_input_forget_gates=True needs weights without rows for the forget gate, and those of "
+        "a float LSTM have them. Build a QuantLSTM with it, and train that."
     )
     with pytest.raises(QuantizerError, match=says(said)):
         layer._convert({"coupled_input_forget_gates": True}, None, None)
@@ -632,9 +617,8 @@ def test_wrong_inputs(error, args, said):
         Model(nn.Identity(), qnn.QuantLSTM(4, 3))(*args)
 
 
-@pytest.mark.parametrize("failing", [nullcontext(), None])
-def test_a_failed_forward_measures_nothing(failing):
-    """A quantizer of a later layer raises: those before have measured, and a loop is never left open."""
+def test_a_failed_forward_measures_nothing():
+    """And leaves no loop open, in which later inputs would not count."""
     layer = qnn.QuantGRU(4, 3)
 
     def fail(path):
@@ -646,4 +630,5 @@ def test_a_failed_forward_measures_nothing(failing):
     with qnn.intercepted({"hidden_l0_quant": layer.hidden_l0_quant}, fail), pytest.raises(RuntimeError, match="stop"):
         layer(torch.randn(3, 2, 4))
     assert layer.hidden_l0_quant.scaling.phase == "empty"
-    assert layer.hidden_l0_quant.scaling._loop is None
+    layer(torch.randn(3, 2, 4))
+    assert layer.hidden_l0_quant.scaling.steps.item() == 1

@@ -107,18 +107,21 @@ def test_the_grid_is_the_quantizers(bits: int, restriction: str, zero_point: str
     assert steps is not None
     shift = 0.0 if steps.zero_point is None else steps.zero_point.item()
     grid = StateGrid(steps.scale.detach(), steps.low - shift, steps.high - shift)
-    moved, inside = grid.moved(x), grid.inside(x)
+    moved, passed = grid.moved(x), grid.passed(weights, x)
     torch.testing.assert_close(moved, y.detach(), rtol=0, atol=0)
     ends: list[Tensor] = [steps.scale] if steps.zero_point is None else [steps.scale, steps.zero_point]
-    gradients = [grid.scale_grad(weights, inside, x, moved), grid.zero_point_grad(weights, inside)][: len(ends)]
+    gradients = [grid.scale_grad(weights, passed, x, moved), grid.zero_point_grad(weights, passed)][: len(ends)]
     found = torch.autograd.grad(ends, parameters, gradients)
     torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-12)
 
 
-def test_inside_is_where_the_rounded_integer_is_in_range() -> None:
+def test_gradients_pass_where_the_rounded_integer_is_in_range() -> None:
     grid = StateGrid(torch.tensor(0.5), -4, 3)
     x = torch.tensor([-2.3, -2.2, 1.7, 1.8, float("inf"), float("nan")])
-    assert grid.inside(x).tolist() == [0.0, 1.0, 1.0, 0.0, 0.0, 1.0]
+    grad = torch.arange(1.0, 7.0)
+    assert grid.passed(grad, x).tolist() == [0.0, 2.0, 3.0, 0.0, 0.0, 6.0]
+    assert grid.passed(grad, x, out=grad) is grad
+    assert grad.tolist() == [0.0, 2.0, 3.0, 0.0, 0.0, 6.0]
     assert grid.moved(x)[:5].tolist() == [-2.0, -2.0, 1.5, 1.5, 1.5]
 
 

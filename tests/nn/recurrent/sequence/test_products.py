@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from bitwright.nn.recurrent.sequence.products import Product, product
+from bitwright.nn.recurrent.sequence.products import Product, product, weight_grad
 
 
 @pytest.mark.parametrize(("rows", "dtype"), [(2, torch.float32), (512, torch.float32), (512, torch.float64)])
@@ -15,6 +15,7 @@ def test_products(rows: int, dtype: torch.dtype) -> None:
     assert torch.equal(product(x, weight), expected)
     assert torch.equal(product(x, weight, bias), expected + bias)
     assert torch.equal(product(x.t().contiguous().t(), weight.t().contiguous().t()), expected)
+    assert torch.equal(weight_grad(expected, x), (expected.double().t() @ x.double()).to(dtype))
     one = Product(weight, rows)
     total, out = torch.ones(rows, 64, dtype=dtype), torch.empty(rows, 64, dtype=dtype)
     one.sum(total, x, out)
@@ -22,6 +23,14 @@ def test_products(rows: int, dtype: torch.dtype) -> None:
     assert torch.equal(one.of(x), expected)
     assert torch.equal(total, expected + 1)
     assert torch.equal(out, total)
+
+
+def test_weights_with_gaps_between_their_rows() -> None:
+    x, table = torch.randint(-8, 8, (512, 48)).float(), torch.randint(-8, 8, (64, 96)).float()
+    weight, expected = table[:, ::2], x @ table[:, ::2].contiguous().t()
+    assert torch.equal(product(x, weight), expected)
+    assert torch.equal(Product(weight, 512).of(x), expected)
+    assert torch.equal(weight_grad(torch.cat([expected, expected], 1)[:, 64:], x), expected.t() @ x)
 
 
 def test_the_other_library_can_be_switched_off() -> None:
