@@ -147,10 +147,11 @@ class MXScale(FloatScale):
         return number_format.power
 
     def scale(self, magnitude: Tensor, number_format: Levels) -> Tensor:
-        known, unit = magnitude.detach(), number_format.power if number_format.settled().whole else 1
+        known, levels = magnitude.detach(), number_format.settled()
+        unit = number_format.power if levels.whole else 1
         power = number_format.power / unit
         if self.rule == "rceil":
-            found = next_power_of_two(known / (number_format.threshold / unit), "ceil")
+            found = next_power_of_two(known / (levels.high / unit), "ceil")
         elif self.rule == "ceil":
             found = next_power_of_two(known, "ceil") / power
         else:

@@ -54,7 +54,7 @@ def steps_of(quant: TensorQuant) -> Steps | None:
     """
     if type(quant) is not IntQuant or quant.intercept is not None or quant._stale or not quant.clips:
         return None
-    scaling, ends = quant.scaling, quant._levels and tuple(quant._levels)
+    scaling, ends = quant.scaling, quant._levels
     plain = type(quant.rounding) is HalfEven and quant.granularity.single and ends is not None
     if not plain or ends is None or max(-ends[0], ends[1]) > _MOST:
         return None
@@ -63,7 +63,8 @@ def steps_of(quant: TensorQuant) -> Steps | None:
         return None if scale is None else Steps(scale, *ends)
     if type(quant.zero_point) is not RangeZeroPoint or quant.zero_point.scaling is not scaling:
         return None
-    return Steps(scale, *ends, quant.zero_point(scale, scale).to(scale.dtype))
+    low, high = ends
+    return Steps(scale, low, high, quant.zero_point(scale, scale).to(scale.dtype))
 
 
 def _scale(scaling: object) -> Tensor | None:
