@@ -116,7 +116,7 @@ class GridQuant(Declared):
         >>> from bitwright.qcore import resolve
         >>> quant = resolve(Fp8e4m3WeightPerTensor, {"channel_axis": 0})
         >>> quant(torch.tensor([0.2, -0.6, 1.0])), quant.number_format.high
-        (tensor([ 0.2009, -0.5714,  1.0000]), 448.0)
+        (tensor([ 0.1964, -0.5714,  1.0000]), 448.0)
     """
 
     granularity: Granularity

@@ -257,7 +257,7 @@ FROM_THE_LAYER = {"device", "dtype", "shape", "channels", "channel_axis"}
 CONSUMERS = [
     *(each for choices in (qcore.SCALINGS, qcore.STATISTICS) for each in choices.values()),
     *(each for choices in (qcore.RESTRICTIONS, qcore.ROUNDINGS, qcore.ZERO_POINTS) for each in choices.values()),
-    *(qcore.IntQuant, qcore.BiasQuant, qcore.IntRange, qcore.LearnedBitWidth),
+    *(qcore.GridQuant, qcore.IntQuant, qcore.BiasQuant, qcore.IntRange, qcore.LearnedBitWidth),
 ]
 
 
