@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .bounds import int_bounds, representable_bounds
-from .number_format import FEW, NumberFormat, RoundingLike
+from .number_format import NumberFormat, RoundingLike
 
 __all__ = ["Integers", "Interval", "storage_dtype"]
 
@@ -183,7 +183,7 @@ class Interval(_Interval, _Whole):  # type: ignore[misc]  # fields here, propert
 
     @property
     def few(self) -> bool:
-        return self[1] - self[0] < FEW
+        return self[1] - self[0] < 512
 
     @property
     def threshold(self) -> Any:

@@ -118,7 +118,9 @@ class Minifloat(_Minifloat, NumberFormat):
         if not self.saturating:
             return self.nearest(steps, rounding, relu)
         high = self._top()
-        steps.clamp_(0 if relu else -high, high)  # an end is a level: before or after rounding is the same
+        return self.covered(steps.clamp_(0 if relu else -high, high), rounding)  # an end is a level: the order is free
+
+    def covered(self, steps: Tensor, rounding: Any) -> Tensor:
         kind, mask = _EXPONENT[steps.dtype]
         gap = steps.view(kind).bitwise_and(mask).view(steps.dtype)
         gap.clamp_min_(self._normal()).mul_(2.0**-self.mantissa_bits)

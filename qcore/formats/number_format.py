@@ -10,10 +10,9 @@ from torch import Tensor
 
 from ..errors import SettingError
 
-__all__ = ["FEW", "NumberFormat", "RoundingLike", "whole_number"]
+__all__ = ["NumberFormat", "RoundingLike", "whole_number"]
 
 RoundingLike = Callable[[Tensor], Tensor]  # see `Rounding`
-FEW = 512  # steps up to which the scale's gradient may be taken as the difference of two dot products
 
 
 class NumberFormat:
@@ -145,8 +144,8 @@ class NumberFormat:
 
     @property
     def few(self) -> bool:
-        """Whether the range is small beside the digits of float32."""
-        return self.high - self.low < FEW
+        """Whether rounding moves values by much more than float32's last digits: kernels may then take short cuts."""
+        return self.bits < 10
 
     # Codes
 
