@@ -2,8 +2,6 @@
 
 import math
 from collections.abc import Iterable
-from fractions import Fraction
-from functools import lru_cache
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -11,12 +9,10 @@ import torch
 from torch import Tensor
 
 from ..errors import SettingError
-from ..tracing import constant
 from .number_format import NumberFormat, RoundingLike
+from .table import looked_up, nearest_level
 
 __all__ = ["NF4", "Codebook"]
-
-_CHAIN = 32  # levels up to which traced code compares with each border in turn
 
 
 class _Codebook(NamedTuple):
@@ -61,32 +57,11 @@ class Codebook(_Codebook, NumberFormat):  # type: ignore[misc]  # fields here, p
         return first - (second - first) / 2, last + (last - before) / 2
 
     def inplace(self, steps: Tensor, rounding: Any, relu: bool = False) -> Tensor:
-        return self._looked_up(steps.clamp_min_(0) if relu else steps, rounding)
+        return looked_up(self.levels, tuple(range(len(self.levels))), steps.clamp_min_(0) if relu else steps, rounding)
 
     def nearest(self, steps: Tensor, rounding: RoundingLike, relu: bool = False) -> Tensor:
-        if relu:
-            steps = torch.clamp_min(steps, 0)
-        name = getattr(rounding, "name", "")
-        if name not in _BORDERS or len(self.levels) > _CHAIN:
-            return self._looked_up(steps, rounding)
-        reached = torch.full_like(steps, self.levels[0])
-        for border, level in zip(_borders(self.levels, name, _wide(steps)), self.levels[1:], strict=True):
-            reached = torch.where(steps >= border, level, reached)
-        return torch.where(steps.isnan(), steps, reached)
-
-    def _looked_up(self, steps: Tensor, rounding: RoundingLike) -> Tensor:
-        table = torch.tensor(self.levels, dtype=steps.dtype, device=steps.device)
-        name = getattr(rounding, "name", "")
-        if name in _BORDERS:
-            borders = torch.tensor(_borders(self.levels, name, _wide(steps)), dtype=steps.dtype, device=steps.device)
-            reached = table[torch.bucketize(steps, borders, right=True)]
-        else:
-            below = torch.bucketize(steps.detach(), table[1:-1], right=True)
-            low, high = table[below], table[below + 1]
-            even = (below % 2).to(steps.dtype)  # so that ties go to the even code
-            share = rounding(even + ((steps - low) / (high - low)).clamp(0, 1)) - even
-            reached = low + share * (high - low) if share.requires_grad else torch.where(share > 0.5, high, low)
-        return torch.where(steps.isnan(), steps, reached)
+        steps = torch.clamp_min(steps, 0) if relu else steps
+        return nearest_level(self.levels, tuple(range(len(self.levels))), steps, rounding)
 
     def __str__(self) -> str:
         if self.levels == _NF4:
@@ -107,39 +82,6 @@ def _checked(cls: type[Any], levels: Iterable[float]) -> Any:
 
 
 _Codebook.__new__ = _checked  # not in the subclass, which torch.compile would take for no named tuple
-
-
-def _wide(steps: Tensor) -> bool:
-    return steps.dtype == torch.float64
-
-
-_BORDERS = {  # of two neighbouring levels: what divides them, and whether a number there goes up
-    "half_even": lambda lower, upper, even: ((lower + upper) / 2, even),
-    "half_up": lambda lower, upper, even: ((lower + upper) / 2, True),
-    "floor": lambda lower, upper, even: (upper, True),
-    "ceil": lambda lower, upper, even: (lower, False),
-    "toward_zero": lambda lower, upper, even: (
-        (upper, True) if lower >= 0 else (lower, False) if upper <= 0 else ((lower + upper) / 2, even)
-    ),
-}
-
-
-@constant
-def _borders(levels: tuple[float, ...], rounding: str, wide: bool) -> list[float]:
-    """For each level but the first, the smallest number of a type that goes to it or beyond, exactly."""
-    return _exact_borders(levels, rounding, wide)
-
-
-@lru_cache(maxsize=256)
-def _exact_borders(levels: tuple[float, ...], rounding: str, wide: bool) -> list[float]:
-    found = []
-    for code, (lower, upper) in enumerate(pairwise(levels), start=1):
-        border, included = _BORDERS[rounding](Fraction(lower), Fraction(upper), code % 2 == 0)
-        least = torch.tensor(float(border), dtype=torch.float64 if wide else torch.float32)
-        if Fraction(least.item()) < border or (Fraction(least.item()) == border and not included):
-            least = torch.nextafter(least, torch.full_like(least, math.inf))
-        found.append(least.item())
-    return found
 
 
 _NF4 = (

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from ..errors import SettingError
+from ..tracing import constant
+from .table import nearest_level
 
 __all__ = ["NumberFormat", "RoundingLike", "whole_number"]
 
@@ -18,23 +20,21 @@ RoundingLike = Callable[[Tensor], Tensor]  # see `Rounding`
 class NumberFormat:
     """Base of number formats, the shipped ones and a user's own: the levels that values are multiples of a scale of.
 
-    They are values without state: equal, hashable, picklable. A subclass is a named tuple behind this class, without a
-    ``__new__`` of its own, so that it goes through ``torch.compile`` as part of a `QuantTensor`. It implements `levels`
-    and `nearest`; all else has a default. ``str`` of it is part of what a saved state says of its numbers.
+    They are values without state: equal, hashable, picklable. A subclass is a named tuple, which comes first among its
+    bases, without a ``__new__`` of its own, so that it goes through ``torch.compile`` as part of a `QuantTensor`. It
+    implements `levels`; all else has a default, and `nearest` and `inplace` may want a faster form. ``str`` of it is
+    part of what a saved state says of its numbers.
 
     In all of its methods ``steps`` are numbers in units of the scale, ``x / scale``, float32 or float64.
 
     Example:
         >>> from typing import NamedTuple
-        >>> class Thirds(NumberFormat, NamedTuple("_Thirds", [("number", int)])):
+        >>> class Thirds(NamedTuple("_Thirds", [("number", int)]), NumberFormat):
         ...     __slots__ = ()
         ...
         ...     @property
         ...     def levels(self):
         ...         return tuple(code / 3 for code in range(self.number))
-        ...
-        ...     def nearest(self, steps, rounding, relu=False):
-        ...         return (rounding(steps * 3) / 3).clamp(0, self.high)
         >>> from bitwright.qcore import HalfEven
         >>> Thirds(4).bits, Thirds(4).high, Thirds(4).nearest(torch.tensor([0.2, 9.0]), HalfEven())
         (2, 1.0, tensor([0.3333, 1.0000]))
@@ -43,6 +43,7 @@ class NumberFormat:
     __slots__ = ()
     whole = False  # whether the levels are all integers of a range: what zero points, and sums of products, rely on
     mantissa_bits = 0  # digits after the first one, in the binade of the largest level
+    sharp = False  # whether values come to lie at the edges, so that the last digit of ``x / scale`` decides
     learned = False  # whether the levels change in training
 
     @property
@@ -61,7 +62,8 @@ class NumberFormat:
             rounding: decides between the two levels around a number.
             relu: take numbers below 0 for 0.
         """
-        raise NotImplementedError
+        levels, codes = _ordered(self)
+        return nearest_level(levels, codes, torch.clamp_min(steps, 0) if relu else steps, rounding)
 
     def inplace(self, steps: Tensor, rounding: RoundingLike, relu: bool = False) -> Tensor:
         """The same outside graphs and without gradients; ``steps`` may be overwritten."""
@@ -166,12 +168,11 @@ class NumberFormat:
 
     def encode(self, steps: Tensor) -> Tensor:
         """The codes of the levels next to some numbers, in `dtype`."""
-        known = [(level, code) for code, level in enumerate(self.levels) if math.isfinite(level)]
-        known.sort(key=lambda pair: (pair[0], -pair[1]))  # the first of several codes counts: of 0 and -0, 0
-        values = torch.tensor([level for level, _ in known], dtype=torch.float64, device=steps.device)
-        codes = torch.tensor([code for _, code in known], device=steps.device)
+        levels, codes = _ordered(self)
+        values = torch.tensor(levels, dtype=torch.float64, device=steps.device)
         middles = (values[1:] + values[:-1]) / 2
-        return codes[torch.bucketize(steps.double(), middles, right=True)].to(self.dtype)
+        found = torch.bucketize(steps.double(), middles, right=True)
+        return torch.tensor(codes, device=steps.device)[found].to(self.dtype)
 
     def decode(self, codes: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """The levels of codes."""
@@ -184,7 +185,7 @@ class NumberFormat:
     def __str__(self) -> str:
         return repr(self)
 
-    # A named tuple equals one of its own kind only, and is never false, whichever of its bases comes first.
+    # A named tuple equals one of its own kind only, and is never false.
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -205,6 +206,17 @@ class NumberFormat:
 
     def __bool__(self) -> bool:
         return True
+
+
+@constant  # in graphs
+def _ordered(number_format: NumberFormat) -> tuple[tuple[float, ...], tuple[int, ...]]:
+    """The levels in ascending order, and their codes; of several for one level, such as 0 and -0, the first."""
+    first: dict[float, int] = {}
+    for code, level in enumerate(number_format.levels):
+        if math.isfinite(level):
+            first.setdefault(level + 0.0, code)
+    pairs = sorted(first.items())
+    return tuple(level for level, _ in pairs), tuple(code for _, code in pairs)
 
 
 def whole_number(setting: str, found: object, least: int, most: int) -> int:

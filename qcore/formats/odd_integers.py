@@ -35,6 +35,7 @@ class OddIntegers(_OddIntegers, NumberFormat):  # type: ignore[misc]  # fields h
     """
 
     __slots__ = ()
+    sharp = True
 
     @property
     def levels(self) -> tuple[float, ...]:

@@ -86,14 +86,15 @@ def _inside(
 ) -> Tensor:
     """The gradient where nothing is clipped, else 0, by the one vectorised kernel that does it."""
     low, high = number_format.edges(rounding)
-    if not number_format.whole:
-        return _hardtanh_backward(grad, torch.div(x, scale), 0.0 if relu else low, high)
     one_shift = zero_point is None or zero_point.numel() == 1
-    if isinstance(rounding, HalfEven) and scale.numel() == 1 and one_shift:
+    plain = isinstance(rounding, HalfEven) or not number_format.whole
+    if plain and scale.numel() == 1 and one_shift and not number_format.sharp:
         step, shift = scale.item(), 0.0 if zero_point is None else zero_point.item()
         lowest = 0.0 if relu else (low - shift) * step
         return _hardtanh_backward(grad, x, lowest, (high - shift) * step)
-    codes = rounding.inplace(torch.div(x, scale))
+    codes = torch.div(x, scale)
+    if number_format.whole:
+        rounding.inplace(codes)
     if relu:
         codes.masked_fill_(x <= 0, low - 1)
     if zero_point is not None:

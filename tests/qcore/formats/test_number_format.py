@@ -2,14 +2,17 @@
 
 import copy
 import pickle
+from typing import NamedTuple
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bitwright.qcore import Integers, IntRange, NumberFormat, int_bounds
+import bitwright.nn as qnn
+from bitwright.qcore import E4M3, HalfEven, Integers, Interval, IntRange, NumberFormat, int_bounds
 from bitwright.qcore.formats.integers import storage_dtype
+from bitwright.quantizers import FormatBase
 
 FORMATS = st.builds(Integers, st.integers(2, 32), st.booleans(), st.booleans())
 
@@ -96,3 +99,94 @@ def test_immutable(name):
 )
 def test_storage_dtype(bounds, dtype):
     assert storage_dtype(*bounds) == dtype
+
+
+class Posit(NamedTuple("_Posit", [("bit_width", int)]), NumberFormat):
+    """A user's own levels: posits of so many bits, exponents of 0 bits; the code is the place among them."""
+
+    __slots__ = ()
+
+    @property
+    def levels(self):
+        count = 2 ** (self.bit_width - 2)
+        above = [each / count for each in range(count)]
+        return tuple(sorted({*above, *[-each for each in above], *[1 / each for each in above[1:]], 1.0, -1.0}))
+
+
+def test_a_format_of_the_users_own():
+    form = Posit(4)
+    assert form.levels == (-1, -0.75, -0.5, -0.25, 0, 0.25, 0.5, 0.75, 1, 4 / 3, 2, 4)
+    assert (form.low, form.high, form.threshold, form.power, form.bits) == (-1, 4, 4, 4, 4)
+    assert (form.signed, form.symmetric, form.has_zero, form.few, form.dtype) == (True, False, True, True, torch.uint8)
+    assert form.edges(HalfEven()) == (-1.125, 5)
+    x = torch.tensor([0.3, 2.9, 9.0, -9.0])
+    assert form.nearest(x, HalfEven()).tolist() == form.inplace(x.clone(), HalfEven()).tolist() == [0.25, 2, 4, -1]
+    assert form.encode(x).tolist() == [5, 10, 11, 0]
+    assert form.decode(form.encode(x)).tolist() == [0.25, 2, 4, -1]
+    assert form == Posit(4) != Posit(5)
+    assert bool(form)
+    assert str(form) == "Posit(bit_width=4)"
+
+
+class PositWeight(FormatBase):
+    quantizes = "weight"
+    number_format = Posit(5)
+    scaling = "statistic"
+
+
+def test_a_layer_on_a_format_of_the_users_own():
+    torch.manual_seed(0)
+    layer = qnn.QuantLinear(8, 4, weight_quant=PositWeight)
+    x = torch.randn(3, 8)
+    y = layer(x)
+    y.sum().backward()
+    weight = layer.quant_weight()
+    assert weight.is_valid
+    assert torch.equal(weight.grid.from_int(weight.int()), weight.value)
+    assert layer.weight_quant.scheme() == "Posit(bit_width=5), per tensor, float scale"
+    torch.compiler.reset()
+    assert torch.equal(torch.compile(layer, fullgraph=True, backend="aot_eager")(x), y)
+
+
+def test_what_a_format_must_say():
+    class Nothing(NumberFormat):
+        pass
+
+    for name in ("levels", "low", "bits"):
+        with pytest.raises(NotImplementedError):
+            getattr(Nothing(), name)
+    for call in (
+        lambda: Nothing().nearest(torch.ones(1), HalfEven()),
+        lambda: E4M3.shifted(torch.ones(1), HalfEven(), torch.ones(1)),
+        lambda: E4M3.near(torch.ones(1), HalfEven(), torch.ones(1)),
+        lambda: E4M3.within(torch.ones(1), HalfEven(), torch.ones(1)),
+    ):
+        with pytest.raises(NotImplementedError):
+            call()
+    assert Nothing() != Nothing()
+    assert len({Nothing(), Nothing()}) == 2
+    assert Nothing()
+
+
+@given(FORMATS, st.lists(st.floats(-300, 300, width=32), min_size=1, max_size=9))
+def test_integers_and_the_interval_of_their_ends(form, numbers):
+    interval, x = Interval(*form.bounds), torch.tensor(numbers)
+    assert (interval.low, interval.high) == (form.low, form.high) == form.bounds
+    assert interval.edges(HalfEven()) == form.edges(HalfEven())
+    assert torch.equal(interval.nearest(x, HalfEven()), form.nearest(x, HalfEven()))
+    assert torch.equal(interval.inplace(x.clone(), HalfEven()), form.inplace(x.clone(), HalfEven()))
+    assert torch.equal(interval.inside(x, HalfEven()), form.inside(x, HalfEven()))
+    assert interval.few == (form.high - form.low < 512) == form.few
+    assert interval != form
+    assert interval.whole
+    assert form.whole
+    assert (interval.signed, interval.symmetric) == (form.low < 0, form.low == -form.high)
+
+
+def test_levels_of_integers():
+    assert Integers(2).levels == (-2, -1, 0, 1)
+    assert Interval(0, 2).levels == (0, 1, 2)
+    assert (Integers(8).power, Integers(8).mantissa_bits, Interval(-3, 5).power) == (64, 6, 4)
+    assert Interval(torch.tensor(-3.0), torch.tensor(3.0)).learned
+    assert str(Interval(-3, 5)) == "integers from -3 to 5"
+    assert not Interval(1, 3).has_zero
