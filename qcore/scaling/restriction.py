@@ -207,7 +207,7 @@ class TwoLevel(FloatScale):
             number_format: of the elements.
         """
         threshold = number_format.threshold
-        tensor_scale = magnitude.amax() / (threshold * self._high)
+        tensor_scale = magnitude.reshape(-1).amax(0) / (threshold * self._high)
         steps = (magnitude / threshold / tensor_scale).clamp_min(self._least)
         return self.scale_format.nearest(steps, _HALF_EVEN), tensor_scale
 

@@ -38,7 +38,7 @@ class Nearest(nn.Module):
 
 
 def exported(module, x):
-    program = torch.onnx.export(module, (x,), dynamo=True, opset_version=21, verbose=False)
+    program = torch.onnx.export(module.eval(), (x,), dynamo=True, opset_version=21, verbose=False)
     session = onnxruntime.InferenceSession(program.model_proto.SerializeToString())
     return torch.tensor(session.run(None, {session.get_inputs()[0].name: x.numpy()})[0])
 
