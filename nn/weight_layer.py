@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..qcore import (
     BiasQuant,
     Grid,
-    IntQuant,
+    GridQuant,
     QuantizerError,
     QuantTensor,
     TensorQuant,
@@ -316,7 +316,7 @@ class WeightLayer(QuantLayer):
         if inputs is None or self._lacks("bias") or not isinstance(self.bias_quant, BiasQuant):
             return ()
         bias, follower = self.tensor_of("bias") if bias is None else bias, self.bias_quant
-        if not isinstance(quant, IntQuant) or type(quant)._quantize is not IntQuant._quantize:
+        if not isinstance(quant, GridQuant) or type(quant)._quantize is not GridQuant._quantize:
             return ()
         if inputs.scale.numel() != 1:  # of a depthwise layer: as many as there are outputs
             ones, each = self._per_output(inputs, Grid(inputs.scale.new_ones(())))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ...nn.contexts.intercepting import intercepted, quantizers_of
 from ...nn.contexts.switching import unquantized
-from ...qcore import Grid, IntQuant, TensorQuant
+from ...qcore import Grid, GridQuant, TensorQuant
 from ...qcore.models import require_model, shown
 from ...qcore.protocols import Statistic
 from ...qcore.scaling import StoredScaling
@@ -186,7 +186,7 @@ def _measurements(model: nn.Module, statistic: object, average: str) -> list[Mea
         )
     measurements = []
     for path, quant in found.items():
-        assert isinstance(quant, IntQuant)
+        assert isinstance(quant, GridQuant)
         chosen = statistic_of(statistic, path, quant)
         if isinstance(chosen, DataStatistic) and average != "mean":
             raise GraphError(
@@ -199,7 +199,7 @@ def _measurements(model: nn.Module, statistic: object, average: str) -> list[Mea
 
 def _is_measured(quant: TensorQuant) -> bool:
     """Whether a quantizer has a range that comes from data: not one of a weight, nor one that was given."""
-    if quant.of_parameter or not isinstance(quant, IntQuant) or not isinstance(quant.scaling, StoredScaling):
+    if quant.of_parameter or not isinstance(quant, GridQuant) or not isinstance(quant.scaling, StoredScaling):
         return False
     return getattr(quant.scaling, "max_value", None) is None
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ...qcore import IntQuant, RangeZeroPoint
+from ...qcore import GridQuant, RangeZeroPoint
 from ...qcore.scaling import StoredScaling
 
 __all__ = ["Levels"]
@@ -27,7 +27,7 @@ class Levels:
         (tensor([[1.]]), tensor([[-8.]]), tensor([[7.]]))
     """
 
-    quant: IntQuant
+    quant: GridQuant
 
     @property
     def scaling(self) -> StoredScaling:
@@ -38,8 +38,8 @@ class Levels:
 
     @property
     def signed(self) -> bool:
-        """Whether there are negative integers."""
-        return self.quant.signed
+        """Whether there are levels below 0."""
+        return self.quant.number_format.signed
 
     @property
     def interval(self) -> bool:
@@ -54,7 +54,8 @@ class Levels:
         return int(span.max()) if isinstance(span, Tensor) else span
 
     def _bounds(self) -> tuple[int | Tensor, int | Tensor]:
-        return self.quant.int_range.bounds(lambda widths: widths.reshape(-1, 1))
+        levels = self.quant._range().settled(lambda widths: widths.reshape(-1, 1))
+        return levels.low, levels.high  # type: ignore[return-value]  # of integers, whole
 
     def grid(self, found: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """The scales of a range, and its smallest and largest level in scales: (rows, 1) each."""

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from ...qcore import IntQuant
+from ...qcore import GridQuant
 from ...qcore.protocols import Statistic
 from ...qcore.scaling import StoredScaling
 from ...qcore.scaling.magnitude import entries
@@ -49,7 +49,7 @@ class Measurement:
     def __init__(
         self,
         path: str,
-        quant: IntQuant,
+        quant: GridQuant,
         statistic: Statistic | DataStatistic,
         average: Callable[[Sequence[Tensor], StoredScaling], Average],
     ) -> None:

@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ...qcore import AbsMax, IntQuant, MinMax, RangeZeroPoint
+from ...qcore import AbsMax, GridQuant, MinMax, RangeZeroPoint
 from ...qcore.errors import SettingError
 from ...qcore.protocols import Statistic, checked
 from ..errors import GraphError
@@ -40,7 +40,7 @@ class _Largest:
         return "Max()"
 
 
-def statistic_of(given: Any, path: str, quant: IntQuant) -> Statistic | DataStatistic:
+def statistic_of(given: Any, path: str, quant: GridQuant) -> Statistic | DataStatistic:
     """The statistic that measures a quantizer, from what `calibrate` was given.
 
     Args:
@@ -75,6 +75,11 @@ def statistic_of(given: Any, path: str, quant: IntQuant) -> Statistic | DataStat
         raise GraphError(
             f"calibrate: statistic={given!r} knows no lower end (`low`), which {path} needs for its zero point. Write "
             "statistic='min_max' or statistic=Percentile(99.9), which serve quantizers with and without one."
+        )
+    if isinstance(found, DataStatistic) and not quant._range().settled().whole:
+        raise GraphError(
+            f"calibrate: statistic={given!r} compares ranges of integers, and the levels of {path} are "
+            f"{quant.number_format}. Write statistic='min_max' or statistic=Percentile(99.9), or leave it out."
         )
     return found
 

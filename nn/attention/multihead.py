@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.types import Device
 
-from ...qcore import Grid, IntQuant, QuantizerError, TensorQuant, path_of, values_of
+from ...qcore import Grid, GridQuant, QuantizerError, TensorQuant, path_of, values_of
 from ...qcore.tracing import exporting
 from ...quantizers import Int8Act, Int8WeightPerTensor, Uint8Act
 from ..bypass import OwnParameter
@@ -287,7 +287,7 @@ class QuantMultiheadAttention(Composite, AttentionLayer, nn.MultiheadAttention):
     def _on_grids(self, tensors: Sequence[Tensor]) -> list[tuple[Tensor, Grid | None]]:
         """Tensors quantized by one quantizer; while it measures, as one tensor, or their mean range would clip one."""
         quant = self.input_quant
-        together = isinstance(quant, IntQuant) and quant.granularity.single and quant.intercept is None
+        together = isinstance(quant, GridQuant) and quant.granularity.single and quant.intercept is None
         if quant is None or len(tensors) == 1 or not together or (quant.calibrated and not quant.calibrating):
             return [self.pass_through("input", each) for each in tensors]
         plain = [values_of(each) for each in tensors]

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ...qcore import BiasQuant, Grid, IntQuant, QuantizerError, TensorQuant, path_of
+from ...qcore import BiasQuant, Grid, GridQuant, QuantizerError, TensorQuant, path_of
 from ...qcore.granularity import Granularity, PerAxis
 from ...qcore.grid import along_axis
 from ...qcore.scaling import StoredScaling
@@ -208,7 +208,7 @@ class Recurrent(QuantLayer):
         follower = getattr(self, f"{bias}_quant", None)
         if grid is None or grid.scale.numel() != 1 or not isinstance(follower, BiasQuant):
             return ()
-        if not isinstance(quant, IntQuant) or type(quant)._quantize is not IntQuant._quantize:
+        if not isinstance(quant, GridQuant) or type(quant)._quantize is not GridQuant._quantize:
             return ()
         floor = follower.floor(self.tensor_of(bias), grid, by_channel=not quant.granularity.single)
         return () if floor is None else (False, floor)
@@ -221,7 +221,7 @@ class Recurrent(QuantLayer):
     def _grid_of_state(self, slot: str, x: Tensor) -> Grid | None:
         """The grid of the states, before there is one; in the block that measures it."""
         quant = getattr(self, f"{slot}_quant")
-        if not isinstance(quant, IntQuant):
+        if not isinstance(quant, GridQuant):
             return None
         zeros = torch.zeros(1, self._state_size(), dtype=x.dtype, device=x.device)
         if quant.intercept is None:
@@ -290,5 +290,5 @@ class Recurrent(QuantLayer):
 
 def _has_one_grid(quant: TensorQuant) -> bool:
     """Whether all steps of a sequence lie on one grid."""
-    stored = isinstance(quant, IntQuant) and isinstance(quant.scaling, StoredScaling)
+    stored = isinstance(quant, GridQuant) and isinstance(quant.scaling, StoredScaling)
     return stored or not getattr(quant, "dynamic", True)

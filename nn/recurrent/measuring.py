@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from ...qcore import Grid, IntQuant, TensorQuant
+from ...qcore import Grid, GridQuant, TensorQuant
 from ...qcore.scaling import RunningScaling, StoredScaling
 from ...qcore.tracing import loop_operators, transformed
 from .sequence import Steps, steps_of
@@ -34,7 +34,7 @@ def to_measure(quantizers: Quantizers) -> dict[str, StoredScaling]:
     """The scalings whose range is that of this forward, or is changed by it, by the sites."""
     found = {}
     for slot, quant in quantizers.items():
-        if isinstance(quant, IntQuant) and isinstance(quant.scaling, StoredScaling) and _measures(quant.scaling):
+        if isinstance(quant, GridQuant) and isinstance(quant.scaling, StoredScaling) and _measures(quant.scaling):
             found[slot] = quant.scaling
     return found
 
@@ -113,5 +113,5 @@ def measured_once(quantizers: Quantizers, run: Callable[[dict[str, Site]], objec
 
 def grid_of_steps(quant: TensorQuant, steps: Steps) -> Grid:
     """The settled grid of a state as the record that tensors carry."""
-    assert isinstance(quant, IntQuant)
+    assert isinstance(quant, GridQuant)
     return quant._grid(steps.scale, steps.zero_point)
