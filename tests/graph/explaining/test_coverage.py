@@ -1,9 +1,10 @@
 """What a quantizer clips, and which levels it never uses."""
 
+import pytest
 import torch
 
 from bitwright.graph.explaining.coverage import Coverage
-from bitwright.qcore import Grid, Integers, PerAxis, PerGroup
+from bitwright.qcore import E2M1, Grid, Integers, PerAxis, PerGroup
 
 
 def test_batches_add_up():
@@ -45,3 +46,11 @@ def test_nothing_seen():
     assert (coverage.clipped, coverage.levels, coverage.dead) == (None, None, None)
     coverage.add(torch.ones(0), Grid(torch.tensor(1.0), number_format=Integers(2)))
     assert (coverage.clipped, coverage.levels, coverage.dead) == (None, 4, 4)
+
+
+def test_levels_that_are_no_integers():
+    coverage = Coverage()
+    grid = Grid(torch.tensor(0.5), number_format=E2M1)
+    coverage.add(torch.tensor([0.0, -0.0, 0.25, 2.9, 9.0]), grid)
+    assert coverage.clipped == pytest.approx(0.2)
+    assert (coverage.levels, coverage.dead) == (15, 12)  # 0, 0.5 and 6 are in use
