@@ -87,10 +87,10 @@ def test_compiled_is_eager(name, training):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("kind", ["usual", "full"])
+@pytest.mark.parametrize(("kind", "training"), [("usual", False), ("full", True)])
 @pytest.mark.parametrize("name", LAYERS)
 def test_a_compiled_layer_is_the_eager_one(name, kind, training):
+    """Trained with a quantizer in every slot, and evaluated with the usual ones."""
     layer = LAYERS[name]
     module = warm(made(layer, **(full(layer) if kind == "full" else {})))
     compared(module.train(training), inputs_of(layer, seed=3))

@@ -301,7 +301,9 @@ def test_same_padding_pads_what_stands_for_zero(channels, quantizer):
     )
     x = torch.randn(2, channels, 8, 9, generator=torch.Generator().manual_seed(0)) + 1
     out = layer(x)
-    on = layer.eval().input_quant(x)
+    layer.eval()
+    assert layer.input_quant is not None
+    on = layer.input_quant(x)
     codes = F.conv2d(F.pad(on, (1, 1, 0, 1)), layer.quant_weight().value, layer.quant_bias().value, 2)
     torch.testing.assert_close(out.value, codes)
     assert out.is_valid

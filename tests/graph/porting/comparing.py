@@ -121,9 +121,9 @@ def compared(model: nn.Module, path: Path) -> tuple[Comparison, Report]:
 
         return intercept
 
-    for path, layer in model.named_modules():
-        if f"{path}.trunc_quant" in golden.places:
-            layer.register_forward_hook(_pooled(done, golden, f"{path}.trunc_quant"))
+    for name, layer in model.named_modules():
+        if f"{name}.trunc_quant" in golden.places:
+            layer.register_forward_hook(_pooled(done, golden, f"{name}.trunc_quant"))
     model.eval()
     with torch.no_grad(), intercepted(quantizers_of(model), beside):
         out = model(torch.from_numpy(golden.arrays["input"]))

@@ -4,6 +4,7 @@ import copy
 import math
 import pickle
 import re
+from typing import Any
 
 import pytest
 import torch
@@ -137,7 +138,7 @@ def test_dropout_is_torchs(need_weights):
 # By hand
 
 
-def by_hand(layer: qnn.QuantMultiheadAttention, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+def by_hand(layer: Any, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     """Self-attention of (N, L, E) with the quantizers of a layer, in evaluation."""
     x = layer.input_quant(x)
     projected = F.linear(x, layer.in_proj_weight_quant(layer.in_proj_weight), layer.in_proj_bias)

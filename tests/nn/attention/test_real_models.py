@@ -1,6 +1,7 @@
 """MiniLM with quantized attention: what it says of the likeness of texts."""
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -46,7 +47,7 @@ def judged(
 def test_minilm_with_multi_head_attention_quantized():
     """Loaded from the weights of torch's layers."""
     _, model, documents = loaded()
-    quantized = copy.deepcopy(model)
+    quantized: Any = copy.deepcopy(model)
     for layer in quantized.encoder.layers:
         attention = qnn.QuantMultiheadAttention(384, 12, 0.1, batch_first=True, **W8A8)
         attention.load_state_dict(layer.self_attn.state_dict(), strict=True)
@@ -93,7 +94,7 @@ class Attend(nn.Module):
 def test_minilm_with_its_attention_quantized():
     """The other form, whose attention is a function of the file."""
     model, _, documents = loaded()
-    quantized = copy.deepcopy(model)
+    quantized: Any = copy.deepcopy(model)
     for layer in quantized.encoder.layer:
         layer.attention.add_module("self", Attend(layer.attention.get_submodule("self")))
     before, after, noise = judged(quantized, model, documents)

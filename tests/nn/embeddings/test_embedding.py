@@ -2,6 +2,7 @@
 
 import copy
 import re
+from typing import Any
 
 import pytest
 import torch
@@ -89,7 +90,7 @@ def test_bags_without_quantizers_are_torchs(mode, last, padding_idx, max_norm, b
     torchs = nn.EmbeddingBag(4, 3, **made)
     torchs.load_state_dict(ours.state_dict())
     rows = torch.tensor([0, 3, 1, 1, 2, 0])
-    inputs = (rows, torch.tensor([0, 2, 2, 6])) if offsets else (rows.reshape(2, 3),)
+    inputs: tuple[Any, ...] = (rows, torch.tensor([0, 2, 2, 6])) if offsets else (rows.reshape(2, 3),)
     if mode == "sum":
         weights = torch.linspace(-1, 1, 6).reshape(inputs[0].shape)
         inputs = (inputs[0], inputs[1] if offsets else None, weights)

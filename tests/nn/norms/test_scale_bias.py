@@ -104,6 +104,7 @@ def test_a_layer_scale_along_the_last_dimension():
     x = torch.randn(2, 3, 4)
     out = layer(x)
     assert out.is_valid
+    assert layer.input_quant is not None
     torch.testing.assert_close(out.value, layer.input_quant(x) * torch.tensor([0.7, -0.3, 0.1, 0.0]))
     assert str(layer).startswith("QuantScaleBias(\n  4, bias=False, dim=-1, return_quant_tensor=True")
 

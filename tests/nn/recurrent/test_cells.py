@@ -144,8 +144,8 @@ def test_a_float_cell_changes_its_class(kind):
 )
 def test_wrong_inputs(error, args, said):
     class Model(nn.Sequential):
-        def forward(self, *args):
-            return self[1](*args)
+        def forward(self, input, *args):  # noqa: A002 - torch's name for it
+            return self[1](input, *args)
 
     with pytest.raises(error, match=re.escape(said) + "$"):
         Model(nn.Identity(), qnn.QuantLSTMCell(4, 3))(*args)

@@ -3,6 +3,7 @@
 import copy
 import pickle
 import re
+from typing import Any
 
 import pytest
 import torch
@@ -473,10 +474,11 @@ def test_compiled_is_eager(settings):
     calibration = {} if settings.get("hidden_quant", Int8Act) is None else {"hidden_calibration_steps": 2}
     layer = qnn.QuantLSTM(4, 3, **settings, **calibration)
     twin = copy.deepcopy(layer)
-    compiled = torch.compile(twin, fullgraph=True, backend="aot_eager")
+    compiled: Any = torch.compile(twin, fullgraph=True, backend="aot_eager")
+    x = torch.randn(3, 2, 4)
     for _ in range(4):
-        x = torch.randn(3, 2, 4)
         close(compiled(x), layer(x), atol=1e-6)
+        x = torch.randn(3, 2, 4)
     close(compiled.eval()(x), layer.eval()(x), atol=1e-6)
     for one, other in zip(twin.state_dict().values(), layer.state_dict().values(), strict=True):
         torch.testing.assert_close(one, other)
@@ -610,8 +612,8 @@ ROWS = torch.zeros(5, 2, 4)
 )
 def test_wrong_inputs(error, args, said):
     class Model(nn.Sequential):
-        def forward(self, *args):
-            return self[1](*args)
+        def forward(self, input, *args):  # noqa: A002 - torch's name for it
+            return self[1](input, *args)
 
     with pytest.raises(error, match=says(said)):
         Model(nn.Identity(), qnn.QuantLSTM(4, 3))(*args)

@@ -63,8 +63,8 @@ def test_a_simple_step(nonlinearity, expected):
 def test_steps_are_torchs_cells(step, cell):
     torch.manual_seed(0)
     torchs, x = cell(4, 3).double(), torch.randn(2, 4, dtype=torch.float64)
-    states = tuple(torch.randn(2, 3, dtype=torch.float64) for _ in step({}).states)
-    expected = torchs(x, states if len(states) > 1 else states[0])
+    states = [torch.randn(2, 3, dtype=torch.float64) for _ in step({}).states]
+    expected = torchs(x, tuple(states) if len(states) > 1 else states[0])
     expected = expected if isinstance(expected, tuple) else (expected,)
     projected = nn.functional.linear(x, torchs.weight_ih, torchs.bias_ih)
     found, _ = step({})(states, (projected,), (torchs.weight_hh, torchs.bias_hh))

@@ -1,6 +1,7 @@
 """Settled grids, and which quantizers have one."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ def settled(**given: object) -> IntQuant:
     layer = QuantIdentity(**{"calibration_steps": 1, **given})
     layer(torch.tensor([-1.0, 2.0]))
     layer(torch.tensor([-1.0, 2.0]))
+    assert isinstance(layer.act_quant, IntQuant)
     return layer.act_quant
 
 
@@ -99,7 +101,8 @@ def test_the_grid_is_the_quantizers(bits: int, restriction: str, zero_point: str
     layer = QuantIdentity(bit_width=bits, restriction=restriction, calibration_steps=1, dtype=DOUBLE, **signs)
     x = torch.randn(300, dtype=DOUBLE, generator=torch.Generator().manual_seed(0))
     layer(x[:30])
-    quant, weights = layer.act_quant, torch.linspace(-1, 2, 300, dtype=DOUBLE)
+    quant: Any = layer.act_quant
+    weights = torch.linspace(-1, 2, 300, dtype=DOUBLE)
     parameters = list(quant.parameters())
     y = quant(x)
     expected = torch.autograd.grad(y, parameters, weights)
