@@ -56,8 +56,8 @@ from .scaling.statistics import (
     MinSquaredError,
     PercentileInterval,
 )
+from .scaling.zero_point import ZERO_POINTS, RangeZeroPoint
 from .tensor_quant import TensorQuant
-from .zero_point import ZERO_POINTS, RangeZeroPoint
 
 __all__ = [
     "BINARY",

@@ -22,9 +22,9 @@ from .protocols import checked
 from .rounding import HalfEven, HalfUp, Rounding
 from .scaling import CalibratedScaling, MagnitudeScaling, RunningScaling, StoredScaling
 from .scaling.restriction import FloatScale
+from .scaling.zero_point import RangeZeroPoint
 from .tensor_quant import Kept, TensorQuant
 from .tracing import is_tracing
-from .zero_point import RangeZeroPoint
 
 __all__ = ["FLOAT_BITS", "Declared", "GridQuant", "ScaleFloor", "exact_codes", "resting"]
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from ....qcore import IntQuant, TensorQuant
 from ....qcore.rounding import HalfEven
 from ....qcore.scaling import CalibratedScaling, ConstantScaling, LearnedScaling, RunningScaling, StoredScaling
-from ....qcore.zero_point import RangeZeroPoint
+from ....qcore.scaling.zero_point import RangeZeroPoint
 
 __all__ = ["StateGrid", "Steps", "grid_grads", "state_grid", "steps_of"]
 

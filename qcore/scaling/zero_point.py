@@ -6,12 +6,12 @@ that 0 is on the grid (padding, ReLU).
 
 from torch import Tensor, nn
 
-from .declare.inject import register_choices
-from .errors import SettingError
-from .formats.int_range import IntRange
-from .granularity import Granularity, granularity_of
-from .kernels.derivatives import clamp_through
-from .rounding import HalfEven, round_straight_through
+from ..declare.inject import register_choices
+from ..errors import SettingError
+from ..formats.int_range import IntRange
+from ..granularity import Granularity, granularity_of
+from ..kernels.derivatives import clamp_through
+from ..rounding import HalfEven, round_straight_through
 
 __all__ = ["ZERO_POINTS", "RangeZeroPoint"]
 
