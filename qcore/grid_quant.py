@@ -124,6 +124,7 @@ class GridQuant(Declared):
     zero_point: protocols.ZeroPoint | None
     clips: bool
     number_format: NumberFormat
+    _format: NumberFormat | None  # what grids say; None where a bit width is learned
     _levels: NumberFormat | None  # what the arithmetic works with; None where a bit width is learned
     _plain: bool  # whether the fast forms may take it
     _single: bool
@@ -146,7 +147,7 @@ class GridQuant(Declared):
             expected = f"None: zero points are integers', and {number_format} has other levels"
             raise SettingError("zero_point", zero_point, expected, "Write zero_point=None.")
         super().__init__()
-        vars(self).update(number_format=number_format, _levels=number_format, _plain=True)
+        vars(self).update(number_format=number_format, _levels=number_format, _format=number_format, _plain=True)
         self._set_parts(scaling, rounding, zero_point, axis, granularity, pass_clipped)
 
     def _set_parts(
@@ -351,13 +352,14 @@ class GridQuant(Declared):
         return Grid(
             scale.detach() if scale.requires_grad or is_tracing() else scale,
             None if zero_point is None else zero_point.detach(),
-            self._number_format(),
+            self._number_format() if self._format is None else self._format,
             self.granularity,
             self.source if self._one_scale() else None,
         )
 
     def _number_format(self) -> NumberFormat:
-        return self.number_format
+        """What grids say, where it changes in training."""
+        raise NotImplementedError
 
     def _one_scale(self) -> bool:
         """Whether one stored scale makes every grid: a scale that follows each tensor is shared by none."""

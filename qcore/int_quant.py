@@ -31,7 +31,7 @@ class _Integers(Declared):
 
     int_range: IntRange
     bit_width: int | nn.Module
-    _format: Integers | None  # of the range; None where the bit width is learned
+    _format: Any  # Integers, or None where the bit width is learned
     _levels: Any  # an Interval, or None
 
     @property
@@ -94,7 +94,7 @@ class IntQuant(_Integers, GridQuant):
     @property
     def number_format(self) -> NumberFormat:  # type: ignore[override]
         """The integers as they are now."""
-        return self._number_format()
+        return self._number_format() if self._format is None else self._format
 
     @property
     def folds_relu(self) -> bool:
@@ -105,7 +105,7 @@ class IntQuant(_Integers, GridQuant):
         return self.int_range
 
     def _number_format(self) -> NumberFormat:
-        return _format_of(self.int_range) if self._format is None else self._format
+        return _format_of(self.int_range)
 
     def _levels_for(self, x: Tensor) -> NumberFormat:
         """The integers of a learned width, their ends shaped to broadcast against what `_moved` works on."""

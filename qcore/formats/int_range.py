@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ..errors import SettingError
 from .bounds import int_bounds, representable_bounds
-from .integers import Interval
+from .integers import Interval, interval
 
 __all__ = ["IntRange", "int_bounds", "representable_bounds"]
 
@@ -111,7 +111,7 @@ class IntRange:
 
     def settled(self, shaped: Callable[[Tensor], Tensor] | None = None) -> Interval:
         """The integers as they are now, as a number format; see `bounds`."""
-        return Interval(*self.bounds(shaped))
+        return interval(*self.bounds(shaped))
 
     @property
     def power_of_two_threshold(self) -> int | Tensor:

@@ -8,7 +8,7 @@ from torch import Tensor
 from .bounds import int_bounds, representable_bounds
 from .number_format import NumberFormat, RoundingLike
 
-__all__ = ["Integers", "Interval", "storage_dtype"]
+__all__ = ["Integers", "Interval", "LearnedInterval", "interval", "storage_dtype"]
 
 MANTISSA_BITS = {torch.float32: 24, torch.float64: 53}
 _EXACT = 1 << 24  # every float holds the integers up to here
@@ -26,19 +26,13 @@ class _Whole(NumberFormat):
         return Interval(*self.bounds)._ends(dtype)
 
     def inplace(self, steps: Tensor, rounding: Any, relu: bool = False) -> Tensor:
-        low, high = self._ends(steps.dtype)
-        return rounding.inplace(steps).clamp_(0 if relu else low, high)
+        return Interval(*self.bounds).inplace(steps, rounding, relu)
 
     def covered(self, steps: Tensor, rounding: Any) -> Tensor:
         return rounding.inplace(steps)
 
     def shifted(self, steps: Tensor, rounding: Any, zero_point: Tensor) -> Tensor:
-        low, high = self._ends(steps.dtype)
-        codes = rounding.inplace(steps)
-        if zero_point.numel() == 1:
-            shift = zero_point.item()
-            return codes.clamp_(low - shift, high - shift)
-        return codes.add_(zero_point).clamp_(low, high).sub_(zero_point)
+        return Interval(*self.bounds).shifted(steps, rounding, zero_point)
 
     def nearest(self, steps: Tensor, rounding: RoundingLike, relu: bool = False) -> Tensor:
         low, high = self._ends(steps.dtype)
@@ -143,7 +137,7 @@ class Interval(_Interval, _Whole):  # type: ignore[misc]  # fields here, propert
 
     Args:
         low: the smallest.
-        high: the largest. Tensors that broadcast against the values, where a bit width is learned.
+        high: the largest.
 
     Example:
         >>> import torch
@@ -173,13 +167,19 @@ class Interval(_Interval, _Whole):  # type: ignore[misc]  # fields here, propert
             low, high = representable_bounds(low, high, MANTISSA_BITS[steps.dtype])
         return rounding.inplace(steps).clamp_(0 if relu else low, high)
 
+    def shifted(self, steps: Tensor, rounding: Any, zero_point: Tensor) -> Tensor:
+        low, high = self
+        if high >= _EXACT or low < -_EXACT:
+            low, high = representable_bounds(low, high, MANTISSA_BITS[steps.dtype])
+        codes = rounding.inplace(steps)
+        if zero_point.numel() == 1:
+            shift = zero_point.item()
+            return codes.clamp_(low - shift, high - shift)
+        return codes.add_(zero_point).clamp_(low, high).sub_(zero_point)
+
     def edges(self, rounding: RoundingLike) -> tuple[float, float]:
         low, high = self
         return low - 0.5, high + 0.5
-
-    @property
-    def learned(self) -> bool:
-        return isinstance(self.high, Tensor) or isinstance(self.low, Tensor)
 
     @property
     def few(self) -> bool:
@@ -195,6 +195,24 @@ class Interval(_Interval, _Whole):  # type: ignore[misc]  # fields here, propert
 
     def __str__(self) -> str:
         return f"integers from {self.low} to {self.high}"
+
+
+class LearnedInterval(Interval):
+    """An interval whose ends are tensors, as a learned bit width gives them."""
+
+    __slots__ = ()
+    learned = True
+
+
+def interval(low: Any, high: Any) -> Interval:
+    """The integers from one end to the other: plain numbers, or tensors where a bit width is learned.
+
+    Example:
+        >>> interval(-8, 7).learned, interval(-torch.tensor(8.0), torch.tensor(7.0)).learned
+        (False, True)
+    """
+    plain = isinstance(low, int) and isinstance(high, int)
+    return Interval(low, high) if plain else LearnedInterval(low, high)
 
 
 def storage_dtype(low: int, high: int) -> torch.dtype:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..errors import QuantizerError
 from ..formats.int_range import representable_bounds
-from ..formats.integers import MANTISSA_BITS, Interval
+from ..formats.integers import MANTISSA_BITS, interval
 from ..formats.number_format import NumberFormat
 from ..rounding import HalfEven, Rounding, round_straight_through
 from ..tracing import is_tracing, recording
@@ -46,7 +46,7 @@ def composed_fake_quant(
         tensor([[0.2500, 0.2500],
                 [0.2500, 1.7500]])
     """
-    return composed(x, scale, Interval(low, high), zero_point, rounding, relu=relu, clips=clips)
+    return composed(x, scale, interval(low, high), zero_point, rounding, relu=relu, clips=clips)
 
 
 def composed(

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..formats.int_range import representable_bounds
-from ..formats.integers import Interval
+from ..formats.integers import interval
 from ..formats.number_format import NumberFormat
 from ..rounding import Rounding, round_straight_through
 from ..tracing import transformed
@@ -61,7 +61,7 @@ def fake_quant(
         >>> fake_quant(torch.tensor([-1.0, 0.26, 0.5, 9.0]), torch.tensor(0.25), -8, 7)
         tensor([-1.0000,  0.2500,  0.5000,  1.7500])
     """
-    return to_levels(x, scale, Interval(low, high), zero_point, rounding, relu=relu, clips=clips)
+    return to_levels(x, scale, interval(low, high), zero_point, rounding, relu=relu, clips=clips)
 
 
 def to_levels(

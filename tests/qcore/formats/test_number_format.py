@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import bitwright.nn as qnn
 from bitwright.qcore import E4M3, HalfEven, Integers, Interval, IntRange, NumberFormat, int_bounds
-from bitwright.qcore.formats.integers import storage_dtype
+from bitwright.qcore.formats.integers import interval, storage_dtype
 from bitwright.quantizers import FormatBase
 
 FORMATS = st.builds(Integers, st.integers(2, 32), st.booleans(), st.booleans())
@@ -187,6 +187,7 @@ def test_levels_of_integers():
     assert Integers(2).levels == (-2, -1, 0, 1)
     assert Interval(0, 2).levels == (0, 1, 2)
     assert (Integers(8).power, Integers(8).mantissa_bits, Interval(-3, 5).power) == (64, 6, 4)
-    assert Interval(torch.tensor(-3.0), torch.tensor(3.0)).learned
+    assert interval(torch.tensor(-3.0), torch.tensor(3.0)).learned
+    assert type(interval(-3, 3)) is Interval
     assert str(Interval(-3, 5)) == "integers from -3 to 5"
     assert not Interval(1, 3).has_zero
