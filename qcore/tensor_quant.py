@@ -59,7 +59,7 @@ class TensorQuant(nn.Module):
     """A resolved quantizer: a module that layers own as ``weight_quant``, ``act_quant`` and so on.
 
     Subclasses implement `_quantize` and `scheme`. Invariant: ``quantize`` returns values on the grid it returns; the
-    grid is None where they lie on no grid of integers, as with a codebook.
+    grid is None where they lie on none.
 
     Attributes:
         quantizer: the declaration it was resolved from, or None if it was built by hand.
