@@ -47,10 +47,11 @@ QuantMultiheadAttention in the place of the MultiheadAttention.
     def __get__(self, layer: nn.Module | None, owner: type | None = None) -> Any:
         if layer is None:
             return self
-        parameter = vars(layer).get("_parameters", {}).get(self.name)
-        if parameter is None:
+        parameters = vars(layer).get("_parameters", {})
+        if self.name not in parameters:
             raise AttributeError(self.name)  # nn.Module knows what there is instead
-        if not torch.compiler.is_compiling():
+        parameter = parameters[self.name]
+        if parameter is not None and not torch.compiler.is_compiling():
             caller = sys._getframe(1)
             if caller.f_globals.get("__name__", "").startswith(_READERS):
                 return _read_by(caller, layer, parameter)

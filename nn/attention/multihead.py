@@ -181,8 +181,8 @@ class QuantMultiheadAttention(Composite, AttentionLayer, nn.MultiheadAttention):
         self.out_proj.return_quant_tensor = flag
 
     def _check_slots(self) -> None:
+        self._check_context()  # before the parts, which would say it of a layer that the user did not write
         super()._check_slots()
-        self._check_context()
         for name in self._matrices():
             granularity = getattr(getattr(self, f"{name}_quant"), "granularity", None)
             if granularity is None or granularity.single or (granularity.fits(2) and granularity.axis in (0, -2)):

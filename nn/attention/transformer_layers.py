@@ -73,11 +73,6 @@ class TransformerLayer(Composite):
         self._make_slots(given.pop("return_quant_tensor", False))
         super()._convert(given, device, dtype)
 
-    @classmethod
-    def usual_quantizer(cls, slot: Slot) -> QuantizerLike:
-        """The quantizer that the constructor gives a slot unless told otherwise."""
-        return super().usual_quantizer(slot) if slot.family or slot.name == "output" else None
-
     def _check_slots(self) -> None:
         super()._check_slots()
         if self.return_quant_tensor and self.output_quant is None:

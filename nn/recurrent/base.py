@@ -269,6 +269,8 @@ class Recurrent(QuantLayer):
     def _pair(self, hx: Any) -> Sequence[Tensor]:
         """The states that a caller gave, as many as there are."""
         if len(self._kind.states) == 1:
+            if not isinstance(hx, Tensor):
+                raise ValueError(f"{path_of(self)}: hx is one state, a tensor, and not a {type(hx).__name__}.")
             return (hx,)
         if isinstance(hx, Tensor) or len(hx) != 2:
             raise ValueError(f"{path_of(self)}: hx is a pair of states, (h, c).")

@@ -229,6 +229,26 @@ def test_a_weight_that_is_not_there_is_missed_as_ever():
     assert not hasattr(qnn.QuantLinear.__new__(qnn.QuantLinear), "weight")
 
 
+@pytest.mark.parametrize(
+    ("layer", "shapes"),
+    [
+        (qnn.QuantLayerNorm(4, elementwise_affine=False), [(2, 4)]),
+        (qnn.QuantRMSNorm(4, elementwise_affine=False), [(2, 4)]),
+        (qnn.QuantGroupNorm(2, 4, affine=False), [(2, 4, 3)]),
+        (qnn.QuantBatchNorm1d(4, affine=False), [(2, 4)]),
+        (qnn.QuantMultiheadAttention(4, 2, kdim=3, vdim=5), [(6, 2, 4), (7, 2, 3), (7, 2, 5)]),
+    ],
+    ids=lambda each: type(each).__name__,
+)
+def test_a_parameter_that_a_layer_lacks_is_none_in_compiled_code_too(layer, shapes):
+    torch.manual_seed(0)
+    inputs = [torch.randn(shape) for shape in shapes]
+    layer(*inputs)
+    expected = layer.eval()(*inputs)
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")(*inputs)
+    torch.testing.assert_close(compiled, expected)
+
+
 def test_what_takes_its_place_is_found():
     layer = qnn.QuantLinear(4, 3, weight_scaling="constant", weight_scale=0.25)
     x = torch.eye(4)

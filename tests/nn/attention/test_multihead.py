@@ -540,11 +540,12 @@ def test_what_follows_the_context_needs_its_quantizer():
     ):
         attention(bias_quant=Int32Bias)
     attention(bias_quant=Int32Bias, out_proj_bias_quant=None)
-    with whole(
-        f"{NAME}(): return_quant_tensor=True without output_quant needs the grid of the input of out_proj, and "
-        "context_quant is None. Write context_quant=Int8Act, or output_quant=Int8Act."
-    ):
-        attention(bias=False, return_quant_tensor=True)
+    for bias in (True, False):
+        with whole(
+            f"{NAME}(): return_quant_tensor=True without output_quant needs the grid of the input of out_proj, and "
+            "context_quant is None. Write context_quant=Int8Act, or output_quant=Int8Act."
+        ):
+            attention(bias=bias, return_quant_tensor=True)
     layer = attention(**ALL)
     with whole(
         f"{NAME}(): the scale of out_proj_bias_quant follows the grid of the input of out_proj, and context_quant is "

@@ -14,7 +14,14 @@ import bitwright.nn as qnn
 from bitwright.nn import quantizers_of
 from bitwright.qcore import QuantizerError, QuantTensor
 from bitwright.qcore.errors import ReadOnlyError
-from bitwright.quantizers import Int4WeightPerTensor, Int8Act, Int8WeightPerChannel, Int32Bias, Uint8Act
+from bitwright.quantizers import (
+    Int4WeightPerTensor,
+    Int8Act,
+    Int8WeightPerChannel,
+    Int8WeightPerTensor,
+    Int32Bias,
+    Uint8Act,
+)
 
 ENCODER, DECODER = qnn.QuantTransformerEncoderLayer, qnn.QuantTransformerDecoderLayer
 FLOAT = {f"{slot.name}_quant": None for slot in ENCODER.slots}
@@ -260,3 +267,18 @@ def test_nested_tensors_are_refused():
         "nn.TransformerEncoder made it, write enable_nested_tensor=False there."
     ):
         layer(nested)
+
+
+@pytest.mark.parametrize("kind", [qnn.QuantTransformerEncoderLayer, qnn.QuantTransformerDecoderLayer])
+def test_the_slots_of_the_class_have_the_quantizers_of_the_constructor(kind):
+    usual = {slot.name: kind.usual_quantizer(slot) for slot in kind.slots}
+    assert {name: quantizer for name, quantizer in usual.items() if quantizer is not None} == {
+        "weight": Int8WeightPerTensor,
+        "query": Int8Act,
+        "key": Int8Act,
+        "value": Int8Act,
+        "attention": Uint8Act,
+    }
+    layer = kind(8, 2, 16)
+    for slot in layer.slots:
+        assert (getattr(layer, f"{slot.name}_quant") is None) == (kind.usual_quantizer(slot) is None), slot.name

@@ -119,6 +119,13 @@ def test_a_float_cell_changes_its_class(kind):
     assert states_of(torchs(torch.randn(2, 4, dtype=torch.float64)))[0].shape == (2, 3)
 
 
+@pytest.mark.parametrize("kind", ["QuantGRU", "QuantRNN", "QuantGRUCell", "QuantRNNCell"])
+def test_a_pair_of_states_is_refused_where_there_is_one(kind):
+    layer = getattr(qnn, kind)(4, 3)
+    with pytest.raises(ValueError, match=re.escape(f"{kind}: hx is one state, a tensor, and not a tuple.")):
+        layer(torch.zeros(2, 4), (torch.zeros(1, 3), torch.zeros(1, 3)))
+
+
 @pytest.mark.parametrize(
     ("error", "args", "said"),
     [
