@@ -188,10 +188,20 @@ class Minifloat(_Minifloat, NumberFormat):
             return 2 ** (self.bits - 1)
         return self._codes() + (2**self.mantissa_bits // 2 if self.infinities else 0)
 
+    def _usual(self) -> bool:
+        """Whether the bias is the one that its bits imply."""
+        return self.exponent_bias == 2 ** (self.exponent_bits - 1) - int(self.negative_zero)
+
+    def __repr__(self) -> str:
+        said = [str(self.exponent_bits), str(self.mantissa_bits)]
+        said += [] if self._usual() else [f"exponent_bias={self.exponent_bias}"]
+        said += [f"{name}=True" for name in ("infinities", "nan") if getattr(self, name)]
+        said += [f"{name}=False" for name in ("negative_zero", "saturating") if not getattr(self, name)]
+        return f"Minifloat({', '.join(said)})"
+
     def __str__(self) -> str:
         """The name that ml_dtypes has for it: ``e4m3fn`` is finite, with NaN; ``uz`` says unsigned zero."""
-        usual = 2 ** (self.exponent_bits - 1) - int(self.negative_zero)
-        bias = "" if self.exponent_bias == usual else f"b{self.exponent_bias}"
+        bias = "" if self._usual() else f"b{self.exponent_bias}"
         kind = "" if self.infinities else "fn" if self.negative_zero else "fnuz"
         if not self.infinities and self.nan != (self.bits >= 8):  # narrower ones have no NaN by the standards
             kind += " with NaN" if self.nan else " without NaN"

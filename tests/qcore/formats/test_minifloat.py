@@ -197,6 +197,9 @@ def test_values():
     assert hash(Minifloat(4, 3, nan=True)) == hash(E4M3)
     assert E4M3 != E4M3FNUZ
     assert tuple(E4M3) != E4M3
+    for form in FORMATS.values():
+        assert eval(repr(form)) == form
+    assert repr(E4M3FNUZ) == "Minifloat(4, 3, nan=True, negative_zero=False)"
     assert pickle.loads(pickle.dumps(E4M3FNUZ)) == E4M3FNUZ
     assert str(Minifloat(4, 3)) == "e4m3fn without NaN"
     assert str(Minifloat(3, 2, nan=True)) == "e3m2fn with NaN"
