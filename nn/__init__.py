@@ -1,5 +1,8 @@
 """Quantized layers, with torch's names, positional arguments and behaviour."""
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from .activations.layer import ActivationLayer
 from .activations.piecewise import (
     QuantHardsigmoid,
@@ -12,7 +15,6 @@ from .activations.piecewise import (
     QuantReLU,
     QuantReLU6,
 )
-from .activations.prelu import QuantPReLU
 from .activations.smooth import (
     QuantCELU,
     QuantELU,
@@ -27,50 +29,53 @@ from .activations.smooth import (
     QuantSoftplus,
     QuantTanh,
 )
-from .attention import (
-    QuantMultiheadAttention,
-    QuantScaledDotProductAttention,
-    QuantTransformerDecoderLayer,
-    QuantTransformerEncoderLayer,
-)
 from .contexts.calibration import calibrating, finish_calibration
 from .contexts.freezing import frozen
 from .contexts.intercepting import intercepted, quantizers_of
 from .contexts.switching import unquantized
 from .conv import QuantConv1d, QuantConv2d, QuantConv3d
 from .conv_transpose import QuantConvTranspose1d, QuantConvTranspose2d, QuantConvTranspose3d
-from .dropout import QuantDropout, QuantDropout1d, QuantDropout2d, QuantDropout3d
-from .elementwise import QuantAdd, QuantCat, QuantMatmul, QuantMul
-from .embeddings.bag import QuantEmbeddingBag
-from .embeddings.embedding import QuantEmbedding
-from .function import QuantFunction
-from .hadamard import QuantHadamardClassifier
 from .layer import QuantLayer
 from .linear import QuantLinear
-from .norms.batch_norm import QuantBatchNorm1d, QuantBatchNorm2d, QuantBatchNorm3d
-from .norms.layer_norm import QuantGroupNorm, QuantLayerNorm, QuantRMSNorm
-from .norms.scale_bias import QuantScaleBias
-from .pooling.averages import (
-    QuantAdaptiveAvgPool1d,
-    QuantAdaptiveAvgPool2d,
-    QuantAdaptiveAvgPool3d,
-    QuantAvgPool1d,
-    QuantAvgPool2d,
-    QuantAvgPool3d,
-)
-from .pooling.maxima import (
-    QuantAdaptiveMaxPool1d,
-    QuantAdaptiveMaxPool2d,
-    QuantAdaptiveMaxPool3d,
-    QuantMaxPool1d,
-    QuantMaxPool2d,
-    QuantMaxPool3d,
-)
-from .pooling.truncated import TruncAdaptiveAvgPool2d, TruncAvgPool2d
-from .recurrent import QuantGRU, QuantGRUCell, QuantLSTM, QuantLSTMCell, QuantRNN, QuantRNNCell
 from .slots import Slot
-from .upsampling import QuantUpsample, QuantUpsamplingBilinear2d, QuantUpsamplingNearest2d
 from .weight_layer import WeightLayer
+
+if TYPE_CHECKING:  # imported when first asked for: most models have none of them
+    from .activations.prelu import QuantPReLU
+    from .attention import (
+        QuantMultiheadAttention,
+        QuantScaledDotProductAttention,
+        QuantTransformerDecoderLayer,
+        QuantTransformerEncoderLayer,
+    )
+    from .dropout import QuantDropout, QuantDropout1d, QuantDropout2d, QuantDropout3d
+    from .elementwise import QuantAdd, QuantCat, QuantMatmul, QuantMul
+    from .embeddings.bag import QuantEmbeddingBag
+    from .embeddings.embedding import QuantEmbedding
+    from .function import QuantFunction
+    from .hadamard import QuantHadamardClassifier
+    from .norms.batch_norm import QuantBatchNorm1d, QuantBatchNorm2d, QuantBatchNorm3d
+    from .norms.layer_norm import QuantGroupNorm, QuantLayerNorm, QuantRMSNorm
+    from .norms.scale_bias import QuantScaleBias
+    from .pooling.averages import (
+        QuantAdaptiveAvgPool1d,
+        QuantAdaptiveAvgPool2d,
+        QuantAdaptiveAvgPool3d,
+        QuantAvgPool1d,
+        QuantAvgPool2d,
+        QuantAvgPool3d,
+    )
+    from .pooling.maxima import (
+        QuantAdaptiveMaxPool1d,
+        QuantAdaptiveMaxPool2d,
+        QuantAdaptiveMaxPool3d,
+        QuantMaxPool1d,
+        QuantMaxPool2d,
+        QuantMaxPool3d,
+    )
+    from .pooling.truncated import TruncAdaptiveAvgPool2d, TruncAvgPool2d
+    from .recurrent import QuantGRU, QuantGRUCell, QuantLSTM, QuantLSTMCell, QuantRNN, QuantRNNCell
+    from .upsampling import QuantUpsample, QuantUpsamplingBilinear2d, QuantUpsamplingNearest2d
 
 __all__ = [
     "ActivationLayer",
@@ -159,3 +164,35 @@ __all__ = [
     "quantizers_of",
     "unquantized",
 ]
+
+_LATER = (  # the modules of what is imported when first asked for
+    ".function",
+    ".elementwise",
+    ".dropout",
+    ".pooling.maxima",
+    ".pooling.averages",
+    ".pooling.truncated",
+    ".upsampling",
+    ".embeddings.embedding",
+    ".embeddings.bag",
+    ".norms.layer_norm",
+    ".norms.batch_norm",
+    ".norms.scale_bias",
+    ".activations.prelu",
+    ".hadamard",
+    ".attention",
+    ".recurrent",
+)
+
+
+def __getattr__(name: str) -> Any:
+    for path in _LATER if name in __all__ else ():
+        module = import_module(path, __name__)
+        if name in module.__all__:
+            globals()[name] = found = getattr(module, name)
+            return found
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -8,8 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.types import Device
 
-from ..qcore import QuantizerError, QuantTensor, TensorQuant, path_of
-from ..qcore.tracing import exporting
+from ..qcore import QuantizerError, TensorQuant, path_of
 from .layer import QuantLayer
 from .slots import Described, QuantizerLike, Slot, checked_flag
 
@@ -114,10 +113,7 @@ class QuantHadamardClassifier(QuantLayer):
         out = F.linear(x, self.signs) * -self.scale / length
         if self.output_quant is None:
             return out
-        out, grid = self.output_quant.quantize(out)
-        if grid is None or not self.return_quant_tensor or exporting():
-            return out
-        return QuantTensor.wrap(out, grid)
+        return self._leaving(*self.output_quant.quantize(out))
 
     @property
     def _title(self) -> str:

@@ -7,10 +7,11 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from ..qcore import Grid, QuantizerError, TensorQuant, grid_of, settings, values_of
+from ..qcore import Grid, QuantizerError, QuantTensor, TensorQuant, grid_of, path_of, settings, values_of
 from ..qcore.declare.inject import IMPLIED
 from ..qcore.errors import FORMER_SETTINGS, ReadOnlyError
 from ..qcore.tensor_quant import Kept
+from ..qcore.tracing import exporting
 from .slots import Described, QuantizerLike, Slot, checked_flag, fill_slot, split_overrides
 
 __all__ = ["Family", "QuantLayer"]
@@ -69,6 +70,7 @@ weight_bit_width=2 can't be set on a layer that is built. Write layer.weight_qua
     slots: tuple[Slot, ...] = ()  # of the class; an instance may have its own, set before they are filled
     _kept: dict[str, Any] | None = None  # quantized weights and biases, while the model is frozen
     _built = False
+    return_quant_tensor: Any  # of layers that have the flag: a bool
 
     def slot(self, name: str) -> Slot:
         """The slot of a name."""
@@ -161,6 +163,18 @@ weight_bit_width=2 can't be set on a layer that is built. Write layer.weight_qua
         """A tensor that flows through the layer, quantized by the slot's quantizer, and its grid, if it has one."""
         quant = getattr(self, f"{slot}_quant")
         return (values_of(x), grid_of(x)) if quant is None else quant.quantize(values_of(x))
+
+    def _leaving(self, out: Tensor, grid: Grid | None) -> Tensor:
+        """The result, with its grid if that was asked for."""
+        return out if grid is None or not self.return_quant_tensor or exporting() else QuantTensor.wrap(out, grid)
+
+    def _refuse_nested(self, *tensors: Tensor) -> None:
+        """Raise an error if one of the tensors is several in one."""
+        if any(each.is_nested for each in tensors):
+            raise QuantizerError(
+                f"{path_of(self)}: the input is a nested tensor, which can't be quantized. Pad it, "
+                "x.to_padded_tensor(0.0); if nn.TransformerEncoder made it, write enable_nested_tensor=False there."
+            )
 
     def _take(
         self, slot: str, quant: TensorQuant, context: tuple[object, ...], depends_on: Grid | None

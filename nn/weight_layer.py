@@ -251,9 +251,7 @@ class WeightLayer(QuantLayer):
             grid = self._output_grid(inputs, weights, biases, out.ndim, out.dtype)
         else:
             return out
-        if grid is None or not self.return_quant_tensor or exporting():
-            return out
-        return QuantTensor.wrap(out, grid)
+        return self._leaving(out, grid)
 
     def _check_needs_no_grid(self, x: Tensor) -> None:
         """Say what became of the grid of an input that arrives without one, and is needed."""

@@ -152,10 +152,6 @@ class ActivationLayer(QuantLayer):
         carries = self._keeps_grid and self.return_quant_tensor and not exporting()
         return QuantTensor.wrap(values, grid) if carries and grid is not None else values
 
-    def _leaving(self, out: Tensor, grid: Grid | None) -> Tensor:
-        """The result, with its grid if that was asked for."""
-        return out if grid is None or not self.return_quant_tensor or exporting() else QuantTensor.wrap(out, grid)
-
     def _real(self, x: Tensor) -> Tensor:
         """The input as floating numbers, which grids have; complex ones lie on no grid."""
         if self._flat(x).is_floating_point():
@@ -169,11 +165,7 @@ class ActivationLayer(QuantLayer):
 
     def _flat(self, x: Tensor) -> Tensor:
         """The input, which must be one tensor and not a list of them in one."""
-        if x.is_nested:
-            raise QuantizerError(
-                f"{path_of(self)}: the input is a nested tensor, which can't be quantized. Pad it, "
-                "x.to_padded_tensor(0.0); if nn.TransformerEncoder made it, write enable_nested_tensor=False there."
-            )
+        self._refuse_nested(x)
         return x
 
     def _quantized(self, x: Tensor, quant: TensorQuant) -> tuple[Tensor, Grid | None]:

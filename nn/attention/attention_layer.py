@@ -11,7 +11,7 @@ from ..contexts.switching import passed
 from ..layer import QuantLayer
 from ..slots import Slot
 
-__all__ = ["ATTENTION_SLOTS", "AttentionLayer", "refuse_nested"]
+__all__ = ["ATTENTION_SLOTS", "AttentionLayer"]
 
 # In the order of the computation
 ATTENTION_SLOTS = (Slot("query"), Slot("key"), Slot("value"), Slot("scores"), Slot("attention"))
@@ -108,15 +108,6 @@ class AttentionLayer(QuantLayer):
         empty = (scores == -math.inf).all(-1, keepdim=True)
         weights = torch.softmax(scores.masked_fill(empty, 0.0), -1).masked_fill(empty, 0.0)  # NaN has no gradient
         return self.pass_through("attention", weights)[0]
-
-
-def refuse_nested(layer: QuantLayer, *tensors: Tensor) -> None:
-    """Raise an error if one of the tensors is nested."""
-    if any(each.is_nested for each in tensors):
-        raise QuantizerError(
-            f"{path_of(layer)}: the input is a nested tensor, which can't be quantized. Pad it, "
-            "x.to_padded_tensor(0.0); if nn.TransformerEncoder made it, write enable_nested_tensor=False there."
-        )
 
 
 def _causal(scores: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from ..bypass import OwnParameter
 from ..layer import Family
 from ..linear import QuantLinear
 from ..slots import Described, QuantizerLike, Slot, checked_flag
-from .attention_layer import ATTENTION_SLOTS, AttentionLayer, refuse_nested
+from .attention_layer import ATTENTION_SLOTS, AttentionLayer
 from .bias_grids import floor_of, joined, products
 from .composite import Composite, become
 from .masks import Masks
@@ -245,7 +245,7 @@ class QuantMultiheadAttention(Composite, AttentionLayer, nn.MultiheadAttention):
             average_attn_weights: return the mean of the weights over the heads.
             is_causal: whether ``attn_mask`` is the causal mask, which need not be looked at then.
         """
-        refuse_nested(self, query, key, value)
+        self._refuse_nested(query, key, value)
         masks = Masks.of(self, query, key, value, key_padding_mask, attn_mask, query.dtype)
         if is_causal and attn_mask is None:
             raise QuantizerError(

@@ -4,11 +4,10 @@ import torch
 from torch import Tensor
 from torch.types import Device
 
-from ...qcore import QuantizerError, QuantTensor, TensorQuant
-from ...qcore.tracing import exporting
+from ...qcore import QuantizerError, TensorQuant
 from ...quantizers import Int8Act, Uint8Act
 from ..slots import Described, QuantizerLike, Slot, checked_flag
-from .attention_layer import ATTENTION_SLOTS, AttentionLayer, refuse_nested
+from .attention_layer import ATTENTION_SLOTS, AttentionLayer
 
 __all__ = ["QuantScaledDotProductAttention"]
 
@@ -103,12 +102,11 @@ class QuantScaledDotProductAttention(AttentionLayer):
             scale: of the products, instead of ``1 / sqrt(E)``.
             enable_gqa: groups of query heads share heads of key and value.
         """
-        refuse_nested(self, query, key, value)
+        self._refuse_nested(query, key, value)
         out, _ = self._attend(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
         if self.output_quant is None:
             return out
-        out, grid = self.output_quant.quantize(out)
-        return out if grid is None or not self.return_quant_tensor or exporting() else QuantTensor.wrap(out, grid)
+        return self._leaving(*self.output_quant.quantize(out))
 
     def extra_repr(self) -> str:
         return "return_quant_tensor=True" if self.return_quant_tensor else ""

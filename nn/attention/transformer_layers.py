@@ -8,8 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.types import Device
 
-from ...qcore import QuantizerError, QuantTensor, TensorQuant
-from ...qcore.tracing import exporting
+from ...qcore import QuantizerError, TensorQuant
 from ...quantizers import Int8Act, Int8WeightPerTensor, Uint8Act
 from ..layer import Family, QuantLayer
 from ..linear import QuantLinear
@@ -85,8 +84,7 @@ class TransformerLayer(Composite):
         """The output, quantized."""
         if self.output_quant is None:
             return out
-        out, grid = self.output_quant.quantize(out)
-        return out if grid is None or not self.return_quant_tensor or exporting() else QuantTensor.wrap(out, grid)
+        return self._leaving(*self.output_quant.quantize(out))
 
     def extra_repr(self) -> str:
         return "return_quant_tensor=True" if self.return_quant_tensor else ""

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from ...qcore import Grid, QuantizerError, QuantTensor, TensorQuant, path_of
+from ...qcore import Grid, QuantizerError, TensorQuant, path_of
 from ...qcore.aliases import Context
 from ...qcore.granularity import PerAxis
 from ...qcore.grid import along_axis
@@ -83,9 +83,7 @@ class TableLayer(WeightLayer):
         else:
             self._check_output_grid()  # the flag may have been set since the layer was built
             grid = self._grid_of_rows(grid, out.ndim)
-        if grid is None or not self.return_quant_tensor or exporting():
-            return out
-        return QuantTensor.wrap(out, grid)
+        return self._leaving(out, grid)
 
     def _grid_of_rows(self, grid: Grid | None, ndim: int) -> Grid | None:
         """The grid of rows of the table in an output of so many dimensions."""

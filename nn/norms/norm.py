@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from ...qcore import Grid, QuantizerError, path_of
+from ...qcore import Grid
 from ..slots import Slot
 from ..weight_layer import WeightLayer
 
@@ -24,9 +24,5 @@ class NormLayer(WeightLayer):
     slots: tuple[Slot, ...] = WeightLayer.slots
 
     def _take_input(self, x: Tensor) -> tuple[Tensor, Grid | None]:
-        if x.is_nested:
-            raise QuantizerError(
-                f"{path_of(self)}: the input is a nested tensor, which can't be quantized. Pad it, "
-                "x.to_padded_tensor(0.0); if nn.TransformerEncoder made it, write enable_nested_tensor=False there."
-            )
+        self._refuse_nested(x)
         return super()._take_input(x)

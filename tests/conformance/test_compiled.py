@@ -13,6 +13,8 @@ from tests.conformance.examples import (
     ACT_LAYERS,
     ACTS,
     BIASES,
+    ELEMENTWISE,
+    EXAMPLES,
     LAYERS,
     WEIGHTS,
     copied,
@@ -47,9 +49,10 @@ def zoos() -> dict[str, tuple[list[Any], Any]]:
         made(qnn.QuantLinear, bias_quant=each, input_quant=Int8Act(scale=0.1)) for each in families(BIASES).values()
     ]
     acts = [made(qnn.QuantIdentity, act_quant=each, return_quant_tensor=True) for each in families(ACTS).values()]
+    functions = [made(each) for name, each in ACT_LAYERS.items() if EXAMPLES[name] is ELEMENTWISE]
     return {
         "weights and biases": ([*linears, *biases], qnn.QuantLinear),
-        "activations": ([*(warm(each) for each in acts), *(made(each) for each in ACT_LAYERS.values())], qnn.QuantReLU),
+        "activations": ([*(warm(each) for each in acts), *functions], qnn.QuantReLU),
     }
 
 
