@@ -12,6 +12,7 @@ from . import protocols
 from .declare.inject import possible_settings
 from .errors import QuantizerError, ReadOnlyError, SettingError, UncalibratedWarning
 from .formats.int_range import check_flag
+from .formats.learned_codebook import LearnedCodebook
 from .formats.number_format import NumberFormat
 from .granularity import Granularity, granularity_of
 from .grid import Grid
@@ -124,8 +125,8 @@ class GridQuant(Declared):
     zero_point: protocols.ZeroPoint | None
     clips: bool
     number_format: NumberFormat
-    _format: NumberFormat | None  # what grids say; None where a bit width is learned
-    _levels: NumberFormat | None  # what the arithmetic works with; None where a bit width is learned
+    _format: NumberFormat | None  # what grids say; None where it changes in training
+    _levels: NumberFormat | None  # what the arithmetic works with; None where it changes in training
     _plain: bool  # whether the fast forms may take it
     _single: bool
     _broadcasts: bool
@@ -148,7 +149,10 @@ class GridQuant(Declared):
             expected = f"None: zero points are integers', and {number_format} has other levels"
             raise SettingError("zero_point", zero_point, expected, "Write zero_point=None.")
         super().__init__()
-        vars(self).update(number_format=number_format, _levels=number_format, _format=number_format, _plain=True)
+        fixed = None if number_format.learned else number_format
+        vars(self).update(number_format=number_format, _levels=fixed, _format=fixed, _plain=fixed is not None)
+        if isinstance(number_format, LearnedCodebook):
+            self.levels = number_format.module
         self._set_parts(scaling, rounding, zero_point, axis, granularity, pass_clipped)
 
     def _set_parts(
@@ -290,7 +294,7 @@ class GridQuant(Declared):
 
     def _levels_for(self, x: Tensor) -> NumberFormat:
         """The levels for a tensor, where they change in training."""
-        raise NotImplementedError
+        return self.number_format
 
     def _scale(self, x: Tensor) -> Tensor:
         if isinstance(self.scaling, MagnitudeScaling):
@@ -368,7 +372,7 @@ class GridQuant(Declared):
 
     def _number_format(self) -> NumberFormat:
         """What grids say, where it changes in training."""
-        raise NotImplementedError
+        return self.number_format.snapshot()
 
     def _one_scale(self) -> bool:
         """Whether one stored scale makes every grid: a scale that follows each tensor is shared by none."""
