@@ -58,6 +58,7 @@ from .scaling.statistics import (
 )
 from .scaling.zero_point import ZERO_POINTS, RangeZeroPoint
 from .tensor_quant import TensorQuant
+from .transforms import TRANSFORMS
 
 __all__ = [
     "BINARY",
@@ -73,6 +74,7 @@ __all__ = [
     "ROUNDINGS",
     "SCALINGS",
     "STATISTICS",
+    "TRANSFORMS",
     "ZERO_POINTS",
     "AbsMax",
     "AbsPercentile",
