@@ -60,6 +60,7 @@ from .scaling.statistics import (
 )
 from .scaling.zero_point import ZERO_POINTS, RangeZeroPoint
 from .tensor_quant import TensorQuant
+from .transforms import TRANSFORMS
 
 __all__ = [
     "BINARY",
@@ -75,6 +76,7 @@ __all__ = [
     "ROUNDINGS",
     "SCALINGS",
     "STATISTICS",
+    "TRANSFORMS",
     "ZERO_POINTS",
     "AbsMax",
     "AbsPercentile",

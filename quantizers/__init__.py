@@ -45,8 +45,26 @@ from .biases import (
     Int24Bias,
     Int32Bias,
 )
-from .binary import BinaryWeightPerTensor
-from .codebooks import NF4Weight
+from .binary import (
+    BinaryAct,
+    BinaryConnectWeight,
+    BinaryWeightPerChannel,
+    BinaryWeightPerTensor,
+    TernaryAct,
+    TernaryWeightPerChannel,
+    TernaryWeightPerTensor,
+)
+from .codebooks import (
+    Apot4Act,
+    Apot4WeightPerChannel,
+    Apot4WeightPerTensor,
+    CodebookAct,
+    CodebookWeight,
+    NF4Weight,
+    Pot4Act,
+    Pot4WeightPerChannel,
+    Pot4WeightPerTensor,
+)
 from .floats import Fp8e4m3Act, Fp8e4m3WeightPerChannel, Fp8e4m3WeightPerTensor
 from .microscaling import MXFloat4e2m1Weight, MXFloat8e4m3Weight, NVFloat4Weight
 from .weights import (
@@ -87,8 +105,16 @@ from .weights import (
 )
 
 __all__ = [
+    "Apot4Act",
+    "Apot4WeightPerChannel",
+    "Apot4WeightPerTensor",
     "BiasBase",
+    "BinaryAct",
+    "BinaryConnectWeight",
+    "BinaryWeightPerChannel",
     "BinaryWeightPerTensor",
+    "CodebookAct",
+    "CodebookWeight",
     "FormatAct",
     "FormatBase",
     "FormatWeight",
@@ -143,6 +169,9 @@ __all__ = [
     "NVFloat4Weight",
     "PerGroup",
     "PerOutputChannel",
+    "Pot4Act",
+    "Pot4WeightPerChannel",
+    "Pot4WeightPerTensor",
     "PowerOfTwo",
     "Shifted",
     "ShiftedUint4Act",
@@ -154,6 +183,9 @@ __all__ = [
     "ShiftedUint8WeightPerChannel",
     "ShiftedUint8WeightPerGroup",
     "ShiftedUint8WeightPerTensor",
+    "TernaryAct",
+    "TernaryWeightPerChannel",
+    "TernaryWeightPerTensor",
     "Uint2Act",
     "Uint3Act",
     "Uint4Act",

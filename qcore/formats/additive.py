@@ -58,7 +58,9 @@ def _levels(bit_width: int, signed: bool) -> tuple[float, ...]:
 @lru_cache(maxsize=16)
 def _sums(bit_width: int, signed: bool) -> tuple[float, ...]:
     pairs, single = divmod(bit_width - signed, 2)
-    terms = [[0.0, 2.0**-place, 2.0 ** -(pairs + place), 2.0 ** -(2 * pairs + single + place)] for place in range(pairs)]
+    terms = [
+        [0.0, 2.0**-place, 2.0 ** -(pairs + place), 2.0 ** -(2 * pairs + single + place)] for place in range(pairs)
+    ]
     terms += [[0.0, 2.0 ** (-2 * pairs)]] * single
     above = sorted({sum(each) for each in product(*terms)})
     return (*(-level for level in reversed(above[1:])), *above) if signed else tuple(above)

@@ -183,9 +183,7 @@ def _exact_borders(levels: Levels, codes: Codes, rounding: str, wide: bool) -> t
 
 
 def _borders_between(levels: Tensor, rounding: str, dtype: torch.dtype) -> Tensor:
-    """The same for levels in a tensor, in float64 that float32 holds: of their middles it takes all digits, too, unless
-    one is 2**29 times the other.
-    """
+    """The same for levels in a tensor, as float32 has them: float64 holds the middles unless one is 2**29 others."""
     lower, upper = levels[:-1], levels[1:]
     even = torch.arange(1, len(levels), device=levels.device) % 2 == 0
     always, never = torch.ones_like(even), torch.zeros_like(even)
