@@ -57,7 +57,7 @@ class Grid(NamedTuple):
             QuantizerError: the scales are no multiples of levels of ``scale_format``.
 
         Example:
-            >>> from bitwright.qcore import E2M1, E4M3
+            >>> from bitwright.qcore import E2M1, E4M3, PerGroup
             >>> grid = Grid(torch.tensor([[44.8, 1.5]]), None, E2M1, PerGroup(16), scale_format=E4M3)
             >>> grid.scales.scale, grid.scales.to_int(grid.scale)
             (tensor(0.1000), tensor([[126,  87]], dtype=torch.uint8))
