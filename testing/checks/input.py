@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from ..places import Places
 from ..registry import register_check
 from ..report import Failure, NotApplicable
 from ..subject import Case, Subject
@@ -65,7 +66,8 @@ def half_precision(subject: Subject) -> None:
         half.context = wide.context = subject.context(tuple(x.shape), largest / 100)
         found, _ = half.quantize()
         expected, grid = wide.quantize()
-        near = grid.scale * 1.001 + expected.abs() * 2**-7
+        last = torch.finfo(kind).smallest_normal * torch.finfo(kind).eps
+        near = wide.gap(expected, grid) * 1.001 + expected.abs() * 2**-7 + last
         wrong = ~((found.float() - expected).abs() <= near)
         if bool(wrong.any()):
             raise Failure(f"about {first(expected, wrong)}, as in float32 ({kind})", first(found.float(), wrong, half))
@@ -125,7 +127,7 @@ def constant_input(subject: Subject) -> None:
 
 @register_check
 def non_finite_input(subject: Subject) -> None:
-    """One NaN or infinity spoils neither the state nor the finite values; NaN does not become a number."""
+    """NaN stays, infinity is clipped to an end where the levels have none; neither spoils the state or other values."""
     for number in (float("nan"), float("inf"), float("-inf")):
         case = subject.settled()
         x = subject.tensor(1)
@@ -140,8 +142,14 @@ def non_finite_input(subject: Subject) -> None:
                 raise Failure("a positive, finite scale", shown(grid.scale), facts)
             if not bool(values.reshape(-1)[1:].isfinite().all()):
                 raise Failure("finite values for the finite elements", "others", facts)
-            if number != number and not bool(values.reshape(-1)[0].isnan()):
-                raise Failure("NaN for NaN", f"{values.reshape(-1)[0].item()}", facts)
+            found = values.reshape(-1)[0]
+            if number != number and not bool(found.isnan()):
+                raise Failure("NaN for NaN", f"{found.item()}", facts)
+            if number == number and getattr(grid.number_format, "saturating", True):
+                end = grid.number_format.high if number > 0 else grid.number_format.low
+                reached = case.codes(values, grid).reshape(-1)[0]
+                if abs(reached - Places(grid.number_format).of(torch.tensor(float(end)))) > 0.001:
+                    raise Failure(f"the end of the range, {end:.9g} steps,", f"{found.item():.9g}", facts)
         _state_is_finite(case)
 
 
