@@ -3,7 +3,6 @@
 import torch
 from torch import Tensor
 
-from ..places import Places
 from ..registry import register_check
 from ..report import Failure, NotApplicable
 from ..subject import Case, Subject
@@ -14,6 +13,7 @@ __all__ = [
     "dtype",
     "empty_input",
     "half_precision",
+    "infinity",
     "input_unchanged",
     "memory_format",
     "non_finite_input",
@@ -127,7 +127,7 @@ def constant_input(subject: Subject) -> None:
 
 @register_check
 def non_finite_input(subject: Subject) -> None:
-    """NaN stays, infinity is clipped to an end where the levels have none; neither spoils the state or other values."""
+    """One NaN or infinity spoils neither the state nor the finite values; NaN does not become a number."""
     for number in (float("nan"), float("inf"), float("-inf")):
         case = subject.settled()
         x = subject.tensor(1)
@@ -142,15 +142,25 @@ def non_finite_input(subject: Subject) -> None:
                 raise Failure("a positive, finite scale", shown(grid.scale), facts)
             if not bool(values.reshape(-1)[1:].isfinite().all()):
                 raise Failure("finite values for the finite elements", "others", facts)
-            found = values.reshape(-1)[0]
-            if number != number and not bool(found.isnan()):
-                raise Failure("NaN for NaN", f"{found.item()}", facts)
-            if number == number and getattr(grid.number_format, "saturating", True):
-                end = grid.number_format.high if number > 0 else grid.number_format.low
-                reached = case.codes(values, grid).reshape(-1)[0]
-                if abs(reached - Places(grid.number_format).of(torch.tensor(float(end)))) > 0.001:
-                    raise Failure(f"the end of the range, {end:.9g} steps,", f"{found.item():.9g}", facts)
+            if number != number and not bool(values.reshape(-1)[0].isnan()):
+                raise Failure("NaN for NaN", f"{values.reshape(-1)[0].item()}", facts)
         _state_is_finite(case)
+
+
+@register_check
+def infinity(subject: Subject) -> None:
+    """Infinity goes to the end of the range; it stays where the format says that it does not saturate."""
+    case = subject.settled()
+    if not getattr(subject.number_format, "saturating", True):
+        raise NotApplicable(f"{subject.number_format} doesn't saturate")
+    for number, end in ((float("-inf"), subject.places.low), (float("inf"), subject.places.high)):
+        x = subject.tensor(1)
+        x.view(-1)[0] = number
+        for values, grid in (case.quantize(x), case.run(x.requires_grad_())):
+            place = case.codes(values, grid).reshape(-1)[:1]
+            if bool(grid.scale.isfinite().all()) and not abs(place.item() - end) < 1.5 + 1e-6 * abs(end):
+                expected = f"{subject.places.steps(torch.tensor(end)).item():.9g} steps for {number}"
+                raise Failure(expected, f"{subject.places.steps(place).item():.9g}")
 
 
 @register_check
