@@ -50,10 +50,24 @@ from .biases import (
     Int32Bias,
 )
 from .binary import (
+    BinaryAct,
+    BinaryConnectWeight,
+    BinaryWeightPerChannel,
     BinaryWeightPerTensor,
+    TernaryAct,
+    TernaryWeightPerChannel,
+    TernaryWeightPerTensor,
 )
 from .codebooks import (
+    Apot4Act,
+    Apot4WeightPerChannel,
+    Apot4WeightPerTensor,
+    CodebookAct,
+    CodebookWeight,
     NF4Weight,
+    Pot4Act,
+    Pot4WeightPerChannel,
+    Pot4WeightPerTensor,
 )
 from .dynamic import (
     Fp8e4m3DynamicAct,
@@ -154,8 +168,16 @@ from .weights import (
 )
 
 __all__ = [
+    "Apot4Act",
+    "Apot4WeightPerChannel",
+    "Apot4WeightPerTensor",
     "BiasBase",
+    "BinaryAct",
+    "BinaryConnectWeight",
+    "BinaryWeightPerChannel",
     "BinaryWeightPerTensor",
+    "CodebookAct",
+    "CodebookWeight",
     "Dynamic",
     "FloatBase",
     "FormatAct",
@@ -255,6 +277,9 @@ __all__ = [
     "PerGroup",
     "PerOutputChannel",
     "PerToken",
+    "Pot4Act",
+    "Pot4WeightPerChannel",
+    "Pot4WeightPerTensor",
     "PowerOfTwo",
     "Shifted",
     "ShiftedUint4Act",
@@ -272,6 +297,9 @@ __all__ = [
     "ShiftedUint8WeightPerChannel",
     "ShiftedUint8WeightPerGroup",
     "ShiftedUint8WeightPerTensor",
+    "TernaryAct",
+    "TernaryWeightPerChannel",
+    "TernaryWeightPerTensor",
     "Uint2Act",
     "Uint3Act",
     "Uint4Act",
