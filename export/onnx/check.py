@@ -7,20 +7,28 @@ import torch
 from ...qcore import IntQuant
 from ..capture.record import Call, Recording
 from ..errors import ExportError, with_causes
-from .dialects import BIAS, BLOCKS, EXPORTER_OPSET, Dialect, Storage
+from .dialects import BIAS, BLOCKS, EXPORTER_OPSET, LATEST_OPSET, QDQ, Dialect, Storage, StoredAs
 
-__all__ = ["check", "needed_opset", "storage_of"]
+__all__ = ["check", "needed_opset", "storage_of", "stored_as"]
+
+
+def stored_as(call: Call, dialect: Dialect) -> StoredAs | None:
+    """How a file holds the tensor of a call, if that is the same for all inputs; a wide bias has int32."""
+    number_format = call.grid.number_format
+    if call.quantizer.follows_input:
+        return StoredAs(BIAS) if number_format.signed or number_format.bits < BIAS.bits else None
+    fitting = dialect.stored_as(number_format)
+    if fitting is None and call.stored and call.codes.ndim == 1 and number_format.whole and number_format.signed:
+        return StoredAs(BIAS)
+    return fitting
 
 
 def storage_of(call: Call, dialect: Dialect) -> Storage | None:
-    """The type that the integers of a call are stored in; a wide bias has int32."""
-    signed = call.grid.signed
-    if call.quantizer.follows_input:
-        return BIAS if signed or call.plain.bit_width < BIAS.bits else None
-    fitting = dialect.storage(call.plain.bit_width, signed)
-    if fitting is None and call.stored and call.codes.ndim == 1 and signed:
-        return BIAS
-    return fitting
+    """The type of the numbers or codes of a call."""
+    if call.stored or call.quantizer.follows_input:
+        form = stored_as(call, dialect)
+        return None if form is None else form.storage
+    return dialect.storage_for(call.grid.number_format)
 
 
 def needed_opset(recording: Recording, dialect: Dialect) -> int:
@@ -56,6 +64,11 @@ def check(recording: Recording, dialect: Dialect, opset: int | None) -> int:
     needed = needed_opset(recording, dialect)
     if opset is not None and opset < needed:
         raise ExportError(_old_opset(recording, dialect, opset, needed))
+    if opset is not None and opset > LATEST_OPSET:
+        raise ExportError(
+            f"opset_version={opset} is too new: onnxruntime does not run its QuantizeLinear and DequantizeLinear. Write "
+            f"opset_version={LATEST_OPSET}, or leave it out: this model needs {needed}."
+        )
     return opset or needed
 
 
@@ -71,11 +84,12 @@ def _old_opset(recording: Recording, dialect: Dialect, opset: int, needed: int) 
     if not wanting:
         return f"{asked}: torch.onnx.export writes {EXPORTER_OPSET} and later. {remedy}"
     first, storage = max(wanting, key=lambda pair: pair[1].opset)
-    bits = first.plain.bit_width
+    number_format, form = first.grid.number_format, stored_as(first, dialect) if first.stored else storage
+    levels = f"{number_format.bits} bits" if number_format.whole else f"levels of {number_format}"
     others = f" (and {len(wanting) - 1} more)" if len(wanting) > 1 else ""
     return (
-        f"{asked}: {first.path}{others} has {bits} bits, stored as {storage.name}, which ONNX has since opset "
-        f"{storage.opset}. {remedy}"
+        f"{asked}: {first.path}{others} has {levels}, stored as {form}, which ONNX has since opset {storage.opset}. "
+        f"{remedy}"
     )
 
 
@@ -104,9 +118,21 @@ def _width(call: Call, dialect: Dialect) -> str | None:
         )
     if storage_of(call, dialect) is not None:
         return None
+    if not call.grid.number_format.whole:
+        return _levels(call, dialect)
     kind = "signed" if call.grid.signed else "unsigned"
     remedy = f"Write {_setting(call, 'bit_width')}={dialect.widest} or less."
     return f"{call.plain.bit_width} bits, {kind}; {dialect.name} stores 2 to {dialect.widest}. {remedy}"
+
+
+def _levels(call: Call, dialect: Dialect) -> str:
+    """Levels that are no integers, in a dialect without types that have them."""
+    number_format = call.grid.number_format
+    form = QDQ.stored_as(number_format) if call.stored else QDQ.storage_for(number_format)
+    lacking = f"its levels are {number_format}, and {dialect.name} has integers only."
+    if form is None or dialect is QDQ:
+        return f"its levels are {number_format}, which no type of ONNX has, and {number_format.bits} bits."
+    return f"{lacking} Write export_onnx_qdq, which stores them as {form}, or quantize to integers."
 
 
 def _rounding(call: Call, dialect: Dialect) -> str | None:

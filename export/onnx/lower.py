@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
 
-from ..capture.grid import IntegerGrid
 from ..capture.record import Call, Recording
 from ..errors import ExportError, with_causes
-from .check import storage_of
 from .dialects import Dialect, Storage
-from .editing import Editor
+from .stored.lowering import StoredLowering, along
 from .trace import DOMAIN
 
 if TYPE_CHECKING:
@@ -40,14 +36,12 @@ def lower(model: ir.Model, recording: Recording, dialect: Dialect) -> None:
     Lowering(model, recording, dialect).run()
 
 
-class Lowering(Editor):
+class Lowering(StoredLowering):
     """The work on one model: what was made so far."""
 
     def __init__(self, model: ir.Model, recording: Recording, dialect: Dialect) -> None:
-        super().__init__(model)
+        super().__init__(model, dialect)
         self.recording = recording
-        self.dialect = dialect
-        self.stored: dict[str, list[tuple[Call, ir.Value]]] = {}
         self.constants: dict[ir.Value, bool] = {}
 
     def run(self) -> None:
@@ -98,17 +92,6 @@ class Lowering(Editor):
             self.constants[value] = known
         return known
 
-    def _constant(self, call: Call, node: ir.Node) -> ir.Value:
-        """Integers that are stored, and dequantized at run time."""
-        for former, value in self.stored.get(call.path, []):
-            if _alike(former, call):
-                return value
-        storage = self._storage(call)
-        codes = self._initializer(call, "codes", call.codes, storage.name)
-        value = self._dequantize(call, self._clip_integers(call, codes, storage, node), storage, node)
-        self.stored.setdefault(call.path, []).append((call, value))
-        return value
-
     def _activation(self, call: Call, x: Any, node: ir.Node) -> ir.Value:
         """Values that are quantized and dequantized at run time."""
         storage, grid = self._storage(call), call.plain
@@ -124,16 +107,10 @@ class Lowering(Editor):
             call,
             "quantize",
             "unclipped" if clips else "codes",
-            _along(grid),
+            along(grid),
             kind=storage.name,
         )
         return self._dequantize(call, self._clip_integers(call, codes, storage, node), storage, node)
-
-    def _dequantize(self, call: Call, codes: ir.Value, storage: Storage, node: ir.Node) -> ir.Value:
-        inputs = [codes, self._scale(call)]
-        if not call.quantizer.follows_input:
-            inputs.append(self._initializer(call, "zero_point", call.plain.zero_point, storage.name))
-        return self._add(node, "DequantizeLinear", inputs, call, "dequantize", "", _along(call.plain))
 
     def _divide(self, call: Call, x: Any, node: ir.Node) -> ir.Value:
         """Values in steps of the scale, for a rounding that follows."""
@@ -141,21 +118,6 @@ class Lowering(Editor):
         steps = None if grid.axis is None else grid.shaped(grid.scale, call.codes.ndim)
         divisor = self._scale(call) if steps is None else self._initializer(call, "divisor", steps)
         return self._add(node, "Div", [x, divisor], call, "divide", "steps")
-
-    def _clips(self, call: Call, storage: Storage) -> bool:
-        return call.grid.bounds != storage.bounds()
-
-    def _clip_integers(self, call: Call, codes: Any, storage: Storage, node: ir.Node) -> ir.Value:
-        if not (self._clips(call, storage) and self.dialect.clips_integers and storage.clips):
-            return codes
-        low, high = (
-            self._initializer(call, name, torch.tensor(bound), storage.name)
-            for name, bound in zip(("min_int", "max_int"), call.grid.bounds, strict=True)
-        )
-        result = "clipped" if codes.producer() is None else "codes"
-        clipped = self._add(node, "Clip", [codes, low, high], call, "clip", result, kind=storage.name)
-        clipped.shape = codes.shape
-        return clipped
 
     def _clip_values(self, call: Call, x: ir.Value, storage: Storage, node: ir.Node) -> ir.Value:
         """Clip values at the ends of the grid: they round to its last integers, so the codes are the same."""
@@ -170,46 +132,7 @@ class Lowering(Editor):
         x = self._add(node, "Max", [x, low], call, "clip_low", "above")
         return self._add(node, "Min", [x, high], call, "clip_high", "inside")
 
-    def _storage(self, call: Call) -> Storage:
-        storage = storage_of(call, self.dialect)
-        assert storage is not None  # checked
-        return storage
-
-    def _scale(self, call: Call) -> ir.Value:
-        return self._initializer(call, "scale", call.plain.scale)
-
-    def _initializer(self, call: Call, role: str, tensor: Tensor, kind: str = "FLOAT") -> ir.Value:
-        """An initializer named by the quantizer; later calls share those that are alike, other than their integers."""
-        own = f"{call.name}.{role}"
-        return self.constant(own if role == "codes" else f"{call.path}.{role}", tensor, kind, otherwise=own)
-
-    def _add(
-        self,
-        before: ir.Node,
-        op_type: str,
-        inputs: Sequence[ir.Value | None],
-        call: Call,
-        verb: str,
-        result: str,
-        attributes: Mapping[str, int] | None = None,
-        kind: str | None = None,
-    ) -> ir.Value:
-        """A node in front of a placeholder, named by the quantizer; its result has the placeholder's type."""
-        name, like = f"{call.name}.{result}" if result else call.name, before.outputs[0]
-        return self.add(before, op_type, inputs, name, attributes, like=like, kind=kind, called=f"{call.name}.{verb}")
-
 
 def _holds_graph(node: ir.Node) -> bool:
     """Whether a node has a body, which may read any value around it without naming it as an input."""
     return any(each.type.name in ("GRAPH", "GRAPHS") for each in node.attributes.values())
-
-
-def _along(grid: IntegerGrid) -> dict[str, int]:
-    """Where the scales vary, as attributes of QuantizeLinear and DequantizeLinear."""
-    if grid.axis is None:
-        return {}
-    return {"axis": grid.axis} if grid.block is None else {"axis": grid.axis, "block_size": grid.block}
-
-
-def _alike(one: Call, other: Call) -> bool:
-    return replace(one.plain, name=other.name) == other.plain and torch.equal(one.codes, other.codes)
