@@ -56,7 +56,7 @@ class StoredLowering(Editor):
     def _looked_up(self, call: Call, storage: Storage, node: ir.Node) -> ir.Value:
         """Codes: the place of each level in a table. The levels are multiplied by their scales."""
         codes = self._initializer(call, "codes", call.codes, storage.name)
-        table = self._initializer(call, "levels", torch.tensor(call.grid.number_format.levels))
+        table = self.constant("levels", torch.tensor(call.grid.number_format.levels), "FLOAT")
         places = self._add(node, "Cast", [codes], call, "cast", "places", {"to": int(self.ir.DataType.INT32)}, kind="INT32")
         steps = self._add(node, "Gather", [table, places], call, "look_up", "steps")
         scale = self._spread_scale(call, node)
@@ -67,7 +67,7 @@ class StoredLowering(Editor):
         grid, shape = call.plain, call.codes.shape
         if grid.block is None or grid.axis is None:
             return self._initializer(call, "scale", grid.shaped(grid.scale, len(shape)))
-        groups = self._initializer(call, "groups", torch.arange(shape[grid.axis]) // grid.block, "INT32")
+        groups = self.constant("groups", torch.arange(shape[grid.axis]) // grid.block, "INT32")
         inputs, along = [self._block_scale(call, node), groups], {"axis": grid.axis}
         return self._add(node, "Gather", inputs, call, "spread", "scales", along)
 
