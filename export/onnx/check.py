@@ -66,8 +66,8 @@ def check(recording: Recording, dialect: Dialect, opset: int | None) -> int:
         raise ExportError(_old_opset(recording, dialect, opset, needed))
     if opset is not None and opset > LATEST_OPSET:
         raise ExportError(
-            f"opset_version={opset} is too new: onnxruntime does not run its QuantizeLinear and DequantizeLinear. Write "
-            f"opset_version={LATEST_OPSET}, or leave it out: this model needs {needed}."
+            f"opset_version={opset} is too new: onnxruntime does not run its QuantizeLinear and DequantizeLinear. "
+            f"Write opset_version={LATEST_OPSET} or less, or leave it out: this model needs {needed}."
         )
     return opset or needed
 

@@ -42,7 +42,9 @@ class StoredLowering(Editor):
                 return value
         form = stored_as(call, self.dialect)
         assert form is not None  # checked
-        value = self._held(call, form.storage, node) if form.levels is None else self._looked_up(call, form.storage, node)
+        value = (
+            self._held(call, form.storage, node) if form.levels is None else self._looked_up(call, form.storage, node)
+        )
         self.stored.setdefault(call.path, []).append((call, value))
         return value
 
@@ -57,7 +59,9 @@ class StoredLowering(Editor):
         """Codes: the place of each level in a table. The levels are multiplied by their scales."""
         codes = self._initializer(call, "codes", call.codes, storage.name)
         table = self.constant("levels", torch.tensor(call.grid.number_format.levels), "FLOAT")
-        places = self._add(node, "Cast", [codes], call, "cast", "places", {"to": int(self.ir.DataType.INT32)}, kind="INT32")
+        places = self._add(
+            node, "Cast", [codes], call, "cast", "places", {"to": int(self.ir.DataType.INT32)}, kind="INT32"
+        )
         steps = self._add(node, "Gather", [table, places], call, "look_up", "steps")
         scale = self._spread_scale(call, node)
         return self._add(node, "Mul", [steps, scale], call, "dequantize", "")
