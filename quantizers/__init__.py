@@ -24,7 +24,18 @@ from .activations import (
     Uint8ActPerChannel,
     Uint8ActPowerOfTwo,
 )
-from .base import BiasBase, FormatBase, IntBase, PerGroup, PerOutputChannel, PowerOfTwo, Shifted, of_width
+from .base import (
+    BiasBase,
+    FormatAct,
+    FormatBase,
+    FormatWeight,
+    IntBase,
+    PerGroup,
+    PerOutputChannel,
+    PowerOfTwo,
+    Shifted,
+    of_width,
+)
 from .biases import (
     Int8Bias,
     Int8BiasOwnScale,
@@ -34,16 +45,10 @@ from .biases import (
     Int24Bias,
     Int32Bias,
 )
-from .formats import (
-    BinaryWeightPerTensor,
-    Fp8e4m3Act,
-    Fp8e4m3WeightPerChannel,
-    Fp8e4m3WeightPerTensor,
-    MXFloat4e2m1Weight,
-    MXFloat8e4m3Weight,
-    NF4Weight,
-    NVFloat4Weight,
-)
+from .binary import BinaryWeightPerTensor
+from .codebooks import NF4Weight
+from .floats import Fp8e4m3Act, Fp8e4m3WeightPerChannel, Fp8e4m3WeightPerTensor
+from .microscaling import MXFloat4e2m1Weight, MXFloat8e4m3Weight, NVFloat4Weight
 from .weights import (
     Int2WeightPerChannel,
     Int2WeightPerGroup,
@@ -84,7 +89,9 @@ from .weights import (
 __all__ = [
     "BiasBase",
     "BinaryWeightPerTensor",
+    "FormatAct",
     "FormatBase",
+    "FormatWeight",
     "Fp8e4m3Act",
     "Fp8e4m3WeightPerChannel",
     "Fp8e4m3WeightPerTensor",

@@ -7,7 +7,18 @@ from ..qcore.declare.inject import QuantizerType
 from ..qcore.granularity import PerGroup as Groups
 from ..qcore.granularity import granularity_of
 
-__all__ = ["BiasBase", "FormatBase", "IntBase", "PerGroup", "PerOutputChannel", "PowerOfTwo", "Shifted", "of_width"]
+__all__ = [
+    "BiasBase",
+    "FormatAct",
+    "FormatBase",
+    "FormatWeight",
+    "IntBase",
+    "PerGroup",
+    "PerOutputChannel",
+    "PowerOfTwo",
+    "Shifted",
+    "of_width",
+]
 
 
 Kind = TypeVar("Kind", bound=QuantizerType)
@@ -87,6 +98,36 @@ class FormatBase(Quantizer):
     def granularity(axis):  # noqa: ANN201, N805 - axis is an attribute, not an instance
         """Which values share a scale."""
         return granularity_of(axis)
+
+
+class FormatWeight(FormatBase):
+    """Fragment: weights on the levels of a number format, whose scale follows the largest magnitude at each forward.
+
+    Example:
+        >>> FormatWeight.scaling, FormatWeight.statistic
+        ('statistic', 'abs_max')
+    """
+
+    quantizes = "weight"
+    scaling = "statistic"
+    statistic = "abs_max"
+    detach_scale = False
+
+
+class FormatAct(FormatBase):
+    """Fragment: activations on the levels of a number format; the scale is calibrated over 300 batches, then learned.
+
+    Example:
+        >>> FormatAct.scaling, FormatAct.calibration_steps
+        ('calibrated', 300)
+    """
+
+    quantizes = "activation"
+    scaling = "calibrated"
+    statistic = "percentile"
+    percentile = 99.999
+    calibration_steps = 300
+    momentum = 0.1
 
 
 class PerOutputChannel(Quantizer):

@@ -54,7 +54,8 @@ class IntegerGrid:
             each.cpu().reshape(() if axis is None else each.shape if block else -1).clone()
             for each in (scale, zero_point.round())
         )
-        bits, kind = int(grid.bit_width), (grid.signed, grid.narrow_range)
+        narrow = grid.number_format.whole and grid.narrow_range
+        bits, kind = int(grid.bit_width), (grid.signed, narrow)
         return IntegerGrid(name, flat.float(), whole.to(torch.int64), bits, *kind, axis, block)
 
     @property

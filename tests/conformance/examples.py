@@ -14,12 +14,22 @@ from torch.utils import _pytree as pytree
 import bitwright.nn as qnn
 from bitwright import quantizers
 from bitwright.qcore import QuantizerError, values_of
-from bitwright.quantizers import Int8Act, Int8BiasOwnScale, Int8WeightPerTensor, Int32Bias, formats
+from bitwright.quantizers import (
+    Int8Act,
+    Int8BiasOwnScale,
+    Int8WeightPerTensor,
+    Int32Bias,
+    binary,
+    codebooks,
+    floats,
+    microscaling,
+)
 
 # Quantizers
 
-FRAGMENTS = {"BiasBase", "FormatBase", "IntBase", "PerGroup", "PerOutputChannel", "PowerOfTwo", "Shifted", "of_width"}
-OTHERS = set(formats.__all__)  # whose levels are no integers: tests/quantizers/test_formats.py
+FRAGMENTS = {"BiasBase", "FormatAct", "FormatBase", "FormatWeight", "IntBase", "PerGroup", "PerOutputChannel"}
+FRAGMENTS |= {"PowerOfTwo", "Shifted", "of_width"}
+OTHERS = {name for module in (binary, codebooks, floats, microscaling) for name in module.__all__}  # not integers
 QUANTIZERS = {name: getattr(quantizers, name) for name in quantizers.__all__ if name not in FRAGMENTS | OTHERS}
 WEIGHTS = {name: each for name, each in QUANTIZERS.items() if "Weight" in name}
 ACTS = {name: each for name, each in QUANTIZERS.items() if "Act" in name}

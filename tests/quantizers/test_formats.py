@@ -32,7 +32,10 @@ from bitwright.quantizers import (
     MXFloat8e4m3Weight,
     NF4Weight,
     NVFloat4Weight,
-    formats,
+    binary,
+    codebooks,
+    floats,
+    microscaling,
 )
 
 DECLARED = {
@@ -58,7 +61,9 @@ def x():
 
 
 def test_all_are_here():
-    assert {each.__name__ for each in DECLARED} | {"Fp8e4m3Act"} == set(formats.__all__)
+    assert {each.__name__ for each in DECLARED} | {"Fp8e4m3Act"} == {
+        name for module in (binary, codebooks, floats, microscaling) for name in module.__all__
+    }
 
 
 @weights
