@@ -30,6 +30,9 @@ class Storage:
     ir_version: int = 8
     clips: bool = False
 
+    def __str__(self) -> str:
+        return self.name
+
     @property
     def bits(self) -> int:
         """Its width."""

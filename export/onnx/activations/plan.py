@@ -1,10 +1,9 @@
 """How a file computes an activation at run time: by QuantizeLinear, or by the traced arithmetic of its format."""
 
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from ....qcore import E4M3, E4M3FNUZ, E5M2, E5M2FNUZ, Integers
+from ....qcore import Integers
 from ....qcore.formats.minifloat import Minifloat
 from ....qcore.formats.number_format import NumberFormat
 from ....qcore.granularity import Granularity
@@ -13,14 +12,6 @@ from ...capture.record import Call
 from ..dialects import BLOCKS, EXPORTER_OPSET, Dialect, Storage
 
 __all__ = ["Plan", "plan_of", "refusal", "static_shape"]
-
-_FLOAT8: tuple[tuple[NumberFormat, Storage], ...] = (
-    (E4M3, Storage("FLOAT8E4M3FN", 8, 19, 9)),
-    (E5M2, Storage("FLOAT8E5M2", 8, 19, 9)),
-    (E4M3FNUZ, Storage("FLOAT8E4M3FNUZ", 8, 19, 9)),
-    (E5M2FNUZ, Storage("FLOAT8E5M2FNUZ", 8, 19, 9)),
-)
-
 
 class Plan(NamedTuple):
     """How one call of a quantizer is computed.
@@ -78,16 +69,12 @@ def _own_type(number_format: NumberFormat, dialect: Dialect) -> Storage | None:
     """The type to which QuantizeLinear rounds as the format does."""
     if isinstance(number_format, Integers):
         return dialect.storage(number_format.bits, number_format.signed)
-    return next((storage for levels, storage in _FLOAT8 if levels == number_format), None)
+    return next((each for each in dialect.types if each.levels == number_format), None)
 
 
 def _wider_type(number_format: NumberFormat, dialect: Dialect) -> Storage | None:
     """A type that has all levels, of the oldest opset; None where there is none."""
-    levels = {level for level in number_format.levels if math.isfinite(level)}
-    whole = all(level.is_integer() for level in levels)
-    integers = [each for each in dialect.types if whole and each.bounds()[0] <= min(levels)]
-    fitting = [each for each in integers if max(levels) <= each.bounds()[1]]
-    fitting += [storage for other, storage in _FLOAT8 if levels <= set(other.levels)]
+    fitting = (each for each in dialect.types if each.holds(number_format))
     return min(fitting, key=lambda each: each.opset, default=None)
 
 
