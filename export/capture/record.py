@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from ...nn.contexts.intercepting import intercepted
 from ...nn.embeddings.table import check_fixed
 from ...nn.embeddings.ties import check_ties
-from ...qcore import Grid, HalfEven, IntQuant, QuantizerError, TensorQuant
+from ...qcore import Grid, GridQuant, HalfEven, QuantizerError, TensorQuant
 from ...qcore.aliases import Arguments
-from ...qcore.int_quant import FLOAT_BITS
+from ...qcore.grid_quant import FLOAT_BITS
+from ...qcore.scaling import MagnitudeScaling
 from ...qcore.tensor_quant import Intercept
 from ..errors import ExportError, with_causes
 from .caveats import silent_quantizers, unreached
@@ -180,8 +181,10 @@ def _lie_on(grid: Grid, codes: Tensor, values: Tensor) -> bool:
 
 
 def _follows_input(quantizer: TensorQuant, x: Tensor) -> bool:
-    """Does twice the input get another grid? A quantizer that saw no data yet is expected to, see `caveats`."""
-    if not isinstance(quantizer, IntQuant) or not quantizer.calibrated:
+    """Does another input get another grid? A quantizer that saw no data yet is expected to, see `caveats`."""
+    if not isinstance(quantizer, GridQuant) or not quantizer.calibrated:
         return False
-    one, two = quantizer.grid(x), quantizer.grid(2 * x)
+    if isinstance(quantizer.scaling, MagnitudeScaling):
+        return quantizer.dynamic
+    one, two = quantizer.grid(x), quantizer.grid(2 * x)  # a scaling of the user's own
     return not torch.equal(one.scale, two.scale)

@@ -4,9 +4,10 @@ from collections.abc import Callable
 
 import torch
 
-from ...qcore import IntQuant
+from ...qcore import GridQuant
 from ..capture.record import Call, Recording
 from ..errors import ExportError, with_causes
+from .activations.plan import plan_of, refusal
 from .dialects import BIAS, BLOCKS, EXPORTER_OPSET, LATEST_OPSET, QDQ, Dialect, Storage, StoredAs
 
 __all__ = ["check", "needed_opset", "storage_of", "stored_as"]
@@ -24,18 +25,25 @@ def stored_as(call: Call, dialect: Dialect) -> StoredAs | None:
 
 
 def storage_of(call: Call, dialect: Dialect) -> Storage | None:
-    """The type of the numbers or codes of a call."""
+    """The type of the numbers or codes of a call; None where there is none, or where it needs none."""
     if call.stored or call.quantizer.follows_input:
         form = stored_as(call, dialect)
         return None if form is None else form.storage
-    return dialect.storage_for(call.grid.number_format)
+    return plan_of(call, dialect).storage
 
 
 def needed_opset(recording: Recording, dialect: Dialect) -> int:
     """The oldest opset that has every type that the calls need, and that torch's exporter writes."""
     stored = (storage_of(call, dialect) for call in recording)
-    blocks = BLOCKS if any(call.plain.block is not None for call in recording) else EXPORTER_OPSET
+    blocks = BLOCKS if any(_in_blocks(call, dialect) for call in recording) else EXPORTER_OPSET
     return max([EXPORTER_OPSET, blocks, *(storage.opset for storage in stored if storage is not None)])
+
+
+def _in_blocks(call: Call, dialect: Dialect) -> bool:
+    """Whether DequantizeLinear is to have a block size."""
+    if call.stored or call.quantizer.follows_input:
+        return call.plain.block is not None
+    return plan_of(call, dialect).block is not None
 
 
 def check(recording: Recording, dialect: Dialect, opset: int | None) -> int:
@@ -77,7 +85,7 @@ def _old_opset(recording: Recording, dialect: Dialect, opset: int, needed: int) 
     remedy = f"Write opset_version={needed}, or leave it out."
     stored = [(call, storage_of(call, dialect)) for call in recording]
     wanting = [(call, storage) for call, storage in stored if storage is not None and storage.opset > opset]
-    grouped = [call for call, _ in stored if call.plain.block is not None]
+    grouped = [call for call, _ in stored if _in_blocks(call, dialect)]
     if not wanting and grouped:
         others = f" (and {len(grouped) - 1} more)" if len(grouped) > 1 else ""
         return f"{asked}: {grouped[0].path}{others} has scales in groups, which ONNX has since opset {BLOCKS}. {remedy}"
@@ -101,7 +109,7 @@ def _kind(call: Call, dialect: Dialect) -> str | None:
     quantizer = call.quantizer
     if call.stored or quantizer.follows_input:
         return None
-    if isinstance(quantizer, IntQuant) and type(quantizer)._quantize is IntQuant._quantize:
+    if isinstance(quantizer, GridQuant) and type(quantizer)._quantize is GridQuant._quantize:
         return None
     return (
         f"{type(quantizer).__name__} has arithmetic of its own, and QuantizeLinear computes IntQuant's. Put what is "
@@ -118,6 +126,10 @@ def _width(call: Call, dialect: Dialect) -> str | None:
         )
     if storage_of(call, dialect) is not None:
         return None
+    if not (call.stored or call.quantizer.follows_input):
+        problem = refusal(call, dialect)
+        if problem is not None or call.follows_input or not call.grid.number_format.whole:
+            return problem
     if not call.grid.number_format.whole:
         return _levels(call, dialect)
     kind = "signed" if call.grid.signed else "unsigned"
@@ -173,13 +185,13 @@ def _grid(call: Call, dialect: Dialect) -> str | None:
     scale = call.grid.scale
     if not bool((scale.isfinite() & (scale > 0)).all()):
         return "a scale is not a positive, finite number. Check what its scaling computes."
-    if call.plain.axis == -1:
+    if call.plain.axis == -1 and (call.stored or not call.follows_input):
         return (
             f"its scale has the shape {tuple(scale.shape)} for values of shape {tuple(call.codes.shape)}; "
             f"{dialect.name} takes one scale per tensor, per index of one dimension, or per group along one. Write "
             "axis=None or axis=1."
         )
-    if call.plain.block is not None and not call.stored:
+    if call.plain.block is not None and not (call.stored or call.follows_input):
         return (
             f"it has a stored scale for {call.grid.granularity} of an activation, whose number of groups changes with "
             "the input. Write axis=None for one scale, or axis=1 for one for each channel."
