@@ -23,7 +23,7 @@ __all__ = ["StoredLowering", "along", "scale_steps"]
 
 
 class StoredLowering(Editor):
-    """Edits a graph for a dialect, everything named by the quantizer's call, and writes what is the same for all inputs.
+    """Edits a graph for a dialect, all named by the quantizer's call, and writes what is the same for every input.
 
     Args:
         model: an ``onnx_ir.Model``.
@@ -42,9 +42,8 @@ class StoredLowering(Editor):
                 return value
         form = stored_as(call, self.dialect)
         assert form is not None  # checked
-        value = (
-            self._held(call, form.storage, node) if form.levels is None else self._looked_up(call, form.storage, node)
-        )
+        write = self._held if form.levels is None else self._looked_up
+        value = write(call, form.storage, node)
         self.stored.setdefault(call.path, []).append((call, value))
         return value
 
@@ -59,9 +58,8 @@ class StoredLowering(Editor):
         """Codes: the place of each level in a table. The levels are multiplied by their scales."""
         codes = self._initializer(call, "codes", call.codes, storage.name)
         table = self.constant("levels", torch.tensor(call.grid.number_format.levels), "FLOAT")
-        places = self._add(
-            node, "Cast", [codes], call, "cast", "places", {"to": int(self.ir.DataType.INT32)}, kind="INT32"
-        )
+        to = {"to": int(self.ir.DataType.INT32)}
+        places = self._add(node, "Cast", [codes], call, "cast", "places", to, kind="INT32")
         steps = self._add(node, "Gather", [table, places], call, "look_up", "steps")
         scale = self._spread_scale(call, node)
         return self._add(node, "Mul", [steps, scale], call, "dequantize", "")

@@ -102,9 +102,8 @@ class FileReader:
             zero_point = self.read(held.zero_point)
         typed = held.zero_point or held.codes
         storage = BIAS if typed is None or held.table is not None else _TYPES[self.kind(typed)]
-        grid = IntegerGrid(
-            held.name, scale, zero_point, storage.bits, storage.levels.signed, False, held.axis, held.block
-        )
+        kind = (storage.bits, storage.levels.signed, False)
+        grid = IntegerGrid(held.name, scale, zero_point, *kind, held.axis, held.block)
         codes = None if held.codes is None else self.read(held.codes)
         return QuantizedTensor(grid, codes if codes is None or held.table is None else self.read(held.table)[codes])
 

@@ -74,9 +74,11 @@ class StorageReport:
         for row in self.rows:
             lines.append((row.name, str(prod(row.shape)), f"{row.bits_per_weight:.4g}", row.stored_as, row.scales))
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        justified = (str.ljust, str.rjust, str.rjust, str.ljust, str.ljust)
-        table = ["  ".join(put(*each) for put, *each in zip(justified, line, widths, strict=True)) for line in lines]
-        return "\n".join([f"{self.bytes} bytes in {count}{tables}", *(line.rstrip() for line in table)])
+        aligned = [
+            "  ".join(f"{each:{side}{width}}" for each, side, width in zip(line, "<>><<", widths, strict=True))
+            for line in lines
+        ]
+        return "\n".join([f"{self.bytes} bytes in {count}{tables}", *map(str.rstrip, aligned)])
 
 
 def storage_report(program: "torch.onnx.ONNXProgram | onnx.ModelProto | str | os.PathLike[str]") -> StorageReport:
@@ -98,7 +100,7 @@ def storage_report(program: "torch.onnx.ONNXProgram | onnx.ModelProto | str | os
         >>> layer = qnn.QuantLinear(64, 8, bias=False, weight_quant=NF4Weight)
         >>> print(storage_report(export_onnx_qdq(layer, torch.randn(2, 64))))
         288 bytes in 1 stored tensor, 64 bytes of tables
-        tensor        numbers  bits each  stored as                      scales
+        tensor        numbers  bits each  stored as                         scales
         weight_quant      512        4.5  UINT4 codes + table of 16 levels  8 x FLOAT
     """
     reader = FileReader(loaded("storage_report", program), "storage_report")

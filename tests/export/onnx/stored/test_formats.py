@@ -1,4 +1,4 @@
-"""Stored tensors of every number format, at every granularity, in every kind of layer: the file has the model's bits."""
+"""Stored tensors of every number format and granularity, in every kind of layer: the file has the model's bits."""
 
 import math
 import re
