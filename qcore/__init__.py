@@ -12,10 +12,12 @@ from .errors import (
     SettingError,
     UncalibratedWarning,
 )
+from .formats.additive import AdditivePowersOfTwo
 from .formats.bit_width import LearnedBitWidth, bit_width_report, size_penalty
 from .formats.codebook import NF4, Codebook
 from .formats.int_range import IntRange, int_bounds
 from .formats.integers import Integers, Interval
+from .formats.learned_codebook import LearnedCodebook, LearnedLevels
 from .formats.minifloat import E2M1, E2M3, E3M2, E4M3, E4M3FNUZ, E5M2, E5M2FNUZ, Minifloat, powers_of_two
 from .formats.number_format import NumberFormat
 from .formats.odd_integers import BINARY, OddIntegers
@@ -58,6 +60,7 @@ from .scaling.statistics import (
 )
 from .scaling.zero_point import ZERO_POINTS, RangeZeroPoint
 from .tensor_quant import TensorQuant
+from .transforms import TRANSFORMS
 
 __all__ = [
     "BINARY",
@@ -73,9 +76,11 @@ __all__ = [
     "ROUNDINGS",
     "SCALINGS",
     "STATISTICS",
+    "TRANSFORMS",
     "ZERO_POINTS",
     "AbsMax",
     "AbsPercentile",
+    "AdditivePowersOfTwo",
     "BiasQuant",
     "BitwrightError",
     "BitwrightWarning",
@@ -96,6 +101,8 @@ __all__ = [
     "Integers",
     "Interval",
     "LearnedBitWidth",
+    "LearnedCodebook",
+    "LearnedLevels",
     "LearnedScaling",
     "LogScale",
     "MXScale",
