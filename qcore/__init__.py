@@ -46,7 +46,9 @@ from .scaling import (
     StatisticScaling,
     StoredScaling,
 )
+from .scaling.gradients import SCALE_GRADIENTS, LSQGradient, range_penalty
 from .scaling.restriction import RESTRICTIONS, FloatScale, LogScale, MXScale, PowerOfTwoScale, TwoLevel
+from .scaling.starts import LSQPlusStart, LSQStart, MinSquaredErrorInterval, StatisticsAwareBinning
 from .scaling.statistics import (
     STATISTICS,
     AbsMax,
@@ -71,6 +73,7 @@ __all__ = [
     "NF4",
     "RESTRICTIONS",
     "ROUNDINGS",
+    "SCALE_GRADIENTS",
     "SCALINGS",
     "STATISTICS",
     "ZERO_POINTS",
@@ -95,6 +98,9 @@ __all__ = [
     "IntRange",
     "Integers",
     "Interval",
+    "LSQGradient",
+    "LSQPlusStart",
+    "LSQStart",
     "LearnedBitWidth",
     "LearnedScaling",
     "LogScale",
@@ -102,6 +108,7 @@ __all__ = [
     "MeanSigma",
     "MinMax",
     "MinSquaredError",
+    "MinSquaredErrorInterval",
     "Minifloat",
     "NumberFormat",
     "OddIntegers",
@@ -125,6 +132,7 @@ __all__ = [
     "Setting",
     "SettingError",
     "StatisticScaling",
+    "StatisticsAwareBinning",
     "StochasticRounding",
     "StoredScaling",
     "TensorQuant",
@@ -142,6 +150,7 @@ __all__ = [
     "powers_of_two",
     "protocols",
     "quantize_to_int",
+    "range_penalty",
     "register_choices",
     "resolve",
     "round_straight_through",

@@ -107,9 +107,13 @@ class GridQuant(Declared):
         axis: the dimension that has a scale for each index, or None.
         granularity: which values share a scale, where ``axis`` can't say it.
         pass_clipped: let gradients through where values were clipped, too.
+        clip_first: clip values to the ends of the range before they are rounded, as PACT, DoReFa and WRPN do it:
+            gradients end exactly at the ends, not half a step farther out, and a learned scale is moved by what is
+            clipped alone.
 
     Raises:
-        SettingError: something that is no number format, or a zero point for levels that are no integers.
+        SettingError: something that is no number format, a zero point for levels that are no integers, or
+            ``clip_first`` with ``pass_clipped`` or a zero point.
 
     Example:
         >>> from bitwright.quantizers import Fp8e4m3WeightPerTensor
@@ -123,6 +127,7 @@ class GridQuant(Declared):
     scaling: protocols.Scaling
     zero_point: protocols.ZeroPoint | None
     clips: bool
+    clip_first: bool
     number_format: NumberFormat
     _format: NumberFormat | None  # what grids say; None where a bit width is learned
     _levels: NumberFormat | None  # what the arithmetic works with; None where a bit width is learned
@@ -140,6 +145,7 @@ class GridQuant(Declared):
         axis: int | None = None,
         granularity: Granularity | None = None,
         pass_clipped: bool = False,
+        clip_first: bool = False,
     ) -> None:
         if not isinstance(number_format, NumberFormat):
             raise SettingError("number_format", number_format, "a number format such as E4M3 or Integers(8)")
@@ -148,7 +154,7 @@ class GridQuant(Declared):
             raise SettingError("zero_point", zero_point, expected, "Write zero_point=None.")
         super().__init__()
         vars(self).update(number_format=number_format, _levels=number_format, _format=number_format, _plain=True)
-        self._set_parts(scaling, rounding, zero_point, axis, granularity, pass_clipped)
+        self._set_parts(scaling, rounding, zero_point, axis, granularity, pass_clipped, clip_first)
 
     def _set_parts(
         self,
@@ -158,6 +164,7 @@ class GridQuant(Declared):
         axis: int | None,
         granularity: Granularity | None,
         pass_clipped: bool,
+        clip_first: bool = False,
     ) -> None:
         self.granularity = granularity_of(axis, granularity)
         vars(self).update(_single=self.granularity.single, _broadcasts=self.granularity.broadcasts)
@@ -165,6 +172,7 @@ class GridQuant(Declared):
         self.rounding = checked("rounding", rounding)
         self.zero_point = None if zero_point is None else checked("zero_point", zero_point)
         self.clips = not (check_flag("pass_clipped", pass_clipped) or self._covered())
+        self.clip_first = _checked_clip(clip_first, pass_clipped, zero_point)
 
     def _covered(self) -> bool:
         """Can nothing be clipped? Then the gradient needs no mask."""
@@ -273,12 +281,27 @@ class GridQuant(Declared):
     ) -> Tensor:
         """The values moved onto the grid."""
         granularity = self.granularity
+        if self.clip_first:
+            x, relu, clips = self._clipped(x, scale, levels, relu), False, False
+            scale = scale.detach()
         if self._broadcasts:
             return to_levels(x, scale, levels, zero_point, self.rounding, relu=relu, clips=clips)
         zero_point = None if zero_point is None else granularity.beside(zero_point, x)
         view, beside = granularity.view(x), granularity.beside(scale, x)
         values = to_levels(view, beside, levels, zero_point, self.rounding, relu=relu, clips=clips)
         return granularity.back(values, x)
+
+    def _clipped(self, x: Tensor, scale: Tensor, levels: NumberFormat, relu: bool) -> Tensor:
+        """The values clipped to the ends of the range; what lies at the upper end counts as clipped, as in PACT."""
+        view = self.granularity.view(x)
+        beside = scale if self._broadcasts else self.granularity.beside(scale, x)
+        if relu:
+            view = torch.where(view <= 0, 0.0, view)  # as torch's ReLU, which has no gradient at 0
+        else:
+            low = levels.low * beside
+            view = torch.where(view < low, low, view)
+        high = levels.high * beside
+        return self.granularity.back(torch.where(view >= high, high, view), x)
 
     def _levels_for(self, x: Tensor) -> NumberFormat:
         """The levels for a tensor, where they change in training."""
@@ -346,7 +369,8 @@ class GridQuant(Declared):
 
     def _fusible(self, x: Tensor) -> bool:
         """Whether a scaling may do the whole work in one step: fixed levels, nothing of the user's own."""
-        return self._plain and self.zero_point is None and isinstance(self.rounding, Rounding) and runs_eagerly(x)
+        plain = self._plain and self.zero_point is None and not self.clip_first
+        return plain and isinstance(self.rounding, Rounding) and runs_eagerly(x)
 
     def _grid(self, scale: Tensor, zero_point: Tensor | None) -> Grid:
         return Grid(
@@ -453,6 +477,16 @@ def resting(quant: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes:
             module.training = mode
+
+
+def _checked_clip(clip_first: object, pass_clipped: bool, zero_point: object) -> bool:
+    """The flag, or a `SettingError` where something else says another thing of what is clipped."""
+    flag = check_flag("clip_first", clip_first)
+    if flag and pass_clipped:
+        raise SettingError("clip_first", flag, "False where gradients pass what is clipped", "Leave out pass_clipped.")
+    if flag and zero_point is not None:
+        raise SettingError("clip_first", flag, "False with a zero point: its gradient comes from what is clipped")
+    return flag
 
 
 def _given(relu: bool, floor: ScaleFloor | None) -> tuple[Any, ...]:

@@ -63,6 +63,7 @@ class IntQuant(_Integers, GridQuant):
         axis: the dimension that has a scale for each index, or None.
         granularity: which values share a scale, where ``axis`` can't say it.
         pass_clipped: let gradients through where values were clipped, too.
+        clip_first: clip values to the ends of the range before they are rounded, see `GridQuant`.
 
     Example:
         >>> from bitwright.quantizers import Int8WeightPerTensor
@@ -81,6 +82,7 @@ class IntQuant(_Integers, GridQuant):
         axis: int | None = None,
         granularity: Granularity | None = None,
         pass_clipped: bool = False,
+        clip_first: bool = False,
     ) -> None:
         levels = getattr(scaling, "number_format", int_range)
         if isinstance(levels, NumberFormat):
@@ -89,7 +91,7 @@ class IntQuant(_Integers, GridQuant):
         TensorQuant.__init__(self)
         self.int_range = int_range
         self.bit_width = int_range.width
-        self._set_parts(scaling, rounding, zero_point, axis, granularity, pass_clipped)
+        self._set_parts(scaling, rounding, zero_point, axis, granularity, pass_clipped, clip_first)
 
     @property
     def number_format(self) -> NumberFormat:  # type: ignore[override]
