@@ -46,6 +46,7 @@ from .scaling import (
     StatisticScaling,
     StoredScaling,
 )
+from .scaling.divergence import KullbackLeibler
 from .scaling.gradients import SCALE_GRADIENTS, LSQGradient, range_penalty
 from .scaling.restriction import RESTRICTIONS, FloatScale, LogScale, MXScale, PowerOfTwoScale, TwoLevel
 from .scaling.starts import LSQPlusStart, LSQStart, MinSquaredErrorInterval, StatisticsAwareBinning
@@ -98,6 +99,7 @@ __all__ = [
     "IntRange",
     "Integers",
     "Interval",
+    "KullbackLeibler",
     "LSQGradient",
     "LSQPlusStart",
     "LSQStart",

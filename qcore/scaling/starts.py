@@ -9,7 +9,7 @@ from ..formats.odd_integers import OddIntegers
 from ..kernels.composed import composed
 from ..protocols import Levels
 
-__all__ = ["LSQPlusStart", "LSQStart", "MinSquaredErrorInterval", "StatisticsAwareBinning"]
+__all__ = ["LSQPlusStart", "LSQStart", "MinSquaredErrorInterval", "StatisticsAwareBinning", "require_integers"]
 
 
 class LSQStart:
@@ -96,7 +96,7 @@ class MinSquaredErrorInterval:
     def __init__(self, number_format: Levels, search_steps: int = 16) -> None:
         if isinstance(search_steps, bool) or not isinstance(search_steps, int) or search_steps < 1:
             raise SettingError("search_steps", search_steps, "a whole number, 1 or more")
-        _require_integers("mse_interval", number_format)
+        require_integers("mse_interval", number_format)
         self.number_format = number_format
         self.search_steps = search_steps
 
@@ -193,7 +193,13 @@ class StatisticsAwareBinning:
         return "StatisticsAwareBinning({}, {})".format(*self.coefficients)
 
 
-def _require_integers(statistic: str, number_format: Levels) -> None:
+def require_integers(statistic: str, number_format: Levels) -> None:
+    """Refuse levels that are no integers, by a `SettingError`.
+
+    Example:
+        >>> from bitwright.qcore import IntRange
+        >>> require_integers("kl", IntRange(4, signed=True))
+    """
     if not (isinstance(number_format, IntRange) or number_format.whole):
         expected = f"another statistic: {statistic!r} is for integers, and the levels are {number_format}"
         raise SettingError("statistic", statistic, expected, "Write statistic='mse'.")

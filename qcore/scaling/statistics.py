@@ -20,6 +20,7 @@ from ..kernels.composed import composed
 from ..kernels.derivatives import clamp_through
 from ..protocols import Levels, Statistic
 from ..tracing import is_tracing, transformed
+from .divergence import KullbackLeibler
 from .pooling import distributed, gathered_kth_largest, highest, lowest, summed
 from .starts import LSQPlusStart, LSQStart, MinSquaredErrorInterval, StatisticsAwareBinning
 
@@ -281,6 +282,7 @@ STATISTICS = register_choices(
         "mse_interval": MinSquaredErrorInterval,
         "lsq": LSQStart,
         "lsq_plus": LSQPlusStart,
+        "kl": KullbackLeibler,
         "sawb": StatisticsAwareBinning,
     },
 )
