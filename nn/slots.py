@@ -230,6 +230,12 @@ def fill_slot(
     written = {FORMER_SETTINGS.get(name, name): typed.get(name, slot.keywords + name) for name in overrides}
     declared = quantizer(**renamed(overrides, slot.keywords))
     _check_role(layer, slot, declared, written)
+    transform = settings(declared).get("transform")
+    if slot.role != "weight" and transform is not None and transform.declared is not None:
+        raise QuantizerError(
+            f"{Described(layer)}: {declared!r} has a transform, which only weights can have, and can't be "
+            f"{slot.name}_quant. Write {written.get('transform', 'transform')}=None."
+        )
     try:
         module = resolve(declared, provided, where=Described(layer), written=written)
     except IncompleteError as error:

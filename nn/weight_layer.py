@@ -310,7 +310,23 @@ class WeightLayer(QuantLayer):
     def _weight_context(
         self, quant: TensorQuant, inputs: Grid | None, bias: Tensor | None = None
     ) -> tuple[object, ...]:
-        """What the weight's quantizer is told besides: the scales below which the bias would be clipped."""
+        """What the weight's quantizer gets besides: the scales below which the bias would be clipped.
+
+        A transform gets the grid of the input, too, and the bias where it lies on the scale of the products.
+        """
+        if isinstance(quant, GridQuant) and quant.transform is not None:
+            return self._transform_context(quant, inputs, bias)
+        return self._floor_context(quant, inputs, bias)
+
+    def _transform_context(self, quant: GridQuant, inputs: Grid | None, bias: Tensor | None) -> tuple[object, ...]:
+        found = self._floor_context(quant, inputs, bias)
+        floor = found[1] if found else None
+        added = self.bias_quant is not None and self.bias_quant.follows_input and not self._lacks("bias")
+        if bias is None and added:
+            bias = self.tensor_of("bias")
+        return (False, floor, inputs, bias if added else None)
+
+    def _floor_context(self, quant: TensorQuant, inputs: Grid | None, bias: Tensor | None) -> tuple[object, ...]:
         if inputs is None or self._lacks("bias") or not isinstance(self.bias_quant, BiasQuant):
             return ()
         bias, follower = self.tensor_of("bias") if bias is None else bias, self.bias_quant

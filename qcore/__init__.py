@@ -61,6 +61,7 @@ from .scaling.statistics import (
 )
 from .scaling.zero_point import ZERO_POINTS, RangeZeroPoint
 from .tensor_quant import TensorQuant
+from .transforms import TRANSFORMS
 
 __all__ = [
     "BINARY",
@@ -77,6 +78,7 @@ __all__ = [
     "SCALE_GRADIENTS",
     "SCALINGS",
     "STATISTICS",
+    "TRANSFORMS",
     "ZERO_POINTS",
     "AbsMax",
     "AbsPercentile",

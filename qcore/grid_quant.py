@@ -61,7 +61,7 @@ class Declared(TensorQuant):
 
 _PROPERTIES = {"signed", "narrow_range", "axis", "number_format"}
 _EXCHANGED = {"rounding", "scaling", "zero_point"}
-_DECLARED = {"bit_width", "granularity", *_PROPERTIES}
+_DECLARED = {"bit_width", "granularity", "transform", *_PROPERTIES}
 
 
 def _settled_message(quant: TensorQuant, name: str, item: object) -> str:
@@ -107,6 +107,7 @@ class GridQuant(Declared):
         axis: the dimension that has a scale for each index, or None.
         granularity: which values share a scale, where ``axis`` can't say it.
         pass_clipped: let gradients through where values were clipped, too.
+        transform: module ``(weight, inputs) -> weight``: what a weight becomes before all else, or None.
         clip_first: clip values to the ends of the range before they are rounded, as PACT, DoReFa and WRPN do it:
             gradients end exactly at the ends, not half a step farther out, and a learned scale is moved by what is
             clipped alone.
@@ -126,6 +127,7 @@ class GridQuant(Declared):
     granularity: Granularity
     scaling: protocols.Scaling
     zero_point: protocols.ZeroPoint | None
+    transform: protocols.Transform | None
     clips: bool
     clip_first: bool
     number_format: NumberFormat
@@ -145,6 +147,7 @@ class GridQuant(Declared):
         axis: int | None = None,
         granularity: Granularity | None = None,
         pass_clipped: bool = False,
+        transform: protocols.Transform | None = None,
         clip_first: bool = False,
     ) -> None:
         if not isinstance(number_format, NumberFormat):
@@ -154,7 +157,7 @@ class GridQuant(Declared):
             raise SettingError("zero_point", zero_point, expected, "Write zero_point=None.")
         super().__init__()
         vars(self).update(number_format=number_format, _levels=number_format, _format=number_format, _plain=True)
-        self._set_parts(scaling, rounding, zero_point, axis, granularity, pass_clipped, clip_first)
+        self._set_parts(scaling, rounding, zero_point, axis, granularity, pass_clipped, transform, clip_first)
 
     def _set_parts(
         self,
@@ -164,6 +167,7 @@ class GridQuant(Declared):
         axis: int | None,
         granularity: Granularity | None,
         pass_clipped: bool,
+        transform: protocols.Transform | None,
         clip_first: bool = False,
     ) -> None:
         self.granularity = granularity_of(axis, granularity)
@@ -171,6 +175,7 @@ class GridQuant(Declared):
         self.scaling = checked("scaling", scaling)
         self.rounding = checked("rounding", rounding)
         self.zero_point = None if zero_point is None else checked("zero_point", zero_point)
+        self.transform = None if transform is None else checked("transform", transform)
         self.clips = not (check_flag("pass_clipped", pass_clipped) or self._covered())
         self.clip_first = _checked_clip(clip_first, pass_clipped, zero_point)
 
@@ -221,6 +226,8 @@ class GridQuant(Declared):
     def serve(self, layer: nn.Module, slot: str) -> None:
         """Count a layer among those that use this quantizer; a stored range is measured over all of them."""
         super().serve(layer, slot)
+        if self.transform is not None and len(self._served) > 1:
+            self._check_one_weight(layer)
         scaling = self.scaling
         count = len(self._served)
         if isinstance(scaling, StoredScaling) and not self.of_parameter and count != scaling.calls:
@@ -230,11 +237,35 @@ class GridQuant(Declared):
             if phase == "calibrated" and not isinstance(scaling, RunningScaling):  # joining starts no calibration anew
                 scaling.finish_calibration()
 
-    def _quantize(self, x: Tensor, relu: bool = False, floor: "ScaleFloor | None" = None) -> tuple[Tensor, Grid]:
-        """Values and grid; no scale is below ``floor``, where there is one."""
+    def _check_one_weight(self, layer: nn.Module) -> None:
+        """Refuse a second weight: what a transform learned is one weight's."""
+        first, *others = self._parameters_served()
+        if any(each is not first and each.data_ptr() != first.data_ptr() for each in others):
+            raise QuantizerError(
+                f"{type(layer).__name__}: {self.quantizer!r} transforms the weight of another layer "
+                f"(transform={type(self.transform).__name__}), and can't be shared. Pass the class, not the module."
+            )
+
+    def _quantize(
+        self,
+        x: Tensor,
+        relu: bool = False,
+        floor: "ScaleFloor | None" = None,
+        inputs: Grid | None = None,
+        bias: Tensor | None = None,
+    ) -> tuple[Tensor, Grid]:
+        """Values and grid; no scale is below ``floor``, where there is one.
+
+        Args:
+            x: the values.
+            relu: they are those of ``x`` above 0.
+            floor: the smallest scales.
+            inputs: for a transform, the grid of what a weight is multiplied with.
+            bias: for a transform, what is added to the products on their scale.
+        """
         if x.dtype not in _WIDE:
             real = x if x.is_floating_point() else as_real(x, path_of(self))
-            values, grid = self._quantize(real.float(), *_given(relu, floor))
+            values, grid = self._quantize(real.float(), *_given(relu, floor, inputs, bias))
             return values.to(real.dtype), grid
         granularity = self.granularity
         if not (self._single or granularity.fits(x.ndim)):
@@ -242,20 +273,27 @@ class GridQuant(Declared):
         levels = self._levels
         if levels is None:
             levels = self._levels_for(x)
-        kept = None if torch.compiler.is_compiling() or self._kept is None else self._kept_grid(x, self._kept)
+        transform = limit = None
+        if self.transform is not None:
+            transform, limit = self.transform, getattr(self.transform, "limit", None)
+            x = transform(x, inputs)
+        kept = None
+        if not torch.compiler.is_compiling() and self._kept is not None and transform is None:
+            kept = self._kept_grid(x, self._kept)
         if kept is not None and floor is None:
             return self._moved(x, kept.scale, levels, kept.zero_point, relu, True), kept
         scaling = self.scaling
         seen, measuring = x, True
         if isinstance(scaling, StoredScaling):
-            seen = self._together(x)
+            seen = x if transform is not None else self._together(x)
             scaling.prepare(seen, relu)
             measuring = scaling.measuring
             if measuring and not self.training:
                 self._warn()
         elif isinstance(scaling, MagnitudeScaling):
             measuring = scaling.measuring
-        if isinstance(scaling, MagnitudeScaling) and not (relu and measuring) and self._fusible(x):
+        fusible = isinstance(scaling, MagnitudeScaling) and limit is None and not (relu and measuring)
+        if fusible and self._fusible(x):
             fused = scaling.fused(x, levels, self.rounding, relu, self.clips)  # type: ignore[arg-type]
             if fused is not None and (floor is None or not floor.binds(fused[1])):
                 return fused[0], self._grid(fused[1], None)
@@ -268,6 +306,8 @@ class GridQuant(Declared):
             least = granularity.compact(floor.scales(), x.shape)
             scale = torch.where(scale < least, least, scale)
         zero_point = None if self.zero_point is None else self._zero_of(seen, scale)
+        if limit is not None:
+            x = limit(x, scale, inputs, bias)
         return self._moved(x, scale, levels, zero_point, relu, self.clips), self._grid(scale, zero_point)
 
     def _moved(
@@ -434,15 +474,17 @@ class GridQuant(Declared):
         """The codes that ``x`` is moved to, exactly, in the smallest type that holds them; and the grid."""
         wide = x if x.dtype == torch.float64 else as_real(x).float()
         values, grid = self._quantize(wide, *context)
-        if grid.number_format.whole and int(grid.bit_width) > FLOAT_BITS:
+        if self.transform is None and grid.number_format.whole and int(grid.bit_width) > FLOAT_BITS:
             return exact_codes(wide, grid, self.rounding), grid
         return grid.to_int(values), grid
 
     def rederive(self) -> None:
         """Measure a stored range anew at the next use."""
         super().rederive()
-        if isinstance(self.scaling, StoredScaling):
-            self.scaling.reset_parameters()
+        for part in (self.scaling if isinstance(self.scaling, StoredScaling) else None, self.transform):
+            reset = getattr(part, "reset_parameters", None)
+            if reset is not None:
+                reset()
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any, **kwargs: Any) -> None:
         scales = f"{prefix}scaling."
@@ -463,7 +505,8 @@ class GridQuant(Declared):
         restriction = getattr(self.scaling, "restriction", None)
         allowed = getattr(restriction, "kind", FloatScale.kind)
         zero = "" if self.zero_point is None else ", zero point"
-        return f"{self._range()}, {where}, {allowed} scale{zero}"
+        said = "" if self.transform is None else f", {_scheme_of(self.transform)}"
+        return f"{self._range()}, {where}, {allowed} scale{zero}{said}"
 
 
 @contextmanager
@@ -489,9 +532,17 @@ def _checked_clip(clip_first: object, pass_clipped: bool, zero_point: object) ->
     return flag
 
 
-def _given(relu: bool, floor: ScaleFloor | None) -> tuple[Any, ...]:
+def _given(relu: bool, floor: ScaleFloor | None, inputs: Grid | None, bias: Tensor | None) -> tuple[Any, ...]:
     """The arguments that say something: `_quantize` of a subclass may take none of them."""
+    if inputs is not None or bias is not None:
+        return (relu, floor, inputs, bias)
     return (relu, floor) if floor is not None else (True,) if relu else ()
+
+
+def _scheme_of(transform: protocols.Transform) -> str:
+    """What a file says of a transform: never the name of a class, which may change."""
+    said = getattr(transform, "scheme", None)
+    return "transformed" if said is None else said()
 
 
 def exact_codes(x: Tensor, grid: Grid, rounding: Callable[[Tensor], Tensor]) -> Tensor:

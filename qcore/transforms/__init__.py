@@ -1,0 +1,11 @@
+"""What a weight becomes before it is scaled and rounded.
+
+A transform is a module ``(weight, inputs) -> weight``, see `bitwright.qcore.protocols.Transform`. One of your own needs
+nothing else; its ``__init__`` asks for whatever attributes of the quantizer it depends on.
+"""
+
+from ..declare.inject import register_choices
+
+__all__ = ["TRANSFORMS"]
+
+TRANSFORMS = register_choices("transform", {})
