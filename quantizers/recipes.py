@@ -11,6 +11,7 @@ __all__ = [
     "Int4WeightPerChannelLSQPlus",
     "Int4WeightPerChannelSAWB",
     "Int4WeightPerGroupLSQ",
+    "Int4WeightPerTensorDoReFa",
     "Int4WeightPerTensorLSQ",
     "Int4WeightPerTensorLSQPlus",
     "Int4WeightPerTensorSAWB",
@@ -179,6 +180,26 @@ class OddInt2WeightPerTensorSAWB(_OddIntBase):
 
 
 # DoReFa, WRPN
+
+
+class Int4WeightPerTensorDoReFa(_OddIntBase):
+    """Weights by DoReFa-Net: ``tanh(w)`` over its largest magnitude, at 16 levels -1, -13/15 ... 1, without 0.
+
+    Of 2 bits on; the paper's binary weights are signs with a scale. Zhou et al., "DoReFa-Net: Training Low Bitwidth
+    Convolutional Neural Networks with Low Bitwidth Gradients", 2016.
+
+    Example:
+        >>> import torch
+        >>> from bitwright.qcore import resolve
+        >>> resolve(Int4WeightPerTensorDoReFa(bit_width=2), {"channel_axis": 0})(torch.tensor([0.1, -0.5, 1.0]))
+        tensor([ 0.3333, -0.3333,  1.0000])
+    """
+
+    quantizes = "weight"
+    bit_width = 4
+    transform = "tanh"
+    scaling = "constant"
+    max_value = 1.0
 
 
 class Uint4ActDoReFa(Uint4Act):
