@@ -19,6 +19,7 @@ from .formats.integers import Integers, Interval
 from .formats.minifloat import E2M1, E2M3, E3M2, E4M3, E4M3FNUZ, E5M2, E5M2FNUZ, Minifloat, powers_of_two
 from .formats.number_format import NumberFormat
 from .formats.odd_integers import BINARY, OddIntegers
+from .formats.unaligned import UnalignedIntegers
 from .granularity import Granularity, PerAxis, PerBlock, PerGroup, PerTensor, PerToken
 from .grid import Grid
 from .grid_quant import GridQuant, ScaleFloor
@@ -39,9 +40,12 @@ from .rounding import (
 )
 from .scaling import (
     SCALINGS,
+    ZERO_POINTS,
     CalibratedScaling,
     ConstantScaling,
+    HalfQuadraticZeroPoint,
     LearnedScaling,
+    RangeZeroPoint,
     RunningScaling,
     StatisticScaling,
     StoredScaling,
@@ -59,7 +63,6 @@ from .scaling.statistics import (
     MinSquaredError,
     PercentileInterval,
 )
-from .scaling.zero_point import ZERO_POINTS, RangeZeroPoint
 from .tensor_quant import TensorQuant
 from .transforms import TRANSFORMS
 
@@ -96,6 +99,7 @@ __all__ = [
     "Grid",
     "GridQuant",
     "HalfEven",
+    "HalfQuadraticZeroPoint",
     "HalfUp",
     "IntQuant",
     "IntRange",
@@ -142,6 +146,7 @@ __all__ = [
     "TensorQuant",
     "TowardZero",
     "TwoLevel",
+    "UnalignedIntegers",
     "UncalibratedWarning",
     "bit_width_report",
     "composed_fake_quant",

@@ -13,6 +13,7 @@ from .declare.inject import possible_settings
 from .errors import QuantizerError, ReadOnlyError, SettingError, UncalibratedWarning
 from .formats.int_range import check_flag
 from .formats.number_format import NumberFormat
+from .formats.unaligned import UnalignedIntegers
 from .granularity import Granularity, granularity_of
 from .grid import Grid
 from .kernels.dispatch import as_real, quantize_to_int, to_levels
@@ -324,6 +325,10 @@ class GridQuant(Declared):
         if self.clip_first:
             x, relu, clips = self._clipped(x, scale, levels, relu), False, False
             scale = scale.detach()
+        if zero_point is not None and not getattr(self.zero_point, "whole", True):
+            view, step = granularity.view(x), granularity.beside(scale, x)
+            shift = granularity.beside(zero_point, x) * step
+            return granularity.back(to_levels(view + shift, step, levels, None, self.rounding, clips=clips) - shift, x)
         if self._broadcasts:
             return to_levels(x, scale, levels, zero_point, self.rounding, relu=relu, clips=clips)
         zero_point = None if zero_point is None else granularity.beside(zero_point, x)
@@ -413,10 +418,13 @@ class GridQuant(Declared):
         return plain and isinstance(self.rounding, Rounding) and runs_eagerly(x)
 
     def _grid(self, scale: Tensor, zero_point: Tensor | None) -> Grid:
+        number_format = self._number_format() if self._format is None else self._format
+        if zero_point is not None and not getattr(self.zero_point, "whole", True):
+            number_format = UnalignedIntegers(int(number_format.bit_width))
         return Grid(
             scale.detach() if scale.requires_grad or is_tracing() else scale,
             None if zero_point is None else zero_point.detach(),
-            self._number_format() if self._format is None else self._format,
+            number_format,
             self.granularity,
             self.source if self._one_scale() else None,
         )
@@ -505,6 +513,7 @@ class GridQuant(Declared):
         restriction = getattr(self.scaling, "restriction", None)
         allowed = getattr(restriction, "kind", FloatScale.kind)
         zero = "" if self.zero_point is None else ", zero point"
+        zero = zero if getattr(self.zero_point, "whole", True) else ", float zero point"
         said = "" if self.transform is None else f", {_scheme_of(self.transform)}"
         return f"{self._range()}, {where}, {allowed} scale{zero}{said}"
 

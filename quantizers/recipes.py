@@ -3,7 +3,13 @@
 from ..qcore import OddIntegers, value
 from .activations import Int4Act, ShiftedUint4Act, Uint4Act
 from .base import FormatBase, PerOutputChannel
-from .weights import Int4WeightPerGroup, Int4WeightPerTensor
+from .weights import (
+    Int4WeightPerGroup,
+    Int4WeightPerTensor,
+    ShiftedUint4WeightPerChannel,
+    ShiftedUint4WeightPerGroup,
+    ShiftedUint4WeightPerTensor,
+)
 
 __all__ = [
     "Int4ActLSQ",
@@ -18,6 +24,9 @@ __all__ = [
     "Int4WeightPerTensorWRPN",
     "OddInt2WeightPerTensorSAWB",
     "ShiftedUint4ActLSQPlus",
+    "ShiftedUint4WeightPerChannelHQO",
+    "ShiftedUint4WeightPerGroupHQO",
+    "ShiftedUint4WeightPerTensorHQO",
     "Uint4ActDoReFa",
     "Uint4ActLSQ",
     "Uint4ActPACT",
@@ -237,3 +246,43 @@ class Int4WeightPerTensorWRPN(Int4WeightPerTensor):
 
 class Uint4ActWRPN(Uint4ActDoReFa):
     """Activations by WRPN: clipped to 0 to 1, and rounded to 15ths, as in DoReFa-Net."""
+
+
+# HQO
+
+
+class ShiftedUint4WeightPerTensorHQO(ShiftedUint4WeightPerTensor):
+    """Weights by half-quadratic quantization: a float zero point that outliers don't set.
+
+    ``weight_round_zero_point=True`` rounds it, which is what runtimes have: ONNX and integers refuse a float one. Badri
+    and Shaji, "Half-Quadratic Quantization of Large Machine Learning Models", 2023.
+
+    Example:
+        >>> import bitwright.nn as qnn
+        >>> qnn.QuantLinear(4, 2, weight_quant=ShiftedUint4WeightPerTensorHQO).weight_quant.scheme()
+        'uint4, per tensor, float scale, float zero point'
+    """
+
+    zero_point = "hqo"
+    round_zero_point = False
+
+
+class ShiftedUint4WeightPerChannelHQO(ShiftedUint4WeightPerChannel):
+    """The same with scale and zero point per output channel."""
+
+    zero_point = "hqo"
+    round_zero_point = False
+
+
+class ShiftedUint4WeightPerGroupHQO(ShiftedUint4WeightPerGroup):
+    """The same with scale and zero point for each group of 32 neighbours along the input channels; the paper has 64.
+
+    Example:
+        >>> import bitwright.nn as qnn
+        >>> layer = qnn.QuantLinear(128, 2, weight_quant=ShiftedUint4WeightPerGroupHQO, weight_group_size=64)
+        >>> layer.quant_weight().zero_point.shape
+        torch.Size([2, 2])
+    """
+
+    zero_point = "hqo"
+    round_zero_point = False

@@ -8,15 +8,20 @@ from ..declare.inject import register_choices
 from .calibrated import CalibratedScaling, RunningScaling
 from .constant import ConstantScaling
 from .dynamic import StatisticScaling
+from .half_quadratic import HalfQuadraticZeroPoint
 from .magnitude import MagnitudeScaling
 from .stored import LearnedScaling, StoredScaling
+from .zero_point import RangeZeroPoint
 
 __all__ = [
     "SCALINGS",
+    "ZERO_POINTS",
     "CalibratedScaling",
     "ConstantScaling",
+    "HalfQuadraticZeroPoint",
     "LearnedScaling",
     "MagnitudeScaling",
+    "RangeZeroPoint",
     "RunningScaling",
     "StatisticScaling",
     "StoredScaling",
@@ -32,3 +37,5 @@ SCALINGS = register_choices(
         "running": RunningScaling,
     },
 )
+
+ZERO_POINTS = register_choices("zero_point", {"range": RangeZeroPoint, "hqo": HalfQuadraticZeroPoint})

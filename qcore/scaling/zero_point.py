@@ -6,14 +6,13 @@ that 0 is on the grid (padding, ReLU).
 
 from torch import Tensor, nn
 
-from ..declare.inject import register_choices
 from ..errors import SettingError
 from ..formats.int_range import IntRange
 from ..granularity import Granularity, granularity_of
 from ..kernels.derivatives import clamp_through
 from ..rounding import HalfEven, round_straight_through
 
-__all__ = ["ZERO_POINTS", "RangeZeroPoint"]
+__all__ = ["RangeZeroPoint"]
 
 
 class RangeZeroPoint:
@@ -39,6 +38,8 @@ class RangeZeroPoint:
         >>> RangeZeroPoint(scaling, eight)(x, scaling(x))
         tensor(100.)
     """
+
+    whole = True  # whether zero points are whole numbers, so that 0 is on the grid
 
     def __init__(
         self,
@@ -80,6 +81,3 @@ class RangeZeroPoint:
 
     def __repr__(self) -> str:
         return "RangeZeroPoint()"
-
-
-ZERO_POINTS = register_choices("zero_point", {"range": RangeZeroPoint})
