@@ -1,6 +1,6 @@
 """Methods of the literature, each by its paper: ``<format>(Weight|Act)[granularity]<method>``, see docs/recipes.md."""
 
-from ..qcore import OddIntegers, value
+from ..qcore import Integers, OddIntegers, value
 from .activations import Int4Act, ShiftedUint4Act, Uint4Act
 from .base import FormatBase, PerOutputChannel
 from .weights import (
@@ -17,6 +17,7 @@ __all__ = [
     "Int4WeightPerChannelLSQPlus",
     "Int4WeightPerChannelSAWB",
     "Int4WeightPerGroupLSQ",
+    "Int4WeightPerGroupQuantizedScale",
     "Int4WeightPerTensorDoReFa",
     "Int4WeightPerTensorLSQ",
     "Int4WeightPerTensorLSQPlus",
@@ -286,3 +287,24 @@ class ShiftedUint4WeightPerGroupHQO(ShiftedUint4WeightPerGroup):
 
     zero_point = "hqo"
     round_zero_point = False
+
+
+# Scales that are quantized themselves
+
+
+class Int4WeightPerGroupQuantizedScale(Int4WeightPerGroup):
+    """`Int4WeightPerGroup` whose scales are 8-bit integers times one float scale of the tensor: 4.25 bits a weight.
+
+    Double quantization, as in QLoRA (Dettmers et al., 2023) without the mean. ``weight_scale_format`` sets another
+    format. A group whose scale is below a 255th of the largest gets that 255th.
+
+    Example:
+        >>> import bitwright.nn as qnn
+        >>> scale = qnn.QuantLinear(64, 2, weight_quant=Int4WeightPerGroupQuantizedScale).quant_weight().scale
+        >>> (scale / scale.max() * 255).round().max()
+        tensor(255.)
+    """
+
+    restriction = "two_level"
+    scale_format = Integers(8, signed=False)
+    detach_scale = True
