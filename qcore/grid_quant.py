@@ -489,7 +489,11 @@ class GridQuant(Declared):
     def rederive(self) -> None:
         """Measure a stored range anew at the next use."""
         super().rederive()
-        for part in (self.scaling if isinstance(self.scaling, StoredScaling) else None, self.transform):
+        for part in (
+            self.scaling if isinstance(self.scaling, StoredScaling) else None,
+            self.zero_point,
+            self.transform,
+        ):
             reset = getattr(part, "reset_parameters", None)
             if reset is not None:
                 reset()

@@ -11,7 +11,7 @@ from .dynamic import StatisticScaling
 from .half_quadratic import HalfQuadraticZeroPoint
 from .magnitude import MagnitudeScaling
 from .stored import LearnedScaling, StoredScaling
-from .zero_point import RangeZeroPoint
+from .zero_point import LearnedZeroPoint, RangeZeroPoint
 
 __all__ = [
     "SCALINGS",
@@ -20,6 +20,7 @@ __all__ = [
     "ConstantScaling",
     "HalfQuadraticZeroPoint",
     "LearnedScaling",
+    "LearnedZeroPoint",
     "MagnitudeScaling",
     "RangeZeroPoint",
     "RunningScaling",
@@ -38,4 +39,6 @@ SCALINGS = register_choices(
     },
 )
 
-ZERO_POINTS = register_choices("zero_point", {"range": RangeZeroPoint, "hqo": HalfQuadraticZeroPoint})
+ZERO_POINTS = register_choices(
+    "zero_point", {"range": RangeZeroPoint, "learned": LearnedZeroPoint, "hqo": HalfQuadraticZeroPoint}
+)

@@ -92,6 +92,7 @@ class StoredScaling(MagnitudeScaling):
     _handle: int  # in `scalings`
     scale_gradient: ScaleGradient | None
     _of_parameter: bool  # whether the shape of what is quantized is known
+    _zero_point: nn.Module | None = None  # that learns the lower end in the place of this, see `hand_over_low`
     _loop: "_Loop | None" = None  # what the inputs are parts of, see `start_loop`
 
     def __init__(
@@ -248,6 +249,8 @@ class StoredScaling(MagnitudeScaling):
         """Set the state to what it is before any data."""
         for each in (*self._bases(), *self._offsets(), self.measured, self.steps):
             each.zero_()
+        if self._zero_point is not None:
+            self._zero_point.reset_parameters()  # type: ignore[operator]
         self._whole = self._settled = self._counted = False
 
     def _set(self, found: list[Tensor], share: Tensor | float = 1.0) -> None:
@@ -281,6 +284,18 @@ class StoredScaling(MagnitudeScaling):
     def end_loop(self) -> None:
         """Take inputs for what they are again."""
         self._loop = None
+
+    # Learned zero points
+
+    def hand_over_low(self, zero_point: nn.Module) -> None:
+        """Let a learned zero point have the lower end: it is measured here, and learned there."""
+        if self.has_low:
+            self.register_parameter("low_offset", None)
+        vars(self)["_zero_point"] = zero_point  # past nn.Module: the quantizer has it
+
+    def measured_all(self) -> Tensor:
+        """Whether all forwards were measured that are to be, as a truth value in a tensor (1,)."""
+        return (self.measured > 0) & (self.steps >= self._limit())
 
     # The range in use
 
@@ -450,7 +465,8 @@ class StoredScaling(MagnitudeScaling):
                 f"{path_of(self)}: there are {entries(self.granularity, channels)}, and several processes train "
                 f"together on a model that was made without that number. Give the quantizer channels={channels}."
             )
-        for tensor in (*self._bases(), *self._offsets()):
+        following = () if self._zero_point is None else (self._zero_point.base, self._zero_point.offset)
+        for tensor in (*self._bases(), *self._offsets(), *following):
             tensor.data = tensor.data[:1].repeat(channels)
 
     def _one_for_all(self) -> bool:
