@@ -1,5 +1,7 @@
 """Methods of the literature, each by its paper: ``<format>(Weight|Act)[granularity]<method>``, see docs/recipes.md."""
 
+from typing import Any
+
 from ..qcore import Integers, OddIntegers, value
 from .activations import Int4Act, ShiftedUint4Act, Uint4Act
 from .base import FormatBase, PerOutputChannel
@@ -167,7 +169,7 @@ class _OddIntBase(FormatBase):
     """Fragment: odd integers of ``bit_width`` bits, which lie evenly around 0 and leave it out."""
 
     @value
-    def number_format(bit_width):  # noqa: ANN202, N805 - bit_width is an attribute, not an instance
+    def number_format(bit_width: Any):  # noqa: ANN202, N805 - bit_width is an attribute, not an instance
         """The levels."""
         return OddIntegers(bit_width)
 

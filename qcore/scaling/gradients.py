@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -117,7 +117,7 @@ def range_penalty(model: nn.Module) -> Tensor:
     """
     require_model("range_penalty", model)
     found = [module.scaling for module in model.modules() if getattr(module, "clip_first", False) is True]
-    learned = [each for each in found if isinstance(each, MagnitudeScaling) and any(True for _ in each.parameters())]
+    learned: list[Any] = [each for each in found if isinstance(each, MagnitudeScaling) and [*each.parameters()]]
     if not learned:
         return torch.zeros(())
     return torch.stack([each.restriction.load(each.magnitude).square().sum() for each in learned]).sum()

@@ -171,7 +171,7 @@ class StatisticsAwareBinning:
         known = _EVEN_LEVELS if even else _WITH_ZERO
         plain = even or (isinstance(number_format, IntRange) and not number_format.learned and number_format.symmetric)
         width = number_format.bit_width if plain else None
-        if width not in known:
+        if not isinstance(width, int) or width not in known:
             raise SettingError(
                 "statistic",
                 "sawb",

@@ -92,7 +92,7 @@ class StoredScaling(MagnitudeScaling):
     _handle: int  # in `scalings`
     scale_gradient: ScaleGradient | None
     _of_parameter: bool  # whether the shape of what is quantized is known
-    _zero_point: nn.Module | None = None  # that learns the lower end in the place of this, see `hand_over_low`
+    _zero_point: Any = None  # that learns the lower end in the place of this, see `hand_over_low`
     _loop: "_Loop | None" = None  # what the inputs are parts of, see `start_loop`
 
     def __init__(
@@ -250,7 +250,7 @@ class StoredScaling(MagnitudeScaling):
         for each in (*self._bases(), *self._offsets(), self.measured, self.steps):
             each.zero_()
         if self._zero_point is not None:
-            self._zero_point.reset_parameters()  # type: ignore[operator]
+            self._zero_point.reset_parameters()
         self._whole = self._settled = self._counted = False
 
     def _set(self, found: list[Tensor], share: Tensor | float = 1.0) -> None:
