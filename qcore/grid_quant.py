@@ -137,6 +137,7 @@ class GridQuant(Declared):
     _plain: bool  # whether the fast forms may take it
     _single: bool
     _broadcasts: bool
+    _scale_format: NumberFormat | None  # what the scales are held in, where they are quantized themselves
     _warned = False
 
     def __init__(
@@ -179,6 +180,11 @@ class GridQuant(Declared):
         self.transform = None if transform is None else checked("transform", transform)
         self.clips = not (check_flag("pass_clipped", pass_clipped) or self._covered())
         self.clip_first = _checked_clip(clip_first, pass_clipped, zero_point)
+
+    def __setattr__(self, name: str, item: Any) -> None:
+        super().__setattr__(name, item)
+        if name == "scaling":
+            vars(self)["_scale_format"] = getattr(getattr(item, "restriction", None), "scale_format", None)
 
     def _covered(self) -> bool:
         """Can nothing be clipped? Then the gradient needs no mask."""
@@ -302,14 +308,16 @@ class GridQuant(Declared):
             seen = (
                 x.detach() if isinstance(scaling, StoredScaling) else seen
             ).relu()  # what is measured is the activation
-        scale = self._scale(seen)
+        scale, raised = self._scale(seen), False
         if floor is not None and floor.binds(scale):
             least = granularity.compact(floor.scales(), x.shape)
-            scale = torch.where(scale < least, least, scale)
+            scale, raised = torch.where(scale < least, least, scale), True
         zero_point = None if self.zero_point is None else self._zero_of(seen, scale)
         if limit is not None:
             x = limit(x, scale, inputs, bias)
-        return self._moved(x, scale, levels, zero_point, relu, self.clips), self._grid(scale, zero_point)
+        grid = self._grid(scale, zero_point)
+        grid = grid.replace(scale_format=None) if raised else grid
+        return self._moved(x, scale, levels, zero_point, relu, self.clips), grid
 
     def _moved(
         self,
@@ -427,6 +435,7 @@ class GridQuant(Declared):
             number_format,
             self.granularity,
             self.source if self._one_scale() else None,
+            scale_format=self._scale_format,
         )
 
     def _number_format(self) -> NumberFormat:
