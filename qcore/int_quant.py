@@ -64,6 +64,7 @@ class IntQuant(_Integers, GridQuant):
         granularity: which values share a scale, where ``axis`` can't say it.
         pass_clipped: let gradients through where values were clipped, too.
         transform: module ``(weight, inputs) -> weight``: what a weight becomes before all else, or None.
+        clip_first: clip values to the ends of the range before they are rounded, see `GridQuant`.
 
     Example:
         >>> from bitwright.quantizers import Int8WeightPerTensor
@@ -83,6 +84,7 @@ class IntQuant(_Integers, GridQuant):
         granularity: Granularity | None = None,
         pass_clipped: bool = False,
         transform: protocols.Transform | None = None,
+        clip_first: bool = False,
     ) -> None:
         levels = getattr(scaling, "number_format", int_range)
         if isinstance(levels, NumberFormat):
@@ -91,7 +93,7 @@ class IntQuant(_Integers, GridQuant):
         TensorQuant.__init__(self)
         self.int_range = int_range
         self.bit_width = int_range.width
-        self._set_parts(scaling, rounding, zero_point, axis, granularity, pass_clipped, transform)
+        self._set_parts(scaling, rounding, zero_point, axis, granularity, pass_clipped, transform, clip_first)
 
     @property
     def number_format(self) -> NumberFormat:  # type: ignore[override]

@@ -5,7 +5,8 @@ nothing else; its ``__init__`` asks for whatever attributes of the quantizer it 
 """
 
 from ..declare.inject import register_choices
+from .tanh import Tanh
 
-__all__ = ["TRANSFORMS"]
+__all__ = ["TRANSFORMS", "Tanh"]
 
-TRANSFORMS = register_choices("transform", {})
+TRANSFORMS = register_choices("transform", {"tanh": Tanh})
