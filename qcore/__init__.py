@@ -58,7 +58,7 @@ from .scaling.statistics import (
 )
 from .scaling.zero_point import ZERO_POINTS, RangeZeroPoint
 from .tensor_quant import TensorQuant
-from .transforms import TRANSFORMS
+from .transforms import TRANSFORMS, A2Q, A2QPlus, WeightNorm
 
 __all__ = [
     "BINARY",
@@ -76,6 +76,8 @@ __all__ = [
     "STATISTICS",
     "TRANSFORMS",
     "ZERO_POINTS",
+    "A2Q",
+    "A2QPlus",
     "AbsMax",
     "AbsPercentile",
     "BiasQuant",
@@ -133,6 +135,7 @@ __all__ = [
     "TowardZero",
     "TwoLevel",
     "UncalibratedWarning",
+    "WeightNorm",
     "bit_width_report",
     "composed_fake_quant",
     "describe",

@@ -44,6 +44,7 @@ from .formats import (
     NF4Weight,
     NVFloat4Weight,
 )
+from .transformed import Int8WeightPerChannelA2Q, Int8WeightPerChannelA2QPlus, Int8WeightPerChannelNorm
 from .weights import (
     Int2WeightPerChannel,
     Int2WeightPerGroup,
@@ -116,8 +117,11 @@ __all__ = [
     "Int8BiasOwnScale",
     "Int8BiasOwnScalePowerOfTwo",
     "Int8WeightPerChannel",
+    "Int8WeightPerChannelA2Q",
+    "Int8WeightPerChannelA2QPlus",
     "Int8WeightPerChannelLearned",
     "Int8WeightPerChannelMSE",
+    "Int8WeightPerChannelNorm",
     "Int8WeightPerChannelPowerOfTwo",
     "Int8WeightPerGroup",
     "Int8WeightPerTensor",
