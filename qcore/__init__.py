@@ -67,7 +67,7 @@ from .scaling.statistics import (
     PercentileInterval,
 )
 from .tensor_quant import TensorQuant
-from .transforms import TRANSFORMS
+from .transforms import TRANSFORMS, A2Q, A2QPlus, WeightNorm
 
 __all__ = [
     "BINARY",
@@ -86,6 +86,8 @@ __all__ = [
     "STATISTICS",
     "TRANSFORMS",
     "ZERO_POINTS",
+    "A2Q",
+    "A2QPlus",
     "AbsMax",
     "AbsPercentile",
     "AdditivePowersOfTwo",
@@ -155,6 +157,7 @@ __all__ = [
     "TwoLevel",
     "UnalignedIntegers",
     "UncalibratedWarning",
+    "WeightNorm",
     "bit_width_report",
     "composed_fake_quant",
     "describe",

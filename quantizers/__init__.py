@@ -152,6 +152,7 @@ from .recipes import (
     Uint4ActPACT,
     Uint4ActWRPN,
 )
+from .transformed import Int8WeightPerChannelA2Q, Int8WeightPerChannelA2QPlus, Int8WeightPerChannelNorm
 from .weights import (
     Int2WeightPerChannel,
     Int2WeightPerGroup,
@@ -276,8 +277,11 @@ __all__ = [
     "Int8DynamicActPerGroup",
     "Int8DynamicActPerToken",
     "Int8WeightPerChannel",
+    "Int8WeightPerChannelA2Q",
+    "Int8WeightPerChannelA2QPlus",
     "Int8WeightPerChannelLearned",
     "Int8WeightPerChannelMSE",
+    "Int8WeightPerChannelNorm",
     "Int8WeightPerChannelPowerOfTwo",
     "Int8WeightPerGroup",
     "Int8WeightPerTensor",
