@@ -3,6 +3,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from .accumulators import accumulator_penalty
 from .activations.layer import ActivationLayer
 from .activations.piecewise import (
     QuantHardsigmoid,
@@ -157,6 +158,7 @@ __all__ = [
     "TruncAdaptiveAvgPool2d",
     "TruncAvgPool2d",
     "WeightLayer",
+    "accumulator_penalty",
     "calibrating",
     "finish_calibration",
     "frozen",

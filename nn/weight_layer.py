@@ -319,12 +319,15 @@ class WeightLayer(QuantLayer):
         return self._floor_context(quant, inputs, bias)
 
     def _transform_context(self, quant: GridQuant, inputs: Grid | None, bias: Tensor | None) -> tuple[object, ...]:
+        """No floor or a floor, the grid of the input for each output, and the bias that is added to the products."""
         found = self._floor_context(quant, inputs, bias)
-        floor = found[1] if found else None
-        added = self.bias_quant is not None and self.bias_quant.follows_input and not self._lacks("bias")
-        if bias is None and added:
-            bias = self.tensor_of("bias")
-        return (False, floor, inputs, bias if added else None)
+        follower = self.bias_quant
+        if follower is None or not follower.follows_input or self._lacks("bias"):
+            return (False, None, inputs, None)
+        by_output = None if inputs is None else self._inputs_by_output(inputs)
+        if by_output is None:
+            return (False, None, inputs, None)
+        return (False, found[1] if found else None, by_output, self.tensor_of("bias") if bias is None else bias)
 
     def _floor_context(self, quant: TensorQuant, inputs: Grid | None, bias: Tensor | None) -> tuple[object, ...]:
         if inputs is None or self._lacks("bias") or not isinstance(self.bias_quant, BiasQuant):
@@ -332,14 +335,21 @@ class WeightLayer(QuantLayer):
         bias, follower = self.tensor_of("bias") if bias is None else bias, self.bias_quant
         if not isinstance(quant, GridQuant) or type(quant)._quantize is not GridQuant._quantize:
             return ()
-        if inputs.scale.numel() != 1:  # of a depthwise layer: as many as there are outputs
-            ones, each = self._per_output(inputs, Grid(inputs.scale.new_ones(())))
-            if ones is None or each is None or ones.scale.numel() != 1:
-                return ()
-            inputs = ones.replace(scale=ones.scale * each.scale, granularity=PerAxis(0))
+        by_output = self._inputs_by_output(inputs)
+        if by_output is None:
+            return ()
         by_channel = not quant.granularity.single and self._one_scale_each(quant.granularity)
-        floor = follower.floor(bias, inputs, by_channel)
+        floor = follower.floor(bias, by_output, by_channel, getattr(quant.transform, "accumulator_bit_width", None))
         return () if floor is None else (False, floor)
+
+    def _inputs_by_output(self, inputs: Grid) -> Grid | None:
+        """The grid of the input with one scale, or, of a depthwise layer, as many as there are outputs."""
+        if inputs.scale.numel() == 1:
+            return inputs
+        ones, each = self._per_output(inputs, Grid(inputs.scale.new_ones(())))
+        if ones is None or each is None or ones.scale.numel() != 1:
+            return None
+        return ones.replace(scale=ones.scale * each.scale, granularity=PerAxis(0))
 
     def _take_bias(self, inputs: Grid | None, weights: Grid | None) -> tuple[Tensor | None, Grid | None]:
         """The quantized bias and its grid."""
@@ -425,13 +435,24 @@ class WeightLayer(QuantLayer):
         finally:
             self._kept = kept
 
+    def _inputs_known(self) -> Grid | None:
+        """The grid of the last input; before there was one, what a transform can have of the layer's own quantizer."""
+        quant, weights = self.input_quant, self.weight_quant
+        asked = isinstance(weights, GridQuant) and weights.transform is not None
+        if self._seen is not None or not asked or not isinstance(quant, GridQuant) or not quant.granularity.single:
+            return self._seen
+        if quant.calibrated and not quant.dynamic:
+            return quant.grid(self.weight.new_zeros(1))
+        zero_point = None if quant.zero_point is None else self.weight.new_zeros(())
+        return Grid(self.weight.new_full((), math.inf), zero_point, quant.number_format)  # a bias has no integers yet
+
     def quant_weight(self) -> Tensor:
         """The quantized weight as a `QuantTensor`; the plain weight if it has no quantizer."""
         quant = self.weight_quant
         if quant is None:
             return self.weight if self.quantizes_parameters else self.tensor_of("weight")
         with self._asked(quant):
-            values, grid = self._take_weight(self._seen)
+            values, grid = self._take_weight(self._inputs_known())
         return values if grid is None else QuantTensor.wrap(values, self._grid_as_stored(grid))
 
     def quant_bias(self) -> Tensor | None:
@@ -473,7 +494,7 @@ class WeightLayer(QuantLayer):
         if self.weight_quant is None:
             raise QuantizerError(f"{Described(self)}: the weight has no quantizer, so it has no integers.")
         with self._asked(self.weight_quant):
-            context = self._weight_context(self.weight_quant, self._seen)
+            context = self._weight_context(self.weight_quant, self._inputs_known())
             return self._as_stored(self.weight_quant.codes(self.tensor_of("weight"), *context)[0])
 
     def int_bias(self) -> Tensor | None:

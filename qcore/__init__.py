@@ -21,6 +21,7 @@ from .formats.learned_codebook import LearnedCodebook, LearnedLevels
 from .formats.minifloat import E2M1, E2M3, E3M2, E4M3, E4M3FNUZ, E5M2, E5M2FNUZ, Minifloat, powers_of_two
 from .formats.number_format import NumberFormat
 from .formats.odd_integers import BINARY, OddIntegers
+from .formats.unaligned import UnalignedIntegers
 from .granularity import Granularity, PerAxis, PerBlock, PerGroup, PerTensor, PerToken
 from .grid import Grid
 from .grid_quant import GridQuant, ScaleFloor
@@ -41,14 +42,21 @@ from .rounding import (
 )
 from .scaling import (
     SCALINGS,
+    ZERO_POINTS,
     CalibratedScaling,
     ConstantScaling,
+    HalfQuadraticZeroPoint,
     LearnedScaling,
+    LearnedZeroPoint,
+    RangeZeroPoint,
     RunningScaling,
     StatisticScaling,
     StoredScaling,
 )
+from .scaling.divergence import KullbackLeibler
+from .scaling.gradients import SCALE_GRADIENTS, LSQGradient, range_penalty
 from .scaling.restriction import RESTRICTIONS, FloatScale, LogScale, MXScale, PowerOfTwoScale, TwoLevel
+from .scaling.starts import LSQPlusStart, LSQStart, MinSquaredErrorInterval, StatisticsAwareBinning
 from .scaling.statistics import (
     STATISTICS,
     AbsMax,
@@ -58,9 +66,8 @@ from .scaling.statistics import (
     MinSquaredError,
     PercentileInterval,
 )
-from .scaling.zero_point import ZERO_POINTS, RangeZeroPoint
 from .tensor_quant import TensorQuant
-from .transforms import TRANSFORMS
+from .transforms import TRANSFORMS, A2Q, A2QPlus, WeightNorm
 
 __all__ = [
     "BINARY",
@@ -74,10 +81,13 @@ __all__ = [
     "NF4",
     "RESTRICTIONS",
     "ROUNDINGS",
+    "SCALE_GRADIENTS",
     "SCALINGS",
     "STATISTICS",
     "TRANSFORMS",
     "ZERO_POINTS",
+    "A2Q",
+    "A2QPlus",
     "AbsMax",
     "AbsPercentile",
     "AdditivePowersOfTwo",
@@ -95,20 +105,27 @@ __all__ = [
     "Grid",
     "GridQuant",
     "HalfEven",
+    "HalfQuadraticZeroPoint",
     "HalfUp",
     "IntQuant",
     "IntRange",
     "Integers",
     "Interval",
+    "KullbackLeibler",
+    "LSQGradient",
+    "LSQPlusStart",
+    "LSQStart",
     "LearnedBitWidth",
     "LearnedCodebook",
     "LearnedLevels",
     "LearnedScaling",
+    "LearnedZeroPoint",
     "LogScale",
     "MXScale",
     "MeanSigma",
     "MinMax",
     "MinSquaredError",
+    "MinSquaredErrorInterval",
     "Minifloat",
     "NumberFormat",
     "OddIntegers",
@@ -132,12 +149,15 @@ __all__ = [
     "Setting",
     "SettingError",
     "StatisticScaling",
+    "StatisticsAwareBinning",
     "StochasticRounding",
     "StoredScaling",
     "TensorQuant",
     "TowardZero",
     "TwoLevel",
+    "UnalignedIntegers",
     "UncalibratedWarning",
+    "WeightNorm",
     "bit_width_report",
     "composed_fake_quant",
     "describe",
@@ -149,6 +169,7 @@ __all__ = [
     "powers_of_two",
     "protocols",
     "quantize_to_int",
+    "range_penalty",
     "register_choices",
     "resolve",
     "round_straight_through",

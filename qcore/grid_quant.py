@@ -14,6 +14,7 @@ from .errors import QuantizerError, ReadOnlyError, SettingError, UncalibratedWar
 from .formats.int_range import check_flag
 from .formats.learned_codebook import LearnedCodebook
 from .formats.number_format import NumberFormat
+from .formats.unaligned import UnalignedIntegers
 from .granularity import Granularity, granularity_of
 from .grid import Grid
 from .kernels.dispatch import as_real, quantize_to_int, to_levels
@@ -109,9 +110,13 @@ class GridQuant(Declared):
         granularity: which values share a scale, where ``axis`` can't say it.
         pass_clipped: let gradients through where values were clipped, too.
         transform: module ``(weight, inputs) -> weight``: what a weight becomes before all else, or None.
+        clip_first: clip values to the ends of the range before they are rounded, as PACT, DoReFa and WRPN do it:
+            gradients end exactly at the ends, not half a step farther out, and a learned scale is moved by what is
+            clipped alone.
 
     Raises:
-        SettingError: something that is no number format, or a zero point for levels that are no integers.
+        SettingError: something that is no number format, a zero point for levels that are no integers, or
+            ``clip_first`` with ``pass_clipped`` or a zero point.
 
     Example:
         >>> from bitwright.quantizers import Fp8e4m3WeightPerTensor
@@ -126,6 +131,7 @@ class GridQuant(Declared):
     zero_point: protocols.ZeroPoint | None
     transform: protocols.Transform | None
     clips: bool
+    clip_first: bool
     number_format: NumberFormat
     _format: NumberFormat | None  # what grids say; None where it changes in training
     _levels: NumberFormat | None  # what the arithmetic works with; None where it changes in training
@@ -145,6 +151,7 @@ class GridQuant(Declared):
         granularity: Granularity | None = None,
         pass_clipped: bool = False,
         transform: protocols.Transform | None = None,
+        clip_first: bool = False,
     ) -> None:
         if not isinstance(number_format, NumberFormat):
             raise SettingError("number_format", number_format, "a number format such as E4M3 or Integers(8)")
@@ -156,7 +163,7 @@ class GridQuant(Declared):
         vars(self).update(number_format=number_format, _levels=fixed, _format=fixed, _plain=fixed is not None)
         if isinstance(number_format, LearnedCodebook):
             self.levels = number_format.module
-        self._set_parts(scaling, rounding, zero_point, axis, granularity, pass_clipped, transform)
+        self._set_parts(scaling, rounding, zero_point, axis, granularity, pass_clipped, transform, clip_first)
 
     def _set_parts(
         self,
@@ -167,6 +174,7 @@ class GridQuant(Declared):
         granularity: Granularity | None,
         pass_clipped: bool,
         transform: protocols.Transform | None,
+        clip_first: bool = False,
     ) -> None:
         self.granularity = granularity_of(axis, granularity)
         vars(self).update(_single=self.granularity.single, _broadcasts=self.granularity.broadcasts)
@@ -175,6 +183,7 @@ class GridQuant(Declared):
         self.zero_point = None if zero_point is None else checked("zero_point", zero_point)
         self.transform = None if transform is None else checked("transform", transform)
         self.clips = not (check_flag("pass_clipped", pass_clipped) or self._covered())
+        self.clip_first = _checked_clip(clip_first, pass_clipped, zero_point)
 
     def __setattr__(self, name: str, item: Any) -> None:
         super().__setattr__(name, item)
@@ -325,12 +334,31 @@ class GridQuant(Declared):
     ) -> Tensor:
         """The values moved onto the grid."""
         granularity = self.granularity
+        if self.clip_first:
+            x, relu, clips = self._clipped(x, scale, levels, relu), False, False
+            scale = scale.detach()
+        if zero_point is not None and not getattr(self.zero_point, "whole", True):
+            view, step = granularity.view(x), granularity.beside(scale, x)
+            shift = granularity.beside(zero_point, x) * step
+            return granularity.back(to_levels(view + shift, step, levels, None, self.rounding, clips=clips) - shift, x)
         if self._broadcasts:
             return to_levels(x, scale, levels, zero_point, self.rounding, relu=relu, clips=clips)
         zero_point = None if zero_point is None else granularity.beside(zero_point, x)
         view, beside = granularity.view(x), granularity.beside(scale, x)
         values = to_levels(view, beside, levels, zero_point, self.rounding, relu=relu, clips=clips)
         return granularity.back(values, x)
+
+    def _clipped(self, x: Tensor, scale: Tensor, levels: NumberFormat, relu: bool) -> Tensor:
+        """The values clipped to the ends of the range; what lies at the upper end counts as clipped, as in PACT."""
+        view = self.granularity.view(x)
+        beside = scale if self._broadcasts else self.granularity.beside(scale, x)
+        if relu:
+            view = torch.where(view <= 0, 0.0, view)  # as torch's ReLU, which has no gradient at 0
+        else:
+            low = levels.low * beside
+            view = torch.where(view < low, low, view)
+        high = levels.high * beside
+        return self.granularity.back(torch.where(view >= high, high, view), x)
 
     def _levels_for(self, x: Tensor) -> NumberFormat:
         """The levels for a tensor, where they change in training."""
@@ -398,13 +426,17 @@ class GridQuant(Declared):
 
     def _fusible(self, x: Tensor) -> bool:
         """Whether a scaling may do the whole work in one step: fixed levels, nothing of the user's own."""
-        return self._plain and self.zero_point is None and isinstance(self.rounding, Rounding) and runs_eagerly(x)
+        plain = self._plain and self.zero_point is None and not self.clip_first
+        return plain and isinstance(self.rounding, Rounding) and runs_eagerly(x)
 
     def _grid(self, scale: Tensor, zero_point: Tensor | None) -> Grid:
+        number_format = self._number_format() if self._format is None else self._format
+        if zero_point is not None and not getattr(self.zero_point, "whole", True):
+            number_format = UnalignedIntegers(int(number_format.bit_width))
         return Grid(
             scale.detach() if scale.requires_grad or is_tracing() else scale,
             None if zero_point is None else zero_point.detach(),
-            self._number_format() if self._format is None else self._format,
+            number_format,
             self.granularity,
             self.source if self._one_scale() else None,
             scale_format=self._scale_format,
@@ -470,7 +502,11 @@ class GridQuant(Declared):
     def rederive(self) -> None:
         """Measure a stored range anew at the next use."""
         super().rederive()
-        for part in (self.scaling if isinstance(self.scaling, StoredScaling) else None, self.transform):
+        for part in (
+            self.scaling if isinstance(self.scaling, StoredScaling) else None,
+            self.zero_point,
+            self.transform,
+        ):
             reset = getattr(part, "reset_parameters", None)
             if reset is not None:
                 reset()
@@ -494,6 +530,7 @@ class GridQuant(Declared):
         restriction = getattr(self.scaling, "restriction", None)
         allowed = getattr(restriction, "kind", FloatScale.kind)
         zero = "" if self.zero_point is None else ", zero point"
+        zero = zero if getattr(self.zero_point, "whole", True) else ", float zero point"
         said = "" if self.transform is None else f", {_scheme_of(self.transform)}"
         return f"{self._range()}, {where}, {allowed} scale{zero}{said}"
 
@@ -509,6 +546,16 @@ def resting(quant: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes:
             module.training = mode
+
+
+def _checked_clip(clip_first: object, pass_clipped: bool, zero_point: object) -> bool:
+    """The flag, or a `SettingError` where something else says another thing of what is clipped."""
+    flag = check_flag("clip_first", clip_first)
+    if flag and pass_clipped:
+        raise SettingError("clip_first", flag, "False where gradients pass what is clipped", "Leave out pass_clipped.")
+    if flag and zero_point is not None:
+        raise SettingError("clip_first", flag, "False with a zero point: its gradient comes from what is clipped")
+    return flag
 
 
 def _given(relu: bool, floor: ScaleFloor | None, inputs: Grid | None, bias: Tensor | None) -> tuple[Any, ...]:

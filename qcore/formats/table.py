@@ -1,6 +1,7 @@
 """How numbers go to the levels of a table."""
 
 import math
+import struct
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 from functools import lru_cache
@@ -175,11 +176,18 @@ def _exact_borders(levels: Levels, codes: Codes, rounding: str, wide: bool) -> t
     found = []
     for (lower, upper), code in zip(pairwise(levels), codes[1:], strict=True):
         border, included = _BORDERS[rounding](Fraction(lower), Fraction(upper), code % 2 == 0)
-        least = torch.tensor(float(border), dtype=torch.float64 if wide else torch.float32)
-        if Fraction(least.item()) < border or (Fraction(least.item()) == border and not included):
-            least = torch.nextafter(least, torch.full_like(least, math.inf))
-        found.append(least.item())
+        least = float(border) if wide else struct.unpack("<f", struct.pack("<f", float(border)))[0]
+        if Fraction(least) < border or (Fraction(least) == border and not included):
+            least = math.nextafter(least, math.inf) if wide else _next_single(least)
+        found.append(least)
     return tuple(found)
+
+
+def _next_single(number: float) -> float:
+    """The float32 above another one; in plain numbers, as no tensor has a value while a model is exported."""
+    (bits,) = struct.unpack("<i", struct.pack("<f", number))
+    above = 1 if number == 0 else bits + (1 if number > 0 else -1)
+    return struct.unpack("<f", struct.pack("<i", above))[0]
 
 
 def _borders_between(levels: Tensor, rounding: str, dtype: torch.dtype) -> Tensor:

@@ -14,6 +14,7 @@ from ..granularity import Granularity, granularity_of
 from ..locate import path_of
 from ..protocols import Levels, Restriction, Statistic
 from ..tracing import exporting, number
+from .gradients import ScaleGradient
 from .magnitude import finite, whole
 from .pooling import distributed
 from .restriction import FloatScale
@@ -45,6 +46,7 @@ class CalibratedScaling(StoredScaling):
         shape: of the tensor that is quantized, where known.
         calibration_steps: training forwards that are averaged, 1 or more.
         momentum: weight of each new batch in the average; None for the plain mean.
+        scale_gradient: what multiplies the gradient of the scale: ``"lsq"`` for LSQ's factor, None for nothing.
 
     Raises:
         SettingError: a number of steps below 1, or a momentum outside (0, 1].
@@ -75,6 +77,7 @@ class CalibratedScaling(StoredScaling):
         momentum: float | None = 0.1,
         device: Device = None,
         dtype: torch.dtype | None = None,
+        scale_gradient: ScaleGradient | None = None,
     ) -> None:
         steps = whole("calibration_steps", calibration_steps, "a whole number of training steps, 1 or more")
         share = "a number above 0, up to 1, or None for the plain mean"
@@ -92,6 +95,7 @@ class CalibratedScaling(StoredScaling):
             device,
             dtype,
             self.learned,
+            scale_gradient,
         )
         self.momentum = None if momentum is None else float(momentum)
 
@@ -178,7 +182,7 @@ class CalibratedScaling(StoredScaling):
 class RunningScaling(CalibratedScaling):
     """A running average of the statistic, as in batch normalisation: updated by every training forward, never learned.
 
-    Args are those of `CalibratedScaling`, without ``calibration_steps``.
+    Args are those of `CalibratedScaling`, without ``calibration_steps`` and ``scale_gradient``.
 
     Example:
         >>> from bitwright.qcore import IntRange

@@ -20,7 +20,9 @@ from ..kernels.composed import composed
 from ..kernels.derivatives import clamp_through
 from ..protocols import Levels, Statistic
 from ..tracing import is_tracing, transformed
+from .divergence import KullbackLeibler
 from .pooling import distributed, gathered_kth_largest, highest, lowest, summed
+from .starts import LSQPlusStart, LSQStart, MinSquaredErrorInterval, StatisticsAwareBinning
 
 __all__ = [
     "STATISTICS",
@@ -277,6 +279,11 @@ STATISTICS = register_choices(
         "percentile_interval": PercentileInterval,
         "mean_sigma": MeanSigma,
         "mse": MinSquaredError,
+        "mse_interval": MinSquaredErrorInterval,
+        "lsq": LSQStart,
+        "lsq_plus": LSQPlusStart,
+        "kl": KullbackLeibler,
+        "sawb": StatisticsAwareBinning,
     },
 )
 
