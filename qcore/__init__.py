@@ -57,6 +57,7 @@ from .scaling.statistics import (
     PercentileInterval,
 )
 from .scaling.zero_point import ZERO_POINTS, RangeZeroPoint
+from .schedules.anneal import SHAPES, Anneal, in_use
 from .tensor_quant import TensorQuant
 
 __all__ = [
@@ -72,10 +73,12 @@ __all__ = [
     "RESTRICTIONS",
     "ROUNDINGS",
     "SCALINGS",
+    "SHAPES",
     "STATISTICS",
     "ZERO_POINTS",
     "AbsMax",
     "AbsPercentile",
+    "Anneal",
     "BiasQuant",
     "BitwrightError",
     "BitwrightWarning",
@@ -137,6 +140,7 @@ __all__ = [
     "diff",
     "fake_quant",
     "grid_of",
+    "in_use",
     "int_bounds",
     "path_of",
     "powers_of_two",

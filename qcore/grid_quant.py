@@ -23,6 +23,7 @@ from .rounding import HalfEven, HalfUp, Rounding
 from .scaling import CalibratedScaling, MagnitudeScaling, RunningScaling, StoredScaling
 from .scaling.restriction import FloatScale
 from .scaling.zero_point import RangeZeroPoint
+from .schedules.clock import Clock, clock_for
 from .tensor_quant import Kept, TensorQuant
 from .tracing import is_tracing
 
@@ -107,6 +108,10 @@ class GridQuant(Declared):
         axis: the dimension that has a scale for each index, or None.
         granularity: which values share a scale, where ``axis`` can't say it.
         pass_clipped: let gradients through where values were clipped, too.
+        after: training forwards that pass values unquantized, while the range is measured; evaluation quantizes.
+
+    Attributes:
+        clock: counts training forwards, where a setting changes with them; else None.
 
     Raises:
         SettingError: something that is no number format, or a zero point for levels that are no integers.
@@ -125,11 +130,14 @@ class GridQuant(Declared):
     clips: bool
     number_format: NumberFormat
     _format: NumberFormat | None  # what grids say; None where a bit width is learned
-    _levels: NumberFormat | None  # what the arithmetic works with; None where a bit width is learned
+    _levels: NumberFormat | None  # what the arithmetic works with; None where a setting changes in training
+    _timed: NumberFormat | None = None  # the same where a clock counts; None where a bit width is learned or annealed
     _plain: bool  # whether the fast forms may take it
     _single: bool
     _broadcasts: bool
     _warned = False
+    clock: Clock | None
+    counts_steps = True  # settings may be annealed
 
     def __init__(
         self,
@@ -140,6 +148,7 @@ class GridQuant(Declared):
         axis: int | None = None,
         granularity: Granularity | None = None,
         pass_clipped: bool = False,
+        after: int = 0,
     ) -> None:
         if not isinstance(number_format, NumberFormat):
             raise SettingError("number_format", number_format, "a number format such as E4M3 or Integers(8)")
@@ -148,7 +157,13 @@ class GridQuant(Declared):
             raise SettingError("zero_point", zero_point, expected, "Write zero_point=None.")
         super().__init__()
         vars(self).update(number_format=number_format, _levels=number_format, _format=number_format, _plain=True)
+        self._set_clock(after, [scaling, rounding, zero_point])
         self._set_parts(scaling, rounding, zero_point, axis, granularity, pass_clipped)
+
+    def _set_clock(self, after: int, parts: list[object]) -> None:
+        self.clock = clock_for(after, parts)
+        if self.clock is not None:
+            vars(self).update(_levels=None, _timed=self._levels)  # the slow way, which counts
 
     def _set_parts(
         self,
@@ -194,10 +209,11 @@ class GridQuant(Declared):
         return not self.of_parameter and getattr(self.scaling, "calibrating", False)
 
     def progress(self) -> str:
-        """What there is to say of the calibration, such as ``"calibrating, 100 of 300 steps"``; else nothing."""
+        """What there is to say of the calibration, such as ``"calibrating, 100 of 300 steps"``, and of schedules."""
+        said = [] if self.clock is None else [self.clock.progress()]
         if isinstance(self.scaling, StoredScaling) and (self.calibrating or not self.calibrated):
-            return self.scaling.progress()
-        return ""
+            said.insert(0, self.scaling.progress())
+        return ", ".join(filter(None, said))
 
     @property
     def dynamic(self) -> bool:
@@ -215,6 +231,8 @@ class GridQuant(Declared):
         super().serve(layer, slot)
         scaling = self.scaling
         count = len(self._served)
+        if self.clock is not None:
+            self.clock.calls = count
         if isinstance(scaling, StoredScaling) and not self.of_parameter and count != scaling.calls:
             phase = scaling.phase
             if count > scaling.calls or phase == "empty":  # layers that are gone count no more
@@ -222,8 +240,10 @@ class GridQuant(Declared):
             if phase == "calibrated" and not isinstance(scaling, RunningScaling):  # joining starts no calibration anew
                 scaling.finish_calibration()
 
-    def _quantize(self, x: Tensor, relu: bool = False, floor: "ScaleFloor | None" = None) -> tuple[Tensor, Grid]:
-        """Values and grid; no scale is below ``floor``, where there is one."""
+    def _quantize(
+        self, x: Tensor, relu: bool = False, floor: "ScaleFloor | None" = None, levels: NumberFormat | None = None
+    ) -> tuple[Tensor, Grid]:
+        """Values and grid; no scale is below ``floor``, where there is one. Levels are given where they change."""
         if x.dtype not in _WIDE:
             real = x if x.is_floating_point() else as_real(x, path_of(self))
             values, grid = self._quantize(real.float(), *_given(relu, floor))
@@ -231,9 +251,10 @@ class GridQuant(Declared):
         granularity = self.granularity
         if not (self._single or granularity.fits(x.ndim)):
             raise QuantizerError(_misfit(self, x))
-        levels = self._levels
         if levels is None:
-            levels = self._levels_for(x)
+            levels = self._levels
+            if levels is None:
+                return self._quantize_timed(x, relu, floor)
         kept = None if torch.compiler.is_compiling() or self._kept is None else self._kept_grid(x, self._kept)
         if kept is not None and floor is None:
             return self._moved(x, kept.scale, levels, kept.zero_point, relu, True), kept
@@ -261,6 +282,15 @@ class GridQuant(Declared):
             scale = torch.where(scale < least, least, scale)
         zero_point = None if self.zero_point is None else self._zero_of(seen, scale)
         return self._moved(x, scale, levels, zero_point, relu, self.clips), self._grid(scale, zero_point)
+
+    def _quantize_timed(self, x: Tensor, relu: bool, floor: "ScaleFloor | None") -> tuple[Tensor, Grid]:
+        """`_quantize` where something changes in training: the levels, or another setting that a clock counts for."""
+        clock = self.clock
+        if clock is not None:
+            clock.tick()
+        levels = self._levels_for(x) if self._timed is None else self._timed
+        values, grid = GridQuant._quantize(self, x, relu, floor, levels)
+        return values if clock is None else clock.passed(x, values, relu), grid
 
     def _moved(
         self,
@@ -421,7 +451,11 @@ class GridQuant(Declared):
             self.scaling.reset_parameters()
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any, **kwargs: Any) -> None:
-        scales = f"{prefix}scaling."
+        scales, steps = f"{prefix}scaling.", f"{prefix}clock.steps"
+        if self.clock is None:
+            state_dict.pop(steps, None)  # of a delay, which says nothing of the numbers
+        elif prefix + "scheme" in state_dict and steps not in state_dict:
+            state_dict[steps] = torch.zeros_like(self.clock.steps)
         if (
             self.of_parameter
             and prefix + "scheme" in state_dict

@@ -18,6 +18,7 @@ from .kernels.dispatch import to_levels
 from .locate import path_of
 from .protocols import checked
 from .rounding import HalfEven
+from .schedules.anneal import Anneal, Annealed
 from .tensor_quant import TensorQuant
 from .tracing import transformed
 
@@ -30,7 +31,7 @@ class _Integers(Declared):
     """What quantizers to integers share."""
 
     int_range: IntRange
-    bit_width: int | nn.Module
+    bit_width: int | nn.Module | Anneal | Annealed
     _format: Any  # Integers, or None where the bit width is learned
     _levels: Any  # an Interval, or None
 
@@ -63,6 +64,7 @@ class IntQuant(_Integers, GridQuant):
         axis: the dimension that has a scale for each index, or None.
         granularity: which values share a scale, where ``axis`` can't say it.
         pass_clipped: let gradients through where values were clipped, too.
+        after: training forwards that pass values unquantized, while the range is measured; evaluation quantizes.
 
     Example:
         >>> from bitwright.quantizers import Int8WeightPerTensor
@@ -81,6 +83,7 @@ class IntQuant(_Integers, GridQuant):
         axis: int | None = None,
         granularity: Granularity | None = None,
         pass_clipped: bool = False,
+        after: int = 0,
     ) -> None:
         levels = getattr(scaling, "number_format", int_range)
         if isinstance(levels, NumberFormat):
@@ -88,6 +91,7 @@ class IntQuant(_Integers, GridQuant):
             raise SettingError("number_format", levels, expected, "Derive from a quantizer such as Fp8e4m3Act.")
         TensorQuant.__init__(self)
         self.int_range = int_range
+        self._set_clock(after, [int_range, scaling, rounding, zero_point])
         self.bit_width = int_range.width
         self._set_parts(scaling, rounding, zero_point, axis, granularity, pass_clipped)
 
