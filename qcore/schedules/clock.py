@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.types import Device
 
 from ..scaling.stored import LearnedScaling, StoredScaling, in_backward
-from ..tracing import current_step, is_tracing, number
+from ..tracing import counting, is_tracing, number
 from .anneal import Anneal, Annealed, counted
 
 __all__ = ["Clock", "clock_for"]
@@ -66,10 +66,7 @@ class Clock(nn.Module):
     @torch.no_grad()
     def tick(self) -> None:
         """Count a forward, if it is one of training."""
-        if not self.training or in_backward():
-            return
-        step = None if torch.compiler.is_compiling() else current_step()
-        if step is None or step.number == 0:  # a loop over time is one forward
+        if self.training and not in_backward() and counting():
             self.steps.add_(1)
 
     def position(self) -> Tensor:
@@ -144,11 +141,12 @@ def clock_for(after: object, parts: Sequence[object], device: Device = None) -> 
     found: list[Annealed] = []
     clock: Clock | None = Clock(start, device) if start else None
     for part in _all_of(parts):
-        for name, item in list(vars(part).items()):
+        held: dict[str, object] = vars(part)
+        for name, item in list(held.items()):
             if isinstance(item, Anneal):
                 clock = Clock(start, device) if clock is None else clock
                 annealed = Annealed(item, clock, _SETTINGS.get(name, name))
-                vars(part)[name] = annealed  # past the bookkeeping of modules
+                held[name] = annealed  # past the bookkeeping of modules
                 found.append(annealed)
     if clock is None:
         return None
@@ -160,7 +158,7 @@ def clock_for(after: object, parts: Sequence[object], device: Device = None) -> 
     return clock
 
 
-_SETTINGS = {"width": "bit_width"}  # where an attribute has another name than its setting: of `IntRange`
+_SETTINGS = {"width": "bit_width"}  # where an attribute has another name than its setting
 _PARTS = ("int_range", "number_format", "scaling", "statistic", "restriction", "rounding", "zero_point")
 
 
