@@ -33,6 +33,7 @@ from .activations.smooth import (
 from .contexts.calibration import calibrating, finish_calibration
 from .contexts.freezing import frozen
 from .contexts.intercepting import intercepted, quantizers_of
+from .contexts.schedules import finish_schedules
 from .contexts.switching import unquantized
 from .conv import QuantConv1d, QuantConv2d, QuantConv3d
 from .conv_transpose import QuantConvTranspose1d, QuantConvTranspose2d, QuantConvTranspose3d
@@ -161,6 +162,7 @@ __all__ = [
     "accumulator_penalty",
     "calibrating",
     "finish_calibration",
+    "finish_schedules",
     "frozen",
     "intercepted",
     "quantizers_of",

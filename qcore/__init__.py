@@ -66,10 +66,12 @@ from .scaling.statistics import (
     MinSquaredError,
     PercentileInterval,
 )
+from .schedules.anneal import SHAPES, Anneal, in_use
 from .tensor_quant import TensorQuant
-from .transforms import TRANSFORMS, A2Q, A2QPlus, WeightNorm
+from .transforms import A2Q, TRANSFORMS, A2QPlus, WeightNorm
 
 __all__ = [
+    "A2Q",
     "BINARY",
     "E2M1",
     "E2M3",
@@ -83,14 +85,15 @@ __all__ = [
     "ROUNDINGS",
     "SCALE_GRADIENTS",
     "SCALINGS",
+    "SHAPES",
     "STATISTICS",
     "TRANSFORMS",
     "ZERO_POINTS",
-    "A2Q",
     "A2QPlus",
     "AbsMax",
     "AbsPercentile",
     "AdditivePowersOfTwo",
+    "Anneal",
     "BiasQuant",
     "BitwrightError",
     "BitwrightWarning",
@@ -164,6 +167,7 @@ __all__ = [
     "diff",
     "fake_quant",
     "grid_of",
+    "in_use",
     "int_bounds",
     "path_of",
     "powers_of_two",
