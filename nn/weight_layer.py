@@ -28,6 +28,7 @@ from ..qcore.kernels.fused import LARGE
 from ..qcore.quant_tensor import grid_lost
 from ..qcore.tracing import exporting
 from .bypass import OwnParameter
+from .kernels.backward import with_quantized_gradient
 from .kernels.recompute import not_kept
 from .layer import QuantLayer
 from .slots import Described, QuantizerLike, Slot, checked_flag, split_overrides
@@ -45,11 +46,13 @@ class WeightLayer(QuantLayer):
         bias_quant: quantizer of the bias, or None (float).
         input_quant: quantizer of the input, or None.
         output_quant: quantizer of the output, or None.
+        grad_quant: quantizer of the gradient that comes back to the output, before the layer works out the gradients of
+            its input, weight and bias from it; or None.
         return_quant_tensor: return a `QuantTensor` that carries the output's grid.
         **overrides: settings of these quantizers, with the prefix of the slot: ``weight_bit_width=4``.
 
     Attributes:
-        weight_quant, bias_quant, input_quant, output_quant: the resolved modules, or None.
+        weight_quant, bias_quant, input_quant, output_quant, grad_quant: the resolved modules, or None.
 
     Raises:
         QuantizerError: in the constructor, for a keyword or setting that nothing uses, or an impossible one; in
@@ -69,6 +72,7 @@ class WeightLayer(QuantLayer):
         Slot("bias", "bias", follows=("input", "weight")),
         Slot("input"),
         Slot("output"),
+        Slot("grad", backward=True),
     )
     channel_axis = 0  # the weight's dimension that runs over output channels
     sums_products: ClassVar[bool] = True  # whether outputs are sums of products, on whose scale a bias may lie
@@ -80,6 +84,7 @@ class WeightLayer(QuantLayer):
     bias_quant: TensorQuant | None
     input_quant: TensorQuant | None
     output_quant: TensorQuant | None
+    grad_quant: TensorQuant | None
     return_quant_tensor: bool
     _seen: Grid | None = None  # of the last input, for quant_bias() and output_bit_width
 
@@ -101,7 +106,12 @@ class WeightLayer(QuantLayer):
     ) -> None:
         """Resolve the slots: a quantizer for each by its name, and keywords with their prefixes."""
         self.return_quant_tensor = checked_flag(self, "return_quant_tensor", return_quant_tensor)
-        slots = {slot: quantizers[slot.name] for slot in self.slots}
+        overrides = dict(overrides)
+        slots: dict[Slot, Any] = {
+            slot: quantizers[slot.name] if slot.name in quantizers else overrides.pop(f"{slot.name}_quant", None)
+            for slot in self.slots
+        }
+        vars(self)["grad_quant"] = None  # a layer with slots of its own may have none for it
         given = split_overrides(self, slots, overrides)
         for slot, quantizer in slots.items():
             if quantizer is not None and self._lacks(slot.name):
@@ -235,6 +245,8 @@ class WeightLayer(QuantLayer):
         self, out: Tensor, inputs: Grid | None, weights: Grid | None, bias: Tensor | None, biases: Grid | None
     ) -> Tensor:
         """The output, quantized where there is a quantizer for it, with its grid where it is to carry one."""
+        if self.grad_quant is not None:
+            out = with_quantized_gradient(out, self.grad_quant)
         if self.output_quant is not None:
             out, grid = self.output_quant.quantize(out)
         elif self.return_quant_tensor and not (

@@ -48,6 +48,7 @@ from .biases import (
 from .binary import BinaryWeightPerTensor
 from .codebooks import NF4Weight
 from .floats import Fp8e4m3Act, Fp8e4m3WeightPerChannel, Fp8e4m3WeightPerTensor
+from .gradients import Fp8e5m2Grad, Int8Grad
 from .microscaling import MXFloat4e2m1Weight, MXFloat8e4m3Weight, NVFloat4Weight
 from .weights import (
     Int2WeightPerChannel,
@@ -95,6 +96,7 @@ __all__ = [
     "Fp8e4m3Act",
     "Fp8e4m3WeightPerChannel",
     "Fp8e4m3WeightPerTensor",
+    "Fp8e5m2Grad",
     "Int2Act",
     "Int2WeightPerChannel",
     "Int2WeightPerGroup",
@@ -122,6 +124,7 @@ __all__ = [
     "Int8Bias",
     "Int8BiasOwnScale",
     "Int8BiasOwnScalePowerOfTwo",
+    "Int8Grad",
     "Int8WeightPerChannel",
     "Int8WeightPerChannelLearned",
     "Int8WeightPerChannelMSE",
