@@ -253,8 +253,8 @@ def fill_slot(
     if slot.backward and (not module.calibrated or next(module.parameters(), None) is not None):
         raise QuantizerError(
             f"{Described(layer)}: the scale of {quantizer!r} is measured in forwards or learned from a loss, and a "
-            f"gradient's is neither. Write {slot.name}_quant={slot.example}, or scaling='statistic', which follows each "
-            "gradient."
+            f"gradient's is neither. Write {slot.name}_quant={slot.example}, or scaling='statistic', which follows "
+            "each gradient."
         )
     made_of = {"quantizer": declared, "provided": dict(provided), "written": written}
     where = {"of_parameter": slot.parameter is not None, "of_gradient": slot.backward}

@@ -166,12 +166,12 @@ class WeightLayer(QuantLayer):
                 "scale, and this layer multiplies floats. Write bias_quant=Int8BiasOwnScale."
             )
         self._check_axes()
-        if self.return_quant_tensor and self.output_quant is None:
+        if self._needs_sums_grid():
             self._check_output_grid()
 
     def _check_axes(self) -> None:
         follows = self.bias_quant is not None and self.bias_quant.follows_input
-        summed = self.sums_products and (follows or (self.return_quant_tensor and self.output_quant is None))
+        summed = self.sums_products and (follows or self._needs_sums_grid())
         for slot, usual in (("weight", self.channel_axis), ("bias", 0)):
             granularity: Granularity | None = getattr(getattr(self, f"{slot}_quant"), "granularity", None)
             if granularity is None or granularity.single or self._lacks(slot):
@@ -183,7 +183,7 @@ class WeightLayer(QuantLayer):
                     raise QuantizerError(_misfit(self, slot, granularity, ndim, min(1 - usual, ndim - 1)))
                 wrong = f"{slot}_axis={axis} is not a dimension of the {slot}, which has {ndim}"
             elif slot == "weight" and summed and not self._one_scale_each(granularity):
-                asks = "a bias on the scale of the products" if follows else "return_quant_tensor=True"
+                asks = "a bias on the scale of the products" if follows else self._asks_for_grid()
                 given = f"weight_axis={axis}" if axis is not None else str(granularity)
                 wrong = (
                     f"with {given} the products that one output sums have several scales, and {asks} needs a common one"
@@ -206,7 +206,7 @@ class WeightLayer(QuantLayer):
         lacking = ""
         if not self.sums_products:
             raise QuantizerError(
-                f"{Described(self)}: return_quant_tensor=True needs outputs that lie on a grid, and this layer "
+                f"{Described(self)}: {self._asks_for_grid()} needs outputs that lie on a grid, and this layer "
                 "computes in floats. Set output_quant=Int8Act to quantize the output."
             )
         if self.weight_quant is None:
@@ -215,7 +215,7 @@ class WeightLayer(QuantLayer):
             lacking = "the bias is not quantized on the scale of the products. Set bias_quant=Int32Bias"
         if lacking:
             raise QuantizerError(
-                f"{Described(self)}: return_quant_tensor=True needs outputs that lie on a grid, and {lacking}, or "
+                f"{Described(self)}: {self._asks_for_grid()} needs outputs that lie on a grid, and {lacking}, or "
                 "output_quant=Int8Act to quantize the output."
             )
 
@@ -247,23 +247,39 @@ class WeightLayer(QuantLayer):
         """The output, quantized where there is a quantizer for it, with its grid where it is to carry one."""
         if self.grad_quant is not None:
             out = with_quantized_gradient(out, self.grad_quant)
-        if self.output_quant is not None:
-            out, grid = self.output_quant.quantize(out)
-        elif self.return_quant_tensor and not (
-            self._intercepted() and (inputs is None or weights is None or (bias is not None and biases is None))
-        ):
-            if weights is None or bias is not None:
-                self._check_output_grid()  # the flag, or a bias, may have been set since the layer was built
-                if weights is None:
-                    raise QuantizerError(
-                        f"{path_of(self)}: return_quant_tensor=True needs outputs that lie on a grid, and "
-                        f"{type(self.weight_quant).__name__} puts the weight on none. Set output_quant=Int8Act, or "
-                        "return_quant_tensor=False."
-                    )
-            grid = self._output_grid(inputs, weights, biases, out.ndim, out.dtype)
+        if self.output_quant is None:
+            grid = self._sums_grid(inputs, weights, bias, biases, out) if self.return_quant_tensor else None
+        elif self.output_quant.truncates:
+            out, grid = self.output_quant.quantize(out, self._sums_grid(inputs, weights, bias, biases, out))
         else:
-            return out
+            out, grid = self.output_quant.quantize(out)
         return self._leaving(out, grid)
+
+    def _sums_grid(
+        self, inputs: Grid | None, weights: Grid | None, bias: Tensor | None, biases: Grid | None, out: Tensor
+    ) -> Grid | None:
+        """The grid of sums of products, which the output must have; None where something stands in for quantizers."""
+        if self._intercepted() and (inputs is None or weights is None or (bias is not None and biases is None)):
+            return None
+        if weights is None or bias is not None:
+            self._check_output_grid()  # the flag, or a bias, may have been set since the layer was built
+            if weights is None:
+                raise QuantizerError(
+                    f"{path_of(self)}: {self._asks_for_grid()} needs outputs that lie on a grid, and "
+                    f"{type(self.weight_quant).__name__} puts the weight on none. Set output_quant=Int8Act, or "
+                    "return_quant_tensor=False."
+                )
+        return self._output_grid(inputs, weights, biases, out.ndim, out.dtype)
+
+    def _needs_sums_grid(self) -> bool:
+        """Whether outputs must lie on the grid of the products."""
+        quant = self.output_quant
+        return self.return_quant_tensor if quant is None else quant.truncates
+
+    def _asks_for_grid(self) -> str:
+        """What asks for outputs that lie on a grid."""
+        quant = self.output_quant
+        return "return_quant_tensor=True" if quant is None else f"output_quant={quant.quantizer!r}"
 
     def _check_needs_no_grid(self, x: Tensor) -> None:
         """Say what became of the grid of an input that arrives without one, and is needed."""
@@ -273,8 +289,8 @@ class WeightLayer(QuantLayer):
         if quant is not None and quant.follows_input and quant.intercept is None:
             asks = f"{path_of(self)}: the scale of bias_quant follows the input's"
             remedy = "or choose a bias with a scale of its own: bias_quant=Int8BiasOwnScale"
-        elif self.return_quant_tensor and self.output_quant is None and not self._intercepted():
-            asks = f"{path_of(self)}: return_quant_tensor=True needs a quantized input"
+        elif self._needs_sums_grid() and not self._intercepted():
+            asks = f"{path_of(self)}: {self._asks_for_grid()} needs a quantized input"
             remedy = "or output_quant=Int8Act"
         else:
             return
@@ -288,7 +304,8 @@ class WeightLayer(QuantLayer):
     def _take_input(self, x: Tensor) -> tuple[Tensor, Grid | None]:
         grid, x = grid_of(x), values_of(x)
         if self.input_quant is not None:
-            x, grid = self.input_quant.quantize(x)
+            given = (grid,) if self.input_quant.truncates else ()
+            x, grid = self.input_quant.quantize(x, *given)
         if exporting():
             grid = self._seen if grid is None else grid  # torch.export carries plain tensors: the grid is recorded
         elif not torch.compiler.is_compiling():
@@ -356,7 +373,7 @@ class WeightLayer(QuantLayer):
         for tensor, grid in (("input", inputs), ("weight", weights)):
             if grid is not None and not isinstance(grid.number_format, Integers):
                 raise QuantizerError(
-                    f"{path_of(self)}: return_quant_tensor=True needs outputs that lie on a grid, and products with "
+                    f"{path_of(self)}: {self._asks_for_grid()} needs outputs that lie on a grid, and products with "
                     f"the levels of the {tensor}, {grid.number_format}, lie on none. Set output_quant=Int8Act, or "
                     "return_quant_tensor=False."
                 )

@@ -32,6 +32,7 @@ from .rounding import (
     Floor,
     HalfEven,
     HalfUp,
+    LearnedRounding,
     Rounding,
     StochasticRounding,
     TowardZero,
@@ -58,6 +59,7 @@ from .scaling.statistics import (
 )
 from .scaling.zero_point import ZERO_POINTS, RangeZeroPoint
 from .tensor_quant import TensorQuant
+from .truncation import TruncQuant
 
 __all__ = [
     "BINARY",
@@ -96,6 +98,7 @@ __all__ = [
     "Integers",
     "Interval",
     "LearnedBitWidth",
+    "LearnedRounding",
     "LearnedScaling",
     "LogScale",
     "MXScale",
@@ -129,6 +132,7 @@ __all__ = [
     "StoredScaling",
     "TensorQuant",
     "TowardZero",
+    "TruncQuant",
     "TwoLevel",
     "UncalibratedWarning",
     "bit_width_report",

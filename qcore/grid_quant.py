@@ -19,7 +19,7 @@ from .kernels.dispatch import as_real, quantize_to_int, to_levels
 from .kernels.fused import runs_eagerly
 from .locate import path_of
 from .protocols import checked
-from .rounding import HalfEven, HalfUp, Rounding
+from .rounding import HalfEven, HalfUp, LearnedRounding, Rounding
 from .scaling import CalibratedScaling, MagnitudeScaling, RunningScaling, StoredScaling
 from .scaling.restriction import FloatScale
 from .scaling.zero_point import RangeZeroPoint
@@ -428,6 +428,8 @@ class GridQuant(Declared):
         super().rederive()
         if isinstance(self.scaling, StoredScaling):
             self.scaling.reset_parameters()
+        if isinstance(self.rounding, LearnedRounding):
+            self.rounding.reset_parameters()
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any, **kwargs: Any) -> None:
         scales = f"{prefix}scaling."

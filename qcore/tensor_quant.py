@@ -91,6 +91,7 @@ class TensorQuant(nn.Module):
     intercept: Intercept | None = None
     of_parameter = False
     of_gradient = False
+    truncates = False  # whether it drops bits of a grid, which it is handed
     follows_input = False  # whether its grid is derived from the input's and the weight's (biases)
     _quantize: Callable[..., tuple[Tensor, Grid | None]]  # what subclasses implement
     _kept: Kept | None = None  # grids that depend on no input, while the model is frozen

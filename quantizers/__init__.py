@@ -50,6 +50,7 @@ from .codebooks import NF4Weight
 from .floats import Fp8e4m3Act, Fp8e4m3WeightPerChannel, Fp8e4m3WeightPerTensor
 from .gradients import Fp8e5m2Grad, Int8Grad
 from .microscaling import MXFloat4e2m1Weight, MXFloat8e4m3Weight, NVFloat4Weight
+from .truncation import TruncTo8bit
 from .weights import (
     Int2WeightPerChannel,
     Int2WeightPerGroup,
@@ -157,6 +158,7 @@ __all__ = [
     "ShiftedUint8WeightPerChannel",
     "ShiftedUint8WeightPerGroup",
     "ShiftedUint8WeightPerTensor",
+    "TruncTo8bit",
     "Uint2Act",
     "Uint3Act",
     "Uint4Act",

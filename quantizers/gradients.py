@@ -31,9 +31,9 @@ class Fp8e5m2Grad(FormatBase):
 
 
 class Int8Grad(IntBase):
-    """Gradients as signed 8-bit integers, scaled by their largest magnitude; rounded at random, so that no bias adds up.
+    """Gradients as signed 8-bit integers, scaled by their largest magnitude, and rounded at random.
 
-    Stochastic rounding as in DoReFa-Net (Zhou et al. 2016): a gradient is right on average.
+    Stochastic rounding as in DoReFa-Net (Zhou et al. 2016): a gradient is right on average, so that no bias adds up.
 
     Example:
         >>> import torch, bitwright.nn as qnn

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import torch
 
-from ...qcore import IntQuant
+from ...qcore import IntQuant, TruncQuant
 from ..capture.record import Call, Recording
 from ..errors import ExportError, with_causes
 from .dialects import BIAS, BLOCKS, EXPORTER_OPSET, Dialect, Storage
@@ -88,6 +88,8 @@ def _kind(call: Call, dialect: Dialect) -> str | None:
     if call.stored or quantizer.follows_input:
         return None
     if isinstance(quantizer, IntQuant) and type(quantizer)._quantize is IntQuant._quantize:
+        return None
+    if type(quantizer) is TruncQuant:
         return None
     return (
         f"{type(quantizer).__name__} has arithmetic of its own, and QuantizeLinear computes IntQuant's. Put what is "

@@ -26,7 +26,8 @@ def quantizers_of(model: nn.Module) -> dict[str, TensorQuant]:
         ['0.weight_quant', '1.act_quant']
     """
     require_model("quantizers_of", model)
-    return {name: each for name, each in model.named_modules() if isinstance(each, TensorQuant) and not each.of_gradient}
+    found = {name: each for name, each in model.named_modules() if isinstance(each, TensorQuant)}
+    return {name: each for name, each in found.items() if not each.of_gradient}
 
 
 @contextmanager
