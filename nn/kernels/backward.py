@@ -43,4 +43,4 @@ def with_quantized_gradient(x: Tensor, quant: TensorQuant) -> Tensor:
     """
     if not x.requires_grad or exporting():
         return x
-    return _Backward.apply(x, quant)  # type: ignore[no-any-return]
+    return _Backward.apply(x, quant)

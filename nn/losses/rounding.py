@@ -34,7 +34,9 @@ def rounding_penalty(model: nn.Module, beta: float = 20.0) -> Tensor:
     require_model("rounding_penalty", model)
     terms = []
     for layer in model.modules():
-        for slot in layer.slots if isinstance(layer, QuantLayer) else ():
+        if not isinstance(layer, QuantLayer):
+            continue
+        for slot in layer.slots:
             quant = getattr(layer, f"{slot.name}_quant", None)
             if isinstance(quant, GridQuant) and isinstance(quant.rounding, LearnedRounding):
                 terms.append(quant.rounding.penalty(_entering(quant, layer.tensor_of(slot.name)), beta))
