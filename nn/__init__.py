@@ -56,6 +56,7 @@ if TYPE_CHECKING:  # imported when first asked for: most models have none of the
     from .embeddings.embedding import QuantEmbedding
     from .function import QuantFunction
     from .hadamard import QuantHadamardClassifier
+    from .losses.rounding import rounding_penalty
     from .norms.batch_norm import QuantBatchNorm1d, QuantBatchNorm2d, QuantBatchNorm3d
     from .norms.layer_norm import QuantGroupNorm, QuantLayerNorm, QuantRMSNorm
     from .norms.scale_bias import QuantScaleBias
@@ -166,6 +167,7 @@ __all__ = [
     "frozen",
     "intercepted",
     "quantizers_of",
+    "rounding_penalty",
     "unquantized",
 ]
 
@@ -184,6 +186,7 @@ _LATER = (  # the modules of what is imported when first asked for
     ".norms.scale_bias",
     ".activations.prelu",
     ".hadamard",
+    ".losses.rounding",
     ".attention",
     ".recurrent",
 )

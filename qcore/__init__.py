@@ -35,6 +35,7 @@ from .rounding import (
     Floor,
     HalfEven,
     HalfUp,
+    LearnedRounding,
     Rounding,
     StochasticRounding,
     TowardZero,
@@ -69,6 +70,7 @@ from .scaling.statistics import (
 from .schedules.anneal import SHAPES, Anneal, in_use
 from .tensor_quant import TensorQuant
 from .transforms import A2Q, TRANSFORMS, A2QPlus, WeightNorm
+from .truncation import TruncQuant
 
 __all__ = [
     "A2Q",
@@ -121,6 +123,7 @@ __all__ = [
     "LearnedBitWidth",
     "LearnedCodebook",
     "LearnedLevels",
+    "LearnedRounding",
     "LearnedScaling",
     "LearnedZeroPoint",
     "LogScale",
@@ -157,6 +160,7 @@ __all__ = [
     "StoredScaling",
     "TensorQuant",
     "TowardZero",
+    "TruncQuant",
     "TwoLevel",
     "UnalignedIntegers",
     "UncalibratedWarning",

@@ -537,6 +537,7 @@ class GridQuant(Declared):
         for part in (
             self.scaling if isinstance(self.scaling, StoredScaling) else None,
             self.zero_point,
+            self.rounding,
             self.transform,
         ):
             reset = getattr(part, "reset_parameters", None)
