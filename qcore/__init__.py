@@ -35,6 +35,7 @@ from .rounding import (
     Floor,
     HalfEven,
     HalfUp,
+    LearnedRounding,
     Rounding,
     StochasticRounding,
     TowardZero,
@@ -66,10 +67,13 @@ from .scaling.statistics import (
     MinSquaredError,
     PercentileInterval,
 )
+from .schedules.anneal import SHAPES, Anneal, in_use
 from .tensor_quant import TensorQuant
-from .transforms import TRANSFORMS, A2Q, A2QPlus, WeightNorm
+from .transforms import A2Q, TRANSFORMS, A2QPlus, WeightNorm
+from .truncation import TruncQuant
 
 __all__ = [
+    "A2Q",
     "BINARY",
     "E2M1",
     "E2M3",
@@ -83,14 +87,15 @@ __all__ = [
     "ROUNDINGS",
     "SCALE_GRADIENTS",
     "SCALINGS",
+    "SHAPES",
     "STATISTICS",
     "TRANSFORMS",
     "ZERO_POINTS",
-    "A2Q",
     "A2QPlus",
     "AbsMax",
     "AbsPercentile",
     "AdditivePowersOfTwo",
+    "Anneal",
     "BiasQuant",
     "BitwrightError",
     "BitwrightWarning",
@@ -118,6 +123,7 @@ __all__ = [
     "LearnedBitWidth",
     "LearnedCodebook",
     "LearnedLevels",
+    "LearnedRounding",
     "LearnedScaling",
     "LearnedZeroPoint",
     "LogScale",
@@ -154,6 +160,7 @@ __all__ = [
     "StoredScaling",
     "TensorQuant",
     "TowardZero",
+    "TruncQuant",
     "TwoLevel",
     "UnalignedIntegers",
     "UncalibratedWarning",
@@ -164,6 +171,7 @@ __all__ = [
     "diff",
     "fake_quant",
     "grid_of",
+    "in_use",
     "int_bounds",
     "path_of",
     "powers_of_two",

@@ -112,6 +112,7 @@ from .floats import (
     Fp8e5m2WeightPerChannel,
     Fp8e5m2WeightPerTensor,
 )
+from .gradients import Fp8e5m2Grad, Int8Grad
 from .microscaling import (
     MXFloat4e2m1Act,
     MXFloat4e2m1Weight,
@@ -153,6 +154,7 @@ from .recipes import (
     Uint4ActWRPN,
 )
 from .transformed import Int8WeightPerChannelA2Q, Int8WeightPerChannelA2QPlus, Int8WeightPerChannelNorm
+from .truncation import TruncTo8bit
 from .weights import (
     Int2WeightPerChannel,
     Int2WeightPerGroup,
@@ -227,6 +229,7 @@ __all__ = [
     "Fp8e5m2Act",
     "Fp8e5m2DynamicAct",
     "Fp8e5m2DynamicActPerToken",
+    "Fp8e5m2Grad",
     "Fp8e5m2WeightPerChannel",
     "Fp8e5m2WeightPerTensor",
     "Fp8e5m2fnuzAct",
@@ -276,6 +279,7 @@ __all__ = [
     "Int8DynamicAct",
     "Int8DynamicActPerGroup",
     "Int8DynamicActPerToken",
+    "Int8Grad",
     "Int8WeightPerChannel",
     "Int8WeightPerChannelA2Q",
     "Int8WeightPerChannelA2QPlus",
@@ -342,6 +346,7 @@ __all__ = [
     "TernaryAct",
     "TernaryWeightPerChannel",
     "TernaryWeightPerTensor",
+    "TruncTo8bit",
     "Uint2Act",
     "Uint3Act",
     "Uint4Act",
