@@ -21,6 +21,7 @@ from ..kernels.derivatives import clamp_through
 from ..protocols import Levels, Statistic
 from ..tracing import is_tracing, transformed
 from .divergence import KullbackLeibler
+from .half_quadratic import HalfQuadraticRange
 from .pooling import distributed, gathered_kth_largest, highest, lowest, summed
 from .starts import LSQPlusStart, LSQStart, MinSquaredErrorInterval, StatisticsAwareBinning
 
@@ -283,6 +284,7 @@ STATISTICS = register_choices(
         "lsq": LSQStart,
         "lsq_plus": LSQPlusStart,
         "kl": KullbackLeibler,
+        "hqo": HalfQuadraticRange,
         "sawb": StatisticsAwareBinning,
     },
 )
