@@ -69,7 +69,7 @@ from .scaling.statistics import (
 )
 from .schedules.anneal import SHAPES, Anneal, in_use
 from .tensor_quant import TensorQuant
-from .transforms import A2Q, TRANSFORMS, A2QPlus, WeightNorm
+from .transforms import A2Q, TRANSFORMS, A2QPlus, Ternary, WeightNorm, XnorSigns
 from .truncation import TruncQuant
 
 __all__ = [
@@ -159,12 +159,14 @@ __all__ = [
     "StochasticRounding",
     "StoredScaling",
     "TensorQuant",
+    "Ternary",
     "TowardZero",
     "TruncQuant",
     "TwoLevel",
     "UnalignedIntegers",
     "UncalibratedWarning",
     "WeightNorm",
+    "XnorSigns",
     "bit_width_report",
     "composed_fake_quant",
     "describe",
