@@ -56,6 +56,7 @@ from .scaling import (
 )
 from .scaling.divergence import KullbackLeibler
 from .scaling.gradients import SCALE_GRADIENTS, LSQGradient, range_penalty
+from .scaling.half_quadratic import HalfQuadraticRange
 from .scaling.restriction import RESTRICTIONS, FloatScale, LogScale, MXScale, PowerOfTwoScale, TwoLevel
 from .scaling.starts import LSQPlusStart, LSQStart, MinSquaredErrorInterval, StatisticsAwareBinning
 from .scaling.statistics import (
@@ -110,6 +111,7 @@ __all__ = [
     "Grid",
     "GridQuant",
     "HalfEven",
+    "HalfQuadraticRange",
     "HalfQuadraticZeroPoint",
     "HalfUp",
     "IntQuant",

@@ -16,7 +16,7 @@ Some of its passes change results, or fail (onnxruntime 1.32, CPU, all optimizat
 - Integer kernels are chosen for activations with several scales, and fail.
 - From opset 21 on, the load fails where a signed 8-bit activation goes through MaxPool, Reshape, Transpose, ..., also
   where it is such a Reshape that a MatMul and the bias after it become a Gemm by.
-- The load fails where stored integers of 2 bits, more than 127 bytes, are transposed before they are dequantized.
+- The load fails where stored integers of 2 bits are transposed (more than 127 bytes), or go into an integer kernel.
 
 Two forms are left alone by all of them: a bias that is subtracted, negated; and a Sum of one input, a fence.
 """
@@ -97,7 +97,7 @@ class Guard(Editor):
         return dtype is not None and (dtype.bitwidth < 8 or dtype.is_floating_point())
 
     def of_two_bits(self, codes: Any) -> bool:
-        """Whether integers have 2 bits: the load fails where many stored ones are transposed."""
+        """Whether integers have 2 bits: the load fails where stored ones are transposed, or multiplied as integers."""
         return codes.dtype is not None and codes.dtype.bitwidth == 2
 
     def moves_badly(self, codes: Any) -> bool:
@@ -183,13 +183,13 @@ def _quantize(guard: Guard, node: Any) -> None:
 
 
 def _dequantize(guard: Guard, node: Any) -> None:
-    """DequantizeLinear: where the integers must not be moved on."""
+    """DequantizeLinear: where the integers must not be moved on, or into a kernel."""
     codes, value = node.inputs[0], node.outputs[0]
-    moved = any(user.op_type in _MOVEMENT for user, _ in value.uses())
     if _is_constant(codes):
-        if moved and guard.of_two_bits(codes):
+        if guard.of_two_bits(codes):
             guard.fence_uses(value)
         return
+    moved = any(user.op_type in _MOVEMENT for user, _ in value.uses())
     if guard.odd(codes) or guard.computed(node) or guard.per_channel(node) or (moved and guard.moves_badly(codes)):
         guard.fence_uses(value)
 
