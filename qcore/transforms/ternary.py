@@ -1,5 +1,6 @@
 """Three levels from a threshold: ternary weights."""
 
+import torch
 from torch import Tensor, nn
 
 from ..errors import SettingError
@@ -43,10 +44,13 @@ class Ternary(nn.Module):
     def forward(self, weight: Tensor, inputs: Grid | None) -> Tensor:
         """The three levels."""
         rows = self.granularity.rows(weight.detach())
-        size = rows.abs()
-        above = (size > self.threshold * size.mean(1, keepdim=True)).to(rows.dtype)
-        mean = (size * above).sum(1, keepdim=True) / above.sum(1, keepdim=True).clamp_min(1)
-        return straight_through(weight, self.granularity.unrows(rows.sign() * above * mean, weight))
+        known = rows.isfinite()
+        size = torch.where(known, rows.abs(), 0.0)  # infinity is no magnitude to measure, and lies above
+        threshold = self.threshold * size.sum(1, keepdim=True) / known.sum(1, keepdim=True).clamp_min(1)
+        above = (rows.abs() > threshold).to(rows.dtype)
+        mean = (size * above).sum(1, keepdim=True) / (above * known).sum(1, keepdim=True).clamp_min(1)
+        levels = torch.where(rows.isnan(), rows, rows.sign() * above * mean)
+        return straight_through(weight, self.granularity.unrows(levels, weight))
 
     def scheme(self) -> str:
         """What a file says of it."""
