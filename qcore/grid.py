@@ -102,7 +102,7 @@ class Grid(NamedTuple):
         exact = torch.float64 if int(self.bit_width) > 22 else torch.promote_types(values.dtype, torch.float32)
         steps = values.to(exact) / self.along(self.scale, values.shape)
         if self.zero_point is not None:
-            steps = torch.round(steps) + self.along(self.zero_point, values.shape)
+            steps = steps + self.along(self.zero_point, values.shape)
         return self.number_format.encode(steps)
 
     def from_int(self, codes: Tensor) -> Tensor:

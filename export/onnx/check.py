@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import torch
 
-from ...qcore import GridQuant
+from ...qcore import GridQuant, TruncQuant
 from ..capture.record import Call, Recording
 from ..errors import ExportError, with_causes
 from .activations.plan import plan_of, refusal
@@ -110,6 +110,8 @@ def _kind(call: Call, dialect: Dialect) -> str | None:
     if call.stored or quantizer.follows_input:
         return None
     if isinstance(quantizer, GridQuant) and type(quantizer)._quantize is GridQuant._quantize:
+        return None
+    if type(quantizer) is TruncQuant:
         return None
     return (
         f"{type(quantizer).__name__} has arithmetic of its own, and QuantizeLinear computes IntQuant's. Put what is "

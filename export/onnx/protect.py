@@ -14,6 +14,7 @@ Some of its passes change results, or fail (onnxruntime 1.32, CPU, all optimizat
 - Integer kernels are chosen for activations with several scales, and fail.
 - From opset 21 on, the load fails where a signed 8-bit activation goes through MaxPool, Reshape, Transpose, ..., also
   where it is such a Reshape that a MatMul and the bias after it become a Gemm by.
+- The load fails where stored integers of 2 bits, more than 127 bytes, are transposed before they are dequantized.
 
 Two forms are left alone by all of them: a bias that is subtracted, negated; and a Sum of one input, a fence.
 """
@@ -91,6 +92,10 @@ class Guard(Editor):
     def narrow(self, codes: Any) -> bool:
         """Whether integers have fewer than 8 bits."""
         return codes.dtype is not None and codes.dtype.bitwidth < 8
+
+    def of_two_bits(self, codes: Any) -> bool:
+        """Whether integers have 2 bits: the load fails where many stored ones are transposed."""
+        return codes.dtype is not None and codes.dtype.bitwidth == 2
 
     def moves_badly(self, codes: Any) -> bool:
         """Whether the load fails where the optimizer moves these integers through an operator."""
@@ -170,11 +175,13 @@ def _quantize(guard: Guard, node: Any) -> None:
 
 
 def _dequantize(guard: Guard, node: Any) -> None:
-    """DequantizeLinear of an activation: where the integers must not be moved on."""
+    """DequantizeLinear: where the integers must not be moved on."""
     codes, value = node.inputs[0], node.outputs[0]
-    if _is_constant(codes):
-        return
     moved = any(user.op_type in _MOVEMENT for user, _ in value.uses())
+    if _is_constant(codes):
+        if moved and guard.of_two_bits(codes):
+            guard.fence_uses(value)
+        return
     if guard.narrow(codes) or guard.per_channel(node) or (moved and guard.moves_badly(codes)):
         guard.fence_uses(value)
 
@@ -193,7 +200,7 @@ def _is_constant(value: Any) -> bool:
     return producer.op_type in _STORED and all(_is_constant(each) for each in producer.inputs)
 
 
-_STORED = {"Cast", "Clip", "DequantizeLinear", "Gather", "Mul", "Reshape", "Transpose"}
+_STORED = {"Cast", "Clip", "DequantizeLinear", "Gather", "Mul", "Reshape", "Sum", "Transpose"}
 
 
 def _eight_bits(guard: Guard) -> tuple[ir.DataType, ir.DataType]:

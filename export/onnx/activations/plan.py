@@ -13,6 +13,7 @@ from ..dialects import BLOCKS, EXPORTER_OPSET, Dialect, Storage
 
 __all__ = ["Plan", "plan_of", "refusal", "static_shape"]
 
+
 class Plan(NamedTuple):
     """How one call of a quantizer is computed.
 
