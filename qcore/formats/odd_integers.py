@@ -73,7 +73,7 @@ class OddIntegers(_OddIntegers, NumberFormat):  # type: ignore[misc]  # fields h
 
     def inplace(self, steps: Tensor, rounding: Any, relu: bool = False) -> Tensor:
         if rounding.name not in _NEAREST:
-            return NumberFormat.nearest(self, steps, rounding, relu)
+            return self.nearest(steps, rounding, relu)
         half = 2.0 ** (self.bit_width - 1)
         if self.bit_width > 1:
             steps.mul_(0.5)
@@ -81,11 +81,15 @@ class OddIntegers(_OddIntegers, NumberFormat):  # type: ignore[misc]  # fields h
         return torch.add(1.0, steps, alpha=2, out=steps)
 
     def nearest(self, steps: Tensor, rounding: RoundingLike, relu: bool = False) -> Tensor:
-        if getattr(rounding, "name", "") not in _NEAREST:
+        if getattr(rounding, "name", "") not in _NEAREST and self.bit_width <= _TABLE:  # which is exact beside levels
             return NumberFormat.nearest(self, steps, rounding, relu)
         half = 2.0 ** (self.bit_width - 1)
-        halves = steps if self.bit_width == 1 else steps * 0.5
-        return 1 + torch.floor(torch.clamp(halves, 0 if relu else -half, half - 0.5)) * 2
+        if getattr(rounding, "name", "") in _NEAREST:
+            halves = steps if self.bit_width == 1 else steps * 0.5
+            places = torch.floor(torch.clamp(halves, 0 if relu else -half, half - 0.5))
+        else:
+            places = torch.clamp(rounding((steps - 1) * 0.5), 0 if relu else -half, half - 1)
+        return 1 + places * 2
 
     def __str__(self) -> str:
         return "binary" if self.bit_width == 1 else f"odd integers of {self.bit_width} bits"
@@ -97,6 +101,7 @@ def _checked(cls: type[Any], bit_width: int) -> Any:
 
 _OddIntegers.__new__ = _checked  # not in the subclass, which torch.compile would take for no named tuple
 
+_TABLE = 8  # bits up to which a table of levels is not too long
 _NEAREST = ("half_even", "half_up")
 
 BINARY = OddIntegers(1)
