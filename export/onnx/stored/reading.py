@@ -76,12 +76,10 @@ class FileReader:
 
     def _held(self, node: Any) -> Held | None:
         name, (codes, scale, *zero_point) = node.name.removesuffix(".dequantize"), node.input
-        table = None
-        if node.op_type == "Mul":
-            steps, spread = self.makers.get(codes), self.makers.get(scale)
-            if steps is None or steps.op_type != "Gather":
-                return None
-            table, codes = steps.input[0], self.makers[steps.input[1]].input[0]
+        table = self._table(codes) if node.op_type == "Mul" else None
+        if table is not None:
+            table, codes = table
+            spread = self.makers.get(scale)
             scale = scale if spread is None else spread.input[0]
         clip, unit = self.makers.get(codes), None
         if clip is not None and clip.op_type == "Clip":
@@ -94,6 +92,14 @@ class FileReader:
         place = {"axis": given.get("axis"), "block": given.get("block_size")}
         known = codes if codes in self.initializers else None
         return Held(name, known, scale, unit, *(zero_point or [None]), table=table, **place)
+
+    def _table(self, steps: str) -> tuple[str, str] | None:
+        """The table that levels are looked up in, and the codes, if they are stored."""
+        gather = self.makers.get(steps)
+        cast = None if gather is None or gather.op_type != "Gather" else self.makers.get(gather.input[1])
+        if gather is None or cast is None or cast.op_type != "Cast" or cast.input[0] not in self.initializers:
+            return None
+        return gather.input[0], cast.input[0]
 
     def _tensor(self, held: Held) -> QuantizedTensor:
         scale = self.read(held.scale) if held.unit is None else self.read(held.scale) * self.read(held.unit)
