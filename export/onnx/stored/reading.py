@@ -67,7 +67,7 @@ class FileReader:
     def _looked_up(self, name: str, node: Any) -> QuantizedTensor | None:
         steps, scales = (self.makers.get(each) for each in node.input)
         if steps is None or steps.op_type != "Gather":
-            return None  # levels that are computed at run time
+            return self._levels(name, node)
         scale = self.scale(node.input[1] if scales is None else scales.input[0])
         if scale is None:
             return None
@@ -75,6 +75,14 @@ class FileReader:
         zero_point = torch.zeros(scale.shape, dtype=torch.int64)
         grid = IntegerGrid(name, scale, zero_point, BIAS.bits, BIAS.levels.signed)
         return QuantizedTensor(grid, table[self.read(places.input[0])])
+
+    def _levels(self, name: str, node: Any) -> QuantizedTensor | None:
+        """Levels that are computed at run time."""
+        scale = self.scale(node.input[1])
+        if scale is None:
+            return None
+        zero_point = torch.zeros(scale.shape, dtype=torch.int64)
+        return QuantizedTensor(IntegerGrid(name, scale, zero_point, BIAS.bits, BIAS.levels.signed))
 
     def scale(self, name: str) -> Tensor | None:
         """A scale, also one that is dequantized itself; None for one that is computed at run time."""
