@@ -58,9 +58,10 @@ from .scaling.statistics import (
 )
 from .scaling.zero_point import ZERO_POINTS, RangeZeroPoint
 from .tensor_quant import TensorQuant
-from .transforms import TRANSFORMS, A2Q, A2QPlus, WeightNorm
+from .transforms import A2Q, TRANSFORMS, A2QPlus, WeightNorm
 
 __all__ = [
+    "A2Q",
     "BINARY",
     "E2M1",
     "E2M3",
@@ -76,7 +77,6 @@ __all__ = [
     "STATISTICS",
     "TRANSFORMS",
     "ZERO_POINTS",
-    "A2Q",
     "A2QPlus",
     "AbsMax",
     "AbsPercentile",

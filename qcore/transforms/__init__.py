@@ -8,6 +8,6 @@ from ..declare.inject import register_choices
 from .accumulators import A2Q, A2QPlus
 from .weight_norm import WeightNorm
 
-__all__ = ["TRANSFORMS", "A2Q", "A2QPlus", "WeightNorm"]
+__all__ = ["A2Q", "TRANSFORMS", "A2QPlus", "WeightNorm"]
 
 TRANSFORMS = register_choices("transform", {"a2q": A2Q, "a2q_plus": A2QPlus, "weight_norm": WeightNorm})

@@ -71,9 +71,7 @@ class LearnedNorm(LearnedScaling):
         device: Device = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(
-            BINARY, _Start(norm), granularity=_PER_ROW, channels=channels, device=device, dtype=dtype
-        )
+        super().__init__(BINARY, _Start(norm), granularity=_PER_ROW, channels=channels, device=device, dtype=dtype)
 
     def _in_use(self, name: str) -> Tensor:
         base, ratio = self._measurement(name), self.magnitude_offset
