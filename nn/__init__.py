@@ -33,6 +33,7 @@ from .activations.smooth import (
 from .contexts.calibration import calibrating, finish_calibration
 from .contexts.freezing import frozen
 from .contexts.intercepting import intercepted, quantizers_of
+from .contexts.schedules import finish_schedules
 from .contexts.switching import unquantized
 from .conv import QuantConv1d, QuantConv2d, QuantConv3d
 from .conv_transpose import QuantConvTranspose1d, QuantConvTranspose2d, QuantConvTranspose3d
@@ -55,6 +56,7 @@ if TYPE_CHECKING:  # imported when first asked for: most models have none of the
     from .embeddings.embedding import QuantEmbedding
     from .function import QuantFunction
     from .hadamard import QuantHadamardClassifier
+    from .losses.rounding import rounding_penalty
     from .norms.batch_norm import QuantBatchNorm1d, QuantBatchNorm2d, QuantBatchNorm3d
     from .norms.layer_norm import QuantGroupNorm, QuantLayerNorm, QuantRMSNorm
     from .norms.scale_bias import QuantScaleBias
@@ -161,9 +163,11 @@ __all__ = [
     "accumulator_penalty",
     "calibrating",
     "finish_calibration",
+    "finish_schedules",
     "frozen",
     "intercepted",
     "quantizers_of",
+    "rounding_penalty",
     "unquantized",
 ]
 
@@ -182,6 +186,7 @@ _LATER = (  # the modules of what is imported when first asked for
     ".norms.scale_bias",
     ".activations.prelu",
     ".hadamard",
+    ".losses.rounding",
     ".attention",
     ".recurrent",
 )

@@ -18,6 +18,7 @@ from .kernels.dispatch import to_levels
 from .locate import path_of
 from .protocols import checked
 from .rounding import HalfEven
+from .schedules.anneal import Anneal, Annealed
 from .tensor_quant import TensorQuant
 from .tracing import transformed
 
@@ -30,7 +31,7 @@ class _Integers(Declared):
     """What quantizers to integers share."""
 
     int_range: IntRange
-    bit_width: int | nn.Module
+    bit_width: int | nn.Module | Anneal | Annealed
     _format: Any  # Integers, or None where the bit width is learned
     _levels: Any  # an Interval, or None
 
@@ -64,6 +65,8 @@ class IntQuant(_Integers, GridQuant):
         granularity: which values share a scale, where ``axis`` can't say it.
         pass_clipped: let gradients through where values were clipped, too.
         transform: module ``(weight, inputs) -> weight``: what a weight becomes before all else, or None.
+        clip_first: clip values to the ends of the range before they are rounded, see `GridQuant`.
+        after: training forwards that pass values unquantized, while the range is measured; evaluation quantizes.
 
     Example:
         >>> from bitwright.quantizers import Int8WeightPerTensor
@@ -83,6 +86,8 @@ class IntQuant(_Integers, GridQuant):
         granularity: Granularity | None = None,
         pass_clipped: bool = False,
         transform: protocols.Transform | None = None,
+        clip_first: bool = False,
+        after: int = 0,
     ) -> None:
         levels = getattr(scaling, "number_format", int_range)
         if isinstance(levels, NumberFormat):
@@ -90,8 +95,9 @@ class IntQuant(_Integers, GridQuant):
             raise SettingError("number_format", levels, expected, "Derive from a quantizer such as Fp8e4m3Act.")
         TensorQuant.__init__(self)
         self.int_range = int_range
+        self._set_clock(after, [int_range, scaling, rounding, zero_point])
         self.bit_width = int_range.width
-        self._set_parts(scaling, rounding, zero_point, axis, granularity, pass_clipped, transform)
+        self._set_parts(scaling, rounding, zero_point, axis, granularity, pass_clipped, transform, clip_first)
 
     @property
     def number_format(self) -> NumberFormat:  # type: ignore[override]

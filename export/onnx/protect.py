@@ -141,7 +141,7 @@ def _matmul(guard: Guard, node: Any) -> None:
     """MatMul: a weight that is not for the 8-bit kernels is fenced off, and so is the bias that is added."""
     inputs, weights = guard.dequantize(node.inputs[0]), guard.dequantize(node.inputs[1])
     if weights is None:
-        if inputs is not None and _is_initializer(node.inputs[1]):
+        if inputs is not None and _is_constant(node.inputs[1]):
             guard.fence(node, 0)
         return
     added = guard.addition(node.outputs[0])
@@ -185,16 +185,15 @@ def _requantized(guard: Guard, node: ir.Node) -> None:
         guard.fence(node, 0)
 
 
-def _is_initializer(value: ir.Value | None) -> bool:
-    return value is not None and value.is_initializer()
-
-
 def _is_constant(value: Any) -> bool:
-    """An initializer, also one that is clipped and dequantized."""
+    """An initializer, also one that is clipped and dequantized, or looked up in a table."""
     producer = value.producer()
     if producer is None:
-        return value.is_initializer()
-    return producer.op_type in ("DequantizeLinear", "Clip") and _is_constant(producer.inputs[0])
+        return value.is_initializer() and not value.is_graph_input()
+    return producer.op_type in _STORED and all(_is_constant(each) for each in producer.inputs)
+
+
+_STORED = {"Cast", "Clip", "DequantizeLinear", "Gather", "Mul", "Reshape", "Transpose"}
 
 
 def _eight_bits(guard: Guard) -> tuple[ir.DataType, ir.DataType]:

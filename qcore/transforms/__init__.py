@@ -6,8 +6,9 @@ nothing else; its ``__init__`` asks for whatever attributes of the quantizer it 
 
 from ..declare.inject import register_choices
 from .accumulators import A2Q, A2QPlus
+from .tanh import Tanh
 from .weight_norm import WeightNorm
 
-__all__ = ["A2Q", "TRANSFORMS", "A2QPlus", "WeightNorm"]
+__all__ = ["A2Q", "TRANSFORMS", "A2QPlus", "Tanh", "WeightNorm"]
 
-TRANSFORMS = register_choices("transform", {"a2q": A2Q, "a2q_plus": A2QPlus, "weight_norm": WeightNorm})
+TRANSFORMS = register_choices("transform", {"a2q": A2Q, "a2q_plus": A2QPlus, "tanh": Tanh, "weight_norm": WeightNorm})
