@@ -49,6 +49,7 @@ if TYPE_CHECKING:  # imported when first asked for: most models have none of the
         QuantTransformerDecoderLayer,
         QuantTransformerEncoderLayer,
     )
+    from .costs.bit_loss import BitLoss, bit_loss
     from .dropout import QuantDropout, QuantDropout1d, QuantDropout2d, QuantDropout3d
     from .elementwise import QuantAdd, QuantCat, QuantMatmul, QuantMul
     from .embeddings.bag import QuantEmbeddingBag
@@ -80,6 +81,7 @@ if TYPE_CHECKING:  # imported when first asked for: most models have none of the
 
 __all__ = [
     "ActivationLayer",
+    "BitLoss",
     "QuantAdaptiveAvgPool1d",
     "QuantAdaptiveAvgPool2d",
     "QuantAdaptiveAvgPool3d",
@@ -158,6 +160,7 @@ __all__ = [
     "TruncAdaptiveAvgPool2d",
     "TruncAvgPool2d",
     "WeightLayer",
+    "bit_loss",
     "calibrating",
     "finish_calibration",
     "finish_schedules",
@@ -182,6 +185,7 @@ _LATER = (  # the modules of what is imported when first asked for
     ".norms.scale_bias",
     ".activations.prelu",
     ".hadamard",
+    ".costs.bit_loss",
     ".attention",
     ".recurrent",
 )

@@ -1,0 +1,3 @@
+"""What a model costs in bits."""
+
+__all__: list[str] = []
