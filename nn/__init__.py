@@ -3,6 +3,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from .accumulators import accumulator_penalty
 from .activations.layer import ActivationLayer
 from .activations.piecewise import (
     QuantHardsigmoid,
@@ -49,13 +50,14 @@ if TYPE_CHECKING:  # imported when first asked for: most models have none of the
         QuantTransformerDecoderLayer,
         QuantTransformerEncoderLayer,
     )
-    from .costs.bit_loss import BitLoss, bit_loss
     from .dropout import QuantDropout, QuantDropout1d, QuantDropout2d, QuantDropout3d
     from .elementwise import QuantAdd, QuantCat, QuantMatmul, QuantMul
     from .embeddings.bag import QuantEmbeddingBag
     from .embeddings.embedding import QuantEmbedding
     from .function import QuantFunction
     from .hadamard import QuantHadamardClassifier
+    from .losses.bits import BitLoss, bit_loss
+    from .losses.rounding import rounding_penalty
     from .norms.batch_norm import QuantBatchNorm1d, QuantBatchNorm2d, QuantBatchNorm3d
     from .norms.layer_norm import QuantGroupNorm, QuantLayerNorm, QuantRMSNorm
     from .norms.scale_bias import QuantScaleBias
@@ -160,6 +162,7 @@ __all__ = [
     "TruncAdaptiveAvgPool2d",
     "TruncAvgPool2d",
     "WeightLayer",
+    "accumulator_penalty",
     "bit_loss",
     "calibrating",
     "finish_calibration",
@@ -167,6 +170,7 @@ __all__ = [
     "frozen",
     "intercepted",
     "quantizers_of",
+    "rounding_penalty",
     "unquantized",
 ]
 
@@ -185,7 +189,8 @@ _LATER = (  # the modules of what is imported when first asked for
     ".norms.scale_bias",
     ".activations.prelu",
     ".hadamard",
-    ".costs.bit_loss",
+    ".losses.bits",
+    ".losses.rounding",
     ".attention",
     ".recurrent",
 )

@@ -124,7 +124,8 @@ class _TransposedLayer(WeightLayer):
         granularity: Granularity = PerGroup(size, 0) if whole else PerBlock((1, 1, *kernel))
         if self.groups == self.out_channels and grid.axis is not None:
             granularity = PerAxis(0)
-        return grid.replace(scale=scale, zero_point=stored(grid.zero_point), granularity=granularity)
+        changed = {"scale": scale, "zero_point": stored(grid.zero_point), "granularity": granularity}
+        return grid.replace(**changed, scale_format=grid.scale_format)
 
     def _per_output(self, inputs: Grid | None, weights: Grid | None) -> tuple[Grid | None, Grid | None]:
         return depthwise(self, inputs, weights)

@@ -11,6 +11,7 @@ from .errors import QuantizerError
 from .formats.integers import Integers
 from .formats.number_format import NumberFormat
 from .granularity import Granularity, PerTensor
+from .rounding import HalfEven
 
 __all__ = ["Grid", "along_axis", "bits_to_spare", "integers_of", "products_source", "shared"]
 
@@ -28,6 +29,8 @@ class Grid(NamedTuple):
             that belongs to one tensor, such as a statistic of it: such a grid is shared with nothing.
         spare_bits: for float sums of products, how many bits of the float's mantissa the largest possible sum leaves
             free, see `bits_to_spare`: below 1, rounding may have moved a value by half a step.
+        scale_format: what the scales are held in where they are quantized themselves, such as E4M3 in NVFP4, see
+            `scales`; None for scales that are any floats.
 
     Example:
         >>> grid = Grid(torch.tensor(0.5), number_format=Integers(4))
@@ -41,6 +44,25 @@ class Grid(NamedTuple):
     granularity: Granularity = PerTensor()
     source: Hashable = None
     spare_bits: int = 64
+    scale_format: NumberFormat | None = None
+
+    @property
+    def scales(self) -> "Grid | None":
+        """The grid of the scales, where they are quantized themselves; None where they are any floats.
+
+        Its own scale is the one of the tensor. ``grid.scales.to_int(grid.scale)`` are the codes of the scales, and
+        ``from_int`` of these gives the scales back, bit by bit.
+
+        Raises:
+            QuantizerError: the scales are no multiples of levels of ``scale_format``.
+
+        Example:
+            >>> from bitwright.qcore import E2M1, E4M3, PerGroup
+            >>> grid = Grid(torch.tensor([[44.8, 1.5]]), None, E2M1, PerGroup(16), scale_format=E4M3)
+            >>> grid.scales.scale, grid.scales.to_int(grid.scale)
+            (tensor(0.1000), tensor([[126,  87]], dtype=torch.uint8))
+        """
+        return None if self.scale_format is None else _scales(self.scale, self.scale_format)
 
     @property
     def bit_width(self) -> int | Tensor:
@@ -80,7 +102,7 @@ class Grid(NamedTuple):
         exact = torch.float64 if int(self.bit_width) > 22 else torch.promote_types(values.dtype, torch.float32)
         steps = values.to(exact) / self.along(self.scale, values.shape)
         if self.zero_point is not None:
-            steps = torch.round(steps) + self.along(self.zero_point, values.shape)
+            steps = steps + self.along(self.zero_point, values.shape)
         return self.number_format.encode(steps)
 
     def from_int(self, codes: Tensor) -> Tensor:
@@ -91,8 +113,28 @@ class Grid(NamedTuple):
         return levels * self.along(self.scale, codes.shape)
 
     def replace(self, **changes: object) -> "Grid":
-        """The same grid with some fields replaced."""
+        """The same grid with some fields replaced; other scales are any floats, unless ``scale_format`` is given."""
+        if "scale" in changes and "scale_format" not in changes:
+            return self._replace(scale_format=None, **changes)
         return self._replace(**changes)
+
+
+def _scales(scale: Tensor, scale_format: NumberFormat) -> Grid:
+    """The grid of scales of which the largest is the highest level: that tells the scale of the tensor.
+
+    The largest scale is that level times the scale of the tensor, rounded; so its quotient may be a last digit off.
+    """
+    if scale.numel() == 0:
+        return Grid(scale.new_ones(()), None, scale_format)
+    guess = scale.amax() / scale_format.high
+    up, down = (torch.nextafter(guess, torch.full_like(guess, limit)) for limit in (math.inf, 0.0))
+    for each in (guess, up, down):
+        if torch.equal(scale_format.nearest(scale / each, HalfEven()) * each, scale):
+            return Grid(each, None, scale_format)
+    raise QuantizerError(
+        f"These scales are no multiples of levels of {scale_format}, in which the grid says they are held. Leave "
+        "scale_format out: grid.replace(scale_format=None)."
+    )
 
 
 def integers_of(grid: Grid) -> Integers:

@@ -171,7 +171,8 @@ def _converted(op: Operation) -> Grid | None:
     if grid is None or not op.out.dtype.is_floating_point:
         return None
     zero_point = None if grid.zero_point is None else grid.zero_point.to(op.out.device)
-    return grid.replace(scale=grid.scale.to(op.out.device), zero_point=zero_point)
+    scale = grid.scale.to(op.out.device)
+    return grid.replace(scale=scale, zero_point=zero_point, scale_format=grid.scale_format)
 
 
 @_keeps(*FILTERS)
@@ -229,7 +230,8 @@ def _moved(grid: Grid, axis: int, ndim: int) -> Grid:
     shape = [1] * ndim
     shape[axis] = -1
     zero_point = None if grid.zero_point is None else grid.zero_point.reshape(shape)
-    return grid.replace(scale=grid.scale.reshape(shape), zero_point=zero_point, granularity=PerAxis(axis))
+    scale, kept = grid.scale.reshape(shape), grid.scale_format
+    return grid.replace(scale=scale, zero_point=zero_point, granularity=PerAxis(axis), scale_format=kept)
 
 
 def _rearranged(op: Operation, grid: Grid) -> Grid | None:
@@ -247,7 +249,8 @@ def _rearranged(op: Operation, grid: Grid) -> Grid | None:
         None if each is None else op.func(each, *op.args[1:], **op.kwargs) for each in (grid.scale, grid.zero_point)
     )
     there = PerGroup(granularity.group_size, list(moved.shape).index(2))
-    return grid.replace(scale=scale, zero_point=zero_point, granularity=there)
+    kept = grid.scale_format
+    return grid.replace(scale=scale, zero_point=zero_point, granularity=there, scale_format=kept)
 
 
 _EXCHANGES = {aten.permute.default, aten.t.default, aten.transpose.int, aten.unsqueeze.default}

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["QuantTensor", "grid_lost", "grid_of", "values_of"]
 
-Form = tuple[NumberFormat, Granularity, Hashable, int]  # the rest of a grid
+Form = tuple[NumberFormat, Granularity, Hashable, int, NumberFormat | None]  # the rest of a grid
 
 _Kind = TypeVar("_Kind", bound="QuantTensor")
 
@@ -419,7 +419,7 @@ def _form_of(grid: Grid, ndim: int) -> Form:
     number_format = grid.number_format
     if isinstance(number_format, Integers) and isinstance(number_format.bit_width, Tensor):
         number_format = Integers(int(number_format.bit_width), number_format.signed, number_format.narrow_range)
-    return (number_format, grid.granularity.placed(ndim), grid.source, grid.spare_bits)
+    return (number_format, grid.granularity.placed(ndim), grid.source, grid.spare_bits, grid.scale_format)
 
 
 def _on(values: Tensor, grid: Grid) -> QuantTensor:
@@ -523,8 +523,12 @@ def _on_levels(values: Tensor, grid: Grid) -> Tensor:
     """Which values are levels times their scale, but for the last digits."""
     wide = values.double()
     scale = grid.along(grid.scale, values.shape).double()
+    size = wide.abs()
+    if grid.zero_point is not None:  # a float one
+        shift = grid.along(grid.zero_point, values.shape) * scale
+        wide, size = wide + shift, size + shift.abs()
     levels = grid.number_format.nearest(wide / scale, HalfEven())
-    return (levels * scale - wide).abs() <= 4 * torch.finfo(values.dtype).eps * wide.abs()
+    return (levels * scale - wide).abs() <= 4 * torch.finfo(values.dtype).eps * size
 
 
 def _contents(values: Tensor) -> str:

@@ -21,10 +21,10 @@ from ..capture.model_state import evaluating, unchanged
 from ..capture.numbering import Counts, counted
 from ..capture.record import codes_of, quantized
 from ..errors import ExportError
-from ..optional import required
 from .agreement import compare_codes, compare_exactly, compare_outputs
 from .report import VerificationReport, VerificationRow
-from .session import Session, all_nodes, codes_among, loaded, tensors_in, with_codes
+from .session import Session, codes_among, loaded, tensors_in, with_codes
+from .stored.reading import FileReader
 
 if TYPE_CHECKING:
     import onnx
@@ -96,7 +96,7 @@ def compare_with_file(
 ) -> tuple[VerificationReport, set[str]]:
     """`verify_onnx` for a model in evaluation mode and an ``onnx.ModelProto``; and the quantizers that were called."""
     watched, names = with_codes(model, call)
-    plain, stored = Session(model, True, call), _stored(model, call)
+    plain, stored = Session(model, True, call), FileReader(model, call).tensors()
     report, called = VerificationReport(), set[str]()
     with torch.no_grad(), silent_quantizers():
         for optimizations in ("off", "on"):
@@ -202,7 +202,8 @@ class Comparison:
 
     def _stored(self, name: str, codes: Tensor, grid: Grid, held: QuantizedTensor) -> VerificationRow:
         assert held.codes is not None
-        row = compare_exactly(name, "stored", self.optimizations, codes, held.codes)
+        levels = grid.number_format.decode(codes, torch.float64)
+        row = compare_exactly(name, "stored", self.optimizations, levels, held.codes)
         _compare_grid(row, IntegerGrid.of(name, grid, codes.shape), held.grid)
         return row
 
@@ -284,32 +285,3 @@ def _slice(part: _Part, start: int, stop: int) -> _Part:
         return each[start:stop] if isinstance(each, Tensor) else each
 
     return _Part(*_pytree.tree_map(cut, (part.args, part.kwargs)))
-
-
-def _stored(model: "onnx.ModelProto", call: str) -> dict[str, QuantizedTensor]:
-    """What the file holds for each call of a quantizer: its DequantizeLinear node is named after it."""
-    onnx = required("onnx", call)
-    held = {each.name: each for each in model.graph.initializer}
-    nodes = list(all_nodes(model.graph))
-    clipped = {node.output[0]: node.input[0] for node in nodes if node.op_type == "Clip"}
-
-    def tensor(name: str) -> Tensor:
-        array = onnx.numpy_helper.to_array(held[name])
-        return torch.from_numpy(array.astype("float32" if array.dtype.kind == "f" else "int64"))
-
-    stored = {}
-    for node in nodes:
-        if node.op_type != "DequantizeLinear" or not node.name.endswith(".dequantize"):
-            continue
-        name, scale = node.name.removesuffix(".dequantize"), tensor(node.input[1])
-        zero_point, kind = torch.zeros(scale.shape, dtype=torch.int64), "INT32"
-        if len(node.input) > 2:
-            zero_point = tensor(node.input[2])
-            kind = onnx.TensorProto.DataType.Name(held[node.input[2]].data_type)
-        given = {each.name: each.i for each in node.attribute}
-        bits, signed = int(kind.lstrip("UINT")), not kind.startswith("U")
-        axis, block = given.get("axis"), given.get("block_size")
-        grid = IntegerGrid(name, scale, zero_point, bits, signed, axis=axis, block=block)
-        codes = clipped.get(node.input[0], node.input[0])
-        stored[name] = QuantizedTensor(grid, tensor(codes) if codes in held else None)
-    return stored

@@ -824,7 +824,7 @@ def _nothing_uses(setting: Setting, plan: Resolution, where: object) -> Quantize
 
 def _other_choices(name: str, plan: Resolution, prefix: str) -> str:
     """Which choices would take a setting that the one made does not."""
-    for of in ("scaling", "statistic", "restriction", "rounding", "zero_point"):
+    for of in ("scaling", "statistic", "restriction", "rounding", "zero_point", "transform"):
         taking = [each for each in choices_of(of) if name in _parameter_names((of, each))]
         if taking:
             said = " or ".join(f"{prefix}{of}={each!r}" for each in taking)

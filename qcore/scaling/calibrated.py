@@ -15,6 +15,7 @@ from ..locate import path_of
 from ..protocols import Levels, Restriction, Statistic
 from ..schedules.anneal import Anneal, Annealed, checked_ends, in_use
 from ..tracing import exporting, number
+from .gradients import ScaleGradient
 from .magnitude import finite, whole
 from .pooling import distributed
 from .restriction import FloatScale
@@ -46,6 +47,7 @@ class CalibratedScaling(StoredScaling):
         shape: of the tensor that is quantized, where known.
         calibration_steps: training forwards that are averaged, 1 or more.
         momentum: weight of each new batch in the average; None for the plain mean.
+        scale_gradient: what multiplies the gradient of the scale: ``"lsq"`` for LSQ's factor, None for nothing.
 
     Raises:
         SettingError: a number of steps below 1, or a momentum outside (0, 1].
@@ -77,6 +79,7 @@ class CalibratedScaling(StoredScaling):
         momentum: float | None = 0.1,
         device: Device = None,
         dtype: torch.dtype | None = None,
+        scale_gradient: ScaleGradient | None = None,
     ) -> None:
         steps = whole("calibration_steps", calibration_steps, "a whole number of training steps, 1 or more")
         checked_momentum = None if momentum is None else checked_ends("momentum", momentum, _checked_momentum)
@@ -92,6 +95,7 @@ class CalibratedScaling(StoredScaling):
             device,
             dtype,
             self.learned,
+            scale_gradient,
         )
         self.momentum = checked_momentum
 
@@ -178,7 +182,7 @@ class CalibratedScaling(StoredScaling):
 class RunningScaling(CalibratedScaling):
     """A running average of the statistic, as in batch normalisation: updated by every training forward, never learned.
 
-    Args are those of `CalibratedScaling`, without ``calibration_steps``.
+    Args are those of `CalibratedScaling`, without ``calibration_steps`` and ``scale_gradient``.
 
     Example:
         >>> from bitwright.qcore import IntRange

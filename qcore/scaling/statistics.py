@@ -21,7 +21,10 @@ from ..kernels.derivatives import clamp_through
 from ..protocols import Levels, Statistic
 from ..schedules.anneal import Anneal, checked_ends, in_use
 from ..tracing import is_tracing, transformed
+from .divergence import KullbackLeibler
+from .half_quadratic import HalfQuadraticRange
 from .pooling import distributed, gathered_kth_largest, highest, lowest, summed
+from .starts import LSQPlusStart, LSQStart, MinSquaredErrorInterval, StatisticsAwareBinning
 
 __all__ = [
     "STATISTICS",
@@ -300,6 +303,12 @@ STATISTICS = register_choices(
         "percentile_interval": PercentileInterval,
         "mean_sigma": MeanSigma,
         "mse": MinSquaredError,
+        "mse_interval": MinSquaredErrorInterval,
+        "lsq": LSQStart,
+        "lsq_plus": LSQPlusStart,
+        "kl": KullbackLeibler,
+        "hqo": HalfQuadraticRange,
+        "sawb": StatisticsAwareBinning,
     },
 )
 

@@ -1,9 +1,23 @@
+import re
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bitwright.qcore import Grid, Integers, PerAxis, PerBlock, PerGroup, PerTensor, PerToken, int_bounds
+from bitwright.qcore import (
+    E2M1,
+    E4M3,
+    Grid,
+    Integers,
+    PerAxis,
+    PerBlock,
+    PerGroup,
+    PerTensor,
+    PerToken,
+    QuantizerError,
+    int_bounds,
+)
 from bitwright.qcore.formats.integers import storage_dtype
 from bitwright.qcore.grid import along_axis, bits_to_spare, products_source, shared
 
@@ -188,3 +202,43 @@ def test_along_axis():
     assert along_axis(three, -1, 3).shape == (1, 1, 3)
     assert along_axis(HALF, 1, 4).shape == ()
     assert along_axis(three, None, 4) is three
+
+
+def two_level(block_scales, tensor_scale):
+    """A grid of E2M1 whose scales are levels of E4M3 times one scale."""
+    scale = torch.tensor(block_scales) * torch.tensor(tensor_scale)
+    return Grid(scale, None, E2M1, PerGroup(16), scale_format=E4M3)
+
+
+def test_scales_lie_on_a_grid_of_their_own():
+    grid = two_level([[448.0, 0.015625], [13.0, 256.0]], 0.3)
+    assert Grid(HALF).scales is None
+    scales = grid.scales
+    assert (scales.scale, scales.number_format, scales.granularity) == (torch.tensor(0.3), E4M3, PerTensor())
+    codes = scales.to_int(grid.scale)
+    assert codes.tolist() == [[126, 8], [85, 120]]
+    assert torch.equal(scales.from_int(codes), grid.scale)
+
+
+@given(st.floats(2.0**-60, 2.0**60, width=32), st.lists(st.sampled_from([x for x in E4M3.levels if 0 < x < 449])))
+def test_scales_come_back_bit_by_bit(tensor_scale, levels):
+    grid = two_level([*levels, 448.0], tensor_scale)
+    scales = grid.scales
+    assert torch.equal(scales.from_int(scales.to_int(grid.scale)), grid.scale)
+    assert scales.number_format.decode(scales.to_int(grid.scale)).tolist() == [*levels, 448.0]
+
+
+def test_other_scales_are_any_floats():
+    grid = two_level([448.0, 13.0], 0.3)
+    assert grid.replace(scale=grid.scale / 3).scales is None
+    assert grid.replace(scale=grid.scale.flip(0), scale_format=E4M3).scales.scale == torch.tensor(0.3)
+    assert two_level([], 0.3).scales.scale == 1
+
+
+def test_scales_off_their_grid():
+    message = (
+        "These scales are no multiples of levels of e4m3fn, in which the grid says they are held. Leave scale_format "
+        "out: grid.replace(scale_format=None)."
+    )
+    with pytest.raises(QuantizerError, match=re.escape(message)):
+        _ = Grid(torch.tensor([0.3, 0.7001]), scale_format=E4M3).scales

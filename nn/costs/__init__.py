@@ -1,3 +1,0 @@
-"""What a model costs in bits."""
-
-__all__: list[str] = []
