@@ -56,6 +56,8 @@ if TYPE_CHECKING:  # imported when first asked for: most models have none of the
     from .function import QuantFunction
     from .hadamard import QuantHadamardClassifier
     from .losses import accumulator_penalty, rounding_penalty
+    from .losses.bits import BitLoss, bit_loss
+    from .losses.rounding import rounding_penalty
     from .norms.batch_norm import QuantBatchNorm1d, QuantBatchNorm2d, QuantBatchNorm3d
     from .norms.layer_norm import QuantGroupNorm, QuantLayerNorm, QuantRMSNorm
     from .norms.scale_bias import QuantScaleBias
@@ -81,6 +83,7 @@ if TYPE_CHECKING:  # imported when first asked for: most models have none of the
 
 __all__ = [
     "ActivationLayer",
+    "BitLoss",
     "QuantAdaptiveAvgPool1d",
     "QuantAdaptiveAvgPool2d",
     "QuantAdaptiveAvgPool3d",
@@ -160,6 +163,7 @@ __all__ = [
     "TruncAvgPool2d",
     "WeightLayer",
     "accumulator_penalty",
+    "bit_loss",
     "calibrating",
     "finish_calibration",
     "finish_schedules",
@@ -186,6 +190,8 @@ _LATER = (  # the modules of what is imported when first asked for
     ".activations.prelu",
     ".hadamard",
     ".losses",
+    ".losses.bits",
+    ".losses.rounding",
     ".attention",
     ".recurrent",
 )
