@@ -82,8 +82,10 @@ class XnorSigns(nn.Module):
         """The two levels."""
         rows = self.granularity.rows(weight)
         signs = torch.where(rows.detach() < 0, -torch.ones_like(rows), torch.ones_like(rows))
-        mean = (rows * signs).mean(1, keepdim=True)
-        through = straight_through(clamp_through(rows, -1, 1), signs)
+        known = rows.detach().isfinite()
+        size = torch.where(known, rows, 0.0) * signs
+        mean = size.sum(1, keepdim=True) / known.sum(1, keepdim=True).clamp_min(1)
+        through = straight_through(clamp_through(rows, -1, 1), torch.where(rows.detach().isnan(), rows, signs))
         return self.granularity.unrows(through * mean, weight)
 
     def scheme(self) -> str:
