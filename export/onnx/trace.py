@@ -41,7 +41,9 @@ def trace(
     """Export a model whose quantizers emit placeholders: ``Quantize`` nodes with the path and number of the call.
 
     A rounding that QuantizeLinear does not do is traced as the torch code it is, between ``Divide`` (by the scale) and
-    ``Quantize``; ``emit`` traces what else QuantizeLinear does not do. Layers hand on plain tensors. Where that fails, as some module reads the grid of its input, they hand
+    ``Quantize``; ``emit`` traces what else QuantizeLinear does not do.
+
+    Layers hand on plain tensors. Where that fails, as some module reads the grid of its input, they hand
     on QuantTensors with the grids that they have in torch.
 
     Args:

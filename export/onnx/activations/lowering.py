@@ -29,7 +29,8 @@ class ActivationLowering(StoredLowering):
         """QuantizeLinear and DequantizeLinear of values, or of levels in the place of them."""
         plan, grid = plan_of(call, self.dialect), call.plain
         storage, x = plan.storage, node.inputs[0]
-        assert storage is not None and x is not None  # checked
+        assert storage is not None  # checked
+        assert x is not None
         if len(node.inputs) > 1:
             return self._following(call, node, storage)
         clips = self._clips(call, storage)

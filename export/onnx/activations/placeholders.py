@@ -77,6 +77,4 @@ def _named(role: str, call: Call, x: Tensor) -> Tensor:
 
 def _node(kind: str, call: Call, x: Tensor, *others: Tensor, **settings: str) -> Tensor:
     which: Keywords = {"path": call.path, "index": call.index, **settings}
-    return torch.onnx.ops.symbolic(
-        f"{DOMAIN}::{kind}", (x, *others), which, dtype=x.dtype, shape=x.shape, version=1
-    )
+    return torch.onnx.ops.symbolic(f"{DOMAIN}::{kind}", (x, *others), which, dtype=x.dtype, shape=x.shape, version=1)

@@ -13,6 +13,7 @@ from ..dialects import BLOCKS, EXPORTER_OPSET, Dialect, Storage
 
 __all__ = ["Plan", "plan_of", "refusal", "static_shape"]
 
+
 class Plan(NamedTuple):
     """How one call of a quantizer is computed.
 
@@ -57,7 +58,7 @@ def plan_of(call: Call, dialect: Dialect) -> Plan:
 
 
 def _place(granularity: Granularity, shape: Sequence[int]) -> tuple[int | None, int | None]:
-    """Axis and block of scales that follow the input, whatever the sizes that are left open; axis -1 where none fits."""
+    """Axis and block of scales that follow the input, for all sizes that are left open; axis -1 where none fits."""
     if granularity.single or granularity.axis is not None:
         return (None if granularity.axis is None else granularity.axis % len(shape)), None
     block = granularity.block(shape)
