@@ -3,6 +3,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from .accumulators import accumulator_penalty
 from .activations.layer import ActivationLayer
 from .activations.piecewise import (
     QuantHardsigmoid,
@@ -32,6 +33,7 @@ from .activations.smooth import (
 from .contexts.calibration import calibrating, finish_calibration
 from .contexts.freezing import frozen
 from .contexts.intercepting import intercepted, quantizers_of
+from .contexts.schedules import finish_schedules
 from .contexts.switching import unquantized
 from .conv import QuantConv1d, QuantConv2d, QuantConv3d
 from .conv_transpose import QuantConvTranspose1d, QuantConvTranspose2d, QuantConvTranspose3d
@@ -54,6 +56,7 @@ if TYPE_CHECKING:  # imported when first asked for: most models have none of the
     from .embeddings.embedding import QuantEmbedding
     from .function import QuantFunction
     from .hadamard import QuantHadamardClassifier
+    from .losses.rounding import rounding_penalty
     from .norms.batch_norm import QuantBatchNorm1d, QuantBatchNorm2d, QuantBatchNorm3d
     from .norms.layer_norm import QuantGroupNorm, QuantLayerNorm, QuantRMSNorm
     from .norms.scale_bias import QuantScaleBias
@@ -157,11 +160,14 @@ __all__ = [
     "TruncAdaptiveAvgPool2d",
     "TruncAvgPool2d",
     "WeightLayer",
+    "accumulator_penalty",
     "calibrating",
     "finish_calibration",
+    "finish_schedules",
     "frozen",
     "intercepted",
     "quantizers_of",
+    "rounding_penalty",
     "unquantized",
 ]
 
@@ -180,6 +186,7 @@ _LATER = (  # the modules of what is imported when first asked for
     ".norms.scale_bias",
     ".activations.prelu",
     ".hadamard",
+    ".losses.rounding",
     ".attention",
     ".recurrent",
 )

@@ -12,13 +12,16 @@ from .errors import (
     SettingError,
     UncalibratedWarning,
 )
+from .formats.additive import AdditivePowersOfTwo
 from .formats.bit_width import LearnedBitWidth, bit_width_report, size_penalty
 from .formats.codebook import NF4, Codebook
 from .formats.int_range import IntRange, int_bounds
 from .formats.integers import Integers, Interval
+from .formats.learned_codebook import LearnedCodebook, LearnedLevels
 from .formats.minifloat import E2M1, E2M3, E3M2, E4M3, E4M3FNUZ, E5M2, E5M2FNUZ, Minifloat, powers_of_two
 from .formats.number_format import NumberFormat
 from .formats.odd_integers import BINARY, OddIntegers
+from .formats.unaligned import UnalignedIntegers
 from .granularity import Granularity, PerAxis, PerBlock, PerGroup, PerTensor, PerToken
 from .grid import Grid
 from .grid_quant import GridQuant, ScaleFloor
@@ -32,6 +35,7 @@ from .rounding import (
     Floor,
     HalfEven,
     HalfUp,
+    LearnedRounding,
     Rounding,
     StochasticRounding,
     TowardZero,
@@ -39,14 +43,22 @@ from .rounding import (
 )
 from .scaling import (
     SCALINGS,
+    ZERO_POINTS,
     CalibratedScaling,
     ConstantScaling,
+    HalfQuadraticZeroPoint,
     LearnedScaling,
+    LearnedZeroPoint,
+    RangeZeroPoint,
     RunningScaling,
     StatisticScaling,
     StoredScaling,
 )
+from .scaling.divergence import KullbackLeibler
+from .scaling.gradients import SCALE_GRADIENTS, LSQGradient, range_penalty
+from .scaling.half_quadratic import HalfQuadraticRange
 from .scaling.restriction import RESTRICTIONS, FloatScale, LogScale, MXScale, PowerOfTwoScale, TwoLevel
+from .scaling.starts import LSQPlusStart, LSQStart, MinSquaredErrorInterval, StatisticsAwareBinning
 from .scaling.statistics import (
     STATISTICS,
     AbsMax,
@@ -56,10 +68,13 @@ from .scaling.statistics import (
     MinSquaredError,
     PercentileInterval,
 )
-from .scaling.zero_point import ZERO_POINTS, RangeZeroPoint
+from .schedules.anneal import SHAPES, Anneal, in_use
 from .tensor_quant import TensorQuant
+from .transforms import A2Q, TRANSFORMS, A2QPlus, WeightNorm
+from .truncation import TruncQuant
 
 __all__ = [
+    "A2Q",
     "BINARY",
     "E2M1",
     "E2M3",
@@ -71,11 +86,17 @@ __all__ = [
     "NF4",
     "RESTRICTIONS",
     "ROUNDINGS",
+    "SCALE_GRADIENTS",
     "SCALINGS",
+    "SHAPES",
     "STATISTICS",
+    "TRANSFORMS",
     "ZERO_POINTS",
+    "A2QPlus",
     "AbsMax",
     "AbsPercentile",
+    "AdditivePowersOfTwo",
+    "Anneal",
     "BiasQuant",
     "BitwrightError",
     "BitwrightWarning",
@@ -90,18 +111,29 @@ __all__ = [
     "Grid",
     "GridQuant",
     "HalfEven",
+    "HalfQuadraticRange",
+    "HalfQuadraticZeroPoint",
     "HalfUp",
     "IntQuant",
     "IntRange",
     "Integers",
     "Interval",
+    "KullbackLeibler",
+    "LSQGradient",
+    "LSQPlusStart",
+    "LSQStart",
     "LearnedBitWidth",
+    "LearnedCodebook",
+    "LearnedLevels",
+    "LearnedRounding",
     "LearnedScaling",
+    "LearnedZeroPoint",
     "LogScale",
     "MXScale",
     "MeanSigma",
     "MinMax",
     "MinSquaredError",
+    "MinSquaredErrorInterval",
     "Minifloat",
     "NumberFormat",
     "OddIntegers",
@@ -125,23 +157,29 @@ __all__ = [
     "Setting",
     "SettingError",
     "StatisticScaling",
+    "StatisticsAwareBinning",
     "StochasticRounding",
     "StoredScaling",
     "TensorQuant",
     "TowardZero",
+    "TruncQuant",
     "TwoLevel",
+    "UnalignedIntegers",
     "UncalibratedWarning",
+    "WeightNorm",
     "bit_width_report",
     "composed_fake_quant",
     "describe",
     "diff",
     "fake_quant",
     "grid_of",
+    "in_use",
     "int_bounds",
     "path_of",
     "powers_of_two",
     "protocols",
     "quantize_to_int",
+    "range_penalty",
     "register_choices",
     "resolve",
     "round_straight_through",

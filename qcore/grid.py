@@ -57,7 +57,7 @@ class Grid(NamedTuple):
             QuantizerError: the scales are no multiples of levels of ``scale_format``.
 
         Example:
-            >>> from bitwright.qcore import E2M1, E4M3
+            >>> from bitwright.qcore import E2M1, E4M3, PerGroup
             >>> grid = Grid(torch.tensor([[44.8, 1.5]]), None, E2M1, PerGroup(16), scale_format=E4M3)
             >>> grid.scales.scale, grid.scales.to_int(grid.scale)
             (tensor(0.1000), tensor([[126,  87]], dtype=torch.uint8))
@@ -102,7 +102,7 @@ class Grid(NamedTuple):
         exact = torch.float64 if int(self.bit_width) > 22 else torch.promote_types(values.dtype, torch.float32)
         steps = values.to(exact) / self.along(self.scale, values.shape)
         if self.zero_point is not None:
-            steps = torch.round(steps) + self.along(self.zero_point, values.shape)
+            steps = steps + self.along(self.zero_point, values.shape)
         return self.number_format.encode(steps)
 
     def from_int(self, codes: Tensor) -> Tensor:

@@ -12,7 +12,9 @@ from . import protocols
 from .declare.inject import possible_settings
 from .errors import QuantizerError, ReadOnlyError, SettingError, UncalibratedWarning
 from .formats.int_range import check_flag
+from .formats.learned_codebook import LearnedCodebook
 from .formats.number_format import NumberFormat
+from .formats.unaligned import UnalignedIntegers
 from .granularity import Granularity, granularity_of
 from .grid import Grid
 from .kernels.dispatch import as_real, quantize_to_int, to_levels
@@ -23,6 +25,7 @@ from .rounding import HalfEven, HalfUp, Rounding
 from .scaling import CalibratedScaling, MagnitudeScaling, RunningScaling, StoredScaling
 from .scaling.restriction import FloatScale
 from .scaling.zero_point import RangeZeroPoint
+from .schedules.clock import Clock, clock_for
 from .tensor_quant import Kept, TensorQuant
 from .tracing import is_tracing
 
@@ -61,7 +64,7 @@ class Declared(TensorQuant):
 
 _PROPERTIES = {"signed", "narrow_range", "axis", "number_format"}
 _EXCHANGED = {"rounding", "scaling", "zero_point"}
-_DECLARED = {"bit_width", "granularity", *_PROPERTIES}
+_DECLARED = {"bit_width", "granularity", "transform", *_PROPERTIES}
 
 
 def _settled_message(quant: TensorQuant, name: str, item: object) -> str:
@@ -107,9 +110,18 @@ class GridQuant(Declared):
         axis: the dimension that has a scale for each index, or None.
         granularity: which values share a scale, where ``axis`` can't say it.
         pass_clipped: let gradients through where values were clipped, too.
+        transform: module ``(weight, inputs) -> weight``: what a weight becomes before all else, or None.
+        clip_first: clip values to the ends of the range before they are rounded, as PACT, DoReFa and WRPN do it:
+            gradients end exactly at the ends, not half a step farther out, and a learned scale is moved by what is
+            clipped alone.
+        after: training forwards that pass values unquantized, while the range is measured; evaluation quantizes.
+
+    Attributes:
+        clock: counts training forwards, where a setting changes with them; else None.
 
     Raises:
-        SettingError: something that is no number format, or a zero point for levels that are no integers.
+        SettingError: something that is no number format, a zero point for levels that are no integers, or
+            ``clip_first`` with ``pass_clipped`` or a zero point.
 
     Example:
         >>> from bitwright.quantizers import Fp8e4m3WeightPerTensor
@@ -122,15 +134,20 @@ class GridQuant(Declared):
     granularity: Granularity
     scaling: protocols.Scaling
     zero_point: protocols.ZeroPoint | None
+    transform: protocols.Transform | None
     clips: bool
+    clip_first: bool
     number_format: NumberFormat
-    _format: NumberFormat | None  # what grids say; None where a bit width is learned
-    _levels: NumberFormat | None  # what the arithmetic works with; None where a bit width is learned
+    _format: NumberFormat | None  # what grids say; None where it changes in training
+    _levels: NumberFormat | None  # what the arithmetic works with; None where a setting changes in training
+    _timed: NumberFormat | None = None  # the same where a clock counts; None where the levels change
     _plain: bool  # whether the fast forms may take it
     _single: bool
     _broadcasts: bool
     _scale_format: NumberFormat | None  # what the scales are held in, where they are quantized themselves
     _warned = False
+    clock: Clock | None
+    counts_steps = True  # settings may be annealed
 
     def __init__(
         self,
@@ -141,6 +158,9 @@ class GridQuant(Declared):
         axis: int | None = None,
         granularity: Granularity | None = None,
         pass_clipped: bool = False,
+        transform: protocols.Transform | None = None,
+        clip_first: bool = False,
+        after: int = 0,
     ) -> None:
         if not isinstance(number_format, NumberFormat):
             raise SettingError("number_format", number_format, "a number format such as E4M3 or Integers(8)")
@@ -148,8 +168,17 @@ class GridQuant(Declared):
             expected = f"None: zero points are integers', and {number_format} has other levels"
             raise SettingError("zero_point", zero_point, expected, "Write zero_point=None.")
         super().__init__()
-        vars(self).update(number_format=number_format, _levels=number_format, _format=number_format, _plain=True)
-        self._set_parts(scaling, rounding, zero_point, axis, granularity, pass_clipped)
+        fixed = None if number_format.learned else number_format
+        vars(self).update(number_format=number_format, _levels=fixed, _format=fixed, _plain=fixed is not None)
+        if isinstance(number_format, LearnedCodebook):
+            self.levels = number_format.module
+        self._set_clock(after, [scaling, rounding, zero_point])
+        self._set_parts(scaling, rounding, zero_point, axis, granularity, pass_clipped, transform, clip_first)
+
+    def _set_clock(self, after: int, parts: list[object]) -> None:
+        self.clock = clock_for(after, parts)
+        if self.clock is not None:
+            vars(self).update(_levels=None, _timed=self._levels)  # the slow way, which counts
 
     def _set_parts(
         self,
@@ -159,13 +188,17 @@ class GridQuant(Declared):
         axis: int | None,
         granularity: Granularity | None,
         pass_clipped: bool,
+        transform: protocols.Transform | None,
+        clip_first: bool = False,
     ) -> None:
         self.granularity = granularity_of(axis, granularity)
         vars(self).update(_single=self.granularity.single, _broadcasts=self.granularity.broadcasts)
         self.scaling = checked("scaling", scaling)
         self.rounding = checked("rounding", rounding)
         self.zero_point = None if zero_point is None else checked("zero_point", zero_point)
+        self.transform = None if transform is None else checked("transform", transform)
         self.clips = not (check_flag("pass_clipped", pass_clipped) or self._covered())
+        self.clip_first = _checked_clip(clip_first, pass_clipped, zero_point)
 
     def __setattr__(self, name: str, item: Any) -> None:
         super().__setattr__(name, item)
@@ -200,10 +233,11 @@ class GridQuant(Declared):
         return not self.of_parameter and getattr(self.scaling, "calibrating", False)
 
     def progress(self) -> str:
-        """What there is to say of the calibration, such as ``"calibrating, 100 of 300 steps"``; else nothing."""
+        """What there is to say of the calibration, such as ``"calibrating, 100 of 300 steps"``, and of schedules."""
+        said = [] if self.clock is None else [self.clock.progress()]
         if isinstance(self.scaling, StoredScaling) and (self.calibrating or not self.calibrated):
-            return self.scaling.progress()
-        return ""
+            said.insert(0, self.scaling.progress())
+        return ", ".join(filter(None, said))
 
     @property
     def dynamic(self) -> bool:
@@ -219,8 +253,12 @@ class GridQuant(Declared):
     def serve(self, layer: nn.Module, slot: str) -> None:
         """Count a layer among those that use this quantizer; a stored range is measured over all of them."""
         super().serve(layer, slot)
+        if self.transform is not None and len(self._served) > 1:
+            self._check_one_weight(layer)
         scaling = self.scaling
         count = len(self._served)
+        if self.clock is not None:
+            self.clock.calls = count
         if isinstance(scaling, StoredScaling) and not self.of_parameter and count != scaling.calls:
             phase = scaling.phase
             if count > scaling.calls or phase == "empty":  # layers that are gone count no more
@@ -228,32 +266,66 @@ class GridQuant(Declared):
             if phase == "calibrated" and not isinstance(scaling, RunningScaling):  # joining starts no calibration anew
                 scaling.finish_calibration()
 
-    def _quantize(self, x: Tensor, relu: bool = False, floor: "ScaleFloor | None" = None) -> tuple[Tensor, Grid]:
-        """Values and grid; no scale is below ``floor``, where there is one."""
+    def _check_one_weight(self, layer: nn.Module) -> None:
+        """Refuse a second weight: what a transform learned is one weight's."""
+        first, *others = self._parameters_served()
+        if any(each is not first and each.data_ptr() != first.data_ptr() for each in others):
+            raise QuantizerError(
+                f"{type(layer).__name__}: {self.quantizer!r} transforms the weight of another layer "
+                f"(transform={type(self.transform).__name__}), and can't be shared. Pass the class, not the module."
+            )
+
+    def _quantize(
+        self,
+        x: Tensor,
+        relu: bool = False,
+        floor: "ScaleFloor | None" = None,
+        inputs: Grid | None = None,
+        bias: Tensor | None = None,
+        levels: NumberFormat | None = None,
+    ) -> tuple[Tensor, Grid]:
+        """Values and grid; no scale is below ``floor``, where there is one.
+
+        Args:
+            x: the values.
+            relu: they are those of ``x`` above 0.
+            floor: the smallest scales.
+            inputs: for a transform, the grid of what a weight is multiplied with.
+            bias: for a transform, what is added to the products on their scale.
+            levels: where they change in training: as they are now.
+        """
         if x.dtype not in _WIDE:
             real = x if x.is_floating_point() else as_real(x, path_of(self))
-            values, grid = self._quantize(real.float(), *_given(relu, floor))
+            values, grid = self._quantize(real.float(), *_given(relu, floor, inputs, bias))
             return values.to(real.dtype), grid
         granularity = self.granularity
         if not (self._single or granularity.fits(x.ndim)):
             raise QuantizerError(_misfit(self, x))
-        levels = self._levels
         if levels is None:
-            levels = self._levels_for(x)
-        kept = None if torch.compiler.is_compiling() or self._kept is None else self._kept_grid(x, self._kept)
+            levels = self._levels
+            if levels is None:
+                return self._quantize_timed(x, relu, floor, inputs, bias)
+        transform = limit = None
+        if self.transform is not None:
+            transform, limit = self.transform, getattr(self.transform, "limit", None)
+            x = transform(x, inputs)
+        kept = None
+        if not torch.compiler.is_compiling() and self._kept is not None and transform is None:
+            kept = self._kept_grid(x, self._kept)
         if kept is not None and floor is None:
             return self._moved(x, kept.scale, levels, kept.zero_point, relu, True), kept
         scaling = self.scaling
         seen, measuring = x, True
         if isinstance(scaling, StoredScaling):
-            seen = self._together(x)
+            seen = x if transform is not None else self._together(x)
             scaling.prepare(seen, relu)
             measuring = scaling.measuring
             if measuring and not self.training:
                 self._warn()
         elif isinstance(scaling, MagnitudeScaling):
             measuring = scaling.measuring
-        if isinstance(scaling, MagnitudeScaling) and not (relu and measuring) and self._fusible(x):
+        fusible = isinstance(scaling, MagnitudeScaling) and limit is None and not (relu and measuring)
+        if fusible and self._fusible(x):
             fused = scaling.fused(x, levels, self.rounding, relu, self.clips)  # type: ignore[arg-type]
             if fused is not None and (floor is None or not floor.binds(fused[1])):
                 return fused[0], self._grid(fused[1], None)
@@ -266,9 +338,22 @@ class GridQuant(Declared):
             least = granularity.compact(floor.scales(), x.shape)
             scale, raised = torch.where(scale < least, least, scale), True
         zero_point = None if self.zero_point is None else self._zero_of(seen, scale)
+        if limit is not None:
+            x = limit(x, scale, inputs, bias)
         grid = self._grid(scale, zero_point)
         grid = grid.replace(scale_format=None) if raised else grid
         return self._moved(x, scale, levels, zero_point, relu, self.clips), grid
+
+    def _quantize_timed(
+        self, x: Tensor, relu: bool, floor: "ScaleFloor | None", inputs: Grid | None, bias: Tensor | None
+    ) -> tuple[Tensor, Grid]:
+        """`_quantize` where something changes in training: the levels, or another setting that a clock counts for."""
+        clock = self.clock
+        if clock is not None:
+            clock.tick()
+        levels = self._levels_for(x) if self._timed is None else self._timed
+        values, grid = GridQuant._quantize(self, x, relu, floor, inputs, bias, levels)
+        return values if clock is None else clock.passed(x, values, relu), grid
 
     def _moved(
         self,
@@ -281,6 +366,13 @@ class GridQuant(Declared):
     ) -> Tensor:
         """The values moved onto the grid."""
         granularity = self.granularity
+        if self.clip_first:
+            x, relu, clips = self._clipped(x, scale, levels, relu), False, False
+            scale = scale.detach()
+        if zero_point is not None and not getattr(self.zero_point, "whole", True):
+            view, step = granularity.view(x), granularity.beside(scale, x)
+            shift = granularity.beside(zero_point, x) * step
+            return granularity.back(to_levels(view + shift, step, levels, None, self.rounding, clips=clips) - shift, x)
         if self._broadcasts:
             return to_levels(x, scale, levels, zero_point, self.rounding, relu=relu, clips=clips)
         zero_point = None if zero_point is None else granularity.beside(zero_point, x)
@@ -288,9 +380,21 @@ class GridQuant(Declared):
         values = to_levels(view, beside, levels, zero_point, self.rounding, relu=relu, clips=clips)
         return granularity.back(values, x)
 
+    def _clipped(self, x: Tensor, scale: Tensor, levels: NumberFormat, relu: bool) -> Tensor:
+        """The values clipped to the ends of the range; what lies at the upper end counts as clipped, as in PACT."""
+        view = self.granularity.view(x)
+        beside = scale if self._broadcasts else self.granularity.beside(scale, x)
+        if relu:
+            view = torch.where(view <= 0, 0.0, view)  # as torch's ReLU, which has no gradient at 0
+        else:
+            low = levels.low * beside
+            view = torch.where(view < low, low, view)
+        high = levels.high * beside
+        return self.granularity.back(torch.where(view >= high, high, view), x)
+
     def _levels_for(self, x: Tensor) -> NumberFormat:
         """The levels for a tensor, where they change in training."""
-        raise NotImplementedError
+        return self.number_format
 
     def _scale(self, x: Tensor) -> Tensor:
         if isinstance(self.scaling, MagnitudeScaling):
@@ -354,13 +458,17 @@ class GridQuant(Declared):
 
     def _fusible(self, x: Tensor) -> bool:
         """Whether a scaling may do the whole work in one step: fixed levels, nothing of the user's own."""
-        return self._plain and self.zero_point is None and isinstance(self.rounding, Rounding) and runs_eagerly(x)
+        plain = self._plain and self.zero_point is None and not self.clip_first
+        return plain and isinstance(self.rounding, Rounding) and runs_eagerly(x)
 
     def _grid(self, scale: Tensor, zero_point: Tensor | None) -> Grid:
+        number_format = self._number_format() if self._format is None else self._format
+        if zero_point is not None and not getattr(self.zero_point, "whole", True):
+            number_format = UnalignedIntegers(int(number_format.bit_width))
         return Grid(
             scale.detach() if scale.requires_grad or is_tracing() else scale,
             None if zero_point is None else zero_point.detach(),
-            self._number_format() if self._format is None else self._format,
+            number_format,
             self.granularity,
             self.source if self._one_scale() else None,
             scale_format=self._scale_format,
@@ -368,7 +476,7 @@ class GridQuant(Declared):
 
     def _number_format(self) -> NumberFormat:
         """What grids say, where it changes in training."""
-        raise NotImplementedError
+        return self.number_format.snapshot()
 
     def _one_scale(self) -> bool:
         """Whether one stored scale makes every grid: a scale that follows each tensor is shared by none."""
@@ -419,18 +527,29 @@ class GridQuant(Declared):
         """The codes that ``x`` is moved to, exactly, in the smallest type that holds them; and the grid."""
         wide = x if x.dtype == torch.float64 else as_real(x).float()
         values, grid = self._quantize(wide, *context)
-        if grid.number_format.whole and int(grid.bit_width) > FLOAT_BITS:
+        if self.transform is None and grid.number_format.whole and int(grid.bit_width) > FLOAT_BITS:
             return exact_codes(wide, grid, self.rounding), grid
         return grid.to_int(values), grid
 
     def rederive(self) -> None:
         """Measure a stored range anew at the next use."""
         super().rederive()
-        if isinstance(self.scaling, StoredScaling):
-            self.scaling.reset_parameters()
+        for part in (
+            self.scaling if isinstance(self.scaling, StoredScaling) else None,
+            self.zero_point,
+            self.rounding,
+            self.transform,
+        ):
+            reset = getattr(part, "reset_parameters", None)
+            if reset is not None:
+                reset()
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any, **kwargs: Any) -> None:
-        scales = f"{prefix}scaling."
+        scales, steps = f"{prefix}scaling.", f"{prefix}clock.steps"
+        if self.clock is None:
+            state_dict.pop(steps, None)  # of a delay, which says nothing of the numbers
+        elif prefix + "scheme" in state_dict and steps not in state_dict:
+            state_dict[steps] = torch.zeros_like(self.clock.steps)
         if (
             self.of_parameter
             and prefix + "scheme" in state_dict
@@ -448,7 +567,9 @@ class GridQuant(Declared):
         restriction = getattr(self.scaling, "restriction", None)
         allowed = getattr(restriction, "kind", FloatScale.kind)
         zero = "" if self.zero_point is None else ", zero point"
-        return f"{self._range()}, {where}, {allowed} scale{zero}"
+        zero = zero if getattr(self.zero_point, "whole", True) else ", float zero point"
+        said = "" if self.transform is None else f", {_scheme_of(self.transform)}"
+        return f"{self._range()}, {where}, {allowed} scale{zero}{said}"
 
 
 @contextmanager
@@ -464,9 +585,27 @@ def resting(quant: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def _given(relu: bool, floor: ScaleFloor | None) -> tuple[Any, ...]:
+def _checked_clip(clip_first: object, pass_clipped: bool, zero_point: object) -> bool:
+    """The flag, or a `SettingError` where something else says another thing of what is clipped."""
+    flag = check_flag("clip_first", clip_first)
+    if flag and pass_clipped:
+        raise SettingError("clip_first", flag, "False where gradients pass what is clipped", "Leave out pass_clipped.")
+    if flag and zero_point is not None:
+        raise SettingError("clip_first", flag, "False with a zero point: its gradient comes from what is clipped")
+    return flag
+
+
+def _given(relu: bool, floor: ScaleFloor | None, inputs: Grid | None, bias: Tensor | None) -> tuple[Any, ...]:
     """The arguments that say something: `_quantize` of a subclass may take none of them."""
+    if inputs is not None or bias is not None:
+        return (relu, floor, inputs, bias)
     return (relu, floor) if floor is not None else (True,) if relu else ()
+
+
+def _scheme_of(transform: protocols.Transform) -> str:
+    """What a file says of a transform: never the name of a class, which may change."""
+    said = getattr(transform, "scheme", None)
+    return "transformed" if said is None else said()
 
 
 def exact_codes(x: Tensor, grid: Grid, rounding: Callable[[Tensor], Tensor]) -> Tensor:

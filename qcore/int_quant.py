@@ -18,6 +18,7 @@ from .kernels.dispatch import to_levels
 from .locate import path_of
 from .protocols import checked
 from .rounding import HalfEven
+from .schedules.anneal import Anneal, Annealed
 from .tensor_quant import TensorQuant
 from .tracing import transformed
 
@@ -30,7 +31,7 @@ class _Integers(Declared):
     """What quantizers to integers share."""
 
     int_range: IntRange
-    bit_width: int | nn.Module
+    bit_width: int | nn.Module | Anneal | Annealed
     _format: Any  # Integers, or None where the bit width is learned
     _levels: Any  # an Interval, or None
 
@@ -63,6 +64,9 @@ class IntQuant(_Integers, GridQuant):
         axis: the dimension that has a scale for each index, or None.
         granularity: which values share a scale, where ``axis`` can't say it.
         pass_clipped: let gradients through where values were clipped, too.
+        transform: module ``(weight, inputs) -> weight``: what a weight becomes before all else, or None.
+        clip_first: clip values to the ends of the range before they are rounded, see `GridQuant`.
+        after: training forwards that pass values unquantized, while the range is measured; evaluation quantizes.
 
     Example:
         >>> from bitwright.quantizers import Int8WeightPerTensor
@@ -81,6 +85,9 @@ class IntQuant(_Integers, GridQuant):
         axis: int | None = None,
         granularity: Granularity | None = None,
         pass_clipped: bool = False,
+        transform: protocols.Transform | None = None,
+        clip_first: bool = False,
+        after: int = 0,
     ) -> None:
         levels = getattr(scaling, "number_format", int_range)
         if isinstance(levels, NumberFormat):
@@ -88,8 +95,9 @@ class IntQuant(_Integers, GridQuant):
             raise SettingError("number_format", levels, expected, "Derive from a quantizer such as Fp8e4m3Act.")
         TensorQuant.__init__(self)
         self.int_range = int_range
+        self._set_clock(after, [int_range, scaling, rounding, zero_point])
         self.bit_width = int_range.width
-        self._set_parts(scaling, rounding, zero_point, axis, granularity, pass_clipped)
+        self._set_parts(scaling, rounding, zero_point, axis, granularity, pass_clipped, transform, clip_first)
 
     @property
     def number_format(self) -> NumberFormat:  # type: ignore[override]
@@ -154,7 +162,9 @@ class BiasQuant(_Integers):
         self.bit_width = int_range.width
         self.rounding = checked("rounding", rounding)
 
-    def floor(self, bias: Tensor, inputs: Grid, by_channel: bool) -> ScaleFloor | None:
+    def floor(
+        self, bias: Tensor, inputs: Grid, by_channel: bool, accumulator_bits: int | None = None
+    ) -> ScaleFloor | None:
         """The smallest scales of the weight with which the bias is not clipped; None where that is no matter.
 
         A dead channel has tiny weights and a bias all the same. From 24 bits on, weights below such a scale add less to
@@ -164,10 +174,12 @@ class BiasQuant(_Integers):
             bias: the bias.
             inputs: grid of the input, with one scale or one for each entry of the bias.
             by_channel: whether the weight has a scale for each entry of the bias, or one.
+            accumulator_bits: of an accumulator that holds the products and the bias, which has half of it at most.
         """
         width = self.int_range.width
-        if not isinstance(width, int) or width < 24 or bias.numel() == 0:
+        if not isinstance(width, int) or bias.numel() == 0 or (width < 24 and accumulator_bits is None):
             return None
+        width = width if accumulator_bits is None else accumulator_bits
         steps = 2.0 ** (width - 2)
 
         def scales() -> Tensor:

@@ -10,8 +10,9 @@ from .declare.inject import choices_of
 from .errors import SettingError
 from .formats.int_range import IntRange
 from .formats.number_format import NumberFormat
+from .grid import Grid
 
-__all__ = ["Levels", "Restriction", "Rounding", "Scaling", "Statistic", "ZeroPoint", "checked"]
+__all__ = ["Levels", "Restriction", "Rounding", "Scaling", "Statistic", "Transform", "ZeroPoint", "checked"]
 
 
 Levels = NumberFormat | IntRange  # what the parts of a quantizer are given for its ``number_format``
@@ -81,8 +82,33 @@ class Restriction(Protocol):
         ...
 
 
-_ARGUMENTS = {"scaling": 1, "rounding": 1, "zero_point": 2, "statistic": 1}
-_CALLS = {"scaling": "x", "rounding": "x", "zero_point": "x, scale", "statistic": "rows"}
+@runtime_checkable
+class Transform(Protocol):
+    """``(weight, inputs) -> weight``: what a weight becomes before it is measured, scaled and rounded.
+
+    ``weight`` is float32 or float64, in the shape that the quantizer sees; ``inputs`` is the grid of what the layer
+    multiplies it with, or None where the layer doesn't know it. A module may have parameters and buffers. More that a
+    transform may have:
+
+    - ``scheme()`` returns what a saved file says of it, such as ``"tanh"``;
+    - ``limit(weight, scale, inputs, bias)`` returns the weight once more, when the scale is known; ``bias`` is what
+      the layer adds to the products on their scale, or None;
+    - ``reset_parameters()`` sets state that starts from the weight to what it is before there is one.
+    """
+
+    def __call__(self, weight: Tensor, inputs: Grid | None, /) -> Tensor:
+        """The weight that is quantized."""
+        ...
+
+
+_ARGUMENTS = {"scaling": 1, "rounding": 1, "zero_point": 2, "statistic": 1, "transform": 2}
+_CALLS = {
+    "scaling": "x",
+    "rounding": "x",
+    "zero_point": "x, scale",
+    "statistic": "rows",
+    "transform": "weight, inputs",
+}
 
 
 def checked(setting: str, found: object) -> Any:
@@ -104,7 +130,7 @@ def checked(setting: str, found: object) -> Any:
     if fits:
         return found
     names = ", ".join(map(repr, choices_of(setting)))
-    none = ", None" if setting == "zero_point" else ""
+    none = ", None" if setting in ("zero_point", "transform") else ""
     raise SettingError(setting, found, f"one of {names}{none}, or {call}")
 
 

@@ -523,8 +523,12 @@ def _on_levels(values: Tensor, grid: Grid) -> Tensor:
     """Which values are levels times their scale, but for the last digits."""
     wide = values.double()
     scale = grid.along(grid.scale, values.shape).double()
+    size = wide.abs()
+    if grid.zero_point is not None:  # a float one
+        shift = grid.along(grid.zero_point, values.shape) * scale
+        wide, size = wide + shift, size + shift.abs()
     levels = grid.number_format.nearest(wide / scale, HalfEven())
-    return (levels * scale - wide).abs() <= 4 * torch.finfo(values.dtype).eps * wide.abs()
+    return (levels * scale - wide).abs() <= 4 * torch.finfo(values.dtype).eps * size
 
 
 def _contents(values: Tensor) -> str:

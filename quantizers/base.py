@@ -1,22 +1,28 @@
 """Fragments that the shipped quantizers are built from."""
 
+import re
 from typing import Any, TypeVar
 
-from ..qcore import BiasQuant, GridQuant, IntQuant, IntRange, Quantizer, int_bounds, settings, value
+from ..qcore import BiasQuant, GridQuant, IntQuant, IntRange, Minifloat, Quantizer, int_bounds, settings, value
 from ..qcore.declare.inject import QuantizerType
 from ..qcore.granularity import PerGroup as Groups
+from ..qcore.granularity import PerToken as Tokens
 from ..qcore.granularity import granularity_of
 
 __all__ = [
     "BiasBase",
+    "Dynamic",
+    "FloatBase",
     "FormatAct",
     "FormatBase",
     "FormatWeight",
     "IntBase",
     "PerGroup",
     "PerOutputChannel",
+    "PerToken",
     "PowerOfTwo",
     "Shifted",
+    "of_format",
     "of_width",
 ]
 
@@ -39,6 +45,36 @@ def of_width(quantizer: Kind, bit_width: int) -> Kind:
     text = f"`{quantizer.__name__}` with {bit_width} bits: integers from {low} to {high}."
     namespace = {"bit_width": bit_width, "__doc__": text, "__module__": quantizer.__module__, "__qualname__": name}
     return type(quantizer)(name, (quantizer,), namespace)
+
+
+def of_format(quantizer: Kind, number_format: Minifloat) -> Kind:
+    """The quantizer to small floats like another, to those of another format, and named after it.
+
+    Args:
+        quantizer: one whose name has a format of floats in it, such as ``Fp8e4m3Act`` or ``MXFloat8e4m3Weight``.
+        number_format: the other format.
+
+    Example:
+        >>> from bitwright.qcore import Minifloat
+        >>> from bitwright.quantizers import MXFloat8e4m3Weight
+        >>> MXFloat5e2m2Weight = of_format(MXFloat8e4m3Weight, Minifloat(2, 2))
+        >>> MXFloat5e2m2Weight, MXFloat5e2m2Weight.mantissa_bits
+        (MXFloat5e2m2Weight, 2)
+    """
+    declared = settings(quantizer)
+    fields = {name: item for name, item in number_format._asdict().items() if item != declared[name].declared}
+    if number_format == Minifloat(**{**number_format._asdict(), "exponent_bias": None}):
+        fields.pop("exponent_bias", None)  # it follows from the bits
+    unsigned_zero = "" if number_format.negative_zero else "fnuz"
+    bits = f"{number_format.exponent_bits}m{number_format.mantissa_bits}"
+    name = _FORMAT.sub(f"{number_format.bits}e{bits}{unsigned_zero}", quantizer.__name__, count=1)
+    high = f"{number_format.high:g}"
+    text = f"`{quantizer.__name__}` with floats of {number_format.bits} bits, {number_format}: up to {high}."
+    namespace = {**fields, "__doc__": text, "__module__": quantizer.__module__, "__qualname__": name}
+    return type(quantizer)(name, (quantizer,), namespace)
+
+
+_FORMAT = re.compile(r"\d+e\d+m\d+(fnuz)?")
 
 
 class IntBase(Quantizer):
@@ -98,6 +134,61 @@ class FormatBase(Quantizer):
     def granularity(axis):  # noqa: ANN201, N805 - axis is an attribute, not an instance
         """Which values share a scale."""
         return granularity_of(axis)
+
+
+class FloatBase(FormatBase):
+    """Fragment: quantization to floats of few bits; `exponent_bits`, `mantissa_bits` and `scaling` are missing.
+
+    The other settings are those of `Minifloat`: `exponent_bias`, `infinities`, `nan`, `negative_zero`, `saturating`.
+
+    Example:
+        >>> import bitwright.nn as qnn
+        >>> class Fp6Weight(FloatBase):
+        ...     quantizes = "weight"
+        ...     scaling = "statistic"
+        ...     exponent_bits = 3
+        ...     mantissa_bits = 2
+        >>> qnn.QuantLinear(4, 2, weight_quant=Fp6Weight, weight_mantissa_bits=1).weight_quant.number_format
+        Minifloat(3, 1)
+    """
+
+    exponent_bias = None
+    infinities = False
+    nan = False
+    negative_zero = True
+    saturating = True
+
+    @value
+    def number_format(  # noqa: ANN201
+        exponent_bits: Any,  # noqa: N805 - an attribute, not an instance
+        mantissa_bits: Any,
+        exponent_bias: Any,
+        infinities: Any,
+        nan: Any,
+        negative_zero: Any,
+        saturating: Any,
+    ):
+        """The levels."""
+        return Minifloat(exponent_bits, mantissa_bits, exponent_bias, infinities, nan, negative_zero, saturating)
+
+
+class Dynamic(Quantizer):
+    """Fragment: an activation whose scale follows the tensor at hand, at each forward: nothing is calibrated or stored.
+
+    Example:
+        >>> import torch, bitwright.nn as qnn
+        >>> from bitwright.quantizers import IntBase
+        >>> class Int4Dynamic(Dynamic, IntBase):
+        ...     bit_width = 4
+        ...     narrow_range = True
+        >>> qnn.QuantIdentity(act_quant=Int4Dynamic)(torch.tensor([0.7, -0.24]))
+        tensor([ 0.7000, -0.2000])
+    """
+
+    quantizes = "activation"
+    scaling = "statistic"
+    statistic = "abs_max"
+    detach_scale = False
 
 
 class FormatWeight(FormatBase):
@@ -172,6 +263,22 @@ class PerGroup(Quantizer):
         flat = shape is not None and len(shape) == 1  # a norm's weight, which has no input channels
         usual = -1 if channel_axis is None or flat else 1 - channel_axis
         return granularity_of(axis, Groups(group_size, usual if group_axis is None else group_axis))
+
+
+class PerToken(Quantizer):
+    """Fragment: one scale for each vector along the last dimension of an activation.
+
+    Example:
+        >>> import torch, bitwright.nn as qnn
+        >>> from bitwright.quantizers import Int8DynamicAct
+        >>> class Rows(PerToken, Int8DynamicAct):
+        ...     pass
+        >>> act = qnn.QuantIdentity(act_quant=Rows, return_quant_tensor=True)
+        >>> act(torch.randn(2, 7, 64)).scale.shape
+        torch.Size([2, 7, 1])
+    """
+
+    granularity = Tokens()
 
 
 class PowerOfTwo(Quantizer):

@@ -6,6 +6,7 @@ import importlib
 import inspect
 import io
 import linecache
+import math
 import pkgutil
 import re
 import sys
@@ -206,11 +207,10 @@ SHIPPED = [row for heading in ("Weights", "Activations", "Biases") for row in ta
 
 
 def test_tables_list_exactly_the_shipped_quantizers():
-    fragments = [row["Fragment"] for row in table("Fragments", "Fragment")]
-    listed = [name for row in (*[row["Quantizer"] for row in SHIPPED], *fragments) for name in names(row)]
-    modules = (quantizers.binary, quantizers.codebooks, quantizers.floats, quantizers.microscaling)
-    integers = set(quantizers.__all__).difference(*(each.__all__ for each in modules))
-    shipped = [name for name in integers if isinstance(getattr(quantizers, name), QuantizerType)]
+    page = (ROOT / "docs" / "quantizers.md").read_text(encoding="utf-8")
+    tables = re.findall(r"^\| (?:Quantizer|Fragment) \|.*\n\| ---.*\n((?:\|.*\n)+)", page, flags=re.MULTILINE)
+    listed = [name for rows in tables for row in rows.splitlines() for name in names(row.split("|")[1])]
+    shipped = [name for name in quantizers.__all__ if isinstance(getattr(quantizers, name), QuantizerType)]
     assert sorted(listed) == sorted(shipped)
 
 
@@ -226,6 +226,49 @@ def test_row_says_what_the_quantizer_is(row):
     docstring = inspect.getdoc(getattr(quantizers, name)) or ""
     said = re.findall(r"Brevitas: ``(\w+)``", docstring)
     assert said == [each for each in names(row["Brevitas"]) if row["Brevitas"] == f"`{each}`"]
+
+
+@pytest.mark.parametrize("row", table("Floats", "Quantizer"), ids=lambda row: row["Quantizer"].strip("`"))
+def test_row_says_which_floats(row):
+    for name in names(row["Quantizer"]):
+        number_format = built(name).number_format
+        assert isinstance(number_format, qcore.Minifloat)
+        bits = (number_format.exponent_bits, number_format.mantissa_bits)
+        assert bits == (int(row["Exponent bits"]), int(row["Mantissa bits"]))
+        assert number_format.high == float(row["Largest"])
+        smallest = min(level for level in number_format.levels if level > 0)
+        assert f"2^{math.frexp(smallest)[1] - 1}" == row["Smallest"]
+        assert number_format.infinities == ("infinities" in row["Special codes"])
+        assert number_format.nan == ("NaN" in row["Special codes"])
+        assert number_format.negative_zero == ("no -0" not in row["Special codes"])
+
+
+@pytest.mark.parametrize("row", table("Microscaling", "Quantizer"), ids=lambda row: row["Quantizer"].strip("`"))
+def test_row_says_which_groups(row):
+    for name in names(row["Quantizer"]):
+        levels, groups, scales = built(name).scheme().split(", ")
+        assert levels == row["Elements"]
+        assert groups == f"groups of {row['Group']} along axis {1 if 'Weight' in name else -1}"
+        assert scales == {"powers of two": "MX (floor) scale", "e4m3fn": "two-level (e4m3fn) scale"}[row["Scales"]]
+
+
+@pytest.mark.parametrize("row", table("Dynamic activations", "Quantizer"), ids=lambda row: row["Quantizer"].strip("`"))
+def test_row_says_which_dynamic_scale(row):
+    (name,) = names(row["Quantizer"])
+    quant = built(name)
+    levels, granularity, _, *zero_point = quant.scheme().split(", ")
+    where = {"per token": ", per token", "per tensor": ""}.get(granularity, ", per group of 32")
+    found = "width of the range, with zero point" if zero_point else "largest magnitude"
+    assert (row["Levels"], row["Scale"]) == (levels, f"{found}{where}")
+    assert quant.dynamic
+    said = re.findall(r"Brevitas: ``(\w+)``", inspect.getdoc(getattr(quantizers, name)) or "")
+    assert said == [each for each in names(row["Brevitas"]) if row["Brevitas"] == f"`{each}`"]
+
+
+def built(name: str) -> qcore.TensorQuant:
+    """What a quantizer resolves to, for a weight of 4 outputs or an activation."""
+    provided = {"channel_axis": 0, "shape": (4, 64)} if "Weight" in name else {}
+    return qcore.resolve(getattr(quantizers, name), provided)
 
 
 def test_layers_are_listed_with_their_defaults():

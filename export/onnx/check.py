@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import torch
 
-from ...qcore import GridQuant
+from ...qcore import GridQuant, TruncQuant
 from ..capture.record import Call, Recording
 from ..errors import ExportError, with_causes
 from .activations.plan import plan_of, refusal
@@ -74,8 +74,8 @@ def check(recording: Recording, dialect: Dialect, opset: int | None) -> int:
         raise ExportError(_old_opset(recording, dialect, opset, needed))
     if opset is not None and opset > LATEST_OPSET:
         raise ExportError(
-            f"opset_version={opset} is too new: onnxruntime does not run its QuantizeLinear and DequantizeLinear. Write "
-            f"opset_version={LATEST_OPSET}, or leave it out: this model needs {needed}."
+            f"opset_version={opset} is too new: onnxruntime does not run its QuantizeLinear and DequantizeLinear. "
+            f"Write opset_version={LATEST_OPSET} or less, or leave it out: this model needs {needed}."
         )
     return opset or needed
 
@@ -111,6 +111,8 @@ def _kind(call: Call, dialect: Dialect) -> str | None:
         return None
     if isinstance(quantizer, GridQuant) and type(quantizer)._quantize is GridQuant._quantize:
         return None
+    if type(quantizer) is TruncQuant:
+        return None
     return (
         f"{type(quantizer).__name__} has arithmetic of its own, and QuantizeLinear computes IntQuant's. Put what is "
         "yours into a rounding, a scaling or a zero point of an IntQuant."
@@ -141,10 +143,16 @@ def _levels(call: Call, dialect: Dialect) -> str:
     """Levels that are no integers, in a dialect without types that have them."""
     number_format = call.grid.number_format
     form = QDQ.stored_as(number_format) if call.stored else QDQ.storage_for(number_format)
-    lacking = f"its levels are {number_format}, and {dialect.name} has integers only."
     if form is None or dialect is QDQ:
-        return f"its levels are {number_format}, which no type of ONNX has, and {number_format.bits} bits."
-    return f"{lacking} Write export_onnx_qdq, which stores them as {form}, or quantize to integers."
+        return (
+            f"its levels are {number_format}, of {number_format.bits} bits; {dialect.name} has no type with these "
+            f"levels, and codes beside a table have up to {dialect.widest}. Choose a format of up to {dialect.widest} "
+            "bits."
+        )
+    return (
+        f"its levels are {number_format}, and {dialect.name} has integers only. Write export_onnx_qdq, which stores "
+        f"them as {form}, or quantize to integers."
+    )
 
 
 def _rounding(call: Call, dialect: Dialect) -> str | None:
@@ -212,7 +220,7 @@ def _loop(call: Call, dialect: Dialect) -> str | None:
 
 def _zero_point(call: Call, dialect: Dialect) -> str | None:
     zero_point = call.grid.zero_point
-    if zero_point is None:
+    if zero_point is None or not call.grid.number_format.whole:
         return None
     low, high = call.grid.bounds
     if bool(((zero_point >= low) & (zero_point <= high)).all()):

@@ -16,6 +16,7 @@ Some of its passes change results, or fail (onnxruntime 1.32, CPU, all optimizat
 - Integer kernels are chosen for activations with several scales, and fail.
 - From opset 21 on, the load fails where a signed 8-bit activation goes through MaxPool, Reshape, Transpose, ..., also
   where it is such a Reshape that a MatMul and the bias after it become a Gemm by.
+- The load fails where stored integers of 2 bits are transposed (more than 127 bytes), or go into an integer kernel.
 
 Two forms are left alone by all of them: a bias that is subtracted, negated; and a Sum of one input, a fence.
 """
@@ -95,6 +96,10 @@ class Guard(Editor):
         dtype = codes.dtype
         return dtype is not None and (dtype.bitwidth < 8 or dtype.is_floating_point())
 
+    def of_two_bits(self, codes: Any) -> bool:
+        """Whether integers have 2 bits: the load fails where stored ones are transposed, or multiplied as integers."""
+        return codes.dtype is not None and codes.dtype.bitwidth == 2
+
     def moves_badly(self, codes: Any) -> bool:
         """Whether the load fails where the optimizer moves these integers through an operator."""
         return self.model.opset_imports[""] >= 21 and codes.dtype == self.ir.DataType.INT8
@@ -148,7 +153,7 @@ def _matmul(guard: Guard, node: Any) -> None:
     """MatMul: a weight that is not for the 8-bit kernels is fenced off, and so is the bias that is added."""
     inputs, weights = guard.dequantize(node.inputs[0]), guard.dequantize(node.inputs[1])
     if weights is None:
-        if inputs is not None and _is_initializer(node.inputs[1]):
+        if inputs is not None and _is_constant(node.inputs[1]):
             guard.fence(node, 0)
         return
     added = guard.addition(node.outputs[0])
@@ -178,9 +183,11 @@ def _quantize(guard: Guard, node: Any) -> None:
 
 
 def _dequantize(guard: Guard, node: Any) -> None:
-    """DequantizeLinear of an activation: where the integers must not be moved on."""
+    """DequantizeLinear: where the integers must not be moved on, or into a kernel."""
     codes, value = node.inputs[0], node.outputs[0]
     if _is_constant(codes):
+        if guard.of_two_bits(codes):
+            guard.fence_uses(value)
         return
     moved = any(user.op_type in _MOVEMENT for user, _ in value.uses())
     if guard.odd(codes) or guard.computed(node) or guard.per_channel(node) or (moved and guard.moves_badly(codes)):
@@ -193,16 +200,15 @@ def _requantized(guard: Guard, node: ir.Node) -> None:
         guard.fence(node, 0)
 
 
-def _is_initializer(value: ir.Value | None) -> bool:
-    return value is not None and value.is_initializer()
-
-
 def _is_constant(value: Any) -> bool:
-    """An initializer, also one that is clipped and dequantized."""
+    """An initializer, also one that is clipped and dequantized, or looked up in a table."""
     producer = value.producer()
     if producer is None:
-        return value.is_initializer()
-    return producer.op_type in ("DequantizeLinear", "Clip") and _is_constant(producer.inputs[0])
+        return value.is_initializer() and not value.is_graph_input()
+    return producer.op_type in _STORED and all(_is_constant(each) for each in producer.inputs)
+
+
+_STORED = {"Cast", "Clip", "DequantizeLinear", "Gather", "Mul", "Reshape", "Sum", "Transpose"}
 
 
 def _eight_bits(guard: Guard) -> tuple[ir.DataType, ir.DataType]:

@@ -6,7 +6,9 @@ import torch
 from torch import Tensor
 
 from ...qcore.errors import SettingError
+from ...qcore.scaling.divergence import BinSums
 from ...qcore.scaling.statistics import AbsPercentile, PercentileInterval
+from ...qcore.schedules.anneal import in_use
 from .histogram import Histogram, quantile
 from .levels import Levels
 
@@ -70,9 +72,9 @@ class Percentile(DataStatistic):
         """The range between the percentiles."""
         own, share = levels.scaling.statistic, self.percentile
         if share is None and isinstance(own, PercentileInterval):
-            return _between(histogram, levels, own.low_percentile, own.high_percentile)
+            return _between(histogram, levels, in_use(own.low_percentile), in_use(own.high_percentile))
         if share is None:
-            share = own.percentile if isinstance(own, AbsPercentile) else 99.999
+            share = float(in_use(own.percentile)) if isinstance(own, AbsPercentile) else 99.999
         return _between(histogram, levels, 100 - share, share)
 
 
@@ -144,7 +146,7 @@ class Entropy(DataStatistic):
         least = _of_at_least(cells, least, full)
         apart = torch.stack([(one - other).abs() for one, other in zip(full, least, strict=True)])
         steps = max(int(apart.max()), 1)
-        sums = _Sums(counts)
+        sums = BinSums(counts)
         best, lowest = full, torch.full_like(histogram.largest, torch.inf)
         for part in torch.arange(steps + 1, device=counts.device).split(max(_LOOKS // (len(counts) * cells), 1)):
             tried = [
@@ -177,50 +179,6 @@ class Entropy(DataStatistic):
         low = ((bins[0] - histogram.bins) * width).maximum(full[1])
         high = ((bins[1] - histogram.bins) * width).minimum(full[0] + full[1])
         return [high - low, low]
-
-
-class _Sums:
-    """Running sums over the bins of histograms, from which a divergence costs one look for each level."""
-
-    def __init__(self, counts: Tensor) -> None:
-        self.counts = counts.double()
-        self.total = self.counts.sum(1)
-        self.below, self.filled, self.logs = (
-            torch.nn.functional.pad(each.cumsum(1), (1, 0))
-            for each in (self.counts, (counts > 0).double(), _xlogx(self.counts))
-        )
-
-    def divergence(self, start: Tensor, stop: Tensor, cells: int) -> Tensor:
-        """From the data in the bins from ``start`` to ``stop``, the rest counted at the ends, to the quantized data.
-
-        Args:
-            start: the first bin of each candidate, (rows, candidates).
-            stop: the one after its last.
-            cells: how many levels the bins are merged into.
-        """
-        ends = start[..., None] + torch.arange(cells + 1, device=start.device) * (stop - start)[..., None] // cells
-        below = _at(self.below, ends)
-        inside, filled = below.diff(), _at(self.filled, ends).diff()
-        kept, total = below[..., -1] - below[..., 0], self.total[:, None]
-        log_q = torch.where(inside > 0, inside / filled.clamp(min=1) / kept[..., None], 1.0).log()
-        data = _at(self.logs, stop) - _at(self.logs, start)
-        quantized = (inside * log_q).sum(-1)
-        for at, beyond in ((start, below[..., 0]), (stop - 1, total - below[..., -1])):
-            own = _at(self.counts, at)
-            cell = (torch.searchsorted(ends, at[..., None], right=True) - 1).clamp(max=cells - 1)
-            end = torch.where((own == 0) & (beyond > 0), -torch.inf, log_q.gather(-1, cell).squeeze(-1))
-            data = data + _xlogx(own + beyond) - _xlogx(own)
-            quantized = quantized + torch.where(beyond > 0, beyond * end, 0.0)
-        return (data - quantized) / total - total.log()
-
-
-def _at(rows: Tensor, index: Tensor) -> Tensor:
-    """Entries of each row, in the shape of their indices."""
-    return rows.gather(1, index.reshape(len(rows), -1)).reshape(index.shape)
-
-
-def _xlogx(x: Tensor) -> Tensor:
-    return torch.special.xlogy(x, x)
 
 
 def _of_at_least(cells: int, least: list[Tensor], full: list[Tensor]) -> list[Tensor]:

@@ -204,13 +204,24 @@ class Recurrent(QuantLayer):
         return self._take(name, quant, (grid, weights) if quant.follows_input else (), grid)[0]
 
     def _context(self, quant: TensorQuant, bias: str, grid: Grid | None) -> tuple[object, ...]:
-        """What a weight's quantizer is told besides: the scales below which the bias would be clipped."""
+        """What a weight's quantizer gets besides: the scales below which the bias would be clipped.
+
+        A transform gets the grid of what the weight is multiplied with, too, and a bias on the scale of the products.
+        """
+        if not isinstance(quant, GridQuant) or quant.transform is None:
+            return self._floor_context(quant, bias, grid)
+        found = self._floor_context(quant, bias, grid)
+        added = self.bias and getattr(getattr(self, f"{bias}_quant", None), "follows_input", False)
+        return (False, found[1] if found else None, grid, self.tensor_of(bias) if added else None)
+
+    def _floor_context(self, quant: TensorQuant, bias: str, grid: Grid | None) -> tuple[object, ...]:
         follower = getattr(self, f"{bias}_quant", None)
         if grid is None or grid.scale.numel() != 1 or not isinstance(follower, BiasQuant):
             return ()
         if not isinstance(quant, GridQuant) or type(quant)._quantize is not GridQuant._quantize:
             return ()
-        floor = follower.floor(self.tensor_of(bias), grid, by_channel=not quant.granularity.single)
+        bits = getattr(quant.transform, "accumulator_bit_width", None)
+        floor = follower.floor(self.tensor_of(bias), grid, not quant.granularity.single, bits)
         return () if floor is None else (False, floor)
 
     def _follows_state(self, suffix: str) -> bool:

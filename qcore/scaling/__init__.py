@@ -8,15 +8,22 @@ from ..declare.inject import register_choices
 from .calibrated import CalibratedScaling, RunningScaling
 from .constant import ConstantScaling
 from .dynamic import StatisticScaling
+from .half_quadratic import HalfQuadraticZeroPoint
+from .learned_zero_point import LearnedZeroPoint
 from .magnitude import MagnitudeScaling
 from .stored import LearnedScaling, StoredScaling
+from .zero_point import RangeZeroPoint
 
 __all__ = [
     "SCALINGS",
+    "ZERO_POINTS",
     "CalibratedScaling",
     "ConstantScaling",
+    "HalfQuadraticZeroPoint",
     "LearnedScaling",
+    "LearnedZeroPoint",
     "MagnitudeScaling",
+    "RangeZeroPoint",
     "RunningScaling",
     "StatisticScaling",
     "StoredScaling",
@@ -31,4 +38,8 @@ SCALINGS = register_choices(
         "calibrated": CalibratedScaling,
         "running": RunningScaling,
     },
+)
+
+ZERO_POINTS = register_choices(
+    "zero_point", {"range": RangeZeroPoint, "learned": LearnedZeroPoint, "hqo": HalfQuadraticZeroPoint}
 )

@@ -13,7 +13,9 @@ from ..errors import QuantizerError, SettingError
 from ..granularity import Granularity, granularity_of
 from ..locate import path_of
 from ..protocols import Levels, Restriction, Statistic
+from ..schedules.anneal import Anneal, Annealed, checked_ends, in_use
 from ..tracing import exporting, number
+from .gradients import ScaleGradient
 from .magnitude import finite, whole
 from .pooling import distributed
 from .restriction import FloatScale
@@ -45,6 +47,7 @@ class CalibratedScaling(StoredScaling):
         shape: of the tensor that is quantized, where known.
         calibration_steps: training forwards that are averaged, 1 or more.
         momentum: weight of each new batch in the average; None for the plain mean.
+        scale_gradient: what multiplies the gradient of the scale: ``"lsq"`` for LSQ's factor, None for nothing.
 
     Raises:
         SettingError: a number of steps below 1, or a momentum outside (0, 1].
@@ -59,7 +62,8 @@ class CalibratedScaling(StoredScaling):
 
     learned = True
     _window: tuple[list[Any] | None, list[Any]] | None = None
-    momentum: float | None
+    momentum: float | Anneal | Annealed | None
+    anneals = ("momentum",)
 
     def __init__(
         self,
@@ -75,11 +79,10 @@ class CalibratedScaling(StoredScaling):
         momentum: float | None = 0.1,
         device: Device = None,
         dtype: torch.dtype | None = None,
+        scale_gradient: ScaleGradient | None = None,
     ) -> None:
         steps = whole("calibration_steps", calibration_steps, "a whole number of training steps, 1 or more")
-        share = "a number above 0, up to 1, or None for the plain mean"
-        if momentum is not None and not 0 < finite("momentum", momentum, share) <= 1:
-            raise SettingError("momentum", momentum, share)
+        checked_momentum = None if momentum is None else checked_ends("momentum", momentum, _checked_momentum)
         super().__init__(
             number_format,
             statistic,
@@ -92,8 +95,9 @@ class CalibratedScaling(StoredScaling):
             device,
             dtype,
             self.learned,
+            scale_gradient,
         )
-        self.momentum = None if momentum is None else float(momentum)
+        self.momentum = checked_momentum
 
     def prepare(self, x: Tensor, relu: bool = False) -> None:
         """Decide whether this forward is one of the calibration."""
@@ -147,7 +151,7 @@ class CalibratedScaling(StoredScaling):
             before = [each.item() / held for each in bases] if alone else [each / held for each in bases]
             before[0] = abs(before[0]) if alone else self.restriction.load(before[0])
         before, found = self._windowed(taken, before, numbers if alone else found)
-        part = 1 / (taken // self.calls + 1) if self.momentum is None else self.momentum
+        part = 1 / (taken // self.calls + 1) if self.momentum is None else float(in_use(self.momentum))
         average = found
         if before is not None:
             average = [old + part * (new - old) for old, new in zip(before, found, strict=True)]
@@ -178,7 +182,7 @@ class CalibratedScaling(StoredScaling):
 class RunningScaling(CalibratedScaling):
     """A running average of the statistic, as in batch normalisation: updated by every training forward, never learned.
 
-    Args are those of `CalibratedScaling`, without ``calibration_steps``.
+    Args are those of `CalibratedScaling`, without ``calibration_steps`` and ``scale_gradient``.
 
     Example:
         >>> from bitwright.qcore import IntRange
@@ -223,6 +227,14 @@ class RunningScaling(CalibratedScaling):
             device,
             dtype,
         )
+
+
+def _checked_momentum(momentum: object) -> float:
+    share = "a number above 0, up to 1, or None for the plain mean"
+    found = finite("momentum", momentum, share)
+    if not 0 < found <= 1:
+        raise SettingError("momentum", momentum, share)
+    return found
 
 
 # Under torch.compile the average is one opaque operation: its Python can end the calibration without a graph break.

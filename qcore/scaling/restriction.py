@@ -206,6 +206,8 @@ class TwoLevel(FloatScale):
             magnitude: one for each block of the tensor, all of them.
             number_format: of the elements.
         """
+        if magnitude.numel() == 0:
+            return magnitude, magnitude.new_ones(())
         threshold = number_format.threshold
         tensor_scale = magnitude.reshape(-1).amax(0) / (threshold * self._high)
         steps = (magnitude / threshold / tensor_scale).clamp_min(self._least)

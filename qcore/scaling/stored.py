@@ -20,6 +20,7 @@ from ..locate import path_of
 from ..protocols import Levels, Restriction, Statistic, checked
 from ..rounding import Rounding
 from ..tracing import constant, is_tracing, number
+from .gradients import ScaleGradient, checked_gradient, scaled_gradient, sharing_one_scale
 from .magnitude import WIDE, MagnitudeScaling, entries, finite, usable, whole
 from .pooling import distributed
 from .restriction import FloatScale
@@ -65,6 +66,7 @@ class StoredScaling(MagnitudeScaling):
         device: of the state.
         dtype: of what is learned.
         learned: whether there is something to learn.
+        scale_gradient: what multiplies the gradient of the scale, see `LSQGradient`; None for nothing.
 
     Raises:
         SettingError: a number of channels or steps that is no whole number from 1 on.
@@ -88,6 +90,9 @@ class StoredScaling(MagnitudeScaling):
     _settled: bool  # and calibration has ended
     _counted: bool  # whether the last forward was measured: gradient checkpointing may run it again
     _handle: int  # in `scalings`
+    scale_gradient: ScaleGradient | None
+    _of_parameter: bool  # whether the shape of what is quantized is known
+    _zero_point: Any = None  # that learns the lower end in the place of this, see `hand_over_low`
     _loop: "_Loop | None" = None  # what the inputs are parts of, see `start_loop`
 
     def __init__(
@@ -103,8 +108,11 @@ class StoredScaling(MagnitudeScaling):
         device: Device,
         dtype: torch.dtype | None,
         learned: bool,
+        scale_gradient: ScaleGradient | None = None,
     ) -> None:
         super().__init__(number_format, restriction, min_scale, None, granularity)
+        self.scale_gradient = checked_gradient(scale_gradient, restriction)
+        self._of_parameter = shape is not None
         if isinstance(granularity, PerToken):
             raise SettingError(
                 "granularity",
@@ -241,6 +249,8 @@ class StoredScaling(MagnitudeScaling):
         """Set the state to what it is before any data."""
         for each in (*self._bases(), *self._offsets(), self.measured, self.steps):
             each.zero_()
+        if self._zero_point is not None:
+            self._zero_point.reset_parameters()
         self._whole = self._settled = self._counted = False
 
     def _set(self, found: list[Tensor], share: Tensor | float = 1.0) -> None:
@@ -274,6 +284,18 @@ class StoredScaling(MagnitudeScaling):
     def end_loop(self) -> None:
         """Take inputs for what they are again."""
         self._loop = None
+
+    # Learned zero points
+
+    def hand_over_low(self, zero_point: nn.Module) -> None:
+        """Let a learned zero point have the lower end: it is measured here, and learned there."""
+        if self.has_low:
+            self.register_parameter("low_offset", None)
+        vars(self)["_zero_point"] = zero_point  # past nn.Module: the quantizer has it
+
+    def measured_all(self) -> Tensor:
+        """Whether all forwards were measured that are to be, as a truth value in a tensor (1,)."""
+        return (self.measured > 0) & (self.steps >= self._limit())
 
     # The range in use
 
@@ -359,7 +381,16 @@ class StoredScaling(MagnitudeScaling):
         self.prepare(x)
         self._measure_if_due(x)
         self._check(x)
-        return self.scale_of(self.restriction.load(self._stored("magnitude", x)), x)
+        stored = self._stored("magnitude", x)
+        if self.scale_gradient is not None:
+            stored = scaled_gradient(stored, self._gradient_factor(x))
+        return self.scale_of(self.restriction.load(stored), x)
+
+    def _gradient_factor(self, x: Tensor) -> float | Tensor:
+        """What the gradient of the magnitude is multiplied by."""
+        assert self.scale_gradient is not None
+        sharing = sharing_one_scale(self.granularity, x.shape, self._of_parameter)
+        return self.scale_gradient.factor(sharing, self.number_format)
 
     def standing(self) -> Tensor:
         """The scale in use, one number for each that is stored."""
@@ -374,7 +405,11 @@ class StoredScaling(MagnitudeScaling):
 
     def low_of(self, x: Tensor) -> Tensor:
         """The lower end of the range that the last forward used, for a zero point."""
-        return self._stored("low", x)
+        low = self._stored("low", x)
+        if self.scale_gradient is None:
+            return low
+        step = self._gradient_factor(x) / torch.as_tensor(self.number_format.threshold).detach() ** 2  # that of a step
+        return scaled_gradient(low, step)
 
     def fused(
         self, x: Tensor, levels: NumberFormat, rounding: Rounding, relu: bool, clips: bool
@@ -389,6 +424,8 @@ class StoredScaling(MagnitudeScaling):
         threshold, granularity = self.number_format.threshold, self.granularity
         if isinstance(threshold, Tensor):
             return None
+        if self.scale_gradient is not None:
+            offset = scaled_gradient(offset, self._gradient_factor(x))
         view, shape = x, None
         if not granularity.single:
             view = granularity.view(x)
@@ -428,7 +465,8 @@ class StoredScaling(MagnitudeScaling):
                 f"{path_of(self)}: there are {entries(self.granularity, channels)}, and several processes train "
                 f"together on a model that was made without that number. Give the quantizer channels={channels}."
             )
-        for tensor in (*self._bases(), *self._offsets()):
+        following = () if self._zero_point is None else (self._zero_point.base, self._zero_point.offset)
+        for tensor in (*self._bases(), *self._offsets(), *following):
             tensor.data = tensor.data[:1].repeat(channels)
 
     def _one_for_all(self) -> bool:
@@ -518,6 +556,7 @@ class LearnedScaling(StoredScaling):
         channels: how many scales there are, where known.
         shape: of the tensor that is quantized, where known.
         max_value: start from this magnitude instead of a statistic.
+        scale_gradient: what multiplies the gradient of the scale: ``"lsq"`` for LSQ's factor, None for nothing.
 
     Raises:
         SettingError: a maximum that is not above 0.
@@ -542,6 +581,7 @@ class LearnedScaling(StoredScaling):
         max_value: float | None = None,
         device: Device = None,
         dtype: torch.dtype | None = None,
+        scale_gradient: ScaleGradient | None = None,
     ) -> None:
         granularity = granularity_of(axis, granularity)
         super().__init__(
@@ -556,6 +596,7 @@ class LearnedScaling(StoredScaling):
             device,
             dtype,
             learned=True,
+            scale_gradient=scale_gradient,
         )
         if max_value is not None and finite("max_value", max_value, "a number above 0") <= 0:
             raise SettingError("max_value", max_value, "a number above 0")
@@ -596,12 +637,12 @@ class LearnedScaling(StoredScaling):
         known = [self.restriction.load(before[0]), *before[1:]]  # layers that share the quantizer add to one's range
         joined = widest(known, [each.to(known[0]) for each in found])
         stored = [[self._stored_as(each[0]), *each[1:]] for each in (found, joined)]
-        first, done = self.measured == 0, self.steps >= self.calls
+        first, done = self.steps % self.calls == 0, self.steps >= self._limit()
         chosen = zip(before, *stored, strict=True)
         self._set([torch.where(done, old, torch.where(first, new, both)) for old, new, both in chosen])
         self.steps.add_(1)  # `+=` assigns the buffer, which hooks of an exporter may watch
         if _traced():
-            self._whole, self._settled = True, self.calls == 1
+            self._whole, self._settled = True, self._limit() == 1
         else:
             self._look()
 

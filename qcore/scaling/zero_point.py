@@ -6,14 +6,13 @@ that 0 is on the grid (padding, ReLU).
 
 from torch import Tensor, nn
 
-from ..declare.inject import register_choices
 from ..errors import SettingError
 from ..formats.int_range import IntRange
 from ..granularity import Granularity, granularity_of
 from ..kernels.derivatives import clamp_through
 from ..rounding import HalfEven, round_straight_through
 
-__all__ = ["ZERO_POINTS", "RangeZeroPoint"]
+__all__ = ["RangeZeroPoint", "require_low"]
 
 
 class RangeZeroPoint:
@@ -40,6 +39,8 @@ class RangeZeroPoint:
         tensor(100.)
     """
 
+    whole = True  # whether zero points are whole numbers, so that 0 is on the grid
+
     def __init__(
         self,
         scaling: nn.Module,
@@ -47,21 +48,7 @@ class RangeZeroPoint:
         axis: int | None = None,
         granularity: Granularity | None = None,
     ) -> None:
-        if not hasattr(scaling, "low_of"):
-            raise SettingError(
-                "scaling",
-                type(scaling).__name__,
-                "a scaling that knows the lower end of the range (`low_of`), for the zero point",
-                "Write scaling='statistic', 'learned', 'calibrated' or 'running', or zero_point=None.",
-            )
-        statistic = getattr(scaling, "statistic", None)
-        if statistic is not None and not hasattr(statistic, "low"):
-            raise SettingError(
-                "statistic",
-                statistic,
-                "a statistic with a lower end (`low`), for the zero point",
-                "Write statistic='min_max' or statistic='percentile_interval', or zero_point=None.",
-            )
+        require_low(scaling)
         self.scaling = scaling
         self.int_range = int_range
         self.granularity = granularity_of(axis, granularity)
@@ -82,4 +69,25 @@ class RangeZeroPoint:
         return "RangeZeroPoint()"
 
 
-ZERO_POINTS = register_choices("zero_point", {"range": RangeZeroPoint})
+def require_low(scaling: nn.Module) -> None:
+    """Refuse a scaling that knows no lower end, by a `SettingError`.
+
+    Example:
+        >>> from bitwright.qcore import IntRange, MinMax, StatisticScaling
+        >>> require_low(StatisticScaling(IntRange(8, signed=False), MinMax()))
+    """
+    if not hasattr(scaling, "low_of"):
+        raise SettingError(
+            "scaling",
+            type(scaling).__name__,
+            "a scaling that knows the lower end of the range (`low_of`), for the zero point",
+            "Write scaling='statistic', 'learned', 'calibrated' or 'running', or zero_point=None.",
+        )
+    statistic = getattr(scaling, "statistic", None)
+    if statistic is not None and not hasattr(statistic, "low"):
+        raise SettingError(
+            "statistic",
+            statistic,
+            "a statistic with a lower end (`low`), for the zero point",
+            "Write statistic='min_max' or statistic='percentile_interval', or zero_point=None.",
+        )

@@ -12,25 +12,12 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 import bitwright.nn as qnn
-from bitwright import quantizers
 from bitwright.qcore import QuantizerError, values_of
-from bitwright.quantizers import (
-    Int8Act,
-    Int8BiasOwnScale,
-    Int8WeightPerTensor,
-    Int32Bias,
-    binary,
-    codebooks,
-    floats,
-    microscaling,
-)
+from bitwright.quantizers import Int8Act, Int8BiasOwnScale, Int8WeightPerTensor, Int32Bias
+from tests.quantizers.shipped import USUAL as QUANTIZERS
 
 # Quantizers
 
-FRAGMENTS = {"BiasBase", "FormatAct", "FormatBase", "FormatWeight", "IntBase", "PerGroup", "PerOutputChannel"}
-FRAGMENTS |= {"PowerOfTwo", "Shifted", "of_width"}
-OTHERS = {name for module in (binary, codebooks, floats, microscaling) for name in module.__all__}  # not integers
-QUANTIZERS = {name: getattr(quantizers, name) for name in quantizers.__all__ if name not in FRAGMENTS | OTHERS}
 WEIGHTS = {name: each for name, each in QUANTIZERS.items() if "Weight" in name}
 ACTS = {name: each for name, each in QUANTIZERS.items() if "Act" in name}
 BIASES = {name: each for name, each in QUANTIZERS.items() if "Bias" in name}

@@ -25,17 +25,25 @@ from bitwright.qcore import (
     int_bounds,
     resolve,
 )
-from bitwright.quantizers import Int8Act, binary, codebooks, floats, microscaling
+from bitwright.quantizers import (
+    Int8Act,
+    activations,
+    base,
+    biases,
+    binary,
+    codebooks,
+    dynamic,
+    floats,
+    microscaling,
+    weights,
+)
+from tests.quantizers.shipped import FRAGMENTS, MAKERS, USUAL
 
-FRAGMENTS = {"IntBase", "BiasBase", "FormatAct", "FormatBase", "FormatWeight", "PerGroup", "PerOutputChannel"}
-FRAGMENTS |= {"PowerOfTwo", "Shifted"}
-MAKERS = {"of_width"}  # of quantizers
 NAME = re.compile(
     r"(?P<shifted>Shifted)?(?P<kind>Int|Uint)(?P<bits>\d+)(?P<slot>Weight|Act|Bias)"
     r"(?P<granularity>PerTensor|PerChannel|PerGroup)?(?P<own>OwnScale)?(?P<scale>PowerOfTwo|Learned|MSE)?"
 )
-OTHERS = {name for module in (binary, codebooks, floats, microscaling) for name in module.__all__}  # not integers
-QUANTIZERS = [getattr(quantizers, name) for name in quantizers.__all__ if name not in FRAGMENTS | MAKERS | OTHERS]
+QUANTIZERS = list(USUAL.values())
 FAMILIES = list({re.sub(r"\d+", "", each.__name__): each for each in QUANTIZERS}.values())  # one for all bit widths
 every = pytest.mark.parametrize("quantizer", QUANTIZERS, ids=repr)
 
@@ -76,8 +84,7 @@ def test_names_are_those_of_the_classes():
 
 
 def test_every_declared_one_is_exported():
-    integers = (quantizers.weights, quantizers.activations, quantizers.biases, quantizers.base)
-    for module in (*integers, binary, codebooks, floats, microscaling):
+    for module in (activations, base, biases, binary, codebooks, dynamic, floats, microscaling, weights):
         assert set(module.__all__) <= set(quantizers.__all__)
         own = {name: item for name, item in vars(module).items() if getattr(item, "__module__", "") == module.__name__}
         public = {name for name, item in own.items() if not (isinstance(item, TypeVar) or name.startswith("_"))}

@@ -5,7 +5,6 @@ import pickle
 import pytest
 import torch
 
-from bitwright import quantizers
 from bitwright.qcore import QuantizerError, SettingError
 from bitwright.quantizers import (
     Int4Act,
@@ -19,23 +18,17 @@ from bitwright.quantizers import (
     ShiftedUint8Act,
     ShiftedUint8WeightPerChannel,
     Uint4Act,
-    formats,
 )
 from bitwright.testing import CHECKS, Case, QuantizerCheckError, Subject, check_quantizer, register_check
+from tests.quantizers.shipped import USUAL
 
-FRAGMENTS = {"BiasBase", "FormatBase", "IntBase", "PerGroup", "PerOutputChannel", "PowerOfTwo", "Shifted", "of_width"}
-OTHERS = set(formats.__all__)  # whose levels are no integers
-SHIPPED = [getattr(quantizers, name) for name in quantizers.__all__ if name not in FRAGMENTS | OTHERS]
+SHIPPED = list(USUAL.values())
 COSTLY = ("compiled", "export_qcdq", "export_qdq")
 
 
 @pytest.mark.parametrize("quantizer", SHIPPED, ids=repr)
 def test_shipped_quantizer_passes(quantizer):
     check_quantizer(quantizer, skip=COSTLY, examples=5)
-
-
-def test_only_fragments_are_left_out():
-    assert {name for name in quantizers.__all__ if getattr(quantizers, name) not in SHIPPED} == FRAGMENTS | OTHERS
 
 
 @pytest.mark.parametrize(

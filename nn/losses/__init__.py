@@ -1,0 +1,1 @@
+"""Terms that a model's quantizers add to the loss."""
