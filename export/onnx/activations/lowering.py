@@ -59,7 +59,7 @@ class ActivationLowering(StoredLowering):
             zero_points = [self._initializer(call, "zero_point", torch.zeros(count), storage.name)]
         else:
             target["output_dtype"] = kind
-        role = "unclipped" if self._clips(call, storage) else "codes"
+        role = "unclipped" if self._clips(call, storage) and self._clips_integers(storage) else "codes"
         inputs = [x, scale, *zero_points]
         codes = self._add(node, "QuantizeLinear", inputs, call, "quantize", role, target, kind=storage.name)
         codes = self._clip_integers(call, codes, storage, node)
