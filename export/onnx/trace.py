@@ -25,7 +25,7 @@ from ..errors import ExportError
 from .activations.placeholders import DOMAIN
 from .loops import OnnxLoops
 
-__all__ = ["DOMAIN", "Emitter", "trace"]
+__all__ = ["DOMAIN", "Emitter", "quiet", "trace"]
 
 Emitter = Callable[[Call, Tensor], Tensor]
 
@@ -213,7 +213,7 @@ def _traced(
 
     handle = module.register_forward_pre_hook(lambda *_: counts.clear())  # torch may run forward more than once
     try:
-        with intercepted(quantizers, emitter), loops_become(OnnxLoops()), _quiet(), torch.no_grad():
+        with intercepted(quantizers, emitter), loops_become(OnnxLoops()), quiet(), torch.no_grad():
             program = torch.onnx.export(module, args, **options)
     finally:
         handle.remove()
@@ -244,7 +244,7 @@ def _placeholders(call: Call, x: Tensor) -> Tensor:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without the exporter's notices about itself; errors pass."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
