@@ -7,7 +7,7 @@ from ..errors import SettingError
 from ..granularity import Granularity
 from ..grid import Grid
 from ..kernels.derivatives import clamp_through, straight_through
-from ..scaling.magnitude import finite
+from ..scaling.magnitude import finite, usable
 
 __all__ = ["Ternary", "XnorSigns"]
 
@@ -43,13 +43,10 @@ class Ternary(nn.Module):
     def forward(self, weight: Tensor, inputs: Grid | None) -> Tensor:
         """The three levels."""
         rows = self.granularity.rows(weight.detach())
-        known = rows.isfinite()
-        size = torch.where(known, rows.abs(), 0.0)  # infinity is no magnitude to measure, and lies above
-        threshold = self.threshold * size.sum(1, keepdim=True) / known.sum(1, keepdim=True).clamp_min(1)
-        above = (rows.abs() > threshold).to(rows.dtype)
-        mean = (size * above).sum(1, keepdim=True) / (above * known).sum(1, keepdim=True).clamp_min(1)
-        levels = torch.where(rows.isnan(), rows, rows.sign() * above * mean)
-        return straight_through(weight, self.granularity.unrows(levels, weight))
+        size = rows.abs()
+        above = (size > self.threshold * usable(size.mean(1, keepdim=True))).to(rows.dtype)
+        mean = usable((size * above).sum(1, keepdim=True) / above.sum(1, keepdim=True).clamp_min(1))
+        return straight_through(weight, self.granularity.unrows(rows.sign() * above * mean, weight))
 
     def scheme(self) -> str:
         """What a file says of it."""
@@ -81,11 +78,10 @@ class XnorSigns(nn.Module):
     def forward(self, weight: Tensor, inputs: Grid | None) -> Tensor:
         """The two levels."""
         rows = self.granularity.rows(weight)
-        signs = torch.where(rows.detach() < 0, -torch.ones_like(rows), torch.ones_like(rows))
-        known = rows.detach().isfinite()
-        size = torch.where(known, rows, 0.0) * signs
-        mean = size.sum(1, keepdim=True) / known.sum(1, keepdim=True).clamp_min(1)
-        through = straight_through(clamp_through(rows, -1, 1), torch.where(rows.detach().isnan(), rows, signs))
+        known = rows.detach()
+        signs = torch.where(known < 0, -torch.ones_like(rows), torch.where(known.isnan(), known, 1.0))
+        mean = usable((rows * signs).mean(1, keepdim=True))
+        through = straight_through(clamp_through(rows, -1, 1), signs)
         return self.granularity.unrows(through * mean, weight)
 
     def scheme(self) -> str:

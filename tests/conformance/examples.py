@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 import bitwright.nn as qnn
+from bitwright.nn import Slot
 from bitwright.qcore import QuantizerError, resolve, values_of
-from bitwright.quantizers import Int8Act, Int8BiasOwnScale, Int8WeightPerTensor, Int32Bias
+from bitwright.quantizers import Int8Act, Int8BiasOwnScale, Int8Grad, Int8WeightPerTensor, Int32Bias
 from tests.quantizers.shipped import ALONE as QUANTIZERS
 from tests.quantizers.shipped import USUAL as INTEGERS
 from tests.quantizers.shipped import families, role
@@ -23,7 +24,7 @@ WEIGHTS, ACTS, BIASES = (
     {name: each for name, each in QUANTIZERS.items() if role(name) == wanted}
     for wanted in ("weight", "activation", "bias")
 )
-USUAL = {"weight": Int8WeightPerTensor, "activation": Int8Act, "bias": Int32Bias}
+USUAL = {"weight": Int8WeightPerTensor, "activation": Int8Act, "bias": Int32Bias, "gradient": Int8Grad}
 
 
 def kinds(of: Mapping[str, Any]) -> dict[str, Any]:
@@ -49,7 +50,7 @@ FEW = {  # what every slot of every layer is tried with
 FITTING = {
     wanted: {name: each for name, each in FEW.items() if role(name) == wanted}
     for wanted in ("weight", "activation", "bias")
-}
+} | {"gradient": {"Int8Grad": Int8Grad}}
 
 
 # Layers
@@ -227,9 +228,15 @@ def floats(layer: type[qnn.QuantLayer]) -> dict[str, None]:
 
 
 def full(layer: type[qnn.QuantLayer]) -> dict[str, Any]:
-    """Keywords that fill every slot."""
+    """Keywords that fill every slot of what flows forward."""
     given = example_of(layer).full
-    return {f"{slot.name}_quant": USUAL[slot.role] for slot in layer.slots} if given is None else dict(given)
+    slots = [slot for slot in layer.slots if not slot.backward]
+    return {f"{slot.name}_quant": USUAL[slot.role] for slot in slots} if given is None else dict(given)
+
+
+def filling(layer: type[qnn.QuantLayer], slot: Slot) -> dict[str, Any]:
+    """Keywords that fill every slot of what flows forward, and this one."""
+    return {**full(layer), **({f"{slot.name}_quant": USUAL[slot.role]} if slot.backward else {})}
 
 
 def warm(module: Any, *inputs: Any) -> Any:
