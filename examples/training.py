@@ -1,5 +1,6 @@
 """Training of classifiers. The same code trains float and quantized models."""
 
+from collections.abc import Callable
 from typing import TypeVar
 
 import torch
@@ -25,6 +26,7 @@ def train(
     learning_rate: float,
     seed: int,
     progress: Progress,
+    penalty: Callable[[nn.Module], Tensor] | None = None,
 ) -> ModelT:
     """Train with Adam under a one-cycle learning rate, on images shifted by up to two pixels.
 
@@ -36,6 +38,7 @@ def train(
         learning_rate: the peak of the cycle.
         seed: of the order and the shifts.
         progress: the display that gets a bar.
+        penalty: what is added to the loss, called with the model after its forward.
 
     Returns:
         The model, in evaluation mode.
@@ -51,6 +54,7 @@ def train(
         total = torch.zeros(())
         for batch in torch.randperm(len(images), generator=chance).split(BATCH):
             loss = F.cross_entropy(model(_shifted(images[batch], chance)), labels[batch])
+            loss = loss if penalty is None else loss + penalty(model)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

@@ -19,6 +19,7 @@ from .integer.requantize import ByMultiplier, ByScale, ByShift
 from .integer.sums import AccumulatorRange
 from .onnx.exporter import export_onnx_qcdq, export_onnx_qdq
 from .onnx.report import VerificationReport, VerificationRow
+from .onnx.stored.report import StorageReport, StorageRow, storage_report
 from .onnx.verify import verify_onnx
 
 __all__ = [
@@ -39,6 +40,8 @@ __all__ = [
     "LayerProduct",
     "ProductSums",
     "QuantizedTensor",
+    "StorageReport",
+    "StorageRow",
     "VerificationReport",
     "VerificationRow",
     "accumulator_report",
@@ -49,6 +52,7 @@ __all__ = [
     "integers",
     "pack_integers",
     "run_integers",
+    "storage_report",
     "unpack_integers",
     "verify_onnx",
 ]

@@ -32,6 +32,7 @@ from .activations.smooth import (
 from .contexts.calibration import calibrating, finish_calibration
 from .contexts.freezing import frozen
 from .contexts.intercepting import intercepted, quantizers_of
+from .contexts.schedules import finish_schedules
 from .contexts.switching import unquantized
 from .conv import QuantConv1d, QuantConv2d, QuantConv3d
 from .conv_transpose import QuantConvTranspose1d, QuantConvTranspose2d, QuantConvTranspose3d
@@ -54,6 +55,9 @@ if TYPE_CHECKING:  # imported when first asked for: most models have none of the
     from .embeddings.embedding import QuantEmbedding
     from .function import QuantFunction
     from .hadamard import QuantHadamardClassifier
+    from .losses import accumulator_penalty, rounding_penalty
+    from .losses.bits import BitLoss, bit_loss
+    from .losses.rounding import rounding_penalty
     from .norms.batch_norm import QuantBatchNorm1d, QuantBatchNorm2d, QuantBatchNorm3d
     from .norms.layer_norm import QuantGroupNorm, QuantLayerNorm, QuantRMSNorm
     from .norms.scale_bias import QuantScaleBias
@@ -79,6 +83,7 @@ if TYPE_CHECKING:  # imported when first asked for: most models have none of the
 
 __all__ = [
     "ActivationLayer",
+    "BitLoss",
     "QuantAdaptiveAvgPool1d",
     "QuantAdaptiveAvgPool2d",
     "QuantAdaptiveAvgPool3d",
@@ -157,11 +162,15 @@ __all__ = [
     "TruncAdaptiveAvgPool2d",
     "TruncAvgPool2d",
     "WeightLayer",
+    "accumulator_penalty",
+    "bit_loss",
     "calibrating",
     "finish_calibration",
+    "finish_schedules",
     "frozen",
     "intercepted",
     "quantizers_of",
+    "rounding_penalty",
     "unquantized",
 ]
 
@@ -180,6 +189,9 @@ _LATER = (  # the modules of what is imported when first asked for
     ".norms.scale_bias",
     ".activations.prelu",
     ".hadamard",
+    ".losses",
+    ".losses.bits",
+    ".losses.rounding",
     ".attention",
     ".recurrent",
 )

@@ -161,8 +161,10 @@ weight_bit_width=2 can't be set on a layer that is built. Write layer.weight_qua
 
     def pass_through(self, slot: str, x: Tensor) -> tuple[Tensor, Grid | None]:
         """A tensor that flows through the layer, quantized by the slot's quantizer, and its grid, if it has one."""
-        quant = getattr(self, f"{slot}_quant")
-        return (values_of(x), grid_of(x)) if quant is None else quant.quantize(values_of(x))
+        quant, values, grid = getattr(self, f"{slot}_quant"), values_of(x), grid_of(x)
+        if quant is None:
+            return values, grid
+        return quant.quantize(values, grid) if quant.truncates else quant.quantize(values)
 
     def _leaving(self, out: Tensor, grid: Grid | None) -> Tensor:
         """The result, with its grid if that was asked for."""

@@ -29,6 +29,7 @@ class Slot(NamedTuple):
         prefix: what keywords start with, where that is not the name.
         family: names that this slot shares with others of the layer, from wide to narrow: keywords and assignments by
             such a name reach all of them.
+        backward: whether it quantizes what flows backward, the gradient of the layer's output.
 
     Example:
         >>> Slot("weight_ih", "weight_ih_l0").role, Slot("bias", "bias", follows=("input", "weight")).role
@@ -44,6 +45,7 @@ class Slot(NamedTuple):
     follows: tuple[str, str] | None = None
     prefix: str | None = None
     family: tuple[str, ...] = ()
+    backward: bool = False
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -52,13 +54,15 @@ class Slot(NamedTuple):
 
     @property
     def role(self) -> str:
-        """What a quantizer must be made for: ``"weight"``, ``"bias"`` or ``"activation"``."""
+        """What a quantizer must be made for: ``"weight"``, ``"bias"``, ``"activation"`` or ``"gradient"``."""
+        if self.backward:
+            return "gradient"
         return "bias" if self.follows else "weight" if self.parameter else "activation"
 
     @property
     def example(self) -> str:
         """The name of a quantizer that fits."""
-        return {"weight": "Int8WeightPerTensor", "bias": "Int32Bias", "activation": "Int8Act"}[self.role]
+        return _EXAMPLES[self.role]
 
     @property
     def keywords(self) -> str:
@@ -252,8 +256,15 @@ def fill_slot(
             f"{Described(layer)}: {quantizer!r} quantizes biases and can't be {slot.name}_quant. Write "
             f"{slot.name}_quant={slot.example}."
         )
+    if slot.backward and (not module.calibrated or next(module.parameters(), None) is not None):
+        raise QuantizerError(
+            f"{Described(layer)}: the scale of {quantizer!r} is measured in forwards or learned from a loss, and a "
+            f"gradient's is neither. Write {slot.name}_quant={slot.example}, or scaling='statistic', which follows "
+            "each gradient."
+        )
     made_of = {"quantizer": declared, "provided": dict(provided), "written": written}
-    vars(module).update(made_of, of_parameter=slot.parameter is not None)  # past nn.Module's bookkeeping
+    where = {"of_parameter": slot.parameter is not None, "of_gradient": slot.backward}
+    vars(module).update(made_of, **where)  # past nn.Module's bookkeeping
     module.serve(layer, slot.name)
     return module
 
@@ -265,8 +276,8 @@ def _check_role(layer: nn.Module, slot: Slot, quantizer: QuantizerType, written:
     if made_for not in (None, *_PLURALS):
         typed = written.get(ROLE, ROLE)
         raise QuantizerError(
-            f"{Described(layer)}: {typed}={made_for!r} is not possible: expected 'weight', 'activation', 'bias', or "
-            "None for any of them."
+            f"{Described(layer)}: {typed}={made_for!r} is not possible: expected 'weight', 'activation', 'bias', "
+            "'gradient', or None for any of them."
         )
     if made_for not in (None, role):
         article = "an" if role == "activation" else "a"
@@ -280,4 +291,5 @@ def _check_role(layer: nn.Module, slot: Slot, quantizer: QuantizerType, written:
         )
 
 
-_PLURALS = {"weight": "weights", "bias": "biases", "activation": "activations"}
+_PLURALS = {"weight": "weights", "bias": "biases", "activation": "activations", "gradient": "gradients"}
+_EXAMPLES = {"weight": "Int8WeightPerTensor", "bias": "Int32Bias", "activation": "Int8Act", "gradient": "Fp8e5m2Grad"}

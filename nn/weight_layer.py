@@ -23,11 +23,12 @@ from ..qcore import (
 from ..qcore.formats.integers import Integers
 from ..qcore.granularity import Granularity, PerAxis, PerGroup, PerTensor
 from ..qcore.grid import along_axis, bits_to_spare, integers_of, products_source
-from ..qcore.int_quant import resting
+from ..qcore.int_quant import in_words, resting, several
 from ..qcore.kernels.fused import LARGE
 from ..qcore.quant_tensor import grid_lost
 from ..qcore.tracing import exporting
 from .bypass import OwnParameter
+from .kernels.backward import with_quantized_gradient
 from .kernels.recompute import not_kept
 from .layer import QuantLayer
 from .slots import Described, QuantizerLike, Slot, checked_flag, split_overrides
@@ -45,11 +46,13 @@ class WeightLayer(QuantLayer):
         bias_quant: quantizer of the bias, or None (float).
         input_quant: quantizer of the input, or None.
         output_quant: quantizer of the output, or None.
+        grad_quant: quantizer of the gradient that comes back to the output, before the layer works out the gradients of
+            its input, weight and bias from it; or None.
         return_quant_tensor: return a `QuantTensor` that carries the output's grid.
         **overrides: settings of these quantizers, with the prefix of the slot: ``weight_bit_width=4``.
 
     Attributes:
-        weight_quant, bias_quant, input_quant, output_quant: the resolved modules, or None.
+        weight_quant, bias_quant, input_quant, output_quant, grad_quant: the resolved modules, or None.
 
     Raises:
         QuantizerError: in the constructor, for a keyword or setting that nothing uses, or an impossible one; in
@@ -69,6 +72,7 @@ class WeightLayer(QuantLayer):
         Slot("bias", "bias", follows=("input", "weight")),
         Slot("input"),
         Slot("output"),
+        Slot("grad", backward=True),
     )
     channel_axis = 0  # the weight's dimension that runs over output channels
     sums_products: ClassVar[bool] = True  # whether outputs are sums of products, on whose scale a bias may lie
@@ -80,6 +84,7 @@ class WeightLayer(QuantLayer):
     bias_quant: TensorQuant | None
     input_quant: TensorQuant | None
     output_quant: TensorQuant | None
+    grad_quant: TensorQuant | None
     return_quant_tensor: bool
     _seen: Grid | None = None  # of the last input, for quant_bias() and output_bit_width
 
@@ -101,7 +106,12 @@ class WeightLayer(QuantLayer):
     ) -> None:
         """Resolve the slots: a quantizer for each by its name, and keywords with their prefixes."""
         self.return_quant_tensor = checked_flag(self, "return_quant_tensor", return_quant_tensor)
-        slots = {slot: quantizers[slot.name] for slot in self.slots}
+        overrides = dict(overrides)
+        slots: dict[Slot, Any] = {
+            slot: quantizers[slot.name] if slot.name in quantizers else overrides.pop(f"{slot.name}_quant", None)
+            for slot in self.slots
+        }
+        vars(self)["grad_quant"] = None  # a layer with slots of its own may have none for it
         given = split_overrides(self, slots, overrides)
         for slot, quantizer in slots.items():
             if quantizer is not None and self._lacks(slot.name):
@@ -156,12 +166,13 @@ class WeightLayer(QuantLayer):
                 "scale, and this layer multiplies floats. Write bias_quant=Int8BiasOwnScale."
             )
         self._check_axes()
-        if self.return_quant_tensor and self.output_quant is None:
+        self._check_input_scales()
+        if self._needs_sums_grid():
             self._check_output_grid()
 
     def _check_axes(self) -> None:
         follows = self.bias_quant is not None and self.bias_quant.follows_input
-        summed = self.sums_products and (follows or (self.return_quant_tensor and self.output_quant is None))
+        summed = self.sums_products and (follows or self._needs_sums_grid())
         for slot, usual in (("weight", self.channel_axis), ("bias", 0)):
             granularity: Granularity | None = getattr(getattr(self, f"{slot}_quant"), "granularity", None)
             if granularity is None or granularity.single or self._lacks(slot):
@@ -173,7 +184,7 @@ class WeightLayer(QuantLayer):
                     raise QuantizerError(_misfit(self, slot, granularity, ndim, min(1 - usual, ndim - 1)))
                 wrong = f"{slot}_axis={axis} is not a dimension of the {slot}, which has {ndim}"
             elif slot == "weight" and summed and not self._one_scale_each(granularity):
-                asks = "a bias on the scale of the products" if follows else "return_quant_tensor=True"
+                asks = "a bias on the scale of the products" if follows else self._asks_for_grid()
                 given = f"weight_axis={axis}" if axis is not None else str(granularity)
                 wrong = (
                     f"with {given} the products that one output sums have several scales, and {asks} needs a common one"
@@ -184,6 +195,20 @@ class WeightLayer(QuantLayer):
                 continue
             one = f"{slot}_axis=None" if axis is not None else f"{slot}_quant=Int8WeightPerTensor"
             raise QuantizerError(f"{Described(self)}: {wrong}. Write {each_output}, or {one} for one scale.")
+
+    def _check_input_scales(self) -> None:
+        """Products of an input with a scale for each token or group have no common scale."""
+        granularity: Granularity | None = getattr(self.input_quant, "granularity", None)
+        follows = self.bias_quant is not None and self.bias_quant.follows_input
+        if granularity is None or granularity.single or granularity.axis is not None or not self.sums_products:
+            return
+        if follows or self._needs_sums_grid():
+            asks = "a bias on the scale of the products" if follows else self._asks_for_grid()
+            remedy = "bias_quant=Int8BiasOwnScale" if follows else "output_quant=Int8Act"
+            raise QuantizerError(
+                f"{Described(self)}: with input_quant {granularity} the products have several scales, and {asks} needs "
+                f"a common one. Write input_quant=Int8DynamicAct for one scale, or {remedy}."
+            )
 
     def _one_scale_each(self, granularity: Granularity) -> bool:
         """Whether the weights that one output sums share a scale."""
@@ -196,7 +221,7 @@ class WeightLayer(QuantLayer):
         lacking = ""
         if not self.sums_products:
             raise QuantizerError(
-                f"{Described(self)}: return_quant_tensor=True needs outputs that lie on a grid, and this layer "
+                f"{Described(self)}: {self._asks_for_grid()} needs outputs that lie on a grid, and this layer "
                 "computes in floats. Set output_quant=Int8Act to quantize the output."
             )
         if self.weight_quant is None:
@@ -205,7 +230,7 @@ class WeightLayer(QuantLayer):
             lacking = "the bias is not quantized on the scale of the products. Set bias_quant=Int32Bias"
         if lacking:
             raise QuantizerError(
-                f"{Described(self)}: return_quant_tensor=True needs outputs that lie on a grid, and {lacking}, or "
+                f"{Described(self)}: {self._asks_for_grid()} needs outputs that lie on a grid, and {lacking}, or "
                 "output_quant=Int8Act to quantize the output."
             )
 
@@ -235,23 +260,41 @@ class WeightLayer(QuantLayer):
         self, out: Tensor, inputs: Grid | None, weights: Grid | None, bias: Tensor | None, biases: Grid | None
     ) -> Tensor:
         """The output, quantized where there is a quantizer for it, with its grid where it is to carry one."""
-        if self.output_quant is not None:
-            out, grid = self.output_quant.quantize(out)
-        elif self.return_quant_tensor and not (
-            self._intercepted() and (inputs is None or weights is None or (bias is not None and biases is None))
-        ):
-            if weights is None or bias is not None:
-                self._check_output_grid()  # the flag, or a bias, may have been set since the layer was built
-                if weights is None:
-                    raise QuantizerError(
-                        f"{path_of(self)}: return_quant_tensor=True needs outputs that lie on a grid, and "
-                        f"{type(self.weight_quant).__name__} puts the weight on none. Set output_quant=Int8Act, or "
-                        "return_quant_tensor=False."
-                    )
-            grid = self._output_grid(inputs, weights, biases, out.ndim, out.dtype)
+        if self.grad_quant is not None:
+            out = with_quantized_gradient(out, self.grad_quant)
+        if self.output_quant is None:
+            grid = self._sums_grid(inputs, weights, bias, biases, out) if self.return_quant_tensor else None
+        elif self.output_quant.truncates:
+            out, grid = self.output_quant.quantize(out, self._sums_grid(inputs, weights, bias, biases, out))
         else:
-            return out
+            out, grid = self.output_quant.quantize(out)
         return self._leaving(out, grid)
+
+    def _sums_grid(
+        self, inputs: Grid | None, weights: Grid | None, bias: Tensor | None, biases: Grid | None, out: Tensor
+    ) -> Grid | None:
+        """The grid of sums of products, which the output must have; None where something stands in for quantizers."""
+        if self._intercepted() and (inputs is None or weights is None or (bias is not None and biases is None)):
+            return None
+        if weights is None or bias is not None:
+            self._check_output_grid()  # the flag, or a bias, may have been set since the layer was built
+            if weights is None:
+                raise QuantizerError(
+                    f"{path_of(self)}: {self._asks_for_grid()} needs outputs that lie on a grid, and "
+                    f"{type(self.weight_quant).__name__} puts the weight on none. Set output_quant=Int8Act, or "
+                    "return_quant_tensor=False."
+                )
+        return self._output_grid(inputs, weights, biases, out.ndim, out.dtype)
+
+    def _needs_sums_grid(self) -> bool:
+        """Whether outputs must lie on the grid of the products."""
+        quant = self.output_quant
+        return self.return_quant_tensor if quant is None else quant.truncates
+
+    def _asks_for_grid(self) -> str:
+        """What asks for outputs that lie on a grid."""
+        quant = self.output_quant
+        return "return_quant_tensor=True" if quant is None else f"output_quant={quant.quantizer!r}"
 
     def _check_needs_no_grid(self, x: Tensor) -> None:
         """Say what became of the grid of an input that arrives without one, and is needed."""
@@ -261,8 +304,8 @@ class WeightLayer(QuantLayer):
         if quant is not None and quant.follows_input and quant.intercept is None:
             asks = f"{path_of(self)}: the scale of bias_quant follows the input's"
             remedy = "or choose a bias with a scale of its own: bias_quant=Int8BiasOwnScale"
-        elif self.return_quant_tensor and self.output_quant is None and not self._intercepted():
-            asks = f"{path_of(self)}: return_quant_tensor=True needs a quantized input"
+        elif self._needs_sums_grid() and not self._intercepted():
+            asks = f"{path_of(self)}: {self._asks_for_grid()} needs a quantized input"
             remedy = "or output_quant=Int8Act"
         else:
             return
@@ -276,7 +319,8 @@ class WeightLayer(QuantLayer):
     def _take_input(self, x: Tensor) -> tuple[Tensor, Grid | None]:
         grid, x = grid_of(x), values_of(x)
         if self.input_quant is not None:
-            x, grid = self.input_quant.quantize(x)
+            given = (grid,) if self.input_quant.truncates else ()
+            x, grid = self.input_quant.quantize(x, *given)
         if exporting():
             grid = self._seen if grid is None else grid  # torch.export carries plain tensors: the grid is recorded
         elif not torch.compiler.is_compiling():
@@ -319,12 +363,15 @@ class WeightLayer(QuantLayer):
         return self._floor_context(quant, inputs, bias)
 
     def _transform_context(self, quant: GridQuant, inputs: Grid | None, bias: Tensor | None) -> tuple[object, ...]:
+        """No floor or a floor, the grid of the input for each output, and the bias that is added to the products."""
         found = self._floor_context(quant, inputs, bias)
-        floor = found[1] if found else None
-        added = self.bias_quant is not None and self.bias_quant.follows_input and not self._lacks("bias")
-        if bias is None and added:
-            bias = self.tensor_of("bias")
-        return (False, floor, inputs, bias if added else None)
+        follower = self.bias_quant
+        if follower is None or not follower.follows_input or self._lacks("bias"):
+            return (False, None, inputs, None)
+        by_output = None if inputs is None else self._inputs_by_output(inputs)
+        if by_output is None:
+            return (False, None, inputs, None)
+        return (False, found[1] if found else None, by_output, self.tensor_of("bias") if bias is None else bias)
 
     def _floor_context(self, quant: TensorQuant, inputs: Grid | None, bias: Tensor | None) -> tuple[object, ...]:
         if inputs is None or self._lacks("bias") or not isinstance(self.bias_quant, BiasQuant):
@@ -332,14 +379,21 @@ class WeightLayer(QuantLayer):
         bias, follower = self.tensor_of("bias") if bias is None else bias, self.bias_quant
         if not isinstance(quant, GridQuant) or type(quant)._quantize is not GridQuant._quantize:
             return ()
-        if inputs.scale.numel() != 1:  # of a depthwise layer: as many as there are outputs
-            ones, each = self._per_output(inputs, Grid(inputs.scale.new_ones(())))
-            if ones is None or each is None or ones.scale.numel() != 1:
-                return ()
-            inputs = ones.replace(scale=ones.scale * each.scale, granularity=PerAxis(0))
+        by_output = self._inputs_by_output(inputs)
+        if by_output is None:
+            return ()
         by_channel = not quant.granularity.single and self._one_scale_each(quant.granularity)
-        floor = follower.floor(bias, inputs, by_channel)
+        floor = follower.floor(bias, by_output, by_channel, getattr(quant.transform, "accumulator_bit_width", None))
         return () if floor is None else (False, floor)
+
+    def _inputs_by_output(self, inputs: Grid) -> Grid | None:
+        """The grid of the input with one scale, or, of a depthwise layer, as many as there are outputs."""
+        if inputs.scale.numel() == 1:
+            return inputs
+        ones, each = self._per_output(inputs, Grid(inputs.scale.new_ones(())))
+        if ones is None or each is None or ones.scale.numel() != 1:
+            return None
+        return ones.replace(scale=ones.scale * each.scale, granularity=PerAxis(0))
 
     def _take_bias(self, inputs: Grid | None, weights: Grid | None) -> tuple[Tensor | None, Grid | None]:
         """The quantized bias and its grid."""
@@ -360,18 +414,17 @@ class WeightLayer(QuantLayer):
         for tensor, grid in (("input", inputs), ("weight", weights)):
             if grid is not None and not isinstance(grid.number_format, Integers):
                 raise QuantizerError(
-                    f"{path_of(self)}: return_quant_tensor=True needs outputs that lie on a grid, and products with "
+                    f"{path_of(self)}: {self._asks_for_grid()} needs outputs that lie on a grid, and products with "
                     f"the levels of the {tensor}, {grid.number_format}, lie on none. Set output_quant=Int8Act, or "
                     "return_quant_tensor=False."
                 )
         inputs, weights = self._per_output(inputs, weights)
         assert inputs is not None
         assert weights is not None
-        if inputs.scale.numel() != 1:
+        if inputs.scale.numel() != 1 or several(inputs):
             raise QuantizerError(
-                f"{path_of(self)}: the input has {inputs.scale.numel()} scales ({inputs.granularity}), so its products "
-                "with the weight lie on no common grid. Quantize the input per tensor (axis=None), or set "
-                "output_quant=Int8Act."
+                f"{path_of(self)}: {in_words(inputs)}, so its products with the weight lie on no common grid. Quantize "
+                "the input per tensor (axis=None), or set output_quant=Int8Act."
             )
         scale = inputs.scale.reshape(-1) * weights.scale.reshape(-1)
         granularity: Granularity = PerTensor()
@@ -425,13 +478,24 @@ class WeightLayer(QuantLayer):
         finally:
             self._kept = kept
 
+    def _inputs_known(self) -> Grid | None:
+        """The grid of the last input; before there was one, what a transform can have of the layer's own quantizer."""
+        quant, weights = self.input_quant, self.weight_quant
+        asked = isinstance(weights, GridQuant) and weights.transform is not None
+        if self._seen is not None or not asked or not isinstance(quant, GridQuant) or not quant.granularity.single:
+            return self._seen
+        if quant.calibrated and not quant.dynamic:
+            return quant.grid(self.weight.new_zeros(1))
+        zero_point = None if quant.zero_point is None else self.weight.new_zeros(())
+        return Grid(self.weight.new_full((), math.inf), zero_point, quant.number_format)  # a bias has no integers yet
+
     def quant_weight(self) -> Tensor:
         """The quantized weight as a `QuantTensor`; the plain weight if it has no quantizer."""
         quant = self.weight_quant
         if quant is None:
             return self.weight if self.quantizes_parameters else self.tensor_of("weight")
         with self._asked(quant):
-            values, grid = self._take_weight(self._seen)
+            values, grid = self._take_weight(self._inputs_known())
         return values if grid is None else QuantTensor.wrap(values, self._grid_as_stored(grid))
 
     def quant_bias(self) -> Tensor | None:
@@ -473,7 +537,7 @@ class WeightLayer(QuantLayer):
         if self.weight_quant is None:
             raise QuantizerError(f"{Described(self)}: the weight has no quantizer, so it has no integers.")
         with self._asked(self.weight_quant):
-            context = self._weight_context(self.weight_quant, self._seen)
+            context = self._weight_context(self.weight_quant, self._inputs_known())
             return self._as_stored(self.weight_quant.codes(self.tensor_of("weight"), *context)[0])
 
     def int_bias(self) -> Tensor | None:

@@ -12,10 +12,12 @@ from .errors import (
     SettingError,
     UncalibratedWarning,
 )
+from .formats.additive import AdditivePowersOfTwo
 from .formats.bit_width import LearnedBitWidth, bit_width_report, size_penalty
 from .formats.codebook import NF4, Codebook
 from .formats.int_range import IntRange, int_bounds
 from .formats.integers import Integers, Interval
+from .formats.learned_codebook import LearnedCodebook, LearnedLevels
 from .formats.minifloat import E2M1, E2M3, E3M2, E4M3, E4M3FNUZ, E5M2, E5M2FNUZ, Minifloat, powers_of_two
 from .formats.number_format import NumberFormat
 from .formats.odd_integers import BINARY, OddIntegers
@@ -33,6 +35,7 @@ from .rounding import (
     Floor,
     HalfEven,
     HalfUp,
+    LearnedRounding,
     Rounding,
     StochasticRounding,
     TowardZero,
@@ -65,10 +68,13 @@ from .scaling.statistics import (
     MinSquaredError,
     PercentileInterval,
 )
+from .schedules.anneal import SHAPES, Anneal, in_use
 from .tensor_quant import TensorQuant
-from .transforms import TRANSFORMS
+from .transforms import A2Q, TRANSFORMS, A2QPlus, Ternary, WeightNorm, XnorSigns
+from .truncation import TruncQuant
 
 __all__ = [
+    "A2Q",
     "BINARY",
     "E2M1",
     "E2M3",
@@ -82,11 +88,15 @@ __all__ = [
     "ROUNDINGS",
     "SCALE_GRADIENTS",
     "SCALINGS",
+    "SHAPES",
     "STATISTICS",
     "TRANSFORMS",
     "ZERO_POINTS",
+    "A2QPlus",
     "AbsMax",
     "AbsPercentile",
+    "AdditivePowersOfTwo",
+    "Anneal",
     "BiasQuant",
     "BitwrightError",
     "BitwrightWarning",
@@ -113,6 +123,9 @@ __all__ = [
     "LSQPlusStart",
     "LSQStart",
     "LearnedBitWidth",
+    "LearnedCodebook",
+    "LearnedLevels",
+    "LearnedRounding",
     "LearnedScaling",
     "LearnedZeroPoint",
     "LogScale",
@@ -148,16 +161,21 @@ __all__ = [
     "StochasticRounding",
     "StoredScaling",
     "TensorQuant",
+    "Ternary",
     "TowardZero",
+    "TruncQuant",
     "TwoLevel",
     "UnalignedIntegers",
     "UncalibratedWarning",
+    "WeightNorm",
+    "XnorSigns",
     "bit_width_report",
     "composed_fake_quant",
     "describe",
     "diff",
     "fake_quant",
     "grid_of",
+    "in_use",
     "int_bounds",
     "path_of",
     "powers_of_two",

@@ -161,7 +161,6 @@ def nearest(name: str, candidates: Iterable[str]) -> str | None:
 
 # What users of Brevitas may write, and what means the same here; None where nothing does.
 _BREVITAS: dict[str, str | None] = {
-    "accumulator_bit_width": None,
     "ave": "mean_sigma",
     "bit_width_impl_type": "bit_width",
     "collect_stats_steps": "calibration_steps",

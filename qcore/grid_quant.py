@@ -12,6 +12,7 @@ from . import protocols
 from .declare.inject import possible_settings
 from .errors import QuantizerError, ReadOnlyError, SettingError, UncalibratedWarning
 from .formats.int_range import check_flag
+from .formats.learned_codebook import LearnedCodebook
 from .formats.number_format import NumberFormat
 from .formats.unaligned import UnalignedIntegers
 from .granularity import Granularity, granularity_of
@@ -24,6 +25,7 @@ from .rounding import HalfEven, HalfUp, Rounding
 from .scaling import CalibratedScaling, MagnitudeScaling, RunningScaling, StoredScaling
 from .scaling.restriction import FloatScale
 from .scaling.zero_point import RangeZeroPoint
+from .schedules.clock import Clock, clock_for
 from .tensor_quant import Kept, TensorQuant
 from .tracing import is_tracing
 
@@ -112,6 +114,10 @@ class GridQuant(Declared):
         clip_first: clip values to the ends of the range before they are rounded, as PACT, DoReFa and WRPN do it:
             gradients end exactly at the ends, not half a step farther out, and a learned scale is moved by what is
             clipped alone.
+        after: training forwards that pass values unquantized, while the range is measured; evaluation quantizes.
+
+    Attributes:
+        clock: counts training forwards, where a setting changes with them; else None.
 
     Raises:
         SettingError: something that is no number format, a zero point for levels that are no integers, or
@@ -132,13 +138,16 @@ class GridQuant(Declared):
     clips: bool
     clip_first: bool
     number_format: NumberFormat
-    _format: NumberFormat | None  # what grids say; None where a bit width is learned
-    _levels: NumberFormat | None  # what the arithmetic works with; None where a bit width is learned
+    _format: NumberFormat | None  # what grids say; None where it changes in training
+    _levels: NumberFormat | None  # what the arithmetic works with; None where a setting changes in training
+    _timed: NumberFormat | None = None  # the same where a clock counts; None where the levels change
     _plain: bool  # whether the fast forms may take it
     _single: bool
     _broadcasts: bool
     _scale_format: NumberFormat | None  # what the scales are held in, where they are quantized themselves
     _warned = False
+    clock: Clock | None
+    counts_steps = True  # settings may be annealed
 
     def __init__(
         self,
@@ -151,6 +160,7 @@ class GridQuant(Declared):
         pass_clipped: bool = False,
         transform: protocols.Transform | None = None,
         clip_first: bool = False,
+        after: int = 0,
     ) -> None:
         if not isinstance(number_format, NumberFormat):
             raise SettingError("number_format", number_format, "a number format such as E4M3 or Integers(8)")
@@ -158,8 +168,17 @@ class GridQuant(Declared):
             expected = f"None: zero points are integers', and {number_format} has other levels"
             raise SettingError("zero_point", zero_point, expected, "Write zero_point=None.")
         super().__init__()
-        vars(self).update(number_format=number_format, _levels=number_format, _format=number_format, _plain=True)
+        fixed = None if number_format.learned else number_format
+        vars(self).update(number_format=number_format, _levels=fixed, _format=fixed, _plain=fixed is not None)
+        if isinstance(number_format, LearnedCodebook):
+            self.levels = number_format.module
+        self._set_clock(after, [scaling, rounding, zero_point])
         self._set_parts(scaling, rounding, zero_point, axis, granularity, pass_clipped, transform, clip_first)
+
+    def _set_clock(self, after: int, parts: list[object]) -> None:
+        self.clock = clock_for(after, parts)
+        if self.clock is not None:
+            vars(self).update(_levels=None, _timed=self._levels)  # the slow way, which counts
 
     def _set_parts(
         self,
@@ -214,10 +233,11 @@ class GridQuant(Declared):
         return not self.of_parameter and getattr(self.scaling, "calibrating", False)
 
     def progress(self) -> str:
-        """What there is to say of the calibration, such as ``"calibrating, 100 of 300 steps"``; else nothing."""
+        """What there is to say of the calibration, such as ``"calibrating, 100 of 300 steps"``, and of schedules."""
+        said = [] if self.clock is None else [self.clock.progress()]
         if isinstance(self.scaling, StoredScaling) and (self.calibrating or not self.calibrated):
-            return self.scaling.progress()
-        return ""
+            said.insert(0, self.scaling.progress())
+        return ", ".join(filter(None, said))
 
     @property
     def dynamic(self) -> bool:
@@ -237,6 +257,8 @@ class GridQuant(Declared):
             self._check_one_weight(layer)
         scaling = self.scaling
         count = len(self._served)
+        if self.clock is not None:
+            self.clock.calls = count
         if isinstance(scaling, StoredScaling) and not self.of_parameter and count != scaling.calls:
             phase = scaling.phase
             if count > scaling.calls or phase == "empty":  # layers that are gone count no more
@@ -260,6 +282,7 @@ class GridQuant(Declared):
         floor: "ScaleFloor | None" = None,
         inputs: Grid | None = None,
         bias: Tensor | None = None,
+        levels: NumberFormat | None = None,
     ) -> tuple[Tensor, Grid]:
         """Values and grid; no scale is below ``floor``, where there is one.
 
@@ -269,6 +292,7 @@ class GridQuant(Declared):
             floor: the smallest scales.
             inputs: for a transform, the grid of what a weight is multiplied with.
             bias: for a transform, what is added to the products on their scale.
+            levels: where they change in training: as they are now.
         """
         if x.dtype not in _WIDE:
             real = x if x.is_floating_point() else as_real(x, path_of(self))
@@ -277,9 +301,10 @@ class GridQuant(Declared):
         granularity = self.granularity
         if not (self._single or granularity.fits(x.ndim)):
             raise QuantizerError(_misfit(self, x))
-        levels = self._levels
         if levels is None:
-            levels = self._levels_for(x)
+            levels = self._levels
+            if levels is None:
+                return self._quantize_timed(x, relu, floor, inputs, bias)
         transform = limit = None
         if self.transform is not None:
             transform, limit = self.transform, getattr(self.transform, "limit", None)
@@ -318,6 +343,17 @@ class GridQuant(Declared):
         grid = self._grid(scale, zero_point)
         grid = grid.replace(scale_format=None) if raised else grid
         return self._moved(x, scale, levels, zero_point, relu, self.clips), grid
+
+    def _quantize_timed(
+        self, x: Tensor, relu: bool, floor: "ScaleFloor | None", inputs: Grid | None, bias: Tensor | None
+    ) -> tuple[Tensor, Grid]:
+        """`_quantize` where something changes in training: the levels, or another setting that a clock counts for."""
+        clock = self.clock
+        if clock is not None:
+            clock.tick()
+        levels = self._levels_for(x) if self._timed is None else self._timed
+        values, grid = GridQuant._quantize(self, x, relu, floor, inputs, bias, levels)
+        return values if clock is None else clock.passed(x, values, relu), grid
 
     def _moved(
         self,
@@ -358,7 +394,7 @@ class GridQuant(Declared):
 
     def _levels_for(self, x: Tensor) -> NumberFormat:
         """The levels for a tensor, where they change in training."""
-        raise NotImplementedError
+        return self.number_format
 
     def _scale(self, x: Tensor) -> Tensor:
         if isinstance(self.scaling, MagnitudeScaling):
@@ -440,7 +476,7 @@ class GridQuant(Declared):
 
     def _number_format(self) -> NumberFormat:
         """What grids say, where it changes in training."""
-        raise NotImplementedError
+        return self.number_format.snapshot()
 
     def _one_scale(self) -> bool:
         """Whether one stored scale makes every grid: a scale that follows each tensor is shared by none."""
@@ -501,6 +537,7 @@ class GridQuant(Declared):
         for part in (
             self.scaling if isinstance(self.scaling, StoredScaling) else None,
             self.zero_point,
+            self.rounding,
             self.transform,
         ):
             reset = getattr(part, "reset_parameters", None)
@@ -508,7 +545,11 @@ class GridQuant(Declared):
                 reset()
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any, **kwargs: Any) -> None:
-        scales = f"{prefix}scaling."
+        scales, steps = f"{prefix}scaling.", f"{prefix}clock.steps"
+        if self.clock is None:
+            state_dict.pop(steps, None)  # of a delay, which says nothing of the numbers
+        elif prefix + "scheme" in state_dict and steps not in state_dict:
+            state_dict[steps] = torch.zeros_like(self.clock.steps)
         if (
             self.of_parameter
             and prefix + "scheme" in state_dict
@@ -577,10 +618,8 @@ def exact_codes(x: Tensor, grid: Grid, rounding: Callable[[Tensor], Tensor]) -> 
 def _misfit(quant: GridQuant, x: Tensor) -> str:
     granularity = quant.granularity
     if granularity.axis is None:
-        return (
-            f"{path_of(quant)}: an input of {x.ndim} dimensions can't have {granularity}. Write a group_axis from "
-            f"{-x.ndim} to {x.ndim - 1}."
-        )
+        remedy = f"Write a group_axis from {-x.ndim} to {x.ndim - 1}." if x.ndim else "Quantize it per tensor."
+        return f"{path_of(quant)}: an input of {x.ndim} dimensions can't have {granularity}. {remedy}"
     return (
         f"{path_of(quant)}: axis={quant.axis} is not a dimension of an input of {x.ndim} dimensions. Write one "
         f"from {-x.ndim} to {x.ndim - 1}, or axis=None for one scale."

@@ -18,10 +18,11 @@ from .kernels.dispatch import to_levels
 from .locate import path_of
 from .protocols import checked
 from .rounding import HalfEven
+from .schedules.anneal import Anneal, Annealed
 from .tensor_quant import TensorQuant
 from .tracing import transformed
 
-__all__ = ["FLOAT_BITS", "BiasQuant", "IntQuant", "ScaleFloor", "resting"]
+__all__ = ["FLOAT_BITS", "BiasQuant", "IntQuant", "ScaleFloor", "in_words", "resting", "several"]
 
 _HALF_EVEN = HalfEven()
 
@@ -30,7 +31,7 @@ class _Integers(Declared):
     """What quantizers to integers share."""
 
     int_range: IntRange
-    bit_width: int | nn.Module
+    bit_width: int | nn.Module | Anneal | Annealed
     _format: Any  # Integers, or None where the bit width is learned
     _levels: Any  # an Interval, or None
 
@@ -65,6 +66,7 @@ class IntQuant(_Integers, GridQuant):
         pass_clipped: let gradients through where values were clipped, too.
         transform: module ``(weight, inputs) -> weight``: what a weight becomes before all else, or None.
         clip_first: clip values to the ends of the range before they are rounded, see `GridQuant`.
+        after: training forwards that pass values unquantized, while the range is measured; evaluation quantizes.
 
     Example:
         >>> from bitwright.quantizers import Int8WeightPerTensor
@@ -85,6 +87,7 @@ class IntQuant(_Integers, GridQuant):
         pass_clipped: bool = False,
         transform: protocols.Transform | None = None,
         clip_first: bool = False,
+        after: int = 0,
     ) -> None:
         levels = getattr(scaling, "number_format", int_range)
         if isinstance(levels, NumberFormat):
@@ -92,6 +95,7 @@ class IntQuant(_Integers, GridQuant):
             raise SettingError("number_format", levels, expected, "Derive from a quantizer such as Fp8e4m3Act.")
         TensorQuant.__init__(self)
         self.int_range = int_range
+        self._set_clock(after, [int_range, scaling, rounding, zero_point])
         self.bit_width = int_range.width
         self._set_parts(scaling, rounding, zero_point, axis, granularity, pass_clipped, transform, clip_first)
 
@@ -158,7 +162,9 @@ class BiasQuant(_Integers):
         self.bit_width = int_range.width
         self.rounding = checked("rounding", rounding)
 
-    def floor(self, bias: Tensor, inputs: Grid, by_channel: bool) -> ScaleFloor | None:
+    def floor(
+        self, bias: Tensor, inputs: Grid, by_channel: bool, accumulator_bits: int | None = None
+    ) -> ScaleFloor | None:
         """The smallest scales of the weight with which the bias is not clipped; None where that is no matter.
 
         A dead channel has tiny weights and a bias all the same. From 24 bits on, weights below such a scale add less to
@@ -168,10 +174,12 @@ class BiasQuant(_Integers):
             bias: the bias.
             inputs: grid of the input, with one scale or one for each entry of the bias.
             by_channel: whether the weight has a scale for each entry of the bias, or one.
+            accumulator_bits: of an accumulator that holds the products and the bias, which has half of it at most.
         """
         width = self.int_range.width
-        if not isinstance(width, int) or width < 24 or bias.numel() == 0:
+        if not isinstance(width, int) or bias.numel() == 0 or (width < 24 and accumulator_bits is None):
             return None
+        width = width if accumulator_bits is None else accumulator_bits
         steps = 2.0 ** (width - 2)
 
         def scales() -> Tensor:
@@ -211,11 +219,10 @@ class BiasQuant(_Integers):
             raise QuantizerError(
                 f"{path_of(self)}: this bias quantizer needs the scales of input and weight, and {lacking}. {remedy}"
             )
-        if inputs.scale.numel() != 1:
+        if inputs.scale.numel() != 1 or several(inputs):
             raise QuantizerError(
-                f"{path_of(self)}: the input has {inputs.scale.numel()} scales ({inputs.granularity}), so its products "
-                "with the weight have no common one for the bias. Quantize the input per tensor (axis=None), or "
-                "choose bias_quant=Int8BiasOwnScale."
+                f"{path_of(self)}: {in_words(inputs)}, so its products with the weight have no common one for the "
+                "bias. Quantize the input per tensor (axis=None), or choose bias_quant=Int8BiasOwnScale."
             )
         scale = inputs.scale.reshape(()) * weights.scale.reshape(-1)
         scale = scale.reshape(()) if scale.numel() == 1 else scale
@@ -251,6 +258,28 @@ class BiasQuant(_Integers):
     def scheme(self) -> str:
         """What the numbers mean, such as ``int32, scale of the products``."""
         return f"{self.int_range}, scale of the products"
+
+
+def several(grid: Grid) -> bool:
+    """Whether other tensors of the kind have several scales, though this may have one: a single token, or group.
+
+    Example:
+        >>> from bitwright.qcore import PerToken
+        >>> several(Grid(torch.ones(1, 1), granularity=PerToken()))
+        True
+    """
+    return grid.axis is None and not grid.granularity.single
+
+
+def in_words(inputs: Grid) -> str:
+    """How many scales an input has, for messages.
+
+    Example:
+        >>> in_words(Grid(torch.ones(1, 4, 1, 1), granularity=PerAxis(1)))
+        'the input has 4 scales (axis 1)'
+    """
+    count = inputs.scale.numel()
+    return f"the input has {'a scale' if count == 1 else f'{count} scales'} ({inputs.granularity})"
 
 
 def _format_of(int_range: IntRange) -> Integers:

@@ -67,6 +67,7 @@ class TensorQuant(nn.Module):
         written: for each setting given by keyword, the keyword.
         intercept: called as ``(quant, x, *context)`` instead of `_quantize`, see `bitwright.nn.intercepted`.
         of_parameter: whether it quantizes a weight or bias, whose range is known without data.
+        of_gradient: whether it quantizes what flows backward.
         source: a number that no other quantizer of this process has; marks the grids of one stored scale.
 
     Example:
@@ -89,6 +90,8 @@ class TensorQuant(nn.Module):
     written: Mapping[str, str] = {}
     intercept: Intercept | None = None
     of_parameter = False
+    of_gradient = False
+    truncates = False  # whether it drops bits of a grid, which it is handed
     follows_input = False  # whether its grid is derived from the input's and the weight's (biases)
     _quantize: Callable[..., tuple[Tensor, Grid | None]]  # what subclasses implement
     _kept: Kept | None = None  # grids that depend on no input, while the model is frozen

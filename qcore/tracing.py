@@ -15,6 +15,7 @@ __all__ = [
     "LoopOperators",
     "LoopStep",
     "constant",
+    "counting",
     "current_step",
     "differentiated",
     "exporting",
@@ -25,6 +26,7 @@ __all__ = [
     "number",
     "recording",
     "transformed",
+    "uncounted",
 ]
 
 Function = TypeVar("Function", bound=Callable[..., object])
@@ -73,6 +75,31 @@ def number(tensor: Tensor) -> float | None:
         return None if tensor.is_meta else tensor.item()
     except RuntimeError:
         return None
+
+
+_uncounted: ContextVar[bool] = ContextVar("uncounted", default=False)
+
+
+@contextmanager
+def uncounted() -> Iterator[None]:
+    """A forward that only looks ahead: clocks of quantizers don't count it."""
+    if torch.compiler.is_compiling():
+        yield
+        return
+    before = _uncounted.get()
+    _uncounted.set(True)
+    try:
+        yield
+    finally:
+        _uncounted.set(before)
+
+
+def counting() -> bool:
+    """Whether a forward in training counts: it doesn't only look ahead, and is the first step of its loop over time."""
+    if torch.compiler.is_compiling():
+        return True
+    step = _step.get()
+    return not _uncounted.get() and (step is None or step.number == 0)
 
 
 # Loops over time: whoever numbers calls counts those of all steps as one, and exporters make operators of loops

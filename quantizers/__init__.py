@@ -50,10 +50,24 @@ from .biases import (
     Int32Bias,
 )
 from .binary import (
+    BinaryAct,
+    BinaryConnectWeight,
+    BinaryWeightPerChannel,
     BinaryWeightPerTensor,
+    TernaryAct,
+    TernaryWeightPerChannel,
+    TernaryWeightPerTensor,
 )
 from .codebooks import (
+    Apot4Act,
+    Apot4WeightPerChannel,
+    Apot4WeightPerTensor,
+    CodebookAct,
+    CodebookWeight,
     NF4Weight,
+    Pot4Act,
+    Pot4WeightPerChannel,
+    Pot4WeightPerTensor,
 )
 from .dynamic import (
     Fp8e4m3DynamicAct,
@@ -98,6 +112,7 @@ from .floats import (
     Fp8e5m2WeightPerChannel,
     Fp8e5m2WeightPerTensor,
 )
+from .gradients import Fp8e5m2Grad, Int8Grad
 from .microscaling import (
     MXFloat4e2m1Act,
     MXFloat4e2m1Weight,
@@ -145,6 +160,8 @@ from .recipes import (
     Uint4ActPACT,
     Uint4ActWRPN,
 )
+from .transformed import Int8WeightPerChannelA2Q, Int8WeightPerChannelA2QPlus, Int8WeightPerChannelNorm
+from .truncation import TruncTo8bit
 from .weights import (
     Int2WeightPerChannel,
     Int2WeightPerGroup,
@@ -183,8 +200,16 @@ from .weights import (
 )
 
 __all__ = [
+    "Apot4Act",
+    "Apot4WeightPerChannel",
+    "Apot4WeightPerTensor",
     "BiasBase",
+    "BinaryAct",
+    "BinaryConnectWeight",
+    "BinaryWeightPerChannel",
     "BinaryWeightPerTensor",
+    "CodebookAct",
+    "CodebookWeight",
     "Dynamic",
     "FloatBase",
     "FormatAct",
@@ -211,6 +236,7 @@ __all__ = [
     "Fp8e5m2Act",
     "Fp8e5m2DynamicAct",
     "Fp8e5m2DynamicActPerToken",
+    "Fp8e5m2Grad",
     "Fp8e5m2WeightPerChannel",
     "Fp8e5m2WeightPerTensor",
     "Fp8e5m2fnuzAct",
@@ -266,9 +292,13 @@ __all__ = [
     "Int8DynamicAct",
     "Int8DynamicActPerGroup",
     "Int8DynamicActPerToken",
+    "Int8Grad",
     "Int8WeightPerChannel",
+    "Int8WeightPerChannelA2Q",
+    "Int8WeightPerChannelA2QPlus",
     "Int8WeightPerChannelLearned",
     "Int8WeightPerChannelMSE",
+    "Int8WeightPerChannelNorm",
     "Int8WeightPerChannelPowerOfTwo",
     "Int8WeightPerGroup",
     "Int8WeightPerTensor",
@@ -302,6 +332,9 @@ __all__ = [
     "PerGroup",
     "PerOutputChannel",
     "PerToken",
+    "Pot4Act",
+    "Pot4WeightPerChannel",
+    "Pot4WeightPerTensor",
     "PowerOfTwo",
     "Shifted",
     "ShiftedUint4Act",
@@ -323,6 +356,10 @@ __all__ = [
     "ShiftedUint8WeightPerChannel",
     "ShiftedUint8WeightPerGroup",
     "ShiftedUint8WeightPerTensor",
+    "TernaryAct",
+    "TernaryWeightPerChannel",
+    "TernaryWeightPerTensor",
+    "TruncTo8bit",
     "Uint2Act",
     "Uint3Act",
     "Uint4Act",

@@ -11,6 +11,7 @@ except ModuleNotFoundError as error:
     ) from None
 
 from . import strategies as quantizer_strategies
+from .formats import check_format
 from .golden.oracle import Vector, golden_vectors
 from .kit import check_quantizer
 from .plot import plot_model, plot_quantizer
@@ -33,6 +34,7 @@ __all__ = [
     "Result",
     "Subject",
     "Vector",
+    "check_format",
     "check_quantizer",
     "golden_vectors",
     "plot_model",

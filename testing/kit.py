@@ -15,6 +15,7 @@ from .checks import export as export_checks
 from .checks import gradient as gradient_checks
 from .checks import grid as grid_checks
 from .checks import input as input_checks
+from .checks import levels as level_checks
 from .checks import mode as mode_checks
 from .checks import state as state_checks
 from .registry import CHECKS, Check, selected
@@ -25,6 +26,7 @@ __all__ = ["check_quantizer"]
 
 FAMILIES = (
     declaration_checks,
+    level_checks,
     grid_checks,
     gradient_checks,
     input_checks,
@@ -109,7 +111,7 @@ def _result(check: Check, subject: Subject, examples: int) -> Result:
     except Refused as reason:
         status, message = "refused", str(reason)
     except Exception as error:
-        status, message = "failed", _said(error)
+        status, message = "failed", said(error)
     return Result(check.name, status, message, time.perf_counter() - start, counterexample)
 
 
@@ -146,8 +148,8 @@ def _search(check: Check, subject: Subject, examples: int) -> tuple[Tensor | Non
         attempt()
     except Exception as error:
         if not latest:
-            return None, _said(error)
-        found = latest[0].x, "\n".join([_said(error), *_facts(latest[0])])
+            return None, said(error)
+        found = latest[0].x, "\n".join([said(error), *_facts(latest[0])])
         singles = (_attempt(check, subject, drawn) for drawn in subject.single())
         return next((single for single in singles if single[1]), found)  # Hypothesis can't shrink further
     return _sweep(check, subject)
@@ -172,7 +174,7 @@ def _attempt(check: Check, subject: Subject, drawn: Draw) -> tuple[Tensor | None
     try:
         check.function(case)
     except Exception as error:
-        return case.x, "\n".join([_said(error), *_facts(case)])
+        return case.x, "\n".join([said(error), *_facts(case)])
     return None, ""
 
 
@@ -193,7 +195,8 @@ def _numbers(x: Tensor) -> str:
     return f"[{', '.join(_numbers(each) for each in x.detach())}]"
 
 
-def _said(error: BaseException) -> str:
+def said(error: BaseException) -> str:
+    """What an exception in a check says in the report."""
     if isinstance(error, Failure):
         return str(error)
     if isinstance(error, Flaky):

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from ..qcore import SettingError
 from ..qcore.errors import nearest
 
-__all__ = ["CHECKS", "Check", "register_check", "selected"]
+__all__ = ["CHECKS", "Check", "named", "register_check", "selected"]
 
 
 @dataclass(frozen=True)
@@ -71,14 +71,19 @@ def selected(checks: Iterable[str] | None, skip: Iterable[str]) -> list[Check]:
     Raises:
         SettingError: an unknown name of a check.
     """
-    wanted, unwanted = _named("checks", checks), _named("skip", skip)
+    wanted, unwanted = named("checks", checks, CHECKS), named("skip", skip, CHECKS)
     return [each for name, each in CHECKS.items() if (checks is None or name in wanted) and name not in unwanted]
 
 
-def _named(setting: str, names: Iterable[str] | None) -> set[str]:
-    found = {names} if isinstance(names, str) else set(names or ())
-    for name in sorted(found - set(CHECKS)):
-        guess = nearest(name, CHECKS)
+def named(setting: str, names: Iterable[str] | None, known: Iterable[str]) -> set[str]:
+    """The names that a setting selects among the known ones.
+
+    Raises:
+        SettingError: an unknown name.
+    """
+    known, found = list(known), {names} if isinstance(names, str) else set(names or ())
+    for name in sorted(found - set(known)):
+        guess = nearest(name, known)
         remedy = f"Did you mean {guess!r}?" if guess else ""
-        raise SettingError(setting, name, f"names of checks: {', '.join(CHECKS)}", remedy)
+        raise SettingError(setting, name, f"names of checks: {', '.join(known)}", remedy)
     return found

@@ -23,6 +23,7 @@ from hypothesis.strategies import SearchStrategy
 from torch import Tensor
 
 from ..qcore import Grid, Integers
+from .places import Places
 
 __all__ = [
     "Placement",
@@ -118,7 +119,7 @@ class Placement(NamedTuple):
     """Where on a grid values lie, before the grid is known.
 
     Attributes:
-        steps: integers of the grid plus fractions, float64: 2.5 is a tie between 2 and 3.
+        steps: integers of the grid plus fractions, float64: 2.5 is a tie between 2 and 3. Of other levels, `Places`.
         nudges: the offset of each value from that place, in representable numbers: -1, 0 or 1.
 
     Example:
@@ -196,7 +197,7 @@ def place(placement: Placement, grid: Grid, dtype: torch.dtype = torch.float32) 
         >>> place(Placement(torch.zeros(1), torch.ones(1)), Grid(torch.tensor(0.5)))
         tensor([1.4013e-45])
     """
-    steps = placement.steps.double()
+    steps = Places(grid.number_format).steps(placement.steps)
     if grid.zero_point is not None:
         steps = steps - grid.along(grid.zero_point, steps.shape)
     values = (steps * grid.along(grid.scale, steps.shape).double()).to(dtype)
@@ -224,4 +225,5 @@ def tensors(
     """
     grid = draw(grids()) if grid is None else grid
     shape = draw(shapes(empty=True)) if shape is None else shape
-    return place(draw(placements(shape, *grid.bounds)), grid, dtype)
+    places = Places(grid.number_format)
+    return place(draw(placements(shape, places.low, places.high)), grid, dtype)

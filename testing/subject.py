@@ -25,7 +25,8 @@ from ..qcore import (
     BiasQuant,
     Granularity,
     Grid,
-    IntQuant,
+    GridQuant,
+    NumberFormat,
     PerAxis,
     PerBlock,
     PerGroup,
@@ -33,9 +34,11 @@ from ..qcore import (
     QuantizerError,
     SettingError,
     TensorQuant,
+    settings,
 )
-from ..qcore.declare.inject import QuantizerType
+from ..qcore.declare.inject import ROLE, QuantizerType
 from ..quantizers import Int8Act
+from .places import Places
 from .report import NotApplicable
 from .strategies import Placement, place, placements, scales, shapes, single_places, sweep
 
@@ -117,21 +120,16 @@ class Subject:
         self.role = role or self._guessed()
         probe = self.build(shape or ROLES[self.role])
         self.follows_input = probe.follows_input
-        self.integer = isinstance(probe, (IntQuant, BiasQuant))
+        self.known = isinstance(probe, (GridQuant, BiasQuant))
         self.granularity: Granularity = getattr(probe, "granularity", None) or PerTensor()
         self.axis = self.granularity.axis
-        if shape is None and self.axis is not None and self.axis >= len(ROLES[self.role]):
-            self.given, self.example = None, (*ROLES[self.role], *(2,) * (self.axis - 1))
-        else:
-            self.given, self.example = shape, tuple(shape or ROLES[self.role])
+        self.given, self.example = shape, tuple(shape or _shape_for(self.granularity, ROLES[self.role]))
 
     def _guessed(self) -> str:
-        """The role by the shipped quantizer that it derives from, else by its attributes."""
-        families = {"weights": "weight", "activations": "activation", "biases": "bias"}
-        for cls in self.quantizer.__mro__:
-            package, _, family = cls.__module__.rpartition(".")
-            if package.endswith("quantizers") and family in families:
-                return families[family]
+        """The role that it declares, else by its parts."""
+        declared = settings(self.quantizer).get(ROLE)
+        if declared is not None and declared.declared in ROLES:
+            return declared.declared
         provided = {"channel_axis": 0, "channels": 4, "shape": ROLES["weight"], "device": None, "dtype": None}
         module = _filled(self.quantizer, "bias", provided)  # the slot that takes every kind
         if module.follows_input:
@@ -159,9 +157,9 @@ class Subject:
         """A tensor that reaches both ends of the range at the scale ``unit``, in every channel where there is room."""
         low, high = self.bounds
         shift = low + 3 * (high - low) // 8 if self.zero_points else 0
-        ends = torch.tensor([high - shift, low - shift], dtype=torch.float64) * unit
+        ends = self.places.steps(torch.tensor([high - shift, low - shift])) * unit
         along = self.shared_dimension(len(shape))
-        if self.role == "activation" and self.given is None and along != self.axis:
+        if self.role == "activation" and self.given is None and along != self.axis and self.granularity.broadcasts:
             shape = tuple(side + 1 if dim == along else side for dim, side in enumerate(shape))
         picks = (torch.arange(shape[along]) % 2).reshape([-1 if dim == along else 1 for dim in range(len(shape))])
         return ends[picks].expand(shape).float().clone()
@@ -185,7 +183,8 @@ class Subject:
         if drawn.pinned:
             shift = 0.0 if grid.zero_point is None else grid.zero_point.reshape(-1)
             at = first_of_each(x, grid.granularity)
-            x.view(-1)[at] = ((self.bounds[1] - shift) * grid.scale.reshape(-1)).to(x.dtype).expand(at.shape)
+            end = (grid.number_format.high - shift) * grid.scale.reshape(-1)
+            x.view(-1)[at] = end.to(x.dtype).expand(at.shape)
         x = with_life(x, grid.granularity, grid.along(grid.scale, x.shape))
         return Case(self, module, x, context)
 
@@ -197,7 +196,7 @@ class Subject:
         )
 
     def simplest(self) -> "Case":
-        """One case, without Hypothesis: the codes -2, -1, 0, 1 ... of the range."""
+        """One case, without Hypothesis: the places -2, -1, 0, 1 ... of the range."""
         low, high = self.bounds
         steps = torch.arange(torch.Size(self.example).numel()) % min(high - low + 1, 5) + max(low, -2)
         placement = Placement(steps.double().reshape(self.example), torch.zeros(self.example, dtype=torch.int64))
@@ -237,10 +236,9 @@ class Subject:
         return Draw(shape, unit, Placement(row.steps.reshape(shape), row.nudges.reshape(shape)), len(row.steps) > 1)
 
     def shared_dimension(self, dims: int) -> int:
-        """A dimension along which values share a scale."""
-        if isinstance(self.granularity, PerGroup):
-            return self.granularity.group_axis % dims
-        return dims - 1 if self.axis in (0, -dims) else 0
+        """A dimension along which values share a scale, the last if there are several."""
+        block = self.granularity.block((1 << 10,) * dims)
+        return max(range(dims), key=lambda dim: (block[dim], dim))
 
     def tensor(self, seed: int = 0, shape: tuple[int, ...] | None = None) -> Tensor:
         """An ordinary input: normal numbers, more of them positive."""
@@ -328,9 +326,19 @@ class Subject:
             return self._grid(case.module, case.x, case.context), self._grid(case.module, case.x * 64, case.context)
 
     @property
+    def number_format(self) -> NumberFormat:
+        """The levels of its grids."""
+        return self._probed[0].number_format
+
+    @cached_property
+    def places(self) -> Places:
+        """The same in order, counted."""
+        return Places(self.number_format)
+
+    @property
     def bounds(self) -> tuple[int, int]:
-        """The smallest and the largest integer."""
-        return self._probed[0].bounds
+        """The smallest and the largest integer; of other levels, their places."""
+        return self.places.low, self.places.high
 
     @property
     def zero_points(self) -> bool:
@@ -394,6 +402,15 @@ class Case:
         assert self.grid is not None
         return getattr(self.module, "granularity", None) or self.grid.granularity
 
+    def rounded(self, x: Tensor) -> Tensor:
+        """What is divided by the scale and rounded: the input, or what the quantizer's transform makes of it."""
+        transform = getattr(self.module, "transform", None)
+        if transform is None:
+            return x
+        if hasattr(transform, "limit"):
+            raise NotApplicable(f"{type(transform).__name__} changes values once more when their scale is known")
+        return transform(x, None)
+
     def each_way(self) -> list[tuple[Tensor, Grid]]:
         """Values and grid in evaluation, without and with gradients, which take two paths through the code."""
         plain = self.quantize()
@@ -401,9 +418,16 @@ class Case:
         return [plain, (values.detach(), grid)]
 
     def codes(self, values: Tensor, grid: Grid) -> Tensor:
-        """The integers that values represent, in float64; whole numbers if the values lie on the grid."""
-        steps = values.detach().double() / grid.scale.double()
+        """The integers, or places of levels, that values represent: whole numbers if the values lie on the grid.
+
+        They are float64; see `Places`.
+        """
+        steps = Places(grid.number_format).of(values.detach().double() / grid.scale.double())
         return steps if grid.zero_point is None else steps + grid.zero_point
+
+    def gap(self, values: Tensor, grid: Grid) -> Tensor:
+        """How far apart the values of a grid are around some values: the scale, for integers."""
+        return Places(grid.number_format).gap(values.detach().double() / grid.scale.double()) * grid.scale.double()
 
 
 def first_of_each(x: Tensor, granularity: Granularity) -> Tensor:
@@ -430,6 +454,17 @@ def with_life(x: Tensor, granularity: Granularity, scale: Tensor) -> Tensor:
     at = first_of_each(x, granularity)[(granularity.rows(x) == 0).all(1)]
     x.view(-1)[at] = scale.expand(x.shape).reshape(-1)[at].to(x.dtype)
     return x
+
+
+def _shape_for(granularity: Granularity, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """A shape for a role's tensors that has the dimensions that scales need, and groups of more than one kind."""
+    axis = granularity.axis
+    if axis is not None and axis >= len(shape):
+        return *shape, *(2,) * (axis - 1)
+    if isinstance(granularity, PerGroup) and granularity.fits(len(shape)) and granularity.group_size > 1:
+        at, size = granularity.group_axis % len(shape), granularity.group_size
+        return tuple(max(side, size + size // 4) if dim == at else side for dim, side in enumerate(shape))
+    return shape
 
 
 def _in_groups(row: Placement, size: int) -> Placement:

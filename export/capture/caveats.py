@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from torch import nn
 
-from ...qcore import BitwrightWarning, TensorQuant
+from ...qcore import BitwrightWarning, GridQuant, TensorQuant
 from ...qcore.errors import UncalibratedWarning
 from ..errors import with_causes
 
@@ -51,8 +51,7 @@ in a file it does not. Run some batches in training mode first, or load a checkp
     """
     groups: dict[str, list[str]] = {}
     for path, quantizer in quantizers.items():
-        problem = _problem(quantizer) if path in called else unreached(path, model, called)
-        if problem is not None:
+        for problem in _problems(quantizer) if path in called else [unreached(path, model, called)]:
             groups.setdefault(problem, []).append(path)
     return [f"{', '.join(paths)}: {problem}" for problem, paths in groups.items()]
 
@@ -80,7 +79,19 @@ def unreached(path: str, model: nn.Module, called: Collection[str]) -> str:
     )
 
 
-def _problem(quantizer: TensorQuant) -> str | None:
+def _problems(quantizer: TensorQuant) -> list[str]:
+    clock = quantizer.clock if isinstance(quantizer, GridQuant) else None
+    progress = "" if clock is None else clock.progress()
+    found = [_unmeasured(quantizer)]
+    if progress:
+        found.append(
+            f"its settings are not at their end ({progress}), and the file has what evaluation has now. Train on, or "
+            "go to the end: qnn.finish_schedules(model)."
+        )
+    return list(filter(None, found))
+
+
+def _unmeasured(quantizer: TensorQuant) -> str | None:
     if not quantizer.calibrated:
         return (
             "saw no data, so the range is that of the input at hand: in torch another input gets another grid, in a "

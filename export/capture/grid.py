@@ -9,7 +9,7 @@ from torch import Tensor
 from ...qcore import Grid, quantize_to_int
 from ...qcore.formats.int_range import int_bounds
 
-__all__ = ["Entering", "IntegerGrid", "QuantizedTensor"]
+__all__ = ["Entering", "IntegerGrid", "QuantizedTensor", "place_of"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -19,7 +19,7 @@ class IntegerGrid:
     Args:
         name: path of the quantizer that the grid comes from; of the layer, for sums of products.
         scale: float32, 0-d, or 1-d with one for each index of ``axis``; in groups, one for each block of the tensor.
-        zero_point: int64, shaped like the scale.
+        zero_point: int64, shaped like the scale; float32 where levels are counted from a number between two of them.
         bit_width: number of bits.
         signed: whether integers may be negative.
         narrow_range: whether the smallest (signed) or largest (unsigned) integer is left out.
@@ -47,15 +47,18 @@ class IntegerGrid:
         """The grid of values of a shape, as it stands."""
         scale = grid.scale.detach()
         zero_point = torch.zeros_like(scale) if grid.zero_point is None else grid.zero_point.detach().expand_as(scale)
-        axis, block = _place_of(grid, shape)
+        axis, block = place_of(grid, shape)
         if block is None and scale.ndim == len(shape) and axis not in (None, -1):
             scale, zero_point = (grid.along(each, shape) for each in (scale, zero_point))  # one for each index
-        flat, whole = (
+        flat, zero = (
             each.cpu().reshape(() if axis is None else each.shape if block else -1).clone()
-            for each in (scale, zero_point.round())
+            for each in (scale, zero_point)
         )
-        bits, kind = int(grid.bit_width), (grid.signed, grid.narrow_range)
-        return IntegerGrid(name, flat.float(), whole.to(torch.int64), bits, *kind, axis, block)
+        whole = grid.number_format.whole or grid.zero_point is None
+        zero = zero.round().to(torch.int64) if whole else zero.float()
+        narrow = grid.number_format.whole and grid.narrow_range
+        bits, kind = int(grid.bit_width), (grid.signed, narrow)
+        return IntegerGrid(name, flat.float(), zero, bits, *kind, axis, block)
 
     @property
     def bounds(self) -> tuple[int, int]:
@@ -116,8 +119,16 @@ class IntegerGrid:
         return f"{kind}, {scale}{zero}"
 
 
-def _place_of(grid: Grid, shape: Sequence[int]) -> tuple[int | None, int | None]:
-    """The dimension along which scales vary, and how many neighbours share one where that is not all of an index."""
+def place_of(grid: Grid, shape: Sequence[int]) -> tuple[int | None, int | None]:
+    """The dimension along which scales vary, and how many neighbours share one where that is not all of an index.
+
+    The dimension is None where there is one scale, and -1 where scales vary in a way that QuantizeLinear does not take.
+
+    Example:
+        >>> from bitwright.qcore import PerGroup
+        >>> place_of(Grid(torch.ones(2, 3), granularity=PerGroup(4)), (2, 10))
+        (1, 4)
+    """
     granularity, scale = grid.granularity, grid.scale
     if granularity.axis is not None or granularity.single or tuple(scale.shape) != granularity.scales_shape(shape):
         return _axis_of(scale, shape), None

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from ...nn.contexts.intercepting import intercepted
 from ...nn.embeddings.table import check_fixed
 from ...nn.embeddings.ties import check_ties
-from ...qcore import Grid, HalfEven, IntQuant, QuantizerError, TensorQuant
+from ...qcore import Grid, GridQuant, HalfEven, QuantizerError, TensorQuant
 from ...qcore.aliases import Arguments
-from ...qcore.int_quant import FLOAT_BITS
+from ...qcore.grid_quant import FLOAT_BITS
+from ...qcore.scaling import MagnitudeScaling
 from ...qcore.tensor_quant import Intercept
 from ..errors import ExportError, with_causes
 from .caveats import silent_quantizers, unreached
@@ -31,7 +32,7 @@ class Call:
         index: how many calls of it came before; the steps of a loop count as one.
         quantizer: the module.
         grid: the grid it answered with.
-        codes: the integers, shaped like the input; of the first step.
+        codes: the integers, or codes of other levels, shaped like the input; of the first step.
         dtype: of the input.
         stored: whether the input is a parameter or buffer of the model.
         on_grid: whether the values it answered with lie on that grid.
@@ -143,16 +144,6 @@ def record(
                 [f"{path}: return a Grid from {kind}._quantize where there is one." for path, kind in gridless.items()],
             )
         )
-    others = {call.path: str(call.grid.number_format) for call in recording if not call.grid.number_format.whole}
-    if others:
-        count = f"{len(others)} quantizer{'s' * (len(others) > 1)}"
-        raise ExportError(
-            with_causes(
-                f"{type(module).__name__}: the levels of {count} of this model are no integers, which can't be "
-                "exported yet. Quantize to integers what a file is to hold:",
-                [f"{path}: {levels}." for path, levels in others.items()],
-            )
-        )
     if quantizers and not recording.calls:
         first = next(iter(quantizers))
         raise ExportError(
@@ -173,8 +164,9 @@ def quantized(quantizer: TensorQuant, x: Tensor, context: Arguments) -> tuple[Te
 
 
 def codes_of(quantizer: TensorQuant, x: Tensor, context: Arguments, values: Tensor, grid: Grid) -> Tensor:
-    """The integers that a quantizer moves ``x`` to: float32 values don't tell wide ones apart."""
-    return quantizer.codes(x, *context)[0] if int(grid.bit_width) > FLOAT_BITS else grid.to_int(values.detach())
+    """The integers, or codes, that a quantizer moves ``x`` to: float32 values don't tell wide integers apart."""
+    wide = grid.number_format.whole and int(grid.bit_width) > FLOAT_BITS
+    return quantizer.codes(x, *context)[0] if wide else grid.to_int(values.detach())
 
 
 def _equal(one: Grid, other: Grid) -> bool:
@@ -185,12 +177,14 @@ def _equal(one: Grid, other: Grid) -> bool:
 
 def _lie_on(grid: Grid, codes: Tensor, values: Tensor) -> bool:
     steps = (grid.from_int(codes) - values).abs() / grid.along(grid.scale, codes.shape)
-    return not bool((steps > 1e-3 * codes.abs().clamp_min(1)).any())
+    return not bool((steps > 1e-3 * grid.number_format.decode(codes).abs().clamp_min(1)).any())
 
 
 def _follows_input(quantizer: TensorQuant, x: Tensor) -> bool:
-    """Does twice the input get another grid? A quantizer that saw no data yet is expected to, see `caveats`."""
-    if not isinstance(quantizer, IntQuant) or not quantizer.calibrated:
+    """Does another input get another grid? A quantizer that saw no data yet is expected to, see `caveats`."""
+    if not isinstance(quantizer, GridQuant) or not quantizer.calibrated:
         return False
-    one, two = quantizer.grid(x), quantizer.grid(2 * x)
+    if isinstance(quantizer.scaling, MagnitudeScaling):
+        return quantizer.dynamic
+    one, two = quantizer.grid(x), quantizer.grid(2 * x)  # a scaling of the user's own
     return not torch.equal(one.scale, two.scale)

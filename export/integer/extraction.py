@@ -132,6 +132,8 @@ def _products(slots: Mapping[str, str], summed: Mapping[str, ProductSums]) -> It
 def _problem(call: Call) -> str | None:
     """Why a call can't be given as integers."""
     scale = call.grid.scale
+    if not call.grid.number_format.whole:
+        return f"{call.path}: its levels are {call.grid.number_format}, no integers. Quantize it to integers."
     if call.plain.axis == -1:
         return (
             f"{call.path}: its scale has the shape {tuple(scale.shape)} for values of shape {tuple(call.codes.shape)}. "

@@ -4,30 +4,46 @@ from collections.abc import Callable
 
 import torch
 
-from ...qcore import IntQuant
+from ...qcore import GridQuant, TruncQuant
 from ..capture.record import Call, Recording
 from ..errors import ExportError, with_causes
-from .dialects import BIAS, BLOCKS, EXPORTER_OPSET, Dialect, Storage
+from .activations.plan import plan_of, refusal
+from .dialects import BIAS, BLOCKS, EXPORTER_OPSET, LATEST_OPSET, QDQ, Dialect, Storage, StoredAs
 
-__all__ = ["check", "needed_opset", "storage_of"]
+__all__ = ["check", "needed_opset", "storage_of", "stored_as"]
+
+
+def stored_as(call: Call, dialect: Dialect) -> StoredAs | None:
+    """How a file holds the tensor of a call, if that is the same for all inputs; a wide bias has int32."""
+    number_format = call.grid.number_format
+    if call.quantizer.follows_input:
+        return StoredAs(BIAS) if number_format.signed or number_format.bits < BIAS.bits else None
+    fitting = dialect.stored_as(number_format)
+    if fitting is None and call.stored and call.codes.ndim == 1 and number_format.whole and number_format.signed:
+        return StoredAs(BIAS)
+    return fitting
 
 
 def storage_of(call: Call, dialect: Dialect) -> Storage | None:
-    """The type that the integers of a call are stored in; a wide bias has int32."""
-    signed = call.grid.signed
-    if call.quantizer.follows_input:
-        return BIAS if signed or call.plain.bit_width < BIAS.bits else None
-    fitting = dialect.storage(call.plain.bit_width, signed)
-    if fitting is None and call.stored and call.codes.ndim == 1 and signed:
-        return BIAS
-    return fitting
+    """The type of the numbers or codes of a call; None where there is none, or where it needs none."""
+    if call.stored or call.quantizer.follows_input:
+        form = stored_as(call, dialect)
+        return None if form is None else form.storage
+    return plan_of(call, dialect).storage
 
 
 def needed_opset(recording: Recording, dialect: Dialect) -> int:
     """The oldest opset that has every type that the calls need, and that torch's exporter writes."""
     stored = (storage_of(call, dialect) for call in recording)
-    blocks = BLOCKS if any(call.plain.block is not None for call in recording) else EXPORTER_OPSET
+    blocks = BLOCKS if any(_in_blocks(call, dialect) for call in recording) else EXPORTER_OPSET
     return max([EXPORTER_OPSET, blocks, *(storage.opset for storage in stored if storage is not None)])
+
+
+def _in_blocks(call: Call, dialect: Dialect) -> bool:
+    """Whether DequantizeLinear is to have a block size."""
+    if call.stored or call.quantizer.follows_input:
+        return call.plain.block is not None
+    return plan_of(call, dialect).block is not None
 
 
 def check(recording: Recording, dialect: Dialect, opset: int | None) -> int:
@@ -56,6 +72,11 @@ def check(recording: Recording, dialect: Dialect, opset: int | None) -> int:
     needed = needed_opset(recording, dialect)
     if opset is not None and opset < needed:
         raise ExportError(_old_opset(recording, dialect, opset, needed))
+    if opset is not None and opset > LATEST_OPSET:
+        raise ExportError(
+            f"opset_version={opset} is too new: onnxruntime does not run its QuantizeLinear and DequantizeLinear. "
+            f"Write opset_version={LATEST_OPSET} or less, or leave it out: this model needs {needed}."
+        )
     return opset or needed
 
 
@@ -64,18 +85,19 @@ def _old_opset(recording: Recording, dialect: Dialect, opset: int, needed: int) 
     remedy = f"Write opset_version={needed}, or leave it out."
     stored = [(call, storage_of(call, dialect)) for call in recording]
     wanting = [(call, storage) for call, storage in stored if storage is not None and storage.opset > opset]
-    grouped = [call for call, _ in stored if call.plain.block is not None]
+    grouped = [call for call, _ in stored if _in_blocks(call, dialect)]
     if not wanting and grouped:
         others = f" (and {len(grouped) - 1} more)" if len(grouped) > 1 else ""
         return f"{asked}: {grouped[0].path}{others} has scales in groups, which ONNX has since opset {BLOCKS}. {remedy}"
     if not wanting:
         return f"{asked}: torch.onnx.export writes {EXPORTER_OPSET} and later. {remedy}"
     first, storage = max(wanting, key=lambda pair: pair[1].opset)
-    bits = first.plain.bit_width
+    number_format, form = first.grid.number_format, stored_as(first, dialect) if first.stored else storage
+    levels = f"{number_format.bits} bits" if number_format.whole else f"levels of {number_format}"
     others = f" (and {len(wanting) - 1} more)" if len(wanting) > 1 else ""
     return (
-        f"{asked}: {first.path}{others} has {bits} bits, stored as {storage.name}, which ONNX has since opset "
-        f"{storage.opset}. {remedy}"
+        f"{asked}: {first.path}{others} has {levels}, stored as {form}, which ONNX has since opset {storage.opset}. "
+        f"{remedy}"
     )
 
 
@@ -87,7 +109,9 @@ def _kind(call: Call, dialect: Dialect) -> str | None:
     quantizer = call.quantizer
     if call.stored or quantizer.follows_input:
         return None
-    if isinstance(quantizer, IntQuant) and type(quantizer)._quantize is IntQuant._quantize:
+    if isinstance(quantizer, GridQuant) and type(quantizer)._quantize is GridQuant._quantize:
+        return None
+    if type(quantizer) is TruncQuant:
         return None
     return (
         f"{type(quantizer).__name__} has arithmetic of its own, and QuantizeLinear computes IntQuant's. Put what is "
@@ -104,9 +128,25 @@ def _width(call: Call, dialect: Dialect) -> str | None:
         )
     if storage_of(call, dialect) is not None:
         return None
+    if not (call.stored or call.quantizer.follows_input):
+        problem = refusal(call, dialect)
+        if problem is not None or call.follows_input or not call.grid.number_format.whole:
+            return problem
+    if not call.grid.number_format.whole:
+        return _levels(call, dialect)
     kind = "signed" if call.grid.signed else "unsigned"
     remedy = f"Write {_setting(call, 'bit_width')}={dialect.widest} or less."
     return f"{call.plain.bit_width} bits, {kind}; {dialect.name} stores 2 to {dialect.widest}. {remedy}"
+
+
+def _levels(call: Call, dialect: Dialect) -> str:
+    """Levels that are no integers, in a dialect without types that have them."""
+    number_format = call.grid.number_format
+    form = QDQ.stored_as(number_format) if call.stored else QDQ.storage_for(number_format)
+    lacking = f"its levels are {number_format}, and {dialect.name} has integers only."
+    if form is None or dialect is QDQ:
+        return f"its levels are {number_format}, which no type of ONNX has, and {number_format.bits} bits."
+    return f"{lacking} Write export_onnx_qdq, which stores them as {form}, or quantize to integers."
 
 
 def _rounding(call: Call, dialect: Dialect) -> str | None:
@@ -147,13 +187,13 @@ def _grid(call: Call, dialect: Dialect) -> str | None:
     scale = call.grid.scale
     if not bool((scale.isfinite() & (scale > 0)).all()):
         return "a scale is not a positive, finite number. Check what its scaling computes."
-    if call.plain.axis == -1:
+    if call.plain.axis == -1 and (call.stored or not call.follows_input):
         return (
             f"its scale has the shape {tuple(scale.shape)} for values of shape {tuple(call.codes.shape)}; "
             f"{dialect.name} takes one scale per tensor, per index of one dimension, or per group along one. Write "
             "axis=None or axis=1."
         )
-    if call.plain.block is not None and not call.stored:
+    if call.plain.block is not None and not (call.stored or call.follows_input):
         return (
             f"it has a stored scale for {call.grid.granularity} of an activation, whose number of groups changes with "
             "the input. Write axis=None for one scale, or axis=1 for one for each channel."
@@ -174,7 +214,7 @@ def _loop(call: Call, dialect: Dialect) -> str | None:
 
 def _zero_point(call: Call, dialect: Dialect) -> str | None:
     zero_point = call.grid.zero_point
-    if zero_point is None:
+    if zero_point is None or not call.grid.number_format.whole:
         return None
     low, high = call.grid.bounds
     if bool(((zero_point >= low) & (zero_point <= high)).all()):

@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
-
-from ..capture.grid import IntegerGrid
-from ..capture.record import Call, Recording
-from ..errors import ExportError, with_causes
-from .check import storage_of
-from .dialects import Dialect, Storage
-from .editing import Editor
-from .trace import DOMAIN
+from ..capture.record import Recording
+from .activations.lowering import ActivationLowering
+from .activations.placeholders import DOMAIN
+from .dialects import Dialect
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -33,55 +25,32 @@ def lower(model: ir.Model, recording: Recording, dialect: Dialect) -> None:
         model: an ``onnx_ir.Model``.
         recording: the calls that the placeholders stand for.
         dialect: the dialect.
-
-    Raises:
-        ExportError: an activation whose scale follows the input.
     """
     Lowering(model, recording, dialect).run()
 
 
-class Lowering(Editor):
+class Lowering(ActivationLowering):
     """The work on one model: what was made so far."""
 
     def __init__(self, model: ir.Model, recording: Recording, dialect: Dialect) -> None:
-        super().__init__(model)
+        super().__init__(model, dialect)
         self.recording = recording
-        self.dialect = dialect
-        self.stored: dict[str, list[tuple[Call, ir.Value]]] = {}
         self.constants: dict[ir.Value, bool] = {}
 
     def run(self) -> None:
         nodes = [node for node in self.graph.all_nodes() if node.domain == DOMAIN]  # in the bodies of loops, too
-        self._refuse_following(nodes)
         for node in nodes:
             call = self.recording.calls[node.attributes["path"].as_string()][node.attributes["index"].as_int()]
-            if node.op_type == "Divide":
-                self.replace(node, self._divide(call, node.inputs[0], node))
-            elif self._is_constant(node.inputs[0]):
+            constant = self._is_constant(node.inputs[0]) and node.op_type in ("Quantize", "Multiply")
+            if constant and (call.stored or call.grid.number_format.whole):
                 self.replace(node, self._constant(call, node))
             else:
-                self.replace(node, self._activation(call, node.inputs[0], node))
+                self.replace(node, self.placed(call, node))
         self.model.opset_imports.pop(DOMAIN, None)
         self.sweep()
         used = {value.dtype for value in self.graph.initializers.values()}
         versions = [each.ir_version for each in self.dialect.types if self.ir.DataType[each.name] in used]
         self.model.ir_version = max([self.model.ir_version, *versions])
-
-    def _refuse_following(self, nodes: Iterable[ir.Node]) -> None:
-        causes = {}
-        for node in nodes:
-            call = self.recording.calls[node.attributes["path"].as_string()][node.attributes["index"].as_int()]
-            if call.follows_input and not self._is_constant(node.inputs[0]):
-                scaling = type(call.quantizer.scaling).__name__
-                causes[call.path] = (
-                    f"{call.path}: its scale follows the input ({scaling}), and a file holds one that stays. Write "
-                    "scaling='calibrated' or scaling='running', and run some batches in training mode."
-                )
-        if causes:
-            count = f"{len(causes)} quantizer{'s' * (len(causes) > 1)}"
-            raise ExportError(
-                with_causes(f"{self.dialect.name} can't express {count} of this model:", list(causes.values()))
-            )
 
     def _is_constant(self, value: Any) -> bool:
         """Whether a value is the same for every input of the model."""
@@ -98,118 +67,7 @@ class Lowering(Editor):
             self.constants[value] = known
         return known
 
-    def _constant(self, call: Call, node: ir.Node) -> ir.Value:
-        """Integers that are stored, and dequantized at run time."""
-        for former, value in self.stored.get(call.path, []):
-            if _alike(former, call):
-                return value
-        storage = self._storage(call)
-        codes = self._initializer(call, "codes", call.codes, storage.name)
-        value = self._dequantize(call, self._clip_integers(call, codes, storage, node), storage, node)
-        self.stored.setdefault(call.path, []).append((call, value))
-        return value
-
-    def _activation(self, call: Call, x: Any, node: ir.Node) -> ir.Value:
-        """Values that are quantized and dequantized at run time."""
-        storage, grid = self._storage(call), call.plain
-        if not (self.dialect.clips_integers and storage.clips):
-            x = self._clip_values(call, x, storage, node)
-        zero_point = self._initializer(call, "zero_point", grid.zero_point, storage.name)
-        scale = self._scale(call) if call.half_even else self._initializer(call, "step", torch.ones_like(grid.scale))
-        clips = self._clips(call, storage) and self.dialect.clips_integers and storage.clips
-        codes = self._add(
-            node,
-            "QuantizeLinear",
-            [x, scale, zero_point],
-            call,
-            "quantize",
-            "unclipped" if clips else "codes",
-            _along(grid),
-            kind=storage.name,
-        )
-        return self._dequantize(call, self._clip_integers(call, codes, storage, node), storage, node)
-
-    def _dequantize(self, call: Call, codes: ir.Value, storage: Storage, node: ir.Node) -> ir.Value:
-        inputs = [codes, self._scale(call)]
-        if not call.quantizer.follows_input:
-            inputs.append(self._initializer(call, "zero_point", call.plain.zero_point, storage.name))
-        return self._add(node, "DequantizeLinear", inputs, call, "dequantize", "", _along(call.plain))
-
-    def _divide(self, call: Call, x: Any, node: ir.Node) -> ir.Value:
-        """Values in steps of the scale, for a rounding that follows."""
-        grid = call.plain
-        steps = None if grid.axis is None else grid.shaped(grid.scale, call.codes.ndim)
-        divisor = self._scale(call) if steps is None else self._initializer(call, "divisor", steps)
-        return self._add(node, "Div", [x, divisor], call, "divide", "steps")
-
-    def _clips(self, call: Call, storage: Storage) -> bool:
-        return call.grid.bounds != storage.bounds()
-
-    def _clip_integers(self, call: Call, codes: Any, storage: Storage, node: ir.Node) -> ir.Value:
-        if not (self._clips(call, storage) and self.dialect.clips_integers and storage.clips):
-            return codes
-        low, high = (
-            self._initializer(call, name, torch.tensor(bound), storage.name)
-            for name, bound in zip(("min_int", "max_int"), call.grid.bounds, strict=True)
-        )
-        result = "clipped" if codes.producer() is None else "codes"
-        clipped = self._add(node, "Clip", [codes, low, high], call, "clip", result, kind=storage.name)
-        clipped.shape = codes.shape
-        return clipped
-
-    def _clip_values(self, call: Call, x: ir.Value, storage: Storage, node: ir.Node) -> ir.Value:
-        """Clip values at the ends of the grid: they round to its last integers, so the codes are the same."""
-        if not self._clips(call, storage):
-            return x
-        grid = call.plain
-        step = grid.scale if call.half_even else torch.ones_like(grid.scale)
-        ends = (grid.shaped((bound - grid.zero_point).float() * step, call.codes.ndim) for bound in grid.bounds)
-        low, high = (self._initializer(call, role, end) for role, end in zip(("min", "max"), ends, strict=True))
-        if grid.axis is None:
-            return self._add(node, "Clip", [x, low, high], call, "clip", "inside")
-        x = self._add(node, "Max", [x, low], call, "clip_low", "above")
-        return self._add(node, "Min", [x, high], call, "clip_high", "inside")
-
-    def _storage(self, call: Call) -> Storage:
-        storage = storage_of(call, self.dialect)
-        assert storage is not None  # checked
-        return storage
-
-    def _scale(self, call: Call) -> ir.Value:
-        return self._initializer(call, "scale", call.plain.scale)
-
-    def _initializer(self, call: Call, role: str, tensor: Tensor, kind: str = "FLOAT") -> ir.Value:
-        """An initializer named by the quantizer; later calls share those that are alike, other than their integers."""
-        own = f"{call.name}.{role}"
-        return self.constant(own if role == "codes" else f"{call.path}.{role}", tensor, kind, otherwise=own)
-
-    def _add(
-        self,
-        before: ir.Node,
-        op_type: str,
-        inputs: Sequence[ir.Value | None],
-        call: Call,
-        verb: str,
-        result: str,
-        attributes: Mapping[str, int] | None = None,
-        kind: str | None = None,
-    ) -> ir.Value:
-        """A node in front of a placeholder, named by the quantizer; its result has the placeholder's type."""
-        name, like = f"{call.name}.{result}" if result else call.name, before.outputs[0]
-        return self.add(before, op_type, inputs, name, attributes, like=like, kind=kind, called=f"{call.name}.{verb}")
-
 
 def _holds_graph(node: ir.Node) -> bool:
     """Whether a node has a body, which may read any value around it without naming it as an input."""
     return any(each.type.name in ("GRAPH", "GRAPHS") for each in node.attributes.values())
-
-
-def _along(grid: IntegerGrid) -> dict[str, int]:
-    """Where the scales vary, as attributes of QuantizeLinear and DequantizeLinear."""
-    if grid.axis is None:
-        return {}
-    return {"axis": grid.axis} if grid.block is None else {"axis": grid.axis, "block_size": grid.block}
-
-
-def _alike(one: Call, other: Call) -> bool:
-    return replace(one.plain, name=other.name) == other.plain and torch.equal(one.codes, other.codes)

@@ -3,7 +3,7 @@
 import inspect
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -22,11 +22,12 @@ from ..capture.numbering import Counts
 from ..capture.record import Call, Recording
 from ..capture.traced_tensor import TracedQuantTensor
 from ..errors import ExportError
+from .activations.placeholders import DOMAIN
 from .loops import OnnxLoops
 
-__all__ = ["DOMAIN", "trace"]
+__all__ = ["DOMAIN", "Emitter", "trace"]
 
-DOMAIN = "bitwright"  # of the placeholders; none is left in the end
+Emitter = Callable[[Call, Tensor], Tensor]
 
 
 def trace(
@@ -35,11 +36,12 @@ def trace(
     recording: Recording,
     args: tuple[object, ...],
     options: Keywords,
+    emit: "Emitter | None" = None,
 ) -> torch.onnx.ONNXProgram:
     """Export a model whose quantizers emit placeholders: ``Quantize`` nodes with the path and number of the call.
 
     A rounding that QuantizeLinear does not do is traced as the torch code it is, between ``Divide`` (by the scale) and
-    ``Quantize``. Layers hand on plain tensors. Where that fails, as some module reads the grid of its input, they hand
+    ``Quantize``; ``emit`` traces what else QuantizeLinear does not do. Layers hand on plain tensors. Where that fails, as some module reads the grid of its input, they hand
     on QuantTensors with the grids that they have in torch.
 
     Args:
@@ -48,14 +50,16 @@ def trace(
         recording: what they were asked for with the same arguments.
         args: positional arguments.
         options: further keywords of `torch.onnx.export`.
+        emit: what a call is traced as, where it is no integer on a scale that stays.
     """
+    emit = emit or _placeholders
     args = tree_map(_dense, args)
     if options.get("kwargs"):
         options = {**options, "kwargs": tree_map(_dense, options["kwargs"])}
     if options.get("dynamic_shapes"):
         options = {**options, "dynamic_shapes": _spelled_out(module, options["dynamic_shapes"], args, options)}
     try:
-        return _traced(module, quantizers, recording, args, options)
+        return _traced(module, quantizers, recording, args, options, emit)
     except ExportError:
         raise
     except Exception as error:  # torch's, or the model's own
@@ -64,7 +68,7 @@ def trace(
     if any(grids.values()):
         try:
             with _handing_on(module, grids):
-                return _traced(module, quantizers, recording, args, options)
+                return _traced(module, quantizers, recording, args, options, emit)
         except Exception as error:
             if type(_root(error)) is not type(_root(failure)):
                 raise  # the first is mended
@@ -189,20 +193,21 @@ def _traced(
     recording: Recording,
     args: tuple[object, ...],
     options: Keywords,
+    emit: Emitter,
 ) -> torch.onnx.ONNXProgram:
     counts = Counts()
     surplus: list[str] = []
 
     def emitter(path: str) -> Intercept:
-        def emit(quantizer: TensorQuant, x: Tensor, *context: object) -> tuple[Tensor, None]:
+        def placed(quantizer: TensorQuant, x: Tensor, *context: object) -> tuple[Tensor, None]:
             index = counts.next(path)
             calls = recording.calls.get(path, [])
             if index >= len(calls):
                 surplus.append(path)
                 return x, None
-            return _placeholders(calls[index], x), None
+            return emit(calls[index], x), None
 
-        return emit
+        return placed
 
     handle = module.register_forward_pre_hook(lambda *_: counts.clear())  # torch may run forward more than once
     try:

@@ -9,6 +9,7 @@ from torch import Tensor
 from ...qcore.scaling import CalibratedScaling, StoredScaling
 from ...qcore.scaling.pooling import highest, lowest, summed
 from ...qcore.scaling.stored import widest
+from ...qcore.schedules.anneal import in_use
 
 __all__ = ["AVERAGES", "Average", "Mean", "Moving", "Widest"]
 
@@ -123,8 +124,8 @@ class Moving:
 
 
 def _moving(start: Sequence[Tensor], scaling: StoredScaling) -> Moving:
-    momentum = scaling.momentum if isinstance(scaling, CalibratedScaling) else None
-    return Moving(start, 0.1 if momentum is None else momentum)
+    momentum = in_use(scaling.momentum) if isinstance(scaling, CalibratedScaling) else None
+    return Moving(start, 0.1 if momentum is None else float(momentum))
 
 
 AVERAGES: dict[str, Callable[[Sequence[Tensor], StoredScaling], Average]] = {

@@ -8,6 +8,7 @@ from torch import Tensor
 from ...qcore.errors import SettingError
 from ...qcore.scaling.divergence import BinSums
 from ...qcore.scaling.statistics import AbsPercentile, PercentileInterval
+from ...qcore.schedules.anneal import in_use
 from .histogram import Histogram, quantile
 from .levels import Levels
 
@@ -71,9 +72,9 @@ class Percentile(DataStatistic):
         """The range between the percentiles."""
         own, share = levels.scaling.statistic, self.percentile
         if share is None and isinstance(own, PercentileInterval):
-            return _between(histogram, levels, own.low_percentile, own.high_percentile)
+            return _between(histogram, levels, in_use(own.low_percentile), in_use(own.high_percentile))
         if share is None:
-            share = own.percentile if isinstance(own, AbsPercentile) else 99.999
+            share = float(in_use(own.percentile)) if isinstance(own, AbsPercentile) else 99.999
         return _between(histogram, levels, 100 - share, share)
 
 

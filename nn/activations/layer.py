@@ -115,6 +115,11 @@ class ActivationLayer(QuantLayer):
         return dict(self._where)
 
     def _check_slots(self) -> None:
+        if self.act_quant is not None and self.act_quant.truncates and self._torch is not nn.Identity:
+            raise QuantizerError(
+                f"{Described(self)}: {self.act_quant.quantizer!r} drops bits of integers, and this layer computes in "
+                "floats. Write it as the act_quant of a QuantIdentity, or act_quant=Int8Act."
+            )
         lacks = self.act_quant is None and self.input_quant is not None and not self._keeps_grid
         if self.return_quant_tensor and lacks:
             raise QuantizerError(
@@ -136,6 +141,8 @@ class ActivationLayer(QuantLayer):
 
     def forward(self, input: Tensor) -> Any:  # noqa: A002 - torch's name for it
         """The quantized result; a `QuantTensor` with ``return_quant_tensor=True``."""
+        if self.act_quant is not None and self.act_quant.truncates:
+            return self._leaving(*self.act_quant.quantize(*self.pass_through("input", input)))
         x = self._entering(input)
         if self.act_quant is None:
             return self._function(x)

@@ -7,7 +7,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from ...qcore import QuantizerError, TensorQuant
+from ...qcore import GridQuant, QuantizerError, TensorQuant
 from ...qcore.models import require_model
 from ...qcore.scaling import RunningScaling, StoredScaling
 
@@ -55,6 +55,8 @@ def calibrating(model: Model) -> Iterator[Model]:
     model.eval()
     for each in quantizers:
         each.train()
+        if isinstance(each, GridQuant) and each.clock is not None:
+            each.clock.eval()  # schedules stand still
     for each in scalings:
         each.start_calibration()
     try:

@@ -13,7 +13,9 @@ __all__ = ["intercepted", "quantizers_of"]
 
 
 def quantizers_of(model: nn.Module) -> dict[str, TensorQuant]:
-    """Every quantizer of a model by its path; one that several layers share counts once, by its first path.
+    """Every quantizer of a model's forward by its path; one that several layers share counts once, by its first path.
+
+    Quantizers of gradients are not among them.
 
     Raises:
         QuantizerError: what was given is no model.
@@ -24,7 +26,8 @@ def quantizers_of(model: nn.Module) -> dict[str, TensorQuant]:
         ['0.weight_quant', '1.act_quant']
     """
     require_model("quantizers_of", model)
-    return {name: each for name, each in model.named_modules() if isinstance(each, TensorQuant)}
+    found = {name: each for name, each in model.named_modules() if isinstance(each, TensorQuant)}
+    return {name: each for name, each in found.items() if not each.of_gradient}
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from ...qcore.aliases import Context
 from ...qcore.granularity import PerAxis
 from ...qcore.grid import along_axis
 from ...qcore.tracing import exporting, transformed
+from ..kernels.backward import with_quantized_gradient
 from ..slots import Described, Slot
 from ..weight_layer import WeightLayer
 
@@ -21,7 +22,7 @@ class TableLayer(WeightLayer):
     ``Int8WeightPerChannel`` has a scale for each row, ``Int8WeightPerGroup`` one for each group of neighbours in a row.
     """
 
-    slots: tuple[Slot, ...] = (Slot("weight", "weight"), Slot("output"))
+    slots: tuple[Slot, ...] = (Slot("weight", "weight"), Slot("output"), Slot("grad", backward=True))
     sums_products = False
 
     num_embeddings: int
@@ -71,6 +72,8 @@ class TableLayer(WeightLayer):
             self._renormalize(input, self.max_norm)
         weight, grid = self._take_weight(None)
         out = self._compute(input, weight, None, *extra)
+        if self.grad_quant is not None:
+            out = with_quantized_gradient(out, self.grad_quant)
         if out.is_nested and (self.output_quant is not None or self.return_quant_tensor):
             raise QuantizerError(
                 f"{path_of(self)}: the input is a nested tensor, and so is the output, which can't be quantized. Pad "

@@ -71,7 +71,7 @@ class QuantRMSNorm(NormLayer, nn.RMSNorm):
         [[1.0, -1.0]]
     """
 
-    slots: tuple[Slot, ...] = (Slot("weight", "weight"), Slot("input"), Slot("output"))
+    slots: tuple[Slot, ...] = tuple(slot for slot in NormLayer.slots if slot.name != "bias")
     bias = None
     bias_quant = None
 

@@ -220,7 +220,8 @@ class Recurrent(QuantLayer):
             return ()
         if not isinstance(quant, GridQuant) or type(quant)._quantize is not GridQuant._quantize:
             return ()
-        floor = follower.floor(self.tensor_of(bias), grid, by_channel=not quant.granularity.single)
+        bits = getattr(quant.transform, "accumulator_bit_width", None)
+        floor = follower.floor(self.tensor_of(bias), grid, not quant.granularity.single, bits)
         return () if floor is None else (False, floor)
 
     def _follows_state(self, suffix: str) -> bool:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ...qcore import Grid, GridQuant, TensorQuant
 from ...qcore.scaling import RunningScaling, StoredScaling
-from ...qcore.tracing import loop_operators, transformed
+from ...qcore.tracing import loop_operators, transformed, uncounted
 from .sequence import Steps, steps_of
 from .steps import Site
 
@@ -100,7 +100,7 @@ def measured_once(quantizers: Quantizers, run: Callable[[dict[str, Site]], objec
     try:
         for each in found:
             each.start_loop(None)
-        with torch.no_grad():
+        with torch.no_grad(), uncounted():
             run({slot: site(slot, quant) for slot, quant in quantizers.items()})
         for each, seen in found.items():
             alike = len({x.shape[-1] for x in seen}) == 1

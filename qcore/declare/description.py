@@ -120,8 +120,10 @@ def _module(module: Any) -> Description:
 
 def _resolved(module: Any) -> Description:
     """A quantizer that a layer has resolved, and how far its calibration is."""
-    tree, progress = _tree(module.quantizer, module.provided, module.written), module.progress()
-    return replace(tree, value=f"{tree.value} ({progress})") if progress else tree
+    tree = _tree(module.quantizer, module.provided, module.written)
+    said = [module.progress(), "of what flows backward" if module.of_gradient else ""]
+    remark = ", ".join(filter(None, said))
+    return replace(tree, value=f"{tree.value} ({remark})") if remark else tree
 
 
 def _tree(quantizer: QuantizerType, provided: Mapping[str, object], written: Mapping[str, str]) -> Description:

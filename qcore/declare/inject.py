@@ -37,6 +37,7 @@ __all__ = [
     "IMPLIED",
     "ROLE",
     "ROOT",
+    "Changing",
     "Quantizer",
     "QuantizerType",
     "Resolution",
@@ -113,6 +114,15 @@ class Setting:
             remedy = f"Write {self.name}={guess!r}." if guess else ""
             raise SettingError(self.name, self.declared, f"one of {', '.join(map(repr, choices))}", remedy)
         return choices[self.declared]
+
+
+class Changing:
+    """Base of values that stand for a number which changes in training, see `Anneal`.
+
+    A class that is given one for a parameter names it in its attribute ``anneals``; others refuse it.
+    """
+
+    start: float
 
 
 _choices: dict[str, Mapping[str, type]] = {}
@@ -480,6 +490,8 @@ def _trace(
         children[name] = []
         for parameter in _needs(name, found[name].injected):
             if parameter.name in found:
+                if isinstance(found[parameter.name].declared, Changing):
+                    _check_changing(parameter.name, name, found)
                 children[name].append(parameter.name)
                 consumers.setdefault(parameter.name, []).append(name)
                 visit(parameter.name, (*path, name))
@@ -497,6 +509,22 @@ def _trace(
 
     visit(ROOT, ())
     return Resolution(quantizer, found, consumers, children, defaults, written)
+
+
+def _check_changing(name: str, consumer: str, found: Mapping[str, Setting]) -> None:
+    """A number that changes is for parts that read it at each forward, of a quantizer that counts them."""
+    setting, taker, root = found[name], found[consumer].injected, found[ROOT].injected
+    counts = getattr(root, "counts_steps", False)
+    if counts and name in getattr(taker, "anneals", ()):
+        return
+    said = _show(found[consumer].declared)
+    reason = f"{said} reads it once" if counts else f"{_show(root)} counts no training steps"
+    parts = [each.injected for each in found.values()]
+    parts += [choice for each in found for choice in choices_of(each).values()]
+    possible = sorted({each for part in parts for each in getattr(part, "anneals", ()) if each in found})
+    others = f" What can be annealed here: {', '.join(possible)}." if counts and possible else ""
+    remedy = f"Write {name}={setting.declared.start!r}.{others}"
+    raise SettingError(name, setting.declared, f"a number that stays: {reason}", remedy)
 
 
 def _superseded(setting: Setting, quantizer: QuantizerType) -> bool:
@@ -796,7 +824,7 @@ def _nothing_uses(setting: Setting, plan: Resolution, where: object) -> Quantize
 
 def _other_choices(name: str, plan: Resolution, prefix: str) -> str:
     """Which choices would take a setting that the one made does not."""
-    for of in ("scaling", "statistic", "restriction", "rounding", "zero_point"):
+    for of in ("scaling", "statistic", "restriction", "rounding", "zero_point", "transform"):
         taking = [each for each in choices_of(of) if name in _parameter_names((of, each))]
         if taking:
             said = " or ".join(f"{prefix}{of}={each!r}" for each in taking)

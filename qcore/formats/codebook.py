@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable
+from ctypes import c_float
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -72,8 +73,8 @@ class Codebook(_Codebook, NumberFormat):  # type: ignore[misc]  # fields here, p
 def _checked(cls: type[Any], levels: Iterable[float]) -> Any:
     expected = "2 or more finite numbers in ascending order"
     try:
-        known = torch.tensor([float(level) for level in levels], dtype=torch.float32).tolist()
-    except (TypeError, ValueError, RuntimeError):
+        known = [c_float(level).value for level in levels]  # torch.export, which remakes it, makes no tensors then
+    except (TypeError, ValueError):
         raise SettingError("levels", levels, expected) from None
     ascending = all(one < other for one, other in pairwise(known))
     if len(known) < 2 or not all(map(math.isfinite, known)) or not ascending:

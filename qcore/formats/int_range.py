@@ -4,9 +4,11 @@ import inspect
 from collections.abc import Callable
 from operator import index
 
+import torch
 from torch import Tensor, nn
 
 from ..errors import SettingError
+from ..schedules.anneal import Anneal, Annealed, checked_ends, in_use
 from .bounds import int_bounds, representable_bounds
 from .integers import Interval, interval
 
@@ -22,7 +24,7 @@ class IntRange:
 
     Args:
         bit_width: whole number from 2 to 32, or a module that computes it, such as `LearnedBitWidth`: a 0-d tensor,
-            or one width for each channel, in any shape.
+            or one width for each channel, in any shape; or a schedule, `Anneal`.
         signed: whether there are negative integers.
         narrow_range: leave out the smallest (signed) or largest (unsigned) integer.
 
@@ -35,27 +37,35 @@ class IntRange:
         (-7, 7, 7)
     """
 
-    def __init__(self, bit_width: int | nn.Module, signed: bool, narrow_range: bool = False) -> None:
-        computed = isinstance(bit_width, nn.Module)
-        self.width = _check_module(bit_width) if computed else check_bit_width("bit_width", bit_width)
+    anneals = ("bit_width",)
+    width: "int | nn.Module | Anneal | Annealed"
+
+    def __init__(self, bit_width: int | nn.Module | Anneal, signed: bool, narrow_range: bool = False) -> None:
+        if isinstance(bit_width, nn.Module):
+            self.width = _check_module(bit_width)
+        else:
+            self.width = checked_ends("bit_width", bit_width, lambda found: check_bit_width("bit_width", found))
         self.signed = check_flag("signed", signed)
         self.narrow_range = check_flag("narrow_range", narrow_range)
 
     def __str__(self) -> str:
         kind = "int" if self.signed else "uint"
-        width = f"learned {kind}" if self.learned else f"{kind}{self.width}"
+        way = "learned" if isinstance(self.width, nn.Module) else "annealed"
+        width = f"{way} {kind}" if self.learned else f"{kind}{self.width}"
         return f"{width} narrow" if self.narrow_range else width
 
     @property
     def learned(self) -> bool:
-        """Whether the bit width is computed by a module, so that the bounds are tensors."""
-        return isinstance(self.width, nn.Module)
+        """Whether the bit width changes in training: a module or a schedule computes it."""
+        return not isinstance(self.width, int)
 
     @property
     def bit_width(self) -> int | Tensor:
         """The current bit width: a plain number, a 0-d tensor where a module computes it, or one for each channel."""
-        if not isinstance(self.width, nn.Module):
+        if isinstance(self.width, int):
             return self.width
+        if not isinstance(self.width, nn.Module):
+            return _rounded(in_use(self.width))
         width = self.width()
         if not isinstance(width, Tensor) or width.ndim == 0:
             return width
@@ -117,6 +127,11 @@ class IntRange:
     def power_of_two_threshold(self) -> int | Tensor:
         """The same for scales that are powers of two: a power of two itself."""
         return int_bounds(self.bit_width, self.signed, False)[1] + 1  # type: ignore[arg-type]
+
+
+def _rounded(width: float | Tensor) -> int | Tensor:
+    """The whole number of bits of a schedule."""
+    return torch.round(width).to(torch.float32) if isinstance(width, Tensor) else round(width)
 
 
 def check_bit_width(setting: str, bit_width: object, minimum: int = MIN_BIT_WIDTH) -> int:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import lru_cache
 from operator import index
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from ..errors import SettingError
 from ..tracing import constant
-from .table import nearest_level
+from .table import looked_up, nearest_level
 
 __all__ = ["NumberFormat", "RoundingLike", "whole_number"]
 
@@ -67,7 +68,10 @@ class NumberFormat:
 
     def inplace(self, steps: Tensor, rounding: RoundingLike, relu: bool = False) -> Tensor:
         """The same outside graphs and without gradients; ``steps`` may be overwritten."""
-        return self.nearest(steps, rounding, relu)
+        if type(self).nearest is not NumberFormat.nearest:
+            return self.nearest(steps, rounding, relu)
+        levels, codes = _ordered(self)
+        return looked_up(levels, codes, steps.clamp_min_(0) if relu else steps, rounding)
 
     def covered(self, steps: Tensor, rounding: RoundingLike) -> Tensor:
         """The same where no number lies beyond the ends by more than the rounding of ``x / scale``."""
@@ -92,12 +96,12 @@ class NumberFormat:
     @property
     def low(self) -> float:
         """The lowest level."""
-        return min(filter(math.isfinite, self.levels))
+        return _ordered(self)[0][0]
 
     @property
     def high(self) -> float:
         """The highest level."""
-        return max(filter(math.isfinite, self.levels))
+        return _ordered(self)[0][-1]
 
     @property
     def threshold(self) -> float:
@@ -134,7 +138,7 @@ class NumberFormat:
 
         Beyond an end lies half the gap before it, as with integers, where 127.4 still rounds to 127.
         """
-        known = sorted(filter(math.isfinite, set(self.levels)))
+        known, _ = _ordered(self)
         if len(known) < 2:
             return known[0] - 0.5, known[0] + 0.5
         return known[0] - (known[1] - known[0]) / 2, known[-1] + (known[-1] - known[-2]) / 2
@@ -182,6 +186,10 @@ class NumberFormat:
         """The format as it is now: itself, where nothing is learned."""
         return self
 
+    def snapshot(self) -> "NumberFormat":
+        """What grids say of it: itself, where nothing is learned."""
+        return self
+
     def __str__(self) -> str:
         return repr(self)
 
@@ -211,6 +219,11 @@ class NumberFormat:
 @constant  # in graphs
 def _ordered(number_format: NumberFormat) -> tuple[tuple[float, ...], tuple[int, ...]]:
     """The levels in ascending order, and their codes; of several for one level, such as 0 and -0, the first."""
+    return _ordered_once(number_format)
+
+
+@lru_cache(maxsize=256)
+def _ordered_once(number_format: NumberFormat) -> tuple[tuple[float, ...], tuple[int, ...]]:
     first: dict[float, int] = {}
     for code, level in enumerate(number_format.levels):
         if math.isfinite(level):

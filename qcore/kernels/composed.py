@@ -103,6 +103,9 @@ def _to_integers(
 def _reached(steps: Tensor, number_format: NumberFormat, rounding: Callable[[Tensor], Tensor]) -> Tensor:
     """The levels, with a gradient of 1, or that of a rounding which brings its own."""
     if getattr(rounding, "straight_through", True):
+        if number_format.learned:  # levels have gradients, too
+            through = straight_through(steps, torch.zeros_like(steps))
+            return _to_level(steps.detach(), number_format, rounding) + through
         return straight_through(steps, _to_level(steps.detach(), number_format, rounding))
     return _to_level(steps, number_format, rounding)
 

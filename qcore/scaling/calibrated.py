@@ -13,6 +13,7 @@ from ..errors import QuantizerError, SettingError
 from ..granularity import Granularity, granularity_of
 from ..locate import path_of
 from ..protocols import Levels, Restriction, Statistic
+from ..schedules.anneal import Anneal, Annealed, checked_ends, in_use
 from ..tracing import exporting, number
 from .gradients import ScaleGradient
 from .magnitude import finite, whole
@@ -61,7 +62,8 @@ class CalibratedScaling(StoredScaling):
 
     learned = True
     _window: tuple[list[Any] | None, list[Any]] | None = None
-    momentum: float | None
+    momentum: float | Anneal | Annealed | None
+    anneals = ("momentum",)
 
     def __init__(
         self,
@@ -80,9 +82,7 @@ class CalibratedScaling(StoredScaling):
         scale_gradient: ScaleGradient | None = None,
     ) -> None:
         steps = whole("calibration_steps", calibration_steps, "a whole number of training steps, 1 or more")
-        share = "a number above 0, up to 1, or None for the plain mean"
-        if momentum is not None and not 0 < finite("momentum", momentum, share) <= 1:
-            raise SettingError("momentum", momentum, share)
+        checked_momentum = None if momentum is None else checked_ends("momentum", momentum, _checked_momentum)
         super().__init__(
             number_format,
             statistic,
@@ -97,7 +97,7 @@ class CalibratedScaling(StoredScaling):
             self.learned,
             scale_gradient,
         )
-        self.momentum = None if momentum is None else float(momentum)
+        self.momentum = checked_momentum
 
     def prepare(self, x: Tensor, relu: bool = False) -> None:
         """Decide whether this forward is one of the calibration."""
@@ -151,7 +151,7 @@ class CalibratedScaling(StoredScaling):
             before = [each.item() / held for each in bases] if alone else [each / held for each in bases]
             before[0] = abs(before[0]) if alone else self.restriction.load(before[0])
         before, found = self._windowed(taken, before, numbers if alone else found)
-        part = 1 / (taken // self.calls + 1) if self.momentum is None else self.momentum
+        part = 1 / (taken // self.calls + 1) if self.momentum is None else float(in_use(self.momentum))
         average = found
         if before is not None:
             average = [old + part * (new - old) for old, new in zip(before, found, strict=True)]
@@ -227,6 +227,14 @@ class RunningScaling(CalibratedScaling):
             device,
             dtype,
         )
+
+
+def _checked_momentum(momentum: object) -> float:
+    share = "a number above 0, up to 1, or None for the plain mean"
+    found = finite("momentum", momentum, share)
+    if not 0 < found <= 1:
+        raise SettingError("momentum", momentum, share)
+    return found
 
 
 # Under torch.compile the average is one opaque operation: its Python can end the calibration without a graph break.

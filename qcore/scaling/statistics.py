@@ -19,6 +19,7 @@ from ..granularity import Granularity
 from ..kernels.composed import composed
 from ..kernels.derivatives import clamp_through
 from ..protocols import Levels, Statistic
+from ..schedules.anneal import Anneal, checked_ends, in_use
 from ..tracing import is_tracing, transformed
 from .divergence import KullbackLeibler
 from .half_quadratic import HalfQuadraticRange
@@ -131,17 +132,23 @@ class AbsPercentile:
         tensor([9.])
     """
 
+    anneals = ("percentile",)
+
     def __init__(self, percentile: float = 99.999) -> None:
-        self.percentile = _checked_percentile("percentile", percentile)
+        self.percentile = checked_ends("percentile", percentile, lambda p: _checked_percentile("percentile", p))
 
     def __call__(self, rows: Tensor) -> Tensor:
         """The percentile of the magnitudes, of each row."""
-        rank = min(max(math.floor(self.percentile / 100 * rows.shape[1] + 0.5), 1), rows.shape[1])
+        percentile = in_use(self.percentile)
+        if isinstance(percentile, Tensor):
+            return _at_rank(rows.abs(), torch.floor(percentile / 100 * rows.shape[1] + 0.5))
+        rank = min(max(math.floor(percentile / 100 * rows.shape[1] + 0.5), 1), rows.shape[1])
         return kth_largest(rows, rows.shape[1] - rank + 1, magnitudes=True)
 
     def pooled(self, rows: Tensor) -> list[Tensor]:
         """The percentile over all ranks."""
-        return [_pooled_percentile(rows.abs(), lambda n: math.floor(self.percentile / 100 * n + 0.5))]
+        percentile = float(in_use(self.percentile))
+        return [_pooled_percentile(rows.abs(), lambda n: math.floor(percentile / 100 * n + 0.5))]
 
     def __repr__(self) -> str:
         return f"AbsPercentile({self.percentile})"
@@ -162,27 +169,43 @@ class PercentileInterval:
         tensor([8.])
     """
 
+    anneals = ("low_percentile", "high_percentile")
+
     def __init__(self, low_percentile: float = 0.001, high_percentile: float = 99.999) -> None:
-        self.low_percentile = _checked_percentile("low_percentile", low_percentile, 0)
-        self.high_percentile = _checked_percentile("high_percentile", high_percentile)
-        if low_percentile >= high_percentile:
+        self.low_percentile = checked_ends(
+            "low_percentile", low_percentile, lambda p: _checked_percentile("low_percentile", p, 0)
+        )
+        self.high_percentile = checked_ends(
+            "high_percentile", high_percentile, lambda p: _checked_percentile("high_percentile", p)
+        )
+        if _highest(low_percentile) >= _lowest(high_percentile):
             raise SettingError("low_percentile", low_percentile, f"less than high_percentile={high_percentile}")
 
     def __call__(self, rows: Tensor) -> Tensor:
         """Upper minus lower percentile, zero included."""
-        rank = min(max(math.floor(self.high_percentile / 100 * rows.shape[1] + 0.5), 1), rows.shape[1])
-        high = clamp_through(kth_largest(rows, rows.shape[1] - rank + 1), 0.0)
-        return high - self.low(rows)
+        percentile = in_use(self.high_percentile)
+        if isinstance(percentile, Tensor):
+            high = _at_rank(rows, torch.floor(percentile / 100 * rows.shape[1] + 0.5))
+        else:
+            rank = min(max(math.floor(percentile / 100 * rows.shape[1] + 0.5), 1), rows.shape[1])
+            high = kth_largest(rows, rows.shape[1] - rank + 1)
+        return clamp_through(high, 0.0) - self.low(rows)
 
     def low(self, rows: Tensor) -> Tensor:
         """The lower percentile, or 0 if it is positive."""
-        rank = min(max(math.ceil(self.low_percentile / 100 * rows.shape[1]), 1), rows.shape[1])
-        return -clamp_through(kth_largest(-rows, rank), 0.0)
+        percentile = in_use(self.low_percentile)
+        if isinstance(percentile, Tensor):
+            low = _at_rank(rows, torch.ceil(percentile / 100 * rows.shape[1]))
+        else:
+            rank = min(max(math.ceil(percentile / 100 * rows.shape[1]), 1), rows.shape[1])
+            low = -kth_largest(-rows, rank)
+        return -clamp_through(-low, 0.0)
 
     def pooled(self, rows: Tensor) -> list[Tensor]:
         """Width and lower end over all ranks."""
-        high = _pooled_percentile(rows, lambda n: math.floor(self.high_percentile / 100 * n + 0.5))
-        mirrored = _pooled_percentile(-rows, lambda n: n + 1 - max(math.ceil(self.low_percentile / 100 * n), 1))
+        lowest_one, highest_one = float(in_use(self.low_percentile)), float(in_use(self.high_percentile))
+        high = _pooled_percentile(rows, lambda n: math.floor(highest_one / 100 * n + 0.5))
+        mirrored = _pooled_percentile(-rows, lambda n: n + 1 - max(math.ceil(lowest_one / 100 * n), 1))
         low = -mirrored.clamp_min(0)
         return [high.clamp_min(0) - low, low]
 
@@ -204,10 +227,10 @@ class MeanSigma:
         tensor([4.])
     """
 
+    anneals = ("sigma",)
+
     def __init__(self, sigma: float = 3.0) -> None:
-        if isinstance(sigma, bool) or not isinstance(sigma, (int, float)) or not sigma >= 0:
-            raise SettingError("sigma", sigma, "a number of standard deviations, 0 or more")
-        self.sigma = sigma
+        self.sigma = checked_ends("sigma", sigma, _checked_sigma)
 
     def __call__(self, rows: Tensor) -> Tensor:
         """The statistic of each row; the deviation is that of the population."""
@@ -215,7 +238,7 @@ class MeanSigma:
         mean = rows.mean(1)
         spread = (rows - mean[:, None]).square().mean(1)
         deviation = torch.where(spread > 0, spread, 1.0).sqrt() * (spread > 0)  # no NaN gradient at zero spread
-        return mean + self.sigma * deviation
+        return mean + in_use(self.sigma) * deviation
 
     def pooled(self, rows: Tensor) -> list[Tensor]:
         """The statistic over all ranks, from their sums."""
@@ -224,7 +247,7 @@ class MeanSigma:
         total, squares, count = summed(torch.stack([rows.sum(1), rows.square().sum(1), count])).clone()
         mean = total / count.clamp_min(1)
         deviation = (squares / count.clamp_min(1) - mean.square()).clamp_min(0).sqrt()
-        return [(mean + self.sigma * deviation).to(dtype)]
+        return [(mean + in_use(self.sigma) * deviation).to(dtype)]
 
     def __repr__(self) -> str:
         return f"MeanSigma({self.sigma})"
@@ -395,6 +418,26 @@ def kth_largest(rows: Tensor, k: int, *, magnitudes: bool = False) -> Tensor:
     candidates = torch.cat([blocks[:, columns].reshape(-1), rows[0, whole:]])
     candidates = candidates.abs() if magnitudes else candidates
     return candidates.topk(k).values[-1:]
+
+
+def _at_rank(rows: Tensor, rank: Tensor) -> Tensor:
+    """The value at a rank from below, in each row: what a graph does where the rank changes from step to step."""
+    at = (rank.clamp(1, rows.shape[1]) - 1).long().reshape(1, 1).expand(rows.shape[0], 1)
+    return rows.sort(1).values.gather(1, at).squeeze(1)
+
+
+def _highest(percentile: Any) -> float:
+    return max(percentile.start, percentile.end) if isinstance(percentile, Anneal) else percentile
+
+
+def _lowest(percentile: Any) -> float:
+    return min(percentile.start, percentile.end) if isinstance(percentile, Anneal) else percentile
+
+
+def _checked_sigma(sigma: object) -> float:
+    if isinstance(sigma, bool) or not isinstance(sigma, (int, float)) or not sigma >= 0:
+        raise SettingError("sigma", sigma, "a number of standard deviations, 0 or more")
+    return sigma
 
 
 def _checked_percentile(setting: str, percentile: object, lowest: float = math.ulp(0)) -> float:

@@ -5,7 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...qcore import Rounding, composed_fake_quant
+from ...qcore import Rounding
+from ...qcore.kernels.composed import composed
 from ..registry import register_check
 from ..report import Failure, NotApplicable
 from ..subject import Case
@@ -44,7 +45,7 @@ def gradient(case: Case) -> None:
 
 @register_check
 def scale_gradient(case: Case) -> None:
-    """A learned scale's gradient is LSQ's: ``q - x / scale`` inside, the end of the range outside."""
+    """A learned scale's gradient is LSQ's: ``q - x / scale`` inside, the end of the range outside; q is the level."""
     _needs_parts(case)
     parameters = [(name, each) for name, each in case.module.named_parameters() if each.requires_grad]
     if not parameters:
@@ -69,8 +70,8 @@ def scale_gradient(case: Case) -> None:
 
 
 def _needs_parts(case: Case) -> None:
-    if not case.subject.integer:
-        raise NotApplicable("neither IntQuant nor BiasQuant: its gradient is its own")
+    if not case.subject.known:
+        raise NotApplicable("neither GridQuant nor BiasQuant: its gradient is its own")
 
 
 def _tied(case: Case) -> bool:
@@ -88,6 +89,7 @@ def _upstream(x: Tensor) -> Tensor:
 def _parts(case: Case, x: Tensor) -> tuple[Tensor, Tensor | None]:
     """Scale and zero point as the module's parts compute them, with their autograd graphs."""
     module: Any = case.module
+    x = case.rounded(x)
     if case.context:
         inputs, weights = case.context
         return inputs.scale * weights.scale.reshape(-1), None
@@ -98,19 +100,23 @@ def _parts(case: Case, x: Tensor) -> tuple[Tensor, Tensor | None]:
 
 
 def _twin(case: Case, x: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """What the module computes, in plain autograd, with its integers; the scale; the size of the scale's gradient."""
+    """What the module computes, in plain autograd, with its levels; the scale; the size of the scale's gradient."""
     module: Any = case.module
     scale, zero_point = _parts(case, x)
-    low, high = case.subject.bounds
+    x = case.rounded(x)
+    levels = case.subject.number_format
+    low, high = levels.low, levels.high
     if not getattr(module.rounding, "straight_through", True):
-        twin = composed_fake_quant(x, scale, low, high, zero_point, module.rounding)
+        twin = composed(x, scale, levels, zero_point, module.rounding)
     else:
         steps = x / scale
         shift = torch.zeros_like(scale) if zero_point is None else zero_point
         inside = _inside(case)
-        chosen = (values / scale.detach()).round()
+        chosen = case.subject.places.nearest(values / scale.detach()).to(steps.dtype)
         straight = steps + (chosen - steps).detach()
         ends = torch.where(steps.detach() + shift.detach() > high, high - shift, low - shift)
+        if not levels.whole:
+            ends = chosen  # without zero points
         twin = torch.where(inside, straight, ends) * scale
         if getattr(module, "pass_clipped", False) or not getattr(module, "clips", True):
             twin = torch.where(inside, twin, twin + x - x.detach())
@@ -119,10 +125,12 @@ def _twin(case: Case, x: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor
 
 
 def _inside(case: Case) -> Tensor:
-    """Where the nearest integer is in range without clipping."""
+    """Where nothing is clipped: the nearest integer is in range, or the number lies between the edges of the format."""
     scale, zero_point = _parts(case, case.x)
-    steps = (case.x / scale).detach()
+    steps = (case.rounded(case.x) / scale).detach()
     declared = getattr(case.module, "rounding", torch.round)
+    if not case.subject.number_format.whole:
+        return case.subject.number_format.inside(steps, declared)
     low, high = case.subject.bounds
     with torch.no_grad(), torch.random.fork_rng():
         codes = declared(steps) if getattr(declared, "deterministic", False) else torch.round(steps)
@@ -134,10 +142,14 @@ def _at_an_end(case: Case) -> Tensor:
     """Where the value lies on the clipping boundary, so that either gradient is right."""
     grid = case.grid
     assert grid is not None
-    steps = case.codes(case.x, grid)
+    declared: Any = getattr(case.module, "rounding", None)
+    levels = case.subject.number_format
+    if not levels.whole:
+        steps = case.rounded(case.x).double() / grid.scale.double()
+        return torch.stack([(steps - edge).abs() <= 1e-5 * abs(edge) for edge in levels.edges(declared)]).any(0)
+    steps = case.codes(case.rounded(case.x), grid)
     low, high = case.subject.bounds
     near = 1e-5 * max(1, abs(low), abs(high))
-    declared = getattr(case.module, "rounding", None)
     if isinstance(declared, Rounding):
         reaches = (0.5,) if declared.name.startswith("half") else (0.0, 1.0)
         ends = [end for reach in reaches for end in (low - reach, high + reach)]
@@ -152,7 +164,7 @@ def _closed_form(case: Case, values: Tensor, weights: Tensor) -> Tensor | None:
         return None
     scale = scale.detach()
     codes = values / scale
-    moved = torch.where(_inside(case), codes - case.x / scale, codes)
+    moved = torch.where(_inside(case), codes - case.rounded(case.x) / scale, codes)
     return (weights * moved).sum_to_size(scale.shape)
 
 

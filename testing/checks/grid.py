@@ -1,12 +1,13 @@
-"""Quantized values: on the grid, in the range, in order, zero kept, each value at its nearest integer."""
+"""Quantized values: on the grid, in the range, in order, zero kept, each value at its nearest level."""
 
 import torch
 from torch import Tensor
 
-from ...qcore import Grid, Rounding
+from ...qcore import Grid, Rounding, TwoLevel
 from ...qcore.formats.int_range import representable_bounds
+from ..places import Places
 from ..registry import register_check
-from ..report import Failure
+from ..report import Failure, NotApplicable
 from ..subject import Case, with_life
 
 __all__ = ["granularity", "grid_membership", "idempotence", "monotonicity", "rounding", "value_range", "zero"]
@@ -16,7 +17,7 @@ _EXACT = 1 << 22  # float32 holds fractions beside integers up to this size
 
 @register_check
 def grid_membership(case: Case) -> None:
-    """Values are whole steps: ``(integer - zero_point) * scale``; the scale is positive and finite."""
+    """Values are levels times a positive, finite scale: whole steps, where the levels are integers."""
     for values, grid in case.each_way():
         if not bool((grid.scale.isfinite() & (grid.scale > 0)).all()):
             raise Failure("a positive, finite scale", shown(grid.scale))
@@ -27,35 +28,51 @@ def grid_membership(case: Case) -> None:
         codes = case.codes(values, grid)
         off = (codes - codes.round()).abs() > 1e-3 + codes.abs() * 1e-6
         if bool((off | codes.isnan()).any()):
-            raise Failure("whole numbers of steps", first(codes, off | codes.isnan(), case))
+            levels = "whole numbers of steps" if grid.number_format.whole else f"levels of {grid.number_format}"
+            raise Failure(levels, _first(codes, off | codes.isnan(), case, grid))
 
 
 @register_check
 def value_range(case: Case) -> None:
-    """Integers stay within the range of the bit width; values at or beyond an end are clipped to it."""
+    """Values stay between the lowest and the highest level; those at or beyond an end are clipped to it."""
     low, high = case.subject.bounds
-    pulled_in = representable_bounds(low, high, 24)
+    pulled_in = representable_bounds(low, high, 24) if case.subject.number_format.whole else (low, high)
     for values, grid in case.each_way():
         codes = case.codes(values, grid).round()
         # integers of more than 24 bits don't come back from float32 values: there the values of the ends are compared
         lowest, highest = (_value(end, grid, values) for end in (low, high))
         outside = ((codes < low) & (values < lowest)) | ((codes > high) & (values > highest))
         if bool(outside.any()):
-            raise Failure(f"integers from {low} to {high}", first(codes, outside, case))
+            lowest, highest = (_level(end, grid) for end in (low, high))
+            kind = "integers" if grid.number_format.whole else "levels"
+            raise Failure(f"{kind} from {lowest} to {highest}", _first(codes, outside, case, grid))
         if not case.subject.fixed_grid:
             continue  # the range is dynamic, so nothing lies beyond it
         steps = case.codes(case.x, grid)
         ends = (low, pulled_in[0], lowest, steps <= low), (high, pulled_in[1], highest, steps >= high)
         for end, held, at, beyond in ends:
-            missed = beyond & (codes != end) & (values != at) & (values != grid.from_int(torch.tensor(held)))
+            missed = beyond & (codes != end) & (values != at) & (values != _value(held, grid, values))
             if bool(missed.any()):
-                raise Failure(f"{end} for values at or beyond that end of the range", first(codes, missed, case))
+                expected = f"{_level(end, grid)} for values at or beyond that end of the range"
+                raise Failure(expected, _first(codes, missed, case, grid))
 
 
 def _value(end: int, grid: Grid, values: Tensor) -> Tensor:
-    """The value of an integer, worked out exactly and rounded once to the type of other values."""
-    centred = end if grid.zero_point is None else end - grid.zero_point.double()
+    """The value of an integer, or at a place, worked out exactly and rounded once to the type of other values."""
+    level = Places(grid.number_format).steps(torch.tensor(end))
+    centred = level if grid.zero_point is None else level - grid.zero_point.double()
     return (centred * grid.scale.double()).to(values.dtype)
+
+
+def _level(place: int, grid: Grid) -> str:
+    """The integer, or the level, at a place."""
+    level = Places(grid.number_format).steps(torch.tensor(place)).item()
+    return f"{level:.0f}" if grid.number_format.whole else f"{level:.9g}"
+
+
+def _first(places: Tensor, where: Tensor, case: Case, grid: Grid) -> str:
+    """The first integer, or level, where a mask is set, and its input."""
+    return first(Places(grid.number_format).steps(places), where, case)
 
 
 @register_check
@@ -64,29 +81,34 @@ def rounding(case: Case) -> None:
     declared = getattr(case.module, "rounding", None)
     low, high = case.subject.bounds
     for values, grid in case.each_way():
-        steps = case.x / grid.scale  # in float32, as ONNX QuantizeLinear divides
+        places, levels = Places(grid.number_format), grid.number_format
+        with torch.no_grad():
+            steps = case.rounded(case.x) / grid.scale  # in float32, as ONNX QuantizeLinear divides
         codes = case.codes(values, grid).round()
         shift = 0.0 if grid.zero_point is None else grid.zero_point
-        exact = isinstance(declared, Rounding) and case.subject.integer
-        expected = declared(steps) if exact else steps  # type: ignore[misc]
+        exact = isinstance(declared, Rounding) and case.subject.known
+        expected = places.of((declared(steps) if levels.whole else levels.nearest(steps, declared)) if exact else steps)  # type: ignore[misc]
         inside = (expected + shift > low) & (expected + shift < high) & (steps.abs() < _EXACT)
         allowed = 0.0 if exact else 1.0
         wrong = inside & ((codes - shift - expected).abs() > allowed)
         if bool(wrong.any()):
-            what = f"{first(expected + shift, wrong)}, {declared!r} of" if exact else "a neighbour of"
-            raise Failure(f"{what} {first(steps + shift, wrong)} steps", first(codes, wrong, case))
+            what = "a neighbour of"
+            if exact:
+                what = f"{first(places.steps(expected + shift), wrong)}, {declared!r} of"
+            raise Failure(f"{what} {first(steps + shift, wrong)} steps", _first(codes, wrong, case, grid))
 
 
 @register_check
 def idempotence(case: Case) -> None:
     """Quantizing again changes nothing, or at most one step if the scale is measured anew or rounding is directed."""
     values, grid = case.quantize()
+    gap = case.gap(values, grid)
     again, _ = case.quantize(values)
     moved = (again - values).abs()
     # A percentile or a power of two may measure another scale; a scale that creeps moves values by many steps. And the
     # floor of (3 * 0.1) / 0.1 is 2 in floating point.
     exact = case.subject.fixed_grid and _to_nearest(case)
-    allowed = torch.zeros_like(grid.scale) if exact else grid.scale * 1.001
+    allowed = torch.zeros_like(gap) if exact else gap * 1.001
     if bool((moved > allowed).any()):
         raise Failure(f"{first(values, moved > allowed)} again", first(again, moved > allowed, case))
 
@@ -101,7 +123,8 @@ def _to_nearest(case: Case) -> bool:
 def monotonicity(case: Case) -> None:
     """Quantization keeps the order of values that share a scale."""
     for share in (0.125, 0.25, 0.5) if case.subject.fixed_grid else ():
-        more = case.x + share * case.quantize()[1].scale
+        grid = case.quantize()[1]
+        more = case.x + (share * case.gap(case.x, grid)).to(case.x.dtype)
         moved = []
         for x in (case.x, more):
             torch.default_generator.manual_seed(0)  # a random rounding need not keep the order
@@ -125,6 +148,8 @@ def _falls(x: Tensor, y: Tensor, above: Tensor, after: Tensor, where: Tensor) ->
 @register_check
 def zero(case: Case) -> None:
     """Zero stays exactly zero: padding and ReLU rely on it."""
+    if not case.subject.number_format.has_zero:
+        raise NotApplicable(f"0 is no level of {case.subject.number_format}")
     at = torch.arange(case.x.numel()).reshape(case.x.shape) % 2 == 1
     zeros, grid = case.x.masked_fill(at, 0.0), case.quantize()[1]
     some = with_life(zeros, case.granularity, grid.scale)  # `constant_input` covers tensors of zeros only
@@ -152,14 +177,17 @@ def granularity(case: Case) -> None:
     if granularity.count(shape) < 2:
         return
     number = granularity.compact(torch.arange(granularity.count(shape)), shape)
-    own = (granularity.spread(number, shape) == 0).expand(shape)
-    changed = torch.where(own, case.x * 8, case.x)  # the other scales don't depend on these
+    which, factor = 0, 8.0
+    if isinstance(getattr(getattr(case.module, "scaling", None), "restriction", None), TwoLevel):
+        which, factor = int(granularity.rows(case.x).abs().amax(1).argmin()), 0.25  # the largest one scales them all
+    own = (granularity.spread(number, shape) == which).expand(shape)
+    changed = torch.where(own, case.x * factor, case.x)  # the other scales don't depend on these
     before, after = (_newly(case, x)[0] for x in (case.x, changed))
     moved = ~own & (before != after)
     if bool(moved.any()):
-        which = "channel 0 of " if granularity.axis is not None else "the first of "
+        what = f"channel {which} of" if granularity.axis is not None else f"number {which + 1} of the"
         raise Failure(
-            f"{first(before, moved)} as before, when {which}{where} is multiplied by 8",
+            f"{first(before, moved)} as before, when {what} {where} is multiplied by {factor:g}",
             first(after, moved, case),
         )
 

@@ -13,6 +13,7 @@ __all__ = [
     "dtype",
     "empty_input",
     "half_precision",
+    "infinity",
     "input_unchanged",
     "memory_format",
     "non_finite_input",
@@ -65,7 +66,8 @@ def half_precision(subject: Subject) -> None:
         half.context = wide.context = subject.context(tuple(x.shape), largest / 100)
         found, _ = half.quantize()
         expected, grid = wide.quantize()
-        near = grid.scale * 1.001 + expected.abs() * 2**-7
+        last = torch.finfo(kind).smallest_normal * torch.finfo(kind).eps
+        near = wide.gap(expected, grid) * 1.001 + expected.abs() * 2**-7 + last
         wrong = ~((found.float() - expected).abs() <= near)
         if bool(wrong.any()):
             raise Failure(f"about {first(expected, wrong)}, as in float32 ({kind})", first(found.float(), wrong, half))
@@ -143,6 +145,22 @@ def non_finite_input(subject: Subject) -> None:
             if number != number and not bool(values.reshape(-1)[0].isnan()):
                 raise Failure("NaN for NaN", f"{values.reshape(-1)[0].item()}", facts)
         _state_is_finite(case)
+
+
+@register_check
+def infinity(subject: Subject) -> None:
+    """Infinity goes to the end of the range; it stays where the format says that it does not saturate."""
+    case = subject.settled()
+    if not getattr(subject.number_format, "saturating", True):
+        raise NotApplicable(f"{subject.number_format} doesn't saturate")
+    for number, end in ((float("-inf"), subject.places.low), (float("inf"), subject.places.high)):
+        x = subject.tensor(1)
+        x.view(-1)[0] = number
+        for values, grid in (case.quantize(x), case.run(x.requires_grad_())):
+            place = case.codes(values, grid).reshape(-1)[:1]
+            if bool(grid.scale.isfinite().all()) and not abs(place.item() - end) < 1.5 + 1e-6 * abs(end):
+                expected = f"{subject.places.steps(torch.tensor(end)).item():.9g} steps for {number}"
+                raise Failure(expected, f"{subject.places.steps(place).item():.9g}")
 
 
 @register_check

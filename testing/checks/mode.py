@@ -59,13 +59,15 @@ def train_eval(subject: Subject) -> None:
         for what, one, other in (
             ("scale", trained.scale, evaluated.scale),
             ("zero point", trained.zero_point, evaluated.zero_point),
-            ("range", torch.tensor(trained.bounds), torch.tensor(evaluated.bounds)),
         ):
             alike = one is other if one is None or other is None else torch.equal(one, other)
             if not alike:
                 raise Failure(f"the {what} of the training step, {_said(one)}", f"{_said(other)} in evaluation")
-        # a rounding may be random in training, but only between the neighbouring integers
-        far = (values.detach() - found).abs() > evaluated.scale * 1.001
+        if trained.number_format != evaluated.number_format:
+            expected = f"the levels of the training step, {trained.number_format}"
+            raise Failure(expected, f"{evaluated.number_format} in evaluation")
+        # a rounding may be random in training, but only between the neighbouring levels
+        far = (values.detach() - found).abs() > case.gap(x, evaluated) * 1.001
         if bool(far.any()):
             raise Failure(f"{first(values.detach(), far)} in evaluation, as in training", first(found, far))
         if _repeats(case, x) and not torch.equal(values.detach(), found):

@@ -101,7 +101,7 @@ class WrapsAround(Respelled):
         return ((torch.round(x / grid.scale) + 8) % 16 - 8) * grid.scale
 
 
-@breaks("monotonicity", "value_range")
+@breaks("infinity", "monotonicity", "value_range")
 class Overflowing(Running4):
     tensor_quant = WrapsAround
 
@@ -193,7 +193,7 @@ class PassesAll(IntQuant):
         return values + (x - x.detach()), grid
 
 
-@breaks("gradient")
+@breaks("gradient", "infinity")  # less itself, infinity is NaN
 class GradientLeaks(Running4):
     """Straight through, clipped or not, though pass_clipped is not set."""
 
@@ -219,7 +219,7 @@ class Heavy(IntQuant):
         return clamp_through(codes, low, high) * Doubled.apply(scale), self._grid(scale, None)
 
 
-@breaks("scale_gradient")
+@breaks("infinity", "scale_gradient")
 class ScaleGradientTwice(Int4Act):
     tensor_quant = Heavy
 

@@ -19,6 +19,7 @@ from ....qcore import (
     IntQuant,
     QuantTensorError,
     TensorQuant,
+    TruncQuant,
     values_of,
 )
 from ....qcore.aliases import Arguments
@@ -28,7 +29,7 @@ from ...capture.grid import Entering, IntegerGrid, QuantizedTensor
 from ...capture.numbering import Counts, counted, numbered
 from ...errors import ExportError
 from ..float_modules import FloatModule
-from ..requantize import Requantization, requantization
+from ..requantize import ByMultiplier, Requantization, requantization
 from ..sums import AccumulatorRange
 from .journal import Journal, ProductSums
 from .pooling import averaging_integers
@@ -217,6 +218,8 @@ def _requantized(
     """The integers of an activation, and the rounding; arithmetic of a quantizer's own is done on values (None)."""
     if isinstance(quantizer, IntQuant) and type(quantizer)._quantize is IntQuant._quantize:
         return requantize(x, grid, quantizer.rounding), quantizer.rounding
+    if isinstance(quantizer, TruncQuant) and isinstance(x, IntegerTensor):
+        return ByMultiplier()(x, grid, quantizer.rounding.rounding), quantizer.rounding.rounding  # by 1, and a shift
     values, own = quantizer._quantize(x.value if isinstance(x, IntegerTensor) else x, *context)
     assert isinstance(own, Grid)
     return own.to_int(values).to(torch.int64), None

@@ -15,6 +15,7 @@ from bitwright.qcore import (
     Floor,
     HalfEven,
     HalfUp,
+    LearnedRounding,
     Rounding,
     SettingError,
     StochasticRounding,
@@ -93,6 +94,7 @@ def test_choices():
         "ceil": Ceil,
         "toward_zero": TowardZero,
         "stochastic": StochasticRounding,
+        "learned": LearnedRounding,
     }
     assert {name: rounding.name for name, rounding in ROUNDINGS.items()} == {name: name for name in ROUNDINGS}
 
@@ -174,7 +176,8 @@ def test_stochastic_is_a_module_without_state():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
 def test_roundings_keep_the_dtype(dtype):
     for rounding in ROUNDINGS.values():
-        assert rounding()(torch.tensor([0.4, 1.6], dtype=dtype)).dtype == dtype
+        made = rounding((2,)) if rounding is LearnedRounding else rounding()
+        assert made(torch.tensor([0.4, 1.6], dtype=dtype)).dtype == dtype
 
 
 @pytest.mark.parametrize("seed", [1.5, True, "0"])

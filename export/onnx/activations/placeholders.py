@@ -1,0 +1,80 @@
+"""What a quantizer of activations is traced as: placeholders, and the arithmetic that a file has to do itself."""
+
+from collections.abc import Callable
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from ....qcore import GridQuant
+from ....qcore.aliases import Keywords
+from ...capture.record import Call
+from ..dialects import Dialect
+from .plan import Plan, plan_of, static_shape
+
+__all__ = ["DOMAIN", "emitter"]
+
+DOMAIN = "bitwright"  # of the placeholders; none is left in the end
+
+
+def emitter(dialect: Dialect) -> Callable[[Call, Tensor], Tensor]:
+    """What traces one call of a quantizer: a function of the call, and of its traced input.
+
+    - ``Quantize`` stands for QuantizeLinear and DequantizeLinear; with a scale, and a zero point, as further inputs
+      where they follow the input. Behind ``Divide``, by a scale that stays, it takes levels.
+    - ``Multiply`` stands for levels times their scale, which is its second input where it follows the input.
+    - ``Name`` gives a value the name by which verification finds it.
+
+    Args:
+        dialect: the dialect, whose types decide what is left to trace.
+    """
+    return lambda call, x: _traced(call, dialect, x)
+
+
+def _traced(call: Call, dialect: Dialect, x: Tensor) -> Tensor:
+    if call.stored or call.quantizer.follows_input:
+        return _node("Quantize", call, x)
+    plan = plan_of(call, dialect)
+    if plan.native and not plan.follows:
+        return _node("Quantize", call, x)
+    quantizer = cast(GridQuant, call.quantizer)
+    if plan.follows:
+        return _following(call, quantizer, plan, x)
+    steps = _node("Divide", call, x)
+    if call.grid.number_format.whole:
+        return _node("Quantize", call, quantizer.rounding(steps))
+    levels = call.grid.number_format.nearest(steps, quantizer.rounding)
+    if plan.storage is not None:
+        return _node("Quantize", call, levels)
+    return _node("Multiply", call, _named("levels", call, levels))
+
+
+def _following(call: Call, quantizer: GridQuant, plan: Plan, x: Tensor) -> Tensor:
+    """One whose scale follows the input."""
+    scale = quantizer._scale(x)
+    zero_point = None if quantizer.zero_point is None else quantizer._zero_of(x, scale)
+    scale = _named("scale", call, scale)
+    if plan.native and static_shape(plan, x.shape):
+        given = [scale] if zero_point is None else [scale, zero_point]
+        if plan.block is None:
+            given = [each.reshape(()) if plan.axis is None else each.reshape(-1) for each in given]
+        return _node("Quantize", call, x, *given)
+    granularity, levels = quantizer.granularity, call.grid.number_format
+    view, beside = granularity.view(x), granularity.beside(scale, x)
+    if zero_point is None:
+        reached = levels.nearest(view / beside, quantizer.rounding)
+    else:
+        zero_point = _named("zero_point", call, zero_point)
+        reached = levels.near(view / beside, quantizer.rounding, granularity.beside(zero_point, x))
+    reached = _named("levels", call, granularity.back(reached, x))
+    spread = beside if view is x else granularity.back(beside.expand_as(view), x)
+    return _node("Multiply", call, reached, spread)
+
+
+def _named(role: str, call: Call, x: Tensor) -> Tensor:
+    return _node("Name", call, x, role=role)
+
+
+def _node(kind: str, call: Call, x: Tensor, *others: Tensor, **settings: str) -> Tensor:
+    which: Keywords = {"path": call.path, "index": call.index, **settings}
+    return torch.onnx.ops.symbolic(f"{DOMAIN}::{kind}", (x, *others), which, dtype=x.dtype, shape=x.shape, version=1)

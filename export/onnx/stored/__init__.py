@@ -1,0 +1,3 @@
+"""Tensors that a file stores: how they are held, written, and read back."""
+
+__all__: list[str] = []

@@ -1,0 +1,141 @@
+"""What a file holds of each quantizer, read back from its nodes and initializers."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ...capture.grid import IntegerGrid, QuantizedTensor
+from ...optional import required
+from ..dialects import BIAS, QDQ
+from ..session import all_nodes
+
+if TYPE_CHECKING:
+    import onnx
+
+__all__ = ["FileReader", "Held"]
+
+_TYPES = {each.name: each for each in (*QDQ.types, BIAS)}
+
+
+@dataclass(frozen=True)
+class Held:
+    """Where the parts of a quantized tensor are: names of initializers.
+
+    Args:
+        name: of the quantizer's call.
+        codes: numbers or codes; None where they are computed at run time.
+        scale: the scales; their numbers, where they have a scale of their own.
+        unit: that one, or None.
+        zero_point: None for 0.
+        table: the levels of the codes, None for numbers of a type.
+        axis: where the scales vary, as the node has it.
+        block: how many neighbours along it share one.
+    """
+
+    name: str
+    codes: str | None
+    scale: str
+    unit: str | None = None
+    zero_point: str | None = None
+    table: str | None = None
+    axis: int | None = None
+    block: int | None = None
+
+
+class FileReader:
+    """Reads the tensors of quantizers, whose last node is named after the quantizer's call.
+
+    Args:
+        model: an exported model.
+        call: the function that the user called, which errors name.
+    """
+
+    def __init__(self, model: "onnx.ModelProto", call: str) -> None:
+        onnx = required("onnx", call)
+        self.to_array, self.type_name = onnx.numpy_helper.to_array, onnx.TensorProto.DataType.Name
+        self.initializers: Mapping[str, Any] = {each.name: each for each in model.graph.initializer}
+        self.nodes = list(all_nodes(model.graph))
+        self.makers = {name: node for node in self.nodes for name in node.output}
+
+    def held(self) -> Iterator[Held]:
+        """Every quantized tensor whose scale is stored."""
+        for node in self.nodes:
+            found = self._held(node) if node.name.endswith(".dequantize") else None
+            if found is not None:
+                yield found
+
+    def tensors(self) -> dict[str, QuantizedTensor]:
+        """By the name of the call: the grid, and the numbers where they are stored, too.
+
+        These are in units of the scale, int64 if they are integers, float32 if not. The grid has the bits of the type.
+        """
+        return {each.name: self._tensor(each) for each in self.held()}
+
+    def _held(self, node: Any) -> Held | None:
+        name, (codes, scale, *zero_point) = node.name.removesuffix(".dequantize"), node.input
+        table = None
+        if node.op_type == "Mul":
+            scale = self._compact(scale)
+            codes, table, zero_point = self._steps(codes)
+        clip, unit = self.makers.get(codes), None
+        if clip is not None and clip.op_type == "Clip":
+            codes = clip.input[0]
+        if (maker := self.makers.get(scale)) is not None and maker.op_type == "DequantizeLinear":
+            scale, unit = maker.input
+        if scale not in self.initializers:
+            return None
+        given = {each.name: each.i for each in node.attribute}
+        place = {"axis": given.get("axis"), "block": given.get("block_size")}
+        known = codes if codes in self.initializers else None
+        return Held(name, known, scale, unit, *(zero_point or [None]), table=table, **place)
+
+    def _steps(self, steps: str) -> tuple[str, str | None, list[str]]:
+        """What levels are made of, if they are stored: codes, their table or None, their zero point."""
+        maker = self.makers.get(steps)
+        if maker is None or maker.op_type not in ("Gather", "Sub"):
+            return steps, None, []
+        one, other = maker.input
+        cast = self.makers.get(other if maker.op_type == "Gather" else one)
+        if cast is None or cast.op_type != "Cast" or cast.input[0] not in self.initializers:
+            return steps, None, []
+        return (cast.input[0], one, []) if maker.op_type == "Gather" else (cast.input[0], None, [self._compact(other)])
+
+    def _compact(self, name: str) -> str:
+        """Scales or zero points before each is repeated for its group."""
+        maker = self.makers.get(name)
+        return name if maker is None or maker.op_type != "Gather" else maker.input[0]
+
+    def _tensor(self, held: Held) -> QuantizedTensor:
+        scale = self.read(held.scale) if held.unit is None else self.read(held.scale) * self.read(held.unit)
+        zero_point = torch.zeros(scale.shape, dtype=torch.int64)
+        if held.zero_point is not None:
+            zero_point = self.read(held.zero_point)
+        typed = held.codes or held.zero_point
+        storage = BIAS if typed is None or held.table is not None else _TYPES[self.kind(typed)]
+        kind = (storage.bits, storage.levels.signed, False)
+        grid = IntegerGrid(held.name, scale, zero_point, *kind, held.axis, held.block)
+        codes = None if held.codes is None else self.read(held.codes)
+        return QuantizedTensor(grid, codes if codes is None or held.table is None else self.read(held.table)[codes])
+
+    def kind(self, name: str) -> str:
+        """The type of an initializer, as ONNX spells it."""
+        return self.type_name(self.initializers[name].data_type)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of an initializer."""
+        return tuple(self.initializers[name].dims)
+
+    def nbytes(self, name: str | None) -> int:
+        """How many bytes the numbers of an initializer take."""
+        if name is None:
+            return 0
+        storage = _TYPES.get(self.kind(name))
+        return -(-torch.Size(self.shape(name)).numel() * (32 if storage is None else storage.bits) // 8)
+
+    def read(self, name: str) -> Tensor:
+        """An initializer: integers as int64, floats as float32."""
+        array = self.to_array(self.initializers[name])
+        return torch.from_numpy(array.astype("int64" if "INT" in self.kind(name) else "float32"))

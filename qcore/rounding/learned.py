@@ -1,0 +1,101 @@
+"""Rounding up or down as training decides for each weight."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.types import Device
+
+from ..granularity import Granularity, PerTensor
+
+__all__ = ["LearnedRounding"]
+
+_LOW, _HIGH = -0.1, 1.1  # the sigmoid is stretched to these, so that it reaches 0 and 1
+
+
+class LearnedRounding(nn.Module):
+    """Up or down, as training decides for each weight: AdaRound (Nagel et al., Up or Down?, 2020).
+
+    In training a number is ``floor(x) + h`` with ``h`` from 0 to 1, a stretched and clipped sigmoid of a parameter; it
+    starts where numbers stay as they are. `penalty` pulls each ``h`` to 0 or 1. In evaluation numbers go up where ``h``
+    is above one half: at the start, to nearest, ties to even.
+
+    The parameter is the distance from that start, 0 for every weight, and so depends on no data. It is meant for
+    weights that stay as they are, while their rounding is learned.
+
+    Args:
+        shape: of the weight.
+        granularity: which weights share a scale.
+        device: of the parameter.
+        dtype: of the parameter, float32 or float64; narrower ones are widened.
+
+    Example:
+        >>> rounding = LearnedRounding((3,))
+        >>> x = torch.tensor([0.25, 1.75, 2.0])
+        >>> rounding(x)
+        tensor([0.2500, 1.7500, 2.0000], grad_fn=<AddBackward0>)
+        >>> with torch.no_grad():
+        ...     _ = rounding.offset.copy_(torch.tensor([9.0, 0.0, 0.0]))
+        >>> rounding.eval()(x)
+        tensor([1., 2., 2.])
+    """
+
+    name = "learned"
+    deterministic = True
+    straight_through = False
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        granularity: Granularity | None = None,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.granularity = PerTensor() if granularity is None else granularity
+        wide = torch.promote_types(dtype or torch.float32, torch.float32)
+        self.offset = nn.Parameter(torch.zeros(tuple(shape), device=device, dtype=wide))
+
+    def reset_parameters(self) -> None:
+        """Go back to the start: each number to nearest."""
+        with torch.no_grad():
+            self.offset.zero_()
+
+    def share(self, x: Tensor) -> Tensor:
+        """What is added to ``floor(x)``, from 0 to 1; differentiable by the parameter.
+
+        Args:
+            x: the weight in units of its scale, shaped like the weight, or its rows of one scale each.
+        """
+        offset = self.offset.to(x.dtype) if x.shape == self.offset.shape else self._rows().to(x.dtype)
+        fraction = (x - torch.floor(x)).detach()
+        start = torch.logit((fraction - _LOW) / (_HIGH - _LOW))
+        return (torch.sigmoid(start + offset) * (_HIGH - _LOW) + _LOW).clamp(0, 1)
+
+    def _rows(self) -> Tensor:
+        return self.granularity.view(self.offset)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The numbers between ``floor(x)`` and the next, in training; one of both in evaluation."""
+        floor = torch.floor(x)
+        share = self.share(x)
+        if self.training:
+            return floor.detach() + share + (x - x.detach())
+        offset = self.offset if x.shape == self.offset.shape else self._rows()
+        return torch.where(offset == 0, torch.round(x), floor + (share > 0.5).to(x.dtype)).detach()
+
+    def penalty(self, x: Tensor, beta: float = 20.0) -> Tensor:
+        """How undecided the rounding is: the sum of ``1 - |2 h - 1|**beta``, AdaRound's regularizer; 0-d.
+
+        Args:
+            x: the weight in units of its scale.
+            beta: large at the start, when nearly every ``h`` is free, and small at the end; AdaRound goes from 20 to 2.
+
+        Example:
+            >>> LearnedRounding((2,)).penalty(torch.tensor([0.5, 2.0]), beta=2.0)
+            tensor(1., grad_fn=<SumBackward0>)
+        """
+        return (1 - (2 * self.share(x) - 1).abs().pow(beta)).sum()
+
+    def extra_repr(self) -> str:
+        return f"{tuple(self.offset.shape)}"

@@ -1,0 +1,3 @@
+"""Settings that change in training: schedules, and the clock that they go by."""
+
+__all__: list[str] = []
