@@ -22,8 +22,8 @@ class HalfQuadraticZeroPoint(RangeZeroPoint):
     Such a norm makes little of large errors, so that outliers don't set the grid. In turns the errors e are shrunk,
     ``sign(e) * relu(|e| - |e|**(norm - 1) / beta)``, and the zero point becomes the mean of ``q - (w - e) / scale``
     over the weights that share it; beta grows at each step. Each zero point is the best that was found for its weights,
-    and never worse than that of the range. It is a float number as in the paper, or rounded, which is what runtimes
-    have. Badri and Shaji, "Half-Quadratic Quantization of Large Machine Learning Models", 2023, whose values the
+    and never worse than that of the range. It is a float number as in the paper, or rounded, which is what integers
+    need. Badri and Shaji, "Half-Quadratic Quantization of Large Machine Learning Models", 2023, whose values the
     settings have.
 
     It is worked out anew at each forward, for weights that are quantized after training.

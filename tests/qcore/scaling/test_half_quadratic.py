@@ -149,19 +149,28 @@ def test_sums_lie_on_no_grid():
         layer(torch.randn(2, 8))
 
 
-@pytest.mark.parametrize("export", [export_onnx_qdq, integers])
-def test_files_refuse_it_and_take_whole_ones(export):
+def test_integers_refuse_it():
     model = torch.nn.Sequential(qnn.QuantLinear(8, 2, weight_quant=ShiftedUint4WeightPerTensorHQO))
     x = torch.randn(2, 8)
-    with pytest.raises(ExportError, match=r"0\.weight_quant: uint4 with a float zero point"):
-        export(model.eval(), x)
+    expected = (
+        "integers: 1 quantizer of this model can't be given as integers:\n  0.weight_quant: its levels are uint4 with "
+        "a float zero point, no integers. Quantize it to integers."
+    )
+    with pytest.raises(ExportError, match=f"^{re.escape(expected)}"):
+        integers(model.eval(), x)
 
 
 @pytest.mark.slow
-def test_whole_ones_export():
-    quantizer = ShiftedUint4WeightPerTensorHQO(round_zero_point=True)
+@pytest.mark.parametrize("rounded", [False, True])
+def test_exports(rounded):
+    quantizer = ShiftedUint4WeightPerChannelHQO(round_zero_point=rounded)
     model = torch.nn.Sequential(qnn.QuantLinear(8, 2, weight_quant=quantizer, input_quant=Int8Act(scale=0.1))).eval()
     export_onnx_qdq(model, torch.randn(2, 8))
+
+
+def test_schemes():
+    quantizer = ShiftedUint4WeightPerTensorHQO(round_zero_point=True)
+    model = torch.nn.Sequential(qnn.QuantLinear(8, 2, weight_quant=quantizer))
     assert model[0].weight_quant.scheme() == "uint4, per tensor, float scale, zero point"
     quant = qnn.QuantLinear(8, 2, weight_quant=ShiftedUint4WeightPerTensorHQO).weight_quant
     assert quant.scheme() == "uint4, per tensor, float scale, float zero point"
