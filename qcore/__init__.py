@@ -56,6 +56,7 @@ from .scaling import (
 )
 from .scaling.divergence import KullbackLeibler
 from .scaling.gradients import SCALE_GRADIENTS, LSQGradient, range_penalty
+from .scaling.half_quadratic import HalfQuadraticRange
 from .scaling.restriction import RESTRICTIONS, FloatScale, LogScale, MXScale, PowerOfTwoScale, TwoLevel
 from .scaling.starts import LSQPlusStart, LSQStart, MinSquaredErrorInterval, StatisticsAwareBinning
 from .scaling.statistics import (
@@ -69,7 +70,7 @@ from .scaling.statistics import (
 )
 from .schedules.anneal import SHAPES, Anneal, in_use
 from .tensor_quant import TensorQuant
-from .transforms import A2Q, TRANSFORMS, A2QPlus, WeightNorm
+from .transforms import A2Q, TRANSFORMS, A2QPlus, Ternary, WeightNorm, XnorSigns
 from .truncation import TruncQuant
 
 __all__ = [
@@ -110,6 +111,7 @@ __all__ = [
     "Grid",
     "GridQuant",
     "HalfEven",
+    "HalfQuadraticRange",
     "HalfQuadraticZeroPoint",
     "HalfUp",
     "IntQuant",
@@ -159,12 +161,14 @@ __all__ = [
     "StochasticRounding",
     "StoredScaling",
     "TensorQuant",
+    "Ternary",
     "TowardZero",
     "TruncQuant",
     "TwoLevel",
     "UnalignedIntegers",
     "UncalibratedWarning",
     "WeightNorm",
+    "XnorSigns",
     "bit_width_report",
     "composed_fake_quant",
     "describe",

@@ -1,7 +1,6 @@
 """Quantizers to two levels or three: ``(Binary|Ternary)(Weight|Act)<granularity>``, see docs/quantizers.md."""
 
 from ..qcore import BINARY
-from ..qcore.transforms.ternary import Ternary
 from .base import FormatBase, FormatWeight, IntBase, PerOutputChannel
 
 __all__ = [
@@ -18,8 +17,8 @@ __all__ = [
 class BinaryWeightPerTensor(FormatWeight):
     """Weights as their signs times one scale, their mean magnitude, which is nearest to them (XNOR-Net); 0 is positive.
 
-    The gradient passes straight through, and reaches the scale. XNOR-Net multiplies what passes the sign by the scale,
-    which optimizers such as Adam take no notice of, and stops it where a weight lies beyond -1 and 1.
+    The gradient is XNOR-Net's: the scale times that of a hard tanh, and the scale's own. Brevitas has only a constant
+    scale, see `BinaryConnectWeight`.
 
     Example:
         >>> import torch, bitwright.nn as qnn
@@ -31,9 +30,8 @@ class BinaryWeightPerTensor(FormatWeight):
     """
 
     number_format = BINARY
-    statistic = "mean_sigma"
-    sigma = 0.0
-    pass_clipped = True
+    detach_scale = True
+    transform = "xnor"
 
 
 class BinaryWeightPerChannel(PerOutputChannel, BinaryWeightPerTensor):
@@ -67,9 +65,9 @@ class BinaryAct(FormatBase):
     """Activations as their signs, -1 and 1; 0 is positive. ``act_scale=0.5`` selects another magnitude.
 
     The gradient is that of a hard tanh: it passes where the input lies from -1 to 1 (BinaryNet, XNOR-Net). Put a batch
-    norm before it, which centres its input: after a ReLU every sign is positive. A scale that is calibrated, or follows
-    the input, makes the levels as large as the largest inputs, and the gradient passes everywhere, so that it says
-    little of what the signs do. Brevitas: ``SignedBinaryActPerTensorConst``.
+    norm before it, which centres the input, and no ReLU: after one every sign is positive, and nothing is left to
+    train on. Bi-Real Net's polynomial and other approximations of the sign's slope are roundings of one's own with
+    ``straight_through = False``. Brevitas: ``SignedBinaryActPerTensorConst``.
 
     Example:
         >>> import torch, bitwright.nn as qnn
@@ -107,7 +105,7 @@ class TernaryWeightPerTensor(IntBase):
     scaling = "statistic"
     statistic = "abs_max"
     detach_scale = True
-    transform = Ternary
+    transform = "ternary"
 
 
 class TernaryWeightPerChannel(PerOutputChannel, TernaryWeightPerTensor):

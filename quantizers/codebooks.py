@@ -46,7 +46,7 @@ class _Table(Quantizer):
 class CodebookWeight(_Table, FormatWeight):
     """Fragment: weights on the levels of a table; `levels` is missing. One scale: the largest magnitude over the last.
 
-    ``learned_levels=True`` makes the levels a parameter, which starts from the table: ``weight_quant.levels.levels``,
+    ``learned_levels=True`` makes the levels a parameter, which starts from the table: ``weight_quant.levels.table``,
     and training moves them. They stay in ascending order. The scale goes on as for the table that training starts from.
 
     Example:
@@ -59,7 +59,7 @@ class CodebookWeight(_Table, FormatWeight):
         tensor([[ 2.0000,  0.6000, -0.6000,  0.0000]])
         >>> learned = qnn.QuantLinear(4, 1, weight_quant=Mine, weight_learned_levels=True)
         >>> learned(torch.ones(1, 4)).backward()
-        >>> learned.weight_quant.levels.levels.grad.shape
+        >>> learned.weight_quant.levels.table.grad.shape
         torch.Size([5])
     """
 

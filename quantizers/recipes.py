@@ -14,13 +14,19 @@ from .weights import (
 )
 
 __all__ = [
+    "Int4ActKL",
     "Int4ActLSQ",
+    "Int4WeightPerChannelHQO",
+    "Int4WeightPerChannelKL",
     "Int4WeightPerChannelLSQ",
     "Int4WeightPerChannelLSQPlus",
     "Int4WeightPerChannelSAWB",
+    "Int4WeightPerGroupHQO",
     "Int4WeightPerGroupLSQ",
     "Int4WeightPerGroupQuantizedScale",
     "Int4WeightPerTensorDoReFa",
+    "Int4WeightPerTensorHQO",
+    "Int4WeightPerTensorKL",
     "Int4WeightPerTensorLSQ",
     "Int4WeightPerTensorLSQPlus",
     "Int4WeightPerTensorSAWB",
@@ -31,6 +37,7 @@ __all__ = [
     "ShiftedUint4WeightPerGroupHQO",
     "ShiftedUint4WeightPerTensorHQO",
     "Uint4ActDoReFa",
+    "Uint4ActKL",
     "Uint4ActLSQ",
     "Uint4ActPACT",
     "Uint4ActWRPN",
@@ -254,6 +261,28 @@ class Uint4ActWRPN(Uint4ActDoReFa):
 # HQO
 
 
+class Int4WeightPerTensorHQO(Int4WeightPerTensor):
+    """Weights by half-quadratic quantization without zero point: a range that outliers don't set.
+
+    The method of Badri and Shaji, "Half-Quadratic Quantization of Large Machine Learning Models", 2023, for the scale
+    in the place of the zero point: what it gives exports. It is searched at each forward.
+    """
+
+    statistic = "hqo"
+    detach_scale = True
+
+
+class Int4WeightPerChannelHQO(PerOutputChannel, Int4WeightPerTensorHQO):
+    """The same with a scale per output channel."""
+
+
+class Int4WeightPerGroupHQO(Int4WeightPerGroup):
+    """The same with a scale for each group of 32 neighbours along the input channels."""
+
+    statistic = "hqo"
+    detach_scale = True
+
+
 class ShiftedUint4WeightPerTensorHQO(ShiftedUint4WeightPerTensor):
     """Weights by half-quadratic quantization: a float zero point that outliers don't set.
 
@@ -310,3 +339,41 @@ class Int4WeightPerGroupQuantizedScale(Int4WeightPerGroup):
     restriction = "two_level"
     scale_format = Integers(8, signed=False)
     detach_scale = True
+
+
+# Kullback-Leibler divergence
+
+
+class Int4WeightPerTensorKL(Int4WeightPerTensor):
+    """Weights in the range whose quantized distribution diverges least from theirs, with the levels of its width.
+
+    Migacz, "8-bit inference with TensorRT", 2017, with as many cells as there are levels. ``weight_least_percentile``
+    says how much of the weights a range must hold, 99 percent by default.
+
+    Example:
+        >>> import bitwright.nn as qnn
+        >>> qnn.QuantLinear(4, 2, weight_quant=Int4WeightPerTensorKL, weight_bit_width=3).weight_quant.scaling
+        StatisticScaling(KullbackLeibler(99.0), per tensor)
+    """
+
+    statistic = "kl"
+    detach_scale = True
+
+
+class Int4WeightPerChannelKL(PerOutputChannel, Int4WeightPerTensorKL):
+    """The same with a range per output channel."""
+
+
+class Int4ActKL(Int4Act):
+    """Activations in a range by Kullback-Leibler divergence: averaged over 300 training batches, then learned.
+
+    For one range of all data together, which is that of TensorRT: ``calibrate(model, statistic="kl")``.
+    """
+
+    statistic = "kl"
+
+
+class Uint4ActKL(Int4ActKL):
+    """The same for activations that are never negative, such as those of a ReLU."""
+
+    signed = False

@@ -7,11 +7,12 @@ layer passes on.
 import numbers
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from ...qcore import Grid, IntQuant, QuantizerError, TensorQuant
+from ...qcore import Grid, GridQuant, HalfEven, IntQuant, QuantizerError, TensorQuant
 from ...quantizers import Int8Act, ShiftedUint8Act, Uint8Act
-from ..slots import QuantizerLike
+from ..slots import Described, QuantizerLike
 from .clipping import learns, unclipped
 from .layer import ActivationLayer
 
@@ -57,6 +58,10 @@ class QuantReLU(ActivationLayer, nn.ReLU):
     def __init__(self, inplace: bool = False, *, act_quant: QuantizerLike = Uint8Act, **options: Any) -> None:
         super().__init__(inplace, act_quant=act_quant, **options)
 
+    def _check_slots(self) -> None:
+        super()._check_slots()
+        _check_more_than_one_level(self, self.act_quant)
+
     def _quantized(self, x: Tensor, quant: TensorQuant) -> tuple[Tensor, Grid | None]:
         if quant.intercept is None and isinstance(quant, IntQuant) and quant.folds_relu:
             return quant.quantize(x, True)  # the clamp at the smallest integer, 0, is the ReLU
@@ -76,6 +81,10 @@ class QuantReLU6(ActivationLayer, nn.ReLU6):
 
     def __init__(self, inplace: bool = False, *, act_quant: QuantizerLike = Uint8Act, **options: Any) -> None:
         super().__init__(inplace, act_quant=act_quant, **options)
+
+    def _check_slots(self) -> None:
+        super()._check_slots()
+        _check_more_than_one_level(self, self.act_quant)
 
     def _quantized(self, x: Tensor, quant: TensorQuant) -> tuple[Tensor, Grid | None]:
         return _clipping(self, x, quant)
@@ -178,3 +187,16 @@ def _clipping(layer: QuantReLU6 | QuantHardTanh, x: Tensor, quant: TensorQuant) 
         return quant.quantize(layer._function(x))
     before = x.detach().clone() if layer.inplace else x
     return quant.quantize(unclipped(before, layer._function(x), layer.min_val, layer.max_val, quant))
+
+
+def _check_more_than_one_level(layer: ActivationLayer, quant: TensorQuant | None) -> None:
+    """Refuse levels of which a ReLU leaves one, such as -1 and 1: the result would be a constant."""
+    if not isinstance(quant, GridQuant) or quant.number_format.has_zero:
+        return
+    number_format = quant.number_format
+    lowest = number_format.nearest(torch.zeros(1), HalfEven()).item()
+    if lowest == number_format.high:
+        raise QuantizerError(
+            f"{Described(layer)}: the levels of act_quant are {number_format}, and after a ReLU all values go to one "
+            f"of them, {lowest:g}. Write QuantIdentity(act_quant={quant.quantizer!r}), behind a batch norm."
+        )

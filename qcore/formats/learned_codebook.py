@@ -38,23 +38,23 @@ class LearnedLevels(nn.Module):
     def __init__(self, levels: Iterable[float], device: Device = None, dtype: torch.dtype | None = None) -> None:
         super().__init__()
         self.start = levels if isinstance(levels, Codebook) else Codebook(levels)
-        self.levels = nn.Parameter(torch.tensor(self.start.levels, device=device, dtype=dtype))
+        self.table = nn.Parameter(torch.tensor(self.start.levels, device=device, dtype=dtype))
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
         """Set the levels to where training starts."""
-        self.levels.copy_(torch.tensor(self.start.levels))
+        self.table.copy_(torch.tensor(self.start.levels))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "LearnedLevels":
-        left = self.levels.is_meta
+        left = self.table.is_meta
         super()._apply(fn, recurse)
-        if left and not self.levels.is_meta:
+        if left and not self.table.is_meta:
             self.reset_parameters()  # what replaces the meta device is not left empty
         return self
 
     def forward(self) -> Tensor:
         """The levels in ascending order, (levels,), never less precise than float32."""
-        levels = self.levels if self.levels.dtype == torch.float32 else self.levels.float()
+        levels = self.table if self.table.dtype == torch.float32 else self.table.float()
         return levels.sort().values
 
     def extra_repr(self) -> str:

@@ -69,7 +69,7 @@ def _searched(levels: Levels, codes: Codes, steps: Tensor, rounding: Callable[[T
     if name in _BORDERS:
         found = _borders(levels, codes, name, steps.dtype == torch.float64)
         borders = torch.tensor(found, dtype=steps.dtype, device=steps.device)
-        reached = table[torch.bucketize(steps, borders, right=True)]
+        reached = table[torch.bucketize(steps.contiguous(), borders, right=True)]
     else:
         reached = _by_share(table, codes, steps, rounding)
     return torch.where(steps.isnan(), steps, reached)
@@ -88,7 +88,7 @@ def nearest_learned(table: Tensor, steps: Tensor, rounding: Callable[[Tensor], T
     name = getattr(rounding, "name", "")
     if name in _BORDERS:
         borders = _borders_between(known.double(), name, steps.dtype)
-        reached = table[torch.bucketize(steps.detach(), borders, right=True)]
+        reached = table[torch.bucketize(steps.detach().contiguous(), borders, right=True)]
     else:
         reached = _by_share(table, range(len(table)), steps, rounding)
     return torch.where(steps.isnan(), steps, reached)
@@ -97,7 +97,7 @@ def nearest_learned(table: Tensor, steps: Tensor, rounding: Callable[[Tensor], T
 def _by_share(table: Tensor, codes: Sequence[int], steps: Tensor, rounding: Callable[[Tensor], Tensor]) -> Tensor:
     """Between the two levels around a number the rounding decides, by how far it lies between them."""
     odd = torch.tensor([code % 2 for code in codes], dtype=steps.dtype, device=steps.device)
-    below = torch.bucketize(steps.detach(), table.detach()[1:-1], right=True)
+    below = torch.bucketize(steps.detach().contiguous(), table.detach()[1:-1], right=True)
     low, high, offset = table[below], table[below + 1], odd[below]  # so that ties go to the even code
     gap = (high - low).detach()
     share = rounding(offset + ((steps - low.detach()) / torch.where(gap > 0, gap, 1.0)).clamp(0, 1)) - offset

@@ -9,9 +9,10 @@ from .calibrated import CalibratedScaling, RunningScaling
 from .constant import ConstantScaling
 from .dynamic import StatisticScaling
 from .half_quadratic import HalfQuadraticZeroPoint
+from .learned_zero_point import LearnedZeroPoint
 from .magnitude import MagnitudeScaling
 from .stored import LearnedScaling, StoredScaling
-from .zero_point import LearnedZeroPoint, RangeZeroPoint
+from .zero_point import RangeZeroPoint
 
 __all__ = [
     "SCALINGS",

@@ -1,4 +1,4 @@
-"""Half-quadratic quantization: zero points that suit weights with outliers."""
+"""Half-quadratic quantization: zero points and scales that suit weights with outliers."""
 
 from collections.abc import Sequence
 
@@ -8,10 +8,12 @@ from torch import Tensor, nn
 from ..errors import SettingError
 from ..formats.int_range import IntRange, check_flag
 from ..granularity import Granularity
+from ..kernels.composed import composed
+from ..protocols import Levels
 from .magnitude import finite, whole
 from .zero_point import RangeZeroPoint
 
-__all__ = ["HalfQuadraticZeroPoint"]
+__all__ = ["HalfQuadraticRange", "HalfQuadraticZeroPoint"]
 
 
 class HalfQuadraticZeroPoint(RangeZeroPoint):
@@ -70,16 +72,7 @@ class HalfQuadraticZeroPoint(RangeZeroPoint):
         if int_range.learned or int_range.signed or int_range.narrow_range or int(int_range.bit_width) > 16:
             expected = f"another zero point for {int_range}: it is for unsigned integers of 2 to 16 bits"
             raise SettingError("zero_point", "hqo", expected, "Write signed=False and narrow_range=False.")
-        norm = finite("hqo_norm", hqo_norm, "a number above 0, up to 1")
-        if not 0 < norm <= 1:
-            raise SettingError("hqo_norm", hqo_norm, "a number above 0, up to 1")
-        beta, growth = finite("hqo_beta", hqo_beta, "a number above 0"), finite("hqo_growth", hqo_growth, "1 or more")
-        if beta <= 0:
-            raise SettingError("hqo_beta", hqo_beta, "a number above 0")
-        if growth < 1:
-            raise SettingError("hqo_growth", hqo_growth, "1 or more")
-        self.norm, self.beta, self.growth = norm, beta, growth
-        self.steps = whole("hqo_steps", hqo_steps, "a whole number of steps, 1 or more")
+        self.search = _Search(hqo_norm, hqo_beta, hqo_growth, hqo_steps)
 
     @torch.no_grad()
     def __call__(self, x: Tensor, scale: Tensor) -> Tensor:
@@ -98,29 +91,114 @@ class HalfQuadraticZeroPoint(RangeZeroPoint):
     def _searched(self, rows: Tensor, places: Tensor, step: Tensor, start: Tensor) -> Tensor:
         """The best of the zero points that are tried, of each row, from that of the range on."""
         best, least = start, self._error(rows, places, step, start)
-        zero_point, beta = start, self.beta
-        for _ in range(self.steps):
+        zero_point = start
+        for beta in self.search.betas():
             codes = self._codes(places, zero_point)
-            errors = rows - (codes - zero_point) * step
-            size = errors.abs()
-            shrunk = errors.sign() * (size - size.clamp_min(_TINY) ** (self.norm - 1) / beta).clamp_min(0)
-            zero_point = (codes - (rows - shrunk) / step).mean(1, keepdim=True)
+            kept = rows - self.search.shrunk(rows - (codes - zero_point) * step, beta)
+            zero_point = (codes - kept / step).mean(1, keepdim=True)
             error = self._error(rows, places, step, zero_point)
             better = error < least
             best, least = torch.where(better, zero_point, best), torch.where(better, error, least)
-            beta *= self.growth
         return best
 
     def _codes(self, places: Tensor, zero_point: Tensor) -> Tensor:
         return (places + zero_point).round().clamp(0, 2 ** int(self.int_range.bit_width) - 1)
 
     def _error(self, rows: Tensor, places: Tensor, step: Tensor, zero_point: Tensor) -> Tensor:
-        """The sum that is made small, of each row."""
         moved = (self._codes(places, zero_point) - zero_point) * step.reshape(-1, 1)
-        return ((rows - moved).abs() ** self.norm).sum(1, keepdim=True)
+        return self.search.error(rows - moved)
 
     def __repr__(self) -> str:
         return f"HalfQuadraticZeroPoint({'whole' if self.whole else 'float'})"
+
+
+class HalfQuadraticRange:
+    """HQO's range for a grid without zero point: the one with the least sum of ``|w - quantized w| ** norm``.
+
+    As `HalfQuadraticZeroPoint`, with the scale in the place of the zero point: ``sum(q * (w - e)) / sum(q**2)``. It is
+    never worse than the largest magnitude, and has no gradient.
+
+    Args:
+        number_format: the levels of the grid.
+        hqo_norm: the exponent, above 0, up to 1.
+        hqo_beta: how little is shrunk at the first step, above 0.
+        hqo_growth: what beta is multiplied by at each step, 1 or more.
+        hqo_steps: how many steps there are.
+
+    Raises:
+        SettingError: numbers outside these ranges.
+
+    Example:
+        >>> from bitwright.qcore import IntRange
+        >>> rows = torch.tensor([[-0.2, 0.1, 0.3, -0.1, 0.3, 0.2, 0.34]])
+        >>> HalfQuadraticRange(IntRange(3, signed=True, narrow_range=True))(rows) < 0.34
+        tensor([True])
+    """
+
+    def __init__(
+        self,
+        number_format: Levels,
+        hqo_norm: float = 0.7,
+        hqo_beta: float = 10.0,
+        hqo_growth: float = 1.01,
+        hqo_steps: int = 20,
+    ) -> None:
+        self.number_format = number_format
+        self.search = _Search(hqo_norm, hqo_beta, hqo_growth, hqo_steps)
+
+    @torch.no_grad()
+    def __call__(self, rows: Tensor) -> Tensor:
+        """The best of the ranges, of each row."""
+        levels = self.number_format.settled(lambda width: width.reshape(-1, 1))
+        threshold = self.number_format.threshold
+        tiny = torch.finfo(rows.dtype).tiny
+        start = rows.abs().amax(1, keepdim=True) if levels.signed else rows.amax(1, keepdim=True).clamp(min=0)
+        step = start / threshold
+        values = composed(rows, step.clamp_min(tiny), levels)
+        best, least = step, self.search.error(rows - values)
+        for beta in self.search.betas():
+            places = values / step.clamp_min(tiny)
+            kept = rows - self.search.shrunk(rows - values, beta)
+            weight = places.square().sum(1, keepdim=True)
+            fitted = (places * kept).sum(1, keepdim=True) / weight
+            step = torch.where((weight > 0) & (fitted > 0), fitted, step)
+            values = composed(rows, step.clamp_min(tiny), levels)
+            error = self.search.error(rows - values)
+            better = error < least
+            best, least = torch.where(better, step, best), torch.where(better, error, least)
+        return (best * threshold).squeeze(1)
+
+    def __repr__(self) -> str:
+        return "HalfQuadraticRange()"
+
+
+class _Search:
+    """The numbers of a search, checked, and what it does with errors."""
+
+    def __init__(self, norm: object, beta: object, growth: object, steps: object) -> None:
+        self.norm = finite("hqo_norm", norm, "a number above 0, up to 1")
+        if not 0 < self.norm <= 1:
+            raise SettingError("hqo_norm", norm, "a number above 0, up to 1")
+        self.beta = finite("hqo_beta", beta, "a number above 0")
+        if self.beta <= 0:
+            raise SettingError("hqo_beta", beta, "a number above 0")
+        self.growth = finite("hqo_growth", growth, "a number from 1 on")
+        if self.growth < 1:
+            raise SettingError("hqo_growth", growth, "a number from 1 on")
+        self.steps = whole("hqo_steps", steps, "a whole number of steps, 1 or more")
+
+    def betas(self) -> list[float]:
+        """One for each step."""
+        return [self.beta * self.growth**step for step in range(self.steps)]
+
+    def shrunk(self, errors: Tensor, beta: float) -> Tensor:
+        """The errors moved toward 0, small ones all the way: what outliers may keep."""
+        size = errors.abs()
+        return errors.sign() * (size - size.clamp_min(_TINY) ** (self.norm - 1) / beta).clamp_min(0)
+
+    def error(self, errors: Tensor) -> Tensor:
+        """The sum that is made small, of each row."""
+        return (errors.abs() ** self.norm).sum(1, keepdim=True)
 
 
 _TINY = 1e-30  # for the power of 0, which is infinite

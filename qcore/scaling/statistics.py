@@ -22,6 +22,7 @@ from ..protocols import Levels, Statistic
 from ..schedules.anneal import Anneal, checked_ends, in_use
 from ..tracing import is_tracing, transformed
 from .divergence import KullbackLeibler
+from .half_quadratic import HalfQuadraticRange
 from .pooling import distributed, gathered_kth_largest, highest, lowest, summed
 from .starts import LSQPlusStart, LSQStart, MinSquaredErrorInterval, StatisticsAwareBinning
 
@@ -306,6 +307,7 @@ STATISTICS = register_choices(
         "lsq": LSQStart,
         "lsq_plus": LSQPlusStart,
         "kl": KullbackLeibler,
+        "hqo": HalfQuadraticRange,
         "sawb": StatisticsAwareBinning,
     },
 )

@@ -35,7 +35,7 @@ from bitwright.quantizers import (
 )
 
 DECLARED = {
-    BinaryWeightPerTensor: (BINARY, PerTensor(), "binary, per tensor, float scale"),
+    BinaryWeightPerTensor: (BINARY, PerTensor(), "binary, per tensor, float scale, signs times the mean"),
     Fp8e4m3WeightPerTensor: (E4M3, PerTensor(), "e4m3fn, per tensor, float scale"),
     Fp8e4m3WeightPerChannel: (E4M3, PerAxis(0), "e4m3fn, axis 0, float scale"),
     MXFloat8e4m3Weight: (E4M3, PerGroup(32, 1), "e4m3fn, groups of 32 along axis 1, MX (floor) scale"),

@@ -110,6 +110,29 @@ def test_many_levels():
     assert (form.bits, form.dtype) == (7, torch.uint8)
 
 
+LARGE = [NF4, Codebook((-1, 0, 1)), Codebook((-2, -0.5, 0.25, 1, 8)), Codebook((1e-30, 1e-20, 1e30)), Codebook((-1, 1))]
+LARGE += [Codebook([each / 8 for each in range(-64, 64)]), Codebook([1 + each * 2**-23 for each in range(3)])]
+
+
+@pytest.mark.parametrize("form", LARGE, ids=lambda form: f"{len(form.levels)} levels")
+@pytest.mark.parametrize("rounding", [HalfEven(), HalfUp(), Floor(), Ceil(), TowardZero()], ids=repr)
+def test_large_tensors_are_searched_by_leading_bits(form, rounding):
+    levels = torch.tensor(form.levels)
+    known = torch.cat([levels, (levels[1:] + levels[:-1]) / 2])
+    around = [torch.nextafter(known, torch.full_like(known, end)) for end in (-math.inf, math.inf)]
+    special = torch.tensor([0.0, -0.0, 1e-45, -1e-45, math.inf, -math.inf, math.nan, -math.nan])
+    generator = torch.Generator().manual_seed(0)
+    spread = torch.randn(140_000, generator=generator) * 2.0 ** torch.randint(-9, 3, (140_000,), generator=generator)
+    x = torch.cat([known, *around, special, spread * form.high])
+    expected = form.nearest(x, rounding)
+    torch.testing.assert_close(form.inplace(x.clone(), rounding), expected, rtol=0, atol=0, equal_nan=True)
+    if rounding.name == "half_even":
+        last = x[: x.numel() // 8 * 8].reshape(8, -1).t()  # not contiguous
+        found = form.inplace(last.clone(memory_format=torch.preserve_format), rounding)
+        assert found.stride() == last.stride()
+        torch.testing.assert_close(found, form.nearest(last, rounding), rtol=0, atol=0, equal_nan=True)
+
+
 def test_values():
     assert Codebook([-1, 0, 1]) == Codebook((-1.0, 0.0, 1.0))
     assert pickle.loads(pickle.dumps(NF4)) == NF4

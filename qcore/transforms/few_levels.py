@@ -1,14 +1,15 @@
-"""Three levels from a threshold: ternary weights."""
+"""Two levels and three: weights that literature puts on a grid with gradients of their own."""
 
+import torch
 from torch import Tensor, nn
 
 from ..errors import SettingError
 from ..granularity import Granularity
 from ..grid import Grid
-from ..kernels.derivatives import straight_through
-from ..scaling.magnitude import finite
+from ..kernels.derivatives import clamp_through, straight_through
+from ..scaling.magnitude import finite, usable
 
-__all__ = ["Ternary"]
+__all__ = ["Ternary", "XnorSigns"]
 
 
 class Ternary(nn.Module):
@@ -26,7 +27,6 @@ class Ternary(nn.Module):
         SettingError: another share.
 
     Example:
-        >>> import torch
         >>> from bitwright.qcore import PerTensor
         >>> Ternary(PerTensor())(torch.tensor([1.0, -0.5, 0.25, -0.1]), None)
         tensor([ 0.7500, -0.7500,  0.0000,  0.0000])
@@ -44,8 +44,8 @@ class Ternary(nn.Module):
         """The three levels."""
         rows = self.granularity.rows(weight.detach())
         size = rows.abs()
-        above = (size > self.threshold * size.mean(1, keepdim=True)).to(rows.dtype)
-        mean = (size * above).sum(1, keepdim=True) / above.sum(1, keepdim=True).clamp_min(1)
+        above = (size > self.threshold * usable(size.mean(1, keepdim=True))).to(rows.dtype)
+        mean = usable((size * above).sum(1, keepdim=True) / above.sum(1, keepdim=True).clamp_min(1))
         return straight_through(weight, self.granularity.unrows(rows.sign() * above * mean, weight))
 
     def scheme(self) -> str:
@@ -54,3 +54,39 @@ class Ternary(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.threshold:g} of the mean, {self.granularity}"
+
+
+class XnorSigns(nn.Module):
+    """Weights become their signs times their mean magnitude, with the gradient of XNOR-Net (Rastegari et al., 2016).
+
+    The sign's gradient is 1 where a weight lies from -1 to 1, and 0 beyond; the scale has one, too. A quantizer to -1
+    and 1 whose scale is the largest magnitude keeps the numbers as they are.
+
+    Args:
+        granularity: which weights share a scale.
+
+    Example:
+        >>> from bitwright.qcore import PerTensor
+        >>> XnorSigns(PerTensor())(torch.tensor([1.0, -0.5, 0.0, 2.5]), None)
+        tensor([ 1., -1.,  1.,  1.])
+    """
+
+    def __init__(self, granularity: Granularity) -> None:
+        super().__init__()
+        self.granularity = granularity
+
+    def forward(self, weight: Tensor, inputs: Grid | None) -> Tensor:
+        """The two levels."""
+        rows = self.granularity.rows(weight)
+        known = rows.detach()
+        signs = torch.where(known < 0, -torch.ones_like(rows), torch.where(known.isnan(), known, 1.0))
+        mean = usable((rows * signs).mean(1, keepdim=True))
+        through = straight_through(clamp_through(rows, -1, 1), signs)
+        return self.granularity.unrows(through * mean, weight)
+
+    def scheme(self) -> str:
+        """What a file says of it."""
+        return "signs times the mean"
+
+    def extra_repr(self) -> str:
+        return str(self.granularity)

@@ -3,11 +3,11 @@
 import torch
 from torch import Tensor, nn
 
-from ..qcore import GridQuant
-from ..qcore.grid_quant import resting
-from ..qcore.models import require_model
-from .layer import QuantLayer
-from .weight_layer import WeightLayer
+from ...qcore import GridQuant
+from ...qcore.grid_quant import resting
+from ...qcore.models import require_model
+from ..layer import QuantLayer
+from ..weight_layer import WeightLayer
 
 __all__ = ["accumulator_penalty"]
 
