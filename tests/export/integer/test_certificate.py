@@ -8,7 +8,13 @@ from torch import Tensor, nn
 
 import bitwright.nn as qnn
 from bitwright.export import ExportError, accumulator_report, run_integers
-from bitwright.quantizers import Int8WeightPerChannelA2Q, Int8WeightPerChannelA2QPlus, Int32Bias, Uint4Act
+from bitwright.quantizers import (
+    Int8WeightPerChannelA2Q,
+    Int8WeightPerChannelA2QPlus,
+    Int32Bias,
+    Uint4Act,
+    Uint8ActPerChannel,
+)
 
 BITS = 11
 
@@ -68,3 +74,42 @@ def test_worst_input_reaches_the_bound_and_no_more(kind: Any) -> None:
     assert int(reached.high[0]) >= int(row.worst.high[0]) - bias
     with pytest.raises(ExportError, match="overflow"):
         run_integers(linear, x, accumulator_bits=BITS - 2)
+
+
+# The exact worst case
+
+
+def codes(layer: Any, weight: list[Any]) -> nn.Sequential:
+    """A layer with these integers at 4 bits; one of 7 makes the scale 1."""
+    with torch.no_grad():
+        layer.weight.copy_(torch.tensor(weight, dtype=torch.float32).reshape(layer.weight.shape))
+    return nn.Sequential(layer).eval()
+
+
+def test_outputs_of_a_transposed_convolution_sum_one_phase_of_the_stride() -> None:
+    given: dict[str, Any] = {"bias": False, "weight_bit_width": 4, "input_quant": Uint4Act(scale=1.0)}
+    net = codes(qnn.QuantConvTranspose1d(1, 1, 3, stride=2, **given), [7, -3, 5])
+    x = 15 * torch.ones(1, 1, 4)
+    row = accumulator_report(net, x)["0"]
+    assert row.worst is not None
+    assert (row.worst.low.tolist(), row.worst.high.tolist()) == ([-45], [180])  # -3 * 15; (7 + 5) * 15
+    sums = run_integers(net, x).sums["0"]
+    assert (sums.low.tolist(), sums.high.tolist()) == ([-45], [180])
+    spread = codes(qnn.QuantConvTranspose1d(1, 1, 3, stride=2, dilation=2, **given), [7, -3, 5])
+    dilated = accumulator_report(spread, x)["0"].worst
+    assert dilated is not None
+    assert (dilated.low.tolist(), dilated.high.tolist()) == ([-45], [180])  # all in one phase: (7 + 5) * 15
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_depthwise_with_a_scale_for_each_channel(transposed: bool) -> None:
+    layer = qnn.QuantConvTranspose1d if transposed else qnn.QuantConv1d
+    net = nn.Sequential(
+        layer(2, 2, 2, groups=2, weight_bit_width=4, input_quant=Uint8ActPerChannel(bit_width=4, calibration_steps=1))
+    )
+    codes(net[0], [7, -2, 3, -7])
+    x = torch.tensor([[[1.0, 0.5, 1.0], [8.0, 2.0, 4.0]]])
+    net.train()(x)
+    row = accumulator_report(net.eval(), x)["0"]
+    assert row.worst is not None
+    assert (row.worst.low.tolist(), row.worst.high.tolist()) == ([-30, -105], [105, 45])
