@@ -208,9 +208,8 @@ def test_compiled_training_has_two_graphs():
 @pytest.mark.parametrize(
     "settings",
     [
-        {"percentile": Anneal(100.0, 50.0, steps=4)},
+        {"percentile": Anneal(100.0, 50.0, steps=4), "bit_width": Anneal(8, 3, steps=4, shape="cosine")},
         {"statistic": "mean_sigma", "sigma": Anneal(3.0, 0.5, steps=4)},
-        {"bit_width": Anneal(8, 3, steps=4, shape="cosine")},
     ],
 )
 def test_compiled_statistics_are_those_of_eager_mode(settings):
