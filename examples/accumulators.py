@@ -2,7 +2,7 @@
 
 Run it with ``python examples/accumulators.py --bits 12 --seeds 3``. Every model starts from the same float weights; a
 row of the table has its accuracy before and after training, the accumulators that it needs for any input
-(`accumulator_report`), and those that the test digits needed in `run_integers`, whose accumulators have ``--bits`` bits.
+(`accumulator_report`), and what the test digits needed; `run_integers` runs them in accumulators of ``--bits`` bits.
 """
 
 import argparse
@@ -73,7 +73,7 @@ class Row:
         report = accumulator_report(model, digits.test_images)
         self.worst.append(report.bits)
         self.needed.append(max(row.actual_bits or 0 for row in report.rows))
-        layers = [each for each in model.modules() if isinstance(each, qnn.WeightLayer)]
+        layers: list[qnn.WeightLayer] = [each for each in model.modules() if isinstance(each, qnn.WeightLayer)]
         codes = torch.cat([each.int_weight().reshape(-1) for each in layers])
         self.zeros.append((codes == 0).float().mean().item())
         try:
@@ -102,12 +102,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rows = {name: Row(name) for name in ("float", *kinds)}
     console = Console()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    tested = 0
     for seed in range(options.seeds):
         digits = load_digits(seed)
         digits = digits.first(640, 200) if options.fast else digits
+        tested = len(digits.test_images)
         with Progress(*columns, TextColumn("{task.fields[note]}"), console=console) as progress:
             _run(seed, options.epochs or (1 if options.fast else 20), digits, kinds, rows, bits, progress)
-    console.print(_table(list(rows.values()), len(digits.test_images), bits))
+    console.print(_table(list(rows.values()), tested, bits))
     constrained = [row for name, row in rows.items() if name not in ("float", "unconstrained")]
     return int(any(row.overflows or max(row.worst) > bits for row in constrained))
 

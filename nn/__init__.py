@@ -3,7 +3,6 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from .accumulators import accumulator_penalty
 from .activations.layer import ActivationLayer
 from .activations.piecewise import (
     QuantHardsigmoid,
@@ -56,6 +55,7 @@ if TYPE_CHECKING:  # imported when first asked for: most models have none of the
     from .embeddings.embedding import QuantEmbedding
     from .function import QuantFunction
     from .hadamard import QuantHadamardClassifier
+    from .losses import accumulator_penalty, rounding_penalty
     from .losses.bits import BitLoss, bit_loss
     from .losses.rounding import rounding_penalty
     from .norms.batch_norm import QuantBatchNorm1d, QuantBatchNorm2d, QuantBatchNorm3d
@@ -189,6 +189,7 @@ _LATER = (  # the modules of what is imported when first asked for
     ".norms.scale_bias",
     ".activations.prelu",
     ".hadamard",
+    ".losses",
     ".losses.bits",
     ".losses.rounding",
     ".attention",

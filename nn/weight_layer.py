@@ -23,7 +23,7 @@ from ..qcore import (
 from ..qcore.formats.integers import Integers
 from ..qcore.granularity import Granularity, PerAxis, PerGroup, PerTensor
 from ..qcore.grid import along_axis, bits_to_spare, integers_of, products_source
-from ..qcore.int_quant import resting
+from ..qcore.int_quant import in_words, resting, several
 from ..qcore.kernels.fused import LARGE
 from ..qcore.quant_tensor import grid_lost
 from ..qcore.tracing import exporting
@@ -166,6 +166,7 @@ class WeightLayer(QuantLayer):
                 "scale, and this layer multiplies floats. Write bias_quant=Int8BiasOwnScale."
             )
         self._check_axes()
+        self._check_input_scales()
         if self._needs_sums_grid():
             self._check_output_grid()
 
@@ -194,6 +195,20 @@ class WeightLayer(QuantLayer):
                 continue
             one = f"{slot}_axis=None" if axis is not None else f"{slot}_quant=Int8WeightPerTensor"
             raise QuantizerError(f"{Described(self)}: {wrong}. Write {each_output}, or {one} for one scale.")
+
+    def _check_input_scales(self) -> None:
+        """Products of an input with a scale for each token or group have no common scale."""
+        granularity: Granularity | None = getattr(self.input_quant, "granularity", None)
+        follows = self.bias_quant is not None and self.bias_quant.follows_input
+        if granularity is None or granularity.single or granularity.axis is not None or not self.sums_products:
+            return
+        if follows or self._needs_sums_grid():
+            asks = "a bias on the scale of the products" if follows else self._asks_for_grid()
+            remedy = "bias_quant=Int8BiasOwnScale" if follows else "output_quant=Int8Act"
+            raise QuantizerError(
+                f"{Described(self)}: with input_quant {granularity} the products have several scales, and {asks} needs "
+                f"a common one. Write input_quant=Int8DynamicAct for one scale, or {remedy}."
+            )
 
     def _one_scale_each(self, granularity: Granularity) -> bool:
         """Whether the weights that one output sums share a scale."""
@@ -406,11 +421,10 @@ class WeightLayer(QuantLayer):
         inputs, weights = self._per_output(inputs, weights)
         assert inputs is not None
         assert weights is not None
-        if inputs.scale.numel() != 1:
+        if inputs.scale.numel() != 1 or several(inputs):
             raise QuantizerError(
-                f"{path_of(self)}: the input has {inputs.scale.numel()} scales ({inputs.granularity}), so its products "
-                "with the weight lie on no common grid. Quantize the input per tensor (axis=None), or set "
-                "output_quant=Int8Act."
+                f"{path_of(self)}: {in_words(inputs)}, so its products with the weight lie on no common grid. Quantize "
+                "the input per tensor (axis=None), or set output_quant=Int8Act."
             )
         scale = inputs.scale.reshape(-1) * weights.scale.reshape(-1)
         granularity: Granularity = PerTensor()

@@ -70,7 +70,7 @@ from .scaling.statistics import (
 )
 from .schedules.anneal import SHAPES, Anneal, in_use
 from .tensor_quant import TensorQuant
-from .transforms import A2Q, TRANSFORMS, A2QPlus, WeightNorm
+from .transforms import A2Q, TRANSFORMS, A2QPlus, Ternary, WeightNorm, XnorSigns
 from .truncation import TruncQuant
 
 __all__ = [
@@ -161,12 +161,14 @@ __all__ = [
     "StochasticRounding",
     "StoredScaling",
     "TensorQuant",
+    "Ternary",
     "TowardZero",
     "TruncQuant",
     "TwoLevel",
     "UnalignedIntegers",
     "UncalibratedWarning",
     "WeightNorm",
+    "XnorSigns",
     "bit_width_report",
     "composed_fake_quant",
     "describe",

@@ -622,10 +622,8 @@ def exact_codes(x: Tensor, grid: Grid, rounding: Callable[[Tensor], Tensor]) -> 
 def _misfit(quant: GridQuant, x: Tensor) -> str:
     granularity = quant.granularity
     if granularity.axis is None:
-        return (
-            f"{path_of(quant)}: an input of {x.ndim} dimensions can't have {granularity}. Write a group_axis from "
-            f"{-x.ndim} to {x.ndim - 1}."
-        )
+        remedy = f"Write a group_axis from {-x.ndim} to {x.ndim - 1}." if x.ndim else "Quantize it per tensor."
+        return f"{path_of(quant)}: an input of {x.ndim} dimensions can't have {granularity}. {remedy}"
     return (
         f"{path_of(quant)}: axis={quant.axis} is not a dimension of an input of {x.ndim} dimensions. Write one "
         f"from {-x.ndim} to {x.ndim - 1}, or axis=None for one scale."

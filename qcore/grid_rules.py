@@ -1,14 +1,14 @@
 """Which operations keep a tensor on its grid, and what grid their results are on."""
 
 from collections.abc import Callable, Hashable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 from .aliases import Arguments, Keywords, Operator
 from .formats.integers import Integers
-from .granularity import PerAxis, PerGroup
+from .granularity import Granularity, PerAxis, PerGroup, PerToken
 from .grid import Grid, is_stored, shared
 
 __all__ = [
@@ -114,16 +114,17 @@ JOINS = (aten.cat.default, aten.stack.default)
 SUMS = (aten.add.Tensor, aten.sub.Tensor)
 
 
-# Each rule returns the grid of the result, or None where the result is on none.
+# Each rule returns the grid of the result, or None where it is on none; a list where each of several has its own.
 
-Rule = Callable[[Operation], Grid | None]
+Rule = Callable[[Operation], Grid | list[Grid] | None]
+_Some = TypeVar("_Some", bound=Rule)
 RULES: dict[Operator, Rule] = {}  # for the result
 CHANGES: dict[Operator, Rule] = {}  # for the tensor that is written to
 STAYS = {aten.relu_.default, aten.zero_.default, aten.detach_.default}  # write to a tensor, which keeps its grid
 
 
-def _keeps(*operations: Operator, table: dict[Operator, Rule] = RULES) -> Callable[[Rule], Rule]:
-    def register(rule: Rule) -> Rule:
+def _keeps(*operations: Operator, table: dict[Operator, Rule] = RULES) -> Callable[[_Some], _Some]:
+    def register(rule: _Some) -> _Some:
         table.update(dict.fromkeys(operations, rule))
         return rule
 
@@ -200,29 +201,37 @@ def _viewed(op: Operation) -> Grid | None:
     if grid is None or grid.granularity.single:
         return grid
     if grid.axis is None:
-        return grid if op.args[0].shape == op.out.shape else None
+        return grid if op.args[0].shape == op.out.shape else _reshaped(op, grid)
     kept = grid.axis + 1
     same = op.args[0].shape[:kept] == op.out.shape[:kept]
     return _moved(grid, grid.axis, op.out.ndim) if same else None
 
 
 @_keeps(*DIMENSIONS)
-def _dimensions(op: Operation) -> Grid | None:
-    """A stride that only the axis has tells where it went."""
-    tensor, grid = op.args[0], op.grids[0]
+def _dimensions(op: Operation) -> Grid | list[Grid] | None:
+    """Scales go where their dimension goes."""
+    grid = op.grids[0]
     if grid is None or grid.granularity.single:
         return grid
     if grid.axis is None:
         return _rearranged(op, grid)
-    mark = 7919
-    strides = [mark if dim == grid.axis else 0 for dim in range(tensor.ndim)]
-    marked = torch.empty(mark * tensor.shape[grid.axis], device="meta").as_strided(tensor.shape, strides)
-    result = op.func(marked, *op.args[1:], **op.kwargs)
-    result = result[0] if isinstance(result, (tuple, list)) else result
+    axis = _followed(op, grid.axis)
+    return None if axis is None else _moved(grid, axis, op.out.ndim)
+
+
+def _followed(op: Operation, axis: int) -> int | None:
+    """Where a dimension is after an operation that exchanges, drops or cuts some; None unless it is there as a whole.
+
+    A stride that only this dimension has tells where it went.
+    """
+    tensor, mark = op.args[0], 7919
+    strides = [mark if dim == axis else 0 for dim in range(tensor.ndim)]
+    marked = torch.empty(mark * tensor.shape[axis], device="meta").as_strided(tensor.shape, strides)
+    result = _listed(op.func(marked, *op.args[1:], **op.kwargs))[0]
     if mark not in result.stride():
         return None
-    axis = result.stride().index(mark)
-    return _moved(grid, axis, result.ndim) if result.shape[axis] == tensor.shape[grid.axis] else None
+    there = result.stride().index(mark)
+    return there if result.shape[there] == tensor.shape[axis] else None
 
 
 def _moved(grid: Grid, axis: int, ndim: int) -> Grid:
@@ -234,26 +243,80 @@ def _moved(grid: Grid, axis: int, ndim: int) -> Grid:
     return grid.replace(scale=scale, zero_point=zero_point, granularity=PerAxis(axis), scale_format=kept)
 
 
-def _rearranged(op: Operation, grid: Grid) -> Grid | None:
-    """Scales of groups are moved as the values are, where that leaves the groups whole."""
-    granularity = grid.granularity
-    if not isinstance(granularity, PerGroup) or op.func not in _EXCHANGES:
+def _rearranged(op: Operation, grid: Grid) -> list[Grid] | None:
+    """Scales of groups are moved as the values are, where that leaves the grouped dimension whole."""
+    tensor, groups = op.args[0], _groups(grid.granularity, op.args[0].ndim)
+    there = None if groups is None else _followed(op, groups.group_axis)
+    if groups is None or there is None:
         return None
-    ndim, axis = op.args[0].ndim, granularity.group_axis
-    shape = [1] * ndim
-    shape[axis] = 2
-    moved = op.func(torch.empty(shape, device="meta"), *op.args[1:], **op.kwargs)  # the longer side tells where it went
-    if 2 not in moved.shape:
+    axis, arguments = groups.group_axis, op.args[1:]
+    if op.func is aten.expand.default:
+        sizes = list(arguments[0])
+        sizes[axis - tensor.ndim] = -1
+        arguments = (sizes, *arguments[1:])
+
+    def moved(each: Tensor | None) -> list[Tensor | None]:
+        if each is None or each.ndim == 0:
+            return [each] * len(outs)
+        one = each.shape[axis] == 1  # what an operation does with a dimension of size 1, it must not do here
+        shape = [*each.shape[:axis], tensor.shape[axis], *each.shape[axis + 1 :]]
+        found = op.func(each.expand(shape) if one else each, *arguments, **op.kwargs)
+        return [piece.narrow(there, 0, 1) if one else piece for piece in _listed(found)]
+
+    outs = _listed(op.func(torch.empty_like(tensor, device="meta"), *op.args[1:], **op.kwargs))
+    granularity = _regrouped(grid.granularity, groups.group_size, there, outs[0].ndim)
+    kept = {"granularity": granularity, "scale_format": None if op.func in _PICKS else grid.scale_format}
+    pairs = zip(moved(grid.scale), moved(grid.zero_point), strict=True)
+    return [grid.replace(scale=scale, zero_point=zero_point, **kept) for scale, zero_point in pairs]
+
+
+# Where scales are left out, the largest may be, which tells the scale that they are multiples of.
+_PICKS = (
+    aten.select.int,
+    aten.slice.Tensor,
+    aten.split.Tensor,
+    aten.split_with_sizes.default,
+    aten.unbind.int,
+)
+
+
+def _reshaped(op: Operation, grid: Grid) -> Grid | None:
+    """The same where dimensions are joined and split on either side of the grouped one."""
+    before, after = op.args[0].shape, op.out.shape
+    groups = _groups(grid.granularity, len(before))
+    if groups is None:
         return None
-    scale, zero_point = (
-        None if each is None else op.func(each, *op.args[1:], **op.kwargs) for each in (grid.scale, grid.zero_point)
-    )
-    there = PerGroup(granularity.group_size, list(moved.shape).index(2))
+    axis, size = groups.group_axis, before[groups.group_axis]
+    ahead = before[:axis].numel()
+    there = next((dim for dim, side in enumerate(after) if side == size and after[:dim].numel() == ahead), None)
+    if there is None or after[there + 1 :].numel() != before[axis + 1 :].numel():
+        return None
+
+    def shaped(each: Tensor | None) -> Tensor | None:
+        if each is None or each.ndim == 0:
+            return each
+        return each.reshape([*after[:there], each.shape[axis], *after[there + 1 :]])
+
+    granularity = _regrouped(grid.granularity, groups.group_size, there, len(after))
     kept = grid.scale_format
-    return grid.replace(scale=scale, zero_point=zero_point, granularity=there, scale_format=kept)
+    moved = {"scale": shaped(grid.scale), "zero_point": shaped(grid.zero_point)}
+    return grid.replace(**moved, granularity=granularity, scale_format=kept)
 
 
-_EXCHANGES = {aten.permute.default, aten.t.default, aten.transpose.int, aten.unsqueeze.default}
+def _groups(granularity: Granularity, ndim: int) -> PerGroup | None:
+    """Groups along one dimension; a token is a group of all."""
+    if isinstance(granularity, PerToken):
+        return PerGroup(-1, ndim - 1) if ndim else None
+    return granularity if isinstance(granularity, PerGroup) else None  # whose axis counts from the first dimension
+
+
+def _regrouped(granularity: Granularity, size: int, axis: int, ndim: int) -> Granularity:
+    """The same groups along another dimension."""
+    return granularity if isinstance(granularity, PerToken) and axis == ndim - 1 else PerGroup(size, axis)
+
+
+def _listed(found: Any) -> list[Tensor]:
+    return list(found) if isinstance(found, (tuple, list)) else [found]
 
 
 @_keeps(*JOINS)

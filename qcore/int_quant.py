@@ -22,7 +22,7 @@ from .schedules.anneal import Anneal, Annealed
 from .tensor_quant import TensorQuant
 from .tracing import transformed
 
-__all__ = ["FLOAT_BITS", "BiasQuant", "IntQuant", "ScaleFloor", "resting"]
+__all__ = ["FLOAT_BITS", "BiasQuant", "IntQuant", "ScaleFloor", "in_words", "resting", "several"]
 
 _HALF_EVEN = HalfEven()
 
@@ -219,11 +219,10 @@ class BiasQuant(_Integers):
             raise QuantizerError(
                 f"{path_of(self)}: this bias quantizer needs the scales of input and weight, and {lacking}. {remedy}"
             )
-        if inputs.scale.numel() != 1:
+        if inputs.scale.numel() != 1 or several(inputs):
             raise QuantizerError(
-                f"{path_of(self)}: the input has {inputs.scale.numel()} scales ({inputs.granularity}), so its products "
-                "with the weight have no common one for the bias. Quantize the input per tensor (axis=None), or "
-                "choose bias_quant=Int8BiasOwnScale."
+                f"{path_of(self)}: {in_words(inputs)}, so its products with the weight have no common one for the "
+                "bias. Quantize the input per tensor (axis=None), or choose bias_quant=Int8BiasOwnScale."
             )
         scale = inputs.scale.reshape(()) * weights.scale.reshape(-1)
         scale = scale.reshape(()) if scale.numel() == 1 else scale
@@ -259,6 +258,28 @@ class BiasQuant(_Integers):
     def scheme(self) -> str:
         """What the numbers mean, such as ``int32, scale of the products``."""
         return f"{self.int_range}, scale of the products"
+
+
+def several(grid: Grid) -> bool:
+    """Whether other tensors of the kind have several scales, though this may have one: a single token, or group.
+
+    Example:
+        >>> from bitwright.qcore import PerToken
+        >>> several(Grid(torch.ones(1, 1), granularity=PerToken()))
+        True
+    """
+    return grid.axis is None and not grid.granularity.single
+
+
+def in_words(inputs: Grid) -> str:
+    """How many scales an input has, for messages.
+
+    Example:
+        >>> in_words(Grid(torch.ones(1, 4, 1, 1), granularity=PerAxis(1)))
+        'the input has 4 scales (axis 1)'
+    """
+    count = inputs.scale.numel()
+    return f"the input has {'a scale' if count == 1 else f'{count} scales'} ({inputs.granularity})"
 
 
 def _format_of(int_range: IntRange) -> Integers:

@@ -301,6 +301,9 @@ class QuantTensor(torch.Tensor):
         grid = rule(Operation(func, plain, named, _grids(args), first))
         if grid is None:
             return out
+        if isinstance(grid, list):
+            each = [_on(*pair) for pair in zip(out if isinstance(out, (tuple, list)) else [out], grid, strict=True)]
+            return type(out)(each) if isinstance(out, (tuple, list)) else each[0]
         if not isinstance(out, (tuple, list)):
             return _on(out, grid)
         return type(out)(_on(each, grid) if each.dtype == first.dtype else each for each in out)
@@ -486,7 +489,8 @@ def _in_place(func: Operator, args: Arguments, kwargs: Keywords) -> Any:
             grid = None
             if rule is not None and each.numel() == target.numel():
                 grids = (grid_of(each), *_grids(args)[1:])
-                grid = rule(Operation(func, (each._inner, *plain[1:]), named, grids, each._inner))
+                moved = rule(Operation(func, (each._inner, *plain[1:]), named, grids, each._inner))
+                grid = None if isinstance(moved, list) else moved
             each._move(grid)
     wrappers = {id(each._inner): each for each in written}
     if isinstance(result, (tuple, list)):

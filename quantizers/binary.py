@@ -1,7 +1,6 @@
 """Quantizers to two levels or three: ``(Binary|Ternary)(Weight|Act)<granularity>``, see docs/quantizers.md."""
 
 from ..qcore import BINARY
-from ..qcore.transforms.few_levels import Ternary, XnorSigns
 from .base import FormatBase, FormatWeight, IntBase, PerOutputChannel
 
 __all__ = [
@@ -32,7 +31,7 @@ class BinaryWeightPerTensor(FormatWeight):
 
     number_format = BINARY
     detach_scale = True
-    transform = XnorSigns
+    transform = "xnor"
 
 
 class BinaryWeightPerChannel(PerOutputChannel, BinaryWeightPerTensor):
@@ -106,7 +105,7 @@ class TernaryWeightPerTensor(IntBase):
     scaling = "statistic"
     statistic = "abs_max"
     detach_scale = True
-    transform = Ternary
+    transform = "ternary"
 
 
 class TernaryWeightPerChannel(PerOutputChannel, TernaryWeightPerTensor):

@@ -159,7 +159,7 @@ class Subject:
         shift = low + 3 * (high - low) // 8 if self.zero_points else 0
         ends = self.places.steps(torch.tensor([high - shift, low - shift])) * unit
         along = self.shared_dimension(len(shape))
-        if self.role == "activation" and self.given is None and along != self.axis:
+        if self.role == "activation" and self.given is None and along != self.axis and self.granularity.broadcasts:
             shape = tuple(side + 1 if dim == along else side for dim, side in enumerate(shape))
         picks = (torch.arange(shape[along]) % 2).reshape([-1 if dim == along else 1 for dim in range(len(shape))])
         return ends[picks].expand(shape).float().clone()
@@ -401,6 +401,15 @@ class Case:
         """Which values share a scale."""
         assert self.grid is not None
         return getattr(self.module, "granularity", None) or self.grid.granularity
+
+    def rounded(self, x: Tensor) -> Tensor:
+        """What is divided by the scale and rounded: the input, or what the quantizer's transform makes of it."""
+        transform = getattr(self.module, "transform", None)
+        if transform is None:
+            return x
+        if hasattr(transform, "limit"):
+            raise NotApplicable(f"{type(transform).__name__} changes values once more when their scale is known")
+        return transform(x, None)
 
     def each_way(self) -> list[tuple[Tensor, Grid]]:
         """Values and grid in evaluation, without and with gradients, which take two paths through the code."""

@@ -19,7 +19,7 @@ class IntegerGrid:
     Args:
         name: path of the quantizer that the grid comes from; of the layer, for sums of products.
         scale: float32, 0-d, or 1-d with one for each index of ``axis``; in groups, one for each block of the tensor.
-        zero_point: int64, shaped like the scale.
+        zero_point: int64, shaped like the scale; float32 where levels are counted from a number between two of them.
         bit_width: number of bits.
         signed: whether integers may be negative.
         narrow_range: whether the smallest (signed) or largest (unsigned) integer is left out.
@@ -50,13 +50,15 @@ class IntegerGrid:
         axis, block = place_of(grid, shape)
         if block is None and scale.ndim == len(shape) and axis not in (None, -1):
             scale, zero_point = (grid.along(each, shape) for each in (scale, zero_point))  # one for each index
-        flat, whole = (
+        flat, zero = (
             each.cpu().reshape(() if axis is None else each.shape if block else -1).clone()
-            for each in (scale, zero_point.round())
+            for each in (scale, zero_point)
         )
+        whole = grid.number_format.whole or grid.zero_point is None
+        zero = zero.round().to(torch.int64) if whole else zero.float()
         narrow = grid.number_format.whole and grid.narrow_range
         bits, kind = int(grid.bit_width), (grid.signed, narrow)
-        return IntegerGrid(name, flat.float(), whole.to(torch.int64), bits, *kind, axis, block)
+        return IntegerGrid(name, flat.float(), zero, bits, *kind, axis, block)
 
     @property
     def bounds(self) -> tuple[int, int]:

@@ -214,7 +214,7 @@ def _loop(call: Call, dialect: Dialect) -> str | None:
 
 def _zero_point(call: Call, dialect: Dialect) -> str | None:
     zero_point = call.grid.zero_point
-    if zero_point is None:
+    if zero_point is None or not call.grid.number_format.whole:
         return None
     low, high = call.grid.bounds
     if bool(((zero_point >= low) & (zero_point <= high)).all()):

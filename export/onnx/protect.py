@@ -9,12 +9,14 @@ Some of its passes change results, or fail (onnxruntime 1.32, CPU, all optimizat
 - *MatMulNBits* takes over a MatMul with a dequantized weight and rounds its input to 8 bits.
 - QLinearSoftmax is off by one in 3% of its codes; QLinearAdd, QLinearMul and the average pools break ties their own
   way.
+- In front of 8-bit float activations, a Relu is dropped and lets negative values through, a Clip makes the load fail,
+  and the float bias of a Conv before that is rounded to int32.
 - Around 2- and 4-bit activations, integer kernels are chosen that do not exist (MaxPool, Reshape, ...), and a Relu in
   front of one is dropped although the zero point is not the smallest integer.
 - Integer kernels are chosen for activations with several scales, and fail.
 - From opset 21 on, the load fails where a signed 8-bit activation goes through MaxPool, Reshape, Transpose, ..., also
   where it is such a Reshape that a MatMul and the bias after it become a Gemm by.
-- The load fails where stored integers of 2 bits, more than 127 bytes, are transposed before they are dequantized.
+- The load fails where stored integers of 2 bits are transposed (more than 127 bytes), or go into an integer kernel.
 
 Two forms are left alone by all of them: a bias that is subtracted, negated; and a Sum of one input, a fence.
 """
@@ -89,17 +91,22 @@ class Guard(Editor):
         output.name = self.unused(f"{name}.product")
         subtraction.replace_input_with(0, output)
 
-    def narrow(self, codes: Any) -> bool:
-        """Whether integers have fewer than 8 bits."""
-        return codes.dtype is not None and codes.dtype.bitwidth < 8
+    def odd(self, codes: Any) -> bool:
+        """Whether codes are of a type that integer kernels lack: integers of fewer than 8 bits, or floats of 8."""
+        dtype = codes.dtype
+        return dtype is not None and (dtype.bitwidth < 8 or dtype.is_floating_point())
 
     def of_two_bits(self, codes: Any) -> bool:
-        """Whether integers have 2 bits: the load fails where many stored ones are transposed."""
+        """Whether integers have 2 bits: the load fails where stored ones are transposed, or multiplied as integers."""
         return codes.dtype is not None and codes.dtype.bitwidth == 2
 
     def moves_badly(self, codes: Any) -> bool:
         """Whether the load fails where the optimizer moves these integers through an operator."""
         return self.model.opset_imports[""] >= 21 and codes.dtype == self.ir.DataType.INT8
+
+    def computed(self, node: Any) -> bool:
+        """Whether the scale of a quantization is worked out at run time."""
+        return not node.inputs[1].is_initializer()
 
     def per_channel(self, node: Any) -> bool:
         """Whether a quantization has several scales."""
@@ -169,20 +176,21 @@ def _matmul(guard: Guard, node: Any) -> None:
 def _quantize(guard: Guard, node: Any) -> None:
     """QuantizeLinear: two in a row are kept apart, and so are odd ones and what they could be moved or merged with."""
     producer = node.inputs[0].producer()
-    merges = guard.narrow(node.outputs[0]) and producer is not None and producer.op_type in _MOVEMENT
+    odd = guard.odd(node.outputs[0]) or guard.computed(node)
+    merges = odd and producer is not None and producer.op_type in _MOVEMENT
     if merges or guard.per_channel(node) or guard.dequantize(node.inputs[0]) is not None:
         guard.fence(node, 0)
 
 
 def _dequantize(guard: Guard, node: Any) -> None:
-    """DequantizeLinear: where the integers must not be moved on."""
+    """DequantizeLinear: where the integers must not be moved on, or into a kernel."""
     codes, value = node.inputs[0], node.outputs[0]
-    moved = any(user.op_type in _MOVEMENT for user, _ in value.uses())
     if _is_constant(codes):
-        if moved and guard.of_two_bits(codes):
+        if guard.of_two_bits(codes):
             guard.fence_uses(value)
         return
-    if guard.narrow(codes) or guard.per_channel(node) or (moved and guard.moves_badly(codes)):
+    moved = any(user.op_type in _MOVEMENT for user, _ in value.uses())
+    if guard.odd(codes) or guard.computed(node) or guard.per_channel(node) or (moved and guard.moves_badly(codes)):
         guard.fence_uses(value)
 
 

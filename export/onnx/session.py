@@ -1,7 +1,7 @@
 """An ONNX model in onnxruntime, with the integer codes of its quantized tensors as outputs."""
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,7 +16,7 @@ from ..optional import required
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["Session", "all_nodes", "codes_among", "loaded", "tensors_in", "with_codes"]
+__all__ = ["Session", "all_nodes", "codes_among", "loaded", "tensors_in", "with_activations", "with_codes"]
 
 
 class Session:
@@ -105,36 +105,75 @@ def with_codes(
 
     Types that numpy lacks are cast to int32, and so are the codes in the bodies of Scans: those of all steps.
     """
+
+    def wanted(node: "onnx.NodeProto") -> bool:
+        return _computes(node, "codes") and (only is None or node.output[0] in only)
+
+    copy, outputs = _with_outputs(model, call, wanted)
+    return copy, list(outputs)
+
+
+def with_activations(model: "onnx.ModelProto", call: str) -> tuple["onnx.ModelProto", dict[str, str]]:
+    """A copy of a model that puts out all that is worked out of its activations at run time.
+
+    Returns:
+        The copy; and by name of a tensor, such as ``act.codes``, ``act.levels``, ``act.scale`` or ``act.zero_point``,
+        the output. Types that numpy lacks are cast to int32 or float32; those in the bodies of Scans are of all steps.
+    """
+    return _with_outputs(model, call, lambda node: any(_computes(node, role) for role in _COMPUTED))
+
+
+_COMPUTED = {
+    "codes": ("QuantizeLinear", "Clip"),
+    "levels": ("Identity",),
+    "scale": ("Identity",),
+    "zero_point": ("Identity", "Cast"),
+}
+
+
+def _computes(node: "onnx.NodeProto", role: str) -> bool:
+    """Whether a node works out a part of a quantized activation."""
+    return node.op_type in _COMPUTED[role] and node.output[0].endswith(f".{role}")
+
+
+def _with_outputs(
+    model: "onnx.ModelProto", call: str, wanted: Callable[["onnx.NodeProto"], bool]
+) -> tuple["onnx.ModelProto", dict[str, str]]:
     onnx = required("onnx", call)
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     types, helper = onnx.TensorProto, onnx.helper
-    narrow = {types.INT2, types.UINT2, types.INT4, types.UINT4}
-    known = {info.name: info.type.tensor_type.elem_type for info in copy.graph.value_info}
-    names = []
-    for name in _codes_in(copy.graph, only):
-        kind = known[name]
-        if kind in narrow:
-            copy.graph.node.append(helper.make_node("Cast", [name], [f"{name}.int32"], to=types.INT32))
-            copy.graph.output.append(helper.make_tensor_value_info(f"{name}.int32", types.INT32, None))
+    cast = {kind: types.INT32 for kind in (types.INT2, types.UINT2, types.INT4, types.UINT4)}
+    cast |= {kind: types.FLOAT for kind in types.DataType.values() if types.DataType.Name(kind).startswith("FLOAT8")}
+    outputs = {}
+    for name, kind in _results(copy.graph, wanted):
+        if kind in cast:
+            outputs[name] = f"{name}.{_SUFFIX[types.DataType.Name(cast[kind])]}"
+            copy.graph.node.append(helper.make_node("Cast", [name], [outputs[name]], to=cast[kind]))
         else:
-            copy.graph.output.append(helper.make_tensor_value_info(name, kind, None))
-        names.append(name)
+            outputs[name] = name
+        copy.graph.output.append(helper.make_tensor_value_info(outputs[name], cast.get(kind, kind), None))
     for node in copy.graph.node:
         for body in _bodies(node) if node.op_type == "Scan" else ():
-            for name in _codes_in(body, only):
-                body.node.append(helper.make_node("Cast", [name], [f"{name}.step"], to=types.INT32))
-                body.output.append(helper.make_tensor_value_info(f"{name}.step", types.INT32, None))
-                node.output.append(f"{name}.int32")
-                copy.graph.output.append(helper.make_tensor_value_info(f"{name}.int32", types.INT32, None))
+            for name, kind in _results(body, wanted):
+                target = types.FLOAT if cast.get(kind, kind) == types.FLOAT else types.INT32
+                outputs[name] = f"{name}.{_SUFFIX[types.DataType.Name(target)]}"
+                body.node.append(helper.make_node("Cast", [name], [f"{name}.step"], to=target))
+                body.output.append(helper.make_tensor_value_info(f"{name}.step", target, None))
+                node.output.append(outputs[name])
+                copy.graph.output.append(helper.make_tensor_value_info(outputs[name], target, None))
                 for each in node.attribute:
                     if each.name in ("scan_output_axes", "scan_output_directions"):
                         each.ints.append(0)
-                names.append(name)
-    return copy, names
+    return copy, outputs
 
 
-def _codes_in(graph: "onnx.GraphProto", only: Sequence[str] | None) -> list[str]:
-    """The names of the activations' codes in a graph, all or only some."""
-    quantized = (node.output[0] for node in graph.node if node.op_type in ("QuantizeLinear", "Clip"))
-    return [name for name in quantized if name.endswith(".codes") and (only is None or name in only)]
+_SUFFIX = {"INT32": "int32", "FLOAT": "float32"}
+
+
+def _results(
+    graph: "onnx.GraphProto", wanted: Callable[["onnx.NodeProto"], bool]
+) -> list[tuple[str, int]]:
+    """The results of some nodes of a graph, and their types."""
+    known = {info.name: info.type.tensor_type.elem_type for info in (*graph.value_info, *graph.output)}
+    return [(node.output[0], known[node.output[0]]) for node in graph.node if wanted(node)]

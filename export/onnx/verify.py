@@ -12,6 +12,7 @@ from torch.utils import _pytree
 
 from ...nn.contexts.intercepting import intercepted, quantizers_of
 from ...qcore import Grid, TensorQuant
+from ...qcore.aliases import Arguments
 from ...qcore.models import require_model
 from ...qcore.tensor_quant import Intercept
 from ...qcore.tracing import current_step
@@ -21,9 +22,10 @@ from ..capture.model_state import evaluating, unchanged
 from ..capture.numbering import Counts, counted
 from ..capture.record import codes_of, quantized
 from ..errors import ExportError
+from .activations.comparison import RunTime, compare_run_time, run_time_of
 from .agreement import compare_codes, compare_exactly, compare_outputs
 from .report import VerificationReport, VerificationRow
-from .session import Session, codes_among, loaded, tensors_in, with_codes
+from .session import Session, loaded, tensors_in, with_activations
 from .stored.reading import FileReader
 
 if TYPE_CHECKING:
@@ -95,7 +97,7 @@ def compare_with_file(
     batch_size: int,
 ) -> tuple[VerificationReport, set[str]]:
     """`verify_onnx` for a model in evaluation mode and an ``onnx.ModelProto``; and the quantizers that were called."""
-    watched, names = with_codes(model, call)
+    watched, names = with_activations(model, call)
     plain, stored = Session(model, True, call), FileReader(model, call).tensors()
     report, called = VerificationReport(), set[str]()
     with torch.no_grad(), silent_quantizers():
@@ -107,8 +109,8 @@ def compare_with_file(
                     outputs = part.through(module)
                 called |= own.counts.keys()
                 found = session.run(part.tensors)
-                codes = codes_among(found, names)
-                comparison = Comparison(stored, own.grids, codes, optimizations, with_stored=number == 0)
+                run = run_time_of(found, names)
+                comparison = Comparison(stored, own.grids, run, optimizations, with_stored=number == 0)
                 with intercepted(quantizers, comparison.intercept):
                     expected = part.through(module)
                 report.add(comparison.rows)
@@ -158,7 +160,7 @@ class Comparison:
     Args:
         stored: by name of the call, what the file holds.
         own: by name of the call, what the model has on the same inputs.
-        codes: by name of the call, what the run found.
+        found: by name of the call, what the run found.
         optimizations: ``off`` or ``on``, for the rows.
         with_stored: whether integers in the file are compared, too: once is enough.
         rows: what was compared.
@@ -168,7 +170,7 @@ class Comparison:
 
     stored: dict[str, QuantizedTensor]
     own: dict[str, Grid]
-    codes: dict[str, Tensor]
+    found: dict[str, RunTime]
     optimizations: str
     with_stored: bool
     rows: list[VerificationRow] = field(default_factory=list)
@@ -181,8 +183,8 @@ class Comparison:
         def call(quantizer: TensorQuant, x: Tensor, *context: object) -> tuple[Tensor, Grid]:
             values, grid = quantized(quantizer, x, context)
             name = counted(self.counts, path)
-            if name in self.codes:
-                return self._activation(name, quantizer, x, values, grid)
+            if name in self.found:
+                return self._activation(name, quantizer, x, context, values, grid)
             held = self._held(path, name) if self.with_stored else []
             if held:
                 codes = codes_of(quantizer, x, context, values, grid)
@@ -208,24 +210,50 @@ class Comparison:
         return row
 
     def _activation(
-        self, name: str, quantizer: TensorQuant, x: Tensor, values: Tensor, grid: Grid
+        self, name: str, quantizer: TensorQuant, x: Tensor, context: Arguments, values: Tensor, grid: Grid
     ) -> tuple[Tensor, Grid]:
+        held, found, step = self.stored.get(name), self.found[name], current_step()
+        if held is None or not grid.number_format.whole:
+            return self._levels(name, quantizer, x, context, grid)
         plain = IntegerGrid.of(name, self.own.get(name, grid), x.shape)
-        held = self.stored[name].grid
-        file = replace(plain, scale=held.scale, zero_point=held.zero_point, axis=held.axis)
+        kept = held.grid
+        file = replace(plain, scale=kept.scale, zero_point=kept.zero_point, axis=kept.axis)
         rounding: Callable[[Tensor], Tensor] = getattr(quantizer, "rounding", torch.round)
-        theirs, step = self.codes[name], current_step()
-        theirs = theirs if step is None else theirs[step.number]
+        theirs = (found.levels if step is None else found.levels[step.number]).to(torch.int64)
         row, ties = compare_codes(name, self.optimizations, x, file.codes(x, rounding), theirs, file, rounding)
         self.ties.append(ties if step is None else ties.any())  # a step decides all that follow
-        _compare_grid(row, plain, held)
+        _compare_grid(row, plain, kept)
         if row.note and not quantizer.calibrated:
-            row.note += ": the quantizer saw no data, and takes the range of the input at hand"
+            row.note += _NO_DATA
         self.rows.append(row)
         # what comes next starts from the file's grid, too: before any data, a quantizer would answer with another
         scale, zero_point = file.spread(x)
         grid = grid.replace(scale=scale, zero_point=None if grid.zero_point is None else zero_point.to(scale.dtype))
         return file.values(theirs).to(values.dtype), grid
+
+    def _levels(
+        self, name: str, quantizer: TensorQuant, x: Tensor, context: Arguments, grid: Grid
+    ) -> tuple[Tensor, Grid]:
+        """Levels that are no integers, or that have a scale which follows the input."""
+        held, found, step = self.stored.get(name), self.found[name], current_step()
+        compared = compare_run_time(
+            name,
+            self.optimizations,
+            quantizer,
+            x,
+            context,
+            (grid, self.own.get(name, grid)),
+            None if held is None else (held.grid.scale, held.grid.zero_point),
+            found if step is None else found.step(step.number),
+        )
+        if compared.row.note and not quantizer.calibrated:
+            compared.row.note += _NO_DATA
+        self.rows.append(compared.row)
+        self.ties.append(compared.ties if step is None else compared.ties.any())
+        return compared.values.to(x.dtype), compared.grid
+
+
+_NO_DATA = ": the quantizer saw no data, and takes the range of the input at hand"
 
 
 def _call_of(name: str) -> str | None:

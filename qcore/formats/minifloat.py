@@ -41,7 +41,7 @@ class Minifloat(_Minifloat, NumberFormat):
         saturating: False turns what rounds past the ends into infinity, or NaN where there is none.
 
     Raises:
-        SettingError: other numbers of bits, infinities without NaN or with no negative zero.
+        SettingError: other numbers of bits, infinities without NaN or with no negative zero, levels beyond float32.
 
     Example:
         >>> import torch
@@ -229,9 +229,15 @@ def _checked(
     if not saturating and not nan:
         raise SettingError("saturating", False, "True where there is neither infinity nor NaN", "Write nan=True.")
     given = (bool(infinities), bool(nan), bool(negative_zero), bool(saturating))
-    return tuple.__new__(cls, (exponent, mantissa, bias, *given))
+    made = tuple.__new__(cls, (exponent, mantissa, bias, *given))
+    if made.high > _LARGEST or made._value(1) < _SMALLEST:
+        expected = f"one with which float32 holds every level: these go from {made._value(1):.3g} to {made.high:.3g}"
+        remedy = "Write infinities=True and nan=True, which take the largest ones away." if exponent == 8 else ""
+        raise SettingError("exponent_bias", bias, expected, "" if infinities or bias != 127 else remedy)
+    return made
 
 
+_LARGEST, _SMALLEST = (2 - 2.0**-23) * 2.0**127, 2.0**-149  # of float32
 _Minifloat.__new__ = _checked  # not in the subclass, which torch.compile would take for no named tuple
 
 _EXPONENT = {torch.float32: (torch.int32, 0x7F800000), torch.float64: (torch.int64, 0x7FF0000000000000)}

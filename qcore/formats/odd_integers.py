@@ -81,6 +81,8 @@ class OddIntegers(_OddIntegers, NumberFormat):  # type: ignore[misc]  # fields h
         return torch.add(1.0, steps, alpha=2, out=steps)
 
     def nearest(self, steps: Tensor, rounding: RoundingLike, relu: bool = False) -> Tensor:
+        if getattr(rounding, "name", "") not in _NEAREST and self.bit_width <= _TABLE:  # which is exact beside levels
+            return NumberFormat.nearest(self, steps, rounding, relu)
         half = 2.0 ** (self.bit_width - 1)
         if getattr(rounding, "name", "") in _NEAREST:
             halves = steps if self.bit_width == 1 else steps * 0.5
@@ -99,6 +101,7 @@ def _checked(cls: type[Any], bit_width: int) -> Any:
 
 _OddIntegers.__new__ = _checked  # not in the subclass, which torch.compile would take for no named tuple
 
+_TABLE = 8  # bits up to which a table of levels is not too long
 _NEAREST = ("half_even", "half_up")
 
 BINARY = OddIntegers(1)

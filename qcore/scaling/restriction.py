@@ -13,7 +13,7 @@ from ..formats.minifloat import E4M3
 from ..formats.number_format import NumberFormat
 from ..protocols import Levels
 from ..rounding import HalfEven
-from ..tracing import exporting
+from ..tracing import exporting, is_tracing
 
 __all__ = ["RESTRICTIONS", "FloatScale", "LogScale", "MXScale", "PowerOfTwoScale", "TwoLevel", "next_power_of_two"]
 
@@ -206,7 +206,7 @@ class TwoLevel(FloatScale):
             magnitude: one for each block of the tensor, all of them.
             number_format: of the elements.
         """
-        if magnitude.numel() == 0:
+        if not is_tracing() and magnitude.numel() == 0:
             return magnitude, magnitude.new_ones(())
         threshold = number_format.threshold
         tensor_scale = magnitude.reshape(-1).amax(0) / (threshold * self._high)

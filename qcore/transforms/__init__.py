@@ -6,9 +6,20 @@ nothing else; its ``__init__`` asks for whatever attributes of the quantizer it 
 
 from ..declare.inject import register_choices
 from .accumulators import A2Q, A2QPlus
+from .few_levels import Ternary, XnorSigns
 from .tanh import Tanh
 from .weight_norm import WeightNorm
 
-__all__ = ["A2Q", "TRANSFORMS", "A2QPlus", "Tanh", "WeightNorm"]
+__all__ = ["A2Q", "TRANSFORMS", "A2QPlus", "Tanh", "Ternary", "WeightNorm", "XnorSigns"]
 
-TRANSFORMS = register_choices("transform", {"a2q": A2Q, "a2q_plus": A2QPlus, "tanh": Tanh, "weight_norm": WeightNorm})
+TRANSFORMS = register_choices(
+    "transform",
+    {
+        "a2q": A2Q,
+        "a2q_plus": A2QPlus,
+        "tanh": Tanh,
+        "ternary": Ternary,
+        "weight_norm": WeightNorm,
+        "xnor": XnorSigns,
+    },
+)

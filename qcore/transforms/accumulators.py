@@ -31,10 +31,13 @@ class A2Q(nn.Module):
 
         ||w / scale||_1 * max(-low, high) + |bias / scale| < 2**(P - 1)
 
-    and rounding is toward zero. Weights are ``v * min(g, limit) / ||v||_1``, ``g`` a learned norm, so that the limit
-    holds after any step of an optimizer. ``v`` is the weight, all of its magnitudes less by one threshold for each
-    channel, that of the Euclidean projection of the first weights onto those within the limit: training starts from
-    the nearest ones, and the threshold is 0 where the limit held at the start.
+    and rounding is toward zero. Weights are ``v * min(g, limit) / ||v||_1`` with a learned norm ``g``, so that the
+    limit holds after any step of an optimizer. ``v`` is the weight, all of its magnitudes less by one threshold for
+    each channel, that of the Euclidean projection of the first weights onto those within the limit: training starts
+    from the nearest ones, and the threshold is 0 where the limit held at the start.
+
+    A bias on the scale of the products takes half of the accumulator at most: where it would take more, the scale of
+    its channel rises.
 
     The bound is that of Colbert et al., "A2Q: Accumulator-Aware Quantization with Guaranteed Overflow Avoidance"
     (2023), for the largest integer instead of the power of two above it.

@@ -7,7 +7,7 @@ from ..errors import SettingError
 from ..granularity import Granularity
 from ..grid import Grid
 from ..kernels.derivatives import clamp_through, straight_through
-from ..scaling.magnitude import finite
+from ..scaling.magnitude import finite, usable
 
 __all__ = ["Ternary", "XnorSigns"]
 
@@ -44,8 +44,8 @@ class Ternary(nn.Module):
         """The three levels."""
         rows = self.granularity.rows(weight.detach())
         size = rows.abs()
-        above = (size > self.threshold * size.mean(1, keepdim=True)).to(rows.dtype)
-        mean = (size * above).sum(1, keepdim=True) / above.sum(1, keepdim=True).clamp_min(1)
+        above = (size > self.threshold * usable(size.mean(1, keepdim=True))).to(rows.dtype)
+        mean = usable((size * above).sum(1, keepdim=True) / above.sum(1, keepdim=True).clamp_min(1))
         return straight_through(weight, self.granularity.unrows(rows.sign() * above * mean, weight))
 
     def scheme(self) -> str:
@@ -78,8 +78,9 @@ class XnorSigns(nn.Module):
     def forward(self, weight: Tensor, inputs: Grid | None) -> Tensor:
         """The two levels."""
         rows = self.granularity.rows(weight)
-        signs = torch.where(rows.detach() < 0, -torch.ones_like(rows), torch.ones_like(rows))
-        mean = (rows * signs).mean(1, keepdim=True)
+        known = rows.detach()
+        signs = torch.where(known < 0, -torch.ones_like(rows), torch.where(known.isnan(), known, 1.0))
+        mean = usable((rows * signs).mean(1, keepdim=True))
         through = straight_through(clamp_through(rows, -1, 1), signs)
         return self.granularity.unrows(through * mean, weight)
 

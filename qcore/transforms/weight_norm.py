@@ -28,7 +28,7 @@ class WeightNorm(nn.Module):
         >>> norm = WeightNorm(channel_axis=0, channels=1)
         >>> _ = norm(torch.tensor([[3.0, -4.0]]), None)
         >>> norm(torch.tensor([[30.0, -40.0]]), None)  # its direction is the same, and so is the result
-        tensor([[ 3., -4.]], grad_fn=<MovedimBackward0>)
+        tensor([[ 3., -4.]], grad_fn=<PermuteBackward0>)
     """
 
     def __init__(

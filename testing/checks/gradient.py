@@ -89,6 +89,7 @@ def _upstream(x: Tensor) -> Tensor:
 def _parts(case: Case, x: Tensor) -> tuple[Tensor, Tensor | None]:
     """Scale and zero point as the module's parts compute them, with their autograd graphs."""
     module: Any = case.module
+    x = case.rounded(x)
     if case.context:
         inputs, weights = case.context
         return inputs.scale * weights.scale.reshape(-1), None
@@ -102,6 +103,7 @@ def _twin(case: Case, x: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor
     """What the module computes, in plain autograd, with its levels; the scale; the size of the scale's gradient."""
     module: Any = case.module
     scale, zero_point = _parts(case, x)
+    x = case.rounded(x)
     levels = case.subject.number_format
     low, high = levels.low, levels.high
     if not getattr(module.rounding, "straight_through", True):
@@ -125,7 +127,7 @@ def _twin(case: Case, x: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor
 def _inside(case: Case) -> Tensor:
     """Where nothing is clipped: the nearest integer is in range, or the number lies between the edges of the format."""
     scale, zero_point = _parts(case, case.x)
-    steps = (case.x / scale).detach()
+    steps = (case.rounded(case.x) / scale).detach()
     declared = getattr(case.module, "rounding", torch.round)
     if not case.subject.number_format.whole:
         return case.subject.number_format.inside(steps, declared)
@@ -143,9 +145,9 @@ def _at_an_end(case: Case) -> Tensor:
     declared: Any = getattr(case.module, "rounding", None)
     levels = case.subject.number_format
     if not levels.whole:
-        steps = case.x.double() / grid.scale.double()
+        steps = case.rounded(case.x).double() / grid.scale.double()
         return torch.stack([(steps - edge).abs() <= 1e-5 * abs(edge) for edge in levels.edges(declared)]).any(0)
-    steps = case.codes(case.x, grid)
+    steps = case.codes(case.rounded(case.x), grid)
     low, high = case.subject.bounds
     near = 1e-5 * max(1, abs(low), abs(high))
     if isinstance(declared, Rounding):
@@ -162,7 +164,7 @@ def _closed_form(case: Case, values: Tensor, weights: Tensor) -> Tensor | None:
         return None
     scale = scale.detach()
     codes = values / scale
-    moved = torch.where(_inside(case), codes - case.x / scale, codes)
+    moved = torch.where(_inside(case), codes - case.rounded(case.x) / scale, codes)
     return (weights * moved).sum_to_size(scale.shape)
 
 

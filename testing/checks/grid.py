@@ -82,7 +82,8 @@ def rounding(case: Case) -> None:
     low, high = case.subject.bounds
     for values, grid in case.each_way():
         places, levels = Places(grid.number_format), grid.number_format
-        steps = case.x / grid.scale  # in float32, as ONNX QuantizeLinear divides
+        with torch.no_grad():
+            steps = case.rounded(case.x) / grid.scale  # in float32, as ONNX QuantizeLinear divides
         codes = case.codes(values, grid).round()
         shift = 0.0 if grid.zero_point is None else grid.zero_point
         exact = isinstance(declared, Rounding) and case.subject.known

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 import bitwright.nn as qnn
+from bitwright.nn import Slot
 from bitwright.qcore import QuantizerError, values_of
-from bitwright.quantizers import Int8Act, Int8BiasOwnScale, Int8WeightPerTensor, Int32Bias
+from bitwright.quantizers import Int8Act, Int8BiasOwnScale, Int8Grad, Int8WeightPerTensor, Int32Bias
 from tests.quantizers.shipped import USUAL as QUANTIZERS
 
 # Quantizers
@@ -21,8 +22,8 @@ from tests.quantizers.shipped import USUAL as QUANTIZERS
 WEIGHTS = {name: each for name, each in QUANTIZERS.items() if "Weight" in name}
 ACTS = {name: each for name, each in QUANTIZERS.items() if "Act" in name}
 BIASES = {name: each for name, each in QUANTIZERS.items() if "Bias" in name}
-FITTING = {"weight": WEIGHTS, "activation": ACTS, "bias": BIASES}
-USUAL = {"weight": Int8WeightPerTensor, "activation": Int8Act, "bias": Int32Bias}
+FITTING = {"weight": WEIGHTS, "activation": ACTS, "bias": BIASES, "gradient": {"Int8Grad": Int8Grad}}
+USUAL = {"weight": Int8WeightPerTensor, "activation": Int8Act, "bias": Int32Bias, "gradient": Int8Grad}
 
 
 def families(of: Mapping[str, Any]) -> dict[str, Any]:
@@ -205,9 +206,15 @@ def floats(layer: type[qnn.QuantLayer]) -> dict[str, None]:
 
 
 def full(layer: type[qnn.QuantLayer]) -> dict[str, Any]:
-    """Keywords that fill every slot."""
+    """Keywords that fill every slot of what flows forward."""
     given = example_of(layer).full
-    return {f"{slot.name}_quant": USUAL[slot.role] for slot in layer.slots} if given is None else dict(given)
+    slots = [slot for slot in layer.slots if not slot.backward]
+    return {f"{slot.name}_quant": USUAL[slot.role] for slot in slots} if given is None else dict(given)
+
+
+def filling(layer: type[qnn.QuantLayer], slot: Slot) -> dict[str, Any]:
+    """Keywords that fill every slot of what flows forward, and this one."""
+    return {**full(layer), **({f"{slot.name}_quant": USUAL[slot.role]} if slot.backward else {})}
 
 
 def warm(module: Any, *inputs: Any) -> Any:

@@ -67,7 +67,7 @@ MISTAKES = {
     "a misspelled prefix": (
         lambda: qnn.QuantLinear(4, 4, wieght_bit_width=2),
         LINEAR + "wieght_bit_width=2 is for no quantizer of this layer: keywords start with one of weight_, bias_, "
-        "input_, output_. Did you mean weight_bit_width=2?",
+        "input_, output_, grad_. Did you mean weight_bit_width=2?",
     ),
     "no prefix": (
         lambda: qnn.QuantLinear(4, 4, bit_width=2),
@@ -82,18 +82,18 @@ MISTAKES = {
     "a misspelled slot": (
         lambda: qnn.QuantLinear(4, 4, wight_quant=Int8Act),
         LINEAR + "wight_quant=Int8Act is for no quantizer of this layer: keywords start with one of weight_, bias_, "
-        "input_, output_. Did you mean weight_quant=Int8Act?",
+        "input_, output_, grad_. Did you mean weight_quant=Int8Act?",
     ),
     "a slot by another library's name": (
         lambda: qnn.QuantLinear(4, 4, weight_in_quant=Int8Act),
         LINEAR
         + "weight_in_quant=Int8Act is for no quantizer of this layer: keywords start with one of weight_, bias_, "
-        "input_, output_. Did you mean weight_quant=Int8Act?",
+        "input_, output_, grad_. Did you mean weight_quant=Int8Act?",
     ),
     "a misspelled option of the layer": (
         lambda: qnn.QuantLinear(4, 4, return_quant_tensr=True),
         LINEAR + "return_quant_tensr=True is for no quantizer of this layer: keywords start with one of weight_, "
-        "bias_, input_, output_. Did you mean return_quant_tensor=True?",
+        "bias_, input_, output_, grad_. Did you mean return_quant_tensor=True?",
     ),
     "a weight's setting on an activation": (
         lambda: qnn.QuantReLU(weight_bit_width=4),
@@ -172,7 +172,7 @@ MISTAKES = {
     "an unknown rounding": (
         lambda: qnn.QuantLinear(4, 4, weight_rounding="nearest"),
         LINEAR + "weight_rounding='nearest' is not possible: expected one of 'half_even', 'half_up', 'floor', 'ceil', "
-        "'toward_zero', 'stochastic'.",
+        "'toward_zero', 'stochastic', 'learned'.",
     ),
     "a setting of another statistic": (
         lambda: qnn.QuantLinear(4, 4, weight_statistic="mean_sigma", weight_sigmma=2.0),

@@ -52,26 +52,41 @@ class StoredLowering(Editor):
         number_format = call.grid.number_format
         held = call.codes if number_format.whole else number_format.decode(call.codes.cpu())
         codes = self._initializer(call, "codes", held, storage.name)
+        if call.grid.zero_point is not None and not number_format.whole:
+            return self._unaligned(call, codes, node)
         return self._dequantize(call, self._clip_integers(call, codes, storage, node), storage, node)
+
+    def _unaligned(self, call: Call, codes: ir.Value, node: ir.Node) -> ir.Value:
+        """Integers less a float zero point, which DequantizeLinear does not take."""
+        steps = self._cast(call, codes, "FLOAT", node)
+        zero_point = self._spread(call, "zero_point", call.plain.zero_point, node)
+        steps = self._add(node, "Sub", [steps, zero_point], call, "subtract", "steps")
+        return self._add(node, "Mul", [steps, self._spread_scale(call, node)], call, "dequantize", "")
 
     def _looked_up(self, call: Call, storage: Storage, node: ir.Node) -> ir.Value:
         """Codes: the place of each level in a table. The levels are multiplied by their scales."""
         codes = self._initializer(call, "codes", call.codes, storage.name)
         table = self.constant("levels", torch.tensor(call.grid.number_format.levels), "FLOAT")
-        to = {"to": int(self.ir.DataType.INT32)}
-        places = self._add(node, "Cast", [codes], call, "cast", "places", to, kind="INT32")
-        steps = self._add(node, "Gather", [table, places], call, "look_up", "steps")
-        scale = self._spread_scale(call, node)
-        return self._add(node, "Mul", [steps, scale], call, "dequantize", "")
+        steps = self._add(node, "Gather", [table, self._cast(call, codes, "INT32", node)], call, "look_up", "steps")
+        return self._add(node, "Mul", [steps, self._spread_scale(call, node)], call, "dequantize", "")
+
+    def _cast(self, call: Call, codes: ir.Value, kind: str, node: ir.Node) -> ir.Value:
+        to = {"to": int(self.ir.DataType[kind])}
+        return self._add(node, "Cast", [codes], call, "cast", "places", to, kind=kind)
 
     def _spread_scale(self, call: Call, node: ir.Node) -> ir.Value:
         """The scales, shaped so that they broadcast against the tensor."""
+        return self._spread(call, "scale", call.plain.scale, node)
+
+    def _spread(self, call: Call, role: str, numbers: Tensor, node: ir.Node) -> ir.Value:
+        """Scales or zero points, shaped so that they broadcast against the tensor."""
         grid, shape = call.plain, call.codes.shape
         if grid.block is None or grid.axis is None:
-            return self._initializer(call, "scale", grid.shaped(grid.scale, len(shape)))
+            return self._initializer(call, role, grid.shaped(numbers, len(shape)))
+        compact = self._block_scale(call, node) if role == "scale" else self._initializer(call, role, numbers)
         groups = self.constant("groups", torch.arange(shape[grid.axis]) // grid.block, "INT32")
-        inputs, along = [self._block_scale(call, node), groups], {"axis": grid.axis}
-        return self._add(node, "Gather", inputs, call, "spread", "scales", along)
+        along = {"axis": grid.axis}
+        return self._add(node, "Gather", [compact, groups], call, f"spread_{role}", f"{role}s", along)
 
     def _block_scale(self, call: Call, node: ir.Node) -> ir.Value:
         """The scales of groups: in a byte each, where that is exact, under one float32 scale."""

@@ -78,11 +78,8 @@ class FileReader:
         name, (codes, scale, *zero_point) = node.name.removesuffix(".dequantize"), node.input
         table = None
         if node.op_type == "Mul":
-            steps, spread = self.makers.get(codes), self.makers.get(scale)
-            if steps is None or steps.op_type != "Gather":
-                return None
-            table, codes = steps.input[0], self.makers[steps.input[1]].input[0]
-            scale = scale if spread is None else spread.input[0]
+            scale = self._compact(scale)
+            codes, table, zero_point = self._steps(codes)
         clip, unit = self.makers.get(codes), None
         if clip is not None and clip.op_type == "Clip":
             codes = clip.input[0]
@@ -95,12 +92,28 @@ class FileReader:
         known = codes if codes in self.initializers else None
         return Held(name, known, scale, unit, *(zero_point or [None]), table=table, **place)
 
+    def _steps(self, steps: str) -> tuple[str, str | None, list[str]]:
+        """What levels are made of, if they are stored: codes, their table or None, their zero point."""
+        maker = self.makers.get(steps)
+        if maker is None or maker.op_type not in ("Gather", "Sub"):
+            return steps, None, []
+        one, other = maker.input
+        cast = self.makers.get(other if maker.op_type == "Gather" else one)
+        if cast is None or cast.op_type != "Cast" or cast.input[0] not in self.initializers:
+            return steps, None, []
+        return (cast.input[0], one, []) if maker.op_type == "Gather" else (cast.input[0], None, [self._compact(other)])
+
+    def _compact(self, name: str) -> str:
+        """Scales or zero points before each is repeated for its group."""
+        maker = self.makers.get(name)
+        return name if maker is None or maker.op_type != "Gather" else maker.input[0]
+
     def _tensor(self, held: Held) -> QuantizedTensor:
         scale = self.read(held.scale) if held.unit is None else self.read(held.scale) * self.read(held.unit)
         zero_point = torch.zeros(scale.shape, dtype=torch.int64)
         if held.zero_point is not None:
             zero_point = self.read(held.zero_point)
-        typed = held.zero_point or held.codes
+        typed = held.codes or held.zero_point
         storage = BIAS if typed is None or held.table is not None else _TYPES[self.kind(typed)]
         kind = (storage.bits, storage.levels.signed, False)
         grid = IntegerGrid(held.name, scale, zero_point, *kind, held.axis, held.block)

@@ -188,7 +188,7 @@ def test_there_is_no_bias_in_an_rms_norm():
     norm = qnn.QuantRMSNorm(4)
     assert norm.quant_bias() is None
     assert norm.int_bias() is None
-    with pytest.raises(QuantizerError, match=re.escape("keywords start with one of weight_, input_, output_.")):
+    with pytest.raises(QuantizerError, match=re.escape("keywords start with one of weight_, input_, output_, grad_.")):
         qnn.QuantRMSNorm(4, bias_quant=Int8BiasOwnScale)
 
 

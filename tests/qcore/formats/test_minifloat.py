@@ -220,6 +220,16 @@ def test_values():
             "infinities=True is not possible: expected False where there is no NaN, or no -0. Write nan=True.",
         ),
         (
+            (8, 2),
+            "exponent_bias=127 is not possible: expected one with which float32 holds every level: these go from "
+            "2.94e-39 to 5.95e+38. Write infinities=True and nan=True, which take the largest ones away.",
+        ),
+        (
+            (4, 3, 160),
+            "exponent_bias=160 is not possible: expected one with which float32 holds every level: these go from "
+            "1.71e-49 to 4.2e-44.",
+        ),
+        (
             (2, 1, None, False, False, True, False),
             "saturating=False is not possible: expected True where there is neither infinity nor NaN. Write nan=True.",
         ),

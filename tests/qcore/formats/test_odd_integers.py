@@ -64,3 +64,10 @@ def test_refusals(bit_width):
     with pytest.raises(SettingError) as error:
         OddIntegers(bit_width)
     assert str(error.value) == f"bit_width={bit_width!r} is not possible: expected a whole number from 1 to 16."
+
+
+def test_directed_roundings_are_exact():
+    x = torch.tensor([-1 + 2.0**-24, -1 - 2.0**-23, 1 - 2.0**-24, -1.0, 1.0])
+    for found in (OddIntegers(2).nearest(x, Ceil()), OddIntegers(2).inplace(x.clone(), Ceil())):
+        assert found.tolist() == [1, -1, 1, -1, 1]
+    assert OddIntegers(2).nearest(x, Floor()).tolist() == [-1, -3, -1, -1, 1]
