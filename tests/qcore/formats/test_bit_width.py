@@ -366,8 +366,8 @@ def test_block_sizes():
         (
             lambda: qnn.QuantLinear(4, 2, weight_bit_width=LearnedBitWidth, weight_bit_width_granularity=PerAxis(0)),
             "QuantLinear(in_features=4, out_features=2, bias=True): weight_bit_width_granularity=PerAxis(axis=0) is "
-            "not possible: expected 'tensor': there is one scale, and values with a scale in common have a bit width in "
-            "common. Take a quantizer with a scale for each bit width, such as Int8WeightPerChannel.",
+            "not possible: expected 'tensor': there is one scale, and values with a scale in common have a bit width "
+            "in common. Take a quantizer with a scale for each bit width, such as Int8WeightPerChannel.",
         ),
         (
             lambda: layer_of(
