@@ -8,7 +8,6 @@ import pytest
 import torch
 
 import bitwright.nn as qnn
-from bitwright.export import ExportError, export_onnx_qcdq, export_onnx_qdq, integers, run_integers
 from bitwright.qcore import (
     BINARY,
     E2M1,
@@ -167,20 +166,6 @@ def test_no_bias_on_the_scale_of_products(x):
     )
     with pytest.raises(QuantizerError, match=re.escape(message)):
         module(x)
-
-
-@pytest.mark.parametrize(
-    "export", [export_onnx_qcdq, export_onnx_qdq, integers, run_integers], ids=lambda each: each.__name__
-)
-def test_exports_refuse_by_name(x, export):
-    model = torch.nn.Sequential(layer(MXFloat4e2m1Weight)).eval()
-    message = (
-        "Sequential: the levels of 1 quantizer of this model are no integers, which can't be exported yet. Quantize to "
-        "integers what a file is to hold:\n  0.weight_quant: e2m1fn."
-    )
-    with pytest.raises(ExportError) as error:
-        export(model, x)
-    assert str(error.value) == message
 
 
 def test_frozen(x):
