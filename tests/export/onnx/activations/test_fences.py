@@ -22,9 +22,9 @@ def clip():
 def bias():
     weight = {"weight_quant": Fp8e4m3WeightPerTensor, "bias": True}
     return nn.Sequential(
-        qnn.QuantIdentity(act_quant=Fp8e4m3Act, scale=0.01),
+        qnn.QuantIdentity(act_quant=Fp8e4m3Act, scale=1.0),  # the bias would be rounded to multiples of that
         qnn.QuantConv2d(3, 4, 3, **weight),
-        qnn.QuantIdentity(act_quant=Fp8e4m3Act, scale=0.003),
+        qnn.QuantIdentity(act_quant=Fp8e4m3Act, scale=0.05),
     )
 
 
