@@ -152,12 +152,11 @@ class MXScale(FloatScale):
         power = number_format.power / unit
         if self.rule == "rceil":
             found = next_power_of_two(known / (levels.high / unit), "ceil")
-        elif self.rule == "ceil":
-            found = next_power_of_two(known, "ceil") / power
         else:
+            known = known / power  # a power of two; first, so that what follows does not overflow
             if self.rule == "even":
                 known = known + next_power_of_two(known, "floor") * 2.0 ** -(number_format.mantissa_bits + 1)
-            found = next_power_of_two(known, "floor") / power
+            found = next_power_of_two(known, "ceil" if self.rule == "ceil" else "floor")
         return _straight(magnitude, found.clamp(_E8M0_LOW, _E8M0_HIGH) / unit)
 
     def covers(self, number_format: Levels) -> bool:
