@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.types import Device
 
-from ..scaling.stored import LearnedScaling, StoredScaling, in_backward
+from ..scaling.calibrated import CalibratedScaling
+from ..scaling.stored import LearnedScaling, in_backward
 from ..tracing import counting, is_tracing, number
 from .anneal import Anneal, Annealed, counted
 
@@ -81,15 +82,35 @@ class Clock(nn.Module):
         return taken is not None and taken < self.after
 
     def passed(self, x: Tensor, values: Tensor, relu: bool) -> Tensor:
-        """The quantized values; in training, as long as it has not begun to quantize, ``x`` itself."""
-        if not (self.after and self.training):
-            return values
+        """The quantized values in training, or, as long as it has not begun to quantize, ``x`` itself."""
         position = self.position()
-        if not (torch.compiler.is_compiling() or is_tracing()) and position.device.type == "cpu":
-            taken = number(position)
-            if taken is not None and taken >= self.after:
-                return values
+        if self._known(position, self.after):
+            return values
         return torch.where(position < self.after, x.relu() if relu else x, values)
+
+    @torch.no_grad()
+    def renew(self, scaling: object) -> None:
+        """Let a learned range start from what there is when training quantizes for the first time, and not before."""
+        if not isinstance(scaling, LearnedScaling) or not scaling.renewed or not self.training or in_backward():
+            return
+        position = self.position()
+        if not self._known(position, self.after + 1):
+            again = (position <= self.after) & ((self.steps - 1) % self.calls == 0)
+            scaling.steps.mul_(~again)
+
+    def _known(self, position: Tensor, least: int) -> bool:
+        """Whether so many training forwards are known to be done, without waiting for a device."""
+        if torch.compiler.is_compiling() or is_tracing() or position.device.type != "cpu":
+            return False
+        taken = number(position)
+        return taken is not None and taken >= least
+
+    def join(self, layer: nn.Module, calls: int) -> None:
+        """Count for a layer, on its device."""
+        self.calls = calls
+        parameter = next(layer.parameters(recurse=False), None)
+        if parameter is not None and parameter.device != self.steps.device:
+            self.to(parameter.device)
 
     @torch.no_grad()
     def finish(self) -> None:
@@ -152,9 +173,10 @@ def clock_for(after: object, parts: Sequence[object], device: Device = None) -> 
         return None
     clock.settings = found
     for part in parts if start else ():
-        if isinstance(part, StoredScaling) and getattr(part, "max_value", None) is None:
-            # measured for as long as nothing is quantized; a learned range starts from what there is then
-            part.calibration_steps = max(part.calibration_steps, start + isinstance(part, LearnedScaling))
+        if isinstance(part, CalibratedScaling):  # it is measured for as long as nothing is quantized
+            part.calibration_steps = max(part.calibration_steps, start)
+        elif isinstance(part, LearnedScaling):
+            part.renewed = part.max_value is None
     return clock
 
 
