@@ -110,7 +110,7 @@ def test_small_accumulators_start_from_something() -> None:
         layer = linear(weight.tolist(), weight_quant=kind, weight_accumulator_bit_width=14, **EIGHT)
         kept = layer.int_weight() != 0
         assert (kept.sum(1) > 50).all()
-        assert weight[kept].abs().min() > 0.5  # the largest ones
+        assert weight[kept].abs().mean() > 1.3 * weight.abs().mean()  # the largest ones
 
 
 def test_bias_takes_half_of_the_accumulator_at_most() -> None:
