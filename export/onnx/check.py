@@ -143,10 +143,16 @@ def _levels(call: Call, dialect: Dialect) -> str:
     """Levels that are no integers, in a dialect without types that have them."""
     number_format = call.grid.number_format
     form = QDQ.stored_as(number_format) if call.stored else QDQ.storage_for(number_format)
-    lacking = f"its levels are {number_format}, and {dialect.name} has integers only."
     if form is None or dialect is QDQ:
-        return f"its levels are {number_format}, which no type of ONNX has, and {number_format.bits} bits."
-    return f"{lacking} Write export_onnx_qdq, which stores them as {form}, or quantize to integers."
+        return (
+            f"its levels are {number_format}, of {number_format.bits} bits; {dialect.name} has no type with these "
+            f"levels, and codes beside a table have up to {dialect.widest}. Choose a format of up to {dialect.widest} "
+            "bits."
+        )
+    return (
+        f"its levels are {number_format}, and {dialect.name} has integers only. Write export_onnx_qdq, which stores "
+        f"them as {form}, or quantize to integers."
+    )
 
 
 def _rounding(call: Call, dialect: Dialect) -> str | None:

@@ -19,6 +19,7 @@ from ..capture.record import record
 from ..errors import ExportError
 from ..optional import installed, required
 from .activations.placeholders import emitter
+from .activations.untraceable import naming_untraceable
 from .check import check
 from .dialects import QCDQ, QDQ, Dialect
 from .lower import lower
@@ -126,7 +127,8 @@ def _export(
             recording = record(module, quantizers, arguments, kwargs)
         options["opset_version"] = check(recording, dialect, options.get("opset_version"))
         warn_of_caveats(call, module, quantizers, recording.calls)
-        program = trace(module, quantizers, recording, arguments, options, emitter(dialect))
+        with naming_untraceable(recording, dialect):
+            program = trace(module, quantizers, recording, arguments, options, emitter(dialect))
         check_operators(program)
         lower(program.model, recording, dialect)
         protect(program.model)

@@ -175,7 +175,7 @@ class NumberFormat:
         levels, codes = _ordered(self)
         values = torch.tensor(levels, dtype=torch.float64, device=steps.device)
         middles = (values[1:] + values[:-1]) / 2
-        found = torch.bucketize(steps.double(), middles, right=True)
+        found = torch.bucketize(steps.double().contiguous(), middles, right=True)
         return torch.tensor(codes, device=steps.device)[found].to(self.dtype)
 
     def decode(self, codes: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:

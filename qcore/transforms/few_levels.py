@@ -46,7 +46,8 @@ class Ternary(nn.Module):
         size = rows.abs()
         above = (size > self.threshold * usable(size.mean(1, keepdim=True))).to(rows.dtype)
         mean = usable((size * above).sum(1, keepdim=True) / above.sum(1, keepdim=True).clamp_min(1))
-        return straight_through(weight, self.granularity.unrows(rows.sign() * above * mean, weight))
+        levels = torch.where(rows.isnan(), rows, rows.sign() * above * mean)
+        return straight_through(weight, self.granularity.unrows(levels, weight))
 
     def scheme(self) -> str:
         """What a file says of it."""
