@@ -132,7 +132,7 @@ def number_formats(largest: int = 8) -> SearchStrategy[NumberFormat]:
     odd = st.builds(OddIntegers, st.integers(1, min(largest, 8)))
     ready = [each for each in (E2M1, NF4, E4M3) if each.bits <= largest]
     floats = st.integers(1, min(largest - 1, 5)).flatmap(
-        lambda exponent: st.builds(Minifloat, st.just(exponent), st.integers(0, largest - 1 - exponent))
+        lambda exponent: st.integers(0, largest - 1 - exponent).map(lambda mantissa: Minifloat(exponent, mantissa))
     )
     return st.one_of(integers, tables, odd, *([st.sampled_from(ready)] if ready else []), floats)
 

@@ -86,7 +86,9 @@ def test_library_computes_the_golden_codes_and_values(name):
         assert (codes % (1 << form.bits)).tolist() == vector.codes.tolist(), vector
 
 
-@pytest.mark.parametrize("name", [name for name, each in LEVELS.items() if isinstance(each, Float) and "m0" not in name])
+@pytest.mark.parametrize(
+    "name", [name for name, each in LEVELS.items() if isinstance(each, Float) and "m0" not in name]
+)
 def test_ml_dtypes_computes_the_golden_codes(name):
     """A second opinion: its casts, of numbers that lie within the ends, and its codes."""
     bits = OURS[name].bits
