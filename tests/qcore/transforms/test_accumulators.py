@@ -121,10 +121,8 @@ def test_small_accumulators_start_from_something() -> None:
 
 
 def test_bias_takes_half_of_the_accumulator_at_most() -> None:
-    layer = qnn.QuantLinear(
-        8, 2, weight_quant=Int8WeightPerChannelA2Q(accumulator_bit_width=10), bias_quant=Int32Bias, input_quant=Uint4Act,
-        input_scale=1.0,
-    )  # fmt: skip
+    weight = KINDS[0](accumulator_bit_width=10)
+    layer = qnn.QuantLinear(8, 2, weight_quant=weight, bias_quant=Int32Bias, input_quant=Uint4Act, input_scale=1.0)
     with torch.no_grad():
         assert layer.bias is not None
         layer.bias.copy_(torch.tensor([0.5, 1000.0]))
@@ -362,8 +360,8 @@ _REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "zero point": (
         {"weight_zero_point": "range", "weight_statistic": "min_max"},
-        "weight_zero_point=RangeZeroPoint() is not possible: expected None, with which no weight adds a constant to the "
-        "sum.",
+        "weight_zero_point=RangeZeroPoint() is not possible: expected None, with which no weight adds a constant to "
+        "the sum.",
     ),
     "granularity": (
         {"weight_axis": 1},
@@ -414,8 +412,8 @@ _IN_FORWARD: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "others": (
         {"input_quant": Uint8Act, "weight_input_bit_width": 4, "weight_input_signed": False},
-        "the weight was declared for input integers from 0 to 15, and the input has 0 to 255. Leave input_bit_width and "
-        "input_signed out, so that the limit follows the input.",
+        "the weight was declared for input integers from 0 to 15, and the input has 0 to 255. Leave input_bit_width "
+        "and input_signed out, so that the limit follows the input.",
     ),
 }
 
