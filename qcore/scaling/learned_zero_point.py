@@ -39,7 +39,8 @@ class LearnedZeroPoint(nn.Module, RangeZeroPoint):
 
     Example:
         >>> import torch, bitwright.nn as qnn
-        >>> act = qnn.QuantIdentity(act_quant="ShiftedUint8Act", zero_point="learned", calibration_steps=1)
+        >>> from bitwright.quantizers import ShiftedUint8Act
+        >>> act = qnn.QuantIdentity(act_quant=ShiftedUint8Act, zero_point="learned", calibration_steps=1)
         >>> _ = act(torch.tensor([-1.0, 1.55])), act(torch.tensor([-1.0, 1.55]))
         >>> act.act_quant.zero_point.current()
         tensor([100.])

@@ -48,6 +48,7 @@ def scale_gradient(case: Case) -> None:
     """A learned scale's gradient is LSQ's: ``q - x / scale`` inside, the end of the range outside; q is the level."""
     _needs_parts(case)
     parameters = [(name, each) for name, each in case.module.named_parameters() if each.requires_grad]
+    parameters = [each for each in parameters if not each[0].startswith("levels.")]  # learned levels are no scale
     if not parameters:
         raise NotApplicable("nothing in it is learned")
     weights = _upstream(case.x)
@@ -59,7 +60,7 @@ def scale_gradient(case: Case) -> None:
     found = torch.autograd.grad(values, wanted, weights, allow_unused=True, retain_graph=True)
     expected = torch.autograd.grad(twin, wanted, weights, allow_unused=True, retain_graph=True)
     pull = _closed_form(case, values.detach(), weights)
-    if pull is not None and scale.requires_grad:
+    if pull is not None and scale.requires_grad and getattr(case.module, "transform", None) is None:
         expected = torch.autograd.grad(scale, wanted, pull.to(scale.dtype), allow_unused=True, retain_graph=True)
     size = (weights.abs() * (values.detach().abs() + case.x.abs()) / grid.scale).sum()
     for (name, parameter), one, other in zip(parameters, found, expected, strict=True):
@@ -72,6 +73,8 @@ def scale_gradient(case: Case) -> None:
 def _needs_parts(case: Case) -> None:
     if not case.subject.known:
         raise NotApplicable("neither GridQuant nor BiasQuant: its gradient is its own")
+    if not case.subject.number_format.whole and case.subject.zero_points:
+        raise NotApplicable("a zero point that is no whole number has a gradient of its own")
 
 
 def _tied(case: Case) -> bool:
@@ -114,6 +117,8 @@ def _twin(case: Case, x: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor
         inside = _inside(case)
         chosen = case.subject.places.nearest(values / scale.detach()).to(steps.dtype)
         straight = steps + (chosen - steps).detach()
+        if getattr(module, "clip_first", False):
+            straight = (x + (chosen * scale - x).detach()) / scale  # the scale is moved by what is clipped alone
         ends = torch.where(steps.detach() + shift.detach() > high, high - shift, low - shift)
         if not levels.whole:
             ends = chosen  # without zero points
@@ -129,6 +134,8 @@ def _inside(case: Case) -> Tensor:
     scale, zero_point = _parts(case, case.x)
     steps = (case.rounded(case.x) / scale).detach()
     declared = getattr(case.module, "rounding", torch.round)
+    if getattr(case.module, "clip_first", False):
+        return (steps >= case.subject.number_format.low) & (steps < case.subject.number_format.high)
     if not case.subject.number_format.whole:
         return case.subject.number_format.inside(steps, declared)
     low, high = case.subject.bounds
@@ -144,9 +151,11 @@ def _at_an_end(case: Case) -> Tensor:
     assert grid is not None
     declared: Any = getattr(case.module, "rounding", None)
     levels = case.subject.number_format
-    if not levels.whole:
+    clip_first = getattr(case.module, "clip_first", False)
+    if clip_first or not levels.whole:
+        edges = (levels.low, levels.high) if clip_first else levels.edges(declared)
         steps = case.rounded(case.x).double() / grid.scale.double()
-        return torch.stack([(steps - edge).abs() <= 1e-5 * abs(edge) for edge in levels.edges(declared)]).any(0)
+        return torch.stack([(steps - edge).abs() <= 1e-5 * max(abs(edge), 1e-3) for edge in edges]).any(0)
     steps = case.codes(case.rounded(case.x), grid)
     low, high = case.subject.bounds
     near = 1e-5 * max(1, abs(low), abs(high))
@@ -164,7 +173,8 @@ def _closed_form(case: Case, values: Tensor, weights: Tensor) -> Tensor | None:
         return None
     scale = scale.detach()
     codes = values / scale
-    moved = torch.where(_inside(case), codes - case.rounded(case.x) / scale, codes)
+    inside = 0.0 if getattr(case.module, "clip_first", False) else codes - case.rounded(case.x) / scale
+    moved = torch.where(_inside(case), inside, codes)
     return (weights * moved).sum_to_size(scale.shape)
 
 

@@ -25,6 +25,7 @@ __all__ = ["number_format"]
 
 MOST_BITS = 16  # of formats whose levels are tried one by one
 _EVEN = HalfEven()
+_FIXED = ("half_even", "half_up", "floor", "ceil", "toward_zero")
 Rule = Callable[[NumberFormat], None]
 
 
@@ -49,7 +50,7 @@ def has_levels(levels: NumberFormat) -> None:
     for name, expected in (
         ("low", finite[0]),
         ("high", finite[-1]),
-        ("has_zero", 0.0 in finite),
+        ("has_zero", 0.0 in finite and levels.has_zero),  # counted from a zero point, the level 0 is none
         ("signed", finite[0] < 0),
         ("symmetric", finite[0] == -finite[-1]),
     ):
@@ -109,8 +110,8 @@ def rounds(levels: NumberFormat) -> None:
     zero = torch.where(x < 0, upper, lower)
     astride = (lower < 0) & (upper > 0)  # without a level 0, none of the two is nearer to it
     directed = {"floor": lower, "ceil": upper, "toward_zero": zero}
-    for name, rounding in ROUNDINGS.items():
-        found = levels.nearest(x, rounding())
+    for name in (*_FIXED, "stochastic"):
+        found = levels.nearest(x, ROUNDINGS[name]())
         wrong = (found != lower) & (found != upper)
         if name in directed:
             wrong |= (found != directed[name]) & ~(astride & (name == "toward_zero"))
@@ -124,7 +125,7 @@ def has_one_result(levels: NumberFormat) -> None:
     for dtype in (torch.float32, torch.float64):
         x = _numbers(levels, dtype)
         inside = x[(x >= levels.low) & (x <= levels.high)]
-        for name in ("half_even", "half_up", "floor", "ceil", "toward_zero"):
+        for name in _FIXED:
             rounding = ROUNDINGS[name]()
             _all_equal(levels.nearest(x, rounding), levels.inplace(x.clone(), rounding), f"{name} in place")
             _all_equal(levels.nearest(inside, rounding), levels.covered(inside.clone(), rounding), f"{name} covered")

@@ -2,7 +2,6 @@
 
 import copy
 import inspect
-import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -13,22 +12,45 @@ from torch.utils import _pytree as pytree
 
 import bitwright.nn as qnn
 from bitwright.nn import Slot
-from bitwright.qcore import QuantizerError, values_of
+from bitwright.qcore import QuantizerError, resolve, values_of
 from bitwright.quantizers import Int8Act, Int8BiasOwnScale, Int8Grad, Int8WeightPerTensor, Int32Bias
-from tests.quantizers.shipped import USUAL as QUANTIZERS
+from tests.quantizers.shipped import ALONE as QUANTIZERS
+from tests.quantizers.shipped import USUAL as INTEGERS
+from tests.quantizers.shipped import families, role
 
 # Quantizers
 
-WEIGHTS = {name: each for name, each in QUANTIZERS.items() if "Weight" in name}
-ACTS = {name: each for name, each in QUANTIZERS.items() if "Act" in name}
-BIASES = {name: each for name, each in QUANTIZERS.items() if "Bias" in name}
-FITTING = {"weight": WEIGHTS, "activation": ACTS, "bias": BIASES, "gradient": {"Int8Grad": Int8Grad}}
+WEIGHTS, ACTS, BIASES = (
+    {name: each for name, each in QUANTIZERS.items() if role(name) == wanted}
+    for wanted in ("weight", "activation", "bias")
+)
 USUAL = {"weight": Int8WeightPerTensor, "activation": Int8Act, "bias": Int32Bias, "gradient": Int8Grad}
 
 
-def families(of: Mapping[str, Any]) -> dict[str, Any]:
-    """One quantizer for each name without its bit width: they differ in nothing else."""
-    return {re.sub(r"\d+", "", name): each for name, each in of.items()}
+def kinds(of: Mapping[str, Any]) -> dict[str, Any]:
+    """One quantizer for each combination of parts: levels, granularity, scaling, restriction, zero point, transform."""
+    found: dict[tuple[object, ...], str] = {}
+    for name, each in of.items():
+        quant = resolve(each, {"channel_axis": 0, "channels": 4, "shape": (4, 8)})
+        scaling = getattr(quant, "scaling", None)
+        parts = (
+            *(getattr(quant, part, None) for part in ("number_format", "granularity", "zero_point", "transform")),
+            getattr(scaling, "restriction", None),
+        )
+        found.setdefault((type(quant), type(scaling), *map(type, parts)), name)
+    return {name: of[name] for name in found.values()}
+
+
+KINDS = kinds(QUANTIZERS)
+FEW = {  # what every slot of every layer is tried with
+    **families(INTEGERS),
+    **{name: QUANTIZERS[name] for name in ("Fp8e4m3WeightPerChannel", "MXFloat4e2m1Weight", "BinaryWeightPerTensor")},
+    **{name: QUANTIZERS[name] for name in ("Fp8e4m3Act", "NVFloat4Act", "Int8DynamicActPerToken")},
+}
+FITTING = {
+    wanted: {name: each for name, each in FEW.items() if role(name) == wanted}
+    for wanted in ("weight", "activation", "bias")
+} | {"gradient": {"Int8Grad": Int8Grad}}
 
 
 # Layers

@@ -19,7 +19,6 @@ from tests.conformance.examples import (
     USUAL,
     class_of_torch,
     example_of,
-    families,
     filling,
     floats,
     full,
@@ -46,7 +45,7 @@ def said_whole(message, layer):
 def test_a_slot_takes_every_fitting_quantizer_or_says_why_not(name):
     layer, slot = SLOTS[name]
     taken = 0
-    for quantizer in families(FITTING[slot.role]).values():
+    for quantizer in FITTING[slot.role].values():
         others = {} if slot.role != "bias" else {**full(layer), "output_quant": None}
         others = {key: each for key, each in others.items() if key in full(layer)}
         try:

@@ -20,6 +20,7 @@ from tests.conformance.examples import (
     WEIGHTS,
     full,
     inputs_of,
+    kinds,
     made,
     same,
     seeded,
@@ -34,9 +35,9 @@ def makers() -> Any:
     for name, layer in LAYERS.items():
         yield name, lambda layer=layer: made(layer)
         yield f"{name}, full", lambda layer=layer: made(layer, **full(layer))
-    for name, quantizer in WEIGHTS.items():
+    for name, quantizer in kinds(WEIGHTS).items():
         yield name, lambda quantizer=quantizer: made(qnn.QuantLinear, weight_quant=quantizer)
-    for name, quantizer in ACTS.items():
+    for name, quantizer in kinds(ACTS).items():
         yield name, lambda quantizer=quantizer: made(qnn.QuantIdentity, act_quant=quantizer)
     for name, quantizer in BIASES.items():
         yield name, lambda quantizer=quantizer: made(qnn.QuantLinear, bias_quant=quantizer, input_quant=Int8Act)
