@@ -126,12 +126,12 @@ def _width(call: Call, dialect: Dialect) -> str | None:
             f"it has {width.numel()} bit widths, and {dialect.name} clips a tensor that is computed at run time to "
             f"one. Write {_setting(call, 'bit_width')}=8, or another width for all."
         )
-    if storage_of(call, dialect) is not None:
-        return None
-    if not (call.stored or call.quantizer.follows_input):
-        problem = refusal(call, dialect)
-        if problem is not None or call.follows_input or not call.grid.number_format.whole:
-            return problem
+    computed = not (call.stored or call.quantizer.follows_input)
+    problem = refusal(call, dialect) if computed else None
+    if problem is not None or storage_of(call, dialect) is not None:
+        return problem
+    if computed and (call.follows_input or not call.grid.number_format.whole):
+        return None  # its levels are computed as float32 numbers
     if not call.grid.number_format.whole:
         return _levels(call, dialect)
     kind = "signed" if call.grid.signed else "unsigned"

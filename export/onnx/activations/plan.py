@@ -80,7 +80,7 @@ def _wider_type(number_format: NumberFormat, dialect: Dialect) -> Storage | None
 
 
 def needs_clipping(call: Call, storage: Storage, dialect: Dialect) -> bool:
-    """Whether values have to be clipped before QuantizeLinear: its type has more integers, and some might be reached."""
+    """Whether values have to be clipped before QuantizeLinear, whose type has more integers that might be reached."""
     number_format = call.grid.number_format
     if not isinstance(number_format, Integers) or number_format.bounds == storage.bounds():
         return False

@@ -1,4 +1,4 @@
-"""Scales that follow the input and are worked out by what ONNX has no operators for, named once an export has failed."""
+"""Scales that follow the input and that ONNX has no operators for, named once an export has failed."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -42,8 +42,8 @@ def naming_untraceable(recording: Recording, dialect: Dialect) -> Iterator[None]
 def _untraceable(recording: Recording) -> list[str]:
     following = {call.path: call for call in recording if call.follows_input and not call.stored}
     return [
-        f"{path}: its scale follows the input, and torch.onnx.export has no operators for how {_scaling(call)} works it "
-        "out. Write statistic='abs_max', or scaling='calibrated' and run some batches in training mode."
+        f"{path}: its scale follows the input, and torch.onnx.export has no operators for how {_scaling(call)} works "
+        "it out. Write statistic='abs_max', or scaling='calibrated' and run some batches in training mode."
         for path, call in following.items()
         if not _exports(call)
     ]

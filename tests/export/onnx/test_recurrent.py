@@ -11,7 +11,16 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import bitwright.nn as qnn
 from bitwright.export import ExportError, export_onnx_integer, export_onnx_qcdq, export_onnx_qdq, verify_onnx
-from bitwright.quantizers import Fp8e4m3Act, Fp8e4m3DynamicAct, Int8DynamicAct, MXFloat4e2m1Act, Int8Act, Int16ActPowerOfTwo, Int32Bias, Uint8Act
+from bitwright.quantizers import (
+    Fp8e4m3Act,
+    Fp8e4m3DynamicAct,
+    Int8Act,
+    Int8DynamicAct,
+    Int16ActPowerOfTwo,
+    Int32Bias,
+    MXFloat4e2m1Act,
+    Uint8Act,
+)
 
 pytest.importorskip("onnxruntime")
 

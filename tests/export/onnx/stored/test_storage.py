@@ -228,13 +228,6 @@ REFUSALS = {
         "integer dialect has integers only. Write export_onnx_qdq, which stores them as UINT4 codes + table of 16 "
         "levels, or quantize to integers.",
     ),
-    "integer operators, signs": (
-        export_onnx_integer,
-        BinaryWeightPerTensor,
-        {},
-        "export_onnx_integer: 1 quantizer of this model can't be given as integers:\n  weight_quant: its levels are "
-        "binary, no integers. Quantize it to integers.",
-    ),
     "too wide": (
         export_onnx_qdq,
         Wide,
