@@ -84,8 +84,8 @@ def export_onnx_qdq(
     A width that is not a type takes the next wider one, and values are clipped before they are quantized. Narrow types
     are young: 16 and 4 bits need opset 21, 2 bits opset 25. The rest is as in `export_onnx_qcdq`.
 
-    Activations in 8-bit floats (opset 19) are QuantizeLinear nodes, too. Those in other number formats are computed by the
-    format's own arithmetic, and so are scales that follow the input.
+    Activations in 8-bit floats (opset 19) are QuantizeLinear nodes, too. Those in other number formats are computed by
+    the format's own arithmetic, and so are scales that follow the input.
 
     Args:
         module: a model with quantized layers, float32.
