@@ -137,7 +137,7 @@ class ShiftedUint4ActLSQPlus(ShiftedUint4Act):
 class Uint4ActPACT(Uint4Act):
     """Activations by PACT: a learned clipping level that starts at 10, moved by what lies beyond it alone.
 
-    Add ``range_penalty(model)`` times the weight decay to the loss: without it the level stays too high. Choi et al.,
+    Add ``0.5 * weight_decay * range_penalty(model)`` to the loss: without it the level stays too high. Choi et al.,
     "PACT: Parameterized Clipping Activation for Quantized Neural Networks", 2018.
 
     Example:

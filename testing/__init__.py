@@ -12,7 +12,9 @@ except ModuleNotFoundError as error:
 
 from . import strategies as quantizer_strategies
 from .formats import check_format
-from .golden.oracle import Vector, golden_vectors
+from .golden.level_vectors import BlockVector, golden_blocks
+from .golden.oracle import golden_vectors
+from .golden.vector import Vector
 from .kit import check_quantizer
 from .plot import plot_model, plot_quantizer
 from .registry import CHECKS, Check, register_check
@@ -21,6 +23,7 @@ from .strategies import Placement
 from .subject import Case, Draw, Subject
 
 __all__ = [
+    "BlockVector",
     "CHECKS",
     "Case",
     "Check",
@@ -36,6 +39,7 @@ __all__ = [
     "Vector",
     "check_format",
     "check_quantizer",
+    "golden_blocks",
     "golden_vectors",
     "plot_model",
     "plot_quantizer",

@@ -11,6 +11,7 @@ from ..nn.contexts.intercepting import intercepted, quantizers_of
 from ..qcore import BitwrightError, BitwrightWarning, Grid, QuantizerError, TensorQuant, values_of
 from ..qcore.declare.inject import QuantizerType
 from ..qcore.models import require_model, shown
+from .places import Places
 from .subject import Subject
 
 if TYPE_CHECKING:
@@ -48,11 +49,12 @@ def plot_quantizer(quantizer: Any, *, scale: float | None = None, role: str | No
     figure_class = _figure_class("plot_quantizer")
     module, context, grid = _ready(quantizer, scale, role)
     step, shift = float(grid.scale.reshape(-1)[0]), _first(grid.zero_point)
-    low, high = ((end - shift) * step for end in grid.bounds)
+    low, high = ((end - shift) * step for end in _ends(grid))
     margin = 0.15 * (high - low) if _stays(module, context, grid) else 0.0  # else values beyond the range would move it
     x, y, slope, grid = _curve(module, context, torch.linspace(low - margin, high + margin, 4001))
     step, shift = float(grid.scale.reshape(-1)[0]), _first(grid.zero_point)
-    low, high = ((end - shift) * step for end in grid.bounds)
+    low, high = ((end - shift) * step for end in _ends(grid))
+    gap = Places(grid.number_format).gap(torch.as_tensor(x) / step + shift).numpy()
 
     figure = figure_class(figsize=(11, 7.5), layout="constrained")
     figure.suptitle(_title(quantizer, grid), fontsize=12)
@@ -67,8 +69,8 @@ def plot_quantizer(quantizer: Any, *, scale: float | None = None, role: str | No
     staircase.set(title="Staircase", ylabel="value")
     staircase.legend(loc="upper left", fontsize=8)
     error.plot(x, (y - x) / step, color=_BLUE, linewidth=0.8)
-    error.axhspan(-0.5, 0.5, color=_GREY, alpha=0.15)
-    error.set(title="Error", ylabel="steps (band: half a step)")
+    error.fill_between(x, -gap / 2, gap / 2, color=_GREY, alpha=0.15, linewidth=0)
+    error.set(title="Error", ylabel="steps (band: half the distance of levels)")
     gradient.plot(x, slope, color=_RED, linewidth=1.2)
     gradient.set(
         title="Gradient", ylabel="d value / d x", ylim=(min(-0.1, slope.min()) - 0.05, max(1.1, slope.max()) + 0.05)
@@ -78,9 +80,9 @@ def plot_quantizer(quantizer: Any, *, scale: float | None = None, role: str | No
 
 
 def plot_model(model: nn.Module, batch: object, *, columns: int = 3) -> "Figure":
-    """Every quantizer of a model on one page: its input values, its range, and how often each integer occurs.
+    """Every quantizer of a model on one page: its input values, its range, and how often each level occurs.
 
-    The bars count integers. The titles give the share of clipped values and of integers that never occur.
+    The bars count integers, or levels in their order. The titles give the share of clipped values and of integers that never occur.
 
     Args:
         model: a model with quantized layers; it is evaluated on the batch, and its mode is restored.
@@ -140,8 +142,7 @@ def _ready(quantizer: Any, scale: float | None, role: str | None) -> tuple[Tenso
             "module of a layer, such as layer.weight_quant."
         )
     subject = Subject(quantizer, role)
-    low, high = subject.bounds
-    unit = scale or 1 / max(-low, high)
+    unit = scale or 1 / max(-subject.number_format.low, subject.number_format.high)
     shape = (1,) * (len(subject.example) - 1) + (64,) if len(subject.example) > 1 else (1,)
     module, context = subject.build(shape), subject.context(shape, unit)
     with warnings.catch_warnings():
@@ -156,7 +157,7 @@ def _ready(quantizer: Any, scale: float | None, role: str | None) -> tuple[Tenso
 def _stays(module: TensorQuant, context: tuple[Grid, ...], grid: Grid) -> bool:
     """Whether a larger input leaves the grid unchanged."""
     low, high = (float(end) for end in (grid.scale.min(), grid.scale.max()))
-    x = torch.full((1, 8) if not context else (1,), 1e3 * high * max(map(abs, grid.bounds)))
+    x = torch.full((1, 8) if not context else (1,), 1e3 * high * max(map(abs, _ends(grid))))
     with torch.no_grad():
         after = module.eval().quantize(x, *context)[1]
     return after is not None and float(after.scale.max()) == high and float(after.scale.min()) == low
@@ -179,36 +180,38 @@ def _curve(
 
 
 def _draw_grid(axes: "Axes", grid: Grid, step: float, shift: float) -> None:
-    """The integers and the values they represent, as many as can be distinguished."""
-    low, high = grid.bounds
-    count = high - low + 1
+    """The levels and the values they represent, as many as can be distinguished."""
+    places, kind = Places(grid.number_format), _kind(grid)
+    low, high = _ends(grid)
+    count = places.high - places.low + 1
     if count <= 257:
-        values = (torch.arange(low, high + 1) - shift) * step
+        values = (places.steps(torch.arange(places.low, places.high + 1)) - shift) * step
         axes.vlines(values.numpy(), 0, 1, color=_BLUE, linewidth=1.5 if count <= 64 else 0.5)
     else:  # closer than the plot can resolve
         axes.fill_between([(low - shift) * step, (high - shift) * step], 0, 1, color=_BLUE)
     sides = {low: "left", high: "right"}
-    for code in {low, int(shift), high}:
+    for code in {low, shift, high}:
         place = (code - shift) * step
-        axes.annotate(f"{code}\n{place:.4g}", (place, 1.05), ha=sides.get(code, "center"), va="bottom", fontsize=8)
-    axes.set(
-        title=f"Grid: {count} integers, {low} to {high}", xlabel=f"value (scale {step:.6g})", ylim=(0, 1.6), yticks=[]
-    )
+        axes.annotate(f"{code:.9g}\n{place:.4g}", (place, 1.05), ha=sides.get(code, "center"), va="bottom", fontsize=8)
+    title = f"Grid: {count} {kind}, {low:.10g} to {high:.10g}"
+    axes.set(title=title, xlabel=f"value (scale {step:.6g})", ylim=(0, 1.6), yticks=[])
 
 
 def _draw_codes(axes: "Axes", path: str, values: Tensor, grid: Grid) -> None:
-    low, high = grid.bounds
-    steps = values.double() / grid.scale
-    codes = steps.round() + (0 if grid.zero_point is None else grid.zero_point)
+    places = Places(grid.number_format)
+    low, high = places.low, places.high
+    steps = values.double() / grid.along(grid.scale, values.shape)
+    shift = 0 if grid.zero_point is None else grid.along(grid.zero_point, values.shape)
+    codes = (places.of(steps) + shift).round()
     clipped = float(((codes < low) | (codes > high)).double().mean()) if codes.numel() else 0.0
     codes = codes.clamp(low, high).reshape(-1)
-    kind = f"{'' if grid.signed else 'u'}int{int(grid.bit_width)}{' narrow' if grid.narrow_range else ''}"
+    kind, counted = str(grid.number_format), _kind(grid)
     if high - low < 1 << 12:
         used = torch.bincount((codes - low).long(), minlength=high - low + 1)
-        dead = f"{int((used == 0).sum())} of {len(used)} integers dead"
+        dead = f"{int((used == 0).sum())} of {len(used)} {counted} dead"
         axes.bar(range(low, high + 1), used.numpy(), width=1.0, color=_BLUE)
     else:
-        dead = f"{int(codes.unique().numel())} of {high - low + 1} integers used"
+        dead = f"{int(codes.unique().numel())} of {high - low + 1} {counted} used"
         axes.hist(codes.numpy(), bins=64, color=_BLUE)
         low, high = (int(codes.min()), int(codes.max())) if codes.numel() else (low, high)
     axes.axvspan(low - 0.5, high + 0.5, color=_LIGHT, zorder=0)
@@ -216,7 +219,8 @@ def _draw_codes(axes: "Axes", path: str, values: Tensor, grid: Grid) -> None:
     axes.set_title(f"{path}: {kind}\n{100 * clipped:.3g} % clipped, {dead}", fontsize=9)
     numbers = values.double()
     found = f"values {numbers.min():.3g} to {numbers.max():.3g}" if values.numel() else "no values"
-    axes.set_xlabel(f"integer; {found}, scale {_scales(grid)}", fontsize=8)
+    axis = "integer" if grid.number_format.whole else "level, counted from 0"
+    axes.set_xlabel(f"{axis}; {found}, scale {_scales(grid)}", fontsize=8)
     axes.tick_params(labelsize=8)
 
 
@@ -250,6 +254,15 @@ def _title(quantizer: Any, grid: Grid) -> str:
 def _scales(grid: Grid) -> str:
     low, high = float(grid.scale.min()), float(grid.scale.max())
     return f"{low:.3g}" if low == high else f"{low:.3g} to {high:.3g}"
+
+
+def _ends(grid: Grid) -> tuple[float, float]:
+    """The lowest and the highest level."""
+    return grid.number_format.low, grid.number_format.high
+
+
+def _kind(grid: Grid) -> str:
+    return "integers" if grid.number_format.whole else f"levels of {grid.number_format}"
 
 
 def _first(zero_point: Tensor | None) -> int:

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 from torch import Tensor
 
-from ..qcore import Grid, Integers
+from ..qcore import E2M1, E4M3, NF4, Codebook, Grid, Integers, Minifloat, NumberFormat, OddIntegers
 from .places import Places
 
 __all__ = [
@@ -30,6 +30,7 @@ __all__ = [
     "bit_widths",
     "dtypes",
     "grids",
+    "number_formats",
     "place",
     "placements",
     "scales",
@@ -102,6 +103,8 @@ def scales() -> SearchStrategy[float]:
 def grids(draw: st.DrawFn, smallest: int = 2, largest: int = 8, zero_points: bool = True) -> Grid:
     """Integer grids with one scale, of any width, signedness and range; some with a zero point.
 
+    Of other levels: ``grids().map(lambda grid: grid.replace(number_format=E4M3, zero_point=None))``.
+
     Example:
         >>> from hypothesis import find
         >>> find(grids(), lambda grid: not grid.signed).bounds
@@ -113,6 +116,25 @@ def grids(draw: st.DrawFn, smallest: int = 2, largest: int = 8, zero_points: boo
     if zero_points and draw(st.booleans()):
         grid = grid.replace(zero_point=torch.tensor(float(draw(st.integers(*grid.bounds)))))
     return grid
+
+
+def number_formats(largest: int = 8) -> SearchStrategy[NumberFormat]:
+    """Levels of every kind, of so many bits at most: integers, floats, tables, levels without 0; ready ones and others.
+
+    Example:
+        >>> from hypothesis import find
+        >>> find(number_formats(), lambda levels: not levels.whole)
+        Codebook(levels=(0.0, 1.0))
+    """
+    integers = st.builds(Integers, bit_widths(2, largest), st.booleans(), st.booleans())
+    wholes = st.lists(st.integers(-64, 64), min_size=2, max_size=2 ** min(largest, 4), unique=True)
+    tables = wholes.map(lambda found: Codebook(sorted(found)))
+    odd = st.builds(OddIntegers, st.integers(1, min(largest, 8)))
+    ready = [each for each in (E2M1, NF4, E4M3) if each.bits <= largest]
+    floats = st.integers(1, min(largest - 1, 5)).flatmap(
+        lambda exponent: st.integers(0, largest - 1 - exponent).map(lambda mantissa: Minifloat(exponent, mantissa))
+    )
+    return st.one_of(integers, tables, odd, *([st.sampled_from(ready)] if ready else []), floats)
 
 
 class Placement(NamedTuple):

@@ -79,10 +79,12 @@ def export_onnx_qdq(
     verify: bool = True,
     **options: object,
 ) -> torch.onnx.ONNXProgram:
-    """Export a model to ONNX in its narrow integer types: (U)INT2, (U)INT4, (U)INT8, (U)INT16.
+    """Export a model to ONNX in its narrow types: (U)INT2, (U)INT4, (U)INT8, (U)INT16, and the 8-bit floats.
 
-    A width that is not a type takes the next wider one, and values are clipped before they are quantized. Narrow types
-    are young: 16 and 4 bits need opset 21, 2 bits opset 25. The rest is as in `export_onnx_qcdq`.
+    A width that is not a type takes the next wider one, and values are clipped before they are quantized. Weights in
+    other number formats are stored in a type that has all their levels, or as codes beside a table of them, whichever
+    takes fewer bits; `storage_report` says how. Narrow types are young: 8-bit floats need opset 19, 16 and 4 bits
+    opset 21, 2 bits opset 25. The rest is as in `export_onnx_qcdq`.
 
     Activations in 8-bit floats (opset 19) are QuantizeLinear nodes, too. Those in other number formats are computed by
     the format's own arithmetic, and so are scales that follow the input.

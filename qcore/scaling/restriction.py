@@ -151,13 +151,12 @@ class MXScale(FloatScale):
         unit = number_format.power if levels.whole else 1
         power = number_format.power / unit
         if self.rule == "rceil":
-            found = next_power_of_two(known / (levels.high / unit), "ceil")
-        elif self.rule == "ceil":
-            found = next_power_of_two(known, "ceil") / power
+            found = next_power_of_two((known / (levels.high / unit)).clamp_min(_TINY), "ceil")
         else:
+            known = (known / power).clamp_min(_TINY)  # first, so that what follows neither overflows nor vanishes
             if self.rule == "even":
                 known = known + next_power_of_two(known, "floor") * 2.0 ** -(number_format.mantissa_bits + 1)
-            found = next_power_of_two(known, "floor") / power
+            found = next_power_of_two(known, "ceil" if self.rule == "ceil" else "floor")
         return _straight(magnitude, found.clamp(_E8M0_LOW, _E8M0_HIGH) / unit)
 
     def covers(self, number_format: Levels) -> bool:
@@ -168,6 +167,7 @@ class MXScale(FloatScale):
 
 
 _E8M0_LOW, _E8M0_HIGH = 2.0**-127, 2.0**127
+_TINY = 2.0**-129  # whatever is rounded from here is below the lowest
 
 
 class TwoLevel(FloatScale):

@@ -1,6 +1,7 @@
 """The clock of a quantizer: how many training forwards there were, for settings that change with them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Self
 
 import torch
@@ -39,11 +40,13 @@ class Clock(nn.Module):
     """
 
     steps: Tensor
+    _read: Tensor | None
 
     def __init__(self, after: int = 0, device: Device = None) -> None:
         super().__init__()
         self.after = counted("after", after, 0)
         self.calls = 1
+        self._read = None
         self.settings: list[Annealed] = []
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64, device=device))
 
@@ -70,9 +73,25 @@ class Clock(nn.Module):
         if self.training and not in_backward() and counting():
             self.steps.add_(1)
 
+    def counter(self) -> Tensor:
+        """The count; in a graph a copy, as the backward pass must not work it out again from what has moved on."""
+        if self._read is not None:
+            return self._read
+        return torch.ops.bitwright.snapshot(self.steps) if torch.compiler.is_compiling() else self.steps
+
+    @contextmanager
+    def reading(self, count: Tensor) -> Iterator[None]:
+        """A block in which the count is that of a graph, which writes it to the state at its end."""
+        vars(self)["_read"] = count
+        try:
+            yield
+        finally:
+            vars(self)["_read"] = None
+
     def position(self) -> Tensor:
         """Training forwards of the model before the one that is running, or, in evaluation, until now."""
-        done = (self.steps - 1).clamp_min(0) if self.training else self.steps
+        steps = self.counter()
+        done = (steps - 1).clamp_min(0) if self.training else steps
         return done if self.calls == 1 else torch.div(done, self.calls, rounding_mode="floor")
 
     @property
@@ -95,7 +114,7 @@ class Clock(nn.Module):
             return
         position = self.position()
         if not self._known(position, self.after + 1):
-            again = (position <= self.after) & ((self.steps - 1) % self.calls == 0)
+            again = (position <= self.after) & ((self.counter() - 1) % self.calls == 0)
             scaling.steps.mul_(~again)
 
     def _known(self, position: Tensor, least: int) -> bool:
@@ -172,10 +191,11 @@ def clock_for(after: object, parts: Sequence[object], device: Device = None) -> 
     if clock is None:
         return None
     clock.settings = found
-    for part in parts if start else ():
+    for part in parts:
         if isinstance(part, CalibratedScaling):  # it is measured for as long as nothing is quantized
             part.calibration_steps = max(part.calibration_steps, start)
-        elif isinstance(part, LearnedScaling):
+            vars(part)["clock"] = clock  # no module of its own
+        elif start and isinstance(part, LearnedScaling):
             part.renewed = part.max_value is None
     return clock
 
@@ -195,3 +215,14 @@ def _all_of(parts: Sequence[object]) -> list[Any]:
             held = {**getattr(part, "_modules", {}), **vars(part)}
             queue += [held[name] for name in _PARTS if name in held]
     return found
+
+
+# Graphs work out again in the backward pass what is cheap, from state that has been counted on since: not this
+@torch.library.custom_op("bitwright::snapshot", mutates_args=())
+def _snapshot(steps: Tensor) -> Tensor:
+    return steps.clone()
+
+
+@_snapshot.register_fake
+def _(steps: Tensor) -> Tensor:
+    return torch.empty_like(steps)

@@ -208,9 +208,13 @@ class A2QPlus(A2Q):
 
         max(p * high - n * low, n * high - p * low) + |bias / scale| < 2**(P - 1)
 
-    After Colbert et al., "A2Q+: Improving Accumulator-Aware Weight Quantization" (2024), where ``p = n``.
+    After Colbert et al., "A2Q+: Improving Accumulator-Aware Weight Quantization" (2024), where ``p = n``. The limit
+    holds without centring, too; ``centred=False`` leaves the mean, so that training starts nearer to the first weights,
+    of which positive and negative ones are projected apart.
 
-    Args are those of `A2Q`.
+    Args are those of `A2Q`, and
+
+        centred: whether each output channel's mean is taken off.
 
     Example:
         >>> import bitwright.nn as qnn
@@ -225,12 +229,57 @@ class A2QPlus(A2Q):
 
     name = "A2Q+"
 
+    def __init__(
+        self,
+        accumulator_bit_width: int,
+        int_range: IntRange,
+        rounding: Rounding,
+        channel_axis: int,
+        granularity: Granularity,
+        zero_point: object = None,
+        input_bit_width: int | None = None,
+        input_signed: bool | None = None,
+        centred: bool = True,
+        channels: int | None = None,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(
+            accumulator_bit_width,
+            int_range,
+            rounding,
+            channel_axis,
+            granularity,
+            zero_point,
+            input_bit_width,
+            input_signed,
+            channels,
+            device,
+            dtype,
+        )
+        self.centred = check_flag("centred", centred)
+        if not centred:  # a threshold for each sign
+            self.threshold = _Threshold(None if channels is None else 2 * channels, device, dtype)
+
     def forward(self, weight: Tensor, inputs: Grid | None) -> Tensor:
         """The weight less its mean, for each output channel."""
         dims = [dim for dim in range(weight.ndim) if dim != self.channel_axis % weight.ndim]
-        if not dims:
+        if not (dims and self.centred):
             return weight
         return weight - torch.nan_to_num(weight.mean(dims, keepdim=True), 0.0, 0.0, 0.0)  # one NaN is not for all
+
+    def scheme(self) -> str:
+        return super().scheme() if self.centred else f"{super().scheme()}, not centred"
+
+    def _shrunk(self, weight: Tensor, radius: Tensor) -> Tensor:
+        if self.centred:
+            return super()._shrunk(weight, radius)
+        rows = by_channel(weight.detach(), self.channel_axis)
+        each = radius.expand(rows.shape[0]) / 2
+        signs = torch.cat([rows.clamp_min(0.0), rows.clamp_max(0.0)])
+        thresholds = self.threshold.for_rows(signs, torch.cat([each, each])).reshape(2, -1)
+        up, down = (beside(threshold, weight, self.channel_axis) for threshold in thresholds)
+        return weight - torch.maximum(torch.minimum(weight.detach(), up), -down)
 
     def _heaviest(self, low: float, high: float) -> float:
         return (high - low) / 2

@@ -106,6 +106,8 @@ def rounds(levels: NumberFormat) -> None:
     """Every shipped rounding goes to one of the two levels around a number: floor to the lower, ceil to the upper."""
     x = _numbers(levels, torch.float32)
     x = x[(x > levels.low) & (x < levels.high)]
+    known = _levels(levels)
+    x = x[~torch.isin(x, known[known.float().double() != known].float())]  # beside a level that float32 can't hold
     lower, upper = (each.float() for each in _around(levels, x))
     zero = torch.where(x < 0, upper, lower)
     astride = (lower < 0) & (upper > 0)  # without a level 0, none of the two is nearer to it

@@ -21,7 +21,8 @@ class Levels:
     Attributes:
         name: of the format, and its file.
         values: the number of each code from 0 on; None where a code stands for none.
-        ties: where a number in the middle of two goes, ``"even"`` (the even code) or ``"up"``.
+        ties: where a number in the middle of two goes: ``"even"`` to the even code, ``"up"``, or ``"away"`` to the
+            larger magnitude, unless one of the two is 0.
 
     Example:
         >>> LEVELS["binary"].values, LEVELS["binary"].nearest(-0.25)
@@ -69,7 +70,8 @@ class Levels:
 
     def _goes_up(self, rounding: str, exact: Fraction, lower: Fraction, upper: Fraction, high: int) -> bool:
         middle = (lower + upper) / 2
-        tie_up = {"half_even": high % 2 == 0 if self.ties == "even" else True, "half_up": True}
+        away = lower > 0 or upper == 0
+        tie_up = {"half_even": {"even": high % 2 == 0, "up": True, "away": away}[self.ties], "half_up": True}
         toward_zero = exact < 0 if lower * upper >= 0 else exact > middle
         directed = {"floor": False, "ceil": True, "toward_zero": toward_zero}
         if rounding in directed:
@@ -126,7 +128,8 @@ def _float(name: str, exponent_bits: int, mantissa_bits: int, bias: int, special
             "fnuz": code == sign,
         }[specials]
         values.append(None if special else -number if code >= sign else number)
-    return Float(name, tuple(values), "even", exponent_bits, mantissa_bits, specials)
+    ties = "even" if mantissa_bits else "away"  # in units of their distance, one of two powers of two is odd
+    return Float(name, tuple(values), ties, exponent_bits, mantissa_bits, specials)
 
 
 _NF4 = (

@@ -1,6 +1,6 @@
 """Golden vectors: chosen numbers quantized in every format, computed without torch and without this library.
 
-The oracles are the definitions of ONNX ``QuantizeLinear`` written in numpy with exact fractions, and for formats that
+For integers, the oracles are the definitions of ONNX ``QuantizeLinear`` written in numpy with exact fractions, and for formats that
 `ml_dtypes` has (int2, uint2, int4, uint4) a check that its types hold exactly the same integers. The vectors are beside
 this file in ``golden/``, one JSON file for each format; float32 numbers are written as
 their bits in hexadecimal.
@@ -13,14 +13,16 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
-from pathlib import Path
 
 import numpy as np
 
-__all__ = ["FORMATS", "VERSION", "Format", "Vector", "golden_vectors", "made", "written"]
+from .levels import LEVELS
+from .level_vectors import read
+from .vector import FOLDER, Vector, bits_of, numbers_of
+
+__all__ = ["FORMATS", "VERSION", "Format", "golden_vectors", "made", "written"]
 
 VERSION = 1  # of the files: raise it when the numbers change, and say why in the changelog
-FOLDER = Path(__file__).parent / "vectors"
 
 
 @dataclass(frozen=True)
@@ -65,31 +67,6 @@ def _formats() -> Iterator[Format]:
 FORMATS = {each.name: each for each in _formats()}
 ROUNDINGS = ("half_even", "half_up", "floor", "ceil", "toward_zero")
 SCALES = (1.0, 0.1, 1 / 3, 1 / 127, 3.0, 1e-6)
-
-
-@dataclass(frozen=True)
-class Vector:
-    """Numbers, a grid and a rounding, with the results.
-
-    Attributes:
-        scale: float32.
-        zero_point: an integer of the format.
-        rounding: as in the attribute ``rounding`` of a quantizer.
-        x: float32 numbers to quantize.
-        codes: their integers.
-        values: the float32 values of these integers.
-
-    Example:
-        >>> golden_vectors("int4")[0].values.dtype.name
-        'float32'
-    """
-
-    scale: float
-    zero_point: int
-    rounding: str
-    x: np.ndarray
-    codes: np.ndarray
-    values: np.ndarray
 
 
 def rounded(quotient: Fraction, rounding: str) -> int:
@@ -178,9 +155,9 @@ def written(form: Format) -> str:
         if first is each:
             vectors.append(
                 {
-                    "scale": _bits(np.array([each.scale])),
+                    "scale": bits_of(np.array([each.scale])),
                     "zero_point": each.zero_point,
-                    "x": _bits(each.x),
+                    "x": bits_of(each.x),
                     "codes": {},
                 }
             )
@@ -189,31 +166,29 @@ def written(form: Format) -> str:
     return json.dumps({**head, "vectors": vectors}, indent=1) + "\n"
 
 
-def _bits(numbers: np.ndarray) -> str:
-    """float32 numbers as their bits in hexadecimal: 1.0 is 3f800000."""
-    return " ".join(f"{each:08x}" for each in numbers.astype(np.float32).view(np.uint32).tolist())
-
-
-def _numbers(bits: str) -> np.ndarray:
-    return np.array([int(each, 16) for each in bits.split()], dtype=np.uint32).view(np.float32)
-
-
 def golden_vectors(name: str) -> list[Vector]:
     """The vectors of a format, as stored in ``golden/``.
 
+    Args:
+        name: of integers, such as ``int4_narrow`` or ``uint8_shifted``; ``e4m3fn``, ``e5m2``, ``e4m3fnuz``,
+            ``e5m2fnuz``, ``e3m2fn``, ``e2m3fn``, ``e2m1fn``, ``e3m0b7fn`` (powers of two), ``nf4``, ``binary`` or
+            ``ternary``.
+
     Raises:
-        KeyError: a name that is not in `FORMATS`.
+        KeyError: another name.
 
     Example:
         >>> first = golden_vectors("int4")[0]
         >>> first.scale, first.rounding, int(first.codes.min()), int(first.codes.max())
         (1.0, 'half_even', -8, 7)
     """
+    if name in LEVELS:
+        return read(LEVELS[name])
     content = json.loads((FOLDER / f"{FORMATS[name].name}.json").read_text(encoding="utf-8"))
     found = []
     for each in content["vectors"]:
-        scale, zero_point = float(_numbers(each["scale"])[0]), each["zero_point"]
-        x = _numbers(each["x"])
+        scale, zero_point = float(numbers_of(each["scale"])[0]), each["zero_point"]
+        x = numbers_of(each["x"])
         for rounding, text in each["codes"].items():
             codes = np.array(text.split(), dtype=np.int64)
             values = (codes - zero_point).astype(np.float32) * np.float32(scale)

@@ -45,9 +45,7 @@ class Zoo(nn.Module):
 
 def zoos() -> dict[str, tuple[list[Any], Any]]:
     linears = [made(qnn.QuantLinear, weight_quant=each) for each in kinds(WEIGHTS).values()]
-    biases = [
-        made(qnn.QuantLinear, bias_quant=each, input_quant=Int8Act(scale=0.1)) for each in kinds(BIASES).values()
-    ]
+    biases = [made(qnn.QuantLinear, bias_quant=each, input_quant=Int8Act(scale=0.1)) for each in kinds(BIASES).values()]
     acts = [made(qnn.QuantIdentity, act_quant=each, return_quant_tensor=True) for each in kinds(ACTS).values()]
     functions = [made(each) for name, each in ACT_LAYERS.items() if EXAMPLES[name] is ELEMENTWISE]
     return {

@@ -1,12 +1,14 @@
 """Every check fails for a quantizer that breaks its rule, and for that one only."""
 
+from typing import NamedTuple
+
 import pytest
 import torch
 from torch import nn
 
-from bitwright.qcore import IntQuant, IntRange, RunningScaling
+from bitwright.qcore import IntQuant, IntRange, NumberFormat, RunningScaling
 from bitwright.qcore.kernels.derivatives import clamp_through
-from bitwright.quantizers import Int4Act, Int8Act, Int8WeightPerChannel, Int8WeightPerTensor
+from bitwright.quantizers import Fp8e4m3Act, Int4Act, Int8Act, Int8WeightPerChannel, Int8WeightPerTensor
 from bitwright.testing import CHECKS, check_quantizer
 
 COSTLY = ("compiled", "export_qcdq", "export_qdq")
@@ -61,6 +63,24 @@ class Running4(Int4Act):
 
 class Running(Int8Act):
     scaling = "running"
+
+
+class Untrue(NamedTuple("_Untrue", [("bit_width", int)]), NumberFormat):
+    """Levels whose codes stand for others."""
+
+    __slots__ = ()
+
+    @property
+    def levels(self):
+        return tuple(map(float, range(2**self.bit_width)))
+
+    def encode(self, steps):
+        return super().encode(steps).clamp_max(2)
+
+
+@breaks("number_format")
+class CodesOfOthers(Fp8e4m3Act):
+    number_format = Untrue(2)
 
 
 # Where values go

@@ -8,7 +8,15 @@ from torch import nn
 
 import bitwright.nn as qnn
 from bitwright.qcore import BitwrightError
-from bitwright.quantizers import Int4Act, Int8WeightPerChannel, Int32Bias, ShiftedUint4Act
+from bitwright.quantizers import (
+    BinaryAct,
+    Fp4e2m1Act,
+    Int4Act,
+    Int8WeightPerChannel,
+    Int32Bias,
+    NF4Weight,
+    ShiftedUint4Act,
+)
 from bitwright.testing import plot_model, plot_quantizer
 
 pytest.importorskip("matplotlib")
@@ -21,6 +29,9 @@ pytest.importorskip("matplotlib")
         (ShiftedUint4Act, "Grid: 16 integers, 0 to 15"),
         (Int8WeightPerChannel, "Grid: 255 integers, -127 to 127"),
         (Int32Bias, "Grid: 4294967296 integers, -2147483648 to 2147483647"),
+        (Fp4e2m1Act, "Grid: 15 levels of e2m1fn, -6 to 6"),
+        (NF4Weight, "Grid: 16 levels of nf4, -1 to 1"),
+        (BinaryAct, "Grid: 2 levels of binary, -1 to 1"),
     ],
     ids=repr,
 )
@@ -37,6 +48,19 @@ def test_curves_are_the_quantizer():
     assert x.min() < -4.5
     assert abs(error.lines[0].get_ydata()[abs(x) < 3.5]).max() <= 0.5
     assert sorted(set(gradient.lines[0].get_ydata())) == [0.0, 1.0]
+
+
+def test_curves_of_a_minifloat():
+    staircase, error, *_ = plot_quantizer(Fp4e2m1Act, scale=0.5).axes
+    x, y = staircase.lines[1].get_data()
+    assert sorted({abs(each) for each in y}) == [0, 0.25, 0.5, 0.75, 1, 1.5, 2, 3]
+    assert abs(error.lines[0].get_ydata()[abs(x) < 3]).max() <= 1
+
+
+def test_model_with_other_levels_than_integers():
+    model = nn.Sequential(qnn.QuantIdentity(act_quant=Fp4e2m1Act, scale=1.0))
+    figure = plot_model(model, torch.tensor([-9.0, 0.0, 0.6, 6.0]))
+    assert figure.axes[0].get_title() == "0.act_quant: e2m1fn\n25 % clipped, 11 of 15 levels of e2m1fn dead"
 
 
 def test_module_as_it_stands():

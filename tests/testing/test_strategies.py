@@ -4,7 +4,7 @@ import torch
 from hypothesis import find, given
 from hypothesis import strategies as st
 
-from bitwright.qcore import Grid, Integers
+from bitwright.qcore import E4M3, Codebook, Grid, Integers, Minifloat, OddIntegers
 from bitwright.testing import quantizer_strategies as strategies
 
 
@@ -39,6 +39,24 @@ def test_smallest_tensor_is_zero():
 def test_scales_are_exact_in_float32(scale):
     assert scale > 0
     assert torch.tensor(scale).item() == scale
+
+
+def test_number_formats_of_every_kind():
+    for kind in (Integers, Codebook, Minifloat, OddIntegers):
+        assert type(find(strategies.number_formats(), lambda levels, kind=kind: type(levels) is kind)) is kind
+
+
+@given(st.data())
+def test_number_formats_have_the_bits_asked_for(data):
+    levels = data.draw(strategies.number_formats(4))
+    assert levels.bits <= 4
+    assert len(set(levels.levels)) >= 2
+
+
+def test_ties_of_other_levels_are_found():
+    grid = Grid(torch.tensor(0.5), number_format=E4M3)
+    tie = 1.5 * 2.0**-9 * 0.5  # between the two smallest levels
+    assert find(strategies.tensors(grid, (1,)), lambda x: bool(x == tie)).tolist() == [tie]
 
 
 def test_zero_point_moves_places():

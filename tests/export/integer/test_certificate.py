@@ -9,6 +9,7 @@ from torch import Tensor, nn
 import bitwright.nn as qnn
 from bitwright.export import ExportError, accumulator_report, run_integers
 from bitwright.quantizers import (
+    Int8Act,
     Int8WeightPerChannelA2Q,
     Int8WeightPerChannelA2QPlus,
     Int32Bias,
@@ -74,6 +75,27 @@ def test_worst_input_reaches_the_bound_and_no_more(kind: Any) -> None:
     assert int(reached.high[0]) >= int(row.worst.high[0]) - bias
     with pytest.raises(ExportError, match="overflow"):
         run_integers(linear, x, accumulator_bits=BITS - 2)
+
+
+@pytest.mark.parametrize("kind", [Int8WeightPerChannelA2Q, Int8WeightPerChannelA2QPlus(centred=False)])
+def test_recurrent_layers_have_an_accumulator_for_each_product(kind: Any) -> None:
+    torch.manual_seed(0)
+    layer = qnn.QuantLSTM(
+        12,
+        4,
+        weight_quant=kind(input_bit_width=8, input_signed=True, accumulator_bit_width=14),
+        input_quant=Int8Act(calibration_steps=1),
+        bias_quant=Int32Bias,
+    )
+    net, optimizer = nn.Sequential(layer), torch.optim.Adam(layer.parameters(), 0.02)
+    x = torch.randn(4, 2, 12)
+    for _ in range(2):
+        optimizer.zero_grad()
+        (layer(x)[0].square().mean() + 1e-3 * qnn.accumulator_penalty(net)).backward()
+        optimizer.step()
+    qnn.finish_calibration(net)
+    report = accumulator_report(net.eval(), x).certify(14)
+    assert [row.name for row in report.rows] == ["0.weight_ih_l0", "0.weight_hh_l0"]
 
 
 # The exact worst case

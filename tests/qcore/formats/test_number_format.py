@@ -203,7 +203,7 @@ def test_levels_of_integers():
     assert not Interval(1, 3).has_zero
 
 
-class Centred(NamedTuple("_Centred", [("threshold", float)]), NumberFormat):
+class Centred(NamedTuple("_Centred", [("threshold", float)]), NumberFormat):  # type: ignore[misc]
     __slots__ = ()
 
     @property

@@ -112,6 +112,8 @@ def test_who_covers_integers():
 
 def test_scale_stays_in_e8m0():
     assert MXScale().scale(amax([2.0**-149, 3e38]), E5M2).tolist() == [2.0**-127, 2.0**112]
+    for rule, power in (("ceil", 113), ("even", 112), ("rceil", 113)):
+        assert MXScale(rule).scale(amax([2.0**-149, 3e38]), E5M2).tolist() == [2.0**-127, 2.0**power]
 
 
 @pytest.mark.parametrize("restriction", [*map(MXScale, RULES), TwoLevel()], ids=repr)

@@ -102,16 +102,15 @@ def test_training_lowers_the_error():
     assert losses[-1] < losses[0] / 100
 
 
-@pytest.mark.parametrize("scaling", ["statistic", "learned"])
 @pytest.mark.parametrize(
     ("quantizer", "count"),
     [(ShiftedUint4WeightPerTensor, 1), (ShiftedUint4WeightPerChannel, 3), (ShiftedUint4WeightPerGroup, 6)],
     ids=repr,
 )
-def test_weights(scaling, quantizer, count):
+def test_weights(quantizer, count):
     torch.manual_seed(0)
-    layer = qnn.QuantLinear(64, 3, weight_quant=quantizer(zero_point="learned", scaling=scaling))
-    plain = qnn.QuantLinear(64, 3, weight_quant=quantizer(scaling=scaling))
+    layer = qnn.QuantLinear(64, 3, weight_quant=quantizer(zero_point="learned", scaling="learned"))
+    plain = qnn.QuantLinear(64, 3, weight_quant=quantizer(scaling="learned"))
     plain.load_state_dict(layer.state_dict(), strict=False)
     layer(torch.randn(2, 64))
     zero_point = layer.weight_quant.zero_point
@@ -182,6 +181,16 @@ def test_compiled():
         x = torch.randn(100, generator=torch.Generator().manual_seed(seed))
         assert torch.equal(compiled(x), other(x))
     assert of(layer).base.tolist() == of(other).base.tolist()
+
+
+def test_needs_a_stored_range():
+    expected = (
+        "QuantLinear(in_features=4, out_features=2, bias=True): weight_zero_point='learned' is not possible: expected "
+        "another zero point: StatisticScaling stores no range that this one could start from. Write "
+        "weight_scaling='learned', or weight_zero_point='range'."
+    )
+    with pytest.raises(SettingError, match=f"^{re.escape(expected)}$"):
+        qnn.QuantLinear(4, 2, weight_quant=ShiftedUint4WeightPerChannel, weight_zero_point="learned")
 
 
 def test_needs_a_lower_end():

@@ -109,7 +109,7 @@ def test_interval_that_fits_exactly():
     rows = torch.tensor([[-1.0, 0.0, 1.0, 2.0], [0.0, 1.0, 2.0, 3.0], [0.0, 0.0, 0.0, 0.0]])
     assert statistic(rows).tolist() == [3, 3, 0]
     assert statistic.low(rows).tolist() == [-1, 0, 0]
-    assert repr(statistic) == "MinSquaredErrorInterval(16 steps)"
+    assert repr(statistic) == "MinSquaredErrorInterval(8 steps)"
 
 
 def squared_error(rows, width, low, bits):

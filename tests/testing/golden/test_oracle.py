@@ -10,6 +10,7 @@ import torch
 
 from bitwright.qcore import ROUNDINGS, Grid, Integers, composed_fake_quant, fake_quant, int_bounds, quantize_to_int
 from bitwright.testing.golden import make, oracle
+from bitwright.testing.golden.levels import LEVELS
 from bitwright.testing.golden.oracle import FORMATS, golden_vectors
 
 names = pytest.mark.parametrize("name", FORMATS)
@@ -32,7 +33,7 @@ def test_script_writes_the_files(tmp_path, monkeypatch):
 
 
 def test_no_file_is_left_over():
-    assert {path.stem for path in oracle.FOLDER.iterdir()} == set(FORMATS)
+    assert {path.stem for path in oracle.FOLDER.iterdir()} == {*FORMATS, *LEVELS, "blocks"}
 
 
 @names

@@ -55,9 +55,8 @@ def test_refused() -> None:
     with pytest.raises(QuantizerError, match=f"^{re.escape(message)}$"):
         accumulator_penalty(3)  # type: ignore[arg-type]
     message = (
-        "weight_quant.transform: A2Q bounds the sums of products with the input, and the grid of the input is not "
-        "known. Quantize the input, input_quant=Uint8Act, run the model on one batch first, or say which integers it "
-        "has: weight_input_bit_width=8, weight_input_signed=False."
+        "accumulator_penalty: 0: the grid of the input is not known. Call it after the forward of the model, or say "
+        "which integers there are: weight_input_bit_width=8, weight_input_signed=False."
     )
     with pytest.raises(QuantizerError, match=f"^{re.escape(message)}$"):
-        accumulator_penalty(qnn.QuantLinear(3, 2, weight_quant=KINDS[0]))
+        accumulator_penalty(nn.Sequential(qnn.QuantLinear(3, 2, weight_quant=KINDS[0])))
