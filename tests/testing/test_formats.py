@@ -18,7 +18,6 @@ from bitwright.qcore import (
     E5M2,
     E5M2FNUZ,
     NF4,
-    Codebook,
     Integers,
     Minifloat,
     NumberFormat,
