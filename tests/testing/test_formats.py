@@ -67,7 +67,7 @@ class NotATuple(NumberFormat):
 
 
 class OneLevel(Thirds):
-    levels = (0.0, 0.0)
+    levels = (0.0, 0.0)  # type: ignore[assignment, override]
 
 
 class WrongEnd(Thirds):
