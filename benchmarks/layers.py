@@ -57,6 +57,14 @@ class Layers:
         """A linear layer whose weight has a scale for each group of 32; ``detached``: no gradient through it."""
         raise NotImplementedError
 
+    def microscaled_linear(self, in_features: int, out_features: int, *, detached: bool) -> nn.Module:
+        """A linear layer whose weight is MXFP4; ``detached``: no gradient through its scales."""
+        raise NotImplementedError
+
+    def float8_identity(self) -> nn.Module:
+        """A quantizer of activations to FP8 E4M3, one learned scale."""
+        raise NotImplementedError
+
     def quant_weight(self, layer: nn.Module) -> Tensor:
         """The quantized weight of a layer made by `linear`."""
         raise NotImplementedError

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 import bitwright.nn as qnn
-from bitwright.quantizers import Int4WeightPerGroup, Int8Act, Int32Bias
+from bitwright.quantizers import Fp8e4m3Act, Int4WeightPerGroup, Int8Act, Int32Bias, MXFloat4e2m1Weight
 
 from .layers import Layers
 
@@ -46,6 +46,13 @@ class BitwrightLayers(Layers):
     def grouped_linear(self, in_features: int, out_features: int, *, detached: bool) -> nn.Module:
         quantizer = Int4WeightPerGroup(bit_width=self.scheme.weight_bits, detach_scale=detached)
         return qnn.QuantLinear(in_features, out_features, weight_quant=quantizer)
+
+    def microscaled_linear(self, in_features: int, out_features: int, *, detached: bool) -> nn.Module:
+        quantizer = MXFloat4e2m1Weight(detach_scale=detached)
+        return qnn.QuantLinear(in_features, out_features, weight_quant=quantizer)
+
+    def float8_identity(self) -> nn.Module:
+        return qnn.QuantIdentity(act_quant=Fp8e4m3Act, calibration_steps=1)
 
     def frozen(self, model: nn.Module) -> AbstractContextManager[nn.Module]:
         return qnn.frozen(model)

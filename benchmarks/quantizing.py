@@ -51,6 +51,24 @@ def grouped_weight(detached: bool, library: str) -> Callable[[], float]:
     return Timed(forward_backward(lambda: layers.quant_weight(layer), [layer.weight]))
 
 
+def microscaled_weight(detached: bool, library: str) -> Callable[[], float]:
+    """Times the quantizer of an MXFP4 weight, in training."""
+    shape = (1024, 1024)
+    if library == "float":
+        return cloning(shape)
+    layers = layers_of(library, Scheme(4))
+    layer: Any = layers.microscaled_linear(*reversed(shape), detached=detached)
+    return Timed(forward_backward(lambda: layers.quant_weight(layer), [layer.weight]))
+
+
+def float8_activation(library: str) -> Callable[[], float]:
+    """Times the quantizer of an activation to FP8 E4M3, in training."""
+    shape = SHAPES["1e6"]
+    if library == "float":
+        return cloning(shape)
+    return train_layer(layers_of(library, Scheme(8, 8)).float8_identity().train(), torch.randn(shape))
+
+
 def activation(shape: tuple[int, int], backward: bool, calibration_steps: int, library: str) -> Callable[[], float]:
     """Times the quantizer of an activation of 8 bits, in training."""
     if library == "float":
@@ -128,6 +146,10 @@ def _quantizers() -> dict[str, Workload]:
     for name, detached in {"detached": True, "through": False}.items():
         title = f"weight, 4 bits, groups of 32, 1e6 elements, forward and backward, scale {name}"
         found[f"weight-groups-{name}"] = Workload(title, ("bitwright",), partial(grouped_weight, detached))
+        title = f"weight, MXFP4, 1e6 elements, forward and backward, scale {name}"
+        found[f"weight-mxfp4-{name}"] = Workload(title, ("bitwright",), partial(microscaled_weight, detached))
+    title = "activation, FP8 E4M3, learned scale, 1e6 elements, forward and backward"
+    found["act-fp8-1e6-step"] = Workload(title, ("bitwright",), float8_activation)
     for size in ("1e3", "1e5", "1e6"):
         title = f"activation, calibrating, {size} elements, forward and backward"
         make = partial(activation, SHAPES[size], True, CALIBRATING)

@@ -76,6 +76,18 @@ ROWS = (
         ("attention-128-step", "attention-256-step"),
         (1.6, 1.6),
     ),
+    _row(
+        "26",
+        "FP8 E4M3 activation, learned scale, 1e6 elements, forward + backward, against `clone`",
+        "act-fp8-1e6-step",
+        9,
+    ),
+    Row(
+        "27",
+        "MXFP4 weight, 1e6 elements, forward + backward, scale detached / through, against `clone`",
+        ("weight-mxfp4-detached", "weight-mxfp4-through"),
+        (12, 18),
+    ),
     Row(
         "28",
         "int4 weight, groups of 32, 1e6 elements, forward + backward, scale detached / through, against `clone`",

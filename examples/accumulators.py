@@ -98,6 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "unconstrained": Int8WeightPerChannelLearned,
         f"A2Q, {bits} bits": Int8WeightPerChannelA2Q(accumulator_bit_width=bits),
         f"A2Q+, {bits} bits": Int8WeightPerChannelA2QPlus(accumulator_bit_width=bits),
+        f"A2Q+ not centred, {bits} bits": Int8WeightPerChannelA2QPlus(accumulator_bit_width=bits, centred=False),
     }
     rows = {name: Row(name) for name in ("float", *kinds)}
     console = Console()
@@ -172,10 +173,11 @@ def _penalty(model: nn.Module) -> Tensor:
 
 
 def _table(rows: list[Row], tested: int, bits: int) -> Table:
-    table = Table(title=f"LeNet-5 on {tested} test digits, 4-bit weights and activations", box=box.SIMPLE_HEAD)
+    title = f"LeNet-5 on {tested} test digits, 4-bit weights and activations"
+    table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("weights", no_wrap=True)
-    for header in ("at the start", "trained", "any input needs", "digits needed", f"{bits} bits overflow", "zeros"):
-        table.add_column(header, justify="right")
+    for header in ("start", "trained", "any input\nneeds", "digits\nneeded", f"{bits} bits\noverflow", "zeros"):
+        table.add_column(header, justify="right", no_wrap=True)
     for row in rows:
         worst, needed = (f"{max(each)} bits" if each else "" for each in (row.worst, row.needed))
         overflows = f"{row.overflows} of {len(row.worst)}" if row.worst else ""

@@ -172,7 +172,7 @@ class GridQuant(Declared):
         vars(self).update(number_format=number_format, _levels=fixed, _format=fixed, _plain=fixed is not None)
         if isinstance(number_format, LearnedCodebook):
             self.levels = number_format.module
-        self._set_clock(after, [scaling, rounding, zero_point])
+        self._set_clock(after, [scaling, rounding, zero_point, transform])
         self._set_parts(scaling, rounding, zero_point, axis, granularity, pass_clipped, transform, clip_first)
 
     def _set_clock(self, after: int, parts: list[object]) -> None:
@@ -258,7 +258,7 @@ class GridQuant(Declared):
         scaling = self.scaling
         count = len(self._served)
         if self.clock is not None:
-            self.clock.calls = count
+            self.clock.join(layer, count)
         if isinstance(scaling, StoredScaling) and not self.of_parameter and count != scaling.calls:
             phase = scaling.phase
             if count > scaling.calls or phase == "empty":  # layers that are gone count no more
@@ -351,9 +351,13 @@ class GridQuant(Declared):
         clock = self.clock
         if clock is not None:
             clock.tick()
+            if clock.after:
+                clock.renew(self.scaling)
         levels = self._levels_for(x) if self._timed is None else self._timed
         values, grid = GridQuant._quantize(self, x, relu, floor, inputs, bias, levels)
-        return values if clock is None else clock.passed(x, values, relu), grid
+        if clock is None or not (clock.after and clock.training):
+            return values, grid
+        return clock.passed(x if self.transform is None else self.transform(x, inputs), values, relu), grid
 
     def _moved(
         self,

@@ -95,7 +95,7 @@ class IntQuant(_Integers, GridQuant):
             raise SettingError("number_format", levels, expected, "Derive from a quantizer such as Fp8e4m3Act.")
         TensorQuant.__init__(self)
         self.int_range = int_range
-        self._set_clock(after, [int_range, scaling, rounding, zero_point])
+        self._set_clock(after, [int_range, scaling, rounding, zero_point, transform])
         self.bit_width = int_range.width
         self._set_parts(scaling, rounding, zero_point, axis, granularity, pass_clipped, transform, clip_first)
 

@@ -62,9 +62,10 @@ def of_format(quantizer: Kind, number_format: Minifloat) -> Kind:
         (MXFloat5e2m2Weight, 2)
     """
     declared = settings(quantizer)
-    fields = {name: item for name, item in number_format._asdict().items() if item != declared[name].declared}
-    if number_format == Minifloat(**{**number_format._asdict(), "exponent_bias": None}):
-        fields.pop("exponent_bias", None)  # it follows from the bits
+    given = number_format._asdict()
+    if number_format == Minifloat(**{**given, "exponent_bias": None}):
+        given["exponent_bias"] = None  # it follows from the bits
+    fields = {name: item for name, item in given.items() if item != declared[name].declared}
     unsigned_zero = "" if number_format.negative_zero else "fnuz"
     bits = f"{number_format.exponent_bits}m{number_format.mantissa_bits}"
     name = _FORMAT.sub(f"{number_format.bits}e{bits}{unsigned_zero}", quantizer.__name__, count=1)

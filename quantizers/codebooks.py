@@ -1,5 +1,7 @@
 """Quantizers to the levels of a table: ``<table>(Weight|Act)<granularity>``, see docs/quantizers.md."""
 
+from typing import Any
+
 from ..qcore import NF4, AdditivePowersOfTwo, Codebook, LearnedCodebook, LearnedLevels, Quantizer, powers_of_two, value
 from ..qcore.formats.int_range import check_flag
 from .base import FormatAct, FormatWeight, PerGroup, PerOutputChannel
@@ -36,7 +38,7 @@ class _Table(Quantizer):
     learned_levels = False
 
     @value
-    def number_format(levels, learned_levels, device=None, dtype=None):  # noqa: ANN001, ANN202, N805
+    def number_format(levels: Any, learned_levels, device=None, dtype=None):  # noqa: ANN001, ANN202, N805
         """The table, or one that training adjusts."""
         if not check_flag("learned_levels", learned_levels):
             return Codebook(levels)
@@ -79,7 +81,7 @@ class _PowersOfTwo(Quantizer):
     bit_width = 4
 
     @value
-    def number_format(bit_width):  # noqa: ANN202, N805 - bit_width is an attribute, not an instance
+    def number_format(bit_width: Any):  # noqa: ANN202, N805 - bit_width is an attribute, not an instance
         """0 and the powers of two of so many bits."""
         return powers_of_two(bit_width)
 
@@ -117,7 +119,7 @@ class _AdditivePowersOfTwo(Quantizer):
     signed = True
 
     @value
-    def number_format(bit_width, signed):  # noqa: ANN001, ANN202, N805 - attributes, not instances
+    def number_format(bit_width: Any, signed):  # noqa: ANN001, ANN202, N805 - attributes, not instances
         """Sums of powers of two of so many bits."""
         return AdditivePowersOfTwo(bit_width, signed)
 

@@ -137,7 +137,7 @@ class ShiftedUint4ActLSQPlus(ShiftedUint4Act):
 class Uint4ActPACT(Uint4Act):
     """Activations by PACT: a learned clipping level that starts at 10, moved by what lies beyond it alone.
 
-    Add ``range_penalty(model)`` times the weight decay to the loss: without it the level stays too high. Choi et al.,
+    Add ``0.5 * weight_decay * range_penalty(model)`` to the loss: without it the level stays too high. Choi et al.,
     "PACT: Parameterized Clipping Activation for Quantized Neural Networks", 2018.
 
     Example:
@@ -265,7 +265,7 @@ class Int4WeightPerTensorHQO(Int4WeightPerTensor):
     """Weights by half-quadratic quantization without zero point: a range that outliers don't set.
 
     The method of Badri and Shaji, "Half-Quadratic Quantization of Large Machine Learning Models", 2023, for the scale
-    in the place of the zero point: what it gives exports. It is searched at each forward.
+    in the place of the zero point. It is searched at each forward.
     """
 
     statistic = "hqo"
@@ -286,8 +286,8 @@ class Int4WeightPerGroupHQO(Int4WeightPerGroup):
 class ShiftedUint4WeightPerTensorHQO(ShiftedUint4WeightPerTensor):
     """Weights by half-quadratic quantization: a float zero point that outliers don't set.
 
-    ``weight_round_zero_point=True`` rounds it, which is what runtimes have: ONNX and integers refuse a float one. Badri
-    and Shaji, "Half-Quadratic Quantization of Large Machine Learning Models", 2023.
+    ``weight_round_zero_point=True`` rounds it, which is what integers need. Badri and Shaji,
+    "Half-Quadratic Quantization of Large Machine Learning Models", 2023.
 
     Example:
         >>> import bitwright.nn as qnn

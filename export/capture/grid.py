@@ -1,4 +1,4 @@
-"""The grid of a quantized tensor as plain integers and floats, for files and for integer arithmetic."""
+"""The grid of a quantized tensor as plain numbers, for files and for integer arithmetic."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,6 +16,8 @@ __all__ = ["Entering", "IntegerGrid", "QuantizedTensor", "place_of"]
 class IntegerGrid:
     """Where the integers of a tensor stand: ``value = (integer - zero_point) * scale``.
 
+    Of other number formats it has the codes, and a table: ``value = (levels[code] - zero_point) * scale``.
+
     Args:
         name: path of the quantizer that the grid comes from; of the layer, for sums of products.
         scale: float32, 0-d, or 1-d with one for each index of ``axis``; in groups, one for each block of the tensor.
@@ -26,6 +28,9 @@ class IntegerGrid:
         axis: the dimension with several scales, None without one, and -1 where they vary in another way.
         block: how many neighbours along ``axis`` share a scale, at every index of the other dimensions; None where the
             whole index does.
+        levels: float32, the level of each code, where these are no integers themselves; else None. The codes are
+            unsigned.
+        number_format: what such levels are called.
 
     Example:
         >>> grid = IntegerGrid("act", torch.tensor(0.5), torch.tensor(3), 4, signed=False)
@@ -41,6 +46,8 @@ class IntegerGrid:
     narrow_range: bool = False
     axis: int | None = None
     block: int | None = None
+    levels: Tensor | None = None
+    number_format: str | None = None
 
     @staticmethod
     def of(name: str, grid: Grid, shape: Sequence[int]) -> "IntegerGrid":
@@ -56,13 +63,16 @@ class IntegerGrid:
         )
         whole = grid.number_format.whole or grid.zero_point is None
         zero = zero.round().to(torch.int64) if whole else zero.float()
-        narrow = grid.number_format.whole and grid.narrow_range
-        bits, kind = int(grid.bit_width), (grid.signed, narrow)
-        return IntegerGrid(name, flat.float(), zero, bits, *kind, axis, block)
+        if grid.number_format.whole:
+            kind = (int(grid.bit_width), grid.signed, grid.narrow_range)
+            return IntegerGrid(name, flat.float(), zero, *kind, axis, block)
+        levels = torch.tensor(grid.number_format.levels, dtype=torch.float32)
+        kind = (grid.number_format.bits, False, False)
+        return IntegerGrid(name, flat.float(), zero, *kind, axis, block, levels, str(grid.number_format))
 
     @property
     def bounds(self) -> tuple[int, int]:
-        """The smallest and the largest integer."""
+        """The smallest and the largest integer, or code."""
         return int_bounds(self.bit_width, self.signed, self.narrow_range)
 
     @property
@@ -93,16 +103,20 @@ class IntegerGrid:
         return quantize_to_int(values, scale, *self.bounds, zero_point, rounding).to(torch.int64)
 
     def values(self, codes: Tensor) -> Tensor:
-        """The float32 values of integers, computed as ``DequantizeLinear`` does."""
+        """The float32 values of integers, computed as ``DequantizeLinear`` does; or of codes."""
         scale, zero_point = self.spread(codes)
-        return (codes.to(torch.int64) - zero_point).to(torch.float32) * scale
+        steps = codes.to(torch.int64) if self.levels is None else self.levels.to(codes.device)[codes.long()]
+        return (steps - zero_point).to(torch.float32) * scale
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, IntegerGrid):
             return NotImplemented
-        plain = ("name", "bit_width", "signed", "narrow_range", "axis", "block")
-        return all(getattr(self, each) == getattr(other, each) for each in plain) and (
-            torch.equal(self.scale, other.scale) and torch.equal(self.zero_point, other.zero_point)
+        plain = ("name", "bit_width", "signed", "narrow_range", "axis", "block", "number_format")
+        return (
+            all(getattr(self, each) == getattr(other, each) for each in plain)
+            and torch.equal(self.scale, other.scale)
+            and torch.equal(self.zero_point, other.zero_point)
+            and _same_levels(self.levels, other.levels)
         )
 
     __hash__ = None  # type: ignore[assignment]
@@ -110,6 +124,7 @@ class IntegerGrid:
     def __str__(self) -> str:
         """Such as ``int4 narrow, scale 0.5, zero point 3``."""
         kind = f"{'' if self.signed else 'u'}int{self.bit_width}{' narrow' if self.narrow_range else ''}"
+        kind = kind if self.number_format is None else self.number_format
         if self.axis is not None:
             groups = "" if self.block is None else f", in groups of {self.block}"
             scale = f"{self.scale.numel()} scales along axis {self.axis}{groups}"
@@ -117,6 +132,12 @@ class IntegerGrid:
             scale = f"scale {self.scale.item():.6g}"
         zero = f", zero point {self.zero_point.item()}" if self.axis is None and bool(self.zero_point != 0) else ""
         return f"{kind}, {scale}{zero}"
+
+
+def _same_levels(one: Tensor | None, other: Tensor | None) -> bool:
+    if one is None or other is None:
+        return one is other
+    return one.shape == other.shape and bool(((one == other) | (one.isnan() & other.isnan())).all())
 
 
 def place_of(grid: Grid, shape: Sequence[int]) -> tuple[int | None, int | None]:

@@ -2,7 +2,9 @@
 
 For each layer, with its path in capitals as prefix: ``<LAYER>_WEIGHT`` and ``<LAYER>_BIAS``, arrays in row-major order
 in the narrowest C type that holds them (one number each, not packed); their shapes and the bit widths as macros; scales
-as exact hexadecimal floats; and zero points. C99, without dependencies. The functions, in small letters:
+as exact hexadecimal floats; and zero points. Of number formats other than integers the arrays hold codes, and
+``<LAYER>_WEIGHT_LEVELS`` the level of each: ``value = (levels[code] - zero point) * scale``. C99, without dependencies.
+The functions, in small letters:
 
 ``<layer>_sums(x, [size,] sums)``
     A linear layer or convolution: from integers of the input's grid to sums of products and bias. ``size`` has the
@@ -16,6 +18,7 @@ as exact hexadecimal floats; and zero points. C99, without dependencies. The fun
 Pooling, reshaping and additions are the caller's.
 """
 
+import math
 import re
 from collections.abc import Iterable
 from dataclasses import replace
@@ -101,8 +104,13 @@ def to_c_header(integers: LayerTable, name: str = "model") -> str:
     _refuse(integers)
     guard = f"{_identifier(name)}_H"
     lines = ["/* Integers of a quantized model: value = (integer - zero point) * scale. Written by bitwright. */"]
+    tables = [each.grid.levels for each in integers.quantized().values() if each.grid.levels is not None]
+    if tables:
+        lines.append("/* Where there are LEVELS, integers are codes: value = (levels[code] - zero point) * scale. */")
     lines += [f"/* Computed in floats, and not in this file: {each} */" for each in integers.floats]
-    lines += [f"#ifndef {guard}", f"#define {guard}", "", "#include <stdint.h>"]
+    lines += [f"#ifndef {guard}", f"#define {guard}", ""]
+    lines += ["#include <math.h>"] if any(not bool(each.isfinite().all()) for each in tables) else []
+    lines += ["#include <stdint.h>"]
     if any(part.entering is not None for part in integers.quantized().values()):
         lines += _ROUND.splitlines()
     floats = {each.path for each in integers.floats if "a float bias" in each.operations}
@@ -340,10 +348,25 @@ def _grid(name: str, grid: IntegerGrid) -> Iterable[str]:
 
 
 def _scales(name: str, grid: IntegerGrid) -> Iterable[str]:
-    count = grid.scale.numel()
-    scales = (f"{each.hex()}f" for each in grid.scale.reshape(-1).tolist())
-    yield _array(f"{name}_SCALE", "float", scales, count)
-    yield _array(f"{name}_ZERO_POINT", "int32_t", map(str, grid.zero_point.reshape(-1).tolist()), count)
+    if grid.levels is not None:
+        yield _floats(f"{name}_LEVELS", grid.levels)
+    yield _floats(f"{name}_SCALE", grid.scale)
+    if grid.zero_point.is_floating_point():
+        yield _floats(f"{name}_ZERO_POINT", grid.zero_point)
+    else:
+        zero_points = grid.zero_point.reshape(-1).tolist()
+        yield _array(f"{name}_ZERO_POINT", "int32_t", map(str, zero_points), len(zero_points))
+
+
+def _floats(name: str, numbers: Tensor) -> str:
+    flat = numbers.reshape(-1).tolist()
+    return _array(name, "float", map(_c_float, flat), len(flat))
+
+
+def _c_float(number: float) -> str:
+    if math.isnan(number):
+        return "NAN"
+    return f"{number.hex()}f" if math.isfinite(number) else "INFINITY" if number > 0 else "-INFINITY"
 
 
 def _array(name: str, kind: str, numbers: Iterable[str], count: int) -> str:

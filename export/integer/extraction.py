@@ -62,6 +62,8 @@ def integers_for(
     """`integers` for a function that the user called, which errors name; or those that the user gave it."""
     require_model(call, model, ExportError)
     if isinstance(given, Integers):
+        causes = [_not_integers(name, each.grid.number_format, call) for name, each in given.quantized().items()]
+        _refuse(call, [each for each in causes if each is not None])
         return given
     if given is not None:
         raise ExportError(
@@ -102,10 +104,8 @@ def integers_of(
 
 def parts_of(recording: Recording, call: str = "integers") -> dict[str, QuantizedTensor]:
     """What a recording holds of each quantizer's call, by name; ``call`` is the function that errors name."""
-    causes = [cause for cause in map(_problem, recording) if cause is not None]
-    if causes:
-        count = f"{len(causes)} quantizer{'s' * (len(causes) > 1)}"
-        raise ExportError(with_causes(f"{call}: {count} of this model can't be given as integers:", causes))
+    causes = [cause for each in recording if (cause := _problem(each, call)) is not None]
+    _refuse(call, causes)
     parts = {}
     for each in recording:
         stored = each.stored or each.quantizer.follows_input
@@ -113,6 +113,22 @@ def parts_of(recording: Recording, call: str = "integers") -> dict[str, Quantize
         if not (stored and each.index and _alike(parts[each.path], part)):
             parts[each.name] = part
     return parts
+
+
+def _refuse(call: str, causes: list[str]) -> None:
+    if causes:
+        count = f"{len(causes)} quantizer{'s' * (len(causes) > 1)}"
+        raise ExportError(with_causes(f"{call}: {count} of this model can't be given as integers:", causes))
+
+
+def _not_integers(name: str, levels: str | None, function: str) -> str | None:
+    """What is wrong with levels for a function that computes with integers."""
+    if levels is None or function == "integers":
+        return None
+    return (
+        f"{name}: its levels are {levels}, and {function} computes with integers. Quantize it to integers, or take its "
+        "codes: integers(model, example)."
+    )
 
 
 def _alike(one: QuantizedTensor, other: QuantizedTensor) -> bool:
@@ -129,11 +145,12 @@ def _products(slots: Mapping[str, str], summed: Mapping[str, ProductSums]) -> It
                 yield LayerProduct(slot, None if bias is None else slots.get(bias), grid)
 
 
-def _problem(call: Call) -> str | None:
-    """Why a call can't be given as integers."""
+def _problem(call: Call, function: str) -> str | None:
+    """Why a call can't be given as integers, or codes."""
     scale = call.grid.scale
-    if not call.grid.number_format.whole:
-        return f"{call.path}: its levels are {call.grid.number_format}, no integers. Quantize it to integers."
+    problem = _not_integers(call.path, call.plain.number_format, function)
+    if problem is not None:
+        return problem
     if call.plain.axis == -1:
         return (
             f"{call.path}: its scale has the shape {tuple(scale.shape)} for values of shape {tuple(call.codes.shape)}. "

@@ -9,12 +9,14 @@ a numpy archive, an entry of the header's metadata in safetensors::
      "layers": [{"name", "kind", "settings", "quantizers": {slot: quantizer}, "input": grid, "output": grid,
                  "products": [{"weight": slot, "bias": slot, "input": grid}]}],
      "quantizers": {name: {"shape", "dtype", "bit_width", "signed", "narrow_range", "axis", "block",
-                           "entering": {"terms", "axis", "low", "high", "rounding"}}},
+                           "entering": {"terms", "axis", "low", "high", "rounding"}, "number_format"}},
      "sums": {name: {"bit_width", "signed", "narrow_range", "axis", "block"}},
      "floats": [{"path", "kind", "operations", "place"}]}
 
 ``shape`` is null for activations, which have no stored integers, and ``entering`` where a quantizer takes floats. A
-grid is the name of a quantizer or of an entry of ``sums``: the grids of sums.
+grid is the name of a quantizer or of an entry of ``sums``: the grids of sums. Of a number format other than integers,
+``number_format`` is the name, and ``<name>.levels`` (float32) has the level of each code; a file without any has
+version 2, and no ``number_format``.
 """
 
 import json
@@ -36,7 +38,7 @@ from .packing import pack_integers, unpack_integers
 
 __all__ = ["load", "save_npz", "save_safetensors"]
 
-KEY, VERSION = "bitwright", 2
+KEY, VERSIONS = "bitwright", (2, 3)  # the later one where levels are no integers
 
 
 def save_npz(integers: LayerTable, path: str | os.PathLike[str]) -> None:
@@ -73,10 +75,11 @@ def load(path: str | os.PathLike[str]) -> tuple[dict[str, LayerIntegers], tuple[
             "save_safetensors wrote."
         )
     described = json.loads(text)
-    if described["version"] != VERSION:
+    if described["version"] not in VERSIONS:
         raise ExportError(
             f"Integers.load({os.fspath(path)!r}): the file is of version {described['version']}, and this bitwright "
-            f"reads version {VERSION}. Load it with the bitwright that wrote it, or write it again."
+            f"reads versions {' and '.join(map(str, VERSIONS))}. Load it with the bitwright that wrote it, or write it "
+            "again."
         )
     return _put_together(described, tensors)
 
@@ -103,7 +106,10 @@ def _taken_apart(integers: LayerTable) -> tuple[str, dict[str, Tensor]]:
 
     def grid(each: IntegerGrid) -> dict[str, object]:
         tensors[f"{each.name}.scale"], tensors[f"{each.name}.zero_point"] = each.scale, each.zero_point
-        return {name: getattr(each, name) for name in ("bit_width", "signed", "narrow_range", "axis", "block")}
+        if each.levels is not None:
+            tensors[f"{each.name}.levels"] = each.levels
+        other = {} if each.number_format is None else {"number_format": each.number_format}
+        return other | {name: getattr(each, name) for name in ("bit_width", "signed", "narrow_range", "axis", "block")}
 
     for name, part in integers.quantized().items():
         entry = {"shape": None, **grid(part.grid), "entering": None}
@@ -133,7 +139,8 @@ def _taken_apart(integers: LayerTable) -> tuple[str, dict[str, Tensor]]:
             }
         )
     floats = [asdict(each) for each in integers.floats]
-    described = {"version": VERSION, "layers": layers, "quantizers": quantizers, "sums": sums, "floats": floats}
+    version = VERSIONS[any("number_format" in each for each in quantizers.values())]
+    described = {"version": version, "layers": layers, "quantizers": quantizers, "sums": sums, "floats": floats}
     return json.dumps(described), tensors
 
 
@@ -143,6 +150,7 @@ def _put_together(
     def grid(name: str, entry: Keywords) -> IntegerGrid:
         plain = {key: entry[key] for key in ("bit_width", "signed", "narrow_range", "axis")}
         plain["block"] = entry.get("block")  # files of version 0.1 have none
+        plain |= {"levels": tensors.get(f"{name}.levels"), "number_format": entry.get("number_format")}
         return IntegerGrid(name, tensors[f"{name}.scale"], tensors[f"{name}.zero_point"], **plain)
 
     grids = {name: grid(name, each) for name, each in {**described["sums"], **described["quantizers"]}.items()}

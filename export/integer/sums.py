@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..capture.grid import IntegerGrid
 from .layers import LayerIntegers, LayerProduct
 
 __all__ = ["AccumulatorRange", "on_products", "products_of", "signed_bits", "worst_sums"]
@@ -58,28 +59,36 @@ def products_of(layer: LayerIntegers) -> tuple[LayerProduct, ...]:
 def worst_sums(layer: LayerIntegers, product: LayerProduct | None = None) -> AccumulatorRange | None:
     """The smallest and largest sum of products and bias that a layer can reach, for each output channel.
 
+    No partial sum, in whatever order, is smaller or larger. Of a transposed convolution with a stride, an output sums
+    the products of one phase of the kernel: that with the largest sums counts.
+
     Args:
         layer: the layer.
         product: one of those that it sums; by default the only one.
 
     Returns:
-        None where the input has no grid, or several scales; and for several products.
+        None where the input has no grid, or one sum has several scales; and for several products.
     """
     if product is None:
         products = products_of(layer)
         return worst_sums(layer, products[0]) if len(products) == 1 else None
     weight, given = layer.quantizers[product.weight], product.input
-    if weight.codes is None or given.axis is not None:
+    if weight.codes is None or (given.axis is not None and not _one_scale_each(layer, weight.codes, given)):
         return None
     if weight.grid.block is not None:  # integers of several scales don't add up
         return None
     centred = weight.codes.to(torch.int64) - weight.grid.spread(weight.codes)[1]
     ungrouped = "output_padding" in layer.settings and "Transpose" in layer.kind and layer.settings["groups"] == 1
-    rows = (centred.transpose(0, 1) if ungrouped else centred).flatten(1)  # (out, products)
-    low, high = (bound - int(given.zero_point) for bound in given.bounds)
-    low, high = min(low, 0), max(high, 0)  # padding, and partial sums
-    up, down = rows.clamp_min(0).sum(1), rows.clamp_max(0).sum(1)
-    smallest, largest = up * low + down * high, up * high + down * low
+    outputs = centred.transpose(0, 1) if ungrouped else centred  # (out, in / groups, *kernel)
+    zero_point = _each_output(given.zero_point.to(torch.int64), outputs)
+    low, high = (bound - zero_point for bound in given.bounds)
+    low, high = low.clamp_max(0), high.clamp_min(0)  # padding, and partial sums
+    sides = []
+    for rows in _phases(layer, outputs):
+        up, down = rows.clamp_min(0).sum(1), rows.clamp_max(0).sum(1)
+        sides.append((up * low + down * high, up * high + down * low))
+    smallest = torch.stack([each for each, _ in sides]).amin(0)
+    largest = torch.stack([each for _, each in sides]).amax(0)
     bias = None if product.bias is None else layer.quantizers[product.bias]
     if bias is not None and bias.codes is not None and on_products(layer, product):
         own = bias.codes.to(torch.int64)
@@ -87,11 +96,37 @@ def worst_sums(layer: LayerIntegers, product: LayerProduct | None = None) -> Acc
     return AccumulatorRange(smallest, largest)
 
 
+def _one_scale_each(layer: LayerIntegers, codes: Tensor, given: IntegerGrid) -> bool:
+    """Whether each output reads one channel of an input with a scale for each."""
+    return codes.ndim > 2 and codes.shape[1] == 1 and layer.settings.get("groups") == given.scale.numel()
+
+
+def _each_output(numbers: Tensor, outputs: Tensor) -> Tensor:
+    """Numbers of the input's channels, one for each output, or one for all."""
+    flat = numbers.reshape(-1)
+    return flat if flat.numel() == 1 else flat.repeat_interleave(outputs.shape[0] // flat.numel())
+
+
+def _phases(layer: LayerIntegers, outputs: Tensor) -> list[Tensor]:
+    """The weights that are summed together, as (out, products): all, or those of each phase of the stride."""
+    parts = [outputs]
+    if "output_padding" in layer.settings and "Transpose" in layer.kind:
+        steps = zip(layer.settings["stride"], layer.settings["dilation"], strict=True)
+        for dim, (stride, dilation) in enumerate(steps, 2):
+            offsets = torch.arange(outputs.shape[dim]) * dilation % stride
+            places = [(offsets == phase).nonzero().reshape(-1) for phase in offsets.unique()]
+            parts = [each.index_select(dim, place) for each in parts for place in places]
+    return [each.flatten(1) for each in parts]
+
+
 def on_products(layer: LayerIntegers, product: LayerProduct) -> bool:
     """Whether the bias is on the scale of the products, and so added to them."""
     if product.bias is None:
         return False
     weight, bias = layer.quantizers[product.weight], layer.quantizers[product.bias]
-    products = product.input.scale.reshape(()) * weight.grid.scale.reshape(-1)
+    inputs = product.input.scale.reshape(-1)
+    if inputs.numel() > 1 and weight.codes is not None:  # of a depthwise layer
+        inputs = _each_output(inputs, weight.codes)
+    products = inputs * weight.grid.scale.reshape(-1)
     own = bias.grid.scale.reshape(-1)
     return own.numel() in (1, products.numel()) and bool((own == products).all())

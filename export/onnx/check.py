@@ -126,12 +126,12 @@ def _width(call: Call, dialect: Dialect) -> str | None:
             f"it has {width.numel()} bit widths, and {dialect.name} clips a tensor that is computed at run time to "
             f"one. Write {_setting(call, 'bit_width')}=8, or another width for all."
         )
-    if storage_of(call, dialect) is not None:
-        return None
-    if not (call.stored or call.quantizer.follows_input):
-        problem = refusal(call, dialect)
-        if problem is not None or call.follows_input or not call.grid.number_format.whole:
-            return problem
+    computed = not (call.stored or call.quantizer.follows_input)
+    problem = refusal(call, dialect) if computed else None
+    if problem is not None or storage_of(call, dialect) is not None:
+        return problem
+    if computed and (call.follows_input or not call.grid.number_format.whole):
+        return None  # its levels are computed as float32 numbers
     if not call.grid.number_format.whole:
         return _levels(call, dialect)
     kind = "signed" if call.grid.signed else "unsigned"
@@ -143,10 +143,16 @@ def _levels(call: Call, dialect: Dialect) -> str:
     """Levels that are no integers, in a dialect without types that have them."""
     number_format = call.grid.number_format
     form = QDQ.stored_as(number_format) if call.stored else QDQ.storage_for(number_format)
-    lacking = f"its levels are {number_format}, and {dialect.name} has integers only."
     if form is None or dialect is QDQ:
-        return f"its levels are {number_format}, which no type of ONNX has, and {number_format.bits} bits."
-    return f"{lacking} Write export_onnx_qdq, which stores them as {form}, or quantize to integers."
+        return (
+            f"its levels are {number_format}, of {number_format.bits} bits; {dialect.name} has no type with these "
+            f"levels, and codes beside a table have up to {dialect.widest}. Choose a format of up to {dialect.widest} "
+            "bits."
+        )
+    return (
+        f"its levels are {number_format}, and {dialect.name} has integers only. Write export_onnx_qdq, which stores "
+        f"them as {form}, or quantize to integers."
+    )
 
 
 def _rounding(call: Call, dialect: Dialect) -> str | None:

@@ -19,6 +19,7 @@ from ..capture.record import record
 from ..errors import ExportError
 from ..optional import installed, required
 from .activations.placeholders import emitter
+from .activations.untraceable import naming_untraceable
 from .check import check
 from .dialects import QCDQ, QDQ, Dialect
 from .lower import lower
@@ -78,10 +79,15 @@ def export_onnx_qdq(
     verify: bool = True,
     **options: object,
 ) -> torch.onnx.ONNXProgram:
-    """Export a model to ONNX in its narrow integer types: (U)INT2, (U)INT4, (U)INT8, (U)INT16.
+    """Export a model to ONNX in its narrow types: (U)INT2, (U)INT4, (U)INT8, (U)INT16, and the 8-bit floats.
 
-    A width that is not a type takes the next wider one, and values are clipped before they are quantized. Narrow types
-    are young: 16 and 4 bits need opset 21, 2 bits opset 25. The rest is as in `export_onnx_qcdq`.
+    A width that is not a type takes the next wider one, and values are clipped before they are quantized. Weights in
+    other number formats are stored in a type that has all their levels, or as codes beside a table of them, whichever
+    takes fewer bits; `storage_report` says how. Narrow types are young: 8-bit floats need opset 19, 16 and 4 bits
+    opset 21, 2 bits opset 25. The rest is as in `export_onnx_qcdq`.
+
+    Activations in 8-bit floats (opset 19) are QuantizeLinear nodes, too. Those in other number formats are computed by the
+    format's own arithmetic, and so are scales that follow the input.
 
     Args:
         module: a model with quantized layers, float32.
@@ -126,7 +132,8 @@ def _export(
             recording = record(module, quantizers, arguments, kwargs)
         options["opset_version"] = check(recording, dialect, options.get("opset_version"))
         warn_of_caveats(call, module, quantizers, recording.calls)
-        program = trace(module, quantizers, recording, arguments, options, emitter(dialect))
+        with naming_untraceable(recording, dialect):
+            program = trace(module, quantizers, recording, arguments, options, emitter(dialect))
         check_operators(program)
         lower(program.model, recording, dialect)
         protect(program.model)

@@ -143,7 +143,7 @@ def _with_outputs(
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     types, helper = onnx.TensorProto, onnx.helper
-    cast = {kind: types.INT32 for kind in (types.INT2, types.UINT2, types.INT4, types.UINT4)}
+    cast = dict.fromkeys((types.INT2, types.UINT2, types.INT4, types.UINT4), types.INT32)
     cast |= {kind: types.FLOAT for kind in types.DataType.values() if types.DataType.Name(kind).startswith("FLOAT8")}
     outputs = {}
     for name, kind in _results(copy.graph, wanted):
@@ -171,9 +171,7 @@ def _with_outputs(
 _SUFFIX = {"INT32": "int32", "FLOAT": "float32"}
 
 
-def _results(
-    graph: "onnx.GraphProto", wanted: Callable[["onnx.NodeProto"], bool]
-) -> list[tuple[str, int]]:
+def _results(graph: "onnx.GraphProto", wanted: Callable[["onnx.NodeProto"], bool]) -> list[tuple[str, int]]:
     """The results of some nodes of a graph, and their types."""
     known = {info.name: info.type.tensor_type.elem_type for info in (*graph.value_info, *graph.output)}
     return [(node.output[0], known[node.output[0]]) for node in graph.node if wanted(node)]

@@ -25,7 +25,7 @@ from ..errors import ExportError
 from .activations.placeholders import DOMAIN
 from .loops import OnnxLoops
 
-__all__ = ["DOMAIN", "Emitter", "trace"]
+__all__ = ["DOMAIN", "Emitter", "quiet", "trace"]
 
 Emitter = Callable[[Call, Tensor], Tensor]
 
@@ -41,7 +41,9 @@ def trace(
     """Export a model whose quantizers emit placeholders: ``Quantize`` nodes with the path and number of the call.
 
     A rounding that QuantizeLinear does not do is traced as the torch code it is, between ``Divide`` (by the scale) and
-    ``Quantize``; ``emit`` traces what else QuantizeLinear does not do. Layers hand on plain tensors. Where that fails, as some module reads the grid of its input, they hand
+    ``Quantize``; ``emit`` traces what else QuantizeLinear does not do.
+
+    Layers hand on plain tensors. Where that fails, as some module reads the grid of its input, they hand
     on QuantTensors with the grids that they have in torch.
 
     Args:
@@ -211,7 +213,7 @@ def _traced(
 
     handle = module.register_forward_pre_hook(lambda *_: counts.clear())  # torch may run forward more than once
     try:
-        with intercepted(quantizers, emitter), loops_become(OnnxLoops()), _quiet(), torch.no_grad():
+        with intercepted(quantizers, emitter), loops_become(OnnxLoops()), quiet(), torch.no_grad():
             program = torch.onnx.export(module, args, **options)
     finally:
         handle.remove()
@@ -242,7 +244,7 @@ def _placeholders(call: Call, x: Tensor) -> Tensor:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without the exporter's notices about itself; errors pass."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level

@@ -48,7 +48,8 @@ def verify_onnx(
     runtime's codes of the tensors before it, so that every tensor is compared from the same input. A code that is off
     by one where the value lay within 1e-3 of a step of a rounding boundary is a *tie flip*, as the order of summation
     decides such values (above 10 bits within 2**-20 of the range: float32 does not resolve 1e-3 of such steps); any
-    other differing code is a *difference*, and so is a scale or zero point that is not the one the model has on these
+    other differing code is a *difference* (of number formats that are no integers, a level other than the one on the
+    other side of that boundary), and so is a scale or zero point that is not the one the model has on these
     inputs, or a float output off by more than 1e-5 of its range. Last, the outputs of the file as it is are compared
     with the model's: ``report.output_error`` says how far apart they are.
 

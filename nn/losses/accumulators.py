@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from ...qcore import GridQuant
+from ...qcore import GridQuant, QuantizerError
 from ...qcore.grid_quant import resting
 from ...qcore.models import require_model
 from ..layer import QuantLayer
@@ -42,11 +42,12 @@ def accumulator_penalty(model: nn.Module) -> Tensor:
         2.0
     """
     require_model("accumulator_penalty", model)
-    found = [each for layer in model.modules() if isinstance(layer, QuantLayer) for each in _of_layer(layer)]
+    layers = ((path, each) for path, each in model.named_modules() if isinstance(each, QuantLayer))
+    found = [each for path, layer in layers for each in _of_layer(path, layer)]
     return torch.stack(found).sum() if found else torch.zeros(())
 
 
-def _of_layer(layer: QuantLayer) -> list[Tensor]:
+def _of_layer(path: str, layer: QuantLayer) -> list[Tensor]:
     """What each of its weights adds."""
     found = []
     for slot in layer.slots:
@@ -56,6 +57,12 @@ def _of_layer(layer: QuantLayer) -> list[Tensor]:
         transform = quant.transform
         context = layer._weight_context(quant, layer._inputs_known()) if isinstance(layer, WeightLayer) else ()
         inputs, bias = context[2:] if context else (None, None)
+        if inputs is None and getattr(transform, "input_bounds", ()) is None:
+            raise QuantizerError(
+                f"accumulator_penalty: {path or type(layer).__name__}: the grid of the input is not known. Call it "
+                f"after the forward of the model, or say which integers there are: {slot.keywords}input_bit_width=8, "
+                f"{slot.keywords}input_signed=False."
+            )
         weight = transform(layer.tensor_of(slot.name), inputs)  # type: ignore[misc]
         with resting(quant):
             found.append(transform.excess(weight, quant.scaling(weight), inputs, bias))  # type: ignore[union-attr]

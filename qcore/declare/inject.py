@@ -148,7 +148,7 @@ def choices_of(name: str) -> Mapping[str, type]:
     Example:
         >>> import bitwright.qcore
         >>> list(choices_of("zero_point"))
-        ['range']
+        ['range', 'learned', 'hqo']
     """
     return _choices.get(name, {})
 

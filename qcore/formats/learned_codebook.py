@@ -65,7 +65,7 @@ class _LearnedCodebook(NamedTuple):
     module: Any
 
 
-class LearnedCodebook(_LearnedCodebook, NumberFormat):  # type: ignore[misc]  # fields here, properties there
+class LearnedCodebook(_LearnedCodebook, NumberFormat):
     """The levels of a module, as they are at each use: what a quantizer with learned levels works with.
 
     Scales are made for the table that training starts from: a level that grows does not make the scale smaller.

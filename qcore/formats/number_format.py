@@ -96,12 +96,12 @@ class NumberFormat:
     @property
     def low(self) -> float:
         """The lowest level."""
-        return _ordered(self)[0][0]
+        return _ends(self)[0]
 
     @property
     def high(self) -> float:
         """The highest level."""
-        return _ordered(self)[0][-1]
+        return _ends(self)[1]
 
     @property
     def threshold(self) -> float:
@@ -139,7 +139,7 @@ class NumberFormat:
         Beyond an end lies half the gap before it, as with integers, where 127.4 still rounds to 127.
         """
         known, _ = _ordered(self)
-        if len(known) < 2:
+        if len(known) == 1:
             return known[0] - 0.5, known[0] + 0.5
         return known[0] - (known[1] - known[0]) / 2, known[-1] + (known[-1] - known[-2]) / 2
 
@@ -220,6 +220,12 @@ class NumberFormat:
 def _ordered(number_format: NumberFormat) -> tuple[tuple[float, ...], tuple[int, ...]]:
     """The levels in ascending order, and their codes; of several for one level, such as 0 and -0, the first."""
     return _ordered_once(number_format)
+
+
+def _ends(number_format: NumberFormat) -> tuple[float, float]:
+    """The lowest and the highest level."""
+    levels, _ = _ordered(number_format)
+    return levels[0], levels[-1]
 
 
 @lru_cache(maxsize=256)

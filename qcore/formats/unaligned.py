@@ -17,8 +17,7 @@ class _UnalignedIntegers(NamedTuple):
 class UnalignedIntegers(_UnalignedIntegers, NumberFormat):  # type: ignore[misc]  # fields here, properties there
     """Integers from 0 on whose zero point is a float number, so that 0 need not be a level: ``(q - z) * scale``.
 
-    What only whole numbers can do is refused for them: sums of products on one grid, ONNX's ``QuantizeLinear`` and
-    integer models.
+    What only whole numbers can do is refused for them: sums of products on one grid, and integer models.
 
     Args:
         bit_width: how many bits.

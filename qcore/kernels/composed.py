@@ -75,6 +75,8 @@ def composed(
     steps = x / scale
     if number_format.whole:
         y, clipped = _to_integers(steps, number_format, zero_point, rounding)
+    elif number_format.learned:
+        y, clipped = _to_learned(steps, number_format, rounding)
     else:
         clipped = ~number_format.inside(steps.detach(), rounding)
         y = torch.where(
@@ -100,12 +102,20 @@ def _to_integers(
     return clamp_through(codes, low, high), (codes < low) | (codes > high)
 
 
+def _to_learned(
+    steps: Tensor, number_format: NumberFormat, rounding: Callable[[Tensor], Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Levels that have gradients themselves; and which numbers were clipped."""
+    clipped = ~number_format.inside(steps.detach(), rounding)
+    if not getattr(rounding, "straight_through", True):
+        return _to_level(steps, number_format, rounding), clipped
+    levels = _to_level(steps.detach(), number_format, rounding)
+    return levels + torch.where(clipped, 0.0, straight_through(steps, torch.zeros_like(steps))), clipped
+
+
 def _reached(steps: Tensor, number_format: NumberFormat, rounding: Callable[[Tensor], Tensor]) -> Tensor:
     """The levels, with a gradient of 1, or that of a rounding which brings its own."""
     if getattr(rounding, "straight_through", True):
-        if number_format.learned:  # levels have gradients, too
-            through = straight_through(steps, torch.zeros_like(steps))
-            return _to_level(steps.detach(), number_format, rounding) + through
         return straight_through(steps, _to_level(steps.detach(), number_format, rounding))
     return _to_level(steps, number_format, rounding)
 

@@ -3,6 +3,7 @@
 import math
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -64,6 +65,7 @@ class CalibratedScaling(StoredScaling):
     _window: tuple[list[Any] | None, list[Any]] | None = None
     momentum: float | Anneal | Annealed | None
     anneals = ("momentum",)
+    clock: Any = None  # of the quantizer, where a setting changes in training
 
     def __init__(
         self,
@@ -122,7 +124,8 @@ class CalibratedScaling(StoredScaling):
             self._sized(self.granularity.count(x.shape))
         state = [*self._bases(), self.measured, self.steps]
         if torch.compiler.is_compiling():
-            torch.ops.bitwright.calibrate.default(state, x, self._handle)
+            count = None if self.clock is None else self.clock.counter()
+            torch.ops.bitwright.calibrate.default(state, x, self._handle, count)
         else:
             self._average(state, x)
 
@@ -239,6 +242,9 @@ def _checked_momentum(momentum: object) -> float:
 
 # Under torch.compile the average is one opaque operation: its Python can end the calibration without a graph break.
 @torch.library.custom_op("bitwright::calibrate", mutates_args=("state",))
-def _calibrate(state: list[Tensor], x: Tensor, handle: int) -> None:
-    if not in_backward():
-        scalings[handle]._average(state, x)
+def _calibrate(state: list[Tensor], x: Tensor, handle: int, count: Tensor | None) -> None:
+    if in_backward():
+        return
+    scaling: Any = scalings[handle]
+    with nullcontext() if count is None else scaling.clock.reading(count):
+        scaling._average(state, x)

@@ -53,6 +53,8 @@ class StatisticScaling(MagnitudeScaling):
         super().__init__(number_format, restriction, min_scale, axis, granularity)
         self.statistic = checked("statistic", statistic)
         self.detach_scale = check_flag("detach_scale", detach_scale)
+        own = isinstance(number_format, NumberFormat) and number_format.threshold != number_format.high
+        self._to_the_end = not own  # whether the largest magnitude goes to the highest level, as fused forms have it
 
     def fused(
         self, x: Tensor, levels: NumberFormat, rounding: Rounding, relu: bool, clips: bool
@@ -61,7 +63,7 @@ class StatisticScaling(MagnitudeScaling):
         if clips or type(self.statistic) is not AbsMax or type(self.restriction) is not FloatScale:
             return None
         rows = self._rows(x)
-        if rows is None or x.numel() == 0 or levels.high >= 1 << 20:
+        if rows is None or x.numel() == 0 or levels.high >= 1 << 20 or not self._to_the_end:
             return None
         if type(rounding) not in (HalfEven, HalfUp) or not levels.symmetric:  # the fused form clips nothing
             return None
@@ -77,7 +79,7 @@ class StatisticScaling(MagnitudeScaling):
         if type(self) is not StatisticScaling or not getattr(self.statistic, "covers", False):
             return False
         covers = getattr(self.restriction, "covers", None)
-        return covers is not None and covers(self.number_format)
+        return covers is not None and self._to_the_end and covers(self.number_format)
 
     def _rows(self, x: Tensor) -> Tensor | None:
         """What the fused forms take: a tensor whose first dimension counts the scales; or for one scale any."""

@@ -99,8 +99,8 @@ def scaled_gradient(x: Tensor, factor: float | Tensor) -> Tensor:
 def range_penalty(model: nn.Module) -> Tensor:
     """The sum of squares of every learned range that only clipped values move, as PACT has them.
 
-    Add a share of it to the loss, as large as the weight decay: the L2 penalty on PACT's clipping levels. An
-    optimizer's own weight decay pulls what was learned toward 0, that is the range toward where it started.
+    Add a share of it to the loss: the L2 penalty on PACT's clipping levels, as strong as an optimizer's weight decay
+    with half of that. The optimizer's own would pull what was learned toward 0, that is the range toward its start.
 
     Returns:
         A differentiable 0-d tensor; 0 if nothing is learned.

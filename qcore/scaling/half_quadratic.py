@@ -22,8 +22,8 @@ class HalfQuadraticZeroPoint(RangeZeroPoint):
     Such a norm makes little of large errors, so that outliers don't set the grid. In turns the errors e are shrunk,
     ``sign(e) * relu(|e| - |e|**(norm - 1) / beta)``, and the zero point becomes the mean of ``q - (w - e) / scale``
     over the weights that share it; beta grows at each step. Each zero point is the best that was found for its weights,
-    and never worse than that of the range. It is a float number as in the paper, or rounded, which is what runtimes
-    have. Badri and Shaji, "Half-Quadratic Quantization of Large Machine Learning Models", 2023, whose values the
+    and never worse than that of the range. It is a float number as in the paper, or rounded, which is what integers
+    need. Badri and Shaji, "Half-Quadratic Quantization of Large Machine Learning Models", 2023, whose values the
     settings have.
 
     It is worked out anew at each forward, for weights that are quantized after training.
@@ -81,11 +81,12 @@ class HalfQuadraticZeroPoint(RangeZeroPoint):
         places = rows / scale.reshape(-1, 1)
         start = -(self.scaling.low_of(x).to(scale.dtype).reshape(-1, 1) / scale.reshape(-1, 1))  # type: ignore[operator]
         found = self._searched(rows, places, scale.reshape(-1, 1), start)
+        high = 2 ** int(self.int_range.bit_width) - 1
         if self.whole:
-            high = 2 ** int(self.int_range.bit_width) - 1
-            rounded, plain = found.round().clamp(0, high), start.round().clamp(0, high)
-            worse = self._error(rows, places, scale, rounded) > self._error(rows, places, scale, plain)
-            found = torch.where(worse, plain, rounded)
+            found = found.round().clamp(0, high)
+        plain = start.round().clamp(0, high)
+        worse = self._error(rows, places, scale, found) > self._error(rows, places, scale, plain)
+        found = torch.where(worse, plain, found)
         return self.granularity.compact(found.reshape(scale.shape if scale.ndim == 0 else -1), x.shape)
 
     def _searched(self, rows: Tensor, places: Tensor, step: Tensor, start: Tensor) -> Tensor:

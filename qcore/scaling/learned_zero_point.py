@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.types import Device
 
+from ..errors import SettingError
 from ..formats.int_range import IntRange
 from ..granularity import Granularity, granularity_of
 from ..kernels.derivatives import clamp_through, straight_through
@@ -35,11 +36,12 @@ class LearnedZeroPoint(nn.Module, RangeZeroPoint):
         shape: of the tensor that is quantized, where known.
 
     Raises:
-        SettingError: the scaling, or its statistic, knows no lower end.
+        SettingError: the scaling stores no range, or its statistic knows no lower end.
 
     Example:
         >>> import torch, bitwright.nn as qnn
-        >>> act = qnn.QuantIdentity(act_quant="ShiftedUint8Act", zero_point="learned", calibration_steps=1)
+        >>> from bitwright.quantizers import ShiftedUint8Act
+        >>> act = qnn.QuantIdentity(act_quant=ShiftedUint8Act, zero_point="learned", calibration_steps=1)
         >>> _ = act(torch.tensor([-1.0, 1.55])), act(torch.tensor([-1.0, 1.55]))
         >>> act.act_quant.zero_point.current()
         tensor([100.])
@@ -47,6 +49,7 @@ class LearnedZeroPoint(nn.Module, RangeZeroPoint):
 
     base: Tensor
     fixed: Tensor
+    scaling: StoredScaling
 
     def __init__(
         self,
@@ -60,6 +63,9 @@ class LearnedZeroPoint(nn.Module, RangeZeroPoint):
         dtype: torch.dtype | None = None,
     ) -> None:
         nn.Module.__init__(self)
+        if not isinstance(scaling, StoredScaling):
+            expected = f"another zero point: {type(scaling).__name__} stores no range that this one could start from"
+            raise SettingError("zero_point", "learned", expected, "Write scaling='learned', or zero_point='range'.")
         require_low(scaling)
         granularity = granularity_of(axis, granularity)
         vars(self).update(scaling=scaling, int_range=int_range, granularity=granularity)  # the quantizer has them, too
@@ -67,8 +73,7 @@ class LearnedZeroPoint(nn.Module, RangeZeroPoint):
         self.register_buffer("base", torch.zeros(count, device=device))
         self.register_buffer("fixed", torch.zeros(1, device=device))
         self.offset = nn.Parameter(torch.zeros(count, device=device, dtype=dtype))
-        if isinstance(scaling, StoredScaling):
-            scaling.hand_over_low(self)
+        scaling.hand_over_low(self)
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
@@ -95,8 +100,7 @@ class LearnedZeroPoint(nn.Module, RangeZeroPoint):
     @torch.no_grad()
     def _follow(self, ranged: Tensor) -> None:
         """Take the zero point of the range, unless it is learned; after the last measurement, learn from it on."""
-        known, scaling = self.fixed > 0, self.scaling
-        measured = scaling.measured_all() if isinstance(scaling, StoredScaling) else torch.ones_like(known)
+        known, measured = self.fixed > 0, self.scaling.measured_all()
         self.base.copy_(torch.where(known, self.base, ranged.to(self.base.dtype)))
         self.fixed.copy_(torch.where(known, self.fixed, measured.to(self.fixed.dtype)))
 

@@ -93,7 +93,7 @@ class MinSquaredErrorInterval:
         (True, True)
     """
 
-    def __init__(self, number_format: Levels, search_steps: int = 16) -> None:
+    def __init__(self, number_format: Levels, search_steps: int = 8) -> None:
         if isinstance(search_steps, bool) or not isinstance(search_steps, int) or search_steps < 1:
             raise SettingError("search_steps", search_steps, "a whole number, 1 or more")
         require_integers("mse_interval", number_format)

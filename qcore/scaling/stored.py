@@ -568,6 +568,8 @@ class LearnedScaling(StoredScaling):
         tensor(0.4000, grad_fn=<DivBackward0>)
     """
 
+    renewed = False  # whether it is measured more than once, as quantization is delayed: a graph has to go on asking
+
     def __init__(
         self,
         number_format: Levels,
@@ -637,12 +639,12 @@ class LearnedScaling(StoredScaling):
         known = [self.restriction.load(before[0]), *before[1:]]  # layers that share the quantizer add to one's range
         joined = widest(known, [each.to(known[0]) for each in found])
         stored = [[self._stored_as(each[0]), *each[1:]] for each in (found, joined)]
-        first, done = self.steps % self.calls == 0, self.steps >= self._limit()
+        first, done = self.steps % self.calls == 0, self.steps >= self.calls
         chosen = zip(before, *stored, strict=True)
         self._set([torch.where(done, old, torch.where(first, new, both)) for old, new, both in chosen])
-        self.steps.add_(1)  # `+=` assigns the buffer, which hooks of an exporter may watch
+        self.steps.add_(~done)  # `+=` assigns the buffer, which hooks of an exporter may watch
         if _traced():
-            self._whole, self._settled = True, self._limit() == 1
+            self._whole, self._settled = True, self.calls == 1 and not self.renewed
         else:
             self._look()
 

@@ -1,13 +1,15 @@
 """The clock of a quantizer: how many training forwards there were, for settings that change with them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 from torch.types import Device
 
-from ..scaling.stored import LearnedScaling, StoredScaling, in_backward
+from ..scaling.calibrated import CalibratedScaling
+from ..scaling.stored import LearnedScaling, in_backward
 from ..tracing import counting, is_tracing, number
 from .anneal import Anneal, Annealed, counted
 
@@ -38,11 +40,13 @@ class Clock(nn.Module):
     """
 
     steps: Tensor
+    _read: Tensor | None
 
     def __init__(self, after: int = 0, device: Device = None) -> None:
         super().__init__()
         self.after = counted("after", after, 0)
         self.calls = 1
+        self._read = None
         self.settings: list[Annealed] = []
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64, device=device))
 
@@ -69,9 +73,25 @@ class Clock(nn.Module):
         if self.training and not in_backward() and counting():
             self.steps.add_(1)
 
+    def counter(self) -> Tensor:
+        """The count; in a graph a copy, as the backward pass must not work it out again from what has moved on."""
+        if self._read is not None:
+            return self._read
+        return torch.ops.bitwright.snapshot(self.steps) if torch.compiler.is_compiling() else self.steps
+
+    @contextmanager
+    def reading(self, count: Tensor) -> Iterator[None]:
+        """A block in which the count is that of a graph, which writes it to the state at its end."""
+        vars(self)["_read"] = count
+        try:
+            yield
+        finally:
+            vars(self)["_read"] = None
+
     def position(self) -> Tensor:
         """Training forwards of the model before the one that is running, or, in evaluation, until now."""
-        done = (self.steps - 1).clamp_min(0) if self.training else self.steps
+        steps = self.counter()
+        done = (steps - 1).clamp_min(0) if self.training else steps
         return done if self.calls == 1 else torch.div(done, self.calls, rounding_mode="floor")
 
     @property
@@ -81,15 +101,35 @@ class Clock(nn.Module):
         return taken is not None and taken < self.after
 
     def passed(self, x: Tensor, values: Tensor, relu: bool) -> Tensor:
-        """The quantized values; in training, as long as it has not begun to quantize, ``x`` itself."""
-        if not (self.after and self.training):
-            return values
+        """The quantized values in training, or, as long as it has not begun to quantize, ``x`` itself."""
         position = self.position()
-        if not (torch.compiler.is_compiling() or is_tracing()) and position.device.type == "cpu":
-            taken = number(position)
-            if taken is not None and taken >= self.after:
-                return values
+        if self._known(position, self.after):
+            return values
         return torch.where(position < self.after, x.relu() if relu else x, values)
+
+    @torch.no_grad()
+    def renew(self, scaling: object) -> None:
+        """Let a learned range start from what there is when training quantizes for the first time, and not before."""
+        if not isinstance(scaling, LearnedScaling) or not scaling.renewed or not self.training or in_backward():
+            return
+        position = self.position()
+        if not self._known(position, self.after + 1):
+            again = (position <= self.after) & ((self.counter() - 1) % self.calls == 0)
+            scaling.steps.mul_(~again)
+
+    def _known(self, position: Tensor, least: int) -> bool:
+        """Whether so many training forwards are known to be done, without waiting for a device."""
+        if torch.compiler.is_compiling() or is_tracing() or position.device.type != "cpu":
+            return False
+        taken = number(position)
+        return taken is not None and taken >= least
+
+    def join(self, layer: nn.Module, calls: int) -> None:
+        """Count for a layer, on its device."""
+        self.calls = calls
+        parameter = next(layer.parameters(recurse=False), None)
+        if parameter is not None and parameter.device != self.steps.device:
+            self.to(parameter.device)
 
     @torch.no_grad()
     def finish(self) -> None:
@@ -151,10 +191,12 @@ def clock_for(after: object, parts: Sequence[object], device: Device = None) -> 
     if clock is None:
         return None
     clock.settings = found
-    for part in parts if start else ():
-        if isinstance(part, StoredScaling) and getattr(part, "max_value", None) is None:
-            # measured for as long as nothing is quantized; a learned range starts from what there is then
-            part.calibration_steps = max(part.calibration_steps, start + isinstance(part, LearnedScaling))
+    for part in parts:
+        if isinstance(part, CalibratedScaling):  # it is measured for as long as nothing is quantized
+            part.calibration_steps = max(part.calibration_steps, start)
+            vars(part)["clock"] = clock  # no module of its own
+        elif start and isinstance(part, LearnedScaling):
+            part.renewed = part.max_value is None
     return clock
 
 
@@ -173,3 +215,14 @@ def _all_of(parts: Sequence[object]) -> list[Any]:
             held = {**getattr(part, "_modules", {}), **vars(part)}
             queue += [held[name] for name in _PARTS if name in held]
     return found
+
+
+# Graphs work out again in the backward pass what is cheap, from state that has been counted on since: not this
+@torch.library.custom_op("bitwright::snapshot", mutates_args=())
+def _snapshot(steps: Tensor) -> Tensor:
+    return steps.clone()
+
+
+@_snapshot.register_fake
+def _(steps: Tensor) -> Tensor:
+    return torch.empty_like(steps)

@@ -15,7 +15,7 @@ from ..rounding import Rounding, TowardZero
 from ..scaling.magnitude import whole
 from ..scaling.restriction import FloatScale
 from ..scaling.stored import LearnedScaling, StoredScaling
-from .norms import ChannelNorm, LearnedNorm, above_zero, by_channel, from_channels
+from .norms import ChannelNorm, LearnedNorm, above_zero, beside, by_channel
 
 __all__ = ["A2Q", "A2QPlus"]
 
@@ -113,14 +113,14 @@ class A2Q(nn.Module):
             inputs: the grid of the input.
             bias: what is added to the products on their scale, or None.
         """
-        rows = by_channel(weight, self.channel_axis)
         low, high = self._known(inputs)
         room = self._room(scale, inputs, bias)
-        shrunk = self._shrunk(rows, room / self._heaviest(low, high))
-        sums = shrunk.abs().sum(1)
-        learned = self.norm(shrunk).reshape(-1) / above_zero(sums)
-        ratio = torch.minimum(learned, room / above_zero(self._largest(shrunk, sums, low, high)))
-        return from_channels(shrunk * ratio.unsqueeze(1), weight.shape, self.channel_axis)
+        shrunk = self._shrunk(weight, room / self._heaviest(low, high))
+        rows = by_channel(shrunk, self.channel_axis)
+        sums = rows.abs().sum(1)
+        learned = self.norm(rows).reshape(-1) / above_zero(sums)
+        ratio = torch.minimum(learned, room / above_zero(self._largest(rows, sums, low, high)))
+        return shrunk * beside(ratio, weight, self.channel_axis)
 
     def excess(self, weight: Tensor, scale: Tensor, inputs: Grid | None, bias: Tensor | None) -> Tensor:
         """By how much the logarithms of the learned norms exceed that of the limit, summed: the penalty of a loss.
@@ -131,10 +131,9 @@ class A2Q(nn.Module):
             inputs: the grid of the input.
             bias: what is added to the products on their scale, or None.
         """
-        rows = by_channel(weight, self.channel_axis)
         low, high = self._known(inputs)
         limit = self._room(scale, inputs, bias) / self._heaviest(low, high)
-        norm = self.norm(self._shrunk(rows, limit)).reshape(-1)
+        norm = self.norm(by_channel(self._shrunk(weight, limit), self.channel_axis)).reshape(-1)
         return (torch.log2(norm) - torch.log2(above_zero(limit))).clamp_min(0.0).sum()
 
     # The limit
@@ -152,14 +151,15 @@ class A2Q(nn.Module):
         """How much a sum grows at most with the sum of the weights' magnitudes."""
         return max(-low, high)
 
-    def _largest(self, shrunk: Tensor, sums: Tensor, low: float, high: float) -> Tensor:
-        """The largest magnitude that the products of each channel add up to."""
+    def _largest(self, rows: Tensor, sums: Tensor, low: float, high: float) -> Tensor:
+        """The largest magnitude that the products of each channel add up to, by its weights and their magnitudes."""
         return sums * max(-low, high)
 
-    def _shrunk(self, rows: Tensor, radius: Tensor) -> Tensor:
+    def _shrunk(self, weight: Tensor, radius: Tensor) -> Tensor:
         """The weights nearest to the first ones within the limit; later ones less by the same threshold."""
-        threshold = self.threshold.for_rows(rows, radius)
-        return rows - torch.maximum(torch.minimum(rows.detach(), threshold), -threshold)
+        threshold = self.threshold.for_rows(by_channel(weight.detach(), self.channel_axis), radius).reshape(-1)
+        threshold = beside(threshold, weight, self.channel_axis)
+        return weight - torch.maximum(torch.minimum(weight.detach(), threshold), -threshold)
 
     def _known(self, inputs: Grid | None) -> tuple[float, float]:
         """The smallest and the largest integer that the weight is multiplied with; 0 is always one, for padding."""
@@ -208,9 +208,13 @@ class A2QPlus(A2Q):
 
         max(p * high - n * low, n * high - p * low) + |bias / scale| < 2**(P - 1)
 
-    After Colbert et al., "A2Q+: Improving Accumulator-Aware Weight Quantization" (2024), where ``p = n``.
+    After Colbert et al., "A2Q+: Improving Accumulator-Aware Weight Quantization" (2024), where ``p = n``. The limit
+    holds without centring, too; ``centred=False`` leaves the mean, so that training starts nearer to the first weights,
+    of which positive and negative ones are projected apart.
 
-    Args are those of `A2Q`.
+    Args are those of `A2Q`, and
+
+        centred: whether each output channel's mean is taken off.
 
     Example:
         >>> import bitwright.nn as qnn
@@ -225,16 +229,63 @@ class A2QPlus(A2Q):
 
     name = "A2Q+"
 
+    def __init__(
+        self,
+        accumulator_bit_width: int,
+        int_range: IntRange,
+        rounding: Rounding,
+        channel_axis: int,
+        granularity: Granularity,
+        zero_point: object = None,
+        input_bit_width: int | None = None,
+        input_signed: bool | None = None,
+        centred: bool = True,
+        channels: int | None = None,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(
+            accumulator_bit_width,
+            int_range,
+            rounding,
+            channel_axis,
+            granularity,
+            zero_point,
+            input_bit_width,
+            input_signed,
+            channels,
+            device,
+            dtype,
+        )
+        self.centred = check_flag("centred", centred)
+        if not centred:  # a threshold for each sign
+            self.threshold = _Threshold(None if channels is None else 2 * channels, device, dtype)
+
     def forward(self, weight: Tensor, inputs: Grid | None) -> Tensor:
         """The weight less its mean, for each output channel."""
         dims = [dim for dim in range(weight.ndim) if dim != self.channel_axis % weight.ndim]
-        return weight - weight.mean(dims, keepdim=True) if dims else weight
+        if not (dims and self.centred):
+            return weight
+        return weight - torch.nan_to_num(weight.mean(dims, keepdim=True), 0.0, 0.0, 0.0)  # one NaN is not for all
+
+    def scheme(self) -> str:
+        return super().scheme() if self.centred else f"{super().scheme()}, not centred"
+
+    def _shrunk(self, weight: Tensor, radius: Tensor) -> Tensor:
+        if self.centred:
+            return super()._shrunk(weight, radius)
+        rows = by_channel(weight.detach(), self.channel_axis)
+        each = radius.expand(rows.shape[0]) / 2
+        signs = torch.cat([rows.clamp_min(0.0), rows.clamp_max(0.0)])
+        thresholds = self.threshold.for_rows(signs, torch.cat([each, each])).reshape(2, -1)
+        up, down = (beside(threshold, weight, self.channel_axis) for threshold in thresholds)
+        return weight - torch.maximum(torch.minimum(weight.detach(), up), -down)
 
     def _heaviest(self, low: float, high: float) -> float:
         return (high - low) / 2
 
-    def _largest(self, shrunk: Tensor, sums: Tensor, low: float, high: float) -> Tensor:
-        up = shrunk.clamp_min(0.0).sum(1)
+    def _largest(self, rows: Tensor, sums: Tensor, low: float, high: float) -> Tensor:
+        up = rows.clamp_min(0.0).sum(1)
         down = sums - up
         return torch.maximum(up * high - down * low, down * high - up * low)
 
@@ -250,10 +301,9 @@ class _Threshold(LearnedScaling):
 
     def for_rows(self, rows: Tensor, radius: Tensor) -> Tensor:
         """The threshold of each row, for a ball of that radius where there was no first weight yet: (rows, 1)."""
-        seen = rows.detach()
-        if not self._settled:
-            seen = torch.cat([radius.detach().expand(rows.shape[0]).unsqueeze(1), seen], 1)
-        return self(seen)
+        if self._settled:
+            return self(rows)
+        return self(torch.cat([radius.detach().expand(rows.shape[0]).unsqueeze(1), rows], 1))
 
     def extra_repr(self) -> str:
         return self.progress()

@@ -9,7 +9,7 @@ from ..formats.odd_integers import BINARY
 from ..granularity import PerAxis
 from ..scaling.stored import LearnedScaling
 
-__all__ = ["ChannelNorm", "LearnedNorm", "above_zero", "by_channel", "from_channels"]
+__all__ = ["ChannelNorm", "LearnedNorm", "above_zero", "beside", "by_channel"]
 
 _PER_ROW = PerAxis(0)
 _SMALLEST = 1e-30  # what norms are divided by at least: a channel of zeros stays one
@@ -97,13 +97,13 @@ class _Start:
 
 
 def above_zero(norms: Tensor) -> Tensor:
-    """Norms fit to divide by.
+    """Norms fit to divide by: none is 0, and one of values that are no numbers is infinite.
 
     Example:
-        >>> above_zero(torch.tensor([2.0, 0.0]))
-        tensor([2.0000e+00, 1.0000e-30])
+        >>> above_zero(torch.tensor([2.0, 0.0, float("nan")]))
+        tensor([2.0000e+00, 1.0000e-30,        inf])
     """
-    return torch.where(norms < _SMALLEST, _SMALLEST, norms)
+    return torch.where(norms < _SMALLEST, _SMALLEST, torch.nan_to_num(norms, torch.inf, torch.inf))
 
 
 def by_channel(weight: Tensor, channel_axis: int) -> Tensor:
@@ -116,13 +116,11 @@ def by_channel(weight: Tensor, channel_axis: int) -> Tensor:
     return PerAxis(channel_axis).rows(weight)
 
 
-def from_channels(rows: Tensor, shape: torch.Size, channel_axis: int) -> Tensor:
-    """Rows as weights of a shape: the way back from `by_channel`.
+def beside(numbers: Tensor, weight: Tensor, channel_axis: int) -> Tensor:
+    """A number for each output channel, shaped to multiply a weight.
 
     Example:
-        >>> weight = torch.arange(12.0).reshape(2, 3, 2)
-        >>> torch.equal(from_channels(by_channel(weight, 1), weight.shape, 1), weight)
-        True
+        >>> beside(torch.tensor([2.0, 3.0]), torch.ones(4, 2, 5), 1).shape
+        torch.Size([1, 2, 1])
     """
-    axis = channel_axis % len(shape)
-    return rows.reshape(shape[axis], *shape[:axis], *shape[axis + 1 :]).movedim(0, axis)
+    return PerAxis(channel_axis).compact(numbers, weight.shape)

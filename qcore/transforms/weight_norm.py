@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from torch.types import Device
 
 from ..grid import Grid
-from .norms import ChannelNorm, LearnedNorm, by_channel, from_channels
+from .norms import ChannelNorm, LearnedNorm, beside, by_channel
 
 __all__ = ["WeightNorm"]
 
@@ -28,7 +28,7 @@ class WeightNorm(nn.Module):
         >>> norm = WeightNorm(channel_axis=0, channels=1)
         >>> _ = norm(torch.tensor([[3.0, -4.0]]), None)
         >>> norm(torch.tensor([[30.0, -40.0]]), None)  # its direction is the same, and so is the result
-        tensor([[ 3., -4.]], grad_fn=<PermuteBackward0>)
+        tensor([[ 3., -4.]], grad_fn=<MulBackward0>)
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class WeightNorm(nn.Module):
         """The weight with the length that was learned."""
         rows = by_channel(weight, self.channel_axis)
         ratio = self.norm(rows).reshape(-1) / self.order.above_zero(rows)
-        return from_channels(rows * ratio.unsqueeze(1), weight.shape, self.channel_axis)
+        return weight * beside(ratio, weight, self.channel_axis)
 
     def scheme(self) -> str:
         """What a file says of it."""

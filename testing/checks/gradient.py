@@ -48,6 +48,7 @@ def scale_gradient(case: Case) -> None:
     """A learned scale's gradient is LSQ's: ``q - x / scale`` inside, the end of the range outside; q is the level."""
     _needs_parts(case)
     parameters = [(name, each) for name, each in case.module.named_parameters() if each.requires_grad]
+    parameters = [each for each in parameters if not each[0].startswith("levels.")]  # learned levels are no scale
     if not parameters:
         raise NotApplicable("nothing in it is learned")
     weights = _upstream(case.x)

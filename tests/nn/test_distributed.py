@@ -29,6 +29,7 @@ from bitwright.qcore import (
 )
 from bitwright.qcore.scaling.statistics import measure, measured
 from bitwright.quantizers import (
+    Int4WeightPerGroup,
     Int8WeightPerChannel,
     Int8WeightPerChannelLearned,
     Int32Bias,
@@ -37,6 +38,13 @@ from bitwright.quantizers import (
 
 RANKS = 2
 STATISTICS = ("abs_max", "percentile", "min_max", "percentile_interval", "mean_sigma")
+
+
+class LearnedGroups(Int4WeightPerGroup):
+    """A learned scale for each group of weights: as many as the layer's shape says, the last group shorter."""
+
+    scaling = "learned"
+    group_size = 4
 
 
 def _model(statistic: str) -> nn.Module:
@@ -48,7 +56,7 @@ def _model(statistic: str) -> nn.Module:
         qnn.QuantIdentity(**settings),
         qnn.QuantLinear(6, 8, bias_quant=Int32Bias, weight_quant=Int8WeightPerChannel),
         qnn.QuantReLU(calibration_steps=3, bit_width=4),
-        qnn.QuantLinear(8, 3),
+        qnn.QuantLinear(8, 3, weight_quant=LearnedGroups, weight_group_size=3),
     )
 
 
@@ -62,7 +70,7 @@ def _name(statistic: Any) -> str:
 
 
 class _Block(nn.Module):
-    """Every kind of state that there is: collected and learned scales and zero points, a learned bit width."""
+    """Every kind of state that there is: collected and learned scales, also of groups, zero points, a bit width."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -72,9 +80,11 @@ class _Block(nn.Module):
         self.down = qnn.QuantLinear(
             8, 6, weight_bit_width=LearnedBitWidth, input_quant=ShiftedUint8Act, input_calibration_steps=3
         )
+        self.groups = qnn.QuantLinear(6, 6, weight_quant=LearnedGroups)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.down(self.act(self.up(self.entry(x))))
+        x = self.down(self.act(self.up(self.entry(x))))
+        return x + self.groups(x)
 
 
 def _blocks() -> nn.Module:
@@ -239,6 +249,7 @@ def test_two_ranks_equal_one_process_on_the_pooled_data(saved, statistic: str) -
         assert torch.equal(first[key], second[key]), key
         torch.testing.assert_close(first[key], expected[key], rtol=2e-5, atol=2e-6, msg=key)
     assert expected["0.act_quant.scaling.steps"] == 3
+    assert expected["3.weight_quant.scaling.magnitude_offset"].shape == (9,)
 
 
 def _found(ranks: Any, name: str) -> list[dict[tuple[str, str], list[torch.Tensor]]]:

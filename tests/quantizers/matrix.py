@@ -31,7 +31,9 @@ def layer(quantizer, **options):
     if getattr(settings(quantizer)["tensor_quant"].declared, "truncates", False):
         given = {"bias": False, "input_quant": Int8Act(scale=0.05), "output_quant": quantizer}
         return qnn.QuantLinear(INPUTS, OUTPUTS, **given, **options)
-    module = qnn.QuantLinear(INPUTS, OUTPUTS, input_quant=quantizer, **options)
+    calibrated = settings(quantizer)["scaling"].declared == "calibrated"
+    steps = {"input_calibration_steps": 1} if calibrated else {}
+    module = qnn.QuantLinear(INPUTS, OUTPUTS, input_quant=quantizer, **steps, **options)
     module(torch.randn(256, INPUTS, generator=torch.Generator().manual_seed(1)))
     return module
 

@@ -84,6 +84,7 @@ def test_stochastic_binary_connect_is_a_hard_sigmoid():
     module = qnn.QuantLinear(7, 4000, weight_quant=BinaryConnectWeight, weight_rounding="stochastic", weight_seed=0)
     with torch.no_grad():
         module.weight.copy_(weight.expand(4000, 7))
+    assert module.weight_quant is not None
     ups = (module.weight_quant(module.weight) > 0).double().mean(0)
     torch.testing.assert_close(ups, ((weight.double() + 1) / 2).clamp(0, 1), rtol=0, atol=0.04)
 

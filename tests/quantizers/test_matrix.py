@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import re
 
 import pytest
 import torch
@@ -11,6 +12,8 @@ from tests.quantizers.shipped import COMPLETE
 
 pytestmark = pytest.mark.filterwarnings("ignore:.* is clipped:UserWarning")  # a bias of 8 bits may be
 every = pytest.mark.parametrize("quantizer", COMPLETE.values(), ids=repr)
+FAMILIES = {re.sub(r"(Int|Uint)\d+", r"\1", name): each for name, each in COMPLETE.items()}  # one for all bit widths
+families = pytest.mark.parametrize("quantizer", FAMILIES.values(), ids=repr)
 X = torch.randn(8, INPUTS, generator=torch.Generator().manual_seed(0))
 TARGET = X[:, :OUTPUTS].abs()
 QUICK = {  # one of each way to compute; all are compiled among the slow tests
@@ -36,18 +39,19 @@ def losses(module, steps):
 
 @every
 def test_trains(quantizer):
-    first, *later = losses(layer(quantizer), 12)
+    first, *later = losses(layer(quantizer), 8)
     assert min(later) < first
 
 
-@every
+@families
 def test_saved_and_copied(quantizer):
     one = layer(quantizer)
     other = layer(quantizer)
     with torch.no_grad():
         other.weight.add_(1)
     other.load_state_dict(one.state_dict())
-    one.eval(), other.eval()
+    one.eval()
+    other.eval()
     torch.manual_seed(0)
     before = one(X)
     for each in (other, copy.deepcopy(one), pickle.loads(pickle.dumps(one))):
@@ -58,7 +62,7 @@ def test_saved_and_copied(quantizer):
     assert torch.equal(other.weight, plain.weight)
 
 
-@every
+@families
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 def test_other_types(quantizer, dtype):
     module = layer(quantizer).to(dtype)
@@ -69,7 +73,7 @@ def test_other_types(quantizer, dtype):
     assert module.weight.grad.isfinite().all()
 
 
-@every
+@families
 def test_nothing_and_zeros(quantizer):
     module = layer(quantizer).eval()
     for x in (torch.zeros(0, INPUTS), torch.zeros(2, INPUTS)):

@@ -137,12 +137,12 @@ def compare_integers(
     """
     require_model("compare_integers", model, ExportError)
     arguments = example if isinstance(example, tuple) else (example,)
+    found = integers_for("compare_integers", model, arguments, kwargs, integers)
     if program is None and installed("onnxruntime"):
         with warnings.catch_warnings():
             if integers is None:
-                warnings.simplefilter("ignore", BitwrightWarning)  # taking the integers says the same
+                warnings.simplefilter("ignore", BitwrightWarning)  # taking the integers said the same
             program = export_onnx_qcdq(model, arguments, verify=False, kwargs=kwargs)
-    found = integers_for("compare_integers", model, arguments, kwargs, integers)
     quantizers, parts = quantizers_of(model), found.quantized()
     requantize = requantization(requantize)
 

@@ -139,6 +139,8 @@ def run_lowered(
                 )
             _note(run.slots.setdefault(journal.call, {}), _slot(modules[journal.layer], quantizer, path), part)
             with tracker.paused():
+                if part.grid.levels is not None:
+                    return _levels(quantizer, x, context, part), None
                 if part.codes is not None:
                     stored = _tensor(part, part.codes.to(x.device), journal)
                     tracker.stored(stored)
@@ -185,6 +187,13 @@ def run_lowered(
     run.sums, run.products = journal.sums, journal.products
     run.floats, run.accumulators = journal.floats, journal.accumulators
     return run
+
+
+def _levels(quantizer: TensorQuant, x: Tensor, context: Arguments, part: QuantizedTensor) -> Tensor:
+    """The values of what lies on levels that are no integers: what comes of them is computed in floats."""
+    if part.codes is not None:
+        return part.grid.values(part.codes.to(x.device))
+    return quantizer._quantize(x.value if isinstance(x, IntegerTensor) else x, *context)[0]
 
 
 def _tensor(part: QuantizedTensor, codes: Tensor, journal: Journal) -> IntegerTensor:

@@ -29,7 +29,8 @@ class ActivationLowering(StoredLowering):
         """QuantizeLinear and DequantizeLinear of values, or of levels in the place of them."""
         plan, grid = plan_of(call, self.dialect), call.plain
         storage, x = plan.storage, node.inputs[0]
-        assert storage is not None and x is not None  # checked
+        assert storage is not None  # checked
+        assert x is not None
         if len(node.inputs) > 1:
             return self._following(call, node, storage)
         clips = self._clips(call, storage)
@@ -58,7 +59,7 @@ class ActivationLowering(StoredLowering):
             zero_points = [self._initializer(call, "zero_point", torch.zeros(count), storage.name)]
         else:
             target["output_dtype"] = kind
-        role = "unclipped" if self._clips(call, storage) else "codes"
+        role = "unclipped" if self._clips(call, storage) and self._clips_integers(storage) else "codes"
         inputs = [x, scale, *zero_points]
         codes = self._add(node, "QuantizeLinear", inputs, call, "quantize", role, target, kind=storage.name)
         codes = self._clip_integers(call, codes, storage, node)

@@ -10,7 +10,7 @@ from ....qcore import GridQuant
 from ....qcore.aliases import Keywords
 from ...capture.record import Call
 from ..dialects import Dialect
-from .plan import Plan, plan_of, static_shape
+from .plan import Plan, needs_clipping, plan_of, static_shape
 
 __all__ = ["DOMAIN", "emitter"]
 
@@ -39,7 +39,7 @@ def _traced(call: Call, dialect: Dialect, x: Tensor) -> Tensor:
         return _node("Quantize", call, x)
     quantizer = cast(GridQuant, call.quantizer)
     if plan.follows:
-        return _following(call, quantizer, plan, x)
+        return _following(call, quantizer, plan, dialect, x)
     steps = _node("Divide", call, x)
     if call.grid.number_format.whole:
         return _node("Quantize", call, quantizer.rounding(steps))
@@ -49,12 +49,15 @@ def _traced(call: Call, dialect: Dialect, x: Tensor) -> Tensor:
     return _node("Multiply", call, _named("levels", call, levels))
 
 
-def _following(call: Call, quantizer: GridQuant, plan: Plan, x: Tensor) -> Tensor:
+def _following(call: Call, quantizer: GridQuant, plan: Plan, dialect: Dialect, x: Tensor) -> Tensor:
     """One whose scale follows the input."""
     scale = quantizer._scale(x)
     zero_point = None if quantizer.zero_point is None else quantizer._zero_of(x, scale)
     scale = _named("scale", call, scale)
     if plan.native and static_shape(plan, x.shape):
+        assert plan.storage is not None
+        if needs_clipping(call, plan.storage, dialect):
+            x = _clipped(call, quantizer, x, scale, zero_point)
         given = [scale] if zero_point is None else [scale, zero_point]
         if plan.block is None:
             given = [each.reshape(()) if plan.axis is None else each.reshape(-1) for each in given]
@@ -69,6 +72,15 @@ def _following(call: Call, quantizer: GridQuant, plan: Plan, x: Tensor) -> Tenso
     reached = _named("levels", call, granularity.back(reached, x))
     spread = beside if view is x else granularity.back(beside.expand_as(view), x)
     return _node("Multiply", call, reached, spread)
+
+
+def _clipped(call: Call, quantizer: GridQuant, x: Tensor, scale: Tensor, zero_point: Tensor | None) -> Tensor:
+    """Values clipped at the ends of the grid: they round to its last integers, so the codes are the same."""
+    granularity, (low, high) = quantizer.granularity, call.grid.bounds
+    view, beside = granularity.view(x), granularity.beside(scale, x)
+    shift = 0.0 if zero_point is None else granularity.beside(zero_point, x)
+    inside = torch.minimum(torch.maximum(view, (low - shift) * beside), (high - shift) * beside)
+    return granularity.back(inside, x)
 
 
 def _named(role: str, call: Call, x: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from ....qcore import Integers
+from ....qcore import GridQuant, Integers
 from ....qcore.formats.minifloat import Minifloat
 from ....qcore.formats.number_format import NumberFormat
 from ....qcore.granularity import Granularity
@@ -11,7 +11,7 @@ from ...capture.grid import place_of
 from ...capture.record import Call
 from ..dialects import BLOCKS, EXPORTER_OPSET, Dialect, Storage
 
-__all__ = ["Plan", "plan_of", "refusal", "static_shape"]
+__all__ = ["Plan", "needs_clipping", "plan_of", "refusal", "static_shape"]
 
 
 class Plan(NamedTuple):
@@ -49,7 +49,7 @@ def plan_of(call: Call, dialect: Dialect) -> Plan:
     own = _own_type(number_format, dialect)
     if call.follows_input:
         axis, block = _place(call.grid.granularity, call.codes.shape)
-        native = own is not None and call.half_even and axis != -1 and _fills(number_format, own, dialect)
+        native = own is not None and call.half_even and axis != -1
         return Plan(own, True, True, axis, block) if native else Plan(None, False, True)
     axis, _ = place_of(call.grid, call.codes.shape)
     if own is not None:
@@ -58,7 +58,7 @@ def plan_of(call: Call, dialect: Dialect) -> Plan:
 
 
 def _place(granularity: Granularity, shape: Sequence[int]) -> tuple[int | None, int | None]:
-    """Axis and block of scales that follow the input, whatever the sizes that are left open; axis -1 where none fits."""
+    """Axis and block of scales that follow the input, for all sizes that are left open; axis -1 where none fits."""
     if granularity.single or granularity.axis is not None:
         return (None if granularity.axis is None else granularity.axis % len(shape)), None
     block = granularity.block(shape)
@@ -79,11 +79,13 @@ def _wider_type(number_format: NumberFormat, dialect: Dialect) -> Storage | None
     return min(fitting, key=lambda each: each.opset, default=None)
 
 
-def _fills(number_format: NumberFormat, storage: Storage, dialect: Dialect) -> bool:
-    """Whether QuantizeLinear clips as the format does, or a Clip of its integers behind it can."""
-    if not isinstance(number_format, Integers):
-        return True
-    return number_format.bounds == storage.bounds() or (dialect.clips_integers and storage.clips)
+def needs_clipping(call: Call, storage: Storage, dialect: Dialect) -> bool:
+    """Whether values have to be clipped before QuantizeLinear, whose type has more integers that might be reached."""
+    number_format = call.grid.number_format
+    if not isinstance(number_format, Integers) or number_format.bounds == storage.bounds():
+        return False
+    covered = isinstance(call.quantizer, GridQuant) and call.quantizer._covered()
+    return not (covered or (dialect.clips_integers and storage.clips))
 
 
 def refusal(call: Call, dialect: Dialect) -> str | None:

@@ -11,7 +11,7 @@ from torch.nn.utils import prune
 import bitwright.nn as qnn
 from bitwright.export import ExportError, export_onnx_qcdq, export_onnx_qdq, verify_onnx
 from bitwright.export.capture.caveats import caveats, unreached
-from bitwright.qcore import BitwrightWarning, QuantizerError
+from bitwright.qcore import Anneal, BitwrightWarning, QuantizerError
 from bitwright.quantizers import Int8Act
 
 HEADLINE = "{}: some quantizers of this model may not do what you expect:"
@@ -140,6 +140,24 @@ def test_calibration_that_stopped_halfway(zoo):
         model(x)
     assert said(export_onnx_qcdq, model, x) == warning("export_onnx_qcdq", f"0.act_quant: {CALIBRATING}")
     assert said(export_onnx_qcdq, zoo.finished(model), x) == []
+
+
+def test_schedules_that_are_not_at_their_end():
+    weight = {"weight_bit_width": Anneal(8, 4, steps=4)}
+    model = nn.Sequential(qnn.QuantIdentity(scale=0.1, after=3), qnn.QuantLinear(4, 2, **weight))
+    x = torch.randn(3, 4)
+    model(x)
+    going_on = (
+        "{}: its settings are not at their end ({}), and the file has what evaluation has now. Train on, or go to "
+    )
+    going_on += "the end: qnn.finish_schedules(model)."
+    assert said(export_onnx_qcdq, model, x) == warning(
+        "export_onnx_qcdq",
+        going_on.format("0.act_quant", "not quantizing in training before step 3, 1 done"),
+        going_on.format("1.weight_quant", "bit_width=7 after 1 of 4 steps"),
+    )
+    qnn.finish_schedules(model)
+    assert said(export_onnx_qcdq, model, x) == []
 
 
 def test_a_layer_that_attention_reads_the_weight_of():

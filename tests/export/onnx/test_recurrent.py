@@ -11,7 +11,16 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import bitwright.nn as qnn
 from bitwright.export import ExportError, export_onnx_integer, export_onnx_qcdq, export_onnx_qdq, verify_onnx
-from bitwright.quantizers import Int8Act, Int16ActPowerOfTwo, Int32Bias, Uint8Act
+from bitwright.quantizers import (
+    Fp8e4m3Act,
+    Fp8e4m3DynamicAct,
+    Int8Act,
+    Int8DynamicAct,
+    Int16ActPowerOfTwo,
+    Int32Bias,
+    MXFloat4e2m1Act,
+    Uint8Act,
+)
 
 pytest.importorskip("onnxruntime")
 
@@ -361,8 +370,8 @@ def test_the_integer_dialect_refuses_them_by_name():
         export_onnx_integer(nn.Sequential(qnn.QuantLSTM(5, 6), qnn.QuantGRUCell(5, 6)), sequence())
 
 
-def test_scales_that_follow_each_step_are_refused():
-    layer = trained(qnn.QuantGRU(5, 6, hidden_scaling="statistic"))
-    message = "hidden_l0_quant: its scale follows the input"
-    with pytest.raises(ExportError, match=re.escape(message)):
-        export_onnx_qdq(layer, sequence())
+@pytest.mark.parametrize("hidden", [Int8DynamicAct, Fp8e4m3DynamicAct, Fp8e4m3Act(scale=0.004), MXFloat4e2m1Act])
+def test_other_formats_and_scales_that_follow_each_step(hidden):
+    layer = trained(qnn.QuantGRU(5, 6, hidden_quant=hidden, input_quant=Fp8e4m3Act(scale=0.01)))
+    report = verify_onnx(layer, export_onnx_qdq(layer, sequence()), sequence())
+    assert report.differences == 0, report.table()

@@ -8,8 +8,29 @@ from hypothesis import strategies as st
 from torch import nn
 
 import bitwright.nn as qnn
-from bitwright.qcore import IntRange, LearnedBitWidth, SettingError, bit_width_report, resolve, size_penalty
-from bitwright.quantizers import Int8Act, Int8WeightPerTensor, Uint8Act
+from bitwright.export import export_onnx_qdq, integers, verify_onnx
+from bitwright.qcore import (
+    IntRange,
+    LearnedBitWidth,
+    PerAxis,
+    PerGroup,
+    PerTensor,
+    QuantizerError,
+    SettingError,
+    bit_width_report,
+    resolve,
+    size_penalty,
+)
+from bitwright.qcore.formats.bit_width import block_sizes
+from bitwright.quantizers import (
+    Int4WeightPerGroup,
+    Int8Act,
+    Int8ActPerChannel,
+    Int8WeightPerChannel,
+    Int8WeightPerChannelLearned,
+    Int8WeightPerTensor,
+    Uint8Act,
+)
 
 
 def test_starts_at_the_initial_width():
@@ -226,4 +247,151 @@ def test_int_range_takes_any_module_as_width():
 def test_impossible_widths(settings, message):
     with pytest.raises(SettingError) as error:
         LearnedBitWidth(**settings)
+    assert str(error.value) == message
+
+
+# Several widths
+
+EACH = {"bit_width": LearnedBitWidth, "bit_width_granularity": "scale"}
+
+
+def layer_of(quantizer, offsets, shape=(8, 3)):
+    """A linear layer whose widths are 2 and the offsets."""
+    torch.manual_seed(0)
+    layer = qnn.QuantLinear(*shape, weight_quant=quantizer)
+    with torch.no_grad():
+        layer.weight_quant.bit_width.offset.copy_(torch.tensor(offsets))
+    return layer
+
+
+@pytest.mark.parametrize(
+    ("quantizer", "offsets", "widths"),
+    [
+        (Int8WeightPerChannel(**EACH), [0.0, 1.0, 6.0], [2, 3, 8]),
+        (Int8WeightPerChannelLearned(**EACH), [0.0, 1.0, 6.0], [2, 3, 8]),
+        (Int4WeightPerGroup(group_size=5, **EACH), [0.0, 1.0, 2.0, 3.0, 4.0, 5.0], [2, 3, 4, 5, 6, 7]),
+        (
+            Int4WeightPerGroup(group_size=5, bit_width=LearnedBitWidth, bit_width_granularity=PerAxis(0)),
+            [0.0, 1.0, 6.0],
+            [2, 2, 3, 3, 8, 8],
+        ),
+        (
+            Int4WeightPerGroup(group_size=2, bit_width=LearnedBitWidth, bit_width_granularity=PerGroup(4)),
+            [0.0, 1.0, 6.0, 2.0, 3.0, 0.0],
+            [2, 2, 3, 3, 8, 8, 4, 4, 5, 5, 2, 2],
+        ),
+        (Int8WeightPerChannel(bit_width=LearnedBitWidth, bit_width_granularity=PerTensor()), [1.0], [3, 3, 3]),
+    ],
+)
+def test_each_scale_has_its_width(quantizer, offsets, widths):
+    layer = layer_of(quantizer, offsets)
+    assert layer.weight_quant.bit_width.offset.shape == (len(offsets),)
+    layer(torch.ones(1, 8))
+    quant = layer.eval().quant_weight()
+    codes = quant.grid.granularity.rows(layer.int_weight()).abs().amax(1)
+    assert codes.tolist() == [2 ** (width - 1) - 1 for width in widths]  # the largest weight of each scale
+    assert int(quant.bit_width) == max(widths)
+    layer(torch.ones(1, 8)).sum().backward()
+    assert bool((layer.weight_quant.bit_width.offset.grad != 0).all())
+
+
+def test_several_widths_in_reports_and_files():
+    layer = layer_of(Int8WeightPerChannel(**EACH), [0.0, 1.2, 6.0])
+    assert bit_width_report(layer)["weight_quant.bit_width"] == {
+        "bit_width": [2, 3, 8],
+        "exact": [2.0, 3.2, 8.0],
+        "min": 2,
+        "max": 8,
+    }
+    assert repr(layer.weight_quant.bit_width) == "LearnedBitWidth(min_bit_width=2, max_bit_width=8, 3 widths, axis 0)"
+    assert list(layer.weight_quant.state_dict()) == ["scheme", "bit_width.offset"]
+    other = layer_of(Int8WeightPerChannel(**EACH), [6.0, 6.0, 6.0])
+    other.load_state_dict(layer.state_dict())
+    assert torch.equal(other.int_weight(), layer.int_weight())
+    other.load_state_dict(nn.Linear(8, 3).state_dict())  # a float checkpoint
+    assert other.weight_quant.bit_width().tolist() == [2, 3, 8]
+    assert size_penalty(layer).item() == pytest.approx((2 + 3.2 + 8) / 3)
+    uneven = layer_of(Int4WeightPerGroup(group_size=5, **EACH), [0.0, 6.0], (8, 1))
+    assert size_penalty(uneven).item() == (5 * 2 + 3 * 8) / 8
+
+
+def test_compiled_with_several_widths():
+    layer = layer_of(
+        Int4WeightPerGroup(group_size=5, bit_width=LearnedBitWidth, bit_width_granularity=PerAxis(0)), [0.0, 1.0, 6.0]
+    )
+    compiled = torch.compile(layer, backend="eager", fullgraph=True)
+    x = torch.randn(2, 8)
+    assert torch.equal(compiled(x), layer(x))
+
+
+def test_exports_with_several_widths():
+    """In the widest of them."""
+    pytest.importorskip("onnxruntime")
+    model = nn.Sequential(
+        qnn.QuantIdentity(scale=2**-5),
+        layer_of(Int8WeightPerChannel(**EACH), [0.0, 1.0, 2.0]),
+        qnn.QuantReLU(scale=2**-5, bit_width=LearnedBitWidth, initial_bit_width=5),
+        layer_of(Int4WeightPerGroup(group_size=2, **EACH), [0.0, 1.0, 4.0, 2.0], (3, 2)),
+    ).eval()
+    x = torch.randn(20, 8)
+    program = export_onnx_qdq(model, x)
+    assert verify_onnx(model, program, x).differences == 0
+    found = integers(model, x)
+    assert [found.layers[name].weight.grid.bit_width for name in ("1", "3")] == [4, 6]
+    assert torch.equal(torch.as_tensor(found.layers["1"].weight.codes), model[1].int_weight())
+
+
+def test_activations_with_several_widths():
+    layer = qnn.QuantIdentity(act_quant=Int8ActPerChannel, channels=2, **EACH, scale=1.0)
+    with torch.no_grad():
+        layer.act_quant.bit_width.offset.copy_(torch.tensor([0.0, 1.0]))
+    x = torch.tensor([[9.0, 9.0], [-9.0, -9.0]])
+    assert layer(x).tolist() == [[1, 3], [-2, -4]]
+
+
+def test_block_sizes():
+    assert block_sizes(PerTensor(), (2, 5)).tolist() == [10]
+    assert block_sizes(PerAxis(1), (2, 3)).tolist() == [2, 2, 2]
+    assert block_sizes(PerGroup(4), (1, 10)).tolist() == [4, 4, 2]
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (
+            lambda: qnn.QuantLinear(4, 2, weight_bit_width=LearnedBitWidth, weight_bit_width_granularity="channel"),
+            "QuantLinear(in_features=4, out_features=2, bias=True): weight_bit_width_granularity='channel' is not "
+            "possible: expected 'tensor', 'scale', or a Granularity such as PerAxis(0).",
+        ),
+        (
+            lambda: qnn.QuantLinear(4, 2, weight_bit_width=LearnedBitWidth, weight_bit_width_granularity=PerAxis(0)),
+            "QuantLinear(in_features=4, out_features=2, bias=True): weight_bit_width_granularity=PerAxis(axis=0) is "
+            "not possible: expected 'tensor': there is one scale, and values with a scale in common have a bit width "
+            "in common. Take a quantizer with a scale for each bit width, such as Int8WeightPerChannel.",
+        ),
+        (
+            lambda: layer_of(
+                Int4WeightPerGroup(group_size=4, bit_width=LearnedBitWidth, bit_width_granularity=PerGroup(6)), [0.0]
+            ),
+            "QuantLinear(in_features=8, out_features=3, bias=True): in Int4WeightPerGroup(group_size=4, "
+            "bit_width=LearnedBitWidth, bit_width_granularity=PerGroup(group_size=6, group_axis=-1)), "
+            "bit_width_granularity=PerGroup(group_size=6, group_axis=-1) is not possible: expected blocks of whole "
+            "scales, and there is one for each of groups of 4 along axis 1. Take a quantizer with a scale for each bit "
+            "width, such as Int8WeightPerChannel.",
+        ),
+        (
+            lambda: qnn.QuantIdentity(act_quant=Int8ActPerChannel, **EACH),
+            "QuantIdentity(): bit_width_granularity='scale' is not possible: expected 'tensor' where nobody says how "
+            "many of axis 1 there are. Give the quantizer that number too: channels=64.",
+        ),
+        (
+            lambda: qnn.QuantIdentity(bit_width=LearnedBitWidth, bit_width_granularity=PerAxis(1)),
+            "QuantIdentity(): bit_width_granularity=PerAxis(axis=1) is not possible: expected 'tensor', 'scale': the "
+            "shape of the tensor is not known before there is data.",
+        ),
+    ],
+)
+def test_impossible_granularities_of_widths(build, message):
+    with pytest.raises(QuantizerError) as error:
+        build()
     assert str(error.value) == message

@@ -10,7 +10,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import bitwright.nn as qnn
-from bitwright.qcore import E4M3, HalfEven, Integers, Interval, IntRange, NumberFormat, int_bounds
+from bitwright.qcore import (
+    E4M3,
+    GridQuant,
+    HalfEven,
+    Integers,
+    Interval,
+    IntRange,
+    NumberFormat,
+    StatisticScaling,
+    int_bounds,
+)
 from bitwright.qcore.formats.integers import interval, storage_dtype
 from bitwright.quantizers import FormatBase
 
@@ -191,3 +201,22 @@ def test_levels_of_integers():
     assert type(interval(-3, 3)) is Interval
     assert str(Interval(-3, 5)) == "integers from -3 to 5"
     assert not Interval(1, 3).has_zero
+
+
+class Centred(NamedTuple("_Centred", [("threshold", float)]), NumberFormat):  # type: ignore[misc]
+    __slots__ = ()
+
+    @property
+    def levels(self):
+        return (-4.0, -1.0, 0.0, 1.0, 4.0)
+
+
+@pytest.mark.parametrize(("threshold", "values"), [(4.0, [2, 0.5, -0.5]), (1.0, [2, 0, 0]), (8.0, [1, 1, -1])])
+@pytest.mark.parametrize("axis", [None, 0])
+def test_threshold_of_its_own(threshold, values, axis):
+    quant = GridQuant(Centred(threshold), StatisticScaling(Centred(threshold), detach_scale=True, axis=axis), axis=axis)
+    weight = torch.tensor([[2.0, 0.7, -0.8]], requires_grad=True)
+    y = quant(weight)
+    y.sum().backward()
+    assert y.tolist() == [values]
+    assert weight.grad.tolist() == [[threshold < 8, 1, 1]]

@@ -15,10 +15,15 @@ from bitwright.qcore import (
     STATISTICS,
     AbsMax,
     AbsPercentile,
+    HalfQuadraticRange,
     IntRange,
+    KullbackLeibler,
+    LSQPlusStart,
+    LSQStart,
     MeanSigma,
     MinMax,
     MinSquaredError,
+    MinSquaredErrorInterval,
     PerAxis,
     PerBlock,
     PercentileInterval,
@@ -27,6 +32,7 @@ from bitwright.qcore import (
     PerToken,
     QuantizerError,
     SettingError,
+    StatisticsAwareBinning,
     composed_fake_quant,
 )
 from bitwright.qcore.scaling.statistics import kth_largest, lower_end, measure, measured
@@ -467,8 +473,16 @@ def test_choices():
         "percentile_interval": PercentileInterval,
         "mean_sigma": MeanSigma,
         "mse": MinSquaredError,
+        "mse_interval": MinSquaredErrorInterval,
+        "lsq": LSQStart,
+        "lsq_plus": LSQPlusStart,
+        "kl": KullbackLeibler,
+        "hqo": HalfQuadraticRange,
+        "sawb": StatisticsAwareBinning,
     }
-    assert {type(each) for each in EVERY} == set(STATISTICS.values())
+    literature = {MinSquaredErrorInterval, LSQStart, LSQPlusStart, KullbackLeibler, HalfQuadraticRange}
+    literature |= {StatisticsAwareBinning}  # tests of their own: test_starts, test_divergence, test_half_quadratic
+    assert {type(each) for each in EVERY} == set(STATISTICS.values()) - literature
 
 
 def test_measure():

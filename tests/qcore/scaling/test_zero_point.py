@@ -10,8 +10,10 @@ from bitwright.qcore import (
     AbsMax,
     CalibratedScaling,
     ConstantScaling,
+    HalfQuadraticZeroPoint,
     IntRange,
     LearnedScaling,
+    LearnedZeroPoint,
     MinMax,
     PercentileInterval,
     RangeZeroPoint,
@@ -151,7 +153,7 @@ def test_scaling_of_the_users_own():
 
 
 def test_choices_and_repr():
-    assert ZERO_POINTS == {"range": RangeZeroPoint}
+    assert ZERO_POINTS == {"range": RangeZeroPoint, "learned": LearnedZeroPoint, "hqo": HalfQuadraticZeroPoint}
     zero_point = RangeZeroPoint(StatisticScaling(UNSIGNED, MinMax()), UNSIGNED)
     assert repr(zero_point) == repr(pickle.loads(pickle.dumps(zero_point))) == "RangeZeroPoint()"
 

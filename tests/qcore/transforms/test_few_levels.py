@@ -94,3 +94,14 @@ def test_refusals(share):
     )
     with pytest.raises(SettingError, match=f"^{re.escape(message)}$"):
         Ternary(PerTensor(), share)
+
+
+@pytest.mark.parametrize("kind", [Ternary, XnorSigns])
+def test_special_numbers_keep_to_themselves(kind):
+    for special, expected in ((float("nan"), None), (float("inf"), 1), (float("-inf"), -1)):
+        weight = torch.tensor([special, 0.75, -0.8, 4.0], requires_grad=True)
+        found = kind(PerTensor())(weight, None)
+        found[1:].sum().backward()
+        assert found[1:].tolist() == [1, -1, 1]  # a statistic that is not finite counts as 1
+        assert found[0].isnan() if expected is None else found[0] == expected
+        assert weight.grad[1:3].tolist() == [1, 1]
