@@ -6,9 +6,11 @@ quantizers of Brevitas, where it has the format. The table has the accuracy on t
 """
 
 import argparse
+import importlib
 import statistics
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +22,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from torch import nn
-from training import accuracy, train
+from training import BATCH, accuracy, train
 
 import bitwright.nn as qnn
 from bitwright.export import export_onnx_qdq
-from bitwright.nn import finish_calibration
 from bitwright.quantizers import (
     BinaryConnectWeight,
     BinaryWeightPerChannel,
@@ -50,6 +51,14 @@ FORMATS: dict[str, Mapping[str, Any]] = {  # what layers are told of weights, an
 }
 
 
+@dataclass
+class Row:
+    """What networks in one format reached, one for each seed, and the bytes of the last one's file."""
+
+    reached: list[float] = field(default_factory=list)
+    size: int = 0
+
+
 class FormatLeNet(LeNet):
     """LeNet of the quantized layers of a library.
 
@@ -73,6 +82,30 @@ class FormatLeNet(LeNet):
         self.fc3 = layers.QuantLinear(84, 10, bias=True, **weights)
 
 
+@dataclass(frozen=True)
+class Library:
+    """What networks are made of.
+
+    Attributes:
+        layers: the module that has the layers.
+        formats: what they are told, for each row of the table.
+        steps: what activations call the steps of their calibration.
+    """
+
+    layers: Any
+    formats: Mapping[str, Mapping[str, Any]]
+    steps: str
+
+    def model(self, name: str, start: FloatLeNet, steps: int) -> LeNet:
+        """A network in a format, with the float weights."""
+        told = self.formats[name]
+        weights = {key: each for key, each in told.items() if not key.startswith("act_")}
+        acts = {key: each for key, each in told.items() if key.startswith("act_")} or {"bit_width": 8}
+        model = FormatLeNet(self.layers, weights, {**acts, self.steps: steps})
+        model.load_state_dict(start.state_dict(), strict=self.layers is qnn)  # Brevitas misses its own state
+        return model
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Train and print the table.
 
@@ -82,64 +115,56 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit status, 0.
     """
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    layers, formats, steps = _library(options.library)
-    chosen = {name: each for name, each in formats.items() if name in (options.formats or formats)}
+    library = _library(options.library)
+    names = options.formats or list(library.formats)
+    if unknown := [name for name in names if name not in library.formats]:
+        parser.error(f"{options.library} has no {unknown[0]!r} here, but {', '.join(map(repr, library.formats))}")
     console = Console()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    reached: dict[str, list[float]] = {name: [] for name in ("float", *chosen)}
-    sizes: dict[str, int] = {}
+    rows = {name: Row() for name in ("float", *names)}
     tested = 0
     for seed in range(options.seeds):
         digits = load_digits(seed)
         digits = digits.first(640, 200) if options.fast else digits
         tested = len(digits.test_images)
-        epochs = options.epochs or (1 if options.fast else 10)
         with Progress(*columns, TextColumn("{task.fields[note]}"), console=console) as progress:
-            start = _trained(FloatLeNet, "float", digits, epochs, FLOAT_RATE, seed, progress)
-            reached["float"].append(accuracy(start, digits.test_images, digits.test_labels))
-            for name, told in chosen.items():
-                weights = {key: each for key, each in told.items() if not key.startswith("act_")}
-                acts = {key: each for key, each in told.items() if key.startswith("act_")} or {"bit_width": 8}
-
-                def untrained(weights: Mapping[str, Any] = weights, acts: Mapping[str, Any] = acts) -> LeNet:
-                    model = FormatLeNet(layers, weights, {**acts, steps: -(-len(digits.train_images) // 64)})
-                    model.load_state_dict(start.state_dict(), strict=options.library == "bitwright")
-                    return model
-
-                model = _trained(untrained, name, digits, epochs, QUANTIZED_RATE, seed, progress)
-                reached[name].append(accuracy(model, digits.test_images, digits.test_labels))
-                if options.library == "bitwright":
-                    sizes[name] = _size(model, digits)
-    console.print(_table(reached, sizes, tested, options.library))
+            _run(seed, options.epochs or (1 if options.fast else 10), digits, library, rows, progress)
+    console.print(_table(rows, tested, options.library))
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="LeNet-5 with weights in one number format after another.")
     parser.add_argument("--library", choices=("bitwright", "brevitas"), default="bitwright", help="of the layers")
-    parser.add_argument("--formats", nargs="*", help="rows of the table (default: all)")
+    parser.add_argument("--formats", nargs="+", help="rows of the table (default: all)")
     parser.add_argument("--epochs", type=int, help="of each training (default: 10, or 1 with --fast)")
     parser.add_argument("--seeds", type=int, default=3, help="how many, counted up from 0 (default: 3)")
     parser.add_argument("--fast", action="store_true", help="few digits, to see that everything runs")
     return parser
 
 
-def _library(name: str) -> tuple[Any, Mapping[str, Mapping[str, Any]], str]:
-    """Its layers, what they are told for each format, and what it calls the steps of calibration."""
+def _library(name: str) -> Library:
     if name == "bitwright":
-        return qnn, FORMATS, "calibration_steps"
-    import lenet_formats_brevitas as other  # only an environment of its own has Brevitas
+        return Library(qnn, FORMATS, "calibration_steps")
+    other = importlib.import_module("lenet_formats_brevitas")  # Brevitas has an environment of its own
+    return Library(other.layers, other.FORMATS, "act_collect_stats_steps")
 
-    return other.layers, other.FORMATS, "act_collect_stats_steps"
 
-
-def _trained(make: Any, name: str, digits: Digits, epochs: int, rate: float, seed: int, progress: Progress) -> Any:
+def _run(seed: int, epochs: int, digits: Digits, library: Library, rows: Mapping[str, Row], progress: Progress) -> None:
+    """Every network of one seed."""
     torch.manual_seed(seed)
-    model = train(make(), digits, name=name, epochs=epochs, learning_rate=rate, seed=seed, progress=progress)
-    finish_calibration(model)  # with --fast, training ends when calibration does
-    return model
+    start = FloatLeNet()
+    calibration = -(-len(digits.train_images) // BATCH)  # the first epoch
+    for name, row in rows.items():
+        model = start if name == "float" else library.model(name, start, calibration)
+        rate = FLOAT_RATE if name == "float" else QUANTIZED_RATE
+        train(model, digits, name=name, epochs=epochs, learning_rate=rate, seed=seed, progress=progress)
+        row.reached.append(accuracy(model, digits.test_images, digits.test_labels))
+        if name != "float" and library.layers is qnn:
+            row.size = _size(model, digits)
 
 
 def _size(model: nn.Module, digits: Digits) -> int:
@@ -150,16 +175,16 @@ def _size(model: nn.Module, digits: Digits) -> int:
         return path.stat().st_size
 
 
-def _table(reached: Mapping[str, list[float]], sizes: Mapping[str, int], tested: int, library: str) -> Table:
-    seeds = len(reached["float"])
+def _table(rows: Mapping[str, Row], tested: int, library: str) -> Table:
+    seeds = len(rows["float"].reached)
     title = f"LeNet-5 by {library}: {tested} test digits, {seeds} seed{'' if seeds == 1 else 's'}"
     table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("weights", no_wrap=True)
     for header in ("mean", "lowest", "highest", "kB"):
         table.add_column(header, justify="right", no_wrap=True)
-    for name, each in reached.items():
-        shares = (f"{share:.1%}" for share in (statistics.mean(each), min(each), max(each)))
-        table.add_row(name, *shares, f"{sizes[name] / 1000:.1f}" if name in sizes else "")
+    for name, row in rows.items():
+        shares = (statistics.mean(row.reached), min(row.reached), max(row.reached))
+        table.add_row(name, *(f"{share:.1%}" for share in shares), f"{row.size / 1000:.1f}" if row.size else "")
     return table
 
 
