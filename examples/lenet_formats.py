@@ -1,8 +1,9 @@
 """LeNet-5 with weights in one number format after another, each trained from the same float weights.
 
-Run it with ``python examples/lenet_formats.py``; ``--library brevitas``, in an environment that has Brevitas, trains the
-same networks with its layers and quantizers, where it has the format. The table has the accuracy on the test digits, its mean and range over
-``--seeds``, and the size of the ONNX file, which the export has compared with the model on some of them.
+Run it with ``python examples/lenet_formats.py``. ``--library brevitas``, in an environment that has Brevitas, trains
+the same networks with its layers and quantizers, where it has the format. The table has the accuracy on the test
+digits, its mean and range over ``--seeds``, and the size of the ONNX file, which the export has compared with the model
+on some of them.
 """
 
 import argparse
