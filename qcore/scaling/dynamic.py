@@ -5,17 +5,19 @@ from torch import Tensor
 from ..formats.int_range import check_flag
 from ..formats.number_format import NumberFormat
 from ..granularity import Granularity
-from ..kernels.fused import AbsMaxFakeQuant, AbsMaxRowsFakeQuant, apply_eagerly
+from ..kernels.fused import apply_eagerly
+from ..kernels.weights import AbsMaxFakeQuant, AbsMaxRowsFakeQuant, RuledRowsFakeQuant
 from ..protocols import Levels, Restriction, Statistic, checked
 from ..rounding import HalfEven, HalfUp, Rounding
 from .magnitude import MagnitudeScaling, usable
-from .restriction import FloatScale
+from .restriction import FloatScale, LogScale, MXScale, PowerOfTwoScale, TwoLevel
 from .statistics import AbsMax, lower_end, measured
 
 __all__ = ["StatisticScaling"]
 
 _FLOAT_SCALE = FloatScale()
 _ABS_MAX = AbsMax()
+_RULES = (LogScale, PowerOfTwoScale, MXScale, TwoLevel)  # whose gradients go straight through
 
 
 class StatisticScaling(MagnitudeScaling):
@@ -60,7 +62,9 @@ class StatisticScaling(MagnitudeScaling):
         self, x: Tensor, levels: NumberFormat, rounding: Rounding, relu: bool, clips: bool
     ) -> tuple[Tensor, Tensor] | None:
         """Values and scale of a weight whose largest magnitude sets the scale."""
-        if clips or type(self.statistic) is not AbsMax or type(self.restriction) is not FloatScale:
+        if type(self.restriction) is not FloatScale:
+            return self._ruled(x, levels, rounding, clips)
+        if clips or type(self.statistic) is not AbsMax:
             return None
         rows = self._rows(x)
         if rows is None or x.numel() == 0 or levels.high >= 1 << 20 or not self._to_the_end:
@@ -72,6 +76,20 @@ class StatisticScaling(MagnitudeScaling):
         if done is None or rows is x:
             return done
         return self.granularity.unrows(done[0], x), self.granularity.compact(done[1].reshape(-1), x.shape)
+
+    def _ruled(self, x: Tensor, levels: NumberFormat, rounding: Rounding, clips: bool) -> tuple[Tensor, Tensor] | None:
+        """The same where a rule restricts the scales."""
+        granularity = self.granularity
+        if type(self.restriction) not in _RULES or type(self.statistic) is not AbsMax or x.numel() == 0:
+            return None
+        if granularity.broadcasts and not ((granularity.single or self.axis == 0) and x.is_contiguous()):
+            return None
+        covers = self.covers and levels.symmetric and type(rounding) in (HalfEven, HalfUp)
+        rest = (float(self._floor()), levels, rounding, self.detach_scale, covers, clips)
+        done = apply_eagerly(RuledRowsFakeQuant, granularity.rows(x), self.scale_for, *rest)
+        if done is None:
+            return None
+        return granularity.unrows(done[0], x), granularity.compact(done[1].reshape(-1), x.shape)
 
     @property
     def covers(self) -> bool:
