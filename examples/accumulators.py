@@ -101,7 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         f"A2Q+ not centred, {bits} bits": Int8WeightPerChannelA2QPlus(accumulator_bit_width=bits, centred=False),
     }
     rows = {name: Row(name) for name in ("float", *kinds)}
-    console = Console()
+    console = Console(width=110)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     tested = 0
     for seed in range(options.seeds):

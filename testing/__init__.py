@@ -23,8 +23,8 @@ from .strategies import Placement
 from .subject import Case, Draw, Subject
 
 __all__ = [
-    "BlockVector",
     "CHECKS",
+    "BlockVector",
     "Case",
     "Check",
     "Draw",

@@ -82,7 +82,8 @@ def plot_quantizer(quantizer: Any, *, scale: float | None = None, role: str | No
 def plot_model(model: nn.Module, batch: object, *, columns: int = 3) -> "Figure":
     """Every quantizer of a model on one page: its input values, its range, and how often each level occurs.
 
-    The bars count integers, or levels in their order. The titles give the share of clipped values and of integers that never occur.
+    The bars count integers, or levels in their order. The titles give the share of clipped values and of
+    those that never occur.
 
     Args:
         model: a model with quantized layers; it is evaluated on the batch, and its mode is restored.

@@ -86,8 +86,8 @@ def export_onnx_qdq(
     takes fewer bits; `storage_report` says how. Narrow types are young: 8-bit floats need opset 19, 16 and 4 bits
     opset 21, 2 bits opset 25. The rest is as in `export_onnx_qcdq`.
 
-    Activations in 8-bit floats (opset 19) are QuantizeLinear nodes, too. Those in other number formats are computed by the
-    format's own arithmetic, and so are scales that follow the input.
+    Activations in 8-bit floats (opset 19) are QuantizeLinear nodes, too. Those in other number formats are computed by
+    the format's own arithmetic, and so are scales that follow the input.
 
     Args:
         module: a model with quantized layers, float32.

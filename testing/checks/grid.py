@@ -90,7 +90,10 @@ def rounding(case: Case) -> None:
         shift = 0.0 if grid.zero_point is None else grid.zero_point
         exact = isinstance(declared, Rounding) and case.subject.known
         exact = exact and (levels.whole or grid.zero_point is None)  # float zero points are added before
-        expected = places.of((declared(steps) if levels.whole else levels.nearest(steps, declared)) if exact else steps)  # type: ignore[misc]
+        expected = places.of(steps)
+        if exact:
+            reached = declared(steps) if levels.whole else levels.nearest(steps, declared)  # type: ignore[misc, arg-type]
+            expected = places.of(reached) if levels.whole else places.of(reached).round()
         inside = (expected + shift > low) & (expected + shift < high) & (steps.abs() < _EXACT)
         allowed = 0.0 if exact else 1.0
         wrong = inside & ((codes - shift - expected).abs() > allowed)

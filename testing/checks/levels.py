@@ -118,7 +118,7 @@ def rounds(levels: NumberFormat) -> None:
         if name in directed:
             wrong |= (found != directed[name]) & ~(astride & (name == "toward_zero"))
         if bool(wrong.any()):
-            expected = directed[name] if name in directed else lower
+            expected = directed.get(name, lower)
             raise Failure(f"{first(expected, wrong)} for {first(x, wrong)}, rounding {name}", first(found, wrong))
 
 

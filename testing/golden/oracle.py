@@ -1,8 +1,8 @@
 """Golden vectors: chosen numbers quantized in every format, computed without torch and without this library.
 
-For integers, the oracles are the definitions of ONNX ``QuantizeLinear`` written in numpy with exact fractions, and for formats that
-`ml_dtypes` has (int2, uint2, int4, uint4) a check that its types hold exactly the same integers. The vectors are beside
-this file in ``golden/``, one JSON file for each format; float32 numbers are written as
+For integers, the oracles are the definitions of ONNX ``QuantizeLinear`` written in numpy with exact fractions, and for
+formats that `ml_dtypes` has (int2, uint2, int4, uint4) a check that its types hold exactly the same integers; other
+formats are in `levels`. The vectors are beside this file, one JSON file for each format; float32 numbers are written as
 their bits in hexadecimal.
 
 ``python -m bitwright.testing.golden.make`` rewrites the files.
@@ -16,8 +16,8 @@ from fractions import Fraction
 
 import numpy as np
 
-from .levels import LEVELS
 from .level_vectors import read
+from .levels import LEVELS
 from .vector import FOLDER, Vector, bits_of, numbers_of
 
 __all__ = ["FORMATS", "VERSION", "Format", "golden_vectors", "made", "written"]

@@ -92,7 +92,7 @@ def expected_format(parts, signed):
     fixed = {"NVFloat4": E2M1, "NF4": NF4, "Binary": BINARY, "BinaryConnect": BINARY}
     fixed["Ternary"] = Integers(2, narrow_range=True)
     fixed["Pot4"] = powers_of_two(4)
-    if form.startswith("OddInt") or parts["scale"] == "DoReFa" and parts["slot"] == "Weight":
+    if form.startswith("OddInt") or (parts["scale"] == "DoReFa" and parts["slot"] == "Weight"):
         return OddIntegers(int(bits))
     return fixed.get(form) or Integers(int(bits), not form.startswith("Uint"), narrow and signed)
 

@@ -13,6 +13,7 @@ from bitwright.qcore import (
     E4M3FNUZ,
     E5M2,
     NF4,
+    AdditivePowersOfTwo,
     HalfEven,
     Integers,
     MXScale,
@@ -22,7 +23,18 @@ from bitwright.qcore import (
 )
 
 onnxruntime = pytest.importorskip("onnxruntime")
-FORMATS = [E4M3, E5M2, E4M3FNUZ, E2M1, powers_of_two(4), NF4, BINARY, OddIntegers(2), Integers(4)]
+FORMATS = [
+    E4M3,
+    E5M2,
+    E4M3FNUZ,
+    E2M1,
+    powers_of_two(4),
+    NF4,
+    AdditivePowersOfTwo(4),
+    BINARY,
+    OddIntegers(2),
+    Integers(4),
+]
 
 
 class Nearest(nn.Module):

@@ -15,6 +15,7 @@ from bitwright.qcore import (
     E4M3FNUZ,
     E5M2,
     NF4,
+    AdditivePowersOfTwo,
     Codebook,
     Floor,
     HalfEven,
@@ -37,7 +38,7 @@ from bitwright.qcore.kernels.weights import AbsMaxFakeQuant, AbsMaxRowsFakeQuant
 ROUND = HalfEven()
 FORMATS = [
     *(E4M3, E5M2, E4M3FNUZ, E2M1, Minifloat(3, 4, infinities=True, nan=True), powers_of_two(4)),
-    *(NF4, Codebook((-2, -0.5, 0.25, 1, 8)), BINARY, OddIntegers(3), Interval(-3, 5)),
+    *(NF4, AdditivePowersOfTwo(4), Codebook((-2, -0.5, 0.25, 1, 8)), BINARY, OddIntegers(3), Interval(-3, 5)),
 ]
 SYMMETRIC = [each for each in FORMATS if each.low == -each.high]
 every = pytest.mark.parametrize("form", FORMATS, ids=str)

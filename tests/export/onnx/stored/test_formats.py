@@ -24,7 +24,6 @@ from bitwright.qcore import (
     powers_of_two,
 )
 from bitwright.quantizers import (
-    BinaryWeightPerTensor,
     Fp8e4m3WeightPerChannel,
     Fp8e4m3WeightPerTensor,
     Int4WeightPerGroup,
@@ -86,7 +85,7 @@ WEIGHTS: dict[str, Any] = {
     "nvfp4": NVFloat4Weight(group_size=5),
     "nf4": NF4Weight(group_size=7),
     "nf4 per channel": PerChannel(number_format=NF4),
-    "binary": BinaryWeightPerTensor,
+    "binary": PerTensor(number_format=BINARY),
     "binary groups": Grouped(number_format=BINARY),
     "odd integers": PerChannel(number_format=OddIntegers(2)),
     "powers of two": Grouped(number_format=powers_of_two(4)),
