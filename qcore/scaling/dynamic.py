@@ -1,5 +1,7 @@
 """Scales that follow the tensor at hand."""
 
+from functools import partial
+
 from torch import Tensor
 
 from ..formats.int_range import check_flag
@@ -85,8 +87,9 @@ class StatisticScaling(MagnitudeScaling):
         if granularity.broadcasts and not ((granularity.single or self.axis == 0) and x.is_contiguous()):
             return None
         covers = self.covers and levels.symmetric and type(rounding) in (HalfEven, HalfUp)
+        rule = partial(self.restriction.scale, number_format=self.number_format)
         rest = (float(self._floor()), levels, rounding, self.detach_scale, covers, clips)
-        done = apply_eagerly(RuledRowsFakeQuant, granularity.rows(x), self.scale_for, *rest)
+        done = apply_eagerly(RuledRowsFakeQuant, granularity.rows(x), rule, *rest)
         if done is None:
             return None
         return granularity.unrows(done[0], x), granularity.compact(done[1].reshape(-1), x.shape)
