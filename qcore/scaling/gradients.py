@@ -21,6 +21,11 @@ class ScaleGradient(Protocol):
     """What the gradient of a learned range is multiplied by.
 
     The parameter of a learned range is the magnitude M that the largest level T stands for: the scale is M / T.
+
+    Example:
+        >>> from bitwright.qcore import SCALE_GRADIENTS
+        >>> all(isinstance(each(), ScaleGradient) for each in SCALE_GRADIENTS.values())
+        True
     """
 
     def factor(self, sharing: int, number_format: Levels) -> float | Tensor:
