@@ -317,7 +317,7 @@ class GridQuant(Declared):
         scaling = self.scaling
         seen, measuring = x, True
         if isinstance(scaling, StoredScaling):
-            seen = x if transform is not None else self._together(x)
+            seen = self._together(x) if self.of_parameter and transform is None else x
             scaling.prepare(seen, relu)
             measuring = scaling.measuring
             if measuring and not self.training:

@@ -231,7 +231,9 @@ class MagnitudeFakeQuant(torch.autograd.Function):
         shape, threshold, floor, number_format, rounding, relu, clips = rest
         magnitude = _wide(base + offset)
         if shape is None:
-            scale = divided(at_least(abs(magnitude.item()), floor, magnitude), threshold, magnitude)
+            number = abs(magnitude.item())
+            number = number if number >= floor else in_precision(floor, magnitude)
+            scale = divided(number, threshold, magnitude)
         else:
             scale = (magnitude.abs().clamp_min_(floor) / threshold).reshape(shape)
         y = quantize_eagerly(x, scale, None, number_format, rounding, relu)
@@ -277,9 +279,9 @@ def _wide(magnitude: Tensor) -> Tensor:
     return magnitude if magnitude.dtype == torch.float32 or magnitude.dtype == torch.float64 else magnitude.float()
 
 
-def at_least(magnitude: float, floor: float, like: Tensor) -> float:
-    """The magnitude, or the smallest one allowed, as tensors of that precision hold it."""
-    return magnitude if magnitude >= floor else torch.tensor(floor, dtype=like.dtype).item()
+def in_precision(number: float, like: Tensor) -> float:
+    """A number, as tensors of that precision hold it."""
+    return torch.tensor(number, dtype=like.dtype).item()
 
 
 def divided(magnitude: float, threshold: float, like: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from ..formats.number_format import NumberFormat
 from ..rounding import HalfEven, HalfUp, Rounding
 from ..tracing import differentiated
 from .composed import composed
-from .fused import again, at_least, divided, inside_only, result_of, set_aside, step_grad
+from .fused import again, divided, in_precision, inside_only, result_of, set_aside, step_grad
 
 __all__ = ["AbsMaxFakeQuant", "AbsMaxRowsFakeQuant", "RuledRowsFakeQuant"]
 
@@ -35,7 +35,8 @@ class AbsMaxFakeQuant(torch.autograd.Function):
         highest, lowest = rows.amax(1), rows.amin(1)
         largest = max(highest.amax().item(), -lowest.amin().item())
         finite = math.isfinite(largest)
-        scale = divided(at_least(largest, floor, x) if finite else 1.0, threshold, x)
+        magnitude = largest if largest >= floor else in_precision(floor, x)
+        scale = divided(magnitude if finite else 1.0, threshold, x)
         return _weights(ctx, x, scale, finite, (floor, number_format, rounding, detached), highest, lowest)
 
     @staticmethod

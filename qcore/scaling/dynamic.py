@@ -68,12 +68,13 @@ class StatisticScaling(MagnitudeScaling):
             return self._ruled(x, levels, rounding, clips)
         if clips or type(self.statistic) is not AbsMax:
             return None
-        rows = self._rows(x)
+        single = self.granularity.single
+        rows = x if single else self._rows(x)
         if rows is None or x.numel() == 0 or levels.high >= 1 << 20 or not self._to_the_end:
             return None
-        if type(rounding) not in (HalfEven, HalfUp) or not levels.symmetric:  # the fused form clips nothing
+        if type(rounding) not in (HalfEven, HalfUp) or levels.low != -levels.high:  # the fused form clips nothing
             return None
-        function = AbsMaxFakeQuant if self.granularity.single else AbsMaxRowsFakeQuant
+        function = AbsMaxFakeQuant if single else AbsMaxRowsFakeQuant
         done = apply_eagerly(function, rows, float(self._floor()), levels, rounding, self.detach_scale)
         if done is None or rows is x:
             return done
@@ -103,8 +104,8 @@ class StatisticScaling(MagnitudeScaling):
         return covers is not None and self._to_the_end and covers(self.number_format)
 
     def _rows(self, x: Tensor) -> Tensor | None:
-        """What the fused forms take: a tensor whose first dimension counts the scales; or for one scale any."""
-        if self.granularity.single or self.axis == 0:
+        """What the fused forms take, of several scales: a tensor whose first dimension counts them."""
+        if self.axis == 0:
             return x
         return None if self.granularity.broadcasts else self.granularity.rows(x)
 
