@@ -380,8 +380,9 @@ class GridQuant(Declared):
             scale = scale.detach()
         if zero_point is not None and not getattr(self.zero_point, "whole", True):
             view, step = granularity.view(x), granularity.beside(scale, x)
-            shift = granularity.beside(zero_point, x) * step
-            return granularity.back(to_levels(view + shift, step, levels, None, self.rounding, clips=clips) - shift, x)
+            zero = granularity.beside(zero_point, x)
+            reached = to_levels(view / step + zero, step.new_ones(()), levels, None, self.rounding, clips=clips)
+            return granularity.back((reached - zero) * step, x)
         if self._broadcasts:
             return to_levels(x, scale, levels, zero_point, self.rounding, relu=relu, clips=clips)
         zero_point = None if zero_point is None else granularity.beside(zero_point, x)
