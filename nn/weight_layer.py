@@ -318,9 +318,9 @@ class WeightLayer(QuantLayer):
 
     def _take_input(self, x: Tensor) -> tuple[Tensor, Grid | None]:
         grid, x = grid_of(x), values_of(x)
-        if self.input_quant is not None:
-            given = (grid,) if self.input_quant.truncates else ()
-            x, grid = self.input_quant.quantize(x, *given)
+        quant = self.input_quant
+        if quant is not None:
+            x, grid = quant.quantize(x, grid) if quant.truncates else quant.quantize(x)
         if exporting():
             grid = self._seen if grid is None else grid  # torch.export carries plain tensors: the grid is recorded
         elif not torch.compiler.is_compiling():
