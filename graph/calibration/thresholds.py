@@ -147,7 +147,10 @@ class Entropy(DataStatistic):
         least = _of_at_least(cells, least, full)
         apart = torch.stack([(one - other).abs() for one, other in zip(full, least, strict=True)])
         steps = max(int(apart.max()), 1)
-        sums = BinSums(without_zeros(counts, histogram.bins if levels.interval else 0, histogram.zeros))
+        zeros = histogram.zeros
+        if not (levels.signed or levels.interval):
+            zeros = zeros + histogram.counts[:, : histogram.bins].sum(1)  # what lies below becomes 0
+        sums = BinSums(without_zeros(counts, histogram.bins if levels.interval else 0, zeros))
         best, lowest = full, torch.full_like(histogram.largest, torch.inf)
         for part in torch.arange(steps + 1, device=counts.device).split(max(_LOOKS // (len(counts) * cells), 1)):
             tried = [
