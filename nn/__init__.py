@@ -55,9 +55,7 @@ if TYPE_CHECKING:  # imported when first asked for: most models have none of the
     from .embeddings.embedding import QuantEmbedding
     from .function import QuantFunction
     from .hadamard import QuantHadamardClassifier
-    from .losses import accumulator_penalty, rounding_penalty
-    from .losses.bits import BitLoss, bit_loss
-    from .losses.rounding import rounding_penalty
+    from .losses import BitLoss, accumulator_penalty, bit_loss, range_penalty, rounding_penalty
     from .norms.batch_norm import QuantBatchNorm1d, QuantBatchNorm2d, QuantBatchNorm3d
     from .norms.layer_norm import QuantGroupNorm, QuantLayerNorm, QuantRMSNorm
     from .norms.scale_bias import QuantScaleBias
@@ -170,6 +168,7 @@ __all__ = [
     "frozen",
     "intercepted",
     "quantizers_of",
+    "range_penalty",
     "rounding_penalty",
     "unquantized",
 ]
@@ -190,8 +189,6 @@ _LATER = (  # the modules of what is imported when first asked for
     ".activations.prelu",
     ".hadamard",
     ".losses",
-    ".losses.bits",
-    ".losses.rounding",
     ".attention",
     ".recurrent",
 )

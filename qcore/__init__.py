@@ -55,7 +55,7 @@ from .scaling import (
     StoredScaling,
 )
 from .scaling.divergence import KullbackLeibler
-from .scaling.gradients import SCALE_GRADIENTS, LSQGradient, range_penalty
+from .scaling.gradients import SCALE_GRADIENTS, LSQGradient, ScaleGradient
 from .scaling.half_quadratic import HalfQuadraticRange
 from .scaling.restriction import RESTRICTIONS, FloatScale, LogScale, MXScale, PowerOfTwoScale, TwoLevel
 from .scaling.starts import LSQPlusStart, LSQStart, MinSquaredErrorInterval, StatisticsAwareBinning
@@ -68,7 +68,8 @@ from .scaling.statistics import (
     MinSquaredError,
     PercentileInterval,
 )
-from .schedules.anneal import SHAPES, Anneal, in_use
+from .schedules.anneal import SHAPES, Anneal, Annealed, in_use
+from .schedules.clock import Clock
 from .tensor_quant import TensorQuant
 from .transforms import A2Q, TRANSFORMS, A2QPlus, Ternary, WeightNorm, XnorSigns
 from .truncation import TruncQuant
@@ -97,11 +98,13 @@ __all__ = [
     "AbsPercentile",
     "AdditivePowersOfTwo",
     "Anneal",
+    "Annealed",
     "BiasQuant",
     "BitwrightError",
     "BitwrightWarning",
     "CalibratedScaling",
     "Ceil",
+    "Clock",
     "Codebook",
     "ConstantScaling",
     "Description",
@@ -154,6 +157,7 @@ __all__ = [
     "Rounding",
     "RunningScaling",
     "ScaleFloor",
+    "ScaleGradient",
     "Setting",
     "SettingError",
     "StatisticScaling",
@@ -181,7 +185,6 @@ __all__ = [
     "powers_of_two",
     "protocols",
     "quantize_to_int",
-    "range_penalty",
     "register_choices",
     "resolve",
     "round_straight_through",

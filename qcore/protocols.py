@@ -119,7 +119,7 @@ def checked(setting: str, found: object) -> Any:
         >>> checked("rounding", 3)
         Traceback (most recent call last):
         bitwright.qcore.errors.SettingError: rounding=3 is not possible: expected one of 'half_even', 'half_up', \
-'floor', 'ceil', 'toward_zero', 'stochastic', or a class or function of your own that is called with (x).
+'floor', 'ceil', 'toward_zero', 'stochastic', 'learned', or a class or function of your own that is called with (x).
     """
     if type(found) in choices_of(setting).values():
         return found

@@ -123,8 +123,8 @@ def number_formats(largest: int = 8) -> SearchStrategy[NumberFormat]:
 
     Example:
         >>> from hypothesis import find
-        >>> find(number_formats(), lambda levels: not levels.whole)
-        Codebook(levels=(0.0, 1.0))
+        >>> find(number_formats(), lambda levels: levels.bits == 4 and levels.high == 6).low
+        -6.0
     """
     integers = st.builds(Integers, bit_widths(2, largest), st.booleans(), st.booleans())
     wholes = st.lists(st.integers(-64, 64), min_size=2, max_size=2 ** min(largest, 4), unique=True)

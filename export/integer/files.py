@@ -108,8 +108,9 @@ def _taken_apart(integers: LayerTable) -> tuple[str, dict[str, Tensor]]:
         tensors[f"{each.name}.scale"], tensors[f"{each.name}.zero_point"] = each.scale, each.zero_point
         if each.levels is not None:
             tensors[f"{each.name}.levels"] = each.levels
-        other = {} if each.number_format is None else {"number_format": each.number_format}
-        return other | {name: getattr(each, name) for name in ("bit_width", "signed", "narrow_range", "axis", "block")}
+        names = ("bit_width", "signed", "narrow_range", "axis", "block")
+        found: dict[str, object] = {name: getattr(each, name) for name in names}
+        return found if each.number_format is None else {**found, "number_format": each.number_format}
 
     for name, part in integers.quantized().items():
         entry = {"shape": None, **grid(part.grid), "entering": None}

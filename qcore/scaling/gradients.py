@@ -1,21 +1,19 @@
-"""How strongly a learned scale follows its gradient, and a penalty on learned ranges."""
+"""How strongly a learned scale follows its gradient."""
 
 import math
 from collections.abc import Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..declare.inject import register_choices
 from ..errors import SettingError
 from ..granularity import Granularity
-from ..models import require_model
 from ..protocols import Levels
-from .magnitude import MagnitudeScaling
 from .restriction import FloatScale
 
-__all__ = ["SCALE_GRADIENTS", "LSQGradient", "ScaleGradient", "checked_gradient", "range_penalty", "scaled_gradient"]
+__all__ = ["SCALE_GRADIENTS", "LSQGradient", "ScaleGradient", "checked_gradient", "scaled_gradient"]
 
 
 @runtime_checkable
@@ -23,6 +21,11 @@ class ScaleGradient(Protocol):
     """What the gradient of a learned range is multiplied by.
 
     The parameter of a learned range is the magnitude M that the largest level T stands for: the scale is M / T.
+
+    Example:
+        >>> from bitwright.qcore import SCALE_GRADIENTS
+        >>> all(isinstance(each(), ScaleGradient) for each in SCALE_GRADIENTS.values())
+        True
     """
 
     def factor(self, sharing: int, number_format: Levels) -> float | Tensor:
@@ -94,30 +97,3 @@ def scaled_gradient(x: Tensor, factor: float | Tensor) -> Tensor:
     """
     known = x.detach()
     return known + (x - known) * factor
-
-
-def range_penalty(model: nn.Module) -> Tensor:
-    """The sum of squares of every learned range that only clipped values move, as PACT has them.
-
-    Add a share of it to the loss: the L2 penalty on PACT's clipping levels, as strong as an optimizer's weight decay
-    with half of that. The optimizer's own would pull what was learned toward 0, that is the range toward its start.
-
-    Returns:
-        A differentiable 0-d tensor; 0 if nothing is learned.
-
-    Raises:
-        QuantizerError: not a model.
-
-    Example:
-        >>> import bitwright.nn as qnn
-        >>> from bitwright.quantizers import Uint4ActPACT
-        >>> model = nn.Sequential(qnn.QuantReLU(act_quant=Uint4ActPACT), qnn.QuantLinear(4, 2))
-        >>> range_penalty(model).item()
-        100.0
-    """
-    require_model("range_penalty", model)
-    found = [module.scaling for module in model.modules() if getattr(module, "clip_first", False) is True]
-    learned: list[Any] = [each for each in found if isinstance(each, MagnitudeScaling) and [*each.parameters()]]
-    if not learned:
-        return torch.zeros(())
-    return torch.stack([each.restriction.load(each.magnitude).square().sum() for each in learned]).sum()

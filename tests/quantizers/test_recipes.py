@@ -9,7 +9,7 @@ from torch import nn
 
 import bitwright.nn as qnn
 from bitwright.export import export_onnx_qdq
-from bitwright.qcore import Integers, OddIntegers, UnalignedIntegers, describe, range_penalty, resolve
+from bitwright.qcore import Integers, OddIntegers, UnalignedIntegers, describe, resolve
 from bitwright.quantizers import (
     Int4ActKL,
     Int4ActLSQ,
@@ -110,7 +110,7 @@ def test_training_lowers_the_loss(quantizer):
     optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
     losses = []
     for _ in range(40):
-        loss = (model(x) - target).square().mean() + 1e-4 * range_penalty(model)
+        loss = (model(x) - target).square().mean() + 1e-4 * qnn.range_penalty(model)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

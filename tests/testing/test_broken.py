@@ -36,7 +36,7 @@ class Respelling(torch.autograd.Function):
 class Respelled(IntQuant):
     """Right gradients, and values that a subclass may change."""
 
-    def _quantize(self, x, relu=False, floor=None):
+    def _quantize(self, x, relu=False, floor=None, *more, **named):
         values, grid = super()._quantize(x, relu)
         return Respelling.apply(values, self.respell(x.detach(), values.detach(), grid)), grid
 
@@ -65,7 +65,7 @@ class Running(Int8Act):
     scaling = "running"
 
 
-class Untrue(NamedTuple("_Untrue", [("bit_width", int)]), NumberFormat):
+class Untrue(NamedTuple("_Untrue", [("bit_width", int)]), NumberFormat):  # type: ignore[misc]
     """Levels whose codes stand for others."""
 
     __slots__ = ()
@@ -80,7 +80,7 @@ class Untrue(NamedTuple("_Untrue", [("bit_width", int)]), NumberFormat):
 
 @breaks("number_format")
 class CodesOfOthers(Fp8e4m3Act):
-    number_format = Untrue(2)
+    number_format = Untrue(2)  # type: ignore[assignment]
 
 
 # Where values go
@@ -197,7 +197,7 @@ class ScalesOfOtherChannels(Int8WeightPerChannel):
 
 
 class Detached(IntQuant):
-    def _quantize(self, x, relu=False, floor=None):
+    def _quantize(self, x, relu=False, floor=None, *more, **named):
         values, grid = super()._quantize(x.detach(), relu)
         return values, grid
 
@@ -208,7 +208,7 @@ class GradientMissing(Int8Act(scale=0.1)):
 
 
 class PassesAll(IntQuant):
-    def _quantize(self, x, relu=False, floor=None):
+    def _quantize(self, x, relu=False, floor=None, *more, **named):
         values, grid = super()._quantize(x.detach(), relu)
         return values + (x - x.detach()), grid
 
@@ -231,7 +231,7 @@ class Doubled(torch.autograd.Function):
 
 
 class Heavy(IntQuant):
-    def _quantize(self, x, relu=False, floor=None):
+    def _quantize(self, x, relu=False, floor=None, *more, **named):
         scale = self.scaling(x)
         low, high = self.int_range.bounds()
         steps = x / scale
@@ -248,7 +248,7 @@ class ScaleGradientTwice(Int4Act):
 
 
 class InFloat32(IntQuant):
-    def _quantize(self, x, relu=False, floor=None):
+    def _quantize(self, x, relu=False, floor=None, *more, **named):
         return super()._quantize(x.float(), relu)
 
 
@@ -258,7 +258,7 @@ class AlwaysFloat32(Running):
 
 
 class Contiguous(IntQuant):
-    def _quantize(self, x, relu=False, floor=None):
+    def _quantize(self, x, relu=False, floor=None, *more, **named):
         values, grid = super()._quantize(x, relu)
         return values.contiguous(), grid
 
@@ -271,7 +271,7 @@ class ForgetsChannelsLast(Int8Act):
 class ThroughHalfSquares(IntQuant):
     """The values times a number that overflows in half precision, and divided by it."""
 
-    def _quantize(self, x, relu=False, floor=None):
+    def _quantize(self, x, relu=False, floor=None, *more, **named):
         values, grid = super()._quantize(x, relu, floor)
         return values * 1e5 / 1e5 if x.dtype is torch.float16 else values, grid
 
@@ -282,7 +282,7 @@ class OverflowsInHalf(Int8WeightPerTensor):
 
 
 class NeedsElements(IntQuant):
-    def _quantize(self, x, relu=False, floor=None):
+    def _quantize(self, x, relu=False, floor=None, *more, **named):
         x.detach().amax()
         return super()._quantize(x, relu, floor)
 
@@ -315,7 +315,7 @@ class SpoiltByOneNaN(Int8WeightPerTensor):
 
 
 class Scribbles(IntQuant):
-    def _quantize(self, x, relu=False, floor=None):
+    def _quantize(self, x, relu=False, floor=None, *more, **named):
         values, grid = super()._quantize(x.clone(), relu)
         x.data.copy_(values.detach())
         return values, grid
@@ -381,7 +381,7 @@ class WithLambda(IntQuant):
         super().__init__(int_range, scaling, rounding, axis=axis)
         self.wrapper = lambda x: x
 
-    def _quantize(self, x, relu=False, floor=None):
+    def _quantize(self, x, relu=False, floor=None, *more, **named):
         return super()._quantize(self.wrapper(x), relu)
 
 

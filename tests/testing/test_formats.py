@@ -63,7 +63,7 @@ def test_a_format_of_the_users_own_passes():
 
 
 class NotATuple(NumberFormat):
-    levels = (0.0, 1.0)
+    levels = (0.0, 1.0)  # type: ignore[assignment, override]
 
 
 class OneLevel(Thirds):
@@ -71,7 +71,7 @@ class OneLevel(Thirds):
 
 
 class WrongEnd(Thirds):
-    high = 7.0
+    high = 7.0  # type: ignore[assignment, override]
 
 
 class WrongCode(Thirds):

@@ -111,7 +111,7 @@ def test_storage_dtype(bounds, dtype):
     assert storage_dtype(*bounds) == dtype
 
 
-class Posit(NamedTuple("_Posit", [("bit_width", int)]), NumberFormat):
+class Posit(NamedTuple("_Posit", [("bit_width", int)]), NumberFormat):  # type: ignore[misc]
     """A user's own levels: posits of so many bits, exponents of 0 bits; the code is the place among them."""
 
     __slots__ = ()

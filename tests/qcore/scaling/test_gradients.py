@@ -1,11 +1,10 @@
-"""LSQ's gradient factor against the paper's definition in plain autograd, and the penalty on PACT's clipping levels."""
+"""LSQ's gradient factor against the paper's definition in plain autograd."""
 
 import math
 import re
 
 import pytest
 import torch
-from torch import nn
 
 import bitwright.nn as qnn
 from bitwright.qcore import (
@@ -17,7 +16,6 @@ from bitwright.qcore import (
     QuantizerError,
     SettingError,
     StatisticScaling,
-    range_penalty,
     resolve,
 )
 from bitwright.quantizers import (
@@ -25,9 +23,7 @@ from bitwright.quantizers import (
     Int4WeightPerGroupLSQ,
     Int4WeightPerTensor,
     Int4WeightPerTensorLSQ,
-    Uint4Act,
     Uint4ActLSQ,
-    Uint4ActPACT,
 )
 
 
@@ -140,22 +136,3 @@ def test_what_is_not_learned_has_no_gradient_factor():
     with pytest.raises(QuantizerError, match=f"^{re.escape(expected)}$"):
         qnn.QuantLinear(4, 2, weight_quant=Int4WeightPerTensor, weight_scale_gradient="lsq")
     assert isinstance(resolve(Int4WeightPerTensor, {"channel_axis": 0}).scaling, StatisticScaling)
-
-
-def test_range_penalty():
-    model = nn.Sequential(
-        qnn.QuantReLU(act_quant=Uint4ActPACT, max_value=3.0),
-        qnn.QuantReLU(act_quant=Uint4ActPACT, max_value=2.0),
-        qnn.QuantReLU(act_quant=Uint4Act),
-    )
-    penalty = range_penalty(model)
-    assert penalty.item() == 13
-    penalty.backward()
-    assert [each.grad for each in model.parameters()] == [torch.tensor([6.0]), torch.tensor([4.0]), None]
-    assert range_penalty(nn.ReLU()).item() == 0
-
-
-def test_range_penalty_takes_a_model():
-    expected = "range_penalty: 3 is not a model. Pass a torch.nn.Module, such as qnn.QuantLinear(8, 4)."
-    with pytest.raises(QuantizerError, match=f"^{re.escape(expected)}$"):
-        range_penalty(3)  # type: ignore[arg-type]

@@ -178,7 +178,7 @@ def test_where_floats_lie():
 
 def test_arithmetic_of_a_quantizer_of_ones_own_is_float():
     class Own(IntQuant):
-        def _quantize(self, x, relu=False, floor=None):
+        def _quantize(self, x, relu=False, floor=None, *more, **named):
             return super()._quantize(x * 1.0, relu)
 
     model = nn.Sequential(qnn.QuantIdentity(scale=0.5), qnn.QuantIdentity(scale=0.25)).eval()

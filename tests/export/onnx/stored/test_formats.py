@@ -38,7 +38,7 @@ from bitwright.quantizers.base import FormatWeight, PerGroup, PerOutputChannel
 pytest.importorskip("onnxruntime")
 
 
-class Posit(NamedTuple("_Posit", [("bits", int)]), NumberFormat):
+class Posit(NamedTuple("_Posit", [("bits", int)]), NumberFormat):  # type: ignore[misc]
     """A user's own format: finer around 1 than far from it, as posits are."""
 
     __slots__ = ()
