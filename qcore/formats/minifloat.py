@@ -240,6 +240,7 @@ def _checked(
 
 
 _LARGEST, _SMALLEST = (2 - 2.0**-23) * 2.0**127, 2.0**-149  # of float32
+_checked.__qualname__ = "Minifloat"  # what a TypeError says of wrong arguments
 _Minifloat.__new__ = _checked  # not in the subclass, which torch.compile would take for no named tuple
 
 _EXPONENT = {torch.float32: (torch.int32, 0x7F800000), torch.float64: (torch.int64, 0x7FF0000000000000)}
