@@ -95,7 +95,14 @@ def _of_part(part: str, slot: Slot) -> Slot:
     wide = tuple(_families(part, slot))
     follows = None if slot.follows is None else (f"{part}_{slot.follows[0]}", f"{part}_{slot.follows[1]}")
     parameter = None if slot.parameter is None else f"{part}.{slot.parameter}"
-    return Slot(f"{part}_{slot.name}", parameter, slot.channel_axis, follows=follows, family=wide)
+    return Slot(
+        f"{part}_{slot.name}",
+        parameter,
+        slot.channel_axis,
+        follows=follows,
+        family=wide,
+        backward=slot.backward,
+    )
 
 
 def _families(part: str, slot: Slot) -> Iterator[str]:

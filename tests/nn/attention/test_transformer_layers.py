@@ -232,7 +232,7 @@ def test_settings_are_checked():
     with whole(
         f"{NAME}(): weights_bit_width=4 is for no quantizer of this layer: keywords start with one of weight_, bias_, "
         "input_, query_, key_, value_, scores_, attention_, context_, self_attn_output_, linear1_output_, "
-        "linear2_output_, output_. Did you mean weight_bit_width=4?"
+        "grad_, linear2_output_, output_. Did you mean weight_bit_width=4?"
     ):
         ENCODER(8, 2, 16, weights_bit_width=4)
     with whole(f"{NAME}(): return_quant_tensor=True needs output_quant, which is None. Write output_quant=Int8Act."):

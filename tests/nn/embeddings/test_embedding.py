@@ -237,7 +237,7 @@ def test_compiled_it_renormalizes_too():
         (
             {"input_bit_width": 4},
             "QuantEmbedding(10, 4): input_bit_width=4 is for no quantizer of this layer: keywords start with one of "
-            "weight_, output_. Did you mean weight_bit_width=4?",
+            "weight_, output_, grad_. Did you mean weight_bit_width=4?",
         ),
     ],
 )

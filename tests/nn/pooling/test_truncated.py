@@ -246,7 +246,7 @@ WRONG = {
     "no rounding": (
         {"rounding": "nearest"},
         "TruncAvgPool2d: rounding='nearest' is not possible: expected one of 'half_even', 'half_up', 'floor', 'ceil', "
-        "'toward_zero', 'stochastic', or a class or function of your own that is called with (x).",
+        "'toward_zero', 'stochastic', 'learned', or a class or function of your own that is called with (x).",
     ),
     "no flag": ({"ceil_mode": 2}, "TruncAvgPool2d: ceil_mode=2 is not possible: expected True or False."),
     "no flag of ours": (
