@@ -362,7 +362,9 @@ class GridQuant(Declared):
         values, grid = GridQuant._quantize(self, x, relu, floor, inputs, bias, levels)
         if clock is None or not (clock.after and clock.training):
             return values, grid
-        return clock.passed(x if self.transform is None else self.transform(x, inputs), values, relu), grid
+        if self.transform is not None and not getattr(self.transform, "rounds", False):
+            x = self.transform(x, inputs)
+        return clock.passed(x, values, relu), grid
 
     def _moved(
         self,

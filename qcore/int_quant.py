@@ -90,7 +90,7 @@ class IntQuant(_Integers, GridQuant):
         after: int = 0,
     ) -> None:
         levels = getattr(scaling, "number_format", int_range)
-        if isinstance(levels, NumberFormat):
+        if not isinstance(levels, IntRange):
             expected = "no other levels than the integers of bit_width, signed and narrow_range"
             raise SettingError("number_format", levels, expected, "Derive from a quantizer such as Fp8e4m3Act.")
         TensorQuant.__init__(self)

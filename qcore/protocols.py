@@ -93,7 +93,8 @@ class Transform(Protocol):
     - ``scheme()`` returns what a saved file says of it, such as ``"tanh"``;
     - ``limit(weight, scale, inputs, bias)`` returns the weight once more, when the scale is known; ``bias`` is what
       the layer adds to the products on their scale, or None;
-    - ``reset_parameters()`` sets state that starts from the weight to what it is before there is one.
+    - ``reset_parameters()`` sets state that starts from the weight to what it is before there is one;
+    - ``rounds`` is true where it rounds to levels itself: during a delay (``after``) the weight then passes without it.
     """
 
     def __call__(self, weight: Tensor, inputs: Grid | None, /) -> Tensor:

@@ -180,10 +180,12 @@ def _measurements(model: nn.Module, statistic: object, average: str) -> list[Mea
         raise GraphError(f"calibrate: average={average!r} is not possible: expected one of {names}.")
     found = {path: quant for path, quant in quantizers_of(model).items() if _is_measured(quant)}
     if not found:
-        raise GraphError(
-            f"calibrate: no quantizer of this {type(model).__name__} measures a range. Give it activation quantizers "
-            "with scaling='calibrated', such as qnn.QuantIdentity(act_quant=Int8Act)."
+        remedy = (
+            "Give it activation quantizers with scaling='calibrated', such as qnn.QuantIdentity(act_quant=Int8Act)."
         )
+        if any(not quant.of_parameter for quant in quantizers_of(model).values()):
+            remedy = "The ranges of its activations are constant or follow each input, so leave calibrate out."
+        raise GraphError(f"calibrate: no quantizer of this {type(model).__name__} measures a range. {remedy}")
     measurements = []
     for path, quant in found.items():
         assert isinstance(quant, GridQuant)

@@ -25,6 +25,7 @@ class Histogram:
 
     Attributes:
         counts: int64, (rows, 2 * bins).
+        zeros: int64, (rows,): how many of them are exactly 0.
         exponent: int64, (rows,).
         smallest: the smallest value of each row, float64.
         largest: the largest value of each row, float64.
@@ -42,6 +43,7 @@ class Histogram:
     def __init__(self, rows: int, bins: int | None = None, device: torch.device | None = None) -> None:
         self.bins = bins or (2048 if rows == 1 else 512)
         self.counts = torch.zeros(rows, 2 * self.bins, dtype=torch.int64, device=device)
+        self.zeros = torch.zeros(rows, dtype=torch.int64, device=device)
         self.exponent = torch.full((rows,), _LOWEST, dtype=torch.int64, device=device)
         self.smallest = torch.full((rows,), torch.inf, dtype=torch.float64, device=device)
         self.largest = torch.full((rows,), -torch.inf, dtype=torch.float64, device=device)
@@ -56,6 +58,7 @@ class Histogram:
         smallest, largest = extremes(rows) if ends is None else ends
         self.smallest = torch.minimum(self.smallest, smallest.double())
         self.largest = torch.maximum(self.largest, largest.double())
+        self.zeros += rows.shape[1] - torch.count_nonzero(rows, 1)
         self._widen(_exponent(torch.maximum(self.largest, -self.smallest)))
         factor = torch.ldexp(torch.full_like(smallest, float(self.bins)), -self.exponent)[:, None]
         first = torch.arange(len(rows), device=rows.device, dtype=torch.int32)[:, None] * 2 * self.bins + self.bins
@@ -80,7 +83,7 @@ class Histogram:
         found = Histogram(len(self.counts), self.bins, self.counts.device)
         self._widen(highest(self.exponent))
         found.exponent = self.exponent
-        found.counts = summed(self.counts)
+        found.counts, found.zeros = summed(self.counts), summed(self.zeros)
         found.smallest, found.largest = lowest(self.smallest), highest(self.largest)
         return found
 

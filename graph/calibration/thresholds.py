@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ...qcore.errors import SettingError
-from ...qcore.scaling.divergence import BinSums
+from ...qcore.scaling.divergence import BinSums, without_zeros
 from ...qcore.scaling.statistics import AbsPercentile, PercentileInterval
 from ...qcore.schedules.anneal import in_use
 from .histogram import Histogram, quantile
@@ -117,7 +117,8 @@ class Entropy(DataStatistic):
 
     As TensorRT calibrates to 8 bits (Migacz, "8-bit inference with TensorRT", 2017): what lies beyond the range is
     counted at its ends in the distribution that is compared, but not in the quantized one. With few levels this
-    measure clips far too much, so no range is tried that holds less than ``percentile`` percent of the data.
+    measure clips far too much, so no range is tried that holds less than ``percentile`` percent of the data. Zeros are
+    not compared, see `KullbackLeibler`.
 
     Args:
         percentile: above 50, up to 100.
@@ -146,7 +147,10 @@ class Entropy(DataStatistic):
         least = _of_at_least(cells, least, full)
         apart = torch.stack([(one - other).abs() for one, other in zip(full, least, strict=True)])
         steps = max(int(apart.max()), 1)
-        sums = BinSums(counts)
+        zeros = histogram.zeros
+        if not (levels.signed or levels.interval):
+            zeros = zeros + histogram.counts[:, : histogram.bins].sum(1)  # what lies below becomes 0
+        sums = BinSums(without_zeros(counts, histogram.bins if levels.interval else 0, zeros))
         best, lowest = full, torch.full_like(histogram.largest, torch.inf)
         for part in torch.arange(steps + 1, device=counts.device).split(max(_LOOKS // (len(counts) * cells), 1)):
             tried = [

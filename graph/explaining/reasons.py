@@ -2,7 +2,6 @@
 
 from torch import nn
 
-from ...nn.contexts.intercepting import quantizers_of
 from ...nn.function import QuantFunction
 from ...nn.layer import QuantLayer
 from ...qcore import TensorQuant
@@ -78,7 +77,7 @@ Named = tuple[str, nn.Module | None, Decision | None]
 def _layers(model: nn.Module) -> list[Named]:
     """Every layer with its path, and what was decided for it: quantized ones, and float ones that have a say."""
     decided = {each.path: each for each in decisions_of(model)}
-    inside = {part for quant in quantizers_of(model).values() for part in quant.modules()}
+    inside = {part for quant in _quantizers_of(model) for part in quant.modules()}
     for layer in model.modules():  # whose slots are those of its parts, too
         inside |= set(layer.modules()) - {layer} if getattr(layer, "routes", None) else set()
     found: list[Named] = []
@@ -98,6 +97,11 @@ def _place(path: str, paths: list[str]) -> int:
     return after[-1] + 1 if after else len(paths)
 
 
+def _quantizers_of(module: nn.Module) -> dict[TensorQuant, str]:
+    """The first path of every quantizer, those of gradients among them."""
+    return {each: path for path, each in module.named_modules() if isinstance(each, TensorQuant)}
+
+
 class _Explainer:
     """Puts layers of a model into words.
 
@@ -108,14 +112,14 @@ class _Explainer:
 
     def __init__(self, model: nn.Module, found: Measurement | None) -> None:
         self.found = found
-        self.first = {quant: path for path, quant in quantizers_of(model).items()}
+        self.first = _quantizers_of(model)
 
     def layer(self, path: str, module: nn.Module | None, decision: Decision | None) -> ExplainedLayer:
         quantizers: tuple[ExplainedQuantizer, ...] = ()
         if isinstance(module, QuantLayer):
             slots = [(each.name, getattr(module, f"{each.name}_quant", None)) for each in module.slots]
             decided = {} if decision is None else decision.slots
-            inside = {quant: own for own, quant in quantizers_of(module).items()}
+            inside = _quantizers_of(module)
             quantizers = tuple(
                 self._quantizer(f"{path}.{inside[quant]}".lstrip("."), slot, quant, decided.get(slot))
                 for slot, quant in slots

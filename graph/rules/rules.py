@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from ...nn import QuantLayer
+from ...qcore import Quantizer
 from ...qcore.models import shown
 from ..errors import GraphError
 from ..layers.table import keywords_of_layers
@@ -170,6 +171,9 @@ def _is_setting(where: object, what: object) -> bool:
     return what is not None and not is_layer and not isinstance(what, Mapping) and where.isidentifier() and "_" in where
 
 
+_SLOTS = {"activation": "input", "bias": "bias", "gradient": "grad"}  # the usual slot, by what a quantizer is for
+
+
 def _rule(index: int, where: object, what: object) -> Rule:
     if not _is_place(where):
         raise GraphError(
@@ -188,6 +192,12 @@ def _rule(index: int, where: object, what: object) -> Rule:
                     "layers, such as weight_bit_width=4."
                 )
         return Rule(index, where, None, dict(what))
+    if isinstance(what, type) and issubclass(what, Quantizer):
+        slot = _SLOTS.get(getattr(what, "quantizes", None), "weight")
+        raise GraphError(
+            f"quantize: the rule {written(where)} says {shown(what)}, a quantizer, but not of what. Write the keyword "
+            f"of layers with it, such as dict({slot}_quant={shown(what)})."
+        )
     raise GraphError(
         f"quantize: the rule {written(where)} says {shown(what)}. Write keywords of layers "
         "(dict(weight_bit_width=4), or W8A8), a quantized layer (qnn.QuantLinear), or None to leave it float."

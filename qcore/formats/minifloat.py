@@ -243,6 +243,7 @@ def _checked(
 
 
 _LARGEST, _SMALLEST = (2 - 2.0**-23) * 2.0**127, 2.0**-149  # of float32
+_checked.__qualname__ = "Minifloat"  # what a TypeError says of wrong arguments
 _Minifloat.__new__ = _checked  # not in the subclass, which torch.compile would take for no named tuple
 
 _FAR = 100  # exponents from which on levels times all their digits might be too large for float32

@@ -8,7 +8,7 @@ from ..formats.int_range import IntRange
 from ..protocols import Levels
 from .starts import require_integers
 
-__all__ = ["BinSums", "KullbackLeibler"]
+__all__ = ["BinSums", "KullbackLeibler", "without_zeros"]
 
 _LOOKS = 1 << 20  # that are taken at once in search of the least divergence, for the memory
 
@@ -20,6 +20,9 @@ class KullbackLeibler:
     have: what lies beyond the range is counted at its end in the distribution that is compared, but not in the
     quantized one. With few levels this measure clips far too much, so no range is tried that holds less than
     ``least_percentile`` percent of the values. Of several ranges it is the widest.
+
+    Zeros, half of what a ReLU leaves, are not compared: every range has that level, and their weight would make a
+    narrow first cell, and with it the narrowest range, look best.
 
     Args:
         number_format: the integers of the grid.
@@ -58,20 +61,21 @@ class KullbackLeibler:
         places = torch.nan_to_num(magnitudes / known[:, None] * bins, 0.0, 0.0, 0.0).long().clamp(max=bins - 1)
         ones = torch.ones((), dtype=torch.float64, device=rows.device).expand(places.shape)
         counts = torch.zeros(len(rows), bins, dtype=torch.float64, device=rows.device).scatter_add_(1, places, ones)
-        stop = self.best_stop(counts).to(rows.dtype)
+        stop = self.best_stop(counts, (magnitudes == 0).sum(1)).to(rows.dtype)
         return torch.where(largest.isfinite(), largest * (stop / bins), largest)
 
-    def best_stop(self, counts: Tensor) -> Tensor:
+    def best_stop(self, counts: Tensor, zeros: Tensor | None = None) -> Tensor:
         """How many of the bins the best range has, of each row.
 
         Args:
             counts: of magnitudes, (rows, bins), from 0 on.
+            zeros: how many of those in the first bin are 0, (rows,); None for none of them.
         """
         bins = counts.shape[1]
         if self.cells >= bins:  # no narrower range has a bin for each level
             return torch.full((len(counts),), bins, device=counts.device)
-        sums = BinSums(counts)
-        needed = sums.total[:, None] * (self.least_percentile / 100)
+        sums = BinSums(counts if zeros is None else without_zeros(counts, 0, zeros))
+        needed = counts.sum(1, keepdim=True) * (self.least_percentile / 100)
         least = (counts.cumsum(1) < needed).sum(1) + 1  # bins that hold so many values
         least = least.clamp(min=self.cells, max=bins)
         best = torch.full_like(least, bins)
@@ -133,6 +137,22 @@ class BinSums:
             data = data + _xlogx(own + beyond) - _xlogx(own)
             quantized = quantized + torch.where(beyond > 0, beyond * end, 0.0)
         return (data - quantized) / total - total.log()
+
+
+def without_zeros(counts: Tensor, at: int, zeros: Tensor) -> Tensor:
+    """The counts of numbers other than 0; no row is left empty.
+
+    Args:
+        counts: (rows, bins).
+        at: the bin that 0 lies in.
+        zeros: how many there are, (rows,).
+
+    Example:
+        >>> without_zeros(torch.tensor([[9, 2, 1], [5, 0, 0]]), 0, torch.tensor([6, 5])).tolist()
+        [[3, 2, 1], [5, 0, 0]]
+    """
+    zeros = torch.where(zeros < counts.sum(1), zeros, 0).to(counts.dtype)
+    return torch.cat([counts[:, :at], counts[:, at : at + 1] - zeros[:, None], counts[:, at + 1 :]], 1)
 
 
 def _at(rows: Tensor, index: Tensor) -> Tensor:

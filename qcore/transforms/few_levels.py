@@ -7,12 +7,23 @@ from ..errors import SettingError
 from ..granularity import Granularity
 from ..grid import Grid
 from ..kernels.derivatives import straight_through
+from ..protocols import Rounding
+from ..rounding import HalfEven, HalfUp
 from ..scaling.magnitude import finite, usable
 
 __all__ = ["Ternary", "XnorSigns"]
 
 
 _BEYOND = 1 + 2.0**-23  # between two such ends, a hard tanh has a slope at -1 and at 1
+_HALF_EVEN = HalfEven()
+
+
+def _check_rounding(rounding: Rounding) -> None:
+    """Refuse one that could not do its work, as the levels are chosen before it."""
+    if not isinstance(rounding, (HalfEven, HalfUp)):
+        raise SettingError(
+            "rounding", rounding, "'half_even': the transform chooses the levels, and leaves nothing to round"
+        )
 
 
 class Ternary(nn.Module):
@@ -25,9 +36,10 @@ class Ternary(nn.Module):
     Args:
         granularity: which weights share a threshold and a scale.
         ternary_threshold: the share of the mean magnitude, 0 or more.
+        rounding: to nearest, as nothing is left to round.
 
     Raises:
-        SettingError: another share.
+        SettingError: another share, or another rounding.
 
     Example:
         >>> from bitwright.qcore import PerTensor
@@ -35,8 +47,13 @@ class Ternary(nn.Module):
         tensor([ 0.7500, -0.7500,  0.0000,  0.0000])
     """
 
-    def __init__(self, granularity: Granularity, ternary_threshold: float = 0.7) -> None:
+    rounds = True
+
+    def __init__(
+        self, granularity: Granularity, ternary_threshold: float = 0.7, rounding: Rounding = _HALF_EVEN
+    ) -> None:
         super().__init__()
+        _check_rounding(rounding)
         expected = "a share of the mean magnitude, 0 or more, such as 0.7"
         self.threshold = finite("ternary_threshold", ternary_threshold, expected)
         if self.threshold < 0:
@@ -68,6 +85,10 @@ class XnorSigns(nn.Module):
 
     Args:
         granularity: which weights share a scale.
+        rounding: to nearest, as nothing is left to round.
+
+    Raises:
+        SettingError: another rounding.
 
     Example:
         >>> from bitwright.qcore import PerTensor
@@ -75,8 +96,11 @@ class XnorSigns(nn.Module):
         tensor([ 1., -1.,  1.,  1.])
     """
 
-    def __init__(self, granularity: Granularity) -> None:
+    rounds = True
+
+    def __init__(self, granularity: Granularity, rounding: Rounding = _HALF_EVEN) -> None:
         super().__init__()
+        _check_rounding(rounding)
         self.granularity = granularity
 
     def forward(self, weight: Tensor, inputs: Grid | None) -> Tensor:

@@ -160,12 +160,13 @@ def test_refusals():
         "zero_point=<built-in function max> is not possible: expected None: zero points are integers', and e4m3fn has "
         "other levels. Write zero_point=None."
     )
-    with pytest.raises(SettingError) as error:
-        resolve(Int8WeightPerTensor(number_format=E4M3))
-    assert str(error.value).endswith(
-        "is not possible: expected no other levels than the integers of bit_width, signed and narrow_range. Derive "
-        "from a quantizer such as Fp8e4m3Act."
-    )
+    for levels in (E4M3, "e4m3"):
+        with pytest.raises(SettingError) as error:
+            resolve(Int8WeightPerTensor(number_format=levels))
+        assert str(error.value).endswith(
+            "is not possible: expected no other levels than the integers of bit_width, signed and narrow_range. Derive "
+            "from a quantizer such as Fp8e4m3Act."
+        )
 
 
 def test_number_format_of_integers():

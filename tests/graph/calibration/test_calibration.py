@@ -19,6 +19,7 @@ from bitwright.qcore import AbsMax, MinMax, QuantizerError, UncalibratedWarning
 from bitwright.quantizers import (
     Int8Act,
     Int8ActPerChannel,
+    Int8DynamicAct,
     Int8WeightPerTensorLearned,
     Int32Bias,
     ShiftedUint8Act,
@@ -520,6 +521,11 @@ def test_data_loaders():
             lambda model: calibrate(nn.Sequential(qnn.QuantLinear(2, 2)), [x(1.0)]),
             "calibrate: no quantizer of this Sequential measures a range. Give it activation quantizers with "
             "scaling='calibrated', such as qnn.QuantIdentity(act_quant=Int8Act).",
+        ),
+        (
+            lambda model: calibrate(nn.Sequential(qnn.QuantIdentity(act_quant=Int8DynamicAct)), [x(1.0)]),
+            "calibrate: no quantizer of this Sequential measures a range. The ranges of its activations are constant "
+            "or follow each input, so leave calibrate out.",
         ),
     ],
 )

@@ -36,6 +36,19 @@ def drawn(law, count=200_000, seed=0):
     return torch.where(share < 0.5, (2 * share).log(), -(2 - 2 * share).log())[None] / math.sqrt(2)
 
 
+# Divergence
+
+
+@pytest.mark.parametrize("kind", [Uint8Act, Int8Act, ShiftedUint8Act])
+@pytest.mark.parametrize("bits", [4, 8])
+def test_zeros_are_a_level_of_every_range(kind, bits):
+    values = drawn("normal")
+    few, many = (histogram_of(each) for each in (values[values > 0][None], values.relu()))
+    levels = levels_of(kind, bit_width=bits)
+    for one, other in zip(Entropy()(many, levels), Entropy()(few, levels), strict=True):
+        torch.testing.assert_close(one, other, rtol=0.03, atol=0)
+
+
 # MSE
 
 

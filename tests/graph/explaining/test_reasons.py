@@ -13,7 +13,7 @@ import bitwright.nn as qnn
 from bitwright.graph import W8A8, quantize
 from bitwright.graph.errors import GraphError
 from bitwright.graph.explaining.reasons import explain
-from bitwright.quantizers import Int8Act, Int8WeightPerChannel, Int32Bias
+from bitwright.quantizers import Fp8e5m2Grad, Int8Act, Int8WeightPerChannel, Int32Bias
 
 
 class Block(nn.Module):
@@ -321,3 +321,14 @@ def test_another_reference():
         torch.ones(1, 8),
         nn.Linear(8, 2),
     )
+
+
+def test_quantizers_of_gradients():
+    layer = qnn.QuantLinear(4, 2, grad_quant=Fp8e5m2Grad)
+    other = qnn.QuantLinear(4, 2, grad_quant=layer.grad_quant)
+    rows = explain(nn.Sequential(layer, other)).layers
+    assert [(each.slot, each.quantizer, each.shared_with) for each in rows[0].quantizers] == [
+        ("weight", "Int8WeightPerTensor", ""),
+        ("grad", "Fp8e5m2Grad", ""),
+    ]
+    assert rows[1].quantizers[-1].shared_with == "0.grad_quant"

@@ -12,7 +12,7 @@ import bitwright.nn as qnn
 from bitwright.graph.errors import GraphError
 from bitwright.graph.rules.ready import W8A8
 from bitwright.graph.rules.rules import first, is_function, last, read_rules, written
-from bitwright.quantizers import Int8Act, Int8WeightPerChannel
+from bitwright.quantizers import Int8Act, Int8DynamicAct, Int8WeightPerChannel, NF4Weight
 
 
 def convolution(path, module):
@@ -128,6 +128,16 @@ def test_ends_are_values():
             {nn.Linear: 5},
             "quantize: the rule nn.Linear says 5. Write keywords of layers (dict(weight_bit_width=4), or W8A8), a "
             "quantized layer (qnn.QuantLinear), or None to leave it float.",
+        ),
+        (
+            {nn.Linear: NF4Weight},
+            "quantize: the rule nn.Linear says NF4Weight, a quantizer, but not of what. Write the keyword of layers "
+            "with it, such as dict(weight_quant=NF4Weight).",
+        ),
+        (
+            {nn.Linear: Int8DynamicAct},
+            "quantize: the rule nn.Linear says Int8DynamicAct, a quantizer, but not of what. Write the keyword of "
+            "layers with it, such as dict(input_quant=Int8DynamicAct).",
         ),
         (
             {"head": nn.Linear},

@@ -246,3 +246,8 @@ def test_refusals(given, message):
     with pytest.raises(SettingError) as error:
         Minifloat(*given)
     assert str(error.value) == message
+
+
+def test_a_wrong_name():
+    with pytest.raises(TypeError, match=r"^Minifloat\(\) got an unexpected keyword argument 'bias'"):
+        Minifloat(4, 3, bias=7)

@@ -87,6 +87,15 @@ def test_rows_are_apart():
     assert statistic(rows[:2] * 2).tolist() == (found[:2] * 2).tolist()
 
 
+@pytest.mark.parametrize("bits", [4, 8])
+def test_zeros_are_a_level_of_every_range(bits):
+    values = torch.randn(1, 100_000, generator=torch.Generator().manual_seed(0)).relu()
+    for signed in (False, True):
+        statistic = KullbackLeibler(IntRange(bits, signed=signed))
+        assert statistic(values).item() == pytest.approx(statistic(values[values > 0][None]).item(), rel=0.02)
+    assert KullbackLeibler(IntRange(8, signed=False))(values).item() > 3.9  # not the 2.3 that 99 percent lie below
+
+
 def test_negative_values_count_as_0_without_a_sign():
     statistic = KullbackLeibler(IntRange(2, signed=False), least_percentile=100)
     assert statistic(torch.tensor([[-9.0, 1.0, 2.0, 4.0]])).item() == 4

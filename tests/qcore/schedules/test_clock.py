@@ -9,7 +9,13 @@ from torch.utils.checkpoint import checkpoint
 
 import bitwright.nn as qnn
 from bitwright.qcore import Anneal, QuantizerError, describe, resolve
-from bitwright.quantizers import Int8Act, Int8WeightPerChannelLearned
+from bitwright.quantizers import (
+    BinaryWeightPerTensor,
+    Int4WeightPerTensorDoReFa,
+    Int8Act,
+    Int8WeightPerChannelLearned,
+    TernaryWeightPerChannel,
+)
 
 
 def model(steps=6):
@@ -247,6 +253,23 @@ def test_moves_off_the_meta_device():
     clock = layer.to_empty(device="cpu").weight_quant.clock
     assert clock.steps.item() == 0
     assert layer.half().weight_quant.clock.steps.dtype == torch.int64
+
+
+@pytest.mark.parametrize("kind", [BinaryWeightPerTensor, TernaryWeightPerChannel])
+def test_transforms_that_round_wait_too(kind):
+    layer = qnn.QuantLinear(4, 2, weight_quant=kind, weight_after=2)
+    x = torch.randn(3, 4)
+    expected = nn.functional.linear(x, layer.weight, layer.bias)
+    assert [torch.equal(layer(x), expected) for _ in range(3)] == [True, True, False]
+    layer = qnn.QuantLinear(4, 2, weight_quant=kind, weight_after=2)
+    layer(torch.ones(1, 4)).sum().backward()
+    assert torch.equal(layer.weight.grad, torch.ones(2, 4))
+
+
+def test_other_transforms_go_on():
+    layer = qnn.QuantLinear(2, 1, bias=False, weight_quant=Int4WeightPerTensorDoReFa, weight_after=1)
+    tanh = layer.weight.detach().tanh()
+    torch.testing.assert_close(layer(torch.eye(2)), (tanh / tanh.abs().max()).t())
 
 
 def test_ordinary_quantizers_have_no_clock():

@@ -5,8 +5,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+import bitwright.nn as qnn
 from bitwright.qcore import PerAxis, PerTensor, SettingError
 from bitwright.qcore.transforms.few_levels import Ternary, XnorSigns
+from bitwright.quantizers import BinaryWeightPerTensor, TernaryWeightPerChannel
 
 NUMBERS = st.lists(st.floats(-100, 100, width=32, allow_subnormal=False), min_size=1, max_size=30)
 
@@ -105,3 +107,12 @@ def test_special_numbers_keep_to_themselves(kind):
         assert found[1:].tolist() == [1, -1, 1]  # a statistic that is not finite counts as 1
         assert found[0].isnan() if expected is None else found[0] == expected
         assert weight.grad[1:3].tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("rounding", ["stochastic", "learned", "floor"])
+@pytest.mark.parametrize("kind", [BinaryWeightPerTensor, TernaryWeightPerChannel])
+def test_nothing_is_left_to_round(kind, rounding):
+    with pytest.raises(
+        SettingError, match="expected 'half_even': the transform chooses the levels, and leaves nothing"
+    ):
+        qnn.QuantLinear(4, 2, weight_quant=kind, weight_rounding=rounding)
