@@ -124,6 +124,9 @@ class Minifloat(_Minifloat, NumberFormat):
         kind, mask = _EXPONENT[steps.dtype]
         power = steps.view(kind).bitwise_and(mask).view(steps.dtype).clamp_min_(self._normal())
         digits = 2.0**self.mantissa_bits
+        if 2**self.exponent_bits - self.exponent_bias > _FAR:
+            power.mul_(1 / digits)
+            digits = 1.0
         zero = torch.full((), -0.0, dtype=steps.dtype)  # added, it changes no number, nor the sign of another zero
         rounding.inplace(torch.addcdiv(zero, steps, power, value=digits, out=steps))
         torch.addcmul(zero, steps, power, value=1 / digits, out=steps)
@@ -243,6 +246,7 @@ _LARGEST, _SMALLEST = (2 - 2.0**-23) * 2.0**127, 2.0**-149  # of float32
 _checked.__qualname__ = "Minifloat"  # what a TypeError says of wrong arguments
 _Minifloat.__new__ = _checked  # not in the subclass, which torch.compile would take for no named tuple
 
+_FAR = 100  # exponents from which on levels times all their digits might be too large for float32
 _EXPONENT = {torch.float32: (torch.int32, 0x7F800000), torch.float64: (torch.int64, 0x7FF0000000000000)}
 
 

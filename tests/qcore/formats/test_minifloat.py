@@ -115,6 +115,13 @@ def test_ends_and_special_numbers(name):
         assert found.tolist()[3:] == [form.high, form.low]
 
 
+@given(numbers=st.lists(st.floats(-(2.0**127), 2.0**127, width=32), min_size=1, max_size=20))
+def test_largest_numbers_of_a_wide_format(numbers):
+    bfloat16 = Minifloat(8, 7, infinities=True, nan=True)
+    x = torch.tensor([*numbers, bfloat16.high, 2.0**-149, -(2.0**-133)])
+    assert bfloat16.inplace(x.clone(), ROUND).tolist() == x.bfloat16().tolist()
+
+
 def test_negative_zero_stays_but_where_there_is_none():
     x = torch.tensor([-0.0, -1e-9])
     for form, signs in ((E4M3, [True, True]), (E4M3FNUZ, [False, False])):

@@ -46,6 +46,7 @@ def stepped(values, step, low, high, factor):
 )
 @pytest.mark.parametrize("traced", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_sgd_moves_the_step_as_in_the_paper(quantizer, rows, sharing, traced):
+    torch.compiler.reset()
     torch.manual_seed(0)
     weight, upstream = torch.randn(3, 64), torch.randn(3, 64)
     quant = resolve(quantizer, {"channel_axis": 0, "channels": 3, "shape": (3, 64)})

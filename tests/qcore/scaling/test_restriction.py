@@ -88,6 +88,13 @@ def test_power_of_two_is_the_nearest_that_qualifies(magnitude):
     assert max(near, magnitude) / min(near, magnitude) <= math.sqrt(2) * (1 + 1e-6)
 
 
+@given(st.floats(2.0**-149, 2.0**127, width=32, exclude_min=False), st.sampled_from(["ceil", "floor", "round"]))
+def test_power_of_two_is_the_same_under_a_transform(magnitude, rounding):
+    x = torch.tensor([magnitude, 0.70710677, 1.4142134, 1.4142135, 1.4142137])
+    mapped = torch.func.vmap(lambda x: next_power_of_two(x, rounding))(x)  # by other operations
+    assert next_power_of_two(x, rounding).tolist() == mapped.tolist()
+
+
 @given(st.integers(-126, 127), st.sampled_from(["ceil", "floor", "round"]))
 def test_powers_of_two_stay(exponent, rounding):
     x = torch.tensor(2.0**exponent)
