@@ -9,7 +9,7 @@ from rich.progress import Progress
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["accuracy", "train"]
+__all__ = ["BATCH", "accuracy", "train"]
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 

@@ -51,6 +51,7 @@ class _ConvLayer(WeightLayer):
         bias_quant: QuantizerLike = None,
         input_quant: QuantizerLike = None,
         output_quant: QuantizerLike = None,
+        grad_quant: QuantizerLike = None,
         return_quant_tensor: bool = False,
         **overrides: object,
     ) -> None:
@@ -69,7 +70,7 @@ class _ConvLayer(WeightLayer):
             dtype,
         )
         self.padding = "same" if pads_by_size else self.padding
-        self._attach(weight_quant, bias_quant, input_quant, output_quant, return_quant_tensor, overrides)
+        self._attach(weight_quant, bias_quant, input_quant, output_quant, grad_quant, return_quant_tensor, overrides)
 
     def _compute(self, x: Tensor, weight: Tensor, bias: Tensor | None, *extra: object) -> Tensor:
         if not self._pads_by_size:

@@ -52,6 +52,7 @@ class _TransposedLayer(WeightLayer):
         bias_quant: QuantizerLike = None,
         input_quant: QuantizerLike = None,
         output_quant: QuantizerLike = None,
+        grad_quant: QuantizerLike = None,
         return_quant_tensor: bool = False,
         **overrides: object,
     ) -> None:
@@ -69,7 +70,7 @@ class _TransposedLayer(WeightLayer):
             device,
             dtype,
         )
-        self._attach(weight_quant, bias_quant, input_quant, output_quant, return_quant_tensor, overrides)
+        self._attach(weight_quant, bias_quant, input_quant, output_quant, grad_quant, return_quant_tensor, overrides)
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:  # type: ignore[override]  # noqa: A002
         """The layer's output; ``output_size`` settles which of several sizes is meant, as in torch."""

@@ -38,11 +38,12 @@ class QuantLinear(WeightLayer, nn.Linear):
         bias_quant: QuantizerLike = None,
         input_quant: QuantizerLike = None,
         output_quant: QuantizerLike = None,
+        grad_quant: QuantizerLike = None,
         return_quant_tensor: bool = False,
         **overrides: object,
     ) -> None:
         nn.Linear.__init__(self, in_features, out_features, checked_flag(self, "bias", bias), device, dtype)
-        self._attach(weight_quant, bias_quant, input_quant, output_quant, return_quant_tensor, overrides)
+        self._attach(weight_quant, bias_quant, input_quant, output_quant, grad_quant, return_quant_tensor, overrides)
 
     def _compute(self, x: Tensor, weight: Tensor, bias: Tensor | None, *extra: object) -> Tensor:
         return F.linear(x, weight, bias)

@@ -94,23 +94,20 @@ class WeightLayer(QuantLayer):
         bias_quant: QuantizerLike,
         input_quant: QuantizerLike,
         output_quant: QuantizerLike,
+        grad_quant: QuantizerLike,
         return_quant_tensor: bool,
         overrides: Mapping[str, object],
     ) -> None:
         """Resolve the slots; called by constructors once weight and bias exist."""
         quantizers = {"weight": weight_quant, "bias": bias_quant, "input": input_quant, "output": output_quant}
-        self._equip(quantizers, return_quant_tensor, overrides)
+        self._equip({**quantizers, "grad": grad_quant}, return_quant_tensor, overrides)
 
     def _equip(
         self, quantizers: Mapping[str, QuantizerLike], return_quant_tensor: bool, overrides: Mapping[str, object]
     ) -> None:
         """Resolve the slots: a quantizer for each by its name, and keywords with their prefixes."""
         self.return_quant_tensor = checked_flag(self, "return_quant_tensor", return_quant_tensor)
-        overrides = dict(overrides)
-        slots: dict[Slot, Any] = {
-            slot: quantizers[slot.name] if slot.name in quantizers else overrides.pop(f"{slot.name}_quant", None)
-            for slot in self.slots
-        }
+        slots = {slot: quantizers[slot.name] for slot in self.slots}
         vars(self)["grad_quant"] = None  # a layer with slots of its own may have none for it
         given = split_overrides(self, slots, overrides)
         for slot, quantizer in slots.items():
@@ -318,9 +315,9 @@ class WeightLayer(QuantLayer):
 
     def _take_input(self, x: Tensor) -> tuple[Tensor, Grid | None]:
         grid, x = grid_of(x), values_of(x)
-        if self.input_quant is not None:
-            given = (grid,) if self.input_quant.truncates else ()
-            x, grid = self.input_quant.quantize(x, *given)
+        quant = self.input_quant
+        if quant is not None:
+            x, grid = quant.quantize(x, grid) if quant.truncates else quant.quantize(x)
         if exporting():
             grid = self._seen if grid is None else grid  # torch.export carries plain tensors: the grid is recorded
         elif not torch.compiler.is_compiling():

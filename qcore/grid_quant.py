@@ -176,8 +176,10 @@ class GridQuant(Declared):
         self._set_parts(scaling, rounding, zero_point, axis, granularity, pass_clipped, transform, clip_first)
 
     def _set_clock(self, after: int, parts: list[object]) -> None:
-        self.clock = clock_for(after, parts)
-        if self.clock is not None:
+        clock = clock_for(after, parts)
+        vars(self)["clock"] = None
+        if clock is not None:
+            self.clock = clock
             vars(self).update(_levels=None, _timed=self._levels)  # the slow way, which counts
 
     def _set_parts(
@@ -191,14 +193,17 @@ class GridQuant(Declared):
         transform: protocols.Transform | None,
         clip_first: bool = False,
     ) -> None:
-        self.granularity = granularity_of(axis, granularity)
-        vars(self).update(_single=self.granularity.single, _broadcasts=self.granularity.broadcasts)
+        where, plain = granularity_of(axis, granularity), vars(self)  # where it can be, past nn.Module's bookkeeping
+        plain.update(granularity=where, _single=where.single, _broadcasts=where.broadcasts)
         self.scaling = checked("scaling", scaling)
         self.rounding = checked("rounding", rounding)
-        self.zero_point = None if zero_point is None else checked("zero_point", zero_point)
-        self.transform = None if transform is None else checked("transform", transform)
-        self.clips = not (check_flag("pass_clipped", pass_clipped) or self._covered())
-        self.clip_first = _checked_clip(clip_first, pass_clipped, zero_point)
+        for name, part in (("zero_point", zero_point), ("transform", transform)):
+            if part is None:
+                plain[name] = None
+            else:
+                setattr(self, name, checked(name, part))
+        plain["clips"] = not (check_flag("pass_clipped", pass_clipped) or self._covered())
+        plain["clip_first"] = _checked_clip(clip_first, pass_clipped, zero_point)
 
     def __setattr__(self, name: str, item: Any) -> None:
         super().__setattr__(name, item)
@@ -317,7 +322,7 @@ class GridQuant(Declared):
         scaling = self.scaling
         seen, measuring = x, True
         if isinstance(scaling, StoredScaling):
-            seen = x if transform is not None else self._together(x)
+            seen = self._together(x) if self.of_parameter and transform is None else x
             scaling.prepare(seen, relu)
             measuring = scaling.measuring
             if measuring and not self.training:
@@ -377,8 +382,9 @@ class GridQuant(Declared):
             scale = scale.detach()
         if zero_point is not None and not getattr(self.zero_point, "whole", True):
             view, step = granularity.view(x), granularity.beside(scale, x)
-            shift = granularity.beside(zero_point, x) * step
-            return granularity.back(to_levels(view + shift, step, levels, None, self.rounding, clips=clips) - shift, x)
+            zero = granularity.beside(zero_point, x)
+            reached = to_levels(view / step + zero, step.new_ones(()), levels, None, self.rounding, clips=clips)
+            return granularity.back((reached - zero) * step, x)
         if self._broadcasts:
             return to_levels(x, scale, levels, zero_point, self.rounding, relu=relu, clips=clips)
         zero_point = None if zero_point is None else granularity.beside(zero_point, x)

@@ -141,15 +141,16 @@ class ActivationLayer(QuantLayer):
 
     def forward(self, input: Tensor) -> Any:  # noqa: A002 - torch's name for it
         """The quantized result; a `QuantTensor` with ``return_quant_tensor=True``."""
-        if self.act_quant is not None and self.act_quant.truncates:
-            return self._leaving(*self.act_quant.quantize(*self.pass_through("input", input)))
+        quant = self.act_quant
+        if quant is not None and quant.truncates:
+            return self._leaving(*quant.quantize(*self.pass_through("input", input)))
         x = self._entering(input)
-        if self.act_quant is None:
+        if quant is None:
             return self._function(x)
         values = self._real(values_of(x))
         if values is not x and getattr(self, "inplace", False):
             values = values.clone()  # a function in place must not write into a QuantTensor unseen
-        return self._leaving(*self._quantized(values, self.act_quant))
+        return self._leaving(*self._quantized(values, quant))
 
     def _entering(self, x: Tensor) -> Tensor:
         """The input, quantized by ``input_quant``."""

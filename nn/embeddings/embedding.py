@@ -50,6 +50,7 @@ class QuantEmbedding(TableLayer, nn.Embedding):
         *,
         weight_quant: QuantizerLike = Int8WeightPerTensor,
         output_quant: QuantizerLike = None,
+        grad_quant: QuantizerLike = None,
         return_quant_tensor: bool = False,
         **overrides: object,
     ) -> None:
@@ -67,7 +68,8 @@ class QuantEmbedding(TableLayer, nn.Embedding):
             device,
             dtype,
         )
-        self._equip({"weight": weight_quant, "output": output_quant}, return_quant_tensor, overrides)
+        quantizers = {"weight": weight_quant, "output": output_quant, "grad": grad_quant}
+        self._equip(quantizers, return_quant_tensor, overrides)
 
     @classmethod
     def from_pretrained(

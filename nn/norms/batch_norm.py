@@ -51,13 +51,14 @@ class _BatchNormLayer(ChannelLayer):
         bias_quant: QuantizerLike = None,
         input_quant: QuantizerLike = None,
         output_quant: QuantizerLike = None,
+        grad_quant: QuantizerLike = None,
         return_quant_tensor: bool = False,
         **overrides: object,
     ) -> None:
         without: dict[str, Any] = {} if checked_flag(self, "bias", bias) else {"bias": False}  # young in torch
         flags = (checked_flag(self, "affine", affine), checked_flag(self, "track_running_stats", track_running_stats))
         super().__init__(num_features, eps, momentum, *flags, device, dtype, **without)
-        self._attach(weight_quant, bias_quant, input_quant, output_quant, return_quant_tensor, overrides)
+        self._attach(weight_quant, bias_quant, input_quant, output_quant, grad_quant, return_quant_tensor, overrides)
 
     # What there is to quantize
 

@@ -43,12 +43,13 @@ class QuantLayerNorm(NormLayer, nn.LayerNorm):
         bias_quant: QuantizerLike = None,
         input_quant: QuantizerLike = None,
         output_quant: QuantizerLike = None,
+        grad_quant: QuantizerLike = None,
         return_quant_tensor: bool = False,
         **overrides: object,
     ) -> None:
         affine = checked_flag(self, "elementwise_affine", elementwise_affine)
         nn.LayerNorm.__init__(self, normalized_shape, eps, affine, checked_flag(self, "bias", bias), device, dtype)  # type: ignore[arg-type]
-        self._attach(weight_quant, bias_quant, input_quant, output_quant, return_quant_tensor, overrides)
+        self._attach(weight_quant, bias_quant, input_quant, output_quant, grad_quant, return_quant_tensor, overrides)
 
     def _compute(self, x: Tensor, weight: Tensor, bias: Tensor | None, *extra: object) -> Tensor:
         return F.layer_norm(x, self.normalized_shape, weight, bias, self.eps)
@@ -86,12 +87,13 @@ class QuantRMSNorm(NormLayer, nn.RMSNorm):
         weight_quant: QuantizerLike = Int8WeightPerTensor,
         input_quant: QuantizerLike = None,
         output_quant: QuantizerLike = None,
+        grad_quant: QuantizerLike = None,
         return_quant_tensor: bool = False,
         **overrides: object,
     ) -> None:
         affine = checked_flag(self, "elementwise_affine", elementwise_affine)
         nn.RMSNorm.__init__(self, normalized_shape, eps, affine, device, dtype)  # type: ignore[arg-type]
-        self._attach(weight_quant, None, input_quant, output_quant, return_quant_tensor, overrides)
+        self._attach(weight_quant, None, input_quant, output_quant, grad_quant, return_quant_tensor, overrides)
 
     def forward(self, x: Tensor, *extra: object) -> Tensor:  # type: ignore[override]
         """The normalized input; a `QuantTensor` with ``return_quant_tensor=True``."""
@@ -132,13 +134,14 @@ class QuantGroupNorm(NormLayer, nn.GroupNorm):
         bias_quant: QuantizerLike = None,
         input_quant: QuantizerLike = None,
         output_quant: QuantizerLike = None,
+        grad_quant: QuantizerLike = None,
         return_quant_tensor: bool = False,
         **overrides: object,
     ) -> None:
         without: dict[str, Any] = {} if checked_flag(self, "bias", bias) else {"bias": False}  # young in torch
         affine = checked_flag(self, "affine", affine)
         nn.GroupNorm.__init__(self, num_groups, num_channels, eps, affine, device, dtype, **without)
-        self._attach(weight_quant, bias_quant, input_quant, output_quant, return_quant_tensor, overrides)
+        self._attach(weight_quant, bias_quant, input_quant, output_quant, grad_quant, return_quant_tensor, overrides)
 
     def _compute(self, x: Tensor, weight: Tensor, bias: Tensor | None, *extra: object) -> Tensor:
         return F.group_norm(x, self.num_groups, weight, bias, self.eps)

@@ -111,6 +111,7 @@ class QuantScaleBias(ChannelLayer):
         bias_quant: QuantizerLike = None,
         input_quant: QuantizerLike = None,
         output_quant: QuantizerLike = None,
+        grad_quant: QuantizerLike = None,
         return_quant_tensor: bool = False,
         **overrides: object,
     ) -> None:
@@ -120,7 +121,7 @@ class QuantScaleBias(ChannelLayer):
         self.weight = nn.Parameter(torch.ones(num_features, device=device, dtype=dtype))
         zeros = torch.zeros(num_features, device=device, dtype=dtype)
         self.register_parameter("bias", nn.Parameter(zeros) if has_bias else None)
-        self._attach(weight_quant, bias_quant, input_quant, output_quant, return_quant_tensor, overrides)
+        self._attach(weight_quant, bias_quant, input_quant, output_quant, grad_quant, return_quant_tensor, overrides)
 
     @classmethod
     def from_batch_norm(cls, norm: nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d, **options: Any) -> Self:

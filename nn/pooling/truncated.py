@@ -157,6 +157,11 @@ class TruncatedAverage(QuantLayer):
 
     def check(self, x: Tensor, grid: Grid) -> None:
         """Refuse grids that averages are not on."""
+        if not isinstance(grid.number_format, Integers):
+            raise QuantizerError(
+                f"{path_of(self)}: averages on a grid are of integers, and the levels of the input are "
+                f"{grid.number_format}. Quantize the input to integers (Int8Act), or average floats: QuantAvgPool2d."
+            )
         granularity = grid.granularity
         if not granularity.single and (granularity.axis is None or granularity.axis % x.ndim >= x.ndim - 2):
             raise QuantizerError(

@@ -122,9 +122,11 @@ class Minifloat(_Minifloat, NumberFormat):
 
     def covered(self, steps: Tensor, rounding: Any) -> Tensor:
         kind, mask = _EXPONENT[steps.dtype]
-        gap = steps.view(kind).bitwise_and(mask).view(steps.dtype)
-        gap.clamp_min_(self._normal()).mul_(2.0**-self.mantissa_bits)
-        rounding.inplace(steps.div_(gap)).mul_(gap)
+        power = steps.view(kind).bitwise_and(mask).view(steps.dtype).clamp_min_(self._normal())
+        digits = 2.0**self.mantissa_bits
+        zero = torch.full((), -0.0, dtype=steps.dtype)  # added, it changes no number, nor the sign of another zero
+        rounding.inplace(torch.addcdiv(zero, steps, power, value=digits, out=steps))
+        torch.addcmul(zero, steps, power, value=1 / digits, out=steps)
         return steps if self.negative_zero else steps.add_(0.0)  # -0 + 0 is 0
 
     def nearest(self, steps: Tensor, rounding: RoundingLike, relu: bool = False) -> Tensor:

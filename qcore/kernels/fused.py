@@ -6,7 +6,7 @@ itself spare the small operations between it and the scale. They have autograd's
 signature at every call: 40 us), which torch.func doesn't take. The traced form is pointwise and recomputes in backward,
 so that a compiler turns each direction into one loop; it serves every device.
 
-Where the gradients of an eager form are to be differentiated in turn, they are those of its definition (`_again`).
+Where the gradients of an eager form are to be differentiated in turn, they are those of its definition (`again`).
 """
 
 import math
@@ -25,8 +25,6 @@ from .derivatives import clamp_through
 
 __all__ = [
     "LARGE",
-    "AbsMaxFakeQuant",
-    "AbsMaxRowsFakeQuant",
     "EagerFakeQuant",
     "MagnitudeFakeQuant",
     "TracedFakeQuant",
@@ -36,6 +34,7 @@ __all__ = [
 
 LARGE = 1 << 18  # numbers from which on quantized values may be worked out again in backward rather than kept: 1 MB
 _hardtanh_backward = torch.ops.aten.hardtanh_backward.default
+_hardtanh_backward_out = torch.ops.aten.hardtanh_backward.grad_input
 
 
 def runs_eagerly(x: Tensor) -> bool:
@@ -49,7 +48,7 @@ def apply_eagerly(function: type[torch.autograd.Function], *args: object) -> Any
     return None if transformed() else function.apply(*args)
 
 
-def _again(grad: Tensor, definition: Callable[..., Tensor], *inputs: Tensor | None) -> list[Tensor | None]:
+def again(grad: Tensor, definition: Callable[..., Tensor], *inputs: Tensor | None) -> list[Tensor | None]:
     """The gradients of a definition in torch's own operations: what can be differentiated again, or mapped."""
     recorded = torch.is_grad_enabled()
     with torch.enable_grad():
@@ -75,7 +74,7 @@ def quantize_eagerly(
     return number_format.shifted(steps, rounding, zero_point).mul_(scale)
 
 
-def _inside(
+def inside_only(
     grad: Tensor,
     x: Tensor,
     scale: Tensor,
@@ -99,7 +98,7 @@ def _inside(
         codes.masked_fill_(x <= 0, low - 1)
     if zero_point is not None:
         codes.add_(zero_point)
-    return _hardtanh_backward(grad, codes, low, high)
+    return _hardtanh_backward_out(grad, codes, low, high, grad_input=codes)
 
 
 def _unclipped(grad: Tensor, x: Tensor, relu: bool) -> Tensor:
@@ -107,7 +106,7 @@ def _unclipped(grad: Tensor, x: Tensor, relu: bool) -> Tensor:
     return torch.where(x > 0, grad, 0.0) if relu else grad
 
 
-def _step_grad(grad: Tensor, inside: Tensor, x: Tensor, y: Tensor, step: float, few: bool) -> float:
+def step_grad(grad: Tensor, inside: Tensor, x: Tensor, y: Tensor, step: float, few: bool) -> float:
     """LSQ's gradient of one scale, from what is at hand: inside ``(y - x) / scale``, outside ``y / scale``."""
     if few:
         total = (torch.dot(grad.reshape(-1), y.reshape(-1)) - torch.dot(inside.reshape(-1), x.reshape(-1))).item()
@@ -125,7 +124,7 @@ def _steps_grad(grad: Tensor, inside: Tensor, x: Tensor, y: Tensor, scale: Tenso
 _hooks_in_use: Any = getattr(getattr(torch._C, "_autograd", None), "_top_saved_tensors_default_hooks", None)
 
 
-def _set_aside(ctx: Context, y: Tensor, rounding: Rounding) -> Tensor | None:
+def set_aside(ctx: Context, y: Tensor, rounding: Rounding) -> Tensor | None:
     """Keep a large result in ``ctx.aside``, with its version, and not among the saved tensors; what is left to save.
 
     Whoever else would keep it for backward may take it away (set None), and ask for it there: `repeated` works it out
@@ -160,7 +159,7 @@ def repeated(ctx: Context) -> Tensor:
     return y
 
 
-def _result(ctx: Context, x: Tensor, scale: Tensor, saved: Tensor | None) -> Tensor:
+def result_of(ctx: Context, x: Tensor, scale: Tensor, saved: Tensor | None) -> Tensor:
     """The result, for the function's own backward."""
     if saved is not None:
         return saved
@@ -201,15 +200,15 @@ class EagerFakeQuant(torch.autograd.Function):
             def definition(x: Tensor, scale: Tensor, zero_point: Tensor | None) -> Tensor:
                 return composed(x, scale, number_format, zero_point, rounding, relu=relu, clips=clips)
 
-            return *_again(grad, definition, x, scale, zero_point), None, None, None, None
+            return *again(grad, definition, x, scale, zero_point), None, None, None, None
         asked = ctx.needs_input_grad
         inside = grad
         if clips or asked[1] or asked[2]:
-            inside = _inside(grad, x, scale, zero_point, number_format, rounding, relu)
+            inside = inside_only(grad, x, scale, zero_point, number_format, rounding, relu)
         scale_grad = zero_point_grad = None
         if asked[1]:
             if scale.numel() == 1:
-                scale_grad = torch.full_like(scale, _step_grad(grad, inside, x, y, scale.item(), number_format.few))
+                scale_grad = torch.full_like(scale, step_grad(grad, inside, x, y, scale.item(), number_format.few))
             else:
                 scale_grad = _steps_grad(grad, inside, x, y, scale)
         if asked[2]:
@@ -232,14 +231,16 @@ class MagnitudeFakeQuant(torch.autograd.Function):
         shape, threshold, floor, number_format, rounding, relu, clips = rest
         magnitude = _wide(base + offset)
         if shape is None:
-            scale = _divided(_at_least(abs(magnitude.item()), floor, magnitude), threshold, magnitude)
+            number = abs(magnitude.item())
+            number = number if number >= floor else in_precision(floor, magnitude)
+            scale = divided(number, threshold, magnitude)
         else:
             scale = (magnitude.abs().clamp_min_(floor) / threshold).reshape(shape)
         y = quantize_eagerly(x, scale, None, number_format, rounding, relu)
         ctx.form, ctx.rest, ctx.magnitude = (number_format, rounding, relu), (threshold, floor, clips), magnitude
         ctx.mark_non_differentiable(scale)
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(x, scale, _set_aside(ctx, y, rounding), base, offset)
+        ctx.save_for_backward(x, scale, set_aside(ctx, y, rounding), base, offset)
         return y, scale
 
     @staticmethod
@@ -257,14 +258,14 @@ class MagnitudeFakeQuant(torch.autograd.Function):
                 shaped = step.reshape(scale.shape)
                 return composed(x, shaped, number_format, None, rounding, relu=relu, clips=clips)
 
-            return *_again(grad, definition, x, base, offset), None
-        inside = _inside(grad, x, scale, None, number_format, rounding, relu)
-        y = _result(ctx, x, scale, y)
+            return *again(grad, definition, x, base, offset), None
+        inside = inside_only(grad, x, scale, None, number_format, rounding, relu)
+        y = result_of(ctx, x, scale, y)
         magnitude = ctx.magnitude
         if scale.ndim == 0:
             number = magnitude.item()
             factor = 0.0 if abs(number) < floor else math.copysign(1, number) / threshold
-            pull = _step_grad(grad, inside, x, y, scale.item(), number_format.few)
+            pull = step_grad(grad, inside, x, y, scale.item(), number_format.few)
             offset_grad = torch.full_like(magnitude, pull * factor)
         else:
             factors = torch.where(magnitude.abs() < floor, 0.0, magnitude.sign() / threshold)
@@ -278,156 +279,12 @@ def _wide(magnitude: Tensor) -> Tensor:
     return magnitude if magnitude.dtype == torch.float32 or magnitude.dtype == torch.float64 else magnitude.float()
 
 
-class AbsMaxFakeQuant(torch.autograd.Function):
-    """``x -> (y, scale)``, with scale = max(|x|, floor) / threshold: weights.
-
-    Nothing is clipped; detached, gradients pass as they are.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Context, x: Tensor, floor: float, number_format: NumberFormat, rounding: Rounding, detached: bool
-    ) -> tuple[Tensor, Tensor]:
-        threshold = number_format.high
-        rows = x.reshape(x.shape[0], -1) if x.ndim else x.reshape(1, 1)
-        highest, lowest = rows.amax(1), rows.amin(1)
-        largest = max(highest.amax().item(), -lowest.amin().item())
-        finite = math.isfinite(largest)
-        scale = _divided(_at_least(largest, floor, x) if finite else 1.0, threshold, x)
-        return _weights(ctx, x, scale, finite, (floor, number_format, rounding, detached), highest, lowest)
-
-    @staticmethod
-    def backward(ctx: Context, grad: Tensor | None, _: object) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        if grad is None or ctx.detached:
-            ctx.aside = None
-            return grad, None, None, None, None
-        x, scale, y, highest, lowest = ctx.saved_tensors
-        up, down = highest.argmax().item(), lowest.argmin().item()
-        positive = highest[up].item() >= -lowest[down].item()
-        row = up if positive else down
-        largest = highest[up].item() if positive else -lowest[down].item()
-        if largest < ctx.floor or not math.isfinite(largest):
-            return grad, None, None, None, None
-        values = x.select(0, row).reshape(-1) if x.ndim else x.reshape(1)
-        at = row * values.numel() + (values.argmax() if positive else values.argmin()).item()
-        if differentiated(grad):
-            return _weights_again(ctx, grad, x, scale, torch.tensor([[at]]), torch.tensor([[False]]))
-        y = _result(ctx, x, scale, y)
-        pull = _step_grad(grad, grad, x, y, scale.item(), ctx.form[0].few) / ctx.threshold
-        del y  # before another copy is made
-        result = grad.clone(memory_format=torch.contiguous_format)
-        result.view(-1)[at].add_(pull if positive else -pull)
-        return result, None, None, None, None
+def in_precision(number: float, like: Tensor) -> float:
+    """A number, as tensors of that precision hold it."""
+    return torch.tensor(number, dtype=like.dtype).item()
 
 
-class AbsMaxRowsFakeQuant(torch.autograd.Function):
-    """The same with a scale for each index of the first dimension."""
-
-    @staticmethod
-    def forward(
-        ctx: Context, x: Tensor, floor: float, number_format: NumberFormat, rounding: Rounding, detached: bool
-    ) -> tuple[Tensor, Tensor]:
-        threshold = number_format.high
-        work = x.abs()  # its memory takes the result
-        largest = work.reshape(x.shape[0], -1).amax(1)
-        magnitudes = largest.clamp_min(floor)
-        finite = math.isfinite(magnitudes.sum().item())  # a third of the time of asking each; may overflow
-        if not finite:
-            magnitudes = torch.where(magnitudes.isfinite(), magnitudes, 1.0)
-        scale = (magnitudes / threshold).reshape([-1] + [1] * (x.ndim - 1))
-        ctx.plain = finite and largest.amin().item() >= floor  # every row's scale is that of its largest number
-        return _weights(ctx, x, scale, finite, (floor, number_format, rounding, detached), largest, out=work)
-
-    @staticmethod
-    def backward(ctx: Context, grad: Tensor | None, _: object) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        if grad is None or ctx.detached:
-            ctx.aside = None
-            return grad, None, None, None, None
-        x, scale, y, largest = ctx.saved_tensors
-        rows, grads, largest = x.reshape(x.shape[0], -1), grad.reshape(x.shape[0], -1), largest.reshape(-1, 1)
-        fixed = None if ctx.plain else (largest < ctx.floor) | ~largest.isfinite()
-        if differentiated(grad):
-            at = rows.abs().argmax(1, keepdim=True)
-            return _weights_again(ctx, grad, x, scale, at, torch.tensor(False) if fixed is None else fixed)
-        y = _result(ctx, x, scale, y)
-        work = torch.sub(y.reshape(rows.shape), rows).mul_(grads)
-        del y  # memory is used again: with short rows, fresh pages cost more than the arithmetic
-        pull = work.sum(1, keepdim=True) / (scale.reshape(-1, 1) * ctx.threshold)
-        if fixed is not None:
-            pull.masked_fill_(fixed, 0.0)
-        _signs_of_largest(rows, largest, fixed, work)
-        return torch.addcmul(grads, work, pull, out=work).reshape(grad.shape), None, None, None, None
-
-
-def _signs_of_largest(rows: Tensor, largest: Tensor, fixed: Tensor | None, out: Tensor) -> None:
-    """The sign of the largest number of each row, the first one where there are several; 0 elsewhere.
-
-    A quotient of unequal numbers never rounds to 1. This form takes a third of the time of ``argmax`` on short rows.
-    """
-    torch.div(rows, largest if fixed is None else torch.where(fixed, float("inf"), largest), out=out)
-    _hardshrink(out, 1 - torch.finfo(out.dtype).eps / 2, out=out)
-    flat = out.reshape(-1)
-    total = torch.dot(flat, flat).item()
-    if total == (len(rows) if fixed is None else (~fixed).sum().item()):
-        return
-    fixed = largest < 0 if fixed is None else fixed
-    tied = ((out.abs().sum(1) != 1) & ~fixed.squeeze(1)) | (fixed.squeeze(1) & (out != 0).any(1))
-    few = rows[tied]
-    at = few.abs().argmax(1, keepdim=True)
-    signs = few.gather(1, at).sign_().masked_fill_(fixed[tied], 0.0)
-    out[tied] = torch.zeros_like(few).scatter_(1, at, signs)
-
-
-_hardshrink = torch.ops.aten.hardshrink.out
-
-
-def _weights(
-    ctx: Context,
-    x: Tensor,
-    scale: Tensor,
-    finite: bool,
-    rest: tuple[float, NumberFormat, Rounding, bool],
-    *extremes: Tensor,
-    out: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """The results of a weight's function, and what its backward needs."""
-    ctx.floor, number_format, rounding, ctx.detached = rest
-    ctx.threshold = number_format.high
-    steps = torch.div(x, scale, out=out)
-    y = number_format.covered(steps, rounding) if finite else number_format.inplace(steps, rounding)
-    y.mul_(scale)
-    ctx.form = (number_format, rounding, False)
-    ctx.mark_non_differentiable(scale)
-    ctx.set_materialize_grads(False)
-    kept = _set_aside(ctx, y, rounding)
-    if not ctx.detached:
-        ctx.save_for_backward(x, scale, kept, *extremes)
-    elif kept is None:
-        ctx.save_for_backward(x, scale)
-    return y, scale
-
-
-def _weights_again(
-    ctx: Context, grad: Tensor, x: Tensor, scale: Tensor, at: Tensor, fixed: Tensor
-) -> tuple[Tensor | None, ...]:
-    """The gradients of its definition: in each row the element at ``at`` sets the scale, unless that is ``fixed``."""
-    ctx.aside = None
-
-    def definition(x: Tensor) -> Tensor:
-        largest = x.reshape(at.shape[0], -1).gather(1, at).abs()
-        step = torch.where(fixed, scale.reshape(-1, 1), largest / ctx.threshold).reshape(scale.shape)
-        number_format, rounding, _ = ctx.form
-        return composed(x, step, number_format, None, rounding, clips=False)
-
-    return *_again(grad, definition, x), None, None, None, None
-
-
-def _at_least(magnitude: float, floor: float, like: Tensor) -> float:
-    """The magnitude, or the smallest one allowed, as tensors of that precision hold it."""
-    return magnitude if magnitude >= floor else torch.tensor(floor, dtype=like.dtype).item()
-
-
-def _divided(magnitude: float, threshold: float, like: Tensor) -> Tensor:
+def divided(magnitude: float, threshold: float, like: Tensor) -> Tensor:
     """The quotient in the precision of a tensor: a double holds enough digits for it to be rounded once."""
     return torch.full((), magnitude / threshold, dtype=like.dtype)
 

@@ -1,21 +1,25 @@
 """Scales that follow the tensor at hand."""
 
+from functools import partial
+
 from torch import Tensor
 
 from ..formats.int_range import check_flag
 from ..formats.number_format import NumberFormat
 from ..granularity import Granularity
-from ..kernels.fused import AbsMaxFakeQuant, AbsMaxRowsFakeQuant, apply_eagerly
+from ..kernels.fused import apply_eagerly
+from ..kernels.weights import AbsMaxFakeQuant, AbsMaxRowsFakeQuant, RuledRowsFakeQuant
 from ..protocols import Levels, Restriction, Statistic, checked
 from ..rounding import HalfEven, HalfUp, Rounding
 from .magnitude import MagnitudeScaling, usable
-from .restriction import FloatScale
+from .restriction import FloatScale, LogScale, MXScale, PowerOfTwoScale, TwoLevel
 from .statistics import AbsMax, lower_end, measured
 
 __all__ = ["StatisticScaling"]
 
 _FLOAT_SCALE = FloatScale()
 _ABS_MAX = AbsMax()
+_RULES = (LogScale, PowerOfTwoScale, MXScale, TwoLevel)  # whose gradients go straight through
 
 
 class StatisticScaling(MagnitudeScaling):
@@ -60,18 +64,36 @@ class StatisticScaling(MagnitudeScaling):
         self, x: Tensor, levels: NumberFormat, rounding: Rounding, relu: bool, clips: bool
     ) -> tuple[Tensor, Tensor] | None:
         """Values and scale of a weight whose largest magnitude sets the scale."""
-        if clips or type(self.statistic) is not AbsMax or type(self.restriction) is not FloatScale:
+        if type(self.restriction) is not FloatScale:
+            return self._ruled(x, levels, rounding, clips)
+        if clips or type(self.statistic) is not AbsMax:
             return None
-        rows = self._rows(x)
+        single = self.granularity.single
+        rows = x if single else self._rows(x)
         if rows is None or x.numel() == 0 or levels.high >= 1 << 20 or not self._to_the_end:
             return None
-        if type(rounding) not in (HalfEven, HalfUp) or not levels.symmetric:  # the fused form clips nothing
+        if type(rounding) not in (HalfEven, HalfUp) or levels.low != -levels.high:  # the fused form clips nothing
             return None
-        function = AbsMaxFakeQuant if self.granularity.single else AbsMaxRowsFakeQuant
+        function = AbsMaxFakeQuant if single else AbsMaxRowsFakeQuant
         done = apply_eagerly(function, rows, float(self._floor()), levels, rounding, self.detach_scale)
         if done is None or rows is x:
             return done
         return self.granularity.unrows(done[0], x), self.granularity.compact(done[1].reshape(-1), x.shape)
+
+    def _ruled(self, x: Tensor, levels: NumberFormat, rounding: Rounding, clips: bool) -> tuple[Tensor, Tensor] | None:
+        """The same where a rule restricts the scales."""
+        granularity = self.granularity
+        if type(self.restriction) not in _RULES or type(self.statistic) is not AbsMax or x.numel() == 0:
+            return None
+        if granularity.broadcasts and not ((granularity.single or self.axis == 0) and x.is_contiguous()):
+            return None
+        covers = self.covers and levels.symmetric and type(rounding) in (HalfEven, HalfUp)
+        rule = partial(self.restriction.scale, number_format=self.number_format)
+        rest = (float(self._floor()), levels, rounding, self.detach_scale, covers, clips)
+        done = apply_eagerly(RuledRowsFakeQuant, granularity.rows(x), rule, *rest)
+        if done is None:
+            return None
+        return granularity.unrows(done[0], x), granularity.compact(done[1].reshape(-1), x.shape)
 
     @property
     def covers(self) -> bool:
@@ -82,8 +104,8 @@ class StatisticScaling(MagnitudeScaling):
         return covers is not None and self._to_the_end and covers(self.number_format)
 
     def _rows(self, x: Tensor) -> Tensor | None:
-        """What the fused forms take: a tensor whose first dimension counts the scales; or for one scale any."""
-        if self.granularity.single or self.axis == 0:
+        """What the fused forms take, of several scales: a tensor whose first dimension counts them."""
+        if self.axis == 0:
             return x
         return None if self.granularity.broadcasts else self.granularity.rows(x)
 

@@ -11,6 +11,7 @@ from ..declare.inject import register_choices
 from ..errors import SettingError
 from ..formats.minifloat import E4M3
 from ..formats.number_format import NumberFormat
+from ..kernels.fused import runs_eagerly
 from ..protocols import Levels
 from ..rounding import HalfEven
 from ..tracing import exporting, is_tracing
@@ -157,7 +158,8 @@ class MXScale(FloatScale):
             if self.rule == "even":
                 known = known + next_power_of_two(known, "floor") * 2.0 ** -(number_format.mantissa_bits + 1)
             found = next_power_of_two(known, "ceil" if self.rule == "ceil" else "floor")
-        return _straight(magnitude, found.clamp(_E8M0_LOW, _E8M0_HIGH) / unit)
+        found = found.clamp(_E8M0_LOW, _E8M0_HIGH)
+        return _straight(magnitude, found if unit == 1 else found / unit)
 
     def covers(self, number_format: Levels) -> bool:
         return self.rule in ("ceil", "rceil")
@@ -249,10 +251,16 @@ def next_power_of_two(magnitude: Tensor, rounding: str = "ceil") -> Tensor:
         if rounding == "round":
             return torch.where(magnitude / power >= 1.4142135623730951, power * 2, power)
         return torch.where(power < magnitude, power * 2, power) if rounding == "ceil" else power
+    if magnitude.dtype == torch.float32 and runs_eagerly(magnitude):
+        bits = magnitude.double().view(torch.int64)  # where no float32 is subnormal; half the time of `frexp`
+        return bits.add_(_CARRY[rounding]).bitwise_and_(_EXPONENT).view(torch.float64).float()
     mantissa, exponent = torch.frexp(magnitude)  # magnitude = mantissa * 2**exponent, mantissa in [0.5, 1)
     drop = {"ceil": mantissa <= 0.5, "floor": mantissa < 1, "round": mantissa < 0.7071067811865476}[rounding]
     return torch.ldexp(torch.ones_like(magnitude), exponent - drop.to(exponent.dtype))
 
+
+_EXPONENT = 0x7FF0000000000000  # of a double
+_CARRY = {"floor": 0, "ceil": (1 << 52) - 1, "round": (1 << 52) - (0x3504F3 << 29)}  # from the mantissa: 1.4142135...
 
 RESTRICTIONS = register_choices(
     "restriction",

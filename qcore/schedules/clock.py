@@ -206,15 +206,14 @@ _PARTS = ("int_range", "number_format", "scaling", "statistic", "restriction", "
 
 def _all_of(parts: Sequence[object]) -> list[Any]:
     """Some parts and the parts of these, each once."""
-    found: list[Any] = []
+    found: dict[int, Any] = {}
     queue = list(parts)
-    while queue:
-        part = queue.pop(0)
-        if hasattr(part, "__dict__") and not any(part is each for each in found):
-            found.append(part)
+    for part in queue:  # which grows meanwhile
+        if hasattr(part, "__dict__") and id(part) not in found:
+            found[id(part)] = part
             held = {**getattr(part, "_modules", {}), **vars(part)}
             queue += [held[name] for name in _PARTS if name in held]
-    return found
+    return list(found.values())
 
 
 # Graphs work out again in the backward pass what is cheap, from state that has been counted on since: not this

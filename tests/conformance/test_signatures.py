@@ -25,7 +25,7 @@ from tests.conformance.examples import (
     warm,
 )
 
-OURS_WEIGHT = {"weight_quant", "bias_quant", "input_quant", "output_quant", "return_quant_tensor"}
+OURS_WEIGHT = {"weight_quant", "bias_quant", "input_quant", "output_quant", "grad_quant", "return_quant_tensor"}
 OURS_ACT = {"act_quant", "input_quant", "return_quant_tensor", "device", "dtype"}
 DEPRECATED = {nn.Hardtanh: {"min_value", "max_value"}}  # by torch, for years
 STANDING = {name: each for name, each in LAYERS.items() if class_of_torch(each) is not None}

@@ -7,7 +7,7 @@ import re
 import pytest
 import torch
 
-from tests.quantizers.matrix import INPUTS, OUTPUTS, expected, layer, role, table
+from tests.quantizers.matrix import INPUTS, OUTPUTS, expected, exports, layer, listed, role, table
 from tests.quantizers.shipped import COMPLETE
 
 pytestmark = pytest.mark.filterwarnings("ignore:.* is clipped:UserWarning")  # a bias of 8 bits may be
@@ -24,6 +24,18 @@ QUICK = {  # one of each way to compute; all are compiled among the slow tests
 }
 QUICKLY = [
     pytest.param(each, marks=[] if name in QUICK else pytest.mark.slow, id=name) for name, each in COMPLETE.items()
+]
+
+QUICK_ROWS = {
+    ("binary", "per channel", "float"),
+    ("e2m1fn", "groups of 16", "two-level"),
+    ("e4m3fn", "per tensor", "float"),
+    ("nf4", "groups of 64", "float"),
+    ("uint4, zero point", "per token", "float"),
+}
+ROWS = [
+    pytest.param(cells, marks=[] if key in QUICK_ROWS else pytest.mark.slow, id=", ".join(key))
+    for key, cells in table().items()
 ]
 
 
@@ -101,6 +113,14 @@ def test_compiles(quantizer):
     assert torch.equal(found[module][0], found[compiled][0])
     for eager, gradient in zip(found[module][1:], found[compiled][1:], strict=True):
         torch.testing.assert_close(gradient, eager, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("cells", ROWS)
+def test_exports(cells):
+    """Every file agrees with its model, with the runtime's optimizations off and on, and is what the table says."""
+    pytest.importorskip("onnxruntime")
+    weights, acts, _, _, *says = cells
+    assert says == exports(listed(weights), listed(acts))
 
 
 def test_table_lists_every_format():

@@ -29,12 +29,11 @@ from bitwright.qcore.formats.integers import Interval
 from bitwright.qcore.kernels.composed import composed
 from bitwright.qcore.kernels.dispatch import to_levels
 from bitwright.qcore.kernels.fused import (
-    AbsMaxFakeQuant,
-    AbsMaxRowsFakeQuant,
     EagerFakeQuant,
     MagnitudeFakeQuant,
     TracedFakeQuant,
 )
+from bitwright.qcore.kernels.weights import AbsMaxFakeQuant, AbsMaxRowsFakeQuant
 
 ROUND = HalfEven()
 FORMATS = [

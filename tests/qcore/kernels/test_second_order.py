@@ -15,12 +15,11 @@ from bitwright.qcore.formats.integers import Interval
 from bitwright.qcore.granularity import granularity_of
 from bitwright.qcore.kernels.derivatives import clamp_through, straight_through
 from bitwright.qcore.kernels.fused import (
-    AbsMaxFakeQuant,
-    AbsMaxRowsFakeQuant,
     EagerFakeQuant,
     MagnitudeFakeQuant,
     TracedFakeQuant,
 )
+from bitwright.qcore.kernels.weights import AbsMaxFakeQuant, AbsMaxRowsFakeQuant
 from bitwright.qcore.rounding import HalfEven
 from bitwright.qcore.scaling.statistics import measured
 from bitwright.quantizers import (

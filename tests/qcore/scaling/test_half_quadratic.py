@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import bitwright.nn as qnn
-from bitwright.export import ExportError, export_onnx_qdq, integers
+from bitwright.export import ExportError, export_onnx_qdq, integers, run_integers
 from bitwright.qcore import (
     AbsMax,
     HalfQuadraticRange,
@@ -149,15 +149,20 @@ def test_sums_lie_on_no_grid():
         layer(torch.randn(2, 8))
 
 
-def test_integers_refuse_it():
-    model = torch.nn.Sequential(qnn.QuantLinear(8, 2, weight_quant=ShiftedUint4WeightPerTensorHQO))
+def test_its_codes_can_be_taken_but_not_computed_with():
+    model = torch.nn.Sequential(qnn.QuantLinear(8, 2, weight_quant=ShiftedUint4WeightPerTensorHQO)).eval()
     x = torch.randn(2, 8)
+    weight = integers(model, x)["0"].weight
+    assert weight is not None
+    assert weight.values is not None
+    assert torch.equal(weight.values, model[0].weight_quant(model[0].weight))
     expected = (
-        "integers: 1 quantizer of this model can't be given as integers:\n  0.weight_quant: its levels are uint4 with "
-        "a float zero point, no integers. Quantize it to integers."
+        "run_integers: 1 quantizer of this model can't be given as integers:\n  0.weight_quant: its levels are uint4 "
+        "with a float zero point, and run_integers computes with integers. Quantize it to integers, or take its codes: "
+        "integers(model, example)."
     )
-    with pytest.raises(ExportError, match=f"^{re.escape(expected)}"):
-        integers(model.eval(), x)
+    with pytest.raises(ExportError, match=f"^{re.escape(expected)}$"):
+        run_integers(model, x)
 
 
 @pytest.mark.slow
