@@ -107,12 +107,12 @@ class IntRange:
     @property
     def power(self) -> int | Tensor:
         """The largest power of two among them."""
-        return 2 ** (self.bit_width - 1 - self.signed)
+        return 2 ** (self.bit_width - 1 - int(self.signed))
 
     @property
     def mantissa_bits(self) -> int | Tensor:
         """Binary digits of the largest integer after the first."""
-        return self.bit_width - 1 - self.signed
+        return self.bit_width - 1 - int(self.signed)
 
     @property
     def symmetric(self) -> bool:

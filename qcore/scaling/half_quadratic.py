@@ -152,8 +152,10 @@ class HalfQuadraticRange:
         """The best of the ranges, of each row."""
         levels = self.number_format.settled(lambda width: width.reshape(-1, 1))
         threshold = self.number_format.threshold
+        threshold = threshold.reshape(-1, 1) if isinstance(threshold, Tensor) else threshold  # of learned widths
         tiny = torch.finfo(rows.dtype).tiny
-        start = rows.abs().amax(1, keepdim=True) if levels.signed else rows.amax(1, keepdim=True).clamp(min=0)
+        signed = self.number_format.signed
+        start = rows.abs().amax(1, keepdim=True) if signed else rows.amax(1, keepdim=True).clamp(min=0)
         step = start / threshold
         values = composed(rows, step.clamp_min(tiny), levels)
         best, least = step, self.search.error(rows - values)

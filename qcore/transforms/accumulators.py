@@ -114,6 +114,7 @@ class A2Q(nn.Module):
             bias: what is added to the products on their scale, or None.
         """
         low, high = self._known(inputs)
+        self._check_room(low, high)
         room = self._room(scale, inputs, bias)
         shrunk = self._shrunk(weight, room / self._heaviest(low, high))
         rows = by_channel(shrunk, self.channel_axis)
@@ -184,6 +185,16 @@ class A2Q(nn.Module):
                 "out, so that the limit follows the input."
             )
         return low, high
+
+    def _check_room(self, low: float, high: float) -> None:
+        """Refuse an accumulator that holds no weight at all: every one would be 0, and stay there."""
+        largest = int(max(-low, high))
+        if largest >= 2 ** (self.accumulator_bit_width - 1):
+            raise QuantizerError(
+                f"{path_of(self)}: an accumulator of {self.accumulator_bit_width} bits holds no product with input "
+                f"integers from {low} to {high}, so every weight would be 0. Write at least accumulator_bit_width="
+                f"{largest.bit_length() + 1}, some bits more for sums, or quantize the input to fewer bits."
+            )
 
     # State
 

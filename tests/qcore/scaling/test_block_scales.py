@@ -7,11 +7,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+import bitwright.nn as qnn
 from bitwright.qcore import (
     E2M1,
     E4M3,
     E5M2,
+    Anneal,
     IntRange,
+    LearnedBitWidth,
     LogScale,
     MXScale,
     PowerOfTwoScale,
@@ -24,7 +27,13 @@ from bitwright.qcore import (
 from bitwright.qcore.formats.integers import Integers
 from bitwright.qcore.kernels.composed import composed
 from bitwright.qcore.kernels.dispatch import to_levels
-from bitwright.quantizers import Int8WeightPerGroup, MXFloat4e2m1Weight, MXFloat8e4m3Weight, NVFloat4Weight
+from bitwright.quantizers import (
+    Int8WeightPerGroup,
+    MXFloat4e2m1Weight,
+    MXFloat8e4m3Weight,
+    MXInt8Weight,
+    NVFloat4Weight,
+)
 from tests.qcore.formats.vectors import FORMATS, floats, golden, same_bits
 
 RULES = ("floor", "ceil", "even", "rceil")
@@ -163,6 +172,16 @@ def test_refusals():
     with pytest.raises(SettingError) as error:
         TwoLevel("e4m3")
     assert str(error.value) == "scale_format='e4m3' is not possible: expected a number format such as E4M3."
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_learned_bit_widths_of_integers(rule):
+    learned = qnn.QuantLinear(64, 3, weight_quant=MXInt8Weight, weight_bit_width=LearnedBitWidth, weight_mx_rule=rule)
+    fixed = qnn.QuantLinear(64, 3, weight_quant=MXInt8Weight, weight_mx_rule=rule)
+    fixed.weight = learned.weight
+    assert torch.equal(learned.quant_weight().value, fixed.quant_weight().value)
+    annealed = qnn.QuantLinear(64, 3, weight_quant=MXInt8Weight, weight_bit_width=Anneal(8, 4, steps=2)).eval()
+    assert annealed.quant_weight().is_valid
 
 
 def test_integers_through_both_doors():

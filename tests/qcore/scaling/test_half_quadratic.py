@@ -241,3 +241,14 @@ def test_flag():
     expected = "round_zero_point=1 is not possible: expected True or False."
     with pytest.raises(SettingError, match=f"^{re.escape(expected)}$"):
         parts(torch.zeros(1, 2), 4, round_zero_point=1)
+
+
+@pytest.mark.parametrize("shared_by", ["tensor", "scale"])
+def test_range_of_learned_bit_widths(shared_by):
+    settings = {"weight_bit_width": LearnedBitWidth, "weight_bit_width_granularity": shared_by}
+    learned = qnn.QuantLinear(16, 3, weight_quant=Int4WeightPerChannelHQO, **settings)
+    fixed = qnn.QuantLinear(16, 3, weight_quant=Int4WeightPerChannelHQO, weight_bit_width=8)
+    fixed.weight = learned.weight
+    assert torch.equal(learned.quant_weight().value, fixed.quant_weight().value)
+    x = torch.randn(2, 16)
+    assert torch.equal(torch.compile(learned, backend="aot_eager", fullgraph=True)(x), learned(x))

@@ -430,3 +430,17 @@ def test_integers_of_the_weight_need_the_input() -> None:
     message = f"weight_quant.transform: {_UNKNOWN}"
     with pytest.raises(QuantizerError, match=f"^{re.escape(message)}$"):
         qnn.QuantLinear(3, 2, weight_quant=A2Q).int_weight()
+
+
+@pytest.mark.parametrize("kind", [Int8WeightPerChannelA2Q, Int8WeightPerChannelA2QPlus])
+def test_accumulators_that_hold_no_weight(kind):
+    given = {"weight_quant": kind, "weight_input_bit_width": 8, "weight_input_signed": False}
+    layer = qnn.QuantLinear(16, 2, weight_accumulator_bit_width=8, **given)
+    message = (
+        "weight_quant.transform: an accumulator of 8 bits holds no product with input integers from 0 to 255, so every "
+        "weight would be 0. Write at least accumulator_bit_width=9, some bits more for sums, or quantize the input to "
+        "fewer bits."
+    )
+    with pytest.raises(QuantizerError, match=f"^{re.escape(message)}$"):
+        layer.quant_weight()
+    assert bool(qnn.QuantLinear(16, 2, weight_accumulator_bit_width=9, **given).int_weight().any())
