@@ -193,7 +193,7 @@ def _rule(index: int, where: object, what: object) -> Rule:
                 )
         return Rule(index, where, None, dict(what))
     if isinstance(what, type) and issubclass(what, Quantizer):
-        slot = _SLOTS.get(getattr(what, "quantizes", None), "weight")
+        slot = _SLOTS.get(str(getattr(what, "quantizes", None)), "weight")
         raise GraphError(
             f"quantize: the rule {written(where)} says {shown(what)}, a quantizer, but not of what. Write the keyword "
             f"of layers with it, such as dict({slot}_quant={shown(what)})."

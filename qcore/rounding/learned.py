@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.types import Device
 
+from ..errors import SettingError
 from ..granularity import Granularity, PerTensor
 
 __all__ = ["LearnedRounding"]
@@ -29,6 +30,9 @@ class LearnedRounding(nn.Module):
         device: of the parameter.
         dtype: of the parameter, float32 or float64; narrower ones are widened.
 
+    Raises:
+        SettingError: no shape: what is quantized is no weight.
+
     Example:
         >>> rounding = LearnedRounding((3,))
         >>> x = torch.tensor([0.25, 1.75, 2.0])
@@ -46,12 +50,15 @@ class LearnedRounding(nn.Module):
 
     def __init__(
         self,
-        shape: Sequence[int],
+        shape: Sequence[int] | None = None,
         granularity: Granularity | None = None,
         device: Device = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        if shape is None:
+            expected = "another rounding: there is one parameter for each number of a weight"
+            raise SettingError("rounding", "learned", expected, "Write rounding='half_even'.")
         self.granularity = PerTensor() if granularity is None else granularity
         wide = torch.promote_types(dtype or torch.float32, torch.float32)
         self.offset = nn.Parameter(torch.zeros(tuple(shape), device=device, dtype=wide))

@@ -115,12 +115,6 @@ def test_half_precision() -> None:
     assert layer(torch.ones(3, dtype=torch.bfloat16)).dtype == torch.bfloat16
 
 
-def test_activations_have_no_shape_to_learn_it_for() -> None:
-    with pytest.raises(QuantizerError) as error:
-        qnn.QuantIdentity(act_quant=Int8Act, rounding="learned")
-    assert "shape" in str(error.value)
-
-
 def test_a_penalty_needs_something_that_is_learned() -> None:
     with pytest.raises(
         QuantizerError,
@@ -130,3 +124,12 @@ def test_a_penalty_needs_something_that_is_learned() -> None:
         ),
     ):
         qnn.rounding_penalty(nn.Linear(2, 2))
+
+
+def test_activations_have_nothing_to_learn_it_for():
+    message = (
+        "QuantIdentity(): rounding='learned' is not possible: expected another rounding: there is one parameter for "
+        "each number of a weight. Write rounding='half_even'."
+    )
+    with pytest.raises(QuantizerError, match=f"^{re.escape(message)}$"):
+        qnn.QuantIdentity(act_quant=Int8Act, rounding="learned")
