@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ..errors import QuantTensorError, SettingError
+from ..rounding.fixed import HalfEven
 from ..tracing import exporting
 from .number_format import NumberFormat, RoundingLike, whole_number
 
@@ -121,8 +122,19 @@ class Minifloat(_Minifloat, NumberFormat):
         return self.covered(steps.clamp_(0 if relu else -high, high), rounding)  # an end is a level: the order is free
 
     def covered(self, steps: Tensor, rounding: Any) -> Tensor:
+        if steps.numel() > _PIECE and steps.is_contiguous() and type(rounding) is HalfEven:  # others may know places
+            work = steps.new_empty(_PIECE)
+            for piece in steps.view(-1).split(_PIECE):
+                self._round(piece, rounding, work[: piece.numel()])
+        else:
+            self._round(steps, rounding, torch.empty_like(steps))
+        return steps if self.negative_zero else steps.add_(0.0)  # -0 + 0 is 0
+
+    def _round(self, steps: Tensor, rounding: Any, power: Tensor) -> None:
+        """Round numbers in place; ``power`` is memory to work in."""
         kind, mask = _EXPONENT[steps.dtype]
-        power = steps.view(kind).bitwise_and(mask).view(steps.dtype).clamp_min_(self._normal())
+        torch.bitwise_and(steps.view(kind), mask, out=power.view(kind))
+        power.clamp_min_(self._normal())
         digits = 2.0**self.mantissa_bits
         if 2**self.exponent_bits - self.exponent_bias > _FAR:
             power.mul_(1 / digits)
@@ -130,7 +142,6 @@ class Minifloat(_Minifloat, NumberFormat):
         zero = torch.full((), -0.0, dtype=steps.dtype)  # added, it changes no number, nor the sign of another zero
         rounding.inplace(torch.addcdiv(zero, steps, power, value=digits, out=steps))
         torch.addcmul(zero, steps, power, value=1 / digits, out=steps)
-        return steps if self.negative_zero else steps.add_(0.0)  # -0 + 0 is 0
 
     def nearest(self, steps: Tensor, rounding: RoundingLike, relu: bool = False) -> Tensor:
         high = self._top()
@@ -246,6 +257,7 @@ _LARGEST, _SMALLEST = (2 - 2.0**-23) * 2.0**127, 2.0**-149  # of float32
 _checked.__qualname__ = "Minifloat"  # what a TypeError says of wrong arguments
 _Minifloat.__new__ = _checked  # not in the subclass, which torch.compile would take for no named tuple
 
+_PIECE = 1 << 18  # numbers that are worked on at a time: fresh memory costs more than the arithmetic
 _FAR = 100  # exponents from which on levels times all their digits might be too large for float32
 _EXPONENT = {torch.float32: (torch.int32, 0x7F800000), torch.float64: (torch.int64, 0x7FF0000000000000)}
 

@@ -19,6 +19,7 @@ from bitwright.qcore import (
     Ceil,
     Floor,
     HalfEven,
+    HalfUp,
     Minifloat,
     QuantTensorError,
     SettingError,
@@ -113,6 +114,15 @@ def test_ends_and_special_numbers(name):
         assert found.tolist()[:2] == [form.high, form.low]
         assert found[2].isnan()
         assert found.tolist()[3:] == [form.high, form.low]
+
+
+@pytest.mark.parametrize("rounding", [ROUND, HalfUp()], ids=repr)
+@pytest.mark.parametrize("form", [E4M3, E2M1], ids=str)
+def test_many_numbers_are_rounded_piece_by_piece(form, rounding):
+    x = torch.linspace(-1.1, 1.1, (1 << 19) + 6).reshape(2, -1) * form.high
+    for steps in (x, x.t()):
+        found = form.inplace(steps.clone(), rounding)
+        assert torch.equal(found, form.nearest(steps, rounding))
 
 
 @given(numbers=st.lists(st.floats(-(2.0**127), 2.0**127, width=32), min_size=1, max_size=20))
