@@ -2,9 +2,10 @@
 
 For each layer, with its path in capitals as prefix: ``<LAYER>_WEIGHT`` and ``<LAYER>_BIAS``, arrays in row-major order
 in the narrowest C type that holds them (one number each, not packed); their shapes and the bit widths as macros; scales
-as exact hexadecimal floats; and zero points. Of number formats other than integers the arrays hold codes, and
-``<LAYER>_WEIGHT_LEVELS`` the level of each: ``value = (levels[code] - zero point) * scale``. C99, without dependencies.
-The functions, in small letters:
+as exact hexadecimal floats; and zero points. C99, without dependencies. Of number formats other than integers the
+arrays hold codes, and ``<LAYER>_WEIGHT_LEVELS`` the level of each: ``value = (levels[code] - zero point) * scale``.
+Codes of less than 8 bits lie packed, as `bitwright.export.integer.packing` says; ``bitwright_code(array, bits, i)`` is
+the one at place i. The other functions, in small letters:
 
 ``<layer>_sums(x, [size,] sums)``
     A linear layer or convolution: from integers of the input's grid to sums of products and bias. ``size`` has the
@@ -32,6 +33,7 @@ from ..capture.grid import Entering, IntegerGrid, QuantizedTensor
 from ..errors import ExportError, with_causes
 from .float_modules import remedy
 from .layers import LayerIntegers, LayerProduct, LayerTable
+from .packing import pack_integers
 from .requantize import ByScale, multiplier_and_shift
 from .sums import on_products, products_of, worst_sums
 
@@ -63,6 +65,21 @@ static inline int64_t bitwright_requantize(
     }
     code += zero_point;
     return code < low ? low : code > high ? high : code;
+}
+#endif"""
+
+
+_CODE = """
+/* The code at a place of packed ones, the lowest bits first. */
+#ifndef BITWRIGHT_CODE
+#define BITWRIGHT_CODE
+static inline uint32_t bitwright_code(const uint8_t *codes, uint32_t bits, uint64_t place) {
+    uint32_t code = 0;
+    for (uint32_t i = 0; i < bits; i++) {
+        const uint64_t bit = place * bits + i;
+        code |= (uint32_t)(codes[bit / 8] >> (bit % 8) & 1) << i;
+    }
+    return code;
 }
 #endif"""
 
@@ -113,6 +130,8 @@ def to_c_header(integers: LayerTable, name: str = "model") -> str:
     lines += ["#include <stdint.h>"]
     if any(part.entering is not None for part in integers.quantized().values()):
         lines += _ROUND.splitlines()
+    if any(_is_packed(part) for part in integers.quantized().values()):
+        lines += _CODE.splitlines()
     floats = {each.path for each in integers.floats if "a float bias" in each.operations}
     taken: set[str] = set()
     for layer in integers.layers.values():
@@ -328,6 +347,8 @@ def _quantized(name: str, part: QuantizedTensor) -> Iterable[str]:
     if codes is not None:
         for dim, size in enumerate(codes.shape):
             yield f"#define {name}_DIM{dim} {size}"
+        if _is_packed(part):
+            codes = pack_integers(codes, part.grid.bit_width, signed=False)
         yield f"static const {_TYPES[codes.dtype]} {name}[{max(codes.numel(), 1)}] = {{"
         yield from _rows(codes)
         yield "};"
@@ -336,6 +357,11 @@ def _quantized(name: str, part: QuantizedTensor) -> Iterable[str]:
         yield f"#define {name}_MIN ({_c_integer(low)})"
         yield f"#define {name}_MAX ({_c_integer(high)})"
     yield from _scales(name, part.grid)
+
+
+def _is_packed(part: QuantizedTensor) -> bool:
+    """Whether codes lie without gaps: those of levels that are no integers, which no function here computes with."""
+    return part.codes is not None and part.grid.levels is not None and part.grid.bit_width < 8
 
 
 def _grid(name: str, grid: IntegerGrid) -> Iterable[str]:

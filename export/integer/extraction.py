@@ -38,8 +38,10 @@ def integers(
         An `Integers`: a mapping from the path of each layer to its integers and grids.
 
     Raises:
-        ExportError: not a model, or quantizers whose integers depend on the input's range, or that have no plain grid;
-            all are listed.
+        ExportError: not a model, or quantizers that have no plain grid; all are listed.
+
+    Activations whose scale follows the input have no grid to give: they are left out, and what their layers compute
+    counts as floats.
 
     Example:
         >>> import torch, bitwright.nn as qnn
@@ -88,7 +90,7 @@ def integers_of(
 ) -> Integers:
     """The integers of a model in evaluation mode, from the recording of a forward with the same arguments."""
     ungrouped = parts_of(recording, call)
-    run = run_lowered(model, quantizers, ungrouped, arguments, kwargs, accumulator_bits=53)
+    run = run_lowered(model, quantizers, ungrouped, arguments, kwargs, accumulator_bits=53, dynamic=True)
     modules = dict(model.named_modules())
     layers: dict[str, LayerIntegers] = {}
     for name, slots in run.slots.items():
@@ -108,6 +110,8 @@ def parts_of(recording: Recording, call: str = "integers") -> dict[str, Quantize
     _refuse(call, causes)
     parts = {}
     for each in recording:
+        if each.follows_input:
+            continue
         stored = each.stored or each.quantizer.follows_input
         part = QuantizedTensor(each.plain, each.codes.detach().cpu().clone() if stored else None)
         if not (stored and each.index and _alike(parts[each.path], part)):
@@ -161,7 +165,7 @@ def _problem(call: Call, function: str) -> str | None:
     if not call.on_grid:
         kind = type(call.quantizer).__name__
         return f"{call.path}: the values it returns do not lie on the grid it returns ({kind}._quantize)."
-    if call.follows_input:
+    if call.follows_input and function != "integers":
         scaling = type(getattr(call.quantizer, "scaling", None)).__name__
         return (
             f"{call.path}: its scale follows the input ({scaling}), so there is no grid to give. Write "

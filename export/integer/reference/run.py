@@ -105,6 +105,7 @@ def run_lowered(
     accumulator_bits: int = 32,
     take: Take | None = None,
     keep: bool = False,
+    dynamic: bool = False,
 ) -> IntegerRun:
     """`run_integers` for a model in evaluation mode.
 
@@ -119,6 +120,7 @@ def run_lowered(
         take: called at each activation with its name, the values of its input, integers, grid and rounding; returns
             the integers to go on with.
         keep: whether the sums of each layer are kept.
+        dynamic: whether quantizers that ``found`` leaves out, as their scale follows the input, compute in floats.
     """
     run = IntegerRun(None)
     journal = Journal(accumulator_bits, keep)
@@ -132,6 +134,9 @@ def run_lowered(
         def call(quantizer: TensorQuant, x: Tensor, *context: object) -> tuple[Tensor, None]:
             name = counted(counts, path)
             part = part_of(known, name, path)
+            if part is None and dynamic:
+                with tracker.paused():
+                    return quantizer._quantize(x.value if isinstance(x, IntegerTensor) else x, *context)[0], None
             if part is None:
                 raise ExportError(
                     f"{name}: the integers hold nothing for this quantizer. They have {', '.join(known)}. Take them "

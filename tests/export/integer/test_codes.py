@@ -31,6 +31,7 @@ from bitwright.quantizers import (
     Int8Act,
     MXFloat4e2m1Weight,
     MXFloat6e3m2Weight,
+    MXFloat8e4m3Act,
     NF4Weight,
     NVFloat4Weight,
 )
@@ -134,6 +135,38 @@ def test_a_header_has_codes_and_their_levels(tmp_path: Path) -> None:
         subprocess.run([compiler, "-std=c99", "-o", tmp_path / "tiny", tmp_path / "tiny.c"], check=True)
         said = subprocess.run([tmp_path / "tiny"], check=True, capture_output=True, text=True).stdout
         assert said == "1 -0.75 "
+
+
+def test_a_header_has_packed_codes_and_takes_them_apart(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(qnn.QuantLinear(7, 3, bias=False, weight_quant=Fp6e2m3WeightPerTensor)).eval()
+    found = integers(model, torch.ones(1, 7))
+    text = found.to_c_header("tiny")
+    assert "static const uint8_t L0_WEIGHT[16] = {" in text  # 21 codes of 6 bits
+    compiler = shutil.which("cc")
+    if compiler is None:
+        pytest.skip("there is no C compiler")
+    (tmp_path / "tiny.h").write_text(text)
+    program = '#include <stdio.h>\n#include "tiny.h"\nint main(void) { for (int i = 0; i < 21; i++) '
+    program += 'printf("%u ", bitwright_code(L0_WEIGHT, L0_WEIGHT_BITS, i)); return 0; }'
+    (tmp_path / "tiny.c").write_text(program)
+    subprocess.run([compiler, "-std=c99", "-Wall", "-Werror", "-o", tmp_path / "tiny", tmp_path / "tiny.c"], check=True)
+    said = subprocess.run([tmp_path / "tiny"], check=True, capture_output=True, text=True).stdout
+    weight = found["0"].weight
+    assert weight is not None
+    assert weight.codes is not None
+    assert [int(each) for each in said.split()] == weight.codes.flatten().tolist()
+
+
+def test_codes_of_weights_come_without_a_grid_of_the_input() -> None:
+    model, found = _found(MXFloat4e2m1Weight, input_quant=MXFloat8e4m3Act)
+    assert list(found["0"].quantizers) == ["weight"]
+    message = (
+        "run_integers: 2 quantizers of this model can't be given as integers:\n  0.input_quant: its levels are e4m3fn, "
+        "and run_integers computes with integers. Quantize it to integers, or take its codes: integers(model, example)."
+    )
+    with pytest.raises(ExportError, match=re.escape(message)):
+        run_integers(model, torch.ones(1, 72))
 
 
 @pytest.mark.parametrize(

@@ -181,7 +181,7 @@ def test_unknown_layer(net, example):
     )
 
 
-@pytest.mark.parametrize("call", [integers, run_integers, compare_integers, accumulator_report])
+@pytest.mark.parametrize("call", [run_integers, compare_integers, accumulator_report])
 def test_scales_that_follow_the_input_are_refused(call):
     class Dynamic(Int8WeightPerTensor):
         quantizes = "activation"
