@@ -72,12 +72,12 @@ MISTAKES = {
     "no prefix": (
         lambda: qnn.QuantLinear(4, 4, bit_width=2),
         LINEAR + "bit_width=2 is for no quantizer of this layer: keywords start with one of weight_, bias_, input_, "
-        "output_. Did you mean weight_bit_width=2?",
+        "output_, grad_. Did you mean weight_bit_width=2?",
     ),
     "nonsense": (
         lambda: qnn.QuantLinear(4, 4, banana=7),
         LINEAR + "banana=7 is for no quantizer of this layer: keywords start with one of weight_, bias_, input_, "
-        "output_.",
+        "output_, grad_.",
     ),
     "a misspelled slot": (
         lambda: qnn.QuantLinear(4, 4, wight_quant=Int8Act),
