@@ -173,10 +173,15 @@ def _misplaced(layer: nn.Module, slots: Mapping[Slot, object], keyword: str, ite
     close = f"{slot}_{setting}" if setting else nearest(keyword, known)
     guess = f"{holder}_{keyword}" if holder else close
     tail = f" Did you mean {guess}={item!r}?" if guess else ""
+    if start == "grad" and "grad" not in possible:
+        tail = f" {GRADIENTS}"
     return (
         f"{Described(layer)}: {keyword}={item!r} is for no quantizer of this layer: keywords start with one of "
         f"{prefixes}.{tail}"
     )
+
+
+GRADIENTS = "Layers with one weight, such as QuantLinear, quantize the gradients that come back to them."
 
 
 def _asks_for_channels(declared: object) -> bool:

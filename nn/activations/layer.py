@@ -14,7 +14,7 @@ from ...qcore.declare.inject import QuantizerType
 from ...qcore.formats.int_range import check_flag
 from ...qcore.tracing import exporting
 from ..layer import QuantLayer
-from ..slots import Described, QuantizerLike, Slot, split_overrides
+from ..slots import GRADIENTS, Described, QuantizerLike, Slot, split_overrides
 
 __all__ = ["ActivationLayer", "own_settings", "spelled_out"]
 
@@ -193,6 +193,10 @@ def own_settings(layer: QuantLayer, act_quant: QuantizerLike, given: Mapping[str
     """
     for keyword, item in given.items():
         prefix, _, rest = keyword.partition("_")
+        if prefix == "grad" and rest:
+            raise QuantizerError(
+                f"{Described(layer)}: {keyword}={item!r} is for no quantizer of this layer. {GRADIENTS}"
+            )
         if prefix in ("weight", "bias", "act", "output") and rest:
             what = "has no weight or bias, and its" if prefix in ("weight", "bias") else "has one set of keywords:"
             rest = "act_quant" if rest == "quant" else rest

@@ -147,6 +147,27 @@ def test_a_gradient_has_a_quantizer_made_for_it() -> None:
         qnn.QuantLinear(4, 3, grad_quant=Int8Act)
 
 
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (
+            lambda: qnn.QuantLSTM(4, 3, grad_quant=Int8Grad),
+            "QuantLSTM(4, 3): grad_quant=Int8Grad is for no quantizer of this layer: keywords start with one of "
+            "weight_, bias_, input_, gate_, sigmoid_, tanh_, cell_, hidden_. Layers with one weight, such as "
+            "QuantLinear, quantize the gradients that come back to them.",
+        ),
+        (
+            lambda: qnn.QuantReLU(grad_quant=Int8Grad),
+            "QuantReLU(): grad_quant=Int8Grad is for no quantizer of this layer. Layers with one weight, such as "
+            "QuantLinear, quantize the gradients that come back to them.",
+        ),
+    ],
+)
+def test_other_layers_say_which_have_it(make: Any, message: str) -> None:
+    with pytest.raises(QuantizerError, match=f"^{re.escape(message)}$"):
+        make()
+
+
 @pytest.mark.parametrize("scaling", ["running", "calibrated"])
 def test_a_stored_range_is_no_gradients(scaling: str) -> None:
     layer = "QuantLinear(in_features=4, out_features=3, bias=True): "
