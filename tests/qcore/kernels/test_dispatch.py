@@ -15,6 +15,7 @@ from bitwright.qcore import (
     Floor,
     HalfEven,
     HalfUp,
+    LearnedRounding,
     QuantizerError,
     StochasticRounding,
     TowardZero,
@@ -676,7 +677,7 @@ def test_infinite_values_leave_the_gradient_of_the_scale_finite(form, shape, hig
 
 
 def test_every_choice_of_rounding_is_tested():
-    assert set(ROUND) | {StochasticRounding} == set(ROUNDINGS.values())
+    assert {*ROUND, StochasticRounding, LearnedRounding} == set(ROUNDINGS.values())
 
 
 # Transforms and modes
