@@ -98,7 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "unconstrained": Int8WeightPerChannelLearned,
         f"A2Q, {bits} bits": Int8WeightPerChannelA2Q(accumulator_bit_width=bits),
         f"A2Q+, {bits} bits": Int8WeightPerChannelA2QPlus(accumulator_bit_width=bits),
-        f"A2Q+ not centred, {bits} bits": Int8WeightPerChannelA2QPlus(accumulator_bit_width=bits, centred=False),
+        f"A2Q+ centred, {bits} bits": Int8WeightPerChannelA2QPlus(accumulator_bit_width=bits, centred=True),
     }
     rows = {name: Row(name) for name in ("float", *kinds)}
     console = Console(width=110)

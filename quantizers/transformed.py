@@ -48,9 +48,10 @@ class Int8WeightPerChannelA2Q(Int8WeightPerChannelLearned):
 
 
 class Int8WeightPerChannelA2QPlus(Int8WeightPerChannelA2Q):
-    """`Int8WeightPerChannelA2Q` with weights that are centred on 0, which may be about twice as large (A2Q+).
+    """`Int8WeightPerChannelA2Q` with a limit for each sign, so that weights may be about twice as large (A2Q+).
 
-    See `bitwright.qcore.A2QPlus`. Brevitas: ``Int8AccumulatorAwareZeroCenterWeightQuant``.
+    See `bitwright.qcore.A2QPlus`; ``weight_centred=True`` takes off the mean, as the paper does. Brevitas:
+    ``Int8AccumulatorAwareZeroCenterWeightQuant``.
     """
 
     transform = "a2q_plus"

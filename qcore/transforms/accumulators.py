@@ -213,15 +213,15 @@ class A2Q(nn.Module):
 
 
 class A2QPlus(A2Q):
-    """`A2Q` with weights that are centred on 0 for each output channel, which may then be about twice as large.
+    """`A2Q` with a limit for positive and negative weights apart, so that both may add up to as much: A2Q+.
 
     With positive weights ``p`` and negative ones ``n``, by the sums of their magnitudes, the limit is::
 
         max(p * high - n * low, n * high - p * low) + |bias / scale| < 2**(P - 1)
 
-    After Colbert et al., "A2Q+: Improving Accumulator-Aware Weight Quantization" (2024), where ``p = n``. The limit
-    holds without centring, too; ``centred=False`` leaves the mean, so that training starts nearer to the first weights,
-    of which positive and negative ones are projected apart.
+    After Colbert et al., "A2Q+: Improving Accumulator-Aware Weight Quantization" (2024), whose weights are centred on 0
+    for each output channel, so that ``p = n``. The limit holds without that, too, and what the layer computes stays
+    what it was: positive and negative weights are projected apart. ``centred=True`` takes the mean off, as the paper.
 
     Args are those of `A2Q`, and
 
@@ -250,7 +250,7 @@ class A2QPlus(A2Q):
         zero_point: object = None,
         input_bit_width: int | None = None,
         input_signed: bool | None = None,
-        centred: bool = True,
+        centred: bool = False,
         channels: int | None = None,
         device: Device = None,
         dtype: torch.dtype | None = None,
@@ -280,7 +280,7 @@ class A2QPlus(A2Q):
         return weight - torch.nan_to_num(weight.mean(dims, keepdim=True), 0.0, 0.0, 0.0)  # one NaN is not for all
 
     def scheme(self) -> str:
-        return super().scheme() if self.centred else f"{super().scheme()}, not centred"
+        return f"{super().scheme()}, centred" if self.centred else super().scheme()
 
     def _shrunk(self, weight: Tensor, radius: Tensor) -> Tensor:
         if self.centred:

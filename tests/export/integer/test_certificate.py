@@ -77,7 +77,7 @@ def test_worst_input_reaches_the_bound_and_no_more(kind: Any) -> None:
         run_integers(linear, x, accumulator_bits=BITS - 2)
 
 
-@pytest.mark.parametrize("kind", [Int8WeightPerChannelA2Q, Int8WeightPerChannelA2QPlus(centred=False)])
+@pytest.mark.parametrize("kind", [Int8WeightPerChannelA2Q, Int8WeightPerChannelA2QPlus(centred=True)])
 def test_recurrent_layers_have_an_accumulator_for_each_product(kind: Any) -> None:
     torch.manual_seed(0)
     layer = qnn.QuantLSTM(

@@ -30,8 +30,8 @@ from bitwright.quantizers import (
 
 KINDS = [
     Int8WeightPerChannelA2Q,
+    Int8WeightPerChannelA2QPlus(centred=True),
     Int8WeightPerChannelA2QPlus,
-    Int8WeightPerChannelA2QPlus(centred=False),
 ]
 SHAPES: dict[str, tuple[Callable[..., Any], tuple[int, ...]]] = {
     "linear": (lambda **given: qnn.QuantLinear(18, 4, **given), (3, 18)),
@@ -80,9 +80,9 @@ def test_nothing_changes_where_there_is_room() -> None:
         # 2**7 / 15 = 8.53 in steps of 0.1: magnitudes 7, 5, 4, 2 less 2.49 add up to that
         (Int8WeightPerChannelA2Q, [4, -2, 1, 0]),
         # less their mean: 7, -7, 3.5, -3.5 in steps of 0.6 / 7; 2**8 / 15 = 17.07: magnitudes less 0.98 add up to that
-        (Int8WeightPerChannelA2QPlus, [6, -6, 2, -2]),
+        (Int8WeightPerChannelA2QPlus(centred=True), [6, -6, 2, -2]),
         # 7 and 4 less 1.23 add up to 8.53, 5 and 2 are within it
-        (Int8WeightPerChannelA2QPlus(centred=False), [5, -5, 2, -2]),
+        (Int8WeightPerChannelA2QPlus, [5, -5, 2, -2]),
     ],
 )
 def test_projection_of_the_first_weights(kind: Any, codes: list[int]) -> None:
@@ -256,10 +256,11 @@ def test_float_checkpoint_starts_anew() -> None:
 def test_without_centring_the_mean_stays() -> None:
     weight, fixed = [[0.875, 0.625, 0.375, 0.125]], {"scaling": "constant", "scale": 0.125}
     assert linear(weight, weight_quant=KINDS[1](**fixed), **EIGHT).int_weight().tolist() == [[3, 1, -1, -3]]
+    centred = linear(weight, weight_quant=KINDS[1](**fixed), **EIGHT)
+    assert centred.weight_quant is not None
+    assert centred.weight_quant.scheme().endswith(", A2Q+ for accumulators of 32 bits, centred")
     layer = linear(weight, weight_quant=KINDS[2](**fixed), **EIGHT)
     assert layer.int_weight().tolist() == [[7, 5, 3, 1]]
-    assert layer.weight_quant is not None
-    assert layer.weight_quant.scheme().endswith(", A2Q+ for accumulators of 32 bits, not centred")
     with pytest.raises(SettingError, match="centred='no' is not possible"):
         linear(weight, weight_quant=KINDS[1], weight_centred="no", **EIGHT)
 
