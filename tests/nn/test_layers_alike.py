@@ -19,7 +19,10 @@ def layers():
     for name in shipped.__all__:
         quantizer = getattr(shipped, name)
         for slot, make in (
-            ("weight", lambda quantizer: qnn.QuantConv2d(3, 4, 3, weight_quant=quantizer)),
+            (
+                "weight",
+                lambda quantizer: qnn.QuantConv2d(3, 4, 3, weight_quant=quantizer, input_quant=Int8Act(scale=0.01)),
+            ),
             ("bias", lambda quantizer: qnn.QuantLinear(3, 4, bias_quant=quantizer, input_quant=Int8Act(scale=0.01))),
             ("act", lambda quantizer: qnn.QuantReLU(act_quant=quantizer)),
         ):

@@ -563,9 +563,9 @@ def test_pickles_load_in_another_process(tmp_path):
         (
             {"head": {"weight_bits": 4}},
             'quantize: head, by the rule "head": QuantLinear(in_features=4, out_features=5, bias=True): nothing in '
-            "Int8WeightPerTensor uses weight_bits=4. It takes: axis, bit_width, detach_scale, granularity, int_range, "
-            "max_value, min_scale, narrow_range, number_format, pass_clipped, restriction, rounding, scale, "
-            "scaling, signed, statistic, zero_point.",
+            "Int8WeightPerTensor uses weight_bits=4. It takes: after, axis, bit_width, clip_first, detach_scale, "
+            "granularity, int_range, max_value, min_scale, narrow_range, number_format, pass_clipped, restriction, "
+            "rounding, scale, scaling, signed, statistic, transform, zero_point.",
         ),
         (
             {nn.ReLU: qnn.QuantLinear},

@@ -193,9 +193,9 @@ def test_examples_for_each_branch():
         (
             {torch.add: {"input_quant": Int8Act, "input_bits": 4}},
             "quantize: blocks.0.add, by the rule torch.add: QuantFunction(operator.add): nothing in Int8Act uses "
-            "input_bits=4. It takes: axis, bit_width, calibration_steps, channels, granularity, int_range, "
-            "max_value, min_scale, momentum, narrow_range, number_format, pass_clipped, percentile, restriction, "
-            "rounding, scale, scaling, shape, signed, statistic, zero_point.",
+            "input_bits=4. It takes: after, axis, bit_width, calibration_steps, channels, clip_first, granularity, "
+            "int_range, max_value, min_scale, momentum, narrow_range, number_format, pass_clipped, percentile, "
+            "restriction, rounding, scale, scale_gradient, scaling, shape, signed, statistic, transform, zero_point.",
         ),
         (
             {"blocks.0.ad": None},

@@ -393,7 +393,7 @@ def test_numbers_of_a_quantizer_that_do_not_fit(layer, file, problem):
             {},
             act(1.0, place="fc"),
             "fc.act_quant: the file has the state of a quantizer, and QuantLinear has weight_quant, bias_quant, "
-            "input_quant, output_quant.",
+            "input_quant, output_quant, grad_quant.",
         ),
         (
             {},
