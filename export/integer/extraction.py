@@ -110,7 +110,7 @@ def parts_of(recording: Recording, call: str = "integers") -> dict[str, Quantize
     _refuse(call, causes)
     parts = {}
     for each in recording:
-        if each.follows_input:
+        if _is_left_out(each):
             continue
         stored = each.stored or each.quantizer.follows_input
         part = QuantizedTensor(each.plain, each.codes.detach().cpu().clone() if stored else None)
@@ -165,13 +165,19 @@ def _problem(call: Call, function: str) -> str | None:
     if not call.on_grid:
         kind = type(call.quantizer).__name__
         return f"{call.path}: the values it returns do not lie on the grid it returns ({kind}._quantize)."
-    if call.follows_input and function != "integers":
+    if call.follows_input and not (function == "integers" and _is_left_out(call)):
         scaling = type(getattr(call.quantizer, "scaling", None)).__name__
         return (
             f"{call.path}: its scale follows the input ({scaling}), so there is no grid to give. Write "
             "scaling='calibrated' or scaling='running', and run some batches in training mode."
         )
     return None
+
+
+def _is_left_out(call: Call) -> bool:
+    """Whether it quantizes an activation whose scale follows the input."""
+    declared = call.quantizer.quantizer
+    return call.follows_input and getattr(declared, "quantizes", None) not in ("weight", "bias")
 
 
 def _with_widths(layer: LayerIntegers, layers: dict[str, LayerIntegers]) -> LayerIntegers:

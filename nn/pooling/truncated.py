@@ -66,7 +66,7 @@ class TruncatedAverage(QuantLayer):
     bit_width: int | None
     rounding: Rounding
     return_quant_tensor: bool
-    intercept: Callable[["TruncatedAverage", Tensor], Tensor] | None = None  # what stands in for forward
+    intercept: Callable[[Any, Tensor], Tensor] | None = None  # what stands in for forward
     seen: Grid | None = None  # of the last quantized input
     divisor_override: int | None = None
 
