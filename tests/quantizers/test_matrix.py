@@ -28,10 +28,8 @@ QUICKLY = [
 
 QUICK_ROWS = {
     ("binary", "per channel", "float"),
-    ("e2m1fn", "groups of 16", "two-level"),
     ("e4m3fn", "per tensor", "float"),
     ("nf4", "groups of 64", "float"),
-    ("uint4, zero point", "per token", "float"),
 }
 ROWS = [
     pytest.param(cells, marks=[] if key in QUICK_ROWS else pytest.mark.slow, id=", ".join(key))
