@@ -1,0 +1,3 @@
+"""Checkpoints in formats of others, and packed files of our own."""
+
+__all__: list[str] = []
