@@ -35,7 +35,7 @@ class WeightGrid(NamedTuple):
     """
 
     scales: Tensor
-    index: Tensor
+    index: Tensor  # type: ignore[assignment]  # a tuple's method has the name
     number_format: NumberFormat
     zero_points: Tensor | None = None
     allowed: Callable[[Tensor], Tensor] | None = None
@@ -114,7 +114,7 @@ class WeightGrid(NamedTuple):
 
 
 class ColumnGrid(NamedTuple):
-    """A `WeightGrid` laid out for loops over columns: what `WeightGrid.nearest` takes 30 us for, it does in 9.
+    """A `WeightGrid` laid out for loops over columns: 512 weights take 11 us instead of 31.
 
     Args:
         scales: (n | 1, G | 1, O | 1).

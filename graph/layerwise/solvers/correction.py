@@ -42,7 +42,7 @@ def solve_qronos(problem: Problem, *, act_order: bool = True, damping: float = 0
         >>> from bitwright.graph.layerwise.problem import WeightGrid
         >>> grid = WeightGrid(torch.tensor([1.0]), torch.zeros(1, 1, 1, dtype=torch.int64), Integers(4))
         >>> gram = torch.tensor([[[1.0, 0.0], [0.0, 1.0]]])
-        >>> problem = Problem(torch.tensor([[[0.4, 0.4]]]), grid, gram, cross=2 * gram)  # the float model's inputs: twice
+        >>> problem = Problem(torch.tensor([[[0.4, 0.4]]]), grid, gram, cross=2 * gram)  # xf = 2 xq
         >>> problem.nearest(), solve_qronos(problem).weight
         (tensor([[[0., 0.]]]), tensor([[[1., 1.]]]))
     """

@@ -62,9 +62,8 @@ class Factor(NamedTuple):
             most = float(self.damping[~self.failed].max())
             notes.append(f"damping raised from {damping:g}, up to {most:g}{of_groups(raised, groups)}")
         if failed:
-            notes.append(
-                f"rounded to nearest{of_groups(failed, groups)}: no Cholesky factor of the inputs' second moments, even with damping 1"
-            )
+            why = "the second moments of the inputs have no Cholesky factor, even with damping 1"
+            notes.append(f"rounded to nearest{of_groups(failed, groups)}: {why}")
         return "; ".join(notes)
 
 

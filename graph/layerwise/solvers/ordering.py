@@ -39,7 +39,7 @@ def grouped(problem: Problem, sharing: Tensor, *, act_order: bool) -> Tensor:
     if not act_order:
         return torch.argsort(sharing, stable=True).expand(len(problem.gram), -1)
     powers = problem.diagonal.new_zeros(len(problem.gram), int(sharing.max()) + 1)
-    powers = powers.index_reduce_(1, sharing, problem.diagonal, "amax").mean(0)
+    powers = powers.scatter_reduce_(1, sharing.expand_as(problem.diagonal), problem.diagonal, "amax").mean(0)
     rank = torch.argsort(torch.argsort(powers, descending=True, stable=True))
     order = by_power(problem)
     return order.gather(1, torch.argsort(rank[sharing][order], dim=1, stable=True))

@@ -51,8 +51,8 @@ def solve_gpfq(problem: Problem, *, act_order: bool = True, block_size: int = 12
     powers = torch.diagonal(gram, dim1=-2, dim2=-1).unsqueeze(1)
     powers = powers.masked_fill(dead, 1)
 
-    # sum over s <= t of w_s C[s, t], less that over s < t of q_s H[s, t], is w_t H[t, t] and the sums of w_s (C - H)[s, t]
-    # and of (w_s - q_s) H[s, t]: no large numbers cancel
+    # the sum over s <= t of w_s C[s, t] less that over s < t of q_s H[s, t] is worked out as w_t H[t, t], with the sums
+    # of w_s (C - H)[s, t] and of (w_s - q_s) H[s, t]: no large numbers cancel
     start = ordered.weight.to(exact)
     if ordered.cross is not None:
         missing = start @ torch.triu(ordered.cross.to(exact) - gram) / powers

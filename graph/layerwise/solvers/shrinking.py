@@ -13,7 +13,7 @@ __all__ = ["solve_magr"]
 
 
 def solve_magr(problem: Problem, *, alpha: float = 0.001, steps: int = 200) -> Solution:
-    """MagR, weight magnitude reduction: shrink the largest weights that share a scale, so that the scale can be smaller.
+    """MagR, weight magnitude reduction: shrink the largest weights that share a scale, to make the scale smaller.
 
     Proximal gradient descent on ``tr((V - W) Hn (V - W)') / 2 + alpha * (sum over scales of max |V|)``, where Hn is H
     over its largest eigenvalue. It prepares float weights for an algorithm that rounds, before scales are chosen.
