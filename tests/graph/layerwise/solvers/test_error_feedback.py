@@ -37,7 +37,7 @@ def eliminated(problem):
     return found
 
 
-def diffused(problem, rescale=None, widths=()):
+def diffused(problem, rescale=lambda values, first: None, widths=()):
     """GPTQ as it is published: the upper Cholesky factor of the inverse, and weights moved column by column."""
     weight, grid = problem.weight.clone(), problem.grid
     upper = torch.linalg.cholesky(torch.linalg.inv(damped(problem)), upper=True)

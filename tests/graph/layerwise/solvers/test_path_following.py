@@ -55,5 +55,5 @@ def test_errors_of_the_inputs_are_made_up_for():
 
 
 def test_settings_are_checked():
-    with pytest.raises(GraphError, match="^gpfq: block_size=0 is not a whole number of columns, "):
+    with pytest.raises(GraphError, match=r"^gpfq: block_size=0 is not a whole number of columns"):
         solve_gpfq(made(), block_size=0)
