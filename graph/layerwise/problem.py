@@ -15,7 +15,7 @@ __all__ = ["Problem", "Solution", "WeightGrid"]
 _HALF_EVEN = HalfEven()
 
 
-class WeightGrid(NamedTuple):
+class WeightGrid(NamedTuple):  # `index` hides a method of tuples, which has no use here
     """Where the weights of a `Problem` may lie: ``(level - zero_point) * scale``, with one scale for many weights.
 
     Args:
