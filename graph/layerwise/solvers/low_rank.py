@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ...errors import GraphError
 from ..problem import Problem, WeightGrid
+from .ranges import largest_of
 
 __all__ = ["Branch", "LowRankMethod", "low_rank"]
 
@@ -163,13 +164,6 @@ def _first_directions(spread: Tensor, rank: int) -> Tensor:
 
 def _following(problem: Problem, rest: Tensor) -> WeightGrid:
     """The grid with scales that shrink like the largest magnitude of the weights that have them."""
-    ranges = [_largest(problem.grid, each) for each in (problem.weight, rest)]
+    ranges = [largest_of(problem.grid, each) for each in (problem.weight, rest)]
     ratio = torch.where((ranges[0] > 0) & (ranges[1] > 0), ranges[1] / ranges[0], 1)
     return problem.grid._replace(scales=problem.grid.scales * ratio)
-
-
-def _largest(grid: WeightGrid, x: Tensor) -> Tensor:
-    """The largest magnitude of the entries that share a scale: (S,)."""
-    index = grid.index.expand(x.shape).reshape(-1)
-    found = torch.zeros(grid.scales.shape, dtype=x.dtype, device=x.device)
-    return found.scatter_reduce_(0, index, x.abs().reshape(-1), "amax")
