@@ -27,47 +27,45 @@ class Moments:
         self.count = 0
         self._gram: Tensor | None = None
         self._cross: Tensor | None = None
-        self._signal: Tensor | None = None
+        self._power: Tensor | None = None
 
     @torch.no_grad()
-    def add(self, rows: Tensor, floats: Tensor | None = None, weight: Tensor | None = None) -> None:
+    def add(self, rows: Tensor, floats: Tensor | None = None) -> None:
         """Count rows in.
 
         Args:
             rows: of the quantized model: (R, G, n).
             floats: those of the float model in their place, or None.
-            weight: the matrices that they meet, for the power of the outputs; with ``floats``.
         """
-        if not rows.shape[0]:
+        count = rows.shape[0]
+        if not count:
             return
+        self.count += count
+        share = count / self.count
         inputs = rows.float().permute(1, 2, 0)  # (G, n, R)
-        share = rows.shape[0] / (self.count + rows.shape[0])
-        self._gram = _averaged(self._gram, inputs @ inputs.mT, share, rows.shape[0])
+        self._gram = _averaged(self._gram, inputs @ inputs.mT, share, count)
         if floats is not None:
             wanted = floats.float().permute(1, 2, 0)
-            self._cross = _averaged(self._cross, wanted @ inputs.mT, share, rows.shape[0])
-            if weight is not None:
-                power = (weight.float() @ wanted).square_().sum(-1)
-                self._signal = _averaged(self._signal, power, share, rows.shape[0])
-        self.count += rows.shape[0]
+            self._cross = _averaged(self._cross, wanted @ inputs.mT, share, count)
+            self._power = _averaged(self._power, wanted @ wanted.mT, share, count)
 
     def pool(self) -> None:
         """Join what several processes gathered, so that each has the whole."""
         if not distributed():
             return
-        some = next(each for each in (self._gram, self._cross, self._signal) if each is not None)
+        some = next(each for each in (self._gram, self._cross, self._power) if each is not None)
         counts = summed(torch.tensor([float(self.count)], dtype=torch.float64, device=some.device))
         share = self.count / float(counts)
-        self._gram, self._cross, self._signal = (
-            None if each is None else summed(each * share) for each in (self._gram, self._cross, self._signal)
+        self._gram, self._cross, self._power = (
+            None if each is None else summed(each * share) for each in (self._gram, self._cross, self._power)
         )
         self.count = int(counts)
 
     def split(self) -> "Moments":
         """A copy that goes its own way."""
         other = Moments()
-        parts = (self._gram, self._cross, self._signal)
-        other._gram, other._cross, other._signal = (None if each is None else each.clone() for each in parts)
+        parts = (self._gram, self._cross, self._power)
+        other._gram, other._cross, other._power = (None if each is None else each.clone() for each in parts)
         other.count = self.count
         return other
 
@@ -82,10 +80,12 @@ class Moments:
         """``E[xf xq']``: (G, n, n); None where no inputs of the float model were added."""
         return self._cross
 
-    @property
-    def signal(self) -> Tensor | None:
-        """``E[(W xf)**2]``: (G, O)."""
-        return self._signal
+    def signal(self, weight: Tensor) -> Tensor | None:
+        """``E[(W xf)**2]`` of each output of a weight: (G, O); None without the inputs of the float model."""
+        if self._power is None:
+            return None
+        wide = weight.double()
+        return ((wide @ self._power.double()) * wide).sum(-1)
 
 
 def _averaged(before: Tensor | None, total: Tensor, share: float, rows: int) -> Tensor:

@@ -1,6 +1,6 @@
 """Seeing which inputs meet the weights of a model while it runs."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -11,12 +11,13 @@ from torch.overrides import TorchFunctionMode
 from ...nn.contexts.intercepting import intercepted, quantizers_of
 from ...qcore import Grid, TensorQuant, values_of
 from ...qcore.tensor_quant import Intercept
+from ..errors import GraphError
 from ..recording.kinds import kind_of
 from ..recording.tensors import storage_of, tensors_in
 from .products import Product, product_of
 from .sites import Site
 
-__all__ = ["Meeting", "observing"]
+__all__ = ["Meeting", "following", "observing"]
 
 Meeting = Callable[[Site, Product | None, Tensor, Tensor], Tensor | None]
 """Called as ``(site, product, input, weight)`` where a weight meets an input; what it returns replaces the weight.
@@ -139,4 +140,25 @@ def observing(
         stack.enter_context(intercepted(quantizers, intercept))
         stack.enter_context(watch)
         stack.callback(watch.forget)
+        yield
+
+
+@contextmanager
+def following(reference: nn.Module, sites: Iterable[Site], meet: Meeting) -> Iterator[None]:
+    """The same for the float model whose layers have the paths of the sites'.
+
+    Raises:
+        GraphError: it has other layers.
+    """
+    named, watch = dict(reference.named_modules()), _Watch(meet)
+    for site in sites:
+        weight = getattr(named.get(site.module), site.slot.parameter or "", None)
+        if not isinstance(weight, Tensor) or weight.shape != site.parameter.shape:
+            lacks = "no layer" if site.module not in named else "another layer at"
+            raise GraphError(
+                f"The reference has {lacks} {site.module}. Pass the float model that this one was made from, with the "
+                "same paths."
+            )
+        watch.follow(site, weight)
+    with watch:
         yield

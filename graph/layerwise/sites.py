@@ -24,6 +24,7 @@ class Site:
         layer: the layer.
         slot: of the layer, that the quantizer is in.
         quant: the quantizer.
+        module: the path of the layer.
 
     Example:
         >>> import bitwright.nn as qnn
@@ -36,6 +37,7 @@ class Site:
     layer: QuantLayer
     slot: Slot
     quant: TensorQuant
+    module: str = ""
 
     @property
     def parameter(self) -> Tensor:
@@ -112,4 +114,4 @@ def _sites(model: nn.Module) -> Iterator[Site]:
                 known = layer._parameters.get(slot.parameter or "", getattr(layer, slot.parameter or "", None))
                 if known is not None:
                     name = path if slot.name == "weight" else f"{path}.{slot.name}".lstrip(".")
-                    yield Site(name, layer, slot, quant)
+                    yield Site(name, layer, slot, quant, path)
