@@ -72,14 +72,14 @@ def scaled_loss(problem: Problem, scales: Tensor, quantized: Callable[[Tensor], 
         quantized: what a weight becomes, on a grid that follows it: (G, O, n).
 
     Returns:
-        The mean squared error as a share of the power of the outputs; 0 where these are 0.
+        The mean squared error of all outputs together.
 
     Example:
         >>> problem = Problem(torch.tensor([[[0.5, 1.5]]]), None, torch.eye(2).unsqueeze(0))
         >>> scaled_loss(problem, torch.tensor([2.0, 1.0]), torch.round)  # 0.5 and 2
-        0.1
+        0.25
     """
-    return _share(problem, quantized(problem.weight * scales) / scales)
+    return float(problem.loss(quantized(problem.weight * scales) / scales).sum())
 
 
 def clipping_thresholds(problem: Problem, quantized: Callable[[Tensor], Tensor]) -> Tensor:
@@ -125,8 +125,3 @@ def _by_runs(problem: Problem, error: Tensor) -> Tensor:
         parts.append(error[..., run] @ gram[:, run, run])
         start += size
     return torch.cat(parts, -1)
-
-
-def _share(problem: Problem, weight: Tensor) -> float:
-    power = float(problem.loss(torch.zeros_like(problem.weight)).sum())
-    return float(problem.loss(weight).sum()) / power if power > 0 else 0.0
