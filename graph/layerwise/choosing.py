@@ -76,9 +76,8 @@ def problem_of(site: Site, grid: Grid, product: Product, moments: Moments) -> Pr
         index = first.clone() if torch.equal(first.expand_as(index), index) else index
     else:
         index = found.index.reshape(1, 1, 1)
-    return Problem(
-        weight, found._replace(index=index), moments.gram, moments.cross, moments.signal(weight), rows=moments.count
-    )
+    grid_here = found._replace(index=index)
+    return Problem(weight, grid_here, moments.gram, moments.cross, moments.signal(weight), moments.count)
 
 
 @torch.no_grad()

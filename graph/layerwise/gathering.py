@@ -219,9 +219,7 @@ class Gatherer:
         samples, positions = product.positions(x)
         most = self.rows
         if most is None:
-            columns = x.shape[-1] if isinstance(product, Linear) else x.shape[1] * math.prod(product.kernel)
-            groups = getattr(product, "groups", 1)
-            most = max(ROWS, FOR_EACH_COLUMN * columns // groups)
+            most = max(ROWS, FOR_EACH_COLUMN * product.columns(x))
         each = -(-most // max(self.samples, 1))
         if positions <= each:
             return None

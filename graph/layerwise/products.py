@@ -17,6 +17,10 @@ __all__ = ["Convolution", "Linear", "Product", "Transposed", "product_of"]
 class Product(Protocol):
     """What a function multiplies: ``out = weight @ row + bias`` for every row that it takes from the input."""
 
+    def columns(self, x: Tensor) -> int:
+        """How many inputs one output has."""
+        ...
+
     def matrix(self, weight: Tensor) -> Tensor:
         """The weight as one matrix for each group, outputs x inputs: (G, O, n)."""
         ...
@@ -47,6 +51,9 @@ class Linear:
         >>> Linear().rows(torch.ones(2, 5, 3), torch.tensor([[0], [4]])).shape, Linear().positions(torch.ones(2, 5, 3))
         (torch.Size([2, 1, 3]), (2, 5))
     """
+
+    def columns(self, x: Tensor) -> int:
+        return x.shape[-1]
 
     def matrix(self, weight: Tensor) -> Tensor:
         return weight.unsqueeze(0)
@@ -87,6 +94,9 @@ class Convolution:
     dilation: tuple[int, ...]
     padding: tuple[tuple[int, int], ...]
     groups: int
+
+    def columns(self, x: Tensor) -> int:
+        return x.shape[-1 - len(self.kernel)] // self.groups * math.prod(self.kernel)
 
     def matrix(self, weight: Tensor) -> Tensor:
         return weight.reshape(self.groups, weight.shape[0] // self.groups, -1)
@@ -144,6 +154,9 @@ class Transposed:
     padding: tuple[int, ...]
     output_padding: tuple[int, ...]
     groups: int
+
+    def columns(self, x: Tensor) -> int:
+        return x.shape[-1 - len(self.kernel)] // self.groups * math.prod(self.kernel)
 
     def matrix(self, weight: Tensor) -> Tensor:
         inputs, outputs = weight.shape[0] // self.groups, weight.shape[1]
@@ -219,8 +232,8 @@ def _convolution(given: Mapping[str, Any]) -> Product:
 def _transposed(given: Mapping[str, Any]) -> Product:
     kernel = tuple(given["weight"].shape[2:])
     names = ("stride", "dilation", "padding", "output_padding")
-    found = [_numbers(given[name], len(kernel)) for name in names]
-    return Transposed(kernel, *found, int(given["groups"]))
+    stride, dilation, padding, output_padding = (_numbers(given[name], len(kernel)) for name in names)
+    return Transposed(kernel, stride, dilation, padding, output_padding, int(given["groups"]))
 
 
 _CONV = {"input": None, "weight": None, "bias": None, "stride": 1, "padding": 0, "dilation": 1, "groups": 1}

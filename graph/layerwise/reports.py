@@ -25,6 +25,7 @@ class LayerwiseReport(Report):
     least as good, and stayed.
 
     Example:
+        >>> from bitwright.graph import Entry
         >>> report = LayerwiseReport("gptq", (Entry("fc", "gptq", "", {"before": 0.02, "after": 0.01, "rows": 512}),))
         >>> print(report)
         gptq: 1 changed, 0 left

@@ -51,13 +51,18 @@ class Site:
 
     def as_stored(self, seen: Tensor) -> Tensor:
         """What has the shape in which the quantizer sees the weight, in that in which the layer keeps it."""
-        plain = not isinstance(self.layer, WeightLayer) or self.slot.name != "weight"
-        return seen if plain else self.layer._as_stored(seen)
+        layer = self._turning
+        return seen if layer is None else layer._as_stored(seen)
 
     def as_seen(self, stored: Tensor) -> Tensor:
         """The way back."""
-        plain = not isinstance(self.layer, WeightLayer) or self.slot.name != "weight"
-        return stored if plain else self.layer._outputs_first(stored)
+        layer = self._turning
+        return stored if layer is None else layer._outputs_first(stored)
+
+    @property
+    def _turning(self) -> WeightLayer | None:
+        """The layer, if it shows the weight to its quantizer in another shape."""
+        return self.layer if isinstance(self.layer, WeightLayer) and self.slot.name == "weight" else None
 
     def why_not(self) -> str | None:
         """Why no algorithm may choose this weight; None if one may."""

@@ -103,6 +103,7 @@ def walk_blocks(
             checkpoint of something else.
 
     Example:
+        >>> import torch
         >>> import bitwright.nn as qnn
         >>> model = nn.Sequential(qnn.QuantLinear(8, 4, weight_bit_width=3), nn.ReLU(), qnn.QuantLinear(4, 2)).eval()
         >>> def to_nearest(path, problem):
