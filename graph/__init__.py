@@ -5,7 +5,7 @@
 
 Passes over a float model return another one, whose ``report`` says what was done to every layer: `fold_batch_norms`,
 `equalize`, `absorb_biases`, `smooth`, `split_channels`. Those over a quantized one work on it, and return the report:
-`correct_biases`, `reestimate_batch_norms`.
+`correct_biases`, `reestimate_batch_norms`, `lqer`.
 
 `load_brevitas` takes a checkpoint of Brevitas into a model that was ported by hand.
 """
@@ -26,6 +26,7 @@ from .conversion.decisions import Decision, SlotDecision, decisions_of
 from .errors import GraphError, GraphWarning
 from .explaining.explanation import ExplainedLayer, ExplainedQuantizer, Explanation
 from .explaining.reasons import explain
+from .layerwise.methods.low_rank import lqer
 from .passes.absorption import absorb_biases
 from .passes.bias_correction import BiasReport, correct_biases
 from .passes.equalization import equalize
@@ -86,6 +87,7 @@ __all__ = [
     "last",
     "load_brevitas",
     "load_rules",
+    "lqer",
     "quantize",
     "record",
     "reestimate_batch_norms",

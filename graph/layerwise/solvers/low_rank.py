@@ -9,12 +9,13 @@ from torch import Tensor
 
 from ...errors import GraphError
 from ..problem import Problem, WeightGrid
+from .factors import factorize
 from .ranges import largest_of
 
-__all__ = ["Branch", "LowRankMethod", "low_rank"]
+__all__ = ["Branch", "LowRankMethod", "first_directions", "low_rank"]
 
 LowRankMethod: TypeAlias = Literal["lqer", "qera", "lorc", "svd"]
-DAMPING = 0.01  # of the mean power of an input, in what is divided by the Gram matrix
+DAMPING = 0.01  # of what is divided by, see `factorize`
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ def low_rank(problem: Problem, rank: int, method: LowRankMethod = "lqer", *, qua
         raise GraphError('low_rank: method="svd" quantizes what the branch leaves. Leave quantized out.')
     before = problem.nearest() if quantized is None else quantized
     missing, spread = METHODS[method](problem, before.double())
-    up = _first_directions(spread, rank)
+    up = first_directions(spread, rank)
     down = (up.mT @ missing).to(problem.weight)
     up = up.to(problem.weight)
     rest, after = problem.weight, before
@@ -125,8 +126,9 @@ def _by_gram(problem: Problem, before: Tensor) -> tuple[Tensor, Tensor]:
     weight, gram = problem.weight.double(), problem.gram.double()
     missing = weight - before
     if problem.cross is not None:
-        factor = _factor(gram, DAMPING)
-        missing = missing + torch.cholesky_solve((weight @ (problem.cross.double() - gram)).mT, factor).mT
+        factor = factorize(problem.gram, DAMPING)
+        more = factor.solved(weight @ (problem.cross.double() - gram)).double()
+        missing = missing + torch.where(factor.failed.reshape(-1, 1, 1), 0, more)
     values, vectors = torch.linalg.eigh(gram)
     return missing, (missing @ vectors) * values.clamp(min=0).sqrt().unsqueeze(1)
 
@@ -143,18 +145,7 @@ METHODS: dict[str, Callable[[Problem, Tensor], tuple[Tensor, Tensor]]] = {
 }
 
 
-def _factor(gram: Tensor, damping: float) -> Tensor:
-    """The Cholesky factor of a Gram matrix with a little added to its diagonal, more where rounding asks for it."""
-    size = torch.diagonal(gram, dim1=-2, dim2=-1).mean(-1, keepdim=True).clamp(min=1e-300).unsqueeze(-1)
-    identity = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
-    while True:
-        factor, failed = torch.linalg.cholesky_ex(gram + damping * size * identity)
-        if not bool(failed.any()) or damping > 1e6:
-            return factor
-        damping *= 10
-
-
-def _first_directions(spread: Tensor, rank: int) -> Tensor:
+def first_directions(spread: Tensor, rank: int) -> Tensor:
     """The first left singular vectors of a matrix, by the smaller of its two products with itself: (G, O, r)."""
     if spread.shape[1] <= spread.shape[2]:
         return torch.linalg.eigh(spread @ spread.mT).eigenvectors[..., -rank:].flip(-1)

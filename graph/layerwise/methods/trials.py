@@ -5,9 +5,10 @@ import copy
 import torch
 from torch import Tensor
 
-from ...qcore import Grid, GridQuant
-from .products import Product
-from .sites import Site
+from ....nn.contexts.intercepting import quantizers_of
+from ....qcore import Grid, GridQuant
+from ..sites import Site
+from .layers import product_in
 
 __all__ = ["Trial"]
 
@@ -17,26 +18,26 @@ class Trial:
 
     Args:
         site: the weight; the layer stays as it is.
-        product: what the layer multiplies.
 
     Attributes:
         weight: the weight as matrices, in float64: (G, O, n).
 
     Example:
         >>> import bitwright.nn as qnn
-        >>> from bitwright.graph.layerwise.products import Linear
         >>> from bitwright.graph.layerwise.sites import sites_of
-        >>> trial = Trial(sites_of(qnn.QuantLinear(2, 1, weight_bit_width=2))[0], Linear())
+        >>> trial = Trial(sites_of(qnn.QuantLinear(2, 1, weight_bit_width=2))[0])
         >>> trial.quantized(torch.tensor([[[8.0, 3.0]]])), trial.quantized(torch.tensor([[[4.0, 3.0]]]))
         (tensor([[[8., 0.]]], dtype=torch.float64), tensor([[[4., 4.]]], dtype=torch.float64))
     """
 
-    def __init__(self, site: Site, product: Product) -> None:
+    def __init__(self, site: Site) -> None:
         layer = copy.deepcopy(site.layer).eval()
+        for each in quantizers_of(layer).values():
+            vars(each).pop("intercept", None)
         quant = getattr(layer, f"{site.slot.name}_quant")
         assert isinstance(quant, GridQuant)
         self.site = Site(site.path, layer, site.slot, quant)
-        self.product = product
+        self.product = product_in(layer)
         self.weight = self.matrix(site.parameter.detach()).double()
         self._quant = quant
 
