@@ -1,9 +1,9 @@
 """LQER: low-rank branches of floats for the layers of a quantized model."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
+from typing import Unpack
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from ....qcore.models import require_model
 from ...conversion.snapshot import restored_on_failure
 from ...errors import GraphError
 from ...passes.reports import Entry, listed
+from ..options import WalkOptions
 from ..problem import Problem, Solution
 from ..products import Transposed
 from ..reports import LayerwiseReport
@@ -32,14 +33,8 @@ def lqer(
     *,
     rank: int = 16,
     method: LowRankMethod = "lqer",
-    reference: nn.Module | None = None,
-    blocks: Sequence[str] | None = None,
     float_inputs: bool = False,
-    mask: str | None = "attention_mask",
-    rows: int | None = None,
-    wait_on: str | Path = "device",
-    checkpoint: str | Path | None = None,
-    progress: bool = True,
+    **options: Unpack[WalkOptions],
 ) -> LayerwiseReport:
     """Give the layers of a quantized model low-rank branches, which add in floats what quantization takes most of all.
 
@@ -60,16 +55,10 @@ def lqer(
         method: ``"lqer"`` weighs the error of each weight by the power of its input, ``"qera"`` by the whole second
             moments of the inputs, ``"lorc"`` by nothing; with ``"svd"`` the branch takes the largest part of the weight
             itself, and what is left of it is quantized.
-        reference: the float model, with the same paths, whose weights are to be approximated; by default the weights
-            that the model itself keeps.
-        blocks: paths of the blocks that the walk goes through, see `walk_blocks`.
         float_inputs: whether a branch of the method ``"qera"`` also makes up for what layers before have added to the
             input, where the model keeps the float weights.
-        mask: the keyword argument that says which tokens count.
-        rows: how many inputs of a layer are used at most.
-        wait_on: where the inputs of a block wait while others run.
-        checkpoint: a file that holds what was found so far, after every block.
-        progress: whether a bar shows how far it has come.
+        **options: see `WalkOptions`. The weights of ``reference`` are those to be approximated, where it is given, and
+            else those that the model itself keeps.
 
     Returns:
         An entry for every weight with a quantizer: the error of its layer's output before and after, the rank, and
@@ -95,6 +84,7 @@ def lqer(
         raise GraphError(f"lqer: rank={rank!r} is not possible. Pass a whole number, such as 16.")
     if method not in METHODS:
         raise GraphError(f"lqer: method={method!r} is none of {', '.join(METHODS)}.")
+    reference = options.get("reference")
     if method == "svd" and reference is not None:
         raise GraphError(
             'lqer: method="svd" quantizes what its branches leave of the weights, so that what chose them is lost. '
@@ -106,15 +96,9 @@ def lqer(
             model,
             data,
             branches.solve,
-            reference=reference,
-            blocks=blocks,
             float_inputs=float_inputs,
-            mask=mask,
-            rows=rows,
-            wait_on=wait_on,
-            checkpoint=checkpoint,
-            progress=progress,
             name="lqer",
+            **options,
         )
         report = LayerwiseReport("lqer", tuple(branches.explained(entry) for entry in found))
         if not report.changed:
