@@ -5,7 +5,7 @@
 
 Passes over a float model return another one, whose ``report`` says what was done to every layer: `fold_batch_norms`,
 `equalize`, `absorb_biases`, `smooth`, `split_channels`. Those over a quantized one work on it, and return the report:
-`correct_biases`, `reestimate_batch_norms`.
+`correct_biases`, `reestimate_batch_norms`, `lqer`.
 
 `load_brevitas` takes a checkpoint of Brevitas into a model that was ported by hand.
 """
@@ -27,6 +27,7 @@ from .errors import GraphError, GraphWarning
 from .explaining.explanation import ExplainedLayer, ExplainedQuantizer, Explanation
 from .explaining.reasons import explain
 from .layerwise.iterating import adaround, autoround
+from .layerwise.methods.low_rank import lqer
 from .layerwise.one_pass import gpfq, gptq, qronos
 from .layerwise.options import WalkOptions
 from .layerwise.preparing import magr, search_scales
@@ -102,6 +103,7 @@ __all__ = [
     "last",
     "load_brevitas",
     "load_rules",
+    "lqer",
     "magr",
     "qronos",
     "quantize",

@@ -38,6 +38,7 @@ from .conv import QuantConv1d, QuantConv2d, QuantConv3d
 from .conv_transpose import QuantConvTranspose1d, QuantConvTranspose2d, QuantConvTranspose3d
 from .layer import QuantLayer
 from .linear import QuantLinear
+from .low_rank import LowRank
 from .slots import Slot
 from .weight_layer import WeightLayer
 
@@ -82,6 +83,7 @@ if TYPE_CHECKING:  # imported when first asked for: most models have none of the
 __all__ = [
     "ActivationLayer",
     "BitLoss",
+    "LowRank",
     "QuantAdaptiveAvgPool1d",
     "QuantAdaptiveAvgPool2d",
     "QuantAdaptiveAvgPool3d",
