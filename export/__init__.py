@@ -3,6 +3,8 @@
 import warnings
 
 from .capture.grid import Entering, IntegerGrid, QuantizedTensor
+from .checkpoints.packed.loading import load_packed
+from .checkpoints.packed.saving import save_packed
 from .errors import ExportError
 from .integer.accumulators import AccumulatorReport, AccumulatorRow, accumulator_report
 from .integer.extraction import integers
@@ -50,8 +52,10 @@ __all__ = [
     "export_onnx_qcdq",
     "export_onnx_qdq",
     "integers",
+    "load_packed",
     "pack_integers",
     "run_integers",
+    "save_packed",
     "storage_report",
     "unpack_integers",
     "verify_onnx",
