@@ -3,6 +3,7 @@
 import warnings
 
 from .capture.grid import Entering, IntegerGrid, QuantizedTensor
+from .checkpoints.compressed_tensors.exporter import export_compressed_tensors
 from .checkpoints.packed.loading import load_packed
 from .checkpoints.packed.saving import save_packed
 from .errors import ExportError
@@ -48,6 +49,7 @@ __all__ = [
     "VerificationRow",
     "accumulator_report",
     "compare_integers",
+    "export_compressed_tensors",
     "export_onnx_integer",
     "export_onnx_qcdq",
     "export_onnx_qdq",

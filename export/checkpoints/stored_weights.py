@@ -144,7 +144,7 @@ class StoredWeight(NamedTuple):
             )
 
     def _context(self) -> tuple[object, ...]:
-        """What the layer hands to the quantizer: the smallest scales, where a bias lies on the scale of the products."""
+        """What the layer hands to the quantizer: the smallest scales, for a bias on the scale of the products."""
         layer = self.layer
         if not isinstance(layer, WeightLayer) or self.slot != "weight":
             return ()

@@ -191,4 +191,3 @@ def _nothing(left: tuple[StorageRow, ...]) -> str:
     causes = [f"{row.name}: {row.stored_as.partition(': ')[2]}." for row in left]
     headline = "save_packed: this model has no weight that can be packed. Save it with torch.save."
     return with_causes(headline, causes)
-
