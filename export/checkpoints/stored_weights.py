@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from copy import deepcopy
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -143,7 +143,7 @@ class StoredWeight(NamedTuple):
                 else f"{type(transform).__name__} transforms it, and would change what the codes stand for"
             )
 
-    def _context(self) -> tuple[object, ...]:
+    def _context(self) -> tuple[Any, ...]:
         """What the layer hands to the quantizer: the smallest scales, for a bias on the scale of the products."""
         layer = self.layer
         if not isinstance(layer, WeightLayer) or self.slot != "weight":
@@ -163,12 +163,14 @@ def stored_weights(model: nn.Module) -> Iterator[StoredWeight]:
         ['0.weight']
     """
     for path, layer in model.named_modules():
-        for slot in layer.slots if isinstance(layer, QuantLayer) else ():
+        if not isinstance(layer, QuantLayer):
+            continue
+        for slot in layer.slots:
             quant = getattr(layer, f"{slot.name}_quant", None)
-            known = layer._parameters.get(slot.parameter or "")  # type: ignore[union-attr]
+            known = layer._parameters.get(slot.parameter or "")
             if slot.role != "weight" or known is None or not isinstance(quant, TensorQuant):
                 continue
-            found = StoredWeight(path, layer, slot.name, quant, slot.parameter)  # type: ignore[arg-type]
+            found = StoredWeight(path, layer, slot.name, quant, slot.parameter or "")
             if getattr(layer, "quantizes_parameters", True) and torch.equal(found.as_stored(found.as_seen()), known):
                 yield found
 

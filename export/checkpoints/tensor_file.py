@@ -108,7 +108,7 @@ def writing(
                     raise ExportError(f"{call}: {name} changed while it was written.")
                 file.seek(len(header) + starts.pop(name))
                 plain = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-                file.write(memoryview(plain.numpy()))
+                file.write(plain.numpy().data)
 
             yield put
         if starts:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ....qcore import E4M3, Grid, GridQuant
+from ....qcore.aliases import Keywords
 from ....qcore.formats.unaligned import UnalignedIntegers
 from ...integer.packing import pack_integers, unpack_integers
 from ...onnx.stored.report import StorageRow
@@ -48,10 +49,10 @@ class Form(NamedTuple):
     fixed: bool
 
     @classmethod
-    def read(cls, entry: Mapping[str, object]) -> "Form":
+    def read(cls, entry: Keywords) -> "Form":
         """The form of an entry of a file."""
         lists = {name: tuple(each) for name, each in entry.items() if isinstance(each, list)}
-        return cls(**{**entry, **lists})  # type: ignore[arg-type]
+        return cls(**{**entry, **lists})
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """The tensors that there must be, and their shapes."""
