@@ -140,13 +140,12 @@ def _planned(
 ) -> tuple[dict[str, _Layer], list[str]]:
     """The layers to be written, and what is wrong with them or with other quantizers."""
     plan, causes = {}, []
-    shared = _shared(model)
+    users = _users(model)
     for path, each in stored.items():
         try:
-            if id(each.tensor) in shared:
-                raise ExportError(
-                    f"another layer has the same weight ({shared[id(each.tensor)]}). Leave both in floats"
-                )
+            others = [name for name in users[id(each.tensor)] if name != each.key]
+            if others:
+                raise ExportError(f"{others[0]} is the same weight. Leave both layers in floats")
             form, inputs = _forms(each)
             tensors = {name: described(tensor) for name, tensor in _tensors(form, inputs, scale_dtype).items()}
             plan[path] = _Layer(form.format, form.settings, inputs.settings, tensors, form.kind)
@@ -202,12 +201,12 @@ def _tensors_of(stored: StoredWeight, scale_dtype: torch.dtype) -> dict[str, Ten
     return _tensors(*_forms(stored), scale_dtype)
 
 
-def _shared(model: nn.Module) -> dict[int, str]:
-    """Parameters that several modules have: one of the names of each."""
+def _users(model: nn.Module) -> dict[int, list[str]]:
+    """All names of each parameter."""
     found: dict[int, list[str]] = {}
     for name, each in model.named_parameters(remove_duplicate=False):
         found.setdefault(id(each), []).append(name)
-    return {key: names[1] for key, names in found.items() if len(names) > 1}
+    return found
 
 
 def _unsaid(model: nn.Module, stored: Mapping[str, StoredWeight]) -> Iterator[str]:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ....qcore import E2M1, E2M3, E4M3, GridQuant
+from ....qcore import E2M1, E2M3, E4M3, GridQuant, PerGroup
 from ....qcore.formats.integers import Integers
 from ....qcore.formats.number_format import NumberFormat
 from ....qcore.scaling.restriction import MXScale
@@ -87,7 +87,10 @@ def _strategy(coded: Coded) -> tuple[str, tuple[int, ...]]:
     """Which weights share a scale, as compressed-tensors calls it, and how many along each dimension."""
     shape = tuple(coded.codes.shape)
     outputs, inputs = shape
-    rows, columns = coded.grid.granularity.block(shape)
+    granularity = coded.grid.granularity
+    rows, columns = granularity.block(shape)
+    if isinstance(granularity, PerGroup) and granularity.group_size == inputs and rows == 1:
+        return "group", (rows, columns)  # one of them, as in layers with more inputs
     if (rows, columns) == shape:
         return "tensor", shape
     if rows == 1 and columns == inputs:
@@ -97,7 +100,7 @@ def _strategy(coded: Coded) -> tuple[str, tuple[int, ...]]:
     if rows > 1 and columns > 1 and inputs % columns == 0:
         return "block", (rows, columns)
     raise ExportError(
-        f"compressed-tensors has no scales for {coded.grid.granularity} of a weight of {outputs} x {inputs}. Choose "
+        f"compressed-tensors has no scales for {granularity} of a weight of {outputs} x {inputs}. Choose "
         "one scale, one for each output channel, or groups along the inputs whose size divides their number"
     )
 
@@ -149,8 +152,7 @@ def _e4m3(codes: Tensor) -> Tensor:
 def _groups_of(size: int, coded: Coded, width: int) -> None:
     """Refuse another group size than that of the format, and rows that fill no whole bytes."""
     strategy, (_, columns) = _strategy(coded)
-    whole = strategy == "group" or coded.codes.shape[1] == size
-    if not whole or columns != size:
+    if (strategy, columns) != ("group", size):
         raise ExportError(f"compressed-tensors has groups of {size} for {coded.grid.number_format}, not of {columns}")
     assert size * width % 8 == 0
 

@@ -132,7 +132,7 @@ def test_what_the_file_holds(tmp_path):
 
 
 def test_a_float_model_and_rules(tmp_path):
-    rules = {nn.Linear: dict(weight_quant=Int4WeightPerChannel, input_quant=Int8Act)}
+    rules = {nn.Linear: {"weight_quant": Int4WeightPerChannel, "input_quant": Int8Act}}
     made = [nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 4)) for _ in range(2)]
     saved, loaded = (quantize(each, rules) for each in made)
     x = torch.randn(4, 8)
