@@ -605,7 +605,7 @@ class GridQuant(Declared):
             raise QuantizerError(f"{path_of(self)}: no declaration says where the scales came from. Set `scaling`.")
         fresh = resolve(self.quantizer, self.provided)
         assert isinstance(fresh, GridQuant)
-        device = self.scaling.fixed_scale.device
+        device = self.scaling.fixed_scale.device  # type: ignore[attr-defined]
         if self.zero_point is not None:
             vars(self).pop("zero_point", None)
             self._modules.pop("zero_point", None)
@@ -662,11 +662,13 @@ class GridQuant(Declared):
         scale = state_dict.get(f"{prefix}scaling.fixed_scale")
         if scale is not None and self.of_parameter:
             zero_point = state_dict.get(f"{prefix}zero_point.fixed_zero_point")
-            if self.transform is None and (zero_point is None) == (self.zero_point is None):
-                device = self.provided.get("device")
-                like = [None if each is None else torch.empty_like(each, device=device) for each in (scale, zero_point)]
-                if not self.fixed or self.scaling.fixed_scale.shape != scale.shape:
-                    self._fix(like[0], like[1], getattr(self.scaling, "restriction", FloatScale()))
+            now = getattr(self.scaling, "fixed_scale", None)
+            fits = self.transform is None and (zero_point is None) == (self.zero_point is None)
+            if fits and (now is None or now.shape != scale.shape):
+                device: Any = self.provided.get("device")
+                zero = None if zero_point is None else torch.empty_like(zero_point, device=device)
+                restriction = getattr(self.scaling, "restriction", FloatScale())
+                self._fix(torch.empty_like(scale, device=device), zero, restriction)
         elif self.fixed and prefix + "scheme" in state_dict and self.quantizer is not None:
             self.release()
 
