@@ -122,9 +122,9 @@ class _Packed:
                 yield f"{name} is missing from the file."
             elif first not in self.weights and self.shape(first) != tuple(tensor.shape):
                 yield f"{name} has the shape {self.shape(first)} in the file, and {tuple(tensor.shape)} in the model."
-        for name in quantizers.keys() - schemes:
+        for name in sorted(quantizers.keys() - schemes):
             yield f"{name} is missing from the file: the saved model did not quantize there."
-        for name in schemes - quantizers.keys():
+        for name in sorted(schemes - quantizers.keys()):
             yield f"{name} is missing from the model: the saved model quantizes there."
         strangers = _Owned(schemes)
         for name in sorted(self.names - own.keys()):
@@ -132,7 +132,7 @@ class _Packed:
                 yield f"{name} is not in the model, and the file holds it."
         for each in stored_weights(model):
             yield from self._misfit(each)
-        for name in quantizers.keys() & schemes:
+        for name in sorted(quantizers.keys() & schemes):
             yield from self._refused(name, quantizers[name])
 
     def _misfit(self, stored: StoredWeight) -> Iterator[str]:
