@@ -35,6 +35,11 @@ from .passes.reports import Entry, Report
 from .passes.smoothing import ChannelScale, smooth
 from .passes.splitting import split_channels
 from .porting import CheckpointError, load_brevitas
+from .precision.allocation import Allocation, allocate_bits
+from .precision.analysis import sensitivity
+from .precision.frontier import Pareto, pareto
+from .precision.gradients import GradientNoise, gradient_noise
+from .precision.table import Candidate, SensitivityTable
 from .recording.nodes import Graph, Node
 from .recording.places import Place
 from .recording.recorder import record
@@ -50,9 +55,11 @@ __all__ = [
     "W4A8",
     "W8",
     "W8A8",
+    "Allocation",
     "BiasReport",
     "CalibratedRange",
     "CalibrationReport",
+    "Candidate",
     "ChannelScale",
     "CheckpointError",
     "DataStatistic",
@@ -63,18 +70,22 @@ __all__ = [
     "ExplainedLayer",
     "ExplainedQuantizer",
     "Explanation",
+    "GradientNoise",
     "Graph",
     "GraphError",
     "GraphWarning",
     "Histogram",
     "Levels",
     "Node",
+    "Pareto",
     "Percentile",
     "Place",
     "Report",
+    "SensitivityTable",
     "SlotDecision",
     "SquaredError",
     "absorb_biases",
+    "allocate_bits",
     "calibrate",
     "correct_biases",
     "decisions_of",
@@ -82,14 +93,17 @@ __all__ = [
     "explain",
     "first",
     "fold_batch_norms",
+    "gradient_noise",
     "integer",
     "last",
     "load_brevitas",
     "load_rules",
+    "pareto",
     "quantize",
     "record",
     "reestimate_batch_norms",
     "save_rules",
+    "sensitivity",
     "smooth",
     "split_channels",
 ]
