@@ -14,7 +14,7 @@ from ..errors import GraphError
 from ..measuring.batches import batches_of
 from ..passes.models import example_of
 from ..recording.recorder import record
-from .costs import sizes_of
+from .costs import feeds_of, products_in, sizes_of
 from .gradients import gradient_ratios
 from .grouping import groups_of
 from .scores import SCORES, measured
@@ -112,7 +112,11 @@ def sensitivity(
 
 
 def _table(q: nn.Module, study: Study, scored: Scored, measure: str, gradients: bool) -> SensitivityTable:
-    sizes = {name: sizes_of(trial, study.calls[0]) for name, trial in study.trials.items()}
+    with unquantized(study.base):
+        graph = record(study.base, example_of(study.calls[0]))
+    products = products_in(study.base, study.paths, study.calls[0])
+    feeds = feeds_of(study.base, study.paths, graph)
+    sizes = {name: sizes_of(trial, products, feeds) for name, trial in study.trials.items()}
     noise = _gradients(study) if gradients else {}
     candidates = [
         Candidate(
@@ -125,8 +129,6 @@ def _table(q: nn.Module, study: Study, scored: Scored, measure: str, gradients: 
         )
         for path, name in study.cells
     ]
-    with unquantized(study.base):
-        graph = record(study.base, example_of(study.calls[0]))
     rows = {path: study.base.get_submodule(path) for path in study.paths}
     others = {path: rule_of(layer) for path, layer in outermost(q).items() if path not in rows}
     return SensitivityTable(

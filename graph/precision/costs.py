@@ -1,21 +1,28 @@
 """What a layer costs under a setting."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ...nn import QuantLayer
+from ...nn.contexts.intercepting import quantizers_of
+from ...nn.contexts.switching import unquantized
 from ...nn.losses.bits import COUNTS, BitLoss
-from ...qcore import Grid
-from ..measuring.evaluation import evaluating
+from ...nn.losses.products import products_of
+from ...qcore import Grid, TensorQuant
+from ..layers.table import output_slot
+from ..measuring.evaluation import evaluating, observed
 from ..measuring.samples import samples_in
+from ..placement.producers import Edge, inputs_of, producer
 from ..recording.examples import Call
+from ..recording.nodes import Graph
 from .trials import Trial
 
-__all__ = ["Size", "sizes_of"]
+__all__ = ["Products", "Size", "feeds_of", "products_in", "sizes_of"]
 
 
 @dataclass
@@ -41,55 +48,103 @@ class Size:
     bops: float = 0.0
 
 
-def sizes_of(trial: Trial, call: Call) -> dict[str, Size]:
-    """What each layer of a trial costs, by path; products are those of a batch, for one of its samples.
+Products = dict[tuple[str, str], float]
+"""How often the weight of a slot of a layer is multiplied for one sample; by path and slot."""
+
+
+def sizes_of(trial: Trial, products: Products, feeds: Mapping[str, str]) -> dict[str, Size]:
+    """What each layer of a trial costs, by path.
+
+    Args:
+        trial: the model under a setting.
+        products: what `products_in` found.
+        feeds: the path of the quantizer of each layer's input, where that is another layer's.
 
     Example:
         >>> import bitwright.nn as qnn
         >>> model = nn.Sequential(qnn.QuantLinear(4, 2, bias=False))
-        >>> sizes_of(Trial(model, ["0"], "2", dict(weight_bit_width=2)), ((torch.ones(5, 4),), {}))
+        >>> trial = Trial(model, ["0"], "2", dict(weight_bit_width=2))
+        >>> products = products_in(model, ["0"], ((torch.ones(5, 4),), {}))
+        >>> sizes_of(trial, products, {})
         {'0': Size(weights=8, weight_bits=16.0, bytes=6.0, products=8.0, bops=512.0)}
     """
     found = {path: Size() for path in trial.layers}
     paths = {layer: path for path, layer in trial.layers.items()}
+    quantizers = quantizers_of(trial.model)
     with evaluating(trial.model):
         stored = BitLoss(trial.model).sizes
-        measured = BitLoss(_Called(trial.model), "multiply_bits", call).sizes
         counted: set[int] = set()
         for each in stored.weights:
-            tensor = each.layer.tensor_of(each.slot)
-            if each.layer in paths and id(_stored(each.layer, each.slot)) not in counted:
-                counted.add(id(_stored(each.layer, each.slot)))
-                size = found[paths[each.layer]]
+            path = paths.get(each.layer)
+            if path is None:
+                continue
+            size, parameter = found[path], _stored(each.layer, each.slot)
+            if id(parameter) not in counted:
+                counted.add(id(parameter))
+                tensor = each.layer.tensor_of(each.slot)
                 bits = float(COUNTS["weight_bits"](stored._replace(weights=[each]))[0])
                 size.weights += tensor.numel()
                 size.weight_bits += bits
                 size.bytes += math.ceil(bits / 8) + _overhead(getattr(each.layer, f"{each.slot}_quant"), tensor)
-        samples = samples_in(call) or 1
-        for each in measured.weights:
-            if each.layer in paths:
-                size = found[paths[each.layer]]
-                size.products += each.products / samples
-                size.bops += float(COUNTS["multiply_bits"](measured._replace(weights=[each]))[0]) / samples
+            number = products.get((path, each.slot), 0.0)
+            inputs = _inputs(each.layer, each.slot) or quantizers.get(feeds.get(path, ""))
+            one = each._replace(products=1, inputs=inputs)
+            size.products += number
+            size.bops += number * float(COUNTS["multiply_bits"](stored._replace(weights=[one]))[0])
     return found
 
 
-class _Called(nn.Module):
-    """A model that takes the arguments of a call as two: positional ones, and those by name."""
+def products_in(model: nn.Module, paths: Iterable[str], call: Call) -> Products:
+    """How often weights are multiplied in one forward of a model whose quantizers are off, for one sample."""
+    layers = {path: model.get_submodule(path) for path in paths}
+    found: Products = {}
+    samples = samples_in(call) or 1
 
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
+    def see(path: str, layer: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], out: Any) -> None:
+        entering = args[0] if args else next(iter(kwargs.values()))
+        leaving = out[0] if isinstance(out, tuple) and not hasattr(out, "data") else out
+        for slot in layer.slots:
+            if slot.role == "weight":
+                weight = _stored(layer, slot.name)
+                if isinstance(weight, Tensor):
+                    number = products_of(layer, weight, entering, leaving) / samples
+                    found[path, slot.name] = found.get((path, slot.name), 0.0) + number
 
-    def forward(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-        return self.model(*args, **kwargs)
+    args, kwargs = call
+    with evaluating(model), unquantized(model), observed(layers, see):
+        model(*args, **kwargs)
+    return found
 
 
-def _stored(layer: nn.Module, slot: str) -> object:
-    """The parameter of a slot."""
+def feeds_of(model: nn.Module, paths: Iterable[str], graph: Graph) -> dict[str, str]:
+    """The path of the quantizer that made the input of a layer, where one has: with ``placement="outputs"``."""
+    found: dict[str, str] = {}
+    for path in paths:
+        made = {_maker(model, edge) for edge in inputs_of(graph, path)}
+        if len(made) == 1 and None not in made:
+            found[path] = str(made.pop())
+    return found
+
+
+def _maker(model: nn.Module, edge: Edge | None) -> str | None:
+    node = None if edge is None else producer(edge)[0]
+    layer = None if node is None or node.module is None else model.get_submodule(node.module)
+    slot = output_slot(type(layer)) if isinstance(layer, QuantLayer) else None
+    quant = None if slot is None else getattr(layer, f"{slot}_quant")
+    return next((path for path, each in quantizers_of(model).items() if each is quant), None)
+
+
+def _inputs(layer: QuantLayer, slot: str) -> TensorQuant | None:
+    """What quantizes that which a weight is multiplied with, in the layer itself."""
+    inside = f"hidden{slot.removeprefix('weight_hh')}_quant" if "_hh" in slot else "input_quant"
+    return getattr(layer, inside, None)
+
+
+def _stored(layer: QuantLayer, slot: str) -> object:
+    """The parameter of a slot; None where there is none."""
     found: Any = layer
-    for name in str(found.slot(slot).parameter).split("."):
-        found = getattr(found, name)
+    for name in str(layer.slot(slot).parameter).split("."):
+        found = getattr(found, name, None)
     return found
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...nn.contexts.switching import unquantized
 from ..errors import GraphError
@@ -68,7 +68,7 @@ def measured(study: Study) -> Scored:
     assert study.measure is not None
     measure: Callable[..., object] = study.measure
 
-    def number(model: object) -> float:
+    def number(model: nn.Module) -> float:
         value = measure(model)
         if isinstance(value, Tensor) and value.numel() == 1:
             value = value.item()
