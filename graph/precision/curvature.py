@@ -1,7 +1,7 @@
 """Scores from derivatives: what a layer's error costs, without a forward for every layer."""
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -22,6 +22,7 @@ from .trials import Trial, sharing_copy, working
 __all__ = ["fisher", "hessian", "traces"]
 
 LEAST_PROBES, MOST_PROBES = 8, 300
+Key = tuple[str, str]  # a layer, by its path, and a slot
 CHANGE = 1e-3  # of a trace, relative, from one probe to the next: where to stop
 
 
@@ -130,73 +131,84 @@ def _refuse_activations(study: Study) -> None:
                     )
 
 
-def traces(study: Study) -> dict[tuple[str, str], tuple[float, int]]:
+def traces(study: Study) -> dict[Key, tuple[float, int]]:
     """The trace of the Hessian by each weight, by Hutchinson's estimate, and how many weights there are.
 
     Without a loss of the user's, it is that of half the squared error of the outputs, which is never negative.
     All weights are probed at once: with independent signs, what one of them has to do with another averages out.
     """
-    sums: dict[tuple[str, str], float] = {}
-    sizes: dict[tuple[str, str], int] = {}
+    sums: dict[Key, float] = {}
+    sizes: dict[Key, int] = {}
     generator = torch.Generator().manual_seed(study.seed)
-    means: dict[tuple[str, str], float] = {}
     with _weights_as_leaves(study) as (model, leaves), differentiable(model):
-        for probe in study.tracked(range(1, MOST_PROBES + 1), "probes"):
-            values: dict[tuple[str, str], float] = {}
-            directions: dict[tuple[str, str], Tensor] = {}
-            for number in range(len(study.calls)):
-                for key, value in _products(study, model, leaves, number, directions, generator).items():
-                    values[key] = values.get(key, 0.0) + value
-            sizes |= {key: leaf.numel() for key, leaf in leaves.items()}
-            before = {key: total / max(probe - 1, 1) for key, total in sums.items()}
-            sums = {key: sums.get(key, 0.0) + value for key, value in values.items()}
-            means = {key: total / probe for key, total in sums.items()}
-            if probe >= LEAST_PROBES and all(abs(means[k] - before[k]) <= CHANGE * abs(means[k]) for k in means):
-                break
-    return {key: (mean, sizes[key]) for key, mean in means.items()}
+        curvature = _Curvature({})
+        for batch, probe in study.tracked(
+            [(batch, probe) for batch in range(len(study.calls)) for probe in range(MOST_PROBES)], "probes"
+        ):
+            if probe == 0:
+                loss = _loss(study, model, batch)
+                sizes |= {key: leaf.numel() for key, leaf in leaves.items()}
+                curvature = _Curvature(leaves, loss)
+            if not curvature.settled:
+                curvature.probe(generator)
+            if probe == MOST_PROBES - 1:
+                for key, trace in curvature.traces.items():
+                    sums[key] = sums.get(key, 0.0) + trace
+    return {key: (sums.get(key, 0.0), size) for key, size in sizes.items()}
 
 
-def _products(
-    study: Study,
-    model: nn.Module,
-    leaves: dict[tuple[str, str], Tensor],
-    batch: int,
-    directions: dict[tuple[str, str], Tensor],
-    generator: torch.Generator,
-) -> dict[tuple[str, str], float]:
-    """``z' H z`` of one batch for each weight, with the same signs z for all batches."""
+def _loss(study: Study, model: nn.Module, batch: int) -> Tensor:
     args, kwargs = study.calls[batch]
     result = model(*args, **kwargs)
-    if study.loss is None:
-        loss = torch.stack([(each - each.detach()).square().sum() / 2 for each in study.tensors(result)]).sum()
-    else:
-        loss = study.scalar(study.loss(result, study.batches[batch]))
-    for key, leaf in leaves.items():
-        if key not in directions:
-            directions[key] = signs(leaf, generator)
-    keys = list(leaves)
-    first = torch.autograd.grad(loss, [leaves[key] for key in keys], create_graph=True, allow_unused=True)
-    terms = [
-        (each * directions[key]).sum()
-        for key, each in zip(keys, first, strict=True)
-        if each is not None and each.requires_grad
-    ]
-    if not terms:  # the loss is linear in the weights
-        return dict.fromkeys(keys, 0.0)
-    second = torch.autograd.grad(torch.stack(terms).sum(), [leaves[key] for key in keys], allow_unused=True)
-    return {
-        key: 0.0 if each is None else float((each * directions[key]).sum(dtype=torch.float64))
-        for key, each in zip(keys, second, strict=True)
-    }
+    if study.loss is not None:
+        return study.scalar(study.loss(result, study.batches[batch]))
+    return torch.stack([(each - each.detach()).square().sum() / 2 for each in study.tensors(result)]).sum()
+
+
+class _Curvature:
+    """The traces of the Hessian of one loss, the better the more probes there were.
+
+    Args:
+        leaves: what to differentiate by.
+        loss: a scalar.
+
+    Attributes:
+        traces: by leaf.
+        settled: whether another probe would change them by little.
+    """
+
+    def __init__(self, leaves: Mapping[Key, Tensor], loss: Tensor | None = None) -> None:
+        self.leaves = dict(leaves)
+        self.traces = dict.fromkeys(leaves, 0.0)
+        self._probes = 0
+        self._gradients: list[tuple[Key, Tensor]] = []
+        if loss is not None:
+            found = torch.autograd.grad(loss, list(leaves.values()), create_graph=True, allow_unused=True)
+            pairs = zip(leaves, found, strict=True)
+            self._gradients = [(key, each) for key, each in pairs if each is not None and each.requires_grad]
+        self.settled = not self._gradients  # by a loss that is linear in the weights
+
+    def probe(self, generator: torch.Generator) -> None:
+        """Count ``z' H z`` in, for signs z."""
+        directions = {key: signs(leaf, generator) for key, leaf in self.leaves.items()}
+        slope = torch.stack([(each * directions[key]).sum() for key, each in self._gradients]).sum()
+        curved = torch.autograd.grad(slope, list(self.leaves.values()), retain_graph=True, allow_unused=True)
+        self._probes += 1
+        before = dict(self.traces)
+        for (key, direction), each in zip(directions.items(), curved, strict=True):
+            value = 0.0 if each is None else float((each * direction).sum(dtype=torch.float64))
+            self.traces[key] += (value - self.traces[key]) / self._probes
+        steady = all(abs(self.traces[key] - before[key]) <= CHANGE * abs(self.traces[key]) for key in self.leaves)
+        self.settled = steady and self._probes >= LEAST_PROBES
 
 
 @contextmanager
-def _weights_as_leaves(study: Study) -> Iterator[tuple[nn.Module, dict[tuple[str, str], Tensor]]]:
+def _weights_as_leaves(study: Study) -> Iterator[tuple[nn.Module, dict[Key, Tensor]]]:
     """The float model, whose weights are tensors of their own to differentiate by; they are known after a forward."""
     model = sharing_copy(study.asked, study.base)
-    leaves: dict[tuple[str, str], Tensor] = {}
+    leaves: dict[Key, Tensor] = {}
     quantizers: dict[str, TensorQuant] = {}
-    keys: dict[str, tuple[str, str]] = {}
+    keys: dict[str, Key] = {}
     for path in study.paths:
         layer = model.get_submodule(path)
         assert isinstance(layer, QuantLayer)

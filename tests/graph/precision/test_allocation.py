@@ -45,7 +45,12 @@ def test_bits_go_where_they_help():
     assert found.settings == {"a": "4", "b": "2"}
     assert (found.spent, found.budget, found.bits, found.damage) == (60.0, 60, 3.0, 1.3)
     assert str(found) == "\n".join(
-        ["60 of 60 weight_bits; predicted damage 1.3", "layer  setting  bits", "a            4     4", "b            2     2"]
+        [
+            "60 of 60 weight_bits; predicted damage 1.3",
+            "layer  setting  bits",
+            "a            4     4",
+            "b            2     2",
+        ]
     )
     assert json.loads(json.dumps(found.as_dict()))["choices"][0]["path"] == "a"
     assert (found["a"].bits, len(found), [each.path for each in found]) == (4.0, 2, ["a", "b"])
@@ -77,36 +82,36 @@ def test_groups_agree():
     ("arguments", "message"),
     [
         (
-            dict(budget=39),
+            {"budget": 39},
             "allocate_bits: budget=39 is too small: with every layer at its cheapest, the table's settings need 40 "
             "weight_bits. Spend that, or try cheaper settings. For bits of one weight on average, write "
             "cost='average_bits'.",
         ),
         (
-            dict(budget=1.5, cost="average_bits"),
+            {"budget": 1.5, "cost": "average_bits"},
             "allocate_bits: budget=1.5 is too small: with every layer at its cheapest, the table's settings need 2 "
             "average_bits. Spend that, or try cheaper settings.",
         ),
         (
-            dict(budget="40"),
+            {"budget": "40"},
             "allocate_bits: budget='40' is not possible: expected a number of weight_bits.",
         ),
         (
-            dict(budget=40, cost="bit"),
-            "allocate_bits: cost='bit' is not possible: expected one of 'weight_bits', 'average_bits', 'bytes', 'bops', "
-            "or a function of a Candidate.",
+            {"budget": 40, "cost": "bit"},
+            "allocate_bits: cost='bit' is not possible: expected one of 'weight_bits', 'average_bits', 'bytes', "
+            "'bops', or a function of a Candidate.",
         ),
         (
-            dict(budget=40, cost=lambda candidate: None),
+            {"budget": 40, "cost": lambda candidate: None},
             "allocate_bits: cost= returned None for a under '2'. A cost takes a Candidate and returns a finite number.",
         ),
         (
-            dict(budget=40, groups="a"),
+            {"budget": 40, "groups": "a"},
             "allocate_bits: groups='a' is not possible. Write a list of groups, each a glob or a list of globs: "
             'groups=["block1.attn.*", ["up", "gate"]]; [] for none.',
         ),
         (
-            dict(budget=40, groups=["a", "d*"]),
+            {"budget": 40, "groups": ["a", "d*"]},
             "allocate_bits: 'd*' among the groups matches no layer of the table. They are a, b.",
         ),
     ],
@@ -147,17 +152,21 @@ class Attention(nn.Module):
 def test_rules_go_into_quantize_and_files(tmp_path):
     torch.manual_seed(0)
     model, x = Attention().eval(), torch.randn(4, 5, 6)
-    q = quantize(model, {**W8A8, nn.ReLU: {}, "head": dict(weight_bit_width=6)}, examples=x)
-    found = sensitivity(q, x, {"3": 3, "w8a6": dict(weight_bit_width=8, input_bit_width=6)}, layers=["?", "lstm"])
+    q = quantize(model, {**W8A8, nn.ReLU: {}, "head": {"weight_bit_width": 6}}, examples=x)
+    found = sensitivity(q, x, {"3": 3, "w8a6": {"weight_bit_width": 8, "input_bit_width": 6}}, layers=["?", "lstm"])
     assert found.groups == (("q", "k", "v"),)
     chosen = allocate_bits(found, 6, "average_bits")
-    assert chosen.settings == {"q": "3", "k": "3", "v": "3", "lstm": "w8a6"}
-    assert chosen.rules["head"] == {"weight_quant": Int8WeightPerChannel(bit_width=6), "input_quant": Int8Act(signed=False)}
+    assert chosen.settings == {"q": "w8a6", "k": "w8a6", "v": "w8a6", "lstm": "3"}
+    assert chosen.rules["head"] == {
+        "weight_quant": Int8WeightPerChannel(bit_width=6),
+        "input_quant": Int8Act(signed=False),
+    }
     save_rules(chosen.rules, tmp_path / "rules.toml")
     for rules in (chosen.rules, load_rules(tmp_path / "rules.toml")):
         made = quantize(model, rules, examples=x)
-        assert [each.bit_width for each in (made.q.weight_quant, made.q.input_quant, made.k.weight_quant)] == [3, 8, 3]
-        assert [made.lstm.weight_hh_l0_quant.bit_width, made.lstm.input_quant.bit_width] == [8, 6]
+        assert [each.bit_width for each in (made.q.weight_quant, made.q.input_quant, made.k.weight_quant)] == [8, 6, 8]
+        assert made.k.input_quant is made.q.input_quant
+        assert [made.lstm.weight_hh_l0_quant.bit_width, made.lstm.input_quant.bit_width] == [3, 8]
         assert [made.head.weight_quant.bit_width, made.act.act_quant.bit_width] == [6, 8]
 
 
@@ -166,7 +175,7 @@ def test_noise_adds_up():
     torch.manual_seed(1)
     model = nn.Sequential(nn.Linear(16, 32), nn.Tanh(), nn.Linear(32, 16)).eval()
     x = torch.randn(64, 16)
-    found = sensitivity(quantize(model, {nn.Linear: dict(weight_quant=Int8WeightPerChannel)}), x, [5, 6])
+    found = sensitivity(quantize(model, {nn.Linear: {"weight_quant": Int8WeightPerChannel}}), x, [5, 6])
     chosen = allocate_bits(found, 6, "average_bits")
     assert min(each.score for each in chosen) > 20
     predicted = -10 * torch.tensor(chosen.damage).log10().item()
@@ -177,7 +186,7 @@ def test_noise_adds_up():
 def test_a_layer_left_float():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)).eval()
-    q = quantize(model, {nn.Linear: dict(weight_quant=Int8WeightPerChannel)})
+    q = quantize(model, {nn.Linear: {"weight_quant": Int8WeightPerChannel}})
     chosen = allocate_bits(sensitivity(q, torch.randn(8, 4), {"4": 4, "float": None}), 32 * 16 + 4 * 16)
     assert sorted(chosen.settings.values()) == ["4", "float"]
     made = quantize(model, chosen.rules)

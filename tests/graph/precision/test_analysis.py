@@ -63,10 +63,9 @@ def test_layers_are_in_order_and_suffer_from_fewer_bits(score):
 
 def test_batches_weigh_by_their_size():
     data = torch.randn(32, 4, generator=torch.Generator().manual_seed(1))
-    for score in ("sqnr", "kl", "hessian"):
+    for score in ("sqnr", "kl"):
         whole, split = (sensitivity(two(), each, [3], score=score)["0", 3] for each in (data, list(data.split(20))))
-        factor = 1.0
-        assert split.damage == pytest.approx(factor * whole.damage, rel=1e-4), score
+        assert split.damage == pytest.approx(whole.damage, rel=1e-4), score
 
 
 def state(model):
@@ -100,14 +99,16 @@ def test_the_model_stays_as_it_is(score, failing):
             call()
     else:
         call()
-    assert all(torch.equal(one, other) for one, other in zip(tensors.values(), model.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(one, other) for one, other in zip(tensors.values(), model.state_dict().values(), strict=True)
+    )
     assert state(model) == before
     assert all(part.intercept is None for part in qnn.quantizers_of(model).values())
 
 
 def test_settings_of_any_kind():
     data = torch.randn(64, 4, generator=torch.Generator().manual_seed(1))
-    settings = {"nf4": dict(weight_quant=NF4Weight), "a2": dict(input_bit_width=2), 4: 4, "float": None}
+    settings = {"nf4": {"weight_quant": NF4Weight}, "a2": {"input_bit_width": 2}, 4: 4, "float": None}
     table = sensitivity(two(), data, settings, layers="0")
     assert [each.bits for each in table] == [4.0, 8.0, 4.0, 32.0]
     assert table["0", "a2"].score < 15 < table["0", "nf4"].score < table["0", "float"].score
@@ -146,7 +147,7 @@ def test_it_prints_and_is_data():
         [
             "Sequential: SQNR of the outputs in dB, with one layer quantized",
             "layer  weights    2     8  gradient 2  gradient 8",
-            "0            2  8.6  62.7       exact       exact",
+            "0            2  8.6  56.7        11.0        59.1",
         ]
     )
     assert json.loads(json.dumps(table.as_dict()))["candidates"][0]["rule"] == {
@@ -181,88 +182,88 @@ LOSS = (
             "sensitivity: this Sequential has no layer with a quantized weight. Pass a quantized model: "
             "sensitivity(quantize(model, W8), data, [2, 4, 8]).",
         ),
-        (one(), dict(widths=4), f"sensitivity: widths=4 is not possible. {WRITE}"),
-        (one(), dict(widths=[]), f"sensitivity: there are no widths. {WRITE}"),
-        (one(), dict(widths=[4.0]), f"sensitivity: 4.0 among the widths is not possible. {WRITE}"),
-        (one(), dict(widths=[4, 4]), "sensitivity: the widths name '4' twice. Leave one of them out."),
-        (one(), dict(widths={"a": "b"}), f"sensitivity: 'a' is 'b', which is no setting. {WRITE}"),
+        (one(), {"widths": 4}, f"sensitivity: widths=4 is not possible. {WRITE}"),
+        (one(), {"widths": []}, f"sensitivity: there are no widths. {WRITE}"),
+        (one(), {"widths": [4.0]}, f"sensitivity: 4.0 among the widths is not possible. {WRITE}"),
+        (one(), {"widths": [4, 4]}, "sensitivity: the widths name '4' twice. Leave one of them out."),
+        (one(), {"widths": {"a": "b"}}, f"sensitivity: 'a' is 'b', which is no setting. {WRITE}"),
         (
             one(),
-            dict(widths={"a": dict(context_bit_width=4)}),
+            {"widths": {"a": {"context_bit_width": 4}}},
             "sensitivity: 0 (QuantLinear) has no slot for anything in the setting 'a' (context_bit_width). Name what "
             "the layer has, or leave it out of layers=.",
         ),
         (
             one(),
-            dict(widths={"a": dict(weight_bit_width=4, gate_bit_width=4)}),
+            {"widths": {"a": {"weight_bit_width": 4, "gate_bit_width": 4}}},
             "sensitivity: no layer has a slot for gate_bit_width, which the setting 'a' names. Leave it out, or write "
             "it as quantize would take it.",
         ),
         (
             one(),
-            dict(widths={"a": dict(input_bit_width=4)}),
+            {"widths": {"a": {"input_bit_width": 4}}},
             "sensitivity: 0, by the setting 'a': QuantLinear(in_features=2, out_features=1, bias=False): "
             "input_bit_width=4 is given, but input_quant is None. Write input_quant=Int8Act too, or leave "
             "input_bit_width out.",
         ),
         (
             one(),
-            dict(score="snr"),
+            {"score": "snr"},
             "sensitivity: score='snr' is not possible: expected one of 'sqnr', 'kl', 'fisher', 'hessian', or a "
             "function that measures a model, higher for worse.",
         ),
         (
             one(),
-            dict(score=lambda model: "bad"),
+            {"score": lambda model: "bad"},
             "sensitivity: score= returned 'bad', which is no number. A measure takes the model and returns one, higher "
             "for worse: score=lambda model: 1 - accuracy(model).",
         ),
         (
             one(),
-            dict(score=lambda model: float("nan")),
+            {"score": lambda model: float("nan")},
             "sensitivity: the score of 0 under '2' is nan. Look for values that are not finite in the batches, in the "
             "weights, and in what score= returns.",
         ),
         (
             one(),
-            dict(score="hessian", widths={"w2a8": dict(weight_bit_width=2, input_quant=Int8Act)}),
+            {"score": "hessian", "widths": {"w2a8": {"weight_bit_width": 2, "input_quant": Int8Act}}},
             "sensitivity: the setting 'w2a8' quantizes the input of 0, and score='hessian' knows errors of weights "
             "only. Write score='fisher', or leave it out.",
         ),
         (
             one(),
-            dict(data=torch.zeros(1, 2)),
+            {"data": torch.zeros(1, 2)},
             "sensitivity: all outputs of the float model are 0, and score='sqnr' compares noise with them. Write "
             "score='fisher', or a measure of yours.",
         ),
         (
             one(),
-            dict(layers="1*"),
+            {"layers": "1*"},
             "sensitivity: '1*' among layers= matches no layer with a quantized weight. They are 0.",
         ),
         (
             one(),
-            dict(layers=[]),
+            {"layers": []},
             'sensitivity: layers= names no layer. Leave it out for all of them, or write layers=["block1.*"].',
         ),
         (
             one(),
-            dict(loss=lambda out, batch: out.sum()),
+            {"loss": lambda out, batch: out.sum()},
             "sensitivity: loss= is given, and nothing is differentiated. Write score='fisher', score='hessian' or "
             "gradients=True too, or leave loss out.",
         ),
         (
             one(),
-            dict(loss=5, score="fisher"),
+            {"loss": 5, "score": "fisher"},
             "sensitivity: loss=5 is not possible: expected a function of what the model returned and the batch, such "
             "as lambda output, batch: F.cross_entropy(output, batch[1]).",
         ),
-        (one(), dict(loss=lambda out, batch: 1.0, score="fisher"), LOSS),
-        (one(), dict(loss=lambda out, batch: out, score="hessian"), LOSS),
-        (one(), dict(gradients=1), "sensitivity: gradients=1 is not possible: expected True or False."),
+        (one(), {"loss": lambda out, batch: 1.0, "score": "fisher"}, LOSS),
+        (one(), {"loss": lambda out, batch: out, "score": "hessian"}, LOSS),
+        (one(), {"gradients": 1}, "sensitivity: gradients=1 is not possible: expected True or False."),
         (
             one(),
-            dict(outputs=lambda result: "nothing"),
+            {"outputs": lambda result: "nothing"},
             "sensitivity: among the outputs (Tensor) is no tensor of floating numbers. Say which tensor counts: "
             "outputs=lambda result: result.logits.",
         ),
@@ -282,8 +283,8 @@ def test_a_model_that_cannot_be_copied():
     model = one()
     model.lock = (each for each in ())
     message = (
-        "sensitivity: Sequential can't be copied (TypeError: cannot pickle 'generator' object), and it works on a copy. "
-        "Make it something that copy.deepcopy takes."
+        "sensitivity: Sequential can't be copied (TypeError: cannot pickle 'generator' object), and it works on a "
+        "copy. Make it something that copy.deepcopy takes."
     )
     with pytest.raises(GraphError, match=f"^{re.escape(message)}$"):
         sensitivity(model, X, [2])

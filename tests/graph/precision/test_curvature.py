@@ -15,7 +15,7 @@ from bitwright.quantizers import Int8WeightPerTensor
 def study(model, x, loss=None, calls=1):
     paths = [path for path, each in model.named_modules() if isinstance(each, qnn.QuantLayer)]
     batches = [((each,), {}) for each in x.chunk(calls)]
-    return Study(model, {"2": Trial(model, paths, "2", dict(weight_bit_width=2))}, batches, [None] * calls, loss=loss)
+    return Study(model, {"2": Trial(model, paths, "2", {"weight_bit_width": 2})}, batches, [None] * calls, loss=loss)
 
 
 def linear(*shape):

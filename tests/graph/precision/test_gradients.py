@@ -30,7 +30,11 @@ def test_by_hand():
     # by v it is u u v: 14.4 and 18
     assert found["1.weight_quant"] == pytest.approx(20 * torch.tensor(14.4 / 3.6).log10().item(), abs=1e-3)
     assert found.worst == ("1.weight_quant", "0.weight_quant")
-    assert str(found).splitlines() == ["quantizer       gradient", "0.weight_quant     exact", "1.weight_quant      12.0"]
+    assert str(found).splitlines() == [
+        "quantizer       gradient",
+        "0.weight_quant     exact",
+        "1.weight_quant      12.0",
+    ]
     assert list(found.as_dict()) == list(found) == ["0.weight_quant", "1.weight_quant"]
 
 
