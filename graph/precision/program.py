@@ -135,7 +135,7 @@ def _solved(
             integrality=numpy.ones(len(cells)),
             bounds=optimize.Bounds(0, 1),
             constraints=limits,
-            options={"mip_rel_gap": 0},
+            options={"mip_rel_gap": 0, "presolve": False},  # with presolve, HiGHS of scipy 1.17 prints lines of its own
         )
         if found.x is None:
             return None
