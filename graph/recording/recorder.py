@@ -18,6 +18,7 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 from torch.overrides import TorchFunctionMode
 
+from ...nn.hadamard_transform import HadamardTransform
 from ...nn.layer import QuantLayer
 from ...qcore import TensorQuant
 from ...qcore.models import require_model
@@ -84,7 +85,7 @@ def _refuse_without_values(model: nn.Module) -> None:
 
 
 _LAYERS = (
-    *(QuantLayer, TensorQuant, nn.Linear, nn.Bilinear, nn.Embedding, nn.EmbeddingBag, nn.modules.conv._ConvNd),
+    *(QuantLayer, TensorQuant, HadamardTransform, nn.Linear, nn.Bilinear, nn.Embedding, nn.EmbeddingBag, nn.modules.conv._ConvNd),
     *(nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.PReLU),
     *(nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention, torch.jit.ScriptModule, parametrize.ParametrizationList),
 )
