@@ -38,6 +38,7 @@ from .porting import CheckpointError, load_brevitas
 from .recording.nodes import Graph, Node
 from .recording.places import Place
 from .recording.recorder import record
+from .rotation.rotating import rotate
 from .rules.ready import W2, W3, W4, W4A4, W4A8, W8, W8A8, integer
 from .rules.rule_files import load_rules, save_rules
 from .rules.rules import End, first, last
@@ -89,6 +90,7 @@ __all__ = [
     "quantize",
     "record",
     "reestimate_batch_norms",
+    "rotate",
     "save_rules",
     "smooth",
     "split_channels",

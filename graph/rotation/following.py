@@ -1,5 +1,6 @@
 """Features in a recorded model: which layers write them, which read them, and what lies between passes a rotation."""
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from math import prod
@@ -27,6 +28,7 @@ class Matrix:
         bias: that of the bias, "" if there is none.
         start: the first of its rows.
         stop: behind the last one.
+        bias_start: where the bias of these rows begins.
     """
 
     layer: str
@@ -34,6 +36,7 @@ class Matrix:
     bias: str
     start: int
     stop: int
+    bias_start: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,7 +93,7 @@ class Features:
         values: those of `rows` that are the values of an attention, whose heads must not mix.
         normed: those of `rows` that a norm reads, with the norm.
         summed: ids that residual sums join.
-        held: layers that can't be rotated, and why.
+        computed: layers whose weights can't be rotated, and why.
     """
 
     def __init__(self, graph: Graph, model: nn.Module) -> None:
@@ -103,11 +106,13 @@ class Features:
         self.values: list[Tensor] = []
         self.normed: list[tuple[Norm, Tensor]] = []
         self.summed: list[Tensor] = []
-        self.held: dict[str, str] = {}
+        self.computed: dict[str, str] = {}
         self._scales = Scales()
         self._states: dict[Source, _Value] = {}
         self._passing: dict[Node, Tensor] = {}
+        self._linears = {path for path, each in self.modules.items() if isinstance(each, nn.Linear)}
         self._written: dict[tuple[str, int, int], Tensor] = {}
+        self._reads = Counter(path for node in graph.functions() for path in node.parameters)
         self._norms = norm_calls(graph, model)
         for node in graph.nodes:
             self._visit(node)
@@ -155,8 +160,6 @@ class Features:
         what = "the model returns it" if node.kind == "output" else f"it reaches {node.path} ({node.kind})"
         for source in node.sources:
             self._hold(source, what)
-        if node.module is not None and isinstance(self.modules.get(node.module), _MATRICES):
-            self.held.setdefault(node.module, "examples differ in what it reads" if node.alternatives else what)
 
     def _hold(self, source: Source, why: str) -> None:
         value = self.of(source)
@@ -195,7 +198,7 @@ class Features:
         assert isinstance(layer, nn.Linear)
         weight, bias = (self._parameter(path, name) for name in ("weight", "bias"))
         if weight is None or bias is None or type(layer).forward is not nn.Linear.forward:
-            self.held[path] = "its weight is computed, or its forward is its own"
+            self.computed[path] = "its weight is computed or read by a function, or its forward is its own"
             return False
         matrix = Matrix(path, weight, bias, 0, layer.out_features)
         self._read(node, 0, matrix)
@@ -205,9 +208,10 @@ class Features:
     def _parameter(self, path: str, name: str) -> str | None:
         """The path of a parameter, "" where there is none, None where it is computed."""
         layer = self.modules[path]
-        if name not in layer._parameters:
+        full = f"{path}.{name}" if path else name
+        if name not in layer._parameters or self._reads[full]:
             return None
-        return (f"{path}.{name}" if path else name) if layer._parameters[name] is not None else ""
+        return full if layer._parameters[name] is not None else ""
 
     def _read(self, node: Node, number: int, matrix: Matrix) -> None:
         value = self._input(node, number)
@@ -217,6 +221,8 @@ class Features:
         if row is None:
             self._scales.hold(value.ids, f"{matrix.layer} reads rows that differ")
             return
+        if value.norm is not None and value.norm.bias and not matrix.bias and matrix.layer not in self._linears:
+            self._scales.hold(value.ids, f"{matrix.layer} has no bias for that of {value.norm.path}")
         self.rows.append(row)
         self.readings.append(Reading(matrix, row, value.norm))
 
@@ -226,7 +232,7 @@ class Features:
         row = ids.reshape(-1, size)[0]
         self.writings.append(Writing(matrix.layer, matrix.weight, 0, row, matrix.start))
         if matrix.bias:
-            self.writings.append(Writing(matrix.layer, matrix.bias, 0, row, matrix.start))
+            self.writings.append(Writing(matrix.layer, matrix.bias, 0, row, matrix.bias_start))
         self._give(node, _Value(ids))
 
     def _embedding(self, node: Node) -> bool:
@@ -234,7 +240,7 @@ class Features:
         assert isinstance(layer, nn.Embedding)
         weight = self._parameter(path, "weight")
         if not weight or type(layer).forward is not nn.Embedding.forward or layer.max_norm is not None:
-            self.held[path] = "its weight is computed, or its forward is its own"
+            self.computed[path] = "its weight is computed or read by a function, or its forward is its own"
             return False
         ids = self._channels((weight, 1, 0), node.shape, len(node.shape) - 1, layer.embedding_dim)
         self.writings.append(Writing(path, weight, 1, ids.reshape(-1, layer.embedding_dim)[0]))
@@ -253,7 +259,7 @@ class Features:
             packed = layer.in_proj_weight is not None
             weight = f"{start}in_proj_weight" if packed else f"{start}{name}_proj_weight"
             first = number * size if packed else 0
-            matrix = Matrix(path, weight, bias, first, first + size)
+            matrix = Matrix(path, weight, bias, first, first + size, number * size)
             self._read(node, number, matrix)
             if name == "v":
                 row = self._channels((weight, 0, first), (size,), 0, size)
@@ -291,6 +297,10 @@ class Features:
         if value is None or value.ids.shape != node.shape or not self._alone(node):
             return False
         return self._give(node, value)
+
+    def _cast(self, node: Node) -> bool:
+        value = self._input(node)
+        return value is not None and value.ids.shape == node.shape and self._give(node, value)
 
     def _alone(self, node: Node) -> bool:
         """Whether no input but the first has features."""
@@ -495,7 +505,6 @@ class Features:
 
 
 Rule: TypeAlias = Callable[[Features, Node], bool]
-_MATRICES = (nn.Linear, nn.Embedding, nn.MultiheadAttention)
 _LAYERS: dict[type[nn.Module], Rule] = {
     nn.Linear: Features._linear,
     nn.Embedding: Features._embedding,
@@ -507,12 +516,13 @@ _LAYERS: dict[type[nn.Module], Rule] = {
 }
 _SOURCES = (Features._linear, Features._embedding, Features._attention_layer)
 _FUNCTIONS: dict[str, Rule] = {
-    **dict.fromkeys(("dropout", "identity", "contiguous", "to"), Features._same),
+    **dict.fromkeys(("dropout", "identity", "contiguous"), Features._same),
+    "to": Features._cast,
     **dict.fromkeys(("reshape", "permute", "squeeze", "unsqueeze", "getitem", "select"), Features._move),
     **dict.fromkeys(("chunk", "split", "expand", "flip"), Features._move),
     **dict.fromkeys(("mean", "sum"), Features._mean),
     **dict.fromkeys(("pow", "square"), Features._square),
-    **dict.fromkeys(("add",), Features._sum),
+    **dict.fromkeys(("add", "sub"), Features._sum),
     **dict.fromkeys(("mul", "div"), Features._product),
     "rms_norm": Features._rms_norm,
     "cat": Features._cat,

@@ -14,7 +14,7 @@ from ..recording.recorder import is_leaf
 __all__ = ["Norm", "NormCall", "norm_calls"]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class Norm:
     """A module that divides each row by its root mean square, after subtracting the mean or not.
 
