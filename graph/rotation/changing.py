@@ -19,7 +19,7 @@ from .weights import Weights, turned
 
 __all__ = ["Changes"]
 
-LAYERS = (nn.Linear, nn.Embedding, nn.MultiheadAttention)
+LAYERS = (nn.Linear, nn.Embedding, nn.MultiheadAttention, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 class Changes:
@@ -57,6 +57,7 @@ class Changes:
         self.learned: Learned | None = None
         self._count = len(self.spaces)
         self._inputs: dict[str, str] = {}
+        self._inside: dict[str, str] = {}
         self._outputs: dict[str, str] = {}
         self._reasons: dict[str, str] = {}
         self._sites: list[Entry] = []
@@ -120,6 +121,9 @@ class Changes:
 
     def rotate_keys(self) -> None:
         """Let queries and keys be rotated where they meet."""
+        for path, layer in self.model.named_modules():
+            if isinstance(layer, nn.MultiheadAttention) and self.graph.calls(path):
+                self._sites.append(Entry(f"{path}.keys", "left", "its attention is computed inside of it"))
         for node in key_products(self.graph):
             try:
                 name, size = rotate_keys(self.rotated, node, self._transform)
@@ -132,10 +136,11 @@ class Changes:
         """Rotate what costs nothing at run time."""
         for space in self.spaces:
             text = self.rotations.text(space.size)
-            for turn in space.readers:
-                self._inputs[turn.layer] = f"input rotated ({text})"
-            for turn in space.writers:
-                self._outputs[turn.layer] = f"output rotated ({text})"
+            reading, writing = ({turn.layer for turn in turns} for turns in (space.readers, space.writers))
+            both = reading & writing if space.kind == "values" else set[str]()
+            self._inside |= dict.fromkeys(both, f"values rotated ({text})")
+            self._inputs |= dict.fromkeys(reading - both, f"input rotated ({text})")
+            self._outputs |= dict.fromkeys(writing - both, f"output rotated ({text})")
         self.write(self.matrices)
 
     def write(self, matrices: dict[str, Tensor]) -> None:
@@ -162,7 +167,7 @@ class Changes:
         )
 
     def _entry(self, path: str) -> Entry:
-        done = [each[path] for each in (self._inputs, self._outputs) if path in each]
+        done = [each[path] for each in (self._inputs, self._inside, self._outputs) if path in each]
         if not done:
             return Entry(path, "left", self._reasons.get(path) or self._why_left(path))
         notes = [
@@ -170,10 +175,15 @@ class Changes:
             for parameter, others in self.weights.untied.items()
             if parameter.rpartition(".")[0] == path
         ]
-        weights = [each for each in self.weights.parameters if each.rpartition(".")[0] == path and not _is_bias(each)]
+        weights = [each for each in self._turned(path) if not each.endswith("bias")]
         before = max(_peak(_of(self.model, each)) for each in weights)
         after = max(_peak(self.weights.parameters[each]) for each in weights)
         return Entry(path, ", ".join(done), "; ".join(notes), {"peak before": before, "peak after": after})
+
+    def _turned(self, path: str) -> list[str]:
+        """The parameters of a layer that rotations change."""
+        found = [turn.parameter for space in self.spaces for turn in space.turns if turn.layer == path]
+        return list(dict.fromkeys([*found, *(each for each in self.weights.tensors if each == f"{path}.weight")]))
 
     def _why_left(self, path: str) -> str:
         if not self.graph.calls(path):
@@ -202,10 +212,6 @@ class Changes:
             )
             for path, readers in found.items()
         ]
-
-
-def _is_bias(path: str) -> bool:
-    return path.endswith("bias")
 
 
 def _of(model: nn.Module, path: str) -> Tensor:

@@ -158,6 +158,8 @@ class Features:
 
     def _block(self, node: Node) -> None:
         what = "the model returns it" if node.kind == "output" else f"it reaches {node.path} ({node.kind})"
+        if node.kind == "linear" and node.parameters:
+            what = f"{node.path} multiplies it by {node.parameters[0]}, where an nn.Linear should be written"
         for source in node.sources:
             self._hold(source, what)
 
@@ -234,6 +236,21 @@ class Features:
         if matrix.bias:
             self.writings.append(Writing(matrix.layer, matrix.bias, 0, row, matrix.bias_start))
         self._give(node, _Value(ids))
+
+    def _conv(self, node: Node) -> bool:
+        """Patches of an image: a convolution writes features along dimension 1."""
+        path, layer = node.module or "", self.modules[node.module or ""]
+        assert isinstance(layer, nn.modules.conv._ConvNd)
+        weight, bias = (self._parameter(path, name) for name in ("weight", "bias"))
+        forwards = [getattr(nn, f"Conv{rank}d").forward for rank in (1, 2, 3)]
+        if not weight or bias is None or layer.groups != 1 or type(layer).forward not in forwards:
+            return False
+        self._block(node)  # what it reads
+        axis = len(node.shape) - (layer.weight.ndim - 1)
+        ids = self._channels((weight, 0, 0), node.shape, axis, layer.out_channels)
+        for parameter in (weight, bias) if bias else (weight,):
+            self.writings.append(Writing(path, parameter, 0, self._written[weight, 0, 0]))
+        return self._give(node, _Value(ids))
 
     def _embedding(self, node: Node) -> bool:
         path, layer = node.module or "", self.modules[node.module or ""]
@@ -508,13 +525,14 @@ Rule: TypeAlias = Callable[[Features, Node], bool]
 _LAYERS: dict[type[nn.Module], Rule] = {
     nn.Linear: Features._linear,
     nn.Embedding: Features._embedding,
+    **dict.fromkeys((nn.Conv1d, nn.Conv2d, nn.Conv3d), Features._conv),
     nn.MultiheadAttention: Features._attention_layer,
     nn.modules.dropout._DropoutNd: Features._same,
     nn.Identity: Features._same,
     nn.Flatten: Features._move,
     nn.Unflatten: Features._move,
 }
-_SOURCES = (Features._linear, Features._embedding, Features._attention_layer)
+_SOURCES = (Features._linear, Features._embedding, Features._conv, Features._attention_layer)
 _FUNCTIONS: dict[str, Rule] = {
     **dict.fromkeys(("dropout", "identity", "contiguous"), Features._same),
     "to": Features._cast,
