@@ -183,6 +183,7 @@ class Changes:
     def _turned(self, path: str) -> list[str]:
         """The parameters of a layer that rotations change."""
         found = [turn.parameter for space in self.spaces for turn in space.turns if turn.layer == path]
+        found = [each for each in found if each in self.weights.tensors]
         return list(dict.fromkeys([*found, *(each for each in self.weights.tensors if each == f"{path}.weight")]))
 
     def _why_left(self, path: str) -> str:

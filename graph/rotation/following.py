@@ -1,5 +1,6 @@
 """Features in a recorded model: which layers write them, which read them, and what lies between passes a rotation."""
 
+import copy
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -199,7 +200,7 @@ class Features:
         path, layer = node.module or "", self.modules[node.module or ""]
         assert isinstance(layer, nn.Linear)
         weight, bias = (self._parameter(path, name) for name in ("weight", "bias"))
-        if weight is None or bias is None or type(layer).forward is not nn.Linear.forward:
+        if weight is None or bias is None or not turns(layer):
             self.computed[path] = "its weight is computed or read by a function, or its forward is its own"
             return False
         matrix = Matrix(path, weight, bias, 0, layer.out_features)
@@ -233,8 +234,8 @@ class Features:
         ids = self._channels((matrix.weight, 0, matrix.start), node.shape, len(node.shape) - 1, size)
         row = ids.reshape(-1, size)[0]
         self.writings.append(Writing(matrix.layer, matrix.weight, 0, row, matrix.start))
-        if matrix.bias:
-            self.writings.append(Writing(matrix.layer, matrix.bias, 0, row, matrix.bias_start))
+        bias = matrix.bias or (f"{matrix.layer}.bias" if matrix.layer else "bias")  # a norm's may become one
+        self.writings.append(Writing(matrix.layer, bias, 0, row, matrix.bias_start))
         self._give(node, _Value(ids))
 
     def _conv(self, node: Node) -> bool:
@@ -256,8 +257,8 @@ class Features:
         path, layer = node.module or "", self.modules[node.module or ""]
         assert isinstance(layer, nn.Embedding)
         weight = self._parameter(path, "weight")
-        if not weight or type(layer).forward is not nn.Embedding.forward or layer.max_norm is not None:
-            self.computed[path] = "its weight is computed or read by a function, or its forward is its own"
+        if not weight or layer.max_norm is not None or node.shape[-1:] != (layer.embedding_dim,):
+            self.computed[path] = "its weight is computed or read by a function"
             return False
         ids = self._channels((weight, 1, 0), node.shape, len(node.shape) - 1, layer.embedding_dim)
         self.writings.append(Writing(path, weight, 1, ids.reshape(-1, layer.embedding_dim)[0]))
@@ -285,10 +286,9 @@ class Features:
                     self.writings.append(Writing(path, bias, 0, row, number * size))
                 self._heads(row.reshape(layer.num_heads, -1))
         out = Matrix(path, f"{start}out_proj.weight", "", 0, size)
-        out_bias = f"{start}out_proj.bias" if layer.out_proj.bias is not None else ""
         self.rows.append(row)
         self.readings.append(Reading(out, row))
-        self._write(node, Matrix(path, out.weight, out_bias, 0, size))
+        self._write(node, Matrix(path, out.weight, f"{start}out_proj.bias", 0, size))
         return True
 
     def _heads(self, rows: Tensor) -> None:
@@ -397,12 +397,13 @@ class Features:
     def _sum(self, node: Node) -> bool:
         values = [self.of(each) for each in node.inputs]
         known = [each for each in values if each is not None]
+        if len(node.inputs) == 2 and None not in node.inputs:
+            self.summed += [each.ids.flatten().unique() for each in known]
         if len(node.inputs) != 2 or any(each.norm is not None or each.squared for each in known):
             return False
         if len(known) == 2:
             one, other = (each.ids.expand(node.shape) for each in known)
             self._scales.link(one, other)
-            self.summed.append(self._rows(one))  # type: ignore[arg-type]
             return self._give(node, _Value(one))
         number = next(at for at, each in enumerate(node.inputs) if each is None or self.of(each) is None)
         if node.inputs[number] is not None:
@@ -519,6 +520,28 @@ class Features:
             if number != 2 and each is not None:
                 self._hold(each, f"it reaches {node.path} ({node.kind})")
         return values is None or self._attended(node, values)
+
+
+@torch.no_grad()
+def turns(layer: nn.Linear) -> bool:
+    """Whether a linear layer's result turns with its weight; one with a forward of its own is tried."""
+    if type(layer).forward is nn.Linear.forward:
+        return True
+    generator = torch.Generator().manual_seed(0)
+    plain = copy.deepcopy(layer).to("cpu", torch.float64).eval()
+    inputs, outputs = (
+        torch.linalg.qr(torch.randn(size, size, generator=generator, dtype=torch.float64))[0]
+        for size in (layer.in_features, layer.out_features)
+    )
+    x = torch.randn(1, 2, layer.in_features, generator=generator, dtype=torch.float64)
+    try:
+        expected = plain(x) @ outputs
+        plain.weight.copy_(outputs.T @ plain.weight @ inputs)
+        if plain.bias is not None:
+            plain.bias.copy_(plain.bias @ outputs)
+        return bool(torch.allclose(plain(x @ inputs), expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max())))
+    except Exception:
+        return False
 
 
 Rule: TypeAlias = Callable[[Features, Node], bool]

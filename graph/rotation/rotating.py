@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable
 from typing import Any, Literal, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from ...qcore.models import shown
@@ -10,6 +11,7 @@ from ..errors import GraphError
 from ..measuring.batches import batches_of
 from ..passes.models import check_same, example_of, float_copy, with_report
 from ..passes.reports import listed
+from ..recording.nodes import Graph
 from ..recording.recorder import record
 from ..rules.rules import RulesLike
 from .changing import Changes
@@ -122,7 +124,7 @@ def rotate(
     report = changes.report()
     if not report.changed:
         raise GraphError(f"rotate: nothing to rotate for where={shown(where)}. {listed(report.left)}")
-    check_same("rotate", model, rotated, example_of(calls[0]))
+    check_same("rotate", model, rotated, example_of(calls[0]), coarsest=_coarsest(graph))
     return with_report(rotated, report)
 
 
@@ -147,6 +149,18 @@ def _check(
         raise GraphError(f"rotate: rules and loss are for learned rotations. Write kind='learned' instead of {kind!r}.")
     if block_size is not None and (not isinstance(block_size, int) or block_size < 2):
         raise GraphError(f"rotate: block_size={shown(block_size)} is not possible: expected a whole number above 1.")
+
+
+def _coarsest(graph: Graph) -> torch.dtype:
+    """The precision of values that the model converts inside, as norms do that compute in float32."""
+    cast = [node for node in graph.functions(["to"]) if not node.keeps_grid]
+    if not cast:
+        return torch.float64
+    halves = any(each in (torch.float16, torch.bfloat16) for node in cast for each in node.arguments[0])
+    return torch.bfloat16 if halves or any(node.function in _HALVES for node in cast) else torch.float32
+
+
+_HALVES = (Tensor.half, Tensor.bfloat16)
 
 
 def _no_stream(reasons: list[str]) -> str:

@@ -1,6 +1,7 @@
 """Parameters of a model in float64, while norms are folded into them and rotations multiply them."""
 
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -57,17 +58,17 @@ class Weights:
         self.tensors: dict[str, Tensor] = {}
         self.parameters: dict[str, Tensor] = {}
         spaces = list(spaces)
-        for space in spaces:
-            for turn in space.turns:
+        for reading in [reading for space in spaces for reading in space.readings]:
+            if reading.norm is not None and reading.norm.bias:
+                self._bias(reading.matrix.layer, reading.matrix.bias)
+        for turn in [turn for space in spaces for turn in space.turns]:
+            if _get(model, turn.parameter) is not None:
                 self.add(turn.parameter)
-            for reading in space.readings:
-                if reading.norm is not None and reading.norm.bias:
-                    self._bias(reading.matrix.layer, reading.matrix.bias)
         for space in spaces:
             self._fold(space)
         for space in spaces:
             if space.centered:
-                for turn in space.writers:
+                for turn in self._existing(space.writers):
                     tensor = self.tensors[turn.parameter]
                     part = tensor.narrow(turn.dim, turn.start, turn.stop - turn.start)
                     part -= part.mean(turn.dim, keepdim=True)
@@ -83,6 +84,7 @@ class Weights:
         others = [other for other, each in _holders(self.model) if each is tensor and other != path]
         if others and isinstance(tensor, nn.Parameter):
             self.untied[path] = tuple(others)
+            _say_untied(self.model)
             owner._parameters[name] = tensor = nn.Parameter(tensor.detach().clone(), tensor.requires_grad)
         self.parameters[path] = tensor
         self.tensors[path] = tensor.detach().to(torch.float64, copy=True)
@@ -126,6 +128,10 @@ class Weights:
             if norm.bias:
                 _get(self.model, norm.bias).zero_()
 
+    def _existing(self, turns: Iterable[Turn]) -> list[Turn]:
+        """Those of parameters that there are: a layer without a bias may have got one of a norm."""
+        return [turn for turn in turns if turn.parameter in self.tensors]
+
     def rotated(self, spaces: Iterable[Space], rotations: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The parameters behind rotations, by path, in float64 and differentiable.
 
@@ -135,7 +141,7 @@ class Weights:
         """
         found = dict(self.tensors)
         for space in spaces:
-            for turn in space.turns:
+            for turn in self._existing(space.turns):
                 tensor = found[turn.parameter]
                 found[turn.parameter] = turned(tensor, turn, rotations[space.name].to(tensor.device))
         return found
@@ -145,6 +151,14 @@ class Weights:
         """Put parameters into the model, in its precision."""
         for path, tensor in tensors.items():
             self.parameters[path].copy_(tensor)
+
+
+def _say_untied(model: nn.Module) -> None:
+    """The configuration of a model of transformers, which ties weights again when it is loaded."""
+    for module in model.modules():
+        config = getattr(module, "config", None)
+        if getattr(config, "tie_word_embeddings", False) is True:
+            config.tie_word_embeddings = False  # type: ignore[union-attr]
 
 
 def avoid_fused(model: nn.Module, module: nn.Module) -> None:
@@ -159,7 +173,7 @@ def _split(model: nn.Module, path: str) -> tuple[nn.Module, str]:
     return model.get_submodule(owner), name
 
 
-def _get(model: nn.Module, path: str) -> Tensor:
+def _get(model: nn.Module, path: str) -> Any:
     owner, name = _split(model, path)
     return getattr(owner, name)
 
