@@ -155,9 +155,9 @@ class Changes:
         entries: list[Entry] = []
         parameters = {turn.layer for space in self.spaces for turn in space.writers if turn.layer == turn.parameter}
         entries += [Entry(path, "rotated", self.rotations.text(self._size(path))) for path in sorted(parameters)]
-        for path, layer in self.model.named_modules():
-            if isinstance(layer, LAYERS) and not isinstance(layer, nn.modules.linear.NonDynamicallyQuantizableLinear):
-                entries.append(self._entry(path))
+        layers = [path for path, layer in self.model.named_modules() if _is_layer(layer)]
+        others = [each for each in (*self._inputs, *self._outputs) if each not in layers and each not in parameters]
+        entries += [self._entry(path) for path in dict.fromkeys([*layers, *others])]
         figures = {} if self.learned is None else self.learned.figures
         return Report("rotate", (*entries, *self._norms(), *self._sites), figures=figures)
 
@@ -213,6 +213,10 @@ class Changes:
             )
             for path, readers in found.items()
         ]
+
+
+def _is_layer(module: nn.Module) -> bool:
+    return isinstance(module, LAYERS) and not isinstance(module, nn.modules.linear.NonDynamicallyQuantizableLinear)
 
 
 def _of(model: nn.Module, path: str) -> Tensor:

@@ -1,7 +1,6 @@
 """Features in a recorded model: which layers write them, which read them, and what lies between passes a rotation."""
 
 import copy
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from math import prod
@@ -25,11 +24,12 @@ class Matrix:
 
     Attributes:
         layer: the path of the layer that they belong to.
-        weight: the path of the parameter: (outputs, inputs).
+        weight: the path of the parameter: (outputs, inputs), or (inputs, outputs) if it is transposed.
         bias: that of the bias, "" if there is none.
         start: the first of its rows.
         stop: behind the last one.
         bias_start: where the bias of these rows begins.
+        transposed: whether the weight multiplies from the right.
     """
 
     layer: str
@@ -38,6 +38,7 @@ class Matrix:
     start: int
     stop: int
     bias_start: int = 0
+    transposed: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,9 +112,11 @@ class Features:
         self._scales = Scales()
         self._states: dict[Source, _Value] = {}
         self._passing: dict[Node, Tensor] = {}
-        self._linears = {path for path, each in self.modules.items() if isinstance(each, nn.Linear)}
         self._written: dict[tuple[str, int, int], Tensor] = {}
-        self._reads = Counter(path for node in graph.functions() for path in node.parameters)
+        self._readers: dict[str, set[str]] = {}  # of parameters, the functions
+        for node in graph.functions():
+            for path in node.parameters:
+                self._readers.setdefault(path, set()).add(node.path)
         self._norms = norm_calls(graph, model)
         for node in graph.nodes:
             self._visit(node)
@@ -212,7 +215,7 @@ class Features:
         """The path of a parameter, "" where there is none, None where it is computed."""
         layer = self.modules[path]
         full = f"{path}.{name}" if path else name
-        if name not in layer._parameters or self._reads[full]:
+        if name not in layer._parameters or full in self._readers:
             return None
         return full if layer._parameters[name] is not None else ""
 
@@ -224,18 +227,21 @@ class Features:
         if row is None:
             self._scales.hold(value.ids, f"{matrix.layer} reads rows that differ")
             return
-        if value.norm is not None and value.norm.bias and not matrix.bias and matrix.layer not in self._linears:
+        layer = self.modules.get(matrix.layer)
+        if value.norm is not None and value.norm.bias and not matrix.bias and not isinstance(layer, nn.Linear):
             self._scales.hold(value.ids, f"{matrix.layer} has no bias for that of {value.norm.path}")
         self.rows.append(row)
         self.readings.append(Reading(matrix, row, value.norm))
 
     def _write(self, node: Node, matrix: Matrix) -> None:
         size = matrix.stop - matrix.start
-        ids = self._channels((matrix.weight, 0, matrix.start), node.shape, len(node.shape) - 1, size)
+        dim = 1 if matrix.transposed else 0
+        ids = self._channels((matrix.weight, dim, matrix.start), node.shape, len(node.shape) - 1, size)
         row = ids.reshape(-1, size)[0]
-        self.writings.append(Writing(matrix.layer, matrix.weight, 0, row, matrix.start))
+        self.writings.append(Writing(matrix.layer, matrix.weight, dim, row, matrix.start))
         bias = matrix.bias or (f"{matrix.layer}.bias" if matrix.layer else "bias")  # a norm's may become one
-        self.writings.append(Writing(matrix.layer, bias, 0, row, matrix.bias_start))
+        if matrix.bias or isinstance(self.modules.get(matrix.layer), nn.Linear):
+            self.writings.append(Writing(matrix.layer, bias, 0, row, matrix.bias_start))
         self._give(node, _Value(ids))
 
     def _conv(self, node: Node) -> bool:
@@ -286,9 +292,10 @@ class Features:
                     self.writings.append(Writing(path, bias, 0, row, number * size))
                 self._heads(row.reshape(layer.num_heads, -1))
         out = Matrix(path, f"{start}out_proj.weight", "", 0, size)
+        out_bias = f"{start}out_proj.bias" if layer.out_proj.bias is not None else ""
         self.rows.append(row)
         self.readings.append(Reading(out, row))
-        self._write(node, Matrix(path, out.weight, f"{start}out_proj.bias", 0, size))
+        self._write(node, Matrix(path, out.weight, out_bias, 0, size))
         return True
 
     def _heads(self, rows: Tensor) -> None:
@@ -343,9 +350,10 @@ class Features:
                     made: Any = node.function(ids, *args[1:], **kwargs)
             except Exception:
                 return None
-            return [made] if isinstance(made, Tensor) else list(made)
+            parts = [made] if isinstance(made, Tensor) else list(made)
+            return [_repeated(each) for each in parts]
         if ids.numel() == prod(node.shape) and kind_of(node.function) == "reshape":
-            return [ids.reshape(node.shape)]
+            return [_repeated(ids.reshape(node.shape))]
         if kind_of(node.function) == "getitem" and self._row(ids) is not None and node.shape[-1:] == ids.shape[-1:]:
             return [self._along_last(ids, node.shape)]  # rows that a tensor picks
         return None
@@ -468,6 +476,30 @@ class Features:
         self.normed += [(gain, row) for row in rows]
         return self._give(node, _Value(ids, gain))
 
+    def _linear_function(self, node: Node) -> bool:
+        """``F.linear(x, weight, bias)`` and ``torch.addmm(bias, x, weight)`` with parameters of the model."""
+        transposed = node.kind == "addmm"
+        args, kwargs = node.arguments
+        number = 1 if transposed else 0
+        paths = node.parameters[::-1] if transposed else node.parameters
+        known = [each for each in node.inputs if each is not None]
+        if len(known) != 1 or not paths or any(len(self._readers[path]) > 1 for path in paths):
+            return False
+        if transposed and (len(paths) != 2 or kwargs or len(args) != 3 or node.inputs[1] is None):
+            return False
+        if any(self.graph.calls(path.rpartition(".")[0]) for path in paths) or node.inputs[number] is None:
+            return False
+        weight = self.tensors[paths[0]]
+        outputs = node.shape[-1]
+        shape = (weight.shape[0], outputs) if transposed else (outputs, weight.shape[-1])
+        if tuple(weight.shape) != shape or any(tuple(self.tensors[each].shape) != (outputs,) for each in paths[1:]):
+            return False
+        layer = node.owner if node.owner and paths[0].rpartition(".")[0] == node.owner else node.path
+        matrix = Matrix(layer, paths[0], paths[1] if len(paths) > 1 else "", 0, outputs, 0, transposed)
+        self._read(node, number, matrix)
+        self._write(node, matrix)
+        return True
+
     def _rms_norm(self, node: Node) -> bool:
         source = node.inputs[0] if node.inputs else None
         if source is None or len(node.parameters) > 1 or len(node.shape) < 1:
@@ -512,6 +544,7 @@ class Features:
         ids = ids.narrow(-2, 0, 1)
         if ids.ndim > 2 and len(node.shape) == ids.ndim and node.shape[-3] != ids.shape[-3] > 1:
             ids = ids.repeat_interleave(node.shape[-3] // ids.shape[-3], -3)  # heads that share values
+            ids = _repeated(ids)
         return self._give(node, _Value(ids.expand(node.shape), values.norm))
 
     def _attention(self, node: Node) -> bool:
@@ -520,6 +553,15 @@ class Features:
             if number != 2 and each is not None:
                 self._hold(each, f"it reaches {node.path} ({node.kind})")
         return values is None or self._attended(node, values)
+
+
+def _repeated(ids: Tensor) -> Tensor:
+    """Ids as an expanded view along the dimensions along which they repeat; a copy has written them out."""
+    for dim in range(ids.ndim):
+        first = ids.narrow(dim, 0, 1) if ids.shape[dim] else ids
+        if ids.stride(dim) and ids.shape[dim] > 1 and bool((ids == first).all()):
+            ids = first.expand_as(ids)
+    return ids
 
 
 @torch.no_grad()
@@ -555,7 +597,7 @@ _LAYERS: dict[type[nn.Module], Rule] = {
     nn.Flatten: Features._move,
     nn.Unflatten: Features._move,
 }
-_SOURCES = (Features._linear, Features._embedding, Features._conv, Features._attention_layer)
+_SOURCES = (Features._linear, Features._linear_function, Features._embedding, Features._conv, Features._attention_layer)
 _FUNCTIONS: dict[str, Rule] = {
     **dict.fromkeys(("dropout", "identity", "contiguous"), Features._same),
     "to": Features._cast,
@@ -565,6 +607,7 @@ _FUNCTIONS: dict[str, Rule] = {
     **dict.fromkeys(("pow", "square"), Features._square),
     **dict.fromkeys(("add", "sub"), Features._sum),
     **dict.fromkeys(("mul", "div"), Features._product),
+    **dict.fromkeys(("linear", "addmm"), Features._linear_function),
     "rms_norm": Features._rms_norm,
     "cat": Features._cat,
     "matmul": Features._matmul,

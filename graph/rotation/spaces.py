@@ -146,7 +146,10 @@ def _space(features: Features, number: int, component: Tensor, rows: list[Tensor
             return "its mean is subtracted for some of what reads it"
     sizes = {matrix: len(reading.ids) for matrix, reading in readings.items()}
     readers = [
-        Turn(matrix.layer, matrix.weight, 1, 0, size, (matrix.start, matrix.stop)) for matrix, size in sizes.items()
+        Turn(matrix.layer, matrix.weight, 0, 0, size)
+        if matrix.transposed
+        else Turn(matrix.layer, matrix.weight, 1, 0, size, (matrix.start, matrix.stop))
+        for matrix, size in sizes.items()
     ]
     name = next(iter(readings)).layer
     return Space(

@@ -105,7 +105,8 @@ class Weights:
             norm, matrix = reading.norm, reading.matrix
             if norm is None:
                 continue
-            weight = self.tensors[matrix.weight][matrix.start : matrix.stop]
+            weight = self.tensors[matrix.weight]
+            weight = weight.T if matrix.transposed else weight[matrix.start : matrix.stop]
             if norm.bias:
                 path = matrix.bias or (f"{matrix.layer}.bias" if matrix.layer else "bias")
                 added = weight @ _get(self.model, norm.bias).double()
