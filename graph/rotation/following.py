@@ -162,7 +162,7 @@ class Features:
 
     def _block(self, node: Node) -> None:
         what = "the model returns it" if node.kind == "output" else f"it reaches {node.path} ({node.kind})"
-        if node.kind == "linear" and node.parameters:
+        if node.kind in ("linear", "addmm", "matmul") and node.parameters:
             what = f"{node.path} multiplies it by {node.parameters[0]}, where an nn.Linear should be written"
         for source in node.sources:
             self._hold(source, what)
@@ -204,12 +204,24 @@ class Features:
         assert isinstance(layer, nn.Linear)
         weight, bias = (self._parameter(path, name) for name in ("weight", "bias"))
         if weight is None or bias is None or not turns(layer):
-            self.computed[path] = "its weight is computed or read by a function, or its forward is its own"
-            return False
+            return self._unowned(node, "weight" if weight is None or bias else "bias")
         matrix = Matrix(path, weight, bias, 0, layer.out_features)
         self._read(node, 0, matrix)
         self._write(node, matrix)
         return True
+
+    def _unowned(self, node: Node, name: str) -> bool:
+        """What a layer writes whose weight can't be changed: features that are held."""
+        self._block(node)
+        path, readers = node.path, sorted(self._readers.get(f"{node.path}.{name}", ()))
+        why = "is computed, or its forward is its own"
+        if readers:
+            why = f"is read by {readers[0]}, too, where an nn.Linear should be written"
+        self.computed[path] = f"its {name} {why}"
+        ids = self._scales.channels(node.shape, len(node.shape) - 1)
+        self._scales.hold(ids, f"its {name} {why}")
+        self.writings.append(Writing(path, "", 0, ids.reshape(-1, ids.shape[-1])[0]))
+        return self._give(node, _Value(ids))
 
     def _parameter(self, path: str, name: str) -> str | None:
         """The path of a parameter, "" where there is none, None where it is computed."""
@@ -264,8 +276,7 @@ class Features:
         assert isinstance(layer, nn.Embedding)
         weight = self._parameter(path, "weight")
         if not weight or layer.max_norm is not None or node.shape[-1:] != (layer.embedding_dim,):
-            self.computed[path] = "its weight is computed or read by a function"
-            return False
+            return self._unowned(node, "weight")
         ids = self._channels((weight, 1, 0), node.shape, len(node.shape) - 1, layer.embedding_dim)
         self.writings.append(Writing(path, weight, 1, ids.reshape(-1, layer.embedding_dim)[0]))
         return self._give(node, _Value(ids))
@@ -414,7 +425,11 @@ class Features:
             self._scales.link(one, other)
             return self._give(node, _Value(one))
         number = next(at for at, each in enumerate(node.inputs) if each is None or self.of(each) is None)
-        if node.inputs[number] is not None:
+        other = node.inputs[number]
+        if other is not None:
+            known_edge = next(each for each in node.inputs if each is not other)
+            assert known_edge is not None
+            self._hold(known_edge, f"{node.path} adds {other[0].path} ({other[0].kind}) to it")
             return False
         ids = known[0].ids.expand(node.shape)
         return self._constant(node, ids) and self._give(node, _Value(ids))

@@ -148,7 +148,7 @@ def _check(
     if kind != "learned" and (rules is not None or loss is not None):
         raise GraphError(f"rotate: rules and loss are for learned rotations. Write kind='learned' instead of {kind!r}.")
     if block_size is not None and (not isinstance(block_size, int) or block_size < 2):
-        raise GraphError(f"rotate: block_size={shown(block_size)} is not possible: expected a whole number above 1.")
+        raise GraphError(f"rotate: block_size={shown(block_size)} is not possible: expected a whole number above 1, or None.")
 
 
 def _coarsest(graph: Graph) -> torch.dtype:
@@ -165,7 +165,7 @@ _HALVES = (Tensor.half, Tensor.bfloat16)
 
 def _no_stream(reasons: list[str]) -> str:
     found = list(dict.fromkeys(reasons))
-    why = f"Of the sums in it: {'; '.join(found[:3])}." if found else "No sum joins what linear layers write."
+    why = f"Of the sums in it, {'; '.join(found[:3])}." if found else "No sum joins what linear layers write."
     return (
         f"rotate: the model has no residual stream that can be rotated. {why} Write where='layers' to put a transform "
         "before each linear layer instead."

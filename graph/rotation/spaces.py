@@ -81,7 +81,8 @@ def spaces_of(features: Features) -> tuple[list[Space], list[str]]:
     summed = {int(each) for ids in features.summed for each in component[classes.of(ids)].unique()}
     found: dict[int, Space] = {}
     reasons: dict[int, str] = {}
-    for number in component[torch.cat([*rows, torch.zeros(0, dtype=torch.int64)])].unique().tolist():
+    read = {int(each) for row in rows for each in component[row[:1]]}
+    for number in sorted(read | summed):
         space = _space(features, number, component, [row for row in rows if component[row[0]] == number])
         if isinstance(space, Space):
             found[number] = space
@@ -89,7 +90,12 @@ def spaces_of(features: Features) -> tuple[list[Space], list[str]]:
             reasons[number] = space
     _drop_shared(features, component, found, reasons)
     order = sorted(found, key=lambda number: (found[number].kind != "stream", number))
-    return [found[number] for number in order], [reasons[each] for each in sorted(reasons) if each in summed]
+    writers: dict[int, str] = {}
+    for writing in features.writings:
+        for number in component[classes.of(writing.ids)].unique().tolist():
+            writers.setdefault(number, writing.layer)
+    why = [f"what {writers[each]} writes: {reasons[each]}" for each in sorted(reasons) if each in summed & set(writers)]
+    return [found[number] for number in order], why
 
 
 def _distinct(rows: Iterable[Tensor]) -> list[Tensor]:
@@ -119,7 +125,7 @@ def _space(features: Features, number: int, component: Tensor, rows: list[Tensor
     if why is not None:
         return why
     values = any(component[classes.of(row)[0]] == number for row in features.values)
-    blocks = _blocks(rows)
+    blocks = _blocks(rows) if rows else None
     if blocks is None:
         return "its parts are in no common order"
     writers: dict[Turn, None] = {}
