@@ -51,6 +51,7 @@ from .precision.table import Candidate, SensitivityTable
 from .recording.nodes import Graph, Node
 from .recording.places import Place
 from .recording.recorder import record
+from .rotation.rotating import rotate
 from .rules.ready import W2, W3, W4, W4A4, W4A8, W8, W8A8, integer
 from .rules.rule_files import load_rules, save_rules
 from .rules.rules import End, first, last
@@ -122,6 +123,7 @@ __all__ = [
     "quantize",
     "record",
     "reestimate_batch_norms",
+    "rotate",
     "save_rules",
     "search_scales",
     "sensitivity",
