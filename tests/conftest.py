@@ -1,7 +1,12 @@
 """What every test runs with."""
 
+import contextlib
+import copy
+import functools
 import gc
+from typing import Any
 
+import pytest
 import torch
 import torch._dynamo  # before a test replaces torch.compiler.is_compiling: dynamo looks it up once, on import
 from hypothesis import settings
@@ -18,3 +23,21 @@ def pytest_collection_finish() -> None:
     gc.freeze()
     gc.set_threshold(10_000, 20, 20)
     gc.enable()
+
+
+def _operators_are_read_once() -> None:
+    """torch.onnx.export reads hundreds of operators from their sources for every model: half its time for a small one."""
+    from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+    read = functools.cache(ONNXRegistry.from_torchlib)
+
+    def copied(*args: Any, **keywords: Any) -> ONNXRegistry:
+        registry = copy.copy(read(*args, **keywords))
+        registry.functions = {target: list(found) for target, found in registry.functions.items()}
+        return registry
+
+    pytest.MonkeyPatch().setattr(ONNXRegistry, "from_torchlib", staticmethod(copied))
+
+
+with contextlib.suppress(ImportError, AttributeError):  # without onnxscript, or where torch is built otherwise
+    _operators_are_read_once()

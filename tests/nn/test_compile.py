@@ -284,9 +284,7 @@ def test_from_the_first_step_past_a_collection_of_300():
         assert scaling.magnitude_offset.any()
 
 
-@pytest.mark.parametrize(
-    "way", [pytest.param("dynamic", marks=pytest.mark.slow), "marked", "left to the compiler"]
-)
+@pytest.mark.parametrize("way", [pytest.param("dynamic", marks=pytest.mark.slow), "marked", "left to the compiler"])
 def test_training_on_batches_of_several_sizes(way):
     """No graph for each size: two where the compiler is told, and one more where it finds out."""
     model = seeded(short)
