@@ -26,7 +26,10 @@ def pytest_collection_finish() -> None:
 
 
 def _operators_are_read_once() -> None:
-    """torch.onnx.export reads hundreds of operators from their sources for every model: half its time for a small one."""
+    """For every model torch.onnx.export reads hundreds of operators from their sources, and torch.export lists all
+    there are: three quarters of the time of a small one.
+    """
+    from torch._export import utils
     from torch.onnx._internal.exporter._registration import ONNXRegistry
 
     read = functools.cache(ONNXRegistry.from_torchlib)
@@ -36,7 +39,9 @@ def _operators_are_read_once() -> None:
         registry.functions = {target: list(found) for target, found in registry.functions.items()}
         return registry
 
-    pytest.MonkeyPatch().setattr(ONNXRegistry, "from_torchlib", staticmethod(copied))
+    patch = pytest.MonkeyPatch()
+    patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(copied))
+    patch.setattr(utils, "_materialize_cpp_cia_ops", functools.cache(utils._materialize_cpp_cia_ops))
 
 
 with contextlib.suppress(ImportError, AttributeError):  # without onnxscript, or where torch is built otherwise
