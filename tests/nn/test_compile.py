@@ -336,6 +336,7 @@ def test_toggling_training_does_not_compile_again():
     assert counter.frame_count == 3
 
 
+@pytest.mark.slow
 def test_several_batch_sizes():
     model = seeded(Carried)
     train(model, model, range(STEPS))
@@ -368,6 +369,7 @@ def test_evaluation_follows_changed_weights():
             model.weight.mul_(1.5)
 
 
+@pytest.mark.slow
 def test_a_compiled_model_is_saved_and_resumed_in_the_middle_of_its_collection():
     model = seeded(short)
     train(model, torch.compile(model, backend="eager", fullgraph=True), range(2))
@@ -422,6 +424,7 @@ def test_mistakes_are_told_under_compile_too():
         compiled(torch.ones(1, 4))
 
 
+@pytest.mark.slow
 def test_autocast():
     model = seeded(short).float()
     twin = copy.deepcopy(model)
