@@ -28,7 +28,7 @@ def solve_gptq(
 
     It looks for a small ``(W - Q) H (W - Q)'``, of the inputs that the quantized model has; it takes no notice of what
     the float model had instead. It is implemented in the feedback form (LDLQ of QuIP), which gives GPTQ's codes with
-    one Cholesky factor and no inverse. Weights of inputs that are 0 always become 0.
+    one Cholesky factor and no inverse. Weights of inputs that are always 0 become 0 (or what the grid has next to it).
 
     Args:
         problem: the layer.
