@@ -93,7 +93,7 @@ class _Packed:
         self.ties: dict[str, str] = said["ties"]
         self.weights = {form.key: name for name, form in self.forms.items()}  # by the parameter
         names = set(file.keys())
-        parts = {f"{name}.{part}" for name, form in self.forms.items() for part in form.shapes()}
+        parts = {f"{name}.{part}" for name, form in self.forms.items() for part in form.tensors()}
         lacking = sorted(parts - names)
         if lacking:
             raise ExportError(f"{shown}: the file lacks {lacking[0]}: it is damaged. Write it again.")
@@ -143,9 +143,10 @@ class _Packed:
         form, shape = self.forms[name], tuple(stored.as_seen().shape)
         if shape != form.shape:
             yield f"{stored.key} has the shape {form.shape} in the file, and {shape} in the model."
-        for part, size in form.shapes().items():
-            if self.shape(f"{name}.{part}") != size:
-                yield f"{name}.{part} is damaged: its shape is {self.shape(f'{name}.{part}')}, and {size} was written."
+        for part, each in form.tensors().items():
+            found = self.shape(f"{name}.{part}")
+            if found != each.shape:
+                yield f"{name}.{part} is damaged: its shape is {found}, and {each.shape} was written."
 
     def _refused(self, name: str, quant: TensorQuant) -> Iterator[str]:
         """What a quantizer says of the file's state for it, tried on a copy."""
@@ -187,7 +188,7 @@ class _Packed:
         if name is not None:
             assert isinstance(stored.quant, GridQuant)
             form = self.forms[name]
-            values = unpacked(form, self.parts(name, form.shapes()), stored.quant)
+            values = unpacked(form, self.parts(name, form.tensors()), stored.quant)
             stored.tensor.copy_(stored.as_stored(values.to(stored.tensor.dtype)))
 
     def tensor(self, name: str) -> Tensor:
@@ -213,7 +214,7 @@ class _Packed:
             form = self.forms.get(first)
             if form is None or not form.fixed:
                 continue
-            held = form.shapes().keys() - {"codes"}
+            held = form.tensors().keys() - {"codes"}
             before = f"{inside}." if inside else ""
             scale, zero_point = scales(form, self.parts(first, held), quant)
             found[f"{before}scaling.fixed_scale"] = scale

@@ -118,7 +118,7 @@ def test_what_the_file_holds(tmp_path):
                 "number_format": "int4 narrow",
                 "bit_width": 4,
                 "signed": True,
-                "scale": "float",
+                "scale": "float32",
                 "scale_shape": [2, 1],
                 "zero_point": None,
                 "fixed": True,
