@@ -178,6 +178,7 @@ class _Packed:
                 state = {f"{start}{name}": self.tensor(f"{start}{name}") for name in _names_of(module)}
                 module._load_from_state_dict(state, start, {"version": module._version}, False, [], [], [])
             for stored in stored_weights(module) if isinstance(module, QuantLayer) else ():
+                stored.quant.to(stored.tensor.device)  # a grid that was fixed just now lies where the layer was made
                 if id(stored.tensor) not in loaded:
                     loaded.add(id(stored.tensor))
                     self.unpack(joined(path, stored.key), stored)
