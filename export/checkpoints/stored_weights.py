@@ -87,7 +87,8 @@ class StoredWeight(NamedTuple):
     @property
     def fixable(self) -> bool:
         """Whether the grid can be fixed: the quantizer serves this weight alone, and as it is."""
-        return len(self.quant._served) < 2 and getattr(self.quant, "transform", None) is None
+        served = {each.data_ptr() for each in self.quant._parameters_served()}
+        return len(served) < 2 and getattr(self.quant, "transform", None) is None
 
     @torch.no_grad()
     def coded(self) -> Coded:

@@ -95,6 +95,7 @@ def export_compressed_tensors(
     files = {name: described(each) for name, each in plain.items()}
     for path, layer in plan.items():
         files |= {joined(path, name): each for name, each in layer.tensors.items()}
+    text = json.dumps({**said, "quantization_config": _quantization(model, plan)}, indent=2)
     place.mkdir(parents=True, exist_ok=True)
     with writing(CALL, place / "model.safetensors", files, {"format": "pt"}) as put:
         for path in plan:
@@ -103,7 +104,7 @@ def export_compressed_tensors(
         for name, tensor in plain.items():
             put(name, tensor)
     partial = place / "config.json.partial"
-    partial.write_text(json.dumps({**said, "quantization_config": _quantization(model, plan)}, indent=2) + "\n")
+    partial.write_text(f"{text}\n")
     os.replace(partial, place / "config.json")
     return StorageReport(tuple(_row(stored[path], layer) for path, layer in plan.items()))
 
@@ -158,6 +159,8 @@ def _planned(
 def _forms(stored: StoredWeight) -> tuple[WeightForm, InputForm]:
     inputs = input_form(getattr(stored.layer, "input_quant", None))
     quant = stored.quant
+    if type(stored.layer).forward is not QuantLinear.forward:
+        raise ExportError(f"{type(stored.layer).__name__} has a forward of its own, which runtimes don't run")
     if not isinstance(quant, GridQuant) or quant.transform is not None:
         raise ExportError(f"its weight has no grid of its own ({quant.scheme()})")
     packs = inputs is NO_INPUTS or inputs.kind.startswith("float")

@@ -126,8 +126,8 @@ class _Packed:
             yield f"{name} is missing from the file: the saved model did not quantize there."
         for name in sorted(schemes - quantizers.keys()):
             yield f"{name} is missing from the model: the saved model quantizes there."
-        strangers = _Owned(schemes)
-        for name in sorted(self.names - own.keys()):
+        strangers, branches = _Owned(schemes), set(_branches(model))
+        for name in sorted(self.names - own.keys() - branches):
             if name not in owned and name not in strangers:
                 yield f"{name} is not in the model, and the file holds it."
         for each in stored_weights(model):
@@ -156,11 +156,11 @@ class _Packed:
         except RuntimeError as error:
             yield f"{name}: {' '.join(str(error).split())}"
             return
-        other_scheme = f"{type(quant).__name__}: the file holds "
+        kind = f"{type(quant).__name__}: "
         for each in keys.unexpected_keys:
-            differs = each.startswith(other_scheme)
-            says = each.removeprefix(f"{type(quant).__name__}: ") if differs else f"the file holds {each}, too."
-            yield f"{name}: {says.replace(', or load with strict=False to keep this one' + chr(39) + 's scheme', '')}"
+            told = each.startswith(f"{kind}the file holds ")  # of another scheme
+            says = each.removeprefix(kind).replace(_LOOSELY, "") if told else f"the file holds {each}, too."
+            yield f"{name}: {says}"
         for each in keys.missing_keys:
             yield f"{name}.{each} is missing from the file."
 
@@ -224,6 +224,9 @@ class _Packed:
         return found
 
 
+_LOOSELY = ", or load with strict=False to keep this one's scheme"  # which load_packed does not do
+
+
 class _Owned:
     """The names of what belongs to some modules.
 
@@ -257,6 +260,13 @@ def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     for path, module in model.named_modules(remove_duplicate=False):
         for name in _names_of(module):
             yield joined(path, name), getattr(module, name)
+
+
+def _branches(model: nn.Module) -> Iterator[str]:
+    """Names that a layer takes over from a state dict without having them: those of a `LowRank` branch."""
+    for path, module in model.named_modules(remove_duplicate=False):
+        if isinstance(module, QuantLayer):
+            yield from (joined(path, f"correction.{name}") for name in ("down", "up"))
 
 
 def _units(module: nn.Module, path: str = "") -> Iterator[tuple[str, nn.Module]]:

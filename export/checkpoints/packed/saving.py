@@ -83,7 +83,7 @@ class _Plan(NamedTuple):
 
     Args:
         weights: what is packed, by quantizer.
-        twins: quantizers of other layers that have the weight and grid of one of these.
+        twins: other quantizers of such a weight, and other paths of one, which have the same grid.
         plain: all other tensors, by name.
         ties: other names for what is held under one.
         left: rows for weights that stay in floats.
@@ -136,7 +136,7 @@ def _divided(
     for each in stored_weights(model):
         groups.setdefault(id(each.tensor), []).append(each)
     weights: dict[str, _Weight] = {}
-    twins: dict[str, str] = {}
+    fixed: dict[int, str] = {}  # quantizers
     left = []
     for first, *others in groups.values():
         try:
@@ -146,11 +146,14 @@ def _divided(
             for other in others:
                 _check_twin(first, other, coded)
             weights[first.name] = _Weight(first, Form.of(first.key, coded, first.fixable))
-            twins |= {other.name: first.name for other in others if other.quant is not first.quant}
+            if first.fixable:
+                fixed |= {id(each.quant): first.name for each in (first, *others)}
         except ExportError as error:
             kind = str(first.tensor.dtype).removeprefix("torch.")
             size = first.tensor.numel() * first.tensor.itemsize
             left.append(StorageRow(first.name, tuple(first.tensor.shape), f"{kind}: {error}", "none", size))
+    paths = {path: fixed.get(id(each)) for path, each in model.named_modules(remove_duplicate=False)}
+    twins = {path: first for path, first in paths.items() if first is not None and path not in weights}
     return weights, twins, tuple(left)
 
 

@@ -12,6 +12,7 @@ import bitwright.nn as qnn
 from bitwright import quantizers
 from bitwright.export import ExportError, export_compressed_tensors
 from bitwright.export.checkpoints.compressed_tensors.words import in_bytes, in_words
+from bitwright.nn.low_rank import LowRank
 from bitwright.qcore import E2M1, E2M3, E4M3, PerAxis, PerGroup
 from bitwright.quantizers import (
     Int4WeightPerGroup,
@@ -257,6 +258,14 @@ def test_what_else_a_model_may_hold(tmp_path):
         "  3: 0.weight is the same weight. Leave both layers in floats.\n"
         f"  0.weight_quant: {only} (int8 narrow, per tensor, float scale). Leave it out: weight_quant=None.\n"
         f"  2.act_quant: {only} (uint8, per tensor, float scale). Leave it out: act_quant=None."
+    )
+    model = Model(weight_quant=Int4WeightPerGroup)
+    model.up.correction = LowRank(torch.randn(2, 64), torch.randn(32, 2))
+    with pytest.raises(ExportError) as raised:
+        export_compressed_tensors(model, tmp_path)
+    assert str(raised.value) == (
+        "export_compressed_tensors: this model can't be written:\n"
+        "  up.correction: runtimes don't have LowRank, and would leave it out."
     )
     with pytest.raises(ExportError) as raised:
         export_compressed_tensors(nn.Linear(2, 2), tmp_path)
