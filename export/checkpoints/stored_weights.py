@@ -23,17 +23,20 @@ class Coded(NamedTuple):
     Args:
         codes: integers, or codes of other levels, in the smallest type that holds them.
         grid: where they stand.
-        values: what they stand for, in the weight's type.
+        dtype: of the weight.
 
     Example:
-        >>> grid = Grid(torch.tensor(0.5))
-        >>> Coded(torch.tensor([3], dtype=torch.int8), grid, grid.from_int(torch.tensor([3]))).values
+        >>> Coded(torch.tensor([3], dtype=torch.int8), Grid(torch.tensor(0.5))).values()
         tensor([1.5000])
     """
 
     codes: Tensor
     grid: Grid
-    values: Tensor
+    dtype: torch.dtype = torch.float32
+
+    def values(self) -> Tensor:
+        """What the codes stand for, in the weight's type."""
+        return self.grid.from_int(self.codes).to(self.dtype)
 
 
 class StoredWeight(NamedTuple):
@@ -111,7 +114,7 @@ class StoredWeight(NamedTuple):
                 quant._kept = kept
         if int(grid.bit_width) > FLOAT_BITS:
             raise ExportError(f"floats don't tell integers of {int(grid.bit_width)} bits apart")
-        return Coded(codes, grid, grid.from_int(codes).to(seen.dtype))
+        return Coded(codes, grid, seen.dtype)
 
     @torch.no_grad()
     def verify(self, coded: Coded) -> None:
@@ -133,8 +136,9 @@ class StoredWeight(NamedTuple):
             finally:
                 self.quant._kept = kept
         copied.eval()
-        again = copied._quantize(coded.values, *context)[0]
-        if not torch.equal(values, coded.values) or not torch.equal(values, again):
+        given_back = coded.values()
+        again = copied._quantize(given_back, *context)[0]
+        if not torch.equal(values, given_back) or not torch.equal(values, again):
             transform = getattr(self.quant, "transform", None)
             raise ExportError(
                 f"{_plain(seen.dtype)} numbers don't hold its grid"

@@ -113,7 +113,7 @@ def packed(form: Form, coded: Coded) -> dict[str, Tensor]:
     Example:
         >>> grid = Grid(torch.tensor([[0.5], [4.0]]))
         >>> codes = torch.tensor([[3], [-2]], dtype=torch.int8)
-        >>> coded = Coded(codes, grid, grid.from_int(codes))
+        >>> coded = Coded(codes, grid)
         >>> form = Form.of("weight", coded, fixed=True)
         >>> form.scale, packed(form, coded)["scale"]
         ('e8m0', tensor([[126],

@@ -241,6 +241,11 @@ def test_what_such_checkpoints_do_not_hold(name, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+class Doubled(qnn.QuantLinear):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
 def test_what_else_a_model_may_hold(tmp_path):
     model = nn.Sequential(
         qnn.QuantEmbedding(9, 64),
@@ -260,11 +265,13 @@ def test_what_else_a_model_may_hold(tmp_path):
         f"  2.act_quant: {only} (uint8, per tensor, float scale). Leave it out: act_quant=None."
     )
     model = Model(weight_quant=Int4WeightPerGroup)
+    model.down = Doubled(32, 64, weight_quant=Int4WeightPerGroup)
     model.up.correction = LowRank(torch.randn(2, 64), torch.randn(32, 2))
     with pytest.raises(ExportError) as raised:
         export_compressed_tensors(model, tmp_path)
     assert str(raised.value) == (
         "export_compressed_tensors: this model can't be written:\n"
+        "  down: Doubled has a forward of its own, which runtimes don't run.\n"
         "  up.correction: runtimes don't have LowRank, and would leave it out."
     )
     with pytest.raises(ExportError) as raised:
