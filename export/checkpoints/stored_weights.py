@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ...nn.layer import QuantLayer
 from ...nn.weight_layer import WeightLayer
-from ...qcore import BiasQuant, Grid, GridQuant, TensorQuant
+from ...qcore import BiasQuant, Grid, GridQuant, HalfEven, HalfUp, TensorQuant
 from ...qcore.grid_quant import FLOAT_BITS, resting
 from ...qcore.models import require_model
 from ..errors import ExportError
@@ -139,14 +139,19 @@ class StoredWeight(NamedTuple):
         given_back = coded.values()
         again = copied._quantize(given_back, *context)[0]
         if not torch.equal(values, given_back) or not torch.equal(values, again):
-            transform = getattr(self.quant, "transform", None)
-            raise ExportError(
-                f"{_plain(seen.dtype)} numbers don't hold its grid"
-                if self.fixable
-                else "its quantizer serves other weights, too, and its scale follows them"
-                if transform is None
-                else f"{type(transform).__name__} transforms it, and would change what the codes stand for"
-            )
+            raise ExportError(self._moving(seen.dtype))
+
+    def _moving(self, dtype: torch.dtype) -> str:
+        """Why a quantizer would move what the codes stand for."""
+        quant = self.quant
+        assert isinstance(quant, GridQuant)
+        if quant.transform is not None:
+            return f"{type(quant.transform).__name__} transforms it, and would change what the codes stand for"
+        if not self.fixable:
+            return "its quantizer serves other weights, too, and its scale follows them"
+        if type(quant.rounding) not in (HalfEven, HalfUp):
+            return f"its rounding ({type(quant.rounding).__name__}) would change what the codes stand for"
+        return f"{_plain(dtype)} numbers don't hold its grid"
 
     def _context(self) -> tuple[Any, ...]:
         """What the layer hands to the quantizer: the smallest scales, for a bias on the scale of the products."""

@@ -209,6 +209,8 @@ def test_what_stays_in_floats(tmp_path):
     learned = layers(weight_quant=quantizers.Int8WeightPerTensor(rounding="learned"))
     halved = layers(weight_quant=Int8WeightPerTensorLearned(transform=Halves))
     model = nn.ModuleDict({"a": floats, "b": ways, "c": learned, "d": halved, "e": layers()})
+    model["f"] = layers(weight_quant=Int4WeightPerChannel, weight_bit_width=8, weight_rounding="floor")
+    model["g"] = layers(weight_bit_width=24)
     rows = {row.name: row.stored_as for row in save_packed(model, path_in(tmp_path)).rows}
     assert rows == {
         "a.0.weight_quant": "float32: a.1.weight is the same tensor, and is used in floats",
@@ -216,6 +218,8 @@ def test_what_stays_in_floats(tmp_path):
         "c.0.weight_quant": "float32: its rounding is learned (LearnedRounding)",
         "d.0.weight_quant": "float32: Halves transforms it, and would change what the codes stand for",
         "e.0.weight_quant": "8 bits of int8 narrow",
+        "f.0.weight_quant": "float32: its rounding (Floor) would change what the codes stand for",
+        "g.0.weight_quant": "float32: floats don't tell integers of 24 bits apart",
     }
     held = load_file(path_in(tmp_path))
     assert torch.equal(held["a.0.weight"], floats[0].weight)
