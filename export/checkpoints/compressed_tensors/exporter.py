@@ -61,8 +61,8 @@ def export_compressed_tensors(
         A `StorageReport`: what each weight takes.
 
     Raises:
-        ExportError: not a model, nothing quantized, or quantizers that such a checkpoint can't say: all are listed.
-            Nothing is written then.
+        ExportError: not a model, nothing quantized, or quantizers that such a checkpoint can't describe, all of which
+            are listed. Nothing is written then.
 
     Example:
         >>> import tempfile, bitwright.nn as qnn
@@ -167,7 +167,7 @@ def _forms(stored: StoredWeight) -> tuple[WeightForm, InputForm]:
     form = weight_form(quant, stored.coded(), plain=not packs)
     if not _goes(form, inputs):
         raise ExportError(
-            f"no kernel has weights of {form.kind}{'' if form.settings['symmetric'] else ' with zero points'} and "
+            f"no kernel combines weights of {form.kind}{'' if form.settings['symmetric'] else ' with zero points'} and "
             f"{inputs.kind}"
         )
     if inputs is NO_INPUTS and form.format == "float-quantized":
@@ -213,7 +213,7 @@ def _users(model: nn.Module) -> dict[int, list[str]]:
 
 
 def _unsaid(model: nn.Module, stored: Mapping[str, StoredWeight]) -> Iterator[str]:
-    """What else the model computes that a checkpoint of its tensors does not say."""
+    """What else the model computes that the checkpoint doesn't describe."""
     own = __name__.partition(".")[0]
     said = {id(each.layer): {"weight", "input"} for each in stored.values()}
     for path, module in model.named_modules():
@@ -224,11 +224,11 @@ def _unsaid(model: nn.Module, stored: Mapping[str, StoredWeight]) -> Iterator[st
                     continue
                 where = joined(path, f"{slot.name}_quant")
                 yield (
-                    f"{where}: such checkpoints say how linear layers quantize weights and inputs, nothing else "
+                    f"{where}: these checkpoints describe only the weights and inputs of linear layers "
                     f"({quant.scheme()}). Leave it out: {slot.name}_quant=None."
                 )
         elif type(module).__module__.partition(".")[0] == own and not _inside_quantizer(model, path):
-            yield f"{path}: runtimes don't have {type(module).__name__}, and would leave it out."
+            yield f"{path}: runtimes don't have {type(module).__name__} and would leave it out."
 
 
 def _inside_quantizer(model: nn.Module, path: str) -> bool:

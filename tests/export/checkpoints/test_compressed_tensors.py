@@ -216,7 +216,7 @@ REFUSED = {
     ),
     "input": (
         {"weight_quant": Int8WeightPerChannel, "input_quant": quantizers.Int4DynamicActPerToken},
-        f"runtimes don't quantize inputs so (int4 narrow, per token, float scale). {INPUTS}",
+        f"no runtime quantizes inputs this way (int4 narrow, per token, float scale). {INPUTS}",
     ),
     "uncalibrated": (
         {"weight_quant": Int8WeightPerChannel, "input_quant": Int8Act},
@@ -224,7 +224,7 @@ REFUSED = {
     ),
     "pair": (
         {"weight_quant": ShiftedUint4WeightPerGroup, "input_quant": Int8DynamicActPerToken},
-        "no kernel has weights of int4 group with zero points and int8 token dynamic inputs",
+        "no kernel combines weights of int4 group with zero points and int8 token dynamic inputs",
     ),
 }
 
@@ -257,7 +257,7 @@ def test_what_else_a_model_may_hold(tmp_path):
     model[0].weight = model[3].weight
     with pytest.raises(ExportError) as raised:
         export_compressed_tensors(model, tmp_path)
-    only = "such checkpoints say how linear layers quantize weights and inputs, nothing else"
+    only = "these checkpoints describe only the weights and inputs of linear layers"
     assert str(raised.value) == (
         "export_compressed_tensors: this model can't be written:\n"
         "  3: 0.weight is the same weight. Leave both layers in floats.\n"
@@ -272,7 +272,7 @@ def test_what_else_a_model_may_hold(tmp_path):
     assert str(raised.value) == (
         "export_compressed_tensors: this model can't be written:\n"
         "  down: Doubled has a forward of its own, which runtimes don't run.\n"
-        "  up.correction: runtimes don't have LowRank, and would leave it out."
+        "  up.correction: runtimes don't have LowRank and would leave it out."
     )
     with pytest.raises(ExportError) as raised:
         export_compressed_tensors(nn.Linear(2, 2), tmp_path)
