@@ -1,11 +1,13 @@
 """What sensitivity found: what each layer costs and how much it suffers, under each setting."""
 
-from collections.abc import Iterator, Mapping
+import json
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..errors import GraphError
 from ..explaining.explanation import decibels
 from ..explaining.page import PageRow, page
 from .plots import heat_map
@@ -147,9 +149,24 @@ class SensitivityTable:
         }
 
     def save(self, path: str | PathLike[str]) -> None:
-        """Write a page for a browser: one file that needs nothing else."""
+        """Write the table to a file: a page for a browser, ``.html``, or data, ``.json``.
+
+        Raises:
+            GraphError: the ending of the path is another one.
+        """
+        write = _FORMATS.get(Path(path).suffix.lower())
+        if write is None:
+            raise GraphError(
+                f"SensitivityTable.save: {str(path)!r} must end in {' or '.join(_FORMATS)}, which says the format."
+            )
+        Path(path).write_text(write(self), encoding="utf-8")
+
+    def _page(self) -> str:
         rows = [PageRow(cells) for cells in self._rows()]
-        Path(path).write_text(page(self.model, self.headline, rows, (), self._columns[1:]), encoding="utf-8")
+        return page(self.model, self.headline, rows, (), self._columns[1:])
+
+    def _json(self) -> str:
+        return json.dumps(self.as_dict(), indent=1) + "\n"
 
     def plot(self) -> "Figure":
         """The damage of each layer under each setting, as a picture. Needs matplotlib.
@@ -186,6 +203,10 @@ class SensitivityTable:
         return "\n".join([self.headline, *aligned(self._columns, self._rows()), *groups])
 
 
+_FORMATS: dict[str, Callable[[SensitivityTable], str]] = {
+    ".html": SensitivityTable._page,
+    ".json": SensitivityTable._json,
+}
 TITLES = {
     "sqnr": "SQNR of the outputs in dB",
     "kl": "KL divergence of the outputs in nats",

@@ -162,6 +162,8 @@ class Trial:
 
     def _give(self, path: str, layer: QuantLayer, settings: Settings) -> dict[str, TensorQuant]:
         if settings is None:
+            if getattr(layer, "return_quant_tensor", False):
+                layer.return_quant_tensor = False  # there is no grid to return
             layer._fill({}, dict.fromkeys(layer.slots))
             return {}
         rest = {key: value for key, value in settings.items() if key != "return_quant_tensor"}
