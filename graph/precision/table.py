@@ -79,7 +79,7 @@ class SensitivityTable:
         settings: names, in the order given.
         candidates: all, layer by layer.
         groups: the layers that must agree unless `allocate_bits` is told otherwise.
-        others: rules for the other quantized layers of the model, by path.
+        declared: for every quantized layer of the model, by path, the rule that makes it what it is there.
 
     Example:
         >>> four, two = Candidate("fc", "4", 0.01, 20.0, 8, 32.0), Candidate("fc", "2", 0.5, 3.0, 8, 16.0)
@@ -98,7 +98,7 @@ class SensitivityTable:
     settings: tuple[str, ...]
     candidates: tuple[Candidate, ...]
     groups: tuple[tuple[str, ...], ...] = ()
-    others: Mapping[str, Rule] = field(default_factory=dict)
+    declared: Mapping[str, Rule] = field(default_factory=dict)
 
     def __getitem__(self, cell: tuple[str, object]) -> Candidate:
         path, setting = cell[0], str(cell[1])

@@ -120,7 +120,7 @@ def test_settings_of_any_kind():
     given |= {"return_quant_tensor": True}
     assert table["0", "a2"].rule == {**given, "input_quant": Int8Act(bit_width=2)}
     assert table["0", 4].rule == {**given, "weight_quant": Int8WeightPerTensor(bit_width=4)}
-    assert list(table.others) == ["3"]
+    assert table.declared == {"0": given, "3": {"weight_quant": Int8WeightPerTensor}}
 
 
 def test_losses_see_labels():
