@@ -32,7 +32,7 @@ def lqer(
     data: object,
     *,
     rank: int = 16,
-    method: LowRankMethod = "lqer",
+    method: LowRankMethod = "qera",
     float_inputs: bool = False,
     **options: Unpack[WalkOptions],
 ) -> LayerwiseReport:
@@ -52,9 +52,10 @@ def lqer(
         model: a quantized model with calibrated activations.
         data: one batch, or an iterable of batches, as for `walk_blocks`.
         rank: of the branches, r. A layer that would get a branch no smaller than itself gets none.
-        method: ``"lqer"`` weighs the error of each weight by the power of its input, ``"qera"`` by the whole second
-            moments of the inputs, ``"lorc"`` by nothing; with ``"svd"`` the branch takes the largest part of the weight
-            itself, and what is left of it is quantized.
+        method: ``"qera"`` weighs the error of the weight by the second moments of the inputs, ``"lqer"`` by the power
+            of each, ``"lorc"`` by nothing; with ``"svd"`` the branch takes the largest part of the weight itself, and
+            what is left of it is quantized. MiniLM at 4 bits with rank 16, 768 tokens: 12.5, 11.3, 9.9 and 9.8 dB,
+            and 8.7 without branches.
         float_inputs: whether a branch of the method ``"qera"`` also makes up for what layers before have added to the
             input, where the model keeps the float weights.
         **options: see `WalkOptions`. The weights of ``reference`` are those to be approximated, where it is given, and
