@@ -108,7 +108,7 @@ def awq(
     suited = {path: site for path, site in sites.items() if path not in reasons}
     groups = ChannelGroups(model, example_of(calls[0]), suited, [path for path in reasons if path in sites])
     search = _Search(groups, clip, duo_scaling)
-    known = {site.quant for site in suited.values()}
+    known = {site.quant for site in sites.values() if site.why_not() is None}
     with intercepted(quantizers_of(model), lambda path: _floats_on(known)):
         walked = walk_blocks(
             model,
