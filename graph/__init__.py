@@ -43,9 +43,15 @@ from .passes.reports import Entry, Report
 from .passes.smoothing import ChannelScale, smooth
 from .passes.splitting import split_channels
 from .porting import CheckpointError, load_brevitas
+from .precision.allocation import Allocation, allocate_bits
+from .precision.analysis import sensitivity
+from .precision.frontier import Pareto, pareto
+from .precision.gradients import GradientNoise, gradient_noise
+from .precision.table import Candidate, SensitivityTable
 from .recording.nodes import Graph, Node
 from .recording.places import Place
 from .recording.recorder import record
+from .rotation.rotating import rotate
 from .rules.ready import W2, W3, W4, W4A4, W4A8, W8, W8A8, integer
 from .rules.rule_files import load_rules, save_rules
 from .rules.rules import End, first, last
@@ -58,9 +64,11 @@ __all__ = [
     "W4A8",
     "W8",
     "W8A8",
+    "Allocation",
     "BiasReport",
     "CalibratedRange",
     "CalibrationReport",
+    "Candidate",
     "ChannelScale",
     "CheckpointError",
     "DataStatistic",
@@ -71,6 +79,7 @@ __all__ = [
     "ExplainedLayer",
     "ExplainedQuantizer",
     "Explanation",
+    "GradientNoise",
     "Graph",
     "GraphError",
     "GraphWarning",
@@ -78,10 +87,12 @@ __all__ = [
     "LayerwiseReport",
     "Levels",
     "Node",
+    "Pareto",
     "Percentile",
     "Place",
     "Problem",
     "Report",
+    "SensitivityTable",
     "SlotDecision",
     "Solution",
     "SquaredError",
@@ -89,6 +100,7 @@ __all__ = [
     "WeightGrid",
     "absorb_biases",
     "adaround",
+    "allocate_bits",
     "autoround",
     "calibrate",
     "correct_biases",
@@ -99,18 +111,22 @@ __all__ = [
     "fold_batch_norms",
     "gpfq",
     "gptq",
+    "gradient_noise",
     "integer",
     "last",
     "load_brevitas",
     "load_rules",
     "lqer",
     "magr",
+    "pareto",
     "qronos",
     "quantize",
     "record",
     "reestimate_batch_norms",
+    "rotate",
     "save_rules",
     "search_scales",
+    "sensitivity",
     "smooth",
     "split_channels",
     "walk_blocks",

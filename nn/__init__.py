@@ -56,6 +56,7 @@ if TYPE_CHECKING:  # imported when first asked for: most models have none of the
     from .embeddings.embedding import QuantEmbedding
     from .function import QuantFunction
     from .hadamard import QuantHadamardClassifier
+    from .hadamard_transform import HadamardTransform
     from .losses import BitLoss, accumulator_penalty, bit_loss, range_penalty, rounding_penalty
     from .norms.batch_norm import QuantBatchNorm1d, QuantBatchNorm2d, QuantBatchNorm3d
     from .norms.layer_norm import QuantGroupNorm, QuantLayerNorm, QuantRMSNorm
@@ -83,6 +84,7 @@ if TYPE_CHECKING:  # imported when first asked for: most models have none of the
 __all__ = [
     "ActivationLayer",
     "BitLoss",
+    "HadamardTransform",
     "LowRank",
     "QuantAdaptiveAvgPool1d",
     "QuantAdaptiveAvgPool2d",
@@ -190,6 +192,7 @@ _LATER = (  # the modules of what is imported when first asked for
     ".norms.scale_bias",
     ".activations.prelu",
     ".hadamard",
+    ".hadamard_transform",
     ".losses",
     ".attention",
     ".recurrent",
