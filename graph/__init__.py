@@ -27,6 +27,7 @@ from .errors import GraphError, GraphWarning
 from .explaining.explanation import ExplainedLayer, ExplainedQuantizer, Explanation
 from .explaining.reasons import explain
 from .layerwise.iterating import adaround, autoround
+from .layerwise.methods.activation_aware import awq
 from .layerwise.methods.low_rank import lqer
 from .layerwise.one_pass import gpfq, gptq, qronos
 from .layerwise.options import WalkOptions
@@ -102,6 +103,7 @@ __all__ = [
     "adaround",
     "allocate_bits",
     "autoround",
+    "awq",
     "calibrate",
     "correct_biases",
     "decisions_of",
