@@ -254,7 +254,7 @@ class WeightLayer(QuantLayer):
         else:
             with not_kept(values, weight):
                 out = self._compute(values, weight, bias, *extra)
-        branch = self._modules.get("correction")
+        branch: Any = self._modules.get("correction")
         if branch is not None and weight is not self._parameters.get("weight"):  # whose quantizer is off
             out = out + branch(self._compute(values, branch.down, None, *extra))
         return self._leave(out, inputs, weights, bias, biases)

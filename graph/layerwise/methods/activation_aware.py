@@ -56,13 +56,14 @@ def awq(
     a = 0 is no scaling: in its own loss, AWQ is never worse than rounding.
 
     Then the largest weights of each group, or row, are clipped where that brings the output of the layer nearer; not
-    for layers whose output goes into attention scores (q, k). Clipped weights are the float weights from then on: keep
-    the float model for comparison, and for ``reference=`` of what comes next.
+    for layers whose output goes into attention scores (q, k). MiniLM at 4 bits gains 3.2 dB with a scale for each row,
+    6.7 to 9.9, and 1.9 with one for each 32 weights, 10.0 to 11.9, nearly all of it by clipping, as its norms come last
+    and can't be divided.
 
-    AWQ is for weights of 3 or 4 bits with a scale for each group of inputs; weights may be rounded by `gptq`
-    afterwards. It chooses no codes itself: weights stay floats, and grids follow them, fixed ones too. Calibrated
-    ranges of activations don't survive a division; where there are some, a layer is clipped alone. Use `smooth` on
-    the float model for those.
+    AWQ chooses no codes: weights stay floats, and grids follow them, fixed ones too; `gptq` may round them afterwards.
+    From then on scaled and clipped weights are the model's float weights: call what comes next without ``reference``.
+    Calibrated ranges of activations don't survive a division; where there are some, layers are only clipped. Call
+    `smooth` on the float model instead.
 
     The model is changed in place, and it is as it was if anything fails.
 
@@ -181,7 +182,7 @@ class _Search:
 
     def solve(self, path: str, problem: Problem) -> None:
         """Take a problem, and do what can be done now."""
-        if path not in self.groups.sites:
+        if path not in self.groups.sites or path in self.groups.unchanged:
             return
         self.waiting[path] = problem, Trial(self.groups.sites[path])
         together = next((each for each in self.groups.together if path in each.paths), None)
@@ -262,7 +263,8 @@ class _Search:
         path = entry.path
         layer = self.found.get(path)
         if layer is None:
-            return replace(entry, action="left", reason=reasons.get(path, entry.reason), figures={})
+            why = reasons.get(path) or self.groups.reasons.get(path) or entry.reason
+            return replace(entry, action="left", reason=why, figures={})
         into, clipped = self.into.get(path), layer.limits is not None
         why = "" if into else self.groups.reasons.get(path, "no scales are better than none")
         done = [f"scaled into {', '.join(into)}"] if into else []

@@ -51,6 +51,7 @@ class ChannelGroups:
     Attributes:
         together: what is to be scaled.
         reasons: why the input of other layers can't be, by path.
+        unchanged: layers whose weights can't be changed at all, as others read them, too.
 
     Example:
         >>> import bitwright.nn as qnn
@@ -75,6 +76,7 @@ class ChannelGroups:
             kept = [path for path in layers if path in sites or not hasattr(self.modules[path], "weight_quant")]
             whys = {path: why_not_multiplied(path, self.regions) for path in kept if path not in skip}
         self.reasons = {path: why for path, why in whys.items() if why and path in sites}
+        self.unchanged = frozenset(self.reasons)
         groups = readers_of(self.graph, [path for path, why in whys.items() if not why])
         groups = [group for group in groups if any(path in sites for path in group.paths)]
         held = why_not_divided(groups, self.regions)

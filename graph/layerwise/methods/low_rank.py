@@ -19,7 +19,7 @@ from ..problem import Problem, Solution
 from ..products import Transposed
 from ..reports import LayerwiseReport
 from ..sites import Site, sites_of
-from ..solvers.low_rank import METHODS, LowRankMethod, first_directions, low_rank
+from ..solvers.branches import METHODS, LowRankMethod, first_directions, low_rank
 from ..walk import walk_blocks
 from .layers import product_in, why_no_product
 from .trials import Trial
@@ -91,7 +91,7 @@ def lqer(
             'lqer: method="svd" quantizes what its branches leave of the weights, so that what chose them is lost. '
             "Leave reference out, or choose another method."
         )
-    branches = _Branches({site.path: site for site in sites_of(model)}, rank, method, reference)
+    branches = _Branches(model, {site.path: site for site in sites_of(model)}, rank, method, reference)
     with branches.restored_on_failure(model):
         found = walk_blocks(
             model,
@@ -113,12 +113,19 @@ class _Branches:
     """The branches of a model's layers; until they are attached, the weights of their layers stand for both."""
 
     def __init__(
-        self, sites: Mapping[str, Site], rank: int, method: LowRankMethod, reference: nn.Module | None
+        self,
+        model: nn.Module,
+        sites: Mapping[str, Site],
+        rank: int,
+        method: LowRankMethod,
+        reference: nn.Module | None,
     ) -> None:
         self.sites, self.rank = sites, rank
         self.method: LowRankMethod = method
         self.named = None if reference is None else dict(reference.named_modules())
         self.left = {path: why for path, site in sites.items() if (why := _why_not(site, rank)) is not None}
+        if method == "svd":
+            self.left |= {path: why for path in sites if (why := _why_shared(model, sites[path])) is not None}
         self.before = {path: site.parameter for path, site in sites.items() if path not in self.left}
         self.found: dict[str, tuple[Tensor, Tensor]] = {}  # up and down
 
@@ -215,4 +222,12 @@ def _why_not(site: Site, rank: int) -> str | None:
     outputs, inputs = product_in(layer).matrix(layer.weight).shape[1:]
     if rank * (outputs + inputs) >= outputs * inputs:
         return f"a branch of rank {rank} would be no smaller than its weight, {outputs} x {inputs}"
+    return None
+
+
+def _why_shared(model: nn.Module, site: Site) -> str | None:
+    """Why the weight of a layer can't be changed; None if it can."""
+    for other, module in model.named_modules():
+        if module is not site.layer and any(each is site.parameter for each in module._parameters.values()):
+            return f"it shares its weight with {other or 'the model itself'}"
     return None

@@ -144,6 +144,17 @@ def test_convolutions():
     assert float(share) == pytest.approx(report["4"].figures["after"], rel=1e-4)
 
 
+def test_weights_that_others_read_stay():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Embedding(8, 12), nn.LayerNorm(12), nn.Linear(12, 8, bias=False), nn.Linear(8, 8))
+    model[2].weight = model[0].weight
+    q = quantize(model, {nn.Linear: ROWS}).eval()
+    report = awq(q, torch.arange(8).repeat(4, 1))
+    assert report["2"].text == "left: it shares its weight with 0"
+    assert torch.equal(q[2].weight, model[2].weight)
+    assert report["3"].action == "clipped"
+
+
 def test_grids_follow():
     """A grid that was fixed follows the weight again."""
     _, q, x = decoder()

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 import bitwright.nn as qnn
-from bitwright.graph import GraphError, gptq, lqer, quantize
+from bitwright.graph import GraphError, explain, gptq, lqer, quantize
 from bitwright.graph.layerwise.methods.low_rank import _Branches
 from bitwright.quantizers import Int8WeightPerChannel
 
@@ -107,6 +107,16 @@ def test_embeddings_and_own_forwards():
     assert report["0"].reason == "a QuantEmbedding is neither a linear layer nor a convolution"
     assert report["1"].reason == "a QuantOwn computes its result by a forward of its own"
     assert report["2"].action == "lqer"
+
+
+def test_what_is_left_of_a_shared_weight():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Embedding(16, 16), nn.Linear(16, 16, bias=False), nn.Linear(16, 16))
+    model[1].weight = model[0].weight
+    q, x = quantize(model, RULES).eval(), torch.arange(16).repeat(4, 1)
+    assert lqer(q, x, rank=2, method="svd")["1"].reason == "it shares its weight with 0"
+    assert lqer(quantize(model, RULES).eval(), x, rank=2)["1"].action == "lqer"
+    assert "float: LowRank, a correction of 64 floats: 2.correction" in str(explain(q))
 
 
 def test_a_walk_goes_on(tmp_path, monkeypatch):
