@@ -2,9 +2,9 @@
 
 from torch import nn
 
+from ...nn.branches.low_rank import LowRank
 from ...nn.function import QuantFunction
 from ...nn.layer import QuantLayer
-from ...nn.low_rank import LowRank
 from ...qcore import TensorQuant
 from ...qcore.models import require_model
 from ..conversion.decisions import Decision, SlotDecision, decisions_of

@@ -24,9 +24,9 @@ from ...regions.divisions import Readers, divide
 from ...regions.weights import WeightedLayer, channels_of, per_channel
 from ..problem import Problem
 from ..reports import LayerwiseReport
-from ..sites import Site, sites_of
 from ..solvers.activation_aware import channel_scales, clipping_thresholds, importance, scaled_loss
-from ..walk import walk_blocks
+from ..walking.sites import Site, sites_of
+from ..walking.walk import walk_blocks
 from .channel_groups import ChannelGroups, Together
 from .layers import why_no_product
 from .trials import Trial

@@ -15,7 +15,7 @@ from ...recording.nodes import Graph, Node
 from ...recording.recorder import record
 from ...regions.divisions import Readers, mean_numbers, readers_of, why_not_divided, why_not_multiplied, writers_of
 from ...regions.regions import Regions
-from ..sites import Site
+from ..walking.sites import Site
 from .trials import Trial
 
 __all__ = ["ChannelGroups", "Together"]
@@ -55,7 +55,7 @@ class ChannelGroups:
 
     Example:
         >>> import bitwright.nn as qnn
-        >>> from bitwright.graph.layerwise.sites import sites_of
+        >>> from bitwright.graph.layerwise.walking.sites import sites_of
         >>> model = nn.Sequential(nn.LayerNorm(4), qnn.QuantLinear(4, 4), nn.GELU(), qnn.QuantLinear(4, 4))
         >>> found = ChannelGroups(model, torch.ones(1, 4), {site.path: site for site in sites_of(model)})
         >>> [(each.paths, each.writers) for each in found.together]

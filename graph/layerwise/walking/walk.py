@@ -7,25 +7,25 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from ...nn.contexts.freezing import frozen
-from ...nn.contexts.intercepting import quantizers_of
-from ...qcore import Grid, TensorQuant
-from ...qcore.models import require_model
-from ..calibration.progress import tracked
-from ..errors import GraphError
-from ..measuring.batches import batches_of
-from ..measuring.evaluation import evaluating
-from ..measuring.samples import samples_in, taken
-from ..passes.models import difference
-from ..passes.reports import Entry
-from ..recording.examples import Call
+from ....nn.contexts.freezing import frozen
+from ....nn.contexts.intercepting import quantizers_of
+from ....qcore import Grid, TensorQuant
+from ....qcore.models import require_model
+from ...calibration.progress import tracked
+from ...errors import GraphError
+from ...measuring.batches import batches_of
+from ...measuring.evaluation import evaluating
+from ...measuring.samples import samples_in, taken
+from ...passes.models import difference
+from ...passes.reports import Entry
+from ...recording.examples import Call
+from ..reports import LayerwiseReport
 from .chain import Chain, chain_of
 from .choosing import Choice, Solver, choose
 from .gathering import Gatherer, View
 from .moments import Moments
 from .observing import following, observing
 from .products import Product
-from .reports import LayerwiseReport
 from .resuming import Checkpoint
 from .sites import Site, sites_of
 from .stages import Stage, stages_of

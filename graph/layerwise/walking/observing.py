@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from ...nn.contexts.intercepting import intercepted, quantizers_of
-from ...qcore import Grid, TensorQuant, values_of
-from ...qcore.tensor_quant import Intercept
-from ..errors import GraphError
-from ..recording.kinds import kind_of
-from ..recording.tensors import storage_of, tensors_in
+from ....nn.contexts.intercepting import intercepted, quantizers_of
+from ....qcore import Grid, TensorQuant, values_of
+from ....qcore.tensor_quant import Intercept
+from ...errors import GraphError
+from ...recording.kinds import kind_of
+from ...recording.tensors import storage_of, tensors_in
 from .products import Product, product_of
 from .sites import Site
 
