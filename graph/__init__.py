@@ -26,6 +26,7 @@ from .conversion.decisions import Decision, SlotDecision, decisions_of
 from .errors import GraphError, GraphWarning
 from .explaining.explanation import ExplainedLayer, ExplainedQuantizer, Explanation
 from .explaining.reasons import explain
+from .layerwise.methods.activation_aware import awq
 from .layerwise.methods.iterating import adaround, autoround
 from .layerwise.methods.low_rank import lqer
 from .layerwise.methods.one_pass import gpfq, gptq, qronos
@@ -102,6 +103,7 @@ __all__ = [
     "adaround",
     "allocate_bits",
     "autoround",
+    "awq",
     "calibrate",
     "correct_biases",
     "decisions_of",
