@@ -1,8 +1,6 @@
 """Features in a recorded model: which layers write them, which read them, and what lies between passes a rotation."""
 
-import copy
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from math import prod
 from typing import Any, TypeAlias
 
@@ -14,68 +12,9 @@ from ..recording.nodes import Graph, Node, Source
 from ..recording.tensors import TENSOR
 from ..regions.scales import Classes, Scales
 from .norms import Norm, norm_calls
+from .parts import Matrix, Reading, Value, Writing, repeated, turns
 
-__all__ = ["Features", "Matrix", "Reading", "Writing"]
-
-
-@dataclass(frozen=True)
-class Matrix:
-    """A weight and its bias, which map features to features.
-
-    Attributes:
-        layer: the path of the layer that they belong to.
-        weight: the path of the parameter: (outputs, inputs), or (inputs, outputs) if it is transposed.
-        bias: that of the bias, "" if there is none.
-        start: the first of its rows.
-        stop: behind the last one.
-        bias_start: where the bias of these rows begins.
-        transposed: whether the weight multiplies from the right.
-    """
-
-    layer: str
-    weight: str
-    bias: str
-    start: int
-    stop: int
-    bias_start: int = 0
-    transposed: bool = False
-
-
-@dataclass(frozen=True, eq=False)
-class Writing:
-    """A parameter one dimension of which is of features.
-
-    Attributes:
-        layer: the path of the layer, or of the parameter itself.
-        parameter: the path.
-        dim: the dimension.
-        ids: of the features along it, from ``start``.
-        start: where they begin.
-    """
-
-    layer: str
-    parameter: str
-    dim: int
-    ids: Tensor
-    start: int = 0
-
-
-@dataclass(frozen=True, eq=False)
-class Reading:
-    """A matrix that reads features; ``norm`` is that whose gain lies between."""
-
-    matrix: Matrix
-    ids: Tensor
-    norm: Norm | None = None
-
-
-@dataclass(frozen=True)
-class _Value:
-    """What is known of a tensor: the id of the feature that each element is, and the norm whose gain it has."""
-
-    ids: Tensor
-    norm: Norm | None = None
-    squared: bool = False
+__all__ = ["Features"]
 
 
 class Features:
@@ -110,7 +49,7 @@ class Features:
         self.summed: list[Tensor] = []
         self.computed: dict[str, str] = {}
         self._scales = Scales()
-        self._states: dict[Source, _Value] = {}
+        self._states: dict[Source, Value] = {}
         self._passing: dict[Node, Tensor] = {}
         self._written: dict[tuple[str, int, int], Tensor] = {}
         self._readers: dict[str, set[str]] = {}  # of parameters, the functions
@@ -139,7 +78,8 @@ class Features:
         rule = self._rule(node)
         if rule is None or node.alternatives or 0 in node.shape:
             self._block(node)
-        elif (rule in _SOURCES or any(each is not None for each in values)) and not rule(self, node):
+            return
+        if (rule in _SOURCES or any(values)) and not rule(self, node):
             self._block(node)
 
     def _rule(self, node: Node) -> "Rule | None":
@@ -148,7 +88,7 @@ class Features:
             return next((rule for kind, rule in _LAYERS.items() if isinstance(module, kind)), None)
         return _FUNCTIONS.get(kind_of(node.function) or node.kind)
 
-    def of(self, source: Source | None) -> _Value | None:
+    def of(self, source: Source | None) -> Value | None:
         """What is known of a tensor; None for one without features."""
         if source is None:
             return None
@@ -157,7 +97,7 @@ class Features:
             self._scales.hold(self._passing[source[0]], f"{source[0].path} ({source[0].kind}) writes to memory")
         return found
 
-    def _input(self, node: Node, number: int = 0) -> _Value | None:
+    def _input(self, node: Node, number: int = 0) -> Value | None:
         return self.of(node.inputs[number]) if number < len(node.inputs) else None
 
     def _block(self, node: Node) -> None:
@@ -172,7 +112,7 @@ class Features:
         if value is not None:
             self._scales.hold(value.ids, why if value.norm is None else f"{why}, behind the gain of {value.norm.path}")
 
-    def _give(self, node: Node, value: _Value, number: int = 0) -> bool:
+    def _give(self, node: Node, value: Value, number: int = 0) -> bool:
         self._states[node, number] = value
         self._passing[node] = value.ids
         return True
@@ -221,7 +161,7 @@ class Features:
         ids = self._scales.channels(node.shape, len(node.shape) - 1)
         self._scales.hold(ids, f"its {name} {why}")
         self.writings.append(Writing(path, "", 0, ids.reshape(-1, ids.shape[-1])[0]))
-        return self._give(node, _Value(ids))
+        return self._give(node, Value(ids))
 
     def _parameter(self, path: str, name: str) -> str | None:
         """The path of a parameter, "" where there is none, None where it is computed."""
@@ -254,7 +194,7 @@ class Features:
         bias = matrix.bias or (f"{matrix.layer}.bias" if matrix.layer else "bias")  # a norm's may become one
         if matrix.bias or isinstance(self.modules.get(matrix.layer), nn.Linear):
             self.writings.append(Writing(matrix.layer, bias, 0, row, matrix.bias_start))
-        self._give(node, _Value(ids))
+        self._give(node, Value(ids))
 
     def _conv(self, node: Node) -> bool:
         """Patches of an image: a convolution writes features along dimension 1."""
@@ -269,7 +209,7 @@ class Features:
         ids = self._channels((weight, 0, 0), node.shape, axis, layer.out_channels)
         for parameter in (weight, bias) if bias else (weight,):
             self.writings.append(Writing(path, parameter, 0, self._written[weight, 0, 0]))
-        return self._give(node, _Value(ids))
+        return self._give(node, Value(ids))
 
     def _embedding(self, node: Node) -> bool:
         path, layer = node.module or "", self.modules[node.module or ""]
@@ -279,7 +219,7 @@ class Features:
             return self._unowned(node, "weight")
         ids = self._channels((weight, 1, 0), node.shape, len(node.shape) - 1, layer.embedding_dim)
         self.writings.append(Writing(path, weight, 1, ids.reshape(-1, layer.embedding_dim)[0]))
-        return self._give(node, _Value(ids))
+        return self._give(node, Value(ids))
 
     def _attention_layer(self, node: Node) -> bool:
         """`nn.MultiheadAttention`: three matrices read, one writes, and the values lie between two."""
@@ -290,6 +230,7 @@ class Features:
             return False
         start, size = (f"{path}." if path else ""), layer.embed_dim
         bias = f"{start}in_proj_bias" if layer.in_proj_bias is not None else ""
+        row = torch.zeros(0, dtype=torch.int64)
         for number, name in enumerate(("q", "k", "v")):
             packed = layer.in_proj_weight is not None
             weight = f"{start}in_proj_weight" if packed else f"{start}{name}_proj_weight"
@@ -323,7 +264,7 @@ class Features:
         self.rows += list(rows)
         self.normed += [(norm, row) for row in rows]
         ids = value.ids.expand(node.shape) if value.ids.shape != node.shape else value.ids
-        return self._give(node, _Value(ids, norm if norm.gain or norm.bias else None))
+        return self._give(node, Value(ids, norm if norm.gain or norm.bias else None))
 
     # Functions
 
@@ -350,7 +291,7 @@ class Features:
         if moved is None:
             return False
         for number, ids in enumerate(moved):
-            self._give(node, _Value(ids, value.norm, value.squared), number)
+            self._give(node, Value(ids, value.norm, value.squared), number)
         return tuple(moved[0].shape) == node.shape
 
     def _moved(self, node: Node, ids: Tensor) -> list[Tensor] | None:
@@ -362,9 +303,9 @@ class Features:
             except Exception:
                 return None
             parts = [made] if isinstance(made, Tensor) else list(made)
-            return [_repeated(each) for each in parts]
+            return [repeated(each) for each in parts]
         if ids.numel() == prod(node.shape) and kind_of(node.function) == "reshape":
-            return [_repeated(ids.reshape(node.shape))]
+            return [repeated(ids.reshape(node.shape))]
         if kind_of(node.function) == "getitem" and self._row(ids) is not None and node.shape[-1:] == ids.shape[-1:]:
             return [self._along_last(ids, node.shape)]  # rows that a tensor picks
         return None
@@ -394,7 +335,7 @@ class Features:
             ids = ids.narrow(dim, 0, 1)
         if len(node.shape) != ids.ndim:
             ids = ids.reshape([each for dim, each in enumerate(ids.shape) if dim not in dims])
-        return self._give(node, _Value(ids.expand(node.shape), value.norm))
+        return self._give(node, Value(ids.expand(node.shape), value.norm))
 
     def _dims(self, node: Node) -> list[int] | None:
         args, kwargs = node.arguments
@@ -411,7 +352,7 @@ class Features:
         power = kwargs.get("exponent", args[1] if len(args) > 1 else 2)
         if value is None or value.norm is not None or value.squared or power != 2:
             return False
-        return self._give(node, _Value(value.ids, squared=True))
+        return self._give(node, Value(value.ids, squared=True))
 
     def _sum(self, node: Node) -> bool:
         values = [self.of(each) for each in node.inputs]
@@ -423,7 +364,7 @@ class Features:
         if len(known) == 2:
             one, other = (each.ids.expand(node.shape) for each in known)
             self._scales.link(one, other)
-            return self._give(node, _Value(one))
+            return self._give(node, Value(one))
         number = next(at for at, each in enumerate(node.inputs) if each is None or self.of(each) is None)
         other = node.inputs[number]
         if other is not None:
@@ -432,7 +373,7 @@ class Features:
             self._hold(known_edge, f"{node.path} adds {other[0].path} ({other[0].kind}) to it")
             return False
         ids = known[0].ids.expand(node.shape)
-        return self._constant(node, ids) and self._give(node, _Value(ids))
+        return self._constant(node, ids) and self._give(node, Value(ids))
 
     def _constant(self, node: Node, ids: Tensor) -> bool:
         """A parameter or buffer that is added: it writes features, too."""
@@ -473,15 +414,15 @@ class Features:
             return self._gain(node, value, ids)
         elif others:
             return False  # a constant tensor
-        return self._give(node, _Value(ids, value.norm, value.squared))
+        return self._give(node, Value(ids, value.norm, value.squared))
 
-    def _gain(self, node: Node, value: _Value, ids: Tensor) -> bool:
+    def _gain(self, node: Node, value: Value, ids: Tensor) -> bool:
         """A product with a parameter, as a norm ends in that is written in a block itself."""
         tensor = self.tensors[node.parameters[0]]
         if len(node.parameters) != 1 or value.norm is not None or value.squared:
             return False
         if tensor.numel() == 1:
-            return self._give(node, _Value(ids))
+            return self._give(node, Value(ids))
         if tensor.shape != node.shape[-1:] or not isinstance(tensor, nn.Parameter) or kind_of(node.function) == "div":
             return False
         gain = Norm(node.path, tensor.numel(), gain=node.parameters[0])
@@ -489,7 +430,7 @@ class Features:
         if rows is None or rows.shape[1] != tensor.numel():
             return False
         self.normed += [(gain, row) for row in rows]
-        return self._give(node, _Value(ids, gain))
+        return self._give(node, Value(ids, gain))
 
     def _linear_function(self, node: Node) -> bool:
         """``F.linear(x, weight, bias)`` and ``torch.addmm(bias, x, weight)`` with parameters of the model."""
@@ -539,7 +480,7 @@ class Features:
             opaque = any(each is not None and self.of(each) is None for each in node.inputs)
             if opaque or known[0].norm is not None or not self._constant(node, first):
                 return False
-        return self._give(node, _Value(first.expand(node.shape), known[0].norm))
+        return self._give(node, Value(first.expand(node.shape), known[0].norm))
 
     def _matmul(self, node: Node) -> bool:
         """The values of attention: features are the columns of the second matrix."""
@@ -549,7 +490,7 @@ class Features:
             return False
         return self._attended(node, right)
 
-    def _attended(self, node: Node, values: _Value) -> bool:
+    def _attended(self, node: Node, values: Value) -> bool:
         ids = values.ids
         if ids.ndim < 2 or values.squared or (ids.stride(-2) and ids.shape[-2] > 1):
             return False
@@ -559,8 +500,8 @@ class Features:
         ids = ids.narrow(-2, 0, 1)
         if ids.ndim > 2 and len(node.shape) == ids.ndim and node.shape[-3] != ids.shape[-3] > 1:
             ids = ids.repeat_interleave(node.shape[-3] // ids.shape[-3], -3)  # heads that share values
-            ids = _repeated(ids)
-        return self._give(node, _Value(ids.expand(node.shape), values.norm))
+            ids = repeated(ids)
+        return self._give(node, Value(ids.expand(node.shape), values.norm))
 
     def _attention(self, node: Node) -> bool:
         values = self._input(node, 2)
@@ -568,37 +509,6 @@ class Features:
             if number != 2 and each is not None:
                 self._hold(each, f"it reaches {node.path} ({node.kind})")
         return values is None or self._attended(node, values)
-
-
-def _repeated(ids: Tensor) -> Tensor:
-    """Ids as an expanded view along the dimensions along which they repeat; a copy has written them out."""
-    for dim in range(ids.ndim):
-        first = ids.narrow(dim, 0, 1) if ids.shape[dim] else ids
-        if ids.stride(dim) and ids.shape[dim] > 1 and bool((ids == first).all()):
-            ids = first.expand_as(ids)
-    return ids
-
-
-@torch.no_grad()
-def turns(layer: nn.Linear) -> bool:
-    """Whether a linear layer's result turns with its weight; one with a forward of its own is tried."""
-    if type(layer).forward is nn.Linear.forward:
-        return True
-    generator = torch.Generator().manual_seed(0)
-    plain = copy.deepcopy(layer).to("cpu", torch.float64).eval()
-    inputs, outputs = (
-        torch.linalg.qr(torch.randn(size, size, generator=generator, dtype=torch.float64))[0]
-        for size in (layer.in_features, layer.out_features)
-    )
-    x = torch.randn(1, 2, layer.in_features, generator=generator, dtype=torch.float64)
-    try:
-        expected = plain(x) @ outputs
-        plain.weight.copy_(outputs.T @ plain.weight @ inputs)
-        if plain.bias is not None:
-            plain.bias.copy_(plain.bias @ outputs)
-        return bool(torch.allclose(plain(x @ inputs), expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max())))
-    except Exception:
-        return False
 
 
 Rule: TypeAlias = Callable[[Features, Node], bool]
