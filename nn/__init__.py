@@ -38,6 +38,7 @@ from .conv import QuantConv1d, QuantConv2d, QuantConv3d
 from .conv_transpose import QuantConvTranspose1d, QuantConvTranspose2d, QuantConvTranspose3d
 from .layer import QuantLayer
 from .linear import QuantLinear
+from .low_rank import LowRank
 from .slots import Slot
 from .weight_layer import WeightLayer
 
@@ -84,6 +85,7 @@ __all__ = [
     "ActivationLayer",
     "BitLoss",
     "HadamardTransform",
+    "LowRank",
     "QuantAdaptiveAvgPool1d",
     "QuantAdaptiveAvgPool2d",
     "QuantAdaptiveAvgPool3d",
