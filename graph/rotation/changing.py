@@ -10,7 +10,7 @@ from ...nn.hadamard_transform import HadamardTransform
 from ..errors import GraphError
 from ..passes.reports import Entry, Report
 from ..recording.nodes import Graph
-from .following import Features
+from .features import Features
 from .learning import Learned
 from .online import key_products, put_before, rotate_keys
 from .rotations import Rotations

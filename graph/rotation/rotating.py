@@ -15,7 +15,7 @@ from ..recording.nodes import Graph
 from ..recording.recorder import record
 from ..rules.rules import RulesLike
 from .changing import Changes
-from .following import Features
+from .features import Features
 from .learning import learn
 from .rotations import Rotations
 from .spaces import spaces_of

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..regions.scales import Scales
-from .following import Features
+from .features import Features
 from .norms import Norm
 from .parts import Matrix, Reading
 
