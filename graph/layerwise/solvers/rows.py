@@ -116,9 +116,10 @@ def never_worse(problem: Problem, weight: Tensor, sets: Sets | None = None) -> t
         (tensor([[[0.0000],
                  [0.4000]]]), tensor([[False,  True]]))
     """
-    nearest = problem.nearest()
-    found, before = problem.loss(weight), problem.loss(nearest)
-    if sets is not None:
-        found, before = sets.total(found)[sets.of_row], sets.total(before)[sets.of_row]
-    better = found < before
+    nearest, target = problem.nearest(), computed(problem)
+    found, before = (weight.to(target) - target).double(), (nearest.to(target) - target).double()
+    slope = (found + before) @ problem.gram.double()
+    other = drift(problem)
+    change = ((slope if other is None else slope.sub_(other, alpha=2)) * (found - before)).sum(-1)
+    better = (change if sets is None else sets.total(change)[sets.of_row]) < 0
     return torch.where(better.unsqueeze(-1), weight.to(nearest), nearest), better
