@@ -72,8 +72,9 @@ def test_dead_inputs_get_the_mean_power():
             0.01,
             [0.01, 0.1, 1.0, 1.0],
             [False, False, True, True],
-            "damping raised from 0.01, up to 0.1 for 1 of 4 groups; rounded to nearest for 2 of 4 groups: the second "
-            "moments of the inputs have no Cholesky factor, even with damping 1",
+            "damping raised from 0.01, up to 0.1 for 1 of 4 groups; rounded to nearest for 1 of 4 groups: the second "
+            "moments of the inputs have no Cholesky factor, even with damping 1; rounded to nearest for 1 of 4 groups: "
+            "the second moments of the inputs aren't finite",
         ),
     ],
 )
@@ -84,8 +85,10 @@ def test_ladder(grams, damping, used, failed, note):
     assert bool((factor.upper[factor.failed] == EYE).all())
 
 
-def test_groups_that_are_not_usable_fail():
-    assert factorize(torch.stack([EYE, EYE]), 0.01, torch.tensor([True, False])).failed.tolist() == [False, True]
+def test_groups_whose_moments_are_not_finite_fail():
+    factor = factorize(torch.stack([EYE, EYE]), 0.01, torch.tensor([True, False]))
+    assert factor.failed.tolist() == [False, True]
+    assert factor.note(0.01) == "rounded to nearest for 1 of 2 groups: the second moments of the inputs aren't finite"
 
 
 def test_many_inputs_are_tried_in_float32_first(monkeypatch):
@@ -96,7 +99,10 @@ def test_many_inputs_are_tried_in_float32_first(monkeypatch):
 
 
 def test_finite_moments():
-    assert is_finite(torch.tensor([[[1.0]], [[torch.nan]], [[torch.inf]], [[3e38]]])).tolist() == [
+    moments = torch.tensor([[[1.0]], [[torch.nan]], [[torch.inf]], [[3e38]]])
+    assert is_finite(moments).tolist() == [True, False, False, True]
+    assert is_finite(moments, moments.flip(0)).tolist() == [True, False, False, True]
+    assert is_finite(torch.ones(4, 1, 1), moments).tolist() == [
         True,
         False,
         False,
