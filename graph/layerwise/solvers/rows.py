@@ -11,23 +11,23 @@ __all__ = ["Sets", "computed", "drift", "never_worse", "per_scale"]
 
 
 class Sets(NamedTuple):
-    """Rows in sets: those that share a scale must take it from one and the same iterate.
+    """Rows in sets: those that share a scale must take it from the same iterate.
 
     Args:
         of_row: the set of each row: (G, O).
         of_scale: the set of each scale: (S,).
-        count: how many sets there are.
+        number: of sets.
 
     Example:
         >>> from bitwright.qcore import Integers
         >>> index = torch.tensor([[[0], [1], [1]]])
         >>> Sets.of(WeightGrid(torch.ones(2), index, Integers(4)), 1, 3)
-        Sets(of_row=tensor([[0, 1, 1]]), of_scale=tensor([0, 1]), count=2)
+        Sets(of_row=tensor([[0, 1, 1]]), of_scale=tensor([0, 1]), number=2)
     """
 
     of_row: Tensor
     of_scale: Tensor
-    count: int
+    number: int
 
     @classmethod
     def of(cls, grid: WeightGrid, groups: int, outputs: int) -> "Sets":
@@ -47,7 +47,7 @@ class Sets(NamedTuple):
 
     def total(self, rows: Tensor) -> Tensor:
         """The sum of (G, O) numbers over each set."""
-        sums = torch.zeros(self.count, dtype=rows.dtype, device=rows.device)
+        sums = torch.zeros(self.number, dtype=rows.dtype, device=rows.device)
         return sums.index_add_(0, self.of_row.flatten(), rows.flatten())
 
     def any(self, rows: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ SHARED = {
 @pytest.mark.parametrize(("index", "rows", "scales"), SHARED.values(), ids=SHARED)
 def test_rows_that_share_a_scale_are_in_one_set(index, rows, scales):
     sets = Sets.of(WeightGrid(torch.ones(len(scales)), torch.tensor(index), Integers(4)), 1, 3)
-    assert (sets.of_row.tolist(), sets.of_scale.tolist(), sets.count) == ([rows], scales, max(rows) + 1)
+    assert (sets.of_row.tolist(), sets.of_scale.tolist(), sets.number) == ([rows], scales, max(rows) + 1)
 
 
 def test_totals_of_sets():

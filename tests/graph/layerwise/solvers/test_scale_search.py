@@ -62,7 +62,9 @@ def test_with_groups_the_full_weighting_counts_each_by_itself():
             problem.grid._replace(index=index, scales=problem.grid.scales[problem.grid.index[0, :, half][:, 0]]),
             problem.gram[:, half, half],
         )
-        assert torch.equal(solve_scales(alone, weighting="full").grid.scales, found.scales[found.index[0, :, half][:, 0]])
+        assert torch.equal(
+            solve_scales(alone, weighting="full").grid.scales, found.scales[found.index[0, :, half][:, 0]]
+        )
 
 
 @pytest.mark.parametrize("grid", GRIDS.values(), ids=GRIDS)
@@ -93,9 +95,7 @@ def test_golden(bits):
     """No scale that Brevitas 0.13.4 finds is better by more than 1 %."""
     known = golden("brevitas_thresholds")
     weight, number_format = known["W"].unsqueeze(0), Integers(bits, narrow_range=True)
-    problem = movable(
-        Problem(weight, per_row(weight, number_format), torch.eye(64, dtype=torch.float64).unsqueeze(0))
-    )
+    problem = movable(Problem(weight, per_row(weight, number_format), torch.eye(64, dtype=torch.float64).unsqueeze(0)))
     theirs = problem.grid._replace(scales=known[f"Int8WeightPerChannelFloatMSE_{bits}_s"].flatten())
     found = solve_scales(problem, weighting="none")
     assert (error(problem, found.grid) <= 1.01 * error(problem, theirs)).all()
