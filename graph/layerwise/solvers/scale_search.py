@@ -6,9 +6,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ...errors import GraphError
+from ...errors import GraphError, check_count
 from ..problem import Problem, Solution, WeightGrid
-from .checks import check_count
 from .rows import computed, drift, per_scale
 
 __all__ = ["solve_scales"]

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
+from ...errors import check_count, check_number
 from ..problem import Problem, Solution, WeightGrid
-from .checks import check_count, check_number
 from .rows import Sets, computed, drift, never_worse, per_scale
 
 __all__ = ["Search", "solve_autoround"]

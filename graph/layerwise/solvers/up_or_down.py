@@ -6,9 +6,8 @@ import torch
 from torch import Tensor
 
 from ....qcore.rounding.learned import stretched_logit, stretched_sigmoid, stretched_slope
-from ...errors import GraphError
+from ...errors import GraphError, check_count, check_number
 from ..problem import Problem, Solution
-from .checks import check_count, check_number
 from .rows import computed, drift, never_worse
 
 __all__ = ["Shares", "solve_adaround"]
