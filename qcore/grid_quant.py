@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from . import protocols
-from .declare.inject import possible_settings
+from .declare.inject import possible_settings, resolve
 from .errors import QuantizerError, ReadOnlyError, SettingError, UncalibratedWarning
 from .formats.int_range import check_flag
 from .formats.learned_codebook import LearnedCodebook
@@ -22,7 +22,14 @@ from .kernels.fused import runs_eagerly
 from .locate import path_of
 from .protocols import checked
 from .rounding import HalfEven, HalfUp, Rounding
-from .scaling import CalibratedScaling, MagnitudeScaling, RunningScaling, StoredScaling
+from .scaling import (
+    CalibratedScaling,
+    FixedScaling,
+    FixedZeroPoint,
+    MagnitudeScaling,
+    RunningScaling,
+    StoredScaling,
+)
 from .scaling.restriction import FloatScale
 from .scaling.zero_point import RangeZeroPoint
 from .schedules.clock import Clock, clock_for
@@ -534,6 +541,80 @@ class GridQuant(Declared):
             scale = self.scaling.standing() if isinstance(self.scaling, StoredScaling) else state.clone()
         return scale.reshape(() if self.granularity.single else -1)
 
+    # Grids that stay
+
+    @property
+    def fixed(self) -> bool:
+        """Whether the scales were fixed by `fix`."""
+        return isinstance(self.scaling, FixedScaling)
+
+    def fix(self, grid: Grid) -> None:
+        """Keep a grid from now on, whatever becomes of the weight; its scales and zero points become state.
+
+        Algorithms that choose the codes of a weight need it: what they found lies on this grid, and a scale that is
+        measured anew on the result would be another. A file says that a grid is fixed, and a model takes that over
+        when it loads one; `release`, a new parameter or a float checkpoint end it.
+
+        Args:
+            grid: of the weight, with the levels and granularity of this quantizer.
+
+        Raises:
+            QuantizerError: the quantizer transforms weights, or is for activations, or for several weights.
+
+        Example:
+            >>> import bitwright.nn as qnn
+            >>> layer = qnn.QuantLinear(2, 1, bias=False, weight_bit_width=4)
+            >>> with torch.no_grad():
+            ...     _ = layer.weight.copy_(torch.tensor([[7.0, 1.0]]))
+            >>> layer.weight_quant.fix(layer.quant_weight().grid)
+            >>> with torch.no_grad():
+            ...     _ = layer.weight.copy_(torch.tensor([[5.0, 1.4]]))
+            >>> layer.int_weight()
+            tensor([[5, 1]], dtype=torch.int8)
+        """
+        if not self.of_parameter or self.transform is not None or len(self._served) > 1:
+            why = (
+                "it transforms weights, which have no grid before"
+                if self.transform is not None
+                else "it serves several weights"
+                if self.of_parameter
+                else "only a weight has a grid that can be fixed"
+            )
+            raise QuantizerError(f"{path_of(self)}: the grid can't be fixed: {why}.")
+        if not self.fixed and self._covered():
+            vars(self)["clips"] = True  # other weights may lie beyond the ends
+        restriction = getattr(self.scaling, "restriction", FloatScale())
+        self._fix(grid.scale, grid.zero_point, restriction)
+
+    def _fix(self, scale: Tensor, zero_point: Tensor | None, restriction: FloatScale) -> None:
+        self._stale = False
+        if self.zero_point is not None:
+            assert zero_point is not None
+            self.zero_point = FixedZeroPoint(zero_point, getattr(self.zero_point, "whole", True))
+        self.scaling = FixedScaling(scale, self._range(), self.granularity, restriction)
+
+    def release(self) -> None:
+        """Let the scales follow the weight again, or be learned, as the declaration says.
+
+        Raises:
+            QuantizerError: the quantizer was built by hand, so that nothing says where scales came from.
+        """
+        if not self.fixed:
+            return
+        if self.quantizer is None:
+            raise QuantizerError(f"{path_of(self)}: no declaration says where the scales came from. Set `scaling`.")
+        fresh = resolve(self.quantizer, self.provided)
+        assert isinstance(fresh, GridQuant)
+        device = self.scaling.fixed_scale.device  # type: ignore[attr-defined]
+        if self.zero_point is not None:
+            vars(self).pop("zero_point", None)
+            self._modules.pop("zero_point", None)
+            self.zero_point = fresh.zero_point
+        self.scaling = fresh.scaling
+        vars(self)["clips"] = fresh.clips
+        self.to(device)
+        super().rederive()
+
     @torch.no_grad()
     def codes(self, x: Tensor, *context: Any) -> tuple[Tensor, Grid]:
         """The codes that ``x`` is moved to, exactly, in the smallest type that holds them; and the grid."""
@@ -544,7 +625,9 @@ class GridQuant(Declared):
         return grid.to_int(values), grid
 
     def rederive(self) -> None:
-        """Measure a stored range anew at the next use."""
+        """Measure a stored range anew at the next use; a fixed grid follows the weight again."""
+        if self.fixed and self.quantizer is not None:
+            self.release()
         super().rederive()
         for part in (
             self.scaling if isinstance(self.scaling, StoredScaling) else None,
@@ -558,6 +641,7 @@ class GridQuant(Declared):
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any, **kwargs: Any) -> None:
         scales, steps = f"{prefix}scaling.", f"{prefix}clock.steps"
+        self._fix_as_saved(state_dict, prefix)
         if self.clock is None:
             state_dict.pop(steps, None)  # of a delay, which says nothing of the numbers
         elif prefix + "scheme" in state_dict and steps not in state_dict:
@@ -572,6 +656,21 @@ class GridQuant(Declared):
             self._absent = scales
         else:
             super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+    def _fix_as_saved(self, state_dict: dict[str, Tensor], prefix: str) -> None:
+        """Be ready for the grid of a file: a fixed one, or one that the file's weights say."""
+        scale = state_dict.get(f"{prefix}scaling.fixed_scale")
+        if scale is not None and self.of_parameter:
+            zero_point = state_dict.get(f"{prefix}zero_point.fixed_zero_point")
+            now = getattr(self.scaling, "fixed_scale", None)
+            fits = self.transform is None and (zero_point is None) == (self.zero_point is None)
+            if fits and (now is None or now.shape != scale.shape):
+                device: Any = self.provided.get("device")
+                zero = None if zero_point is None else torch.empty_like(zero_point, device=device)
+                restriction = getattr(self.scaling, "restriction", FloatScale())
+                self._fix(torch.empty_like(scale, device=device), zero, restriction)
+        elif self.fixed and prefix + "scheme" in state_dict and self.quantizer is not None:
+            self.release()
 
     def scheme(self) -> str:
         """What the numbers mean, such as ``int4 narrow, axis 0, float scale``."""

@@ -9,9 +9,46 @@ from torch.types import Device
 from ..errors import SettingError
 from ..granularity import Granularity, PerTensor
 
-__all__ = ["LearnedRounding"]
+__all__ = ["LearnedRounding", "stretched_logit", "stretched_sigmoid", "stretched_slope"]
 
 _LOW, _HIGH = -0.1, 1.1  # the sigmoid is stretched to these, so that it reaches 0 and 1
+
+
+def stretched_sigmoid(parameter: Tensor, out: Tensor | None = None) -> Tensor:
+    """AdaRound's ``h`` from 0 to 1: a sigmoid stretched to -0.1 and 1.1, and clipped.
+
+    Args:
+        parameter: any numbers.
+        out: where the result is written, without gradients.
+
+    Example:
+        >>> stretched_sigmoid(torch.tensor([-9.0, 0.0, 9.0]))
+        tensor([0.0000, 0.5000, 1.0000])
+    """
+    if out is None:
+        return (torch.sigmoid(parameter) * (_HIGH - _LOW) + _LOW).clamp(0, 1)
+    return torch.sigmoid(parameter, out=out).mul_(_HIGH - _LOW).add_(_LOW).clamp_(0, 1)
+
+
+def stretched_slope(share: Tensor, out: Tensor | None = None) -> Tensor:
+    """The derivative of `stretched_sigmoid` where it is ``share``: 0 where it is clipped.
+
+    Example:
+        >>> stretched_slope(torch.tensor([0.0, 0.5, 1.0]))
+        tensor([0.0000, 0.3000, 0.0000])
+    """
+    slope = torch.mul(share - _LOW, _HIGH - share, out=out).mul_(1 / (_HIGH - _LOW))
+    return slope.masked_fill_((share == 0) | (share == 1), 0)
+
+
+def stretched_logit(share: Tensor) -> Tensor:
+    """The inverse of `stretched_sigmoid`.
+
+    Example:
+        >>> stretched_sigmoid(stretched_logit(torch.tensor([0.0, 0.3, 1.0])))
+        tensor([0.0000, 0.3000, 1.0000])
+    """
+    return torch.logit((share - _LOW) / (_HIGH - _LOW))
 
 
 class LearnedRounding(nn.Module):
@@ -76,8 +113,7 @@ class LearnedRounding(nn.Module):
         """
         offset = self.offset.to(x.dtype) if x.shape == self.offset.shape else self._rows().to(x.dtype)
         fraction = (x - torch.floor(x)).detach()
-        start = torch.logit((fraction - _LOW) / (_HIGH - _LOW))
-        return (torch.sigmoid(start + offset) * (_HIGH - _LOW) + _LOW).clamp(0, 1)
+        return stretched_sigmoid(stretched_logit(fraction) + offset)
 
     def _rows(self) -> Tensor:
         return self.granularity.view(self.offset)

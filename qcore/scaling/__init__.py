@@ -6,7 +6,7 @@ nothing else; ask in its ``__init__`` for whatever attributes of the quantizer i
 
 from ..declare.inject import register_choices
 from .calibrated import CalibratedScaling, RunningScaling
-from .constant import ConstantScaling
+from .constant import ConstantScaling, FixedScaling, FixedZeroPoint
 from .dynamic import StatisticScaling
 from .half_quadratic import HalfQuadraticZeroPoint
 from .learned_zero_point import LearnedZeroPoint
@@ -19,6 +19,8 @@ __all__ = [
     "ZERO_POINTS",
     "CalibratedScaling",
     "ConstantScaling",
+    "FixedScaling",
+    "FixedZeroPoint",
     "HalfQuadraticZeroPoint",
     "LearnedScaling",
     "LearnedZeroPoint",

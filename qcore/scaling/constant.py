@@ -1,9 +1,10 @@
 """Scales that are given."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.types import Device
 
 from ..errors import QuantizerError, SettingError
@@ -14,7 +15,7 @@ from ..tracing import is_tracing
 from .magnitude import MagnitudeScaling, entries, finite
 from .restriction import FloatScale
 
-__all__ = ["ConstantScaling"]
+__all__ = ["ConstantScaling", "FixedScaling", "FixedZeroPoint"]
 
 _FLOAT_SCALE = FloatScale()
 
@@ -114,6 +115,87 @@ class ConstantScaling(MagnitudeScaling):
         if scale.numel() == 1:
             return scale.reshape(() if self.granularity.single else [1] * x.ndim)
         return self.granularity.compact(scale, x.shape)
+
+
+class FixedScaling(MagnitudeScaling):
+    """The scales that a weight had at some time, kept whatever becomes of the weight: see `GridQuant.fix`.
+
+    Args:
+        scale: the scales, in the shape in which the granularity keeps them.
+        number_format: the levels of the grid.
+        granularity: which values share a scale.
+        restriction: which scales are allowed.
+
+    Attributes:
+        fixed_scale: the scales; state.
+
+    Example:
+        >>> from bitwright.qcore import IntRange, PerTensor
+        >>> FixedScaling(torch.tensor(0.5), IntRange(8, signed=True), PerTensor())(torch.ones(3))
+        tensor(0.5000)
+    """
+
+    dynamic = False
+    measuring = False
+    fixed_scale: Tensor
+
+    def __init__(
+        self,
+        scale: Tensor,
+        number_format: Levels,
+        granularity: Granularity,
+        restriction: FloatScale = _FLOAT_SCALE,
+    ) -> None:
+        super().__init__(number_format, restriction, 1e-10, granularity=granularity)
+        self.register_buffer("fixed_scale", scale.detach().clone())
+
+    @property
+    def scale(self) -> Tensor:
+        """The same: what constant scales are called."""
+        return self.fixed_scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The scales, for the weight that they are for."""
+        graph = torch.compiler.is_compiling() or is_tracing()
+        return self.fixed_scale if graph else self.fixed_scale.clone()
+
+
+class FixedZeroPoint(nn.Module):
+    """The zero points that go with a `FixedScaling`.
+
+    Args:
+        zero_point: the zero points, shaped like the scales.
+        whole: whether they are whole numbers.
+
+    Attributes:
+        fixed_zero_point: the zero points; state.
+
+    Example:
+        >>> FixedZeroPoint(torch.tensor(8.0))(torch.ones(3), torch.tensor(0.5))
+        tensor(8.)
+    """
+
+    dynamic = False
+    fixed_zero_point: Tensor
+
+    def __init__(self, zero_point: Tensor, whole: bool = True) -> None:
+        super().__init__()
+        self.whole = whole
+        self.register_buffer("fixed_zero_point", zero_point.detach().clone())
+
+    def forward(self, x: Tensor, scale: Tensor) -> Tensor:
+        """The zero points, for the weight that they are for."""
+        return self.fixed_zero_point.to(scale.dtype)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        before = self.fixed_zero_point
+        super()._apply(fn, recurse)
+        if self.fixed_zero_point.itemsize < 4:  # zero points of 16 bits are none in half precision
+            self.fixed_zero_point = before.to(self.fixed_zero_point.device)
+        return self
+
+    def __repr__(self) -> str:
+        return "FixedZeroPoint()"
 
 
 def _reach(max_value: object, min_value: object) -> float:
