@@ -26,6 +26,13 @@ from .conversion.decisions import Decision, SlotDecision, decisions_of
 from .errors import GraphError, GraphWarning
 from .explaining.explanation import ExplainedLayer, ExplainedQuantizer, Explanation
 from .explaining.reasons import explain
+from .layerwise.iterating import adaround, autoround
+from .layerwise.one_pass import gpfq, gptq, qronos
+from .layerwise.options import WalkOptions
+from .layerwise.preparing import magr, search_scales
+from .layerwise.problem import Problem, Solution, WeightGrid
+from .layerwise.reports import LayerwiseReport
+from .layerwise.walk import walk_blocks
 from .passes.absorption import absorb_biases
 from .passes.bias_correction import BiasReport, correct_biases
 from .passes.equalization import equalize
@@ -67,14 +74,21 @@ __all__ = [
     "GraphError",
     "GraphWarning",
     "Histogram",
+    "LayerwiseReport",
     "Levels",
     "Node",
     "Percentile",
     "Place",
+    "Problem",
     "Report",
     "SlotDecision",
+    "Solution",
     "SquaredError",
+    "WalkOptions",
+    "WeightGrid",
     "absorb_biases",
+    "adaround",
+    "autoround",
     "calibrate",
     "correct_biases",
     "decisions_of",
@@ -82,14 +96,20 @@ __all__ = [
     "explain",
     "first",
     "fold_batch_norms",
+    "gpfq",
+    "gptq",
     "integer",
     "last",
     "load_brevitas",
     "load_rules",
+    "magr",
+    "qronos",
     "quantize",
     "record",
     "reestimate_batch_norms",
     "save_rules",
+    "search_scales",
     "smooth",
     "split_channels",
+    "walk_blocks",
 ]

@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ...qcore import Grid, GridQuant
+from ...qcore import Grid, GridQuant, PerGroup
 from ..passes.reports import Entry
 from .moments import Moments
 from .problem import Problem, Solution, WeightGrid
-from .products import Product
+from .products import Linear, Product
 from .sites import Site
 
 __all__ = ["Choice", "Solver", "choose", "problem_of"]
@@ -29,7 +29,8 @@ class Choice:
     Attributes:
         site: the weight.
         entry: of the report.
-        grid: where it lies; None for float weights.
+        grid: that is fixed; None where it isn't.
+        rounded: whether the values lie on it.
         values: as the quantizer sees the weight; None where only the codes are kept, or nothing was chosen.
         codes: on ``grid``.
     """
@@ -37,6 +38,7 @@ class Choice:
     site: Site
     entry: Entry
     grid: Grid | None = None
+    rounded: bool = True
     values: Tensor | None = None
     codes: Tensor | None = field(default=None, repr=False)
 
@@ -49,7 +51,7 @@ class Choice:
 
     def pack(self) -> None:
         """Keep the codes alone."""
-        if self.values is not None and self.grid is not None:
+        if self.values is not None and self.grid is not None and self.rounded:
             self.codes = self.grid.to_int(self.values)
             self.values = None
 
@@ -77,11 +79,31 @@ def problem_of(site: Site, grid: Grid, product: Product, moments: Moments) -> Pr
     else:
         index = found.index.reshape(1, 1, 1)
     grid_here = found._replace(index=index)
-    return Problem(weight, grid_here, moments.gram, moments.cross, moments.signal(weight), moments.count)
+    rescale = _rescaling(site, grid, product)
+    return Problem(weight, grid_here, moments.gram, moments.cross, moments.signal(weight), moments.count, rescale)
+
+
+def _rescaling(site: Site, grid: Grid, product: Product) -> Callable[[Tensor, int], Tensor] | None:
+    """What gives new scales for a group of columns, where columns in a row share them."""
+    quant, ndim = site.quant, site.seen().ndim
+    granularity = grid.granularity
+    if not isinstance(quant, GridQuant) or not isinstance(granularity, PerGroup) or not isinstance(product, Linear):
+        return None
+    if granularity.group_axis % ndim != ndim - 1 or not quant.dynamic or grid.scale_format is not None:
+        return None
+    return lambda columns, first: quant.grid(columns.squeeze(0)).scale.unsqueeze(0)
 
 
 @torch.no_grad()
-def choose(asked: str, site: Site, grid: Grid, product: Product, moments: Moments, solve: Solver) -> Choice:
+def choose(
+    asked: str,
+    site: Site,
+    grid: Grid,
+    product: Product,
+    moments: Moments,
+    solve: Solver,
+    rounds: bool = True,
+) -> Choice:
     """Solve one problem, and keep what is better than rounding to nearest.
 
     Args:
@@ -91,6 +113,7 @@ def choose(asked: str, site: Site, grid: Grid, product: Product, moments: Moment
         product: what multiplies it.
         moments: of its inputs.
         solve: the solver.
+        rounds: whether weights are rounded; else only the grid is fixed.
     """
     start = time.perf_counter()
     problem = problem_of(site, grid, product, moments)
@@ -107,7 +130,7 @@ def choose(asked: str, site: Site, grid: Grid, product: Product, moments: Moment
     if not solution.on_grid:
         figures["seconds"] = time.perf_counter() - start
         values = site.as_seen(product.stored(solution.weight, site.parameter.shape)).to(site.parameter.dtype)
-        return Choice(site, Entry(site.path, asked, note, figures), None, values)
+        return Choice(site, Entry(site.path, asked, note, figures), None, False, values)
     weight, own = solution.weight, problem.grid if solution.grid is None else solution.grid
     if solution.grid is None:
         better = after < before
@@ -127,7 +150,8 @@ def choose(asked: str, site: Site, grid: Grid, product: Product, moments: Moment
     if not _stays(site, seen, grid):
         reason = "its quantizer would move weights that lie on its grid already"
         return Choice(site, Entry(site.path, "left", reason, figures | {"after": figures["before"]}))
-    return Choice(site, Entry(site.path, asked, note, figures), grid, seen)
+    values = seen if rounds else site.seen().to(site.parameter.dtype)
+    return Choice(site, Entry(site.path, asked, note, figures), grid, rounds, values)
 
 
 def _share(loss: float, power: float) -> float:

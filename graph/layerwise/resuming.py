@@ -63,7 +63,7 @@ class Checkpoint:
         device = site.parameter.device
         entry = Entry(site.path, each["action"], each["reason"], dict(each["figures"]))
         grid = values = codes = None
-        if each["codes"] is not None:
+        if each["scale"] is not None:
             own: Grid = site.quant.grid(site.seen())  # type: ignore[operator]
             zero_point = each["zero_point"]
             grid = own.replace(
@@ -71,23 +71,25 @@ class Checkpoint:
                 zero_point=None if zero_point is None else zero_point.to(device),
                 scale_format=own.scale_format,
             )
+        if each["codes"] is not None:
             codes = each["codes"].to(device)
-        elif each["values"] is not None:
+        if each["values"] is not None:
             values = each["values"].to(device)
-        return Choice(site, entry, grid, values, codes)
+        return Choice(site, entry, grid, each["rounded"], values, codes)
 
     def save(self, choices: Mapping[Site, Choice]) -> None:
         """Write what was chosen; the file is whole at any time."""
         weights: dict[str, Any] = {}
         for site, choice in choices.items():
             codes = choice.codes
-            if codes is None and choice.values is not None and choice.grid is not None:
+            if codes is None and choice.values is not None and choice.grid is not None and choice.rounded:
                 codes = choice.grid.to_int(choice.values)
             weights[site.path] = {
                 "action": choice.entry.action,
                 "reason": choice.entry.reason,
                 "figures": dict(choice.entry.figures),
                 "shape": None if choice.chosen is None else list(site.seen().shape),
+                "rounded": choice.rounded,
                 "codes": codes,
                 "values": choice.values if codes is None else None,
                 "scale": None if choice.grid is None else choice.grid.scale,

@@ -64,6 +64,7 @@ def walk_blocks(
     wait_on: str | Path = "device",
     checkpoint: str | Path | None = None,
     progress: bool = True,
+    rounds: bool = True,
     name: str = "walk_blocks",
 ) -> LayerwiseReport:
     """Choose the weights of a quantized model layer by layer, each for the inputs that it gets from those before it.
@@ -93,6 +94,7 @@ def walk_blocks(
         wait_on: where the inputs of a block wait while others run: ``"device"``, ``"cpu"``, or a folder.
         checkpoint: a file that holds what was chosen so far, after every block. If it exists, the walk goes on there.
         progress: whether a bar shows how far it has come.
+        rounds: whether weights are rounded; False fixes their grids alone.
         name: what the report calls the algorithm.
 
     Returns:
@@ -116,7 +118,7 @@ def walk_blocks(
     if reference is not None:
         require_model(name, reference, GraphError)
     calls = batches_of(name, model, data)
-    walk = _Walk(name, model, reference, solve, float_inputs, mask, rows, progress)
+    walk = _Walk(name, model, reference, solve, float_inputs, mask, rows, progress, rounds)
     walk.check()
     with ExitStack() as stack:
         stack.enter_context(evaluating(*(each for each in (model, reference) if each is not None)))
@@ -142,9 +144,11 @@ class _Walk:
         mask: str | None,
         rows: int | None,
         progress: bool,
+        rounds: bool,
     ) -> None:
         self.name, self.model, self.reference, self.solve = name, model, reference, solve
         self.float_inputs, self.mask, self.rows, self.progress = float_inputs, mask, rows, progress
+        self.rounds = rounds
         self.left: dict[str, str] = {}
         self.sites: dict[TensorQuant, Site] = {}
         self.met: dict[Site, _Met] = {}
@@ -322,7 +326,7 @@ class _Walk:
     def choose(self, site: Site, product: Product, moments: Moments) -> Choice:
         """Solve one problem."""
         moments.pool()
-        choice = choose(self.name, site, self.grids[site], product, moments, self.solve)
+        choice = choose(self.name, site, self.grids[site], product, moments, self.solve, self.rounds)
         self.choices[site] = choice
         if choice.values is not None:
             self.chosen[site] = choice.values

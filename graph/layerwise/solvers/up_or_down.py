@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ....qcore.rounding.learned import stretched_logit, stretched_sigmoid, stretched_slope
 from ..problem import Problem, Solution
-from .rows import Sets, computed, drift, never_worse
+from .rows import computed, drift, never_worse
 
 __all__ = ["solve_adaround"]
 
