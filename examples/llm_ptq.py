@@ -30,9 +30,20 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, distributed, nn
 
-from bitwright import graph
 from bitwright.export import VerificationReport, export_onnx_qdq, verify_onnx
-from bitwright.graph import calibrate, explain, quantize, smooth
+from bitwright.graph import (
+    adaround,
+    autoround,
+    calibrate,
+    explain,
+    gpfq,
+    gptq,
+    magr,
+    qronos,
+    quantize,
+    search_scales,
+    smooth,
+)
 from bitwright.qcore import BitwrightError
 
 __all__ = ["Logits", "main", "post_training"]
@@ -40,7 +51,9 @@ __all__ = ["Logits", "main", "post_training"]
 BEFORE: Mapping[str, Callable[..., nn.Module]] = {"smooth": smooth}
 """Repairs of the float model: each takes it and batches, and returns another one that computes the same."""
 
-AFTER: Mapping[str, Callable[..., Any]] = {}
+AFTER: Mapping[str, Callable[..., Any]] = {
+    each.__name__: each for each in (magr, search_scales, gptq, gpfq, qronos, adaround, autoround)
+}
 """Repairs of the quantized model, in place: each takes it and batches, and returns a report."""
 
 
