@@ -3,6 +3,9 @@
 import warnings
 
 from .capture.grid import Entering, IntegerGrid, QuantizedTensor
+from .checkpoints.compressed_tensors.exporter import export_compressed_tensors
+from .checkpoints.packed.loading import load_packed
+from .checkpoints.packed.saving import save_packed
 from .errors import ExportError
 from .integer.accumulators import AccumulatorReport, AccumulatorRow, accumulator_report
 from .integer.extraction import integers
@@ -46,12 +49,15 @@ __all__ = [
     "VerificationRow",
     "accumulator_report",
     "compare_integers",
+    "export_compressed_tensors",
     "export_onnx_integer",
     "export_onnx_qcdq",
     "export_onnx_qdq",
     "integers",
+    "load_packed",
     "pack_integers",
     "run_integers",
+    "save_packed",
     "storage_report",
     "unpack_integers",
     "verify_onnx",

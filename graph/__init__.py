@@ -5,7 +5,7 @@
 
 Passes over a float model return another one, whose ``report`` says what was done to every layer: `fold_batch_norms`,
 `equalize`, `absorb_biases`, `smooth`, `split_channels`. Those over a quantized one work on it, and return the report:
-`correct_biases`, `reestimate_batch_norms`.
+`correct_biases`, `reestimate_batch_norms`, `lqer`.
 
 `load_brevitas` takes a checkpoint of Brevitas into a model that was ported by hand.
 """
@@ -27,6 +27,7 @@ from .errors import GraphError, GraphWarning
 from .explaining.explanation import ExplainedLayer, ExplainedQuantizer, Explanation
 from .explaining.reasons import explain
 from .layerwise.iterating import adaround, autoround
+from .layerwise.methods.low_rank import lqer
 from .layerwise.one_pass import gpfq, gptq, qronos
 from .layerwise.options import WalkOptions
 from .layerwise.preparing import magr, search_scales
@@ -42,9 +43,15 @@ from .passes.reports import Entry, Report
 from .passes.smoothing import ChannelScale, smooth
 from .passes.splitting import split_channels
 from .porting import CheckpointError, load_brevitas
+from .precision.allocation import Allocation, allocate_bits
+from .precision.analysis import sensitivity
+from .precision.frontier import Pareto, pareto
+from .precision.gradients import GradientNoise, gradient_noise
+from .precision.table import Candidate, SensitivityTable
 from .recording.nodes import Graph, Node
 from .recording.places import Place
 from .recording.recorder import record
+from .rotation.rotating import rotate
 from .rules.ready import W2, W3, W4, W4A4, W4A8, W8, W8A8, integer
 from .rules.rule_files import load_rules, save_rules
 from .rules.rules import End, first, last
@@ -57,9 +64,11 @@ __all__ = [
     "W4A8",
     "W8",
     "W8A8",
+    "Allocation",
     "BiasReport",
     "CalibratedRange",
     "CalibrationReport",
+    "Candidate",
     "ChannelScale",
     "CheckpointError",
     "DataStatistic",
@@ -70,6 +79,7 @@ __all__ = [
     "ExplainedLayer",
     "ExplainedQuantizer",
     "Explanation",
+    "GradientNoise",
     "Graph",
     "GraphError",
     "GraphWarning",
@@ -77,10 +87,12 @@ __all__ = [
     "LayerwiseReport",
     "Levels",
     "Node",
+    "Pareto",
     "Percentile",
     "Place",
     "Problem",
     "Report",
+    "SensitivityTable",
     "SlotDecision",
     "Solution",
     "SquaredError",
@@ -88,6 +100,7 @@ __all__ = [
     "WeightGrid",
     "absorb_biases",
     "adaround",
+    "allocate_bits",
     "autoround",
     "calibrate",
     "correct_biases",
@@ -98,17 +111,22 @@ __all__ = [
     "fold_batch_norms",
     "gpfq",
     "gptq",
+    "gradient_noise",
     "integer",
     "last",
     "load_brevitas",
     "load_rules",
+    "lqer",
     "magr",
+    "pareto",
     "qronos",
     "quantize",
     "record",
     "reestimate_batch_norms",
+    "rotate",
     "save_rules",
     "search_scales",
+    "sensitivity",
     "smooth",
     "split_channels",
     "walk_blocks",

@@ -38,6 +38,7 @@ from .conv import QuantConv1d, QuantConv2d, QuantConv3d
 from .conv_transpose import QuantConvTranspose1d, QuantConvTranspose2d, QuantConvTranspose3d
 from .layer import QuantLayer
 from .linear import QuantLinear
+from .low_rank import LowRank
 from .slots import Slot
 from .weight_layer import WeightLayer
 
@@ -55,6 +56,7 @@ if TYPE_CHECKING:  # imported when first asked for: most models have none of the
     from .embeddings.embedding import QuantEmbedding
     from .function import QuantFunction
     from .hadamard import QuantHadamardClassifier
+    from .hadamard_transform import HadamardTransform
     from .losses import BitLoss, accumulator_penalty, bit_loss, range_penalty, rounding_penalty
     from .norms.batch_norm import QuantBatchNorm1d, QuantBatchNorm2d, QuantBatchNorm3d
     from .norms.layer_norm import QuantGroupNorm, QuantLayerNorm, QuantRMSNorm
@@ -82,6 +84,8 @@ if TYPE_CHECKING:  # imported when first asked for: most models have none of the
 __all__ = [
     "ActivationLayer",
     "BitLoss",
+    "HadamardTransform",
+    "LowRank",
     "QuantAdaptiveAvgPool1d",
     "QuantAdaptiveAvgPool2d",
     "QuantAdaptiveAvgPool3d",
@@ -188,6 +192,7 @@ _LATER = (  # the modules of what is imported when first asked for
     ".norms.scale_bias",
     ".activations.prelu",
     ".hadamard",
+    ".hadamard_transform",
     ".losses",
     ".attention",
     ".recurrent",

@@ -31,6 +31,7 @@ from .bypass import OwnParameter
 from .kernels.backward import with_quantized_gradient
 from .kernels.recompute import not_kept
 from .layer import QuantLayer
+from .low_rank import adopt_branch
 from .slots import Described, QuantizerLike, Slot, checked_flag, split_overrides
 
 __all__ = ["WeightLayer"]
@@ -225,6 +226,8 @@ class WeightLayer(QuantLayer):
             lacking = "the weight is not quantized. Set weight_quant=Int8WeightPerTensor"
         elif not self._lacks("bias") and not (self.bias_quant is not None and self.bias_quant.follows_input):
             lacking = "the bias is not quantized on the scale of the products. Set bias_quant=Int32Bias"
+        elif self._modules.get("correction") is not None:
+            lacking = "the low-rank correction adds floats. Remove it, del layer.correction"
         if lacking:
             raise QuantizerError(
                 f"{Described(self)}: {self._asks_for_grid()} needs outputs that lie on a grid, and {lacking}, or "
@@ -251,6 +254,9 @@ class WeightLayer(QuantLayer):
         else:
             with not_kept(values, weight):
                 out = self._compute(values, weight, bias, *extra)
+        branch = self._modules.get("correction")
+        if branch is not None and weight is not self._parameters.get("weight"):  # whose quantizer is off
+            out = out + branch(self._compute(values, branch.down, None, *extra))
         return self._leave(out, inputs, weights, bias, biases)
 
     def _leave(
@@ -273,7 +279,7 @@ class WeightLayer(QuantLayer):
         """The grid of sums of products, which the output must have; None where something stands in for quantizers."""
         if self._intercepted() and (inputs is None or weights is None or (bias is not None and biases is None)):
             return None
-        if weights is None or bias is not None:
+        if weights is None or bias is not None or self._modules.get("correction") is not None:
             self._check_output_grid()  # the flag, or a bias, may have been set since the layer was built
             if weights is None:
                 raise QuantizerError(
@@ -578,6 +584,7 @@ class WeightLayer(QuantLayer):
         return super()._apply(fn, recurse)
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any, **kwargs: Any) -> None:
+        adopt_branch(self, state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         self._seen = None
 

@@ -37,6 +37,9 @@ def remedy(module: FloatModule) -> str:
     """What to write instead."""
     if module.operations == ("a float bias",):
         return "Write bias_quant=Int32Bias."
+    if module.kind == "LowRank":
+        layer = module.path.removesuffix(".correction")
+        return f"A low-rank correction is made of floats: del {layer}.correction, or use export_onnx_qcdq."
     if "BatchNorm" in module.kind:
         return "Fold the BatchNorm into the convolution first: torch.nn.utils.fuse_conv_bn_eval(conv, bn)."
     if module.kind in _LAYERS:

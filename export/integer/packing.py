@@ -6,6 +6,8 @@ value 2 to the *k mod 8*) of byte *k div 8*, and the last byte is filled up with
 little-endian integers, and 2 and 4 bits lie as ONNX packs INT2 and INT4: the first number in the lowest bits.
 """
 
+from math import gcd
+
 import torch
 from torch import Tensor
 
@@ -15,7 +17,7 @@ from ..errors import ExportError
 
 __all__ = ["pack_integers", "unpack_integers"]
 
-CHUNK = 2**17  # numbers at a time, which fill whole bytes: the bits take 64 times the space until they are packed
+CHUNK = 2**17  # numbers at a time, which fill whole bytes: their pieces take up to 64 times the space until they are packed
 
 
 def pack_integers(codes: Tensor, bit_width: int, signed: bool) -> Tensor:
@@ -78,15 +80,18 @@ def unpack_integers(packed: Tensor, bit_width: int, signed: bool, shape: tuple[i
 
 
 def _packed(numbers: Tensor, bit_width: int) -> Tensor:
-    bits = numbers[:, None] >> torch.arange(bit_width) & 1  # (count, bit_width)
-    padded = torch.zeros(-(-bits.numel() // 8) * 8, dtype=torch.int64)
-    padded[: bits.numel()] = bits.reshape(-1)
-    return (padded.reshape(-1, 8) << torch.arange(8)).sum(1).to(torch.uint8)
+    unit = gcd(bit_width, 8)  # bits that lie in one byte together
+    pieces = numbers[:, None] >> torch.arange(0, bit_width, unit) & 2**unit - 1  # (count, bit_width / unit)
+    padded = torch.zeros(-(-pieces.numel() * unit // 8) * 8 // unit, dtype=torch.int64)
+    padded[: pieces.numel()] = pieces.reshape(-1)
+    return (padded.reshape(-1, 8 // unit) << torch.arange(0, 8, unit)).sum(1).to(torch.uint8)
 
 
 def _unpacked(packed: Tensor, bit_width: int, signed: bool) -> Tensor:
     """As many numbers as the bytes hold whole, the bits that fill up the last byte included."""
-    bits = (packed.to(torch.int64)[:, None] >> torch.arange(8) & 1).reshape(-1)
-    bits = bits[: bits.numel() // bit_width * bit_width].reshape(-1, bit_width)
-    numbers = (bits << torch.arange(bit_width)).sum(1)
-    return numbers - (bits[:, -1] << bit_width) if signed else numbers
+    unit = gcd(bit_width, 8)
+    pieces = (packed.to(torch.int64)[:, None] >> torch.arange(0, 8, unit) & 2**unit - 1).reshape(-1)
+    each = bit_width // unit
+    pieces = pieces[: pieces.numel() // each * each].reshape(-1, each)
+    numbers = (pieces << torch.arange(0, bit_width, unit)).sum(1)
+    return numbers - (numbers >> bit_width - 1 << bit_width) if signed else numbers

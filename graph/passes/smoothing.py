@@ -13,8 +13,17 @@ from torch import Tensor, nn
 from ..errors import GraphError
 from ..measuring.batches import batches_of
 from ..recording.examples import Call
-from ..recording.nodes import Graph, Node, Source
+from ..recording.nodes import Graph
 from ..recording.recorder import record
+from ..regions.divisions import (
+    Readers,
+    divide,
+    mean_numbers,
+    readers_of,
+    why_not_divided,
+    why_not_multiplied,
+    writers_of,
+)
 from ..regions.ownership import channel_axis
 from ..regions.regions import Regions
 from ..regions.weights import WeightedLayer, channel_maxima, channels_of, magnitudes, scale_channels, weighted
@@ -112,21 +121,21 @@ def smooth(
     wanted = _wanted(model, layers, list(skip))
     graph = record(model, example_of(calls[0]))
     regions = Regions(graph, model, norms=True)
-    entries = {path: Entry(path, "left", _why_left(path, regions)) for path in wanted}
+    entries = {path: Entry(path, "left", why_not_multiplied(path, regions)) for path in wanted}
     suited = {path: weighted(model, path) for path in wanted if not entries[path].reason}
-    groups = [
-        _Group.of(paths, node, suited, ranges, alpha) for paths, node, ranges in _measured(model, graph, suited, calls)
-    ]
-    reasons = _why_not_divided(groups, regions)
-    scales = _scales([group for group in groups if reasons[group.paths] is None], regions)
-    _rescale(smoothed, regions, scales)
+    measured = _measured(model, graph, suited, calls)
+    groups = [_Group.of(readers, suited, ranges, alpha) for readers, ranges in measured]
+    reasons = why_not_divided([group.readers for group in groups], regions)
+    held = {group.readers: reasons[group.readers.paths] for group in groups}
+    scales = mean_numbers({group.readers: group.numbers for group in groups if held[group.readers] is None}, regions)
+    divide(smoothed, regions, scales)
     for group in groups:
-        why = reasons[group.paths]
-        numbers = group.numbers if why is not None else scales[regions.sinks[group.paths[0]]]
-        writers = [path for path in regions.sources if why is None and group.reads(regions.sources[path], regions)]
-        for path in group.paths:
+        why = held[group.readers]
+        numbers = group.numbers if why is not None else scales[regions.sinks[group.readers.paths[0]]]
+        for path in group.readers.paths:
             if why is None:
-                entries[path] = Entry(path, f"smoothed into {', '.join(writers)}", "", group.spreads(numbers))
+                into = f"smoothed into {', '.join(writers_of(group.readers, regions))}"
+                entries[path] = Entry(path, into, "", group.spreads(numbers))
             elif multipliers:
                 _multiply(smoothed, path, numbers)
                 entries[path] = Entry(path, f"smoothed by {path}.scale", why, group.spreads(numbers))
@@ -152,24 +161,13 @@ def _wanted(model: nn.Module, layers: tuple[type[WeightedLayer], ...], skip: lis
     return [path for path in found if not any(fnmatchcase(path, glob) for glob in skip)]
 
 
-def _why_left(path: str, regions: Regions) -> str:
-    """Why the columns of a layer can't be multiplied; empty if they can."""
-    calls = regions.graph.calls(path)
-    if not calls:
-        return "no example reaches it"
-    if any(not call.inputs or call.inputs[0] is None for call in calls):
-        return "it reads a constant"
-    why_not = regions.ownership.why_not(path)
-    return "" if why_not is None else f"it {why_not}"
-
-
 # What is read
 
 
 def _measured(
     model: nn.Module, graph: Graph, layers: dict[str, WeightedLayer], calls: list[Call]
-) -> list[tuple[tuple[str, ...], Node, Tensor]]:
-    """The layers that share an input, what that comes from, and the largest magnitude of each channel over the data."""
+) -> list[tuple[Readers, Tensor]]:
+    """The layers that share an input, and the largest magnitude of each of its channels over the data."""
     ranges = {path: torch.zeros(channels_of(layer, "inputs"), dtype=torch.float64) for path, layer in layers.items()}
 
     def measure(path: str, x: Tensor) -> None:
@@ -187,117 +185,37 @@ def _measured(
             handles.callback(handle.remove)
         for args, kwargs in calls:
             model(*args, **kwargs)
-    groups = _sharing(graph, list(layers))
-    return [(paths, node, torch.stack([ranges[path] for path in paths]).amax(0)) for paths, node in groups]
-
-
-def _sharing(graph: Graph, paths: list[str]) -> list[tuple[tuple[str, ...], Node]]:
-    """The layers in groups that read the same tensor, and what that comes from."""
-    groups: list[tuple[set[str], set[Source]]] = []
-    for path in paths:
-        members, edges = {path}, {source for call in graph.calls(path) for source in call.sources[:1]}
-        for group in [each for each in groups if each[1] & edges]:
-            groups.remove(group)
-            members, edges = members | group[0], edges | group[1]
-        groups.append((members, edges))
-    first = [min((node for node, _ in edges), key=lambda node: node.index) for _, edges in groups]
-    found = [tuple(path for path in paths if path in members) for members, _ in groups]
-    return sorted(zip(found, first, strict=True), key=lambda each: paths.index(each[0][0]))
+    groups = readers_of(graph, list(layers))
+    return [(group, torch.stack([ranges[path] for path in group.paths]).amax(0)) for group in groups]
 
 
 @dataclass(frozen=True)
 class _Group:
-    """Layers that read the same tensor.
+    """Layers that read the same tensor, and what divides it.
 
     Attributes:
-        paths: the layers.
-        source: what the tensor comes from.
+        readers: the layers.
         ranges: the largest magnitude of each channel of the tensor.
         numbers: what divides each channel.
     """
 
-    paths: tuple[str, ...]
-    source: Node
+    readers: Readers
     ranges: Tensor
     numbers: Tensor
 
     @classmethod
-    def of(
-        cls, paths: tuple[str, ...], source: Node, layers: dict[str, WeightedLayer], ranges: Tensor, alpha: float
-    ) -> "_Group":
-        weights = torch.stack([channel_maxima(layers[path], "inputs", magnitudes(layers[path])) for path in paths])
-        numbers = ranges**alpha / weights.amax(0) ** (1 - alpha)
-        usable = (ranges > 0) & (weights.amax(0) > 0) & numbers.isfinite()
-        return cls(paths, source, ranges, numbers.where(usable, 1).clamp(1 / LARGEST, LARGEST))
-
-    def reads(self, classes: Tensor, regions: Regions) -> bool:
-        """Whether any of some scales is of a channel that the layers read."""
-        return bool(torch.isin(classes, regions.sinks[self.paths[0]]).any())
+    def of(cls, readers: Readers, layers: dict[str, WeightedLayer], ranges: Tensor, alpha: float) -> "_Group":
+        of_weights = [channel_maxima(layers[path], "inputs", magnitudes(layers[path])) for path in readers.paths]
+        weights = torch.stack(of_weights).amax(0)
+        numbers = ranges**alpha / weights ** (1 - alpha)
+        usable = (ranges > 0) & (weights > 0) & numbers.isfinite()
+        return cls(readers, ranges, numbers.where(usable, 1).clamp(1 / LARGEST, LARGEST))
 
     def spreads(self, numbers: Tensor) -> dict[str, float]:
         """The largest channel relative to the mean of all, before and after the division."""
         ranges = (self.ranges, self.ranges / numbers)
         before, after = (float(each.max() / each.mean()) if each.max() > 0 else 1.0 for each in ranges)
         return {"spread before": before, "spread after": after}
-
-
-# Who divides
-
-
-def _why_not_divided(groups: list[_Group], regions: Regions) -> dict[tuple[str, ...], str | None]:
-    """For the layers of each group why what writes their input can't divide it; None if it can."""
-    reasons = {group.paths: _why_held(group, regions) for group in groups}
-    while True:
-        smoothed = {path for paths, why in reasons.items() if why is None for path in paths}
-        others = {path: regions.sinks[path] for path in regions.sinks if path not in smoothed}
-        before = dict(reasons)
-        for group in groups:
-            if reasons[group.paths] is None:
-                readers = [path for path, classes in others.items() if group.reads(classes, regions)]
-                reasons[group.paths] = f"{readers[0]} reads its input, too" if readers else None
-        if reasons == before:
-            return reasons
-
-
-def _why_held(group: _Group, regions: Regions) -> str | None:
-    """Why no scale of the input of a group is free."""
-    if any(path not in regions.layers for path in group.paths):
-        return "its input is a part of a tensor"
-    for number in regions.sinks[group.paths[0]].unique().tolist():
-        why = regions.classes.why_held(number)
-        if why is not None:
-            writers = [path for path, classes in regions.sources.items() if number in classes.tolist()]
-            came = f"its input comes from {group.source.path} ({group.source.kind})"
-            return f"{writers[0]} can't divide, as {why}" if writers else came
-    return None
-
-
-def _scales(groups: list[_Group], regions: Regions) -> Tensor:
-    """What divides the channels of each scale: the mean over the channels that have it."""
-    sums = torch.zeros(regions.classes.count, dtype=torch.float64)
-    counts = torch.zeros_like(sums)
-    for group in groups:
-        classes = regions.sinks[group.paths[0]]
-        sums.index_add_(0, classes, group.numbers)
-        counts.index_add_(0, classes, torch.ones_like(group.numbers))
-    return torch.where(counts > 0, sums / counts.clamp(min=1), 1)
-
-
-@torch.no_grad()
-def _rescale(model: nn.Module, regions: Regions, scales: Tensor) -> None:
-    """Divide what layers, norms and gains write, and multiply the columns of layers that read it."""
-    for path in regions.layers:
-        outputs, inputs = 1 / scales[regions.sources[path]], scales[regions.sinks[path]]
-        if bool((outputs != 1).any() | (inputs != 1).any()):
-            scale_channels(weighted(model, path), outputs, inputs)
-    for path, classes in regions.sources.items():
-        if path in regions.layers or not bool((scales[classes] != 1).any()):
-            continue
-        gains = (
-            [model.get_parameter(path)] if path in regions.parameters else model.get_submodule(path).parameters(False)
-        )
-        for gain in gains:
-            gain.copy_(gain.double() / scales[classes].to(gain.device))
 
 
 def _multiply(model: nn.Module, path: str, numbers: Tensor) -> None:

@@ -39,6 +39,8 @@ class Node:
         keeps_grid: whether every value of the output is one of the first input, or zero.
         homogeneous: whether it carries over positive scales of channels.
         alternatives: lists like ``inputs``, from examples in which the tensors came from elsewhere.
+        arguments: what the function was called with in the first example, by position and by name: a `TENSOR` for each
+            tensor, in the order of ``inputs``.
 
     Example:
         >>> import torch
@@ -65,6 +67,7 @@ class Node:
     keeps_grid: bool = False
     homogeneous: bool = False
     alternatives: list[list[Source | None]] = field(default_factory=list)
+    arguments: tuple[tuple[Any, ...], dict[str, Any]] = ((), {})
 
     @property
     def path(self) -> str:

@@ -18,6 +18,7 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 from torch.overrides import TorchFunctionMode
 
+from ...nn.hadamard_transform import HadamardTransform
 from ...nn.layer import QuantLayer
 from ...qcore import TensorQuant
 from ...qcore.models import require_model
@@ -29,7 +30,7 @@ from .nodes import Graph, Node, Source
 from .places import Place, Sources, caller_of, layers_of, methods_of
 from .preserving import Preserved, evaluating
 from .reached import Function, Ran, unreached, watching
-from .tensors import named_tensors, overlap, range_of, storage_of, tensors_in, version_of
+from .tensors import named_tensors, overlap, range_of, storage_of, tensors_in, version_of, without_tensors
 
 __all__ = ["Graph", "Node", "record"]
 
@@ -84,7 +85,7 @@ def _refuse_without_values(model: nn.Module) -> None:
 
 
 _LAYERS = (
-    *(QuantLayer, TensorQuant, nn.Linear, nn.Bilinear, nn.Embedding, nn.EmbeddingBag, nn.modules.conv._ConvNd),
+    *(QuantLayer, TensorQuant, HadamardTransform, nn.Linear, nn.Bilinear, nn.Embedding, nn.EmbeddingBag, nn.modules.conv._ConvNd),
     *(nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.PReLU),
     *(nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention, torch.jit.ScriptModule, parametrize.ParametrizationList),
 )
@@ -217,7 +218,7 @@ class _Recorder(TorchFunctionMode):
         if getattr(func, "__name__", "") == "__get__" and self._source(made[0]) is not None:  # x._base
             return
         owner, place = self._locate(sys._getframe(2))
-        node = Node(0, name_of(func), func, owner, place=place)
+        node = Node(0, name_of(func), func, owner, place=place, arguments=without_tensors((args, kwargs)))
         node.keeps_grid, node.homogeneous = keeps_grid(func, args, kwargs), is_homogeneous(func, args, kwargs)
         if node.kind == "to":
             node.keeps_grid = node.homogeneous = made[0].dtype is read[0].dtype

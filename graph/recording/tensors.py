@@ -3,11 +3,12 @@
 import dataclasses
 import math
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["named_tensors", "overlap", "range_of", "storage_of", "tensors_in", "version_of"]
+__all__ = ["TENSOR", "named_tensors", "overlap", "range_of", "storage_of", "tensors_in", "version_of", "without_tensors"]
 
 
 def tensors_in(value: object) -> list[Tensor]:
@@ -31,6 +32,31 @@ def named_tensors(value: object, name: str) -> list[tuple[str, Tensor]]:
             unique = f"{base}_{number}"
         found[unique] = tensor
     return list(found.items())
+
+
+class _TensorArgument:
+    def __repr__(self) -> str:
+        return "TENSOR"
+
+
+TENSOR = _TensorArgument()
+"""Stands for a tensor among the arguments of a recorded function."""
+
+
+def without_tensors(value: Any) -> Any:
+    """Arguments with a `TENSOR` in the place of each tensor.
+
+    Example:
+        >>> without_tensors(((torch.ones(2), 1), {"other": [torch.ones(1)]}))
+        ((TENSOR, 1), {'other': [TENSOR]})
+    """
+    if isinstance(value, Tensor):
+        return TENSOR
+    if type(value) is dict:
+        return {key: without_tensors(each) for key, each in value.items()}
+    if type(value) in (tuple, list):
+        return type(value)(map(without_tensors, value))
+    return value
 
 
 def _keyed(value: object, key: str | None) -> Iterator[tuple[str | None, Tensor]]:

@@ -1,16 +1,19 @@
 """describe: what a quantizer, layer or model is made of, who set each attribute and who uses it."""
 
 import ast
+import functools
 import inspect
 import json
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from .inject import IMPLIED, ROOT, QuantizerType, Resolution, Setting, _show, resolution
 
 __all__ = ["Description", "describe"]
+
+_Lines = Callable[[type], dict[str, int]]  # the line of each attribute in a class body
 
 
 @dataclass(frozen=True)
@@ -101,32 +104,35 @@ def describe(x: object) -> Description:
         >>> tree.find("bit_width").value, tree.find("bit_width").set_by, tree.find("bit_width").used_by
         ('4', 'keyword bit_width', ('int_range',))
     """
+    lines = functools.cache(_lines_of)  # to parse a source takes long, and most settings share their classes
     if isinstance(x, QuantizerType):
-        return _tree(x, {}, {})
+        return _tree(x, {}, {}, lines)
     if hasattr(x, "named_modules") and not isinstance(x, type):
-        return _module(x)
+        return _module(x, lines)
     raise TypeError(f"describe takes a quantizer class, a layer or a model; found {type(x).__name__}.")
 
 
-def _module(module: Any) -> Description:
+def _module(module: Any, lines: _Lines) -> Description:
     if getattr(module, "quantizer", None) is not None:
-        return _resolved(module)
+        return _resolved(module, lines)
     found = []
     for path, each in module.named_modules(remove_duplicate=False):
         if each is not module and getattr(each, "quantizer", None) is not None:
-            found.append(replace(_resolved(each), attribute=path))
+            found.append(replace(_resolved(each, lines), attribute=path))
     return Description("", type(module).__name__, "", (), tuple(found))
 
 
-def _resolved(module: Any) -> Description:
+def _resolved(module: Any, lines: _Lines) -> Description:
     """A quantizer that a layer has resolved, and how far its calibration is."""
-    tree = _tree(module.quantizer, module.provided, module.written)
+    tree = _tree(module.quantizer, module.provided, module.written, lines)
     said = [module.progress(), "of what flows backward" if module.of_gradient else ""]
     remark = ", ".join(filter(None, said))
     return replace(tree, value=f"{tree.value} ({remark})") if remark else tree
 
 
-def _tree(quantizer: QuantizerType, provided: Mapping[str, object], written: Mapping[str, str]) -> Description:
+def _tree(
+    quantizer: QuantizerType, provided: Mapping[str, object], written: Mapping[str, str], lines: _Lines
+) -> Description:
     known = provided or _UNKNOWN  # a class by itself does not know its layer
     plan = resolution(quantizer, known, where=repr(quantizer), written=written)
     shown: set[str] = set()
@@ -142,7 +148,7 @@ def _tree(quantizer: QuantizerType, provided: Mapping[str, object], written: Map
                 for given, item in plan.defaults.get(name, {}).items()
             ]
         users = tuple(plan.consumers.get(name, ()))
-        return Description(name, _show(setting.declared), _origin(setting, plan), users, tuple(needs))
+        return Description(name, _show(setting.declared), _origin(setting, plan, lines), users, tuple(needs))
 
     root = entry(ROOT)
     return Description("", repr(quantizer), "", (), (root,))
@@ -158,7 +164,7 @@ class _Unknown:
 _UNKNOWN = {"channel_axis": _Unknown(), "shape": _Unknown(), "channels": _Unknown()}
 
 
-def _origin(setting: Setting, plan: Resolution) -> str:
+def _origin(setting: Setting, plan: Resolution, lines: _Lines) -> str:
     if setting.owner is None:
         return "the layer"
     if "__overrides__" in vars(setting.owner):
@@ -169,7 +175,7 @@ def _origin(setting: Setting, plan: Resolution) -> str:
             )
             return f"implied by {plan.written.get(given, given)}"
         return f"keyword {plan.written.get(setting.name, setting.name)}"
-    line = _lines_of(setting.owner).get(setting.name)
+    line = lines(setting.owner).get(setting.name)
     return f"{setting.owner.__name__}, {setting.owner.__module__}" + (f":{line}" if line else "")
 
 

@@ -1,5 +1,6 @@
 """Compiled, every layer and quantizer gives eager's numbers and gradients. Many at once, as each compiles long."""
 
+import re
 from typing import Any
 
 import pytest
@@ -97,7 +98,12 @@ def test_a_compiled_layer_is_the_eager_one(name, kind, training):
     compared(module.train(training), inputs_of(layer, seed=3))
 
 
-@pytest.mark.parametrize("name", LAYERS)
+ALIKE = re.compile(r"[13]d$|LSTM|GRU|RNN|Attention|Transformer")  # layers of two dimensions, or compiled in tests/nn
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(each, marks=[pytest.mark.slow] if ALIKE.search(each) else []) for each in LAYERS]
+)
 def test_a_layer_is_traced_in_one_graph(name):
     """The quick half of the above: dynamo takes every quantized layer whole."""
     layer = LAYERS[name]

@@ -189,7 +189,15 @@ def _fresh_compiler():
     torch._dynamo.reset()
 
 
-@pytest.mark.parametrize(("name", "backend"), [*((name, "aot_eager") for name in MODELS), ("carried", "eager")])
+@pytest.mark.parametrize(
+    ("name", "backend"),
+    [
+        ("carried", "aot_eager"),
+        ("learned", "aot_eager"),
+        *(pytest.param(name, "aot_eager", marks=pytest.mark.slow) for name in ("plain", "custom", "per channel")),
+        pytest.param("carried", "eager", marks=pytest.mark.slow),
+    ],
+)
 def test_training_from_the_first_step_in_two_graphs_with_eagers_numbers(name, backend):
     model = seeded(MODELS[name])
     twin = copy.deepcopy(model)
@@ -261,6 +269,7 @@ def test_the_number_of_channels_is_one_where_sizes_are_dynamic():
         compiled(torch.rand(2, 5, 8, 8))
 
 
+@pytest.mark.slow
 def test_from_the_first_step_past_a_collection_of_300():
     """As it is by default: one graph that collects, one that learns, for 400 steps."""
     model = seeded(lambda: nn.Sequential(nn.AvgPool2d(4), Small()))
@@ -275,7 +284,7 @@ def test_from_the_first_step_past_a_collection_of_300():
         assert scaling.magnitude_offset.any()
 
 
-@pytest.mark.parametrize("way", ["dynamic", "marked", "left to the compiler"])
+@pytest.mark.parametrize("way", [pytest.param("dynamic", marks=pytest.mark.slow), "marked", "left to the compiler"])
 def test_training_on_batches_of_several_sizes(way):
     """No graph for each size: two where the compiler is told, and one more where it finds out."""
     model = seeded(short)
@@ -327,6 +336,7 @@ def test_toggling_training_does_not_compile_again():
     assert counter.frame_count == 3
 
 
+@pytest.mark.slow
 def test_several_batch_sizes():
     model = seeded(Carried)
     train(model, model, range(STEPS))
@@ -339,7 +349,7 @@ def test_several_batch_sizes():
     assert counter.frame_count == graphs
 
 
-@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("mode", [pytest.param(torch.no_grad, marks=pytest.mark.slow), torch.inference_mode])
 def test_evaluation_without_gradients(mode):
     model = seeded(Carried)
     train(model, model)
@@ -359,6 +369,7 @@ def test_evaluation_follows_changed_weights():
             model.weight.mul_(1.5)
 
 
+@pytest.mark.slow
 def test_a_compiled_model_is_saved_and_resumed_in_the_middle_of_its_collection():
     model = seeded(short)
     train(model, torch.compile(model, backend="eager", fullgraph=True), range(2))
@@ -413,6 +424,7 @@ def test_mistakes_are_told_under_compile_too():
         compiled(torch.ones(1, 4))
 
 
+@pytest.mark.slow
 def test_autocast():
     model = seeded(short).float()
     twin = copy.deepcopy(model)

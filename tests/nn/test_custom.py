@@ -465,6 +465,7 @@ assert repr(model[0].weight_quant.quantizer) == "Mine(bit_width=5)"
 """
 
 
+@pytest.mark.slow
 def test_classes_of_the_users_own_load_in_another_process(tmp_path):
     (tmp_path / "theirs.py").write_text(MODULE)
     files = [str(tmp_path / "model.pt"), str(tmp_path / "out.pt")]

@@ -134,6 +134,7 @@ def test_copies_compute_the_same(name):
         assert repr(each) == repr(layer)
 
 
+@pytest.mark.slow
 def test_compiled_is_eager():
     class Net(torch.nn.Module):
         def __init__(self):

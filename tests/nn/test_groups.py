@@ -175,7 +175,10 @@ def test_activations_in_groups():
     torch.testing.assert_close(out, torch.tensor([[1.27, 0.0, 127.0, 0.0]]))
 
 
-@pytest.mark.parametrize("quantizer", ["statistic", "learned", "shifted"])
+SLOW = [pytest.param(each, marks=pytest.mark.slow) for each in ("statistic", "shifted")]
+
+
+@pytest.mark.parametrize("quantizer", ["learned", *SLOW])
 def test_compiled_is_eager(quantizer):
     torch.manual_seed(0)
     layer = qnn.QuantLinear(20, 6, weight_quant=QUANTIZERS[quantizer], weight_group_size=8)

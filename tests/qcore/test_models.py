@@ -41,6 +41,9 @@ CALLS = {
     "run_integers": (lambda model: export.run_integers(model, X, integers=Integers({})), ExportError),
     "compare_integers": (lambda model: export.compare_integers(model, X), ExportError),
     "verify_onnx": (lambda model: export.verify_onnx(model, "model.onnx", X), ExportError),
+    "save_packed": (lambda model: export.save_packed(model, "model.safetensors"), ExportError),
+    "load_packed": (lambda model: export.load_packed(model, "model.safetensors"), ExportError),
+    "export_compressed_tensors": (lambda model: export.export_compressed_tensors(model, "folder"), ExportError),
 }
 GIVEN = [
     (5, "5 is not a model. Pass a torch.nn.Module, such as qnn.QuantLinear(8, 4)."),

@@ -1412,6 +1412,7 @@ def test_copies_share_the_grid_in_the_process_and_nothing_when_loaded(join):
         assert torch.equal(JOINS[join](loaded, x), JOINS[join](x.value, x.value))
 
 
+@pytest.mark.slow
 def test_tensors_of_two_processes_share_no_grid():
     program = """
 import pickle, sys, torch

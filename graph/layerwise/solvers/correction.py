@@ -51,9 +51,9 @@ def solve_qronos(problem: Problem, *, act_order: bool = True, damping: float = 0
     order = by_power(problem) if act_order else None
     ordered = in_order(problem, order)
     inputs = ordered.weight.shape[2]
-    usable = None if ordered.cross is None else is_finite(ordered.cross)
-    factor = factorize(ordered.gram, damping, usable)
-    dead, failed = is_dead(ordered.gram).unsqueeze(1), factor.failed.view(-1, 1, 1)
+    factor = factorize(ordered.gram, damping, is_finite(ordered.gram, ordered.cross))
+    failed = factor.failed.view(-1, 1, 1)
+    dead = is_dead(ordered.gram).unsqueeze(1) & ~failed
     exact, working = factor.upper.dtype, working_dtype(problem.weight)
     weight, gram = ordered.weight.to(exact), ordered.gram.to(exact).masked_fill(failed, 0)
 

@@ -62,26 +62,25 @@ def solve_gptq(
     check_damping("gptq", damping)
     check_block_size("gptq", block_size)
     inputs = problem.weight.shape[2]
-    sharing = None if rescale is None else problem.grid.sharing(inputs)
-    if sharing is not None:
-        order = grouped(problem, sharing, act_order=act_order)
+    if rescale is not None:
+        order = grouped(problem, problem.grid.sharing(inputs), act_order=act_order)
     else:
         order = by_power(problem) if act_order else None
     ordered = in_order(problem, order)
     factor = factorize(ordered.gram, damping)
-    dead = is_dead(ordered.gram).unsqueeze(1)
+    dead = is_dead(ordered.gram).unsqueeze(1) & ~factor.failed.view(-1, 1, 1)
     weight = ordered.weight.to(working_dtype(problem.weight)).masked_fill(dead, 0)
     rounder = ColumnRounder(weight, factor.feedback(weight.dtype))
     grid = None
-    if rescale is None or sharing is None or order is None:
+    if rescale is None or order is None:
         rounder.round(0, inputs, ordered.grid, block_size)
     else:
-        grid = _round_groups(rounder, problem.grid, order, sharing[order[0]], rescale, block_size)
+        grid = _round_groups(rounder, problem.grid, order, rescale, block_size)
     return Solution(restored(rounder.result(), order), grid, figures=factor.figures(), note=factor.note(damping))
 
 
 def _round_groups(
-    rounder: ColumnRounder, grid: WeightGrid, order: Tensor, sharing: Tensor, rescale: Rescale, block_size: int
+    rounder: ColumnRounder, grid: WeightGrid, order: Tensor, rescale: Rescale, block_size: int
 ) -> WeightGrid:
     """Round with scales that follow the weights; the grid with them.
 
@@ -89,11 +88,10 @@ def _round_groups(
         rounder: of columns in their order.
         grid: of columns as the layer has them.
         order: in which all columns of a group are neighbours.
-        sharing: the group of each column, in that order.
         rescale: see `solve_gptq`.
         block_size: see `solve_gptq`.
     """
-    first = 0
+    first, sharing = 0, grid.sharing(order.shape[1])[order[0]]
     for width in torch.unique_consecutive(sharing, return_counts=True)[1].tolist():
         stop = first + width
         own = order[:, first:stop]

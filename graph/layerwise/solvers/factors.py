@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ...errors import GraphError
 
-__all__ = ["Factor", "check_damping", "exact_dtype", "factorize", "is_dead", "is_finite", "mean_power", "of_groups"]
+__all__ = ["Factor", "check_damping", "exact_dtype", "factorize", "is_dead", "is_finite", "mean_power", "unusable"]
 
 _EXACT = 2048  # inputs up to which float64 costs little; beyond, it is for what fails in float32
 _LEAST = 1e-4  # the damping that follows 0
@@ -23,6 +23,7 @@ class Factor(NamedTuple):
         upper: (G, n, n); the identity where there is no factor.
         damping: what was added, in units of the mean power of the inputs: (G,).
         failed: for which groups there is no factor: (G,).
+        finite: for which groups the second moments are numbers: (G,).
 
     Example:
         >>> factor = factorize(torch.tensor([[[2.0, 1.0], [1.0, 1.0]]]), damping=0.0)
@@ -34,6 +35,7 @@ class Factor(NamedTuple):
     upper: Tensor
     damping: Tensor
     failed: Tensor
+    finite: Tensor
 
     def feedback(self, dtype: torch.dtype) -> Tensor:
         """How much of the error of column i column j is to take in: row j, column i < j: (G, n, n)."""
@@ -55,25 +57,32 @@ class Factor(NamedTuple):
 
     def note(self, damping: float) -> str:
         """What became of the damping that was asked for."""
-        groups, failed = len(self.failed), int(self.failed.sum())
+        groups, failed = len(self.failed), int((self.failed & self.finite).sum())
         raised = int((~self.failed & (self.damping > damping)).sum())
         notes = []
         if raised:
             most = float(self.damping[~self.failed].max())
-            notes.append(f"damping raised from {damping:g}, up to {most:g}{of_groups(raised, groups)}")
+            notes.append(f"damping raised from {damping:g}, up to {most:g}{_of(raised, groups)}")
         if failed:
             why = "the second moments of the inputs have no Cholesky factor, even with damping 1"
-            notes.append(f"rounded to nearest{of_groups(failed, groups)}: {why}")
-        return "; ".join(notes)
+            notes.append(f"rounded to nearest{_of(failed, groups)}: {why}")
+        return "; ".join([*notes, *unusable(self.finite, "rounded to nearest")])
 
 
-def of_groups(some: int, groups: int) -> str:
-    """For notes: how many of a layer's groups, if it has several.
+def unusable(finite: Tensor, outcome: str) -> list[str]:
+    """A note on second moments that aren't numbers, where there are such.
 
     Example:
-        >>> of_groups(2, 8), of_groups(1, 1)
-        (' for 2 of 8 groups', '')
+        >>> unusable(torch.tensor([True, False]), "rounded to nearest")
+        ["rounded to nearest for 1 of 2 groups: the second moments of the inputs aren't finite"]
     """
+    some = int((~finite).sum())
+    where = _of(some, len(finite))
+    return [f"{outcome}{where}: the second moments of the inputs aren't finite"] if some else []
+
+
+def _of(some: int, groups: int) -> str:
+    """How many of a layer's groups, if it has several."""
     return "" if groups == 1 else f" for {some} of {groups} groups"
 
 
@@ -91,9 +100,10 @@ def is_dead(gram: Tensor) -> Tensor:
     return torch.diagonal(gram, dim1=-2, dim2=-1) == 0
 
 
-def is_finite(moments: Tensor) -> Tensor:
-    """For which groups second moments are finite: (G,)."""
-    return moments.sum((-2, -1), dtype=torch.float64).isfinite()
+def is_finite(gram: Tensor, cross: Tensor | None = None) -> Tensor:
+    """For which groups all second moments are numbers: (G,)."""
+    sums = gram.sum((-2, -1), dtype=torch.float64)
+    return (sums if cross is None else sums + cross.sum((-2, -1), dtype=torch.float64)).isfinite()
 
 
 def exact_dtype(inputs: int) -> torch.dtype:
@@ -107,7 +117,7 @@ def mean_power(gram: Tensor) -> Tensor:
     return torch.where(mean == 0, 1.0, mean)
 
 
-def factorize(gram: Tensor, damping: float, usable: Tensor | None = None) -> Factor:
+def factorize(gram: Tensor, damping: float, finite: Tensor | None = None) -> Factor:
     """Factors of second moments with some damping; the first that there is of a ladder of tries.
 
     Float64 comes first, float32 before it beyond 2048 inputs; then ten times the damping, and again, up to 1. Inputs
@@ -116,7 +126,7 @@ def factorize(gram: Tensor, damping: float, usable: Tensor | None = None) -> Fac
     Args:
         gram: H: (G, n, n).
         damping: what to add to the diagonal, in units of `mean_power`.
-        usable: the groups that want a factor; None for all: (G,).
+        finite: for which groups all second moments are numbers; None for those where ``gram`` is: (G,).
 
     Example:
         >>> factor = factorize(torch.full((1, 2, 2), 4.0), damping=0.0)
@@ -128,8 +138,8 @@ def factorize(gram: Tensor, damping: float, usable: Tensor | None = None) -> Fac
     exact = exact_dtype(inputs)
     upper = torch.eye(inputs, dtype=exact, device=gram.device).repeat(groups, 1, 1)
     used = torch.full((groups,), float(damping), dtype=torch.float64, device=gram.device)
-    wanted = is_finite(gram) if usable is None else is_finite(gram) & usable
-    left = wanted.nonzero().squeeze(1)  # groups without a factor so far
+    finite = is_finite(gram) if finite is None else finite
+    left = finite.nonzero().squeeze(1)  # groups without a factor so far
     failed = torch.ones(groups, dtype=torch.bool, device=gram.device)
     for dtype, added in _ladder(damping, exact):
         if not len(left):
@@ -144,7 +154,7 @@ def factorize(gram: Tensor, damping: float, usable: Tensor | None = None) -> Fac
         used[left[found]], failed[left[found]] = added, False
         left = left[~found]
     used[failed] = 1.0
-    return Factor(upper, used, failed)
+    return Factor(upper, used, failed, finite)
 
 
 def _ladder(damping: float, exact: torch.dtype) -> Iterator[tuple[torch.dtype, float]]:

@@ -4,7 +4,7 @@ import torch
 
 from ..problem import Problem, Solution
 from .column_by_column import ColumnRounder, check_block_size, working_dtype
-from .factors import exact_dtype, is_dead, is_finite, of_groups
+from .factors import exact_dtype, is_dead, is_finite, unusable
 from .ordering import by_power, in_order, restored
 
 __all__ = ["solve_gpfq"]
@@ -45,9 +45,9 @@ def solve_gpfq(problem: Problem, *, act_order: bool = True, block_size: int = 12
     order = by_power(problem) if act_order else None
     ordered = in_order(problem, order)
     exact, working = exact_dtype(ordered.weight.shape[2]), working_dtype(problem.weight)
-    gram, dead = ordered.gram.to(exact), is_dead(ordered.gram).unsqueeze(1)
-    finite = is_finite(gram) if ordered.cross is None else is_finite(gram) & is_finite(ordered.cross)
+    gram, finite = ordered.gram.to(exact), is_finite(ordered.gram, ordered.cross)
     failed = ~finite.view(-1, 1, 1)
+    dead = is_dead(gram).unsqueeze(1) & ~failed
     powers = torch.diagonal(gram, dim1=-2, dim2=-1).unsqueeze(1)
     powers = powers.masked_fill(dead, 1)
 
@@ -61,6 +61,4 @@ def solve_gpfq(problem: Problem, *, act_order: bool = True, block_size: int = 12
     feedback = (gram / powers).masked_fill(failed, 0).to(working).mT.contiguous()
     rounder = ColumnRounder(start.to(working).masked_fill(dead, 0), feedback, reference)
     rounder.round(0, reference.shape[2], ordered.grid, block_size)
-    groups, count = len(finite), int((~finite).sum())
-    why = f"rounded to nearest{of_groups(count, groups)}: the second moments of the inputs aren't finite"
-    return Solution(restored(rounder.result(), order), note=why if count else "")
+    return Solution(restored(rounder.result(), order), note="".join(unusable(finite, "rounded to nearest")))

@@ -6,7 +6,7 @@ from torch import Tensor
 from ...errors import GraphError
 from ..problem import Problem, Solution
 from .column_by_column import working_dtype
-from .factors import exact_dtype, is_finite, of_groups
+from .factors import exact_dtype, is_finite, unusable
 from .ordering import in_order, restored
 
 __all__ = ["solve_magr"]
@@ -17,7 +17,7 @@ def solve_magr(problem: Problem, *, alpha: float = 0.001, steps: int = 200) -> S
 
     Proximal gradient descent on ``tr((V - W) Hn (V - W)') / 2 + alpha * (sum over scales of max |V|)``, where Hn is H
     over its largest eigenvalue. It prepares float weights for an algorithm that rounds, before scales are chosen.
-    The largest weight of a row grows never. Rows are taken by themselves even where they share a scale.
+    The largest weight of a row never grows. Rows are taken by themselves even where they share a scale.
 
     Args:
         problem: the layer; of its grid only what shares a scale counts.
@@ -64,10 +64,9 @@ def solve_magr(problem: Problem, *, alpha: float = 0.001, steps: int = 200) -> S
     found = torch.where(moves, found, weight)
     after = segments.cut(found).abs().amax(-1, keepdim=True)
     shrunk = 1 - torch.where(before > 0, after / before, 1).double().mean()
-    count, groups = int((~finite).sum()), len(finite)
-    why = f"left as it was{of_groups(count, groups)}: the second moments of the inputs aren't finite"
     figures = {"shrunk": float(shrunk)} if shrunk.isfinite() else {}
-    return Solution(restored(found, order), on_grid=False, figures=figures, note=why if count else "")
+    note = "".join(unusable(finite, "left as it was"))
+    return Solution(restored(found, order), on_grid=False, figures=figures, note=note)
 
 
 class _Segments:

@@ -276,11 +276,9 @@ def test_distributed_in_the_block(model, tmp_path):
         torch.distributed.destroy_process_group()
 
 
-@pytest.mark.parametrize(
-    "ask",
-    [False, True],
-)
-def test_threads(model, ask):
+@pytest.mark.parametrize("seconds", [0.3, pytest.param(1.5, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("ask", [False, True])
+def test_threads(model, ask, seconds):
     """Forwards side by side in the block, and one that asks for grids and integers."""
     errors, stop, interval = [], threading.Event(), sys.getswitchinterval()
     with torch.no_grad():
@@ -310,7 +308,7 @@ def test_threads(model, ask):
             threads = [threading.Thread(target=each) for each in (forward, forward, *([asking] if ask else []))]
             for each in threads:
                 each.start()
-            stop.wait(1.5)
+            stop.wait(seconds)
             stop.set()
             for each in threads:
                 each.join()

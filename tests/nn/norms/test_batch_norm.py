@@ -286,6 +286,7 @@ def test_a_subclass_with_its_own_forward_stays_float_by_name():
         quantize(nn.Sequential(Shifted(3)), {nn.BatchNorm2d: {}})
 
 
+@pytest.mark.slow
 def test_compiled():
     norm = qnn.QuantBatchNorm2d(3, weight_quant=Int8WeightPerChannel, bias_quant=Int32Bias, input_quant=Int8Act)
     twin = copy.deepcopy(norm)

@@ -295,6 +295,7 @@ def test_rules_name_it():
     assert torch.equal(quantized(x), model(x))
 
 
+@pytest.mark.slow
 def test_compiled_is_eager():
     class Pools(nn.Module):
         def __init__(self):

@@ -703,6 +703,7 @@ def make():
 """
 
 
+@pytest.mark.slow
 def test_pickle_from_another_process(tmp_path):
     (tmp_path / "mine.py").write_text(MINE)
     dump = (

@@ -243,7 +243,7 @@ def test_flag():
         parts(torch.zeros(1, 2), 4, round_zero_point=1)
 
 
-@pytest.mark.parametrize("shared_by", ["tensor", "scale"])
+@pytest.mark.parametrize("shared_by", [pytest.param("tensor", marks=pytest.mark.slow), "scale"])
 def test_range_of_learned_bit_widths(shared_by):
     settings = {"weight_bit_width": LearnedBitWidth, "weight_bit_width_granularity": shared_by}
     learned = qnn.QuantLinear(16, 3, weight_quant=Int4WeightPerChannelHQO, **settings)

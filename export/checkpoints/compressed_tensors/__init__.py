@@ -1,0 +1,3 @@
+"""Checkpoints in the format of the package compressed-tensors, which vLLM reads."""
+
+__all__: list[str] = []
