@@ -4,15 +4,16 @@
     python examples/llm_ptq.py --weights int4 --activations int8 --cache int8 --repair rotate gptq --export model.onnx
 
 The model is one of Hugging Face, by its name or folder, where transformers is installed; one that a function of yours
-makes, ``--model module:function``; or else a small one that is trained on the spot. The text that it is measured on, and
-another part of which calibrates it, is ``--text file``, or a part of Python's manual. It needs ``pip install
+makes, ``--model module:function``; or else a small one that is trained on the spot. It is measured on the last tenth of
+a text, and calibrated on the rest: ``--text file``, or a part of Python's manual. It needs ``pip install
 bitwright[onnx,demo,safetensors]``, and ``transformers`` for models of Hugging Face.
 
-The float model becomes the quantized one in place, and repairs go through it block by block, so that there is one copy of
-the weights. Under ``torchrun --nproc-per-node 4 examples/llm_ptq.py ...`` every process takes its share of the text.
+The float model becomes the quantized one in place, and repairs go through it block by block, so that there is one copy
+of the weights. Under ``torchrun --nproc-per-node 4 examples/llm_ptq.py ...`` every process takes its share of the text.
 """
 
 import argparse
+import copy
 import importlib
 import importlib.util
 import os
@@ -30,7 +31,14 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, distributed, nn
 
-from bitwright.export import VerificationReport, export_onnx_qdq, verify_onnx
+from bitwright.export import (
+    VerificationReport,
+    export_compressed_tensors,
+    export_onnx_qdq,
+    load_packed,
+    save_packed,
+    verify_onnx,
+)
 from bitwright.graph import (
     adaround,
     autoround,
@@ -38,9 +46,11 @@ from bitwright.graph import (
     explain,
     gpfq,
     gptq,
+    lqer,
     magr,
     qronos,
     quantize,
+    rotate,
     search_scales,
     smooth,
 )
@@ -48,28 +58,52 @@ from bitwright.qcore import BitwrightError
 
 __all__ = ["Logits", "main", "post_training"]
 
-BEFORE: Mapping[str, Callable[..., nn.Module]] = {"smooth": smooth}
+BEFORE: Mapping[str, Callable[..., nn.Module]] = {"rotate": rotate, "smooth": smooth}
 """Repairs of the float model: each takes it and batches, and returns another one that computes the same."""
 
 AFTER: Mapping[str, Callable[..., Any]] = {
-    each.__name__: each for each in (magr, search_scales, gptq, gpfq, qronos, adaround, autoround)
+    each.__name__: each for each in (magr, search_scales, gptq, gpfq, qronos, adaround, autoround, lqer)
 }
-"""Repairs of the quantized model, in place: each takes it and batches, and returns a report."""
+"""Repairs of the quantized model, in place, block by block: each takes it and batches, and returns a report."""
 
 
 def post_training(
-    model: nn.Module, scheme: Scheme, batches: Sequence[Tensor], repairs: Sequence[str] = ()
-) -> nn.Module:
-    """A quantized model, in place of the float one, without training: all that a program of yours needs."""
-    for name in repairs:
-        if name in BEFORE:
-            model = BEFORE[name](model, batches)
+    model: nn.Module,
+    scheme: Scheme,
+    batches: Sequence[Tensor],
+    repairs: Sequence[str] = (),
+    settings: Mapping[str, Mapping[str, Any]] | None = None,
+) -> tuple[nn.Module, list[Any]]:
+    """A quantized model, in place of the float one, without training: all that a program of yours needs.
+
+    Args:
+        model: the float model.
+        scheme: what is quantized.
+        batches: (N, tokens) each, to calibrate with.
+        repairs: of `BEFORE` and `AFTER`; those of each in this order.
+        settings: keywords for some of them: ``{"gptq": {"damping": 0.05}}``.
+
+    Returns:
+        The model, and what the repairs say of every layer.
+    """
+    keywords = {name: dict(each) for name, each in (settings or {}).items()}
+    for name in [each for each in repairs if each in BEFORE]:
+        model = BEFORE[name](model, batches, **keywords.get(name, {}))
+    reports = [model.report] if hasattr(model, "report") else []
+    later = [each for each in repairs if each in AFTER]
+    if "lqer" in later[1:]:  # branches make up for what was changed before: they need the float weights, too
+        keywords.setdefault("lqer", {})["reference"] = copy.deepcopy(model)
     quantized = quantize(model, scheme.rules(), examples=batches[0], inplace=True)
-    if scheme.activations in ("static8",):
+    if scheme.activations == "static8":
         calibrate(quantized, batches)
-    for name in repairs:
-        if name in AFTER:
-            AFTER[name](quantized, batches)
+    reports += [AFTER[name](quantized, batches, **keywords.get(name, {})) for name in later]
+    return quantized, reports
+
+
+def loaded(model: nn.Module, scheme: Scheme, batches: Sequence[Tensor], before: Sequence[str], path: Path) -> nn.Module:
+    """What `save_packed` wrote, in place of the float model that it was made of."""
+    quantized, _ = post_training(model, scheme, batches[:1], [name for name in before if name in BEFORE])
+    load_packed(quantized, path)
     return quantized
 
 
@@ -185,25 +219,50 @@ def _run(options: argparse.Namespace, console: Console) -> int:
         return name, f"{perplexity(model, test, name):.3f}", repr(tokenizer.decode(said))
 
     rows = [row("float")]
-    quantized = " + ".join([*options.repair, str(scheme)])
-    model = post_training(model, scheme, batches, options.repair)
-    rows.append(row(quantized))
+    if options.load is not None:
+        model, reports = loaded(model, scheme, batches, options.repair, options.load), []
+    else:
+        model, reports = post_training(model, scheme, batches, options.repair, settings_of(options))
+    rows.append(row(" + ".join([*options.repair, str(scheme)])))
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for header in ("model", "perplexity", "goes on"):
         table.add_column(header)
     for each in rows:
         table.add_row(*each)
     console.print(f"{len(test)} windows of {options.context} tokens", table)
-    if options.layers is not None:
-        explain(model, batches[:2]).save(options.layers)
-    if options.export is None or console.quiet:
+    if console.quiet:
         return 0
-    report = export(model, test[0], options.export)
+    if options.report is not None:
+        options.report.write_text("\n\n".join(map(str, [*reports, explain(model)])) + "\n", encoding="utf-8")
+    return _written(model, test[0], options, console)
+
+
+def _written(model: nn.Module, tokens: Tensor, options: argparse.Namespace, console: Console) -> int:
+    """Write the files that were asked for."""
+    if options.save is not None:
+        console.print(f"{options.save}: {save_packed(model, options.save)}".partition("\n")[0])
+    if options.compressed is not None:
+        report = export_compressed_tensors(model, options.compressed)
+        console.print(f"{options.compressed}: {report}".partition("\n")[0])
+    if options.export is None:
+        return 0
+    found = export(model, tokens, options.export)
     console.print(
-        f"{report.compared} numbers of {options.export} compared with onnxruntime's: {report.differences} differences, "
-        f"{report.tie_flips} tie flips."
+        f"{found.compared} numbers of {options.export} compared with onnxruntime's: {found.differences} differences, "
+        f"{found.tie_flips} tie flips."
     )
-    return int(not report.ok)
+    return int(not found.ok)
+
+
+def settings_of(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """Keywords of the repairs, from the flags."""
+    walk = {"wait_on": options.wait_on}
+    found: dict[str, dict[str, Any]] = {name: dict(walk) for name in AFTER}
+    if options.checkpoint is not None:
+        for name in found:
+            found[name]["checkpoint"] = f"{options.checkpoint}.{name}"
+    found["lqer"]["rank"] = options.rank
+    return found
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -229,8 +288,14 @@ def _parser() -> argparse.ArgumentParser:
     rules.add_argument("--head", choices=WEIGHTS, help="weights of the last layer (default: float)")
     steps = parser.add_argument_group("steps")
     steps.add_argument("--repair", nargs="*", choices=[*BEFORE, *AFTER], default=[], help="in this order")
+    steps.add_argument("--rank", type=int, default=16, help="of the branches of lqer (default: 16)")
+    steps.add_argument("--wait-on", default="device", help="where inputs of a block wait: device, cpu, or a folder")
+    steps.add_argument("--checkpoint", metavar="FILE", help="to go on from after a stop; the repair's name is added")
+    steps.add_argument("--load", type=Path, metavar="FILE", help="what --save wrote with the same flags: no repair")
     out = parser.add_argument_group("output")
-    out.add_argument("--layers", type=Path, metavar="FILE.html", help="a page about every layer")
+    out.add_argument("--report", type=Path, metavar="FILE.txt", help="what was done to every layer")
+    out.add_argument("--save", type=Path, metavar="FILE.safetensors", help="packed codes, for --load")
+    out.add_argument("--compressed", type=Path, metavar="FOLDER", help="a checkpoint that vLLM reads")
     out.add_argument("--export", type=Path, metavar="FILE.onnx", help="an ONNX file, compared with the model")
     return parser
 
