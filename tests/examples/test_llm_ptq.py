@@ -1,5 +1,6 @@
 import copy
 import math
+import os
 import re
 import subprocess
 import sys
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional as F
 
@@ -19,6 +21,7 @@ from bitwright.quantizers import (
     MXFloat4e2m1Weight,
     ShiftedUint4DynamicActPerToken,
 )
+from tests.examples import language_models
 from tests.examples.language_models import tiny
 
 MODELS = "tests.examples.language_models"
@@ -155,6 +158,7 @@ def test_every_repair_and_a_file(script, text, tmp_path, capsys):
     assert figures(capsys.readouterr().out) == [before, after]
 
 
+@pytest.mark.slow
 def test_branches_make_up_for_what_was_repaired_before(script, scheme, tokens):
     """lqer after gptq knows the float weights, and brings the outputs nearer to the float model's."""
     model = tiny().eval()
@@ -197,23 +201,12 @@ def test_errors_of_the_library_end_the_script(script, text):
     "flags",
     [
         ["--weights", "int4"],
-        [
-            "--weights",
-            "uint3",
-            "--activations",
-            "int8",
-            "--cache",
-            "uint8",
-            "--head",
-            "int8",
-            "--repair",
-            "rotate",
-            "gptq",
-        ],
+        ["--weights", "uint3", "--activations", "int8", "--cache", "uint8", "--head", "int8", "--repair", "gptq"],
+        ["--model", f"{MODELS}:tied", "--repair", "rotate"],
         ["--weights", "mxfp4", "--activations", "static8", "--repair", "smooth", "lqer", "--rank", "2"],
         ["--weights", "int8", "--group", "0", "--activations", "int8"],
     ],
-    ids=["W4", "W3A8", "MXFP4", "W8A8"],
+    ids=["W4", "W3A8", "rotated", "MXFP4", "W8A8"],
 )
 def test_files_of_onnx_agree(script, text, tmp_path, capsys, flags):
     assert script.main([*SHORT, "--text", text, *flags, "--export", str(tmp_path / "model.onnx")]) == 0
@@ -223,24 +216,17 @@ def test_files_of_onnx_agree(script, text, tmp_path, capsys, flags):
 @pytest.mark.slow
 def test_two_processes_do_what_one_does(script, text, tmp_path, capsys):
     """The text divided between them: the same file, though one of them has a window more."""
-    from safetensors.torch import load_file
-
     flags = [*SHORT, "--text", text, "--calibration-windows", "5", "--activations", "static8"]
     flags += ["--repair", "smooth", "rotate", "gptq", "qronos"]
     assert script.main([*flags, "--save", str(tmp_path / "one")]) == 0
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29517"]
     command += [str(ROOT / "examples/llm_ptq.py"), *flags, "--save", str(tmp_path / "two")]
-    subprocess.run(command, check=True, cwd=ROOT, env={**_environment(), "PYTHONPATH": f"{ROOT}:{ROOT / 'examples'}"})
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "examples")])
+    subprocess.run(command, check=True, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths})
     one, two = load_file(tmp_path / "one"), load_file(tmp_path / "two")
     assert one.keys() == two.keys()
     for name, each in one.items():
         assert torch.equal(each, two[name]), name
-
-
-def _environment():
-    import os
-
-    return {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
 @pytest.mark.slow
@@ -289,7 +275,7 @@ class TestTransformers:
 
     def test_generation_through_a_cache(self, scheme, tokens, name):
         """With a cache, token by token, padded on the left, or at once: the same logits."""
-        model = getattr(__import__(MODELS, fromlist=[name]), name)()
+        model = getattr(language_models, name)()
         quantized = quantize(model, scheme("int4", 16, cache="uint8").rules(), examples=tokens)
         with torch.no_grad():
             whole = quantized(tokens).logits
@@ -308,7 +294,7 @@ class TestTransformers:
     def test_transformers_reads_what_was_compressed(self, script, scheme, tokens, tmp_path, name):
         transformers = pytest.importorskip("transformers")
         pytest.importorskip("compressed_tensors")
-        model = getattr(__import__(MODELS, fromlist=[name]), name)()
+        model = getattr(language_models, name)()
         quantized, _ = script.post_training(model, scheme("int4", 16), [tokens], ["gptq"])
         script.export_compressed_tensors(quantized, tmp_path)
         read = transformers.AutoModelForCausalLM.from_pretrained(tmp_path).eval()
