@@ -8,7 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["TENSOR", "named_tensors", "overlap", "range_of", "storage_of", "tensors_in", "version_of", "without_tensors"]
+__all__ = [
+    "TENSOR",
+    "named_tensors",
+    "overlap",
+    "range_of",
+    "storage_of",
+    "tensors_in",
+    "version_of",
+    "without_tensors",
+]
 
 
 def tensors_in(value: object) -> list[Tensor]:

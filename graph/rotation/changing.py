@@ -51,9 +51,7 @@ class Changes:
         self.rotations = rotations
         self.spaces = [space for space in spaces if rotations.block(space.size) > 1]
         self.weights = Weights(rotated, self.spaces)
-        self.matrices = {
-            space.name: rotations.matrix(space.size, number) for number, space in enumerate(self.spaces)
-        }
+        self.matrices = {space.name: rotations.matrix(space.size, number) for number, space in enumerate(self.spaces)}
         self.learned: Learned | None = None
         self._count = len(self.spaces)
         self._inputs: dict[str, str] = {}
@@ -90,9 +88,7 @@ class Changes:
         classes = self.features.classes
         summed = torch.cat([torch.zeros(0, dtype=torch.int64), *(each.flatten() for each in self.features.summed)])
         numbers = classes.of(summed.unique())
-        return {
-            each.layer for each in self.features.writings if bool(torch.isin(classes.of(each.ids), numbers).any())
-        }
+        return {each.layer for each in self.features.writings if bool(torch.isin(classes.of(each.ids), numbers).any())}
 
     def _why_not(self, path: str) -> str:
         layer = self.model.get_submodule(path)
@@ -162,9 +158,7 @@ class Changes:
         return Report("rotate", (*entries, *self._norms(), *self._sites), figures=figures)
 
     def _size(self, parameter: str) -> int:
-        return next(
-            space.size for space in self.spaces for turn in space.writers if turn.parameter == parameter
-        )
+        return next(space.size for space in self.spaces for turn in space.writers if turn.parameter == parameter)
 
     def _entry(self, path: str) -> Entry:
         done = [each[path] for each in (self._inputs, self._inside, self._outputs) if path in each]

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import prod
 from typing import Any, TypeAlias
 
@@ -137,9 +137,12 @@ class Features:
             return
         values = [self.of(each) for each in node.sources]
         rule = self._rule(node)
-        if rule is None or node.alternatives or 0 in node.shape:
-            self._block(node)
-        elif (rule in _SOURCES or any(each is not None for each in values)) and not rule(self, node):
+        if (
+            rule is None
+            or node.alternatives
+            or 0 in node.shape
+            or ((rule in _SOURCES or any(each is not None for each in values)) and not rule(self, node))
+        ):
             self._block(node)
 
     def _rule(self, node: Node) -> "Rule | None":

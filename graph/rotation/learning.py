@@ -178,7 +178,9 @@ def learn(
 def _calibrate(model: nn.Module, calls: Sequence[Call]) -> None:
     """Ranges of activations that are measured."""
     quantizers = quantizers_of(model).values()
-    if any(not q.of_parameter and isinstance(q, GridQuant) and isinstance(q.scaling, StoredScaling) for q in quantizers):
+    if any(
+        not q.of_parameter and isinstance(q, GridQuant) and isinstance(q.scaling, StoredScaling) for q in quantizers
+    ):
         with calibrate(model):
             for args, kwargs in calls:
                 model(*args, **kwargs)

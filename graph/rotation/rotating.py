@@ -148,7 +148,9 @@ def _check(
     if kind != "learned" and (rules is not None or loss is not None):
         raise GraphError(f"rotate: rules and loss are for learned rotations. Write kind='learned' instead of {kind!r}.")
     if block_size is not None and (not isinstance(block_size, int) or block_size < 2):
-        raise GraphError(f"rotate: block_size={shown(block_size)} is not possible: expected a whole number above 1, or None.")
+        raise GraphError(
+            f"rotate: block_size={shown(block_size)} is not possible: expected a whole number above 1, or None."
+        )
 
 
 def _coarsest(graph: Graph) -> torch.dtype:

@@ -16,11 +16,11 @@ from ...errors import GraphError
 from ...passes.reports import Entry, listed
 from ..options import WalkOptions
 from ..problem import Problem, Solution
-from ..products import Transposed
 from ..reports import LayerwiseReport
-from ..sites import Site, sites_of
 from ..solvers.low_rank import METHODS, LowRankMethod, first_directions, low_rank
-from ..walk import walk_blocks
+from ..walking.products import Transposed
+from ..walking.sites import Site, sites_of
+from ..walking.walk import walk_blocks
 from .layers import product_in, why_no_product
 from .trials import Trial
 

@@ -4,11 +4,11 @@ from typing import Unpack
 
 from torch import nn
 
-from .options import WalkOptions
-from .reports import LayerwiseReport
-from .solvers.signed_steps import solve_autoround
-from .solvers.up_or_down import solve_adaround
-from .walk import walk_blocks
+from ..options import WalkOptions
+from ..reports import LayerwiseReport
+from ..solvers.signed_steps import solve_autoround
+from ..solvers.up_or_down import solve_adaround
+from ..walking.walk import walk_blocks
 
 __all__ = ["adaround", "autoround"]
 
