@@ -26,12 +26,13 @@ from .conversion.decisions import Decision, SlotDecision, decisions_of
 from .errors import GraphError, GraphWarning
 from .explaining.explanation import ExplainedLayer, ExplainedQuantizer, Explanation
 from .explaining.reasons import explain
+from .layerwise.methods.activation_aware import awq
 from .layerwise.methods.iterating import adaround, autoround
 from .layerwise.methods.low_rank import lqer
 from .layerwise.methods.one_pass import gpfq, gptq, qronos
 from .layerwise.methods.preparing import magr, search_scales
 from .layerwise.options import WalkOptions
-from .layerwise.problem import Problem, Solution, WeightGrid
+from .layerwise.problem import ColumnGrid, Problem, Solution, WeightGrid
 from .layerwise.reports import LayerwiseReport
 from .layerwise.walking.walk import walk_blocks
 from .passes.absorption import absorb_biases
@@ -70,6 +71,7 @@ __all__ = [
     "CalibrationReport",
     "Candidate",
     "ChannelScale",
+    "ColumnGrid",
     "CheckpointError",
     "DataStatistic",
     "Decision",
@@ -102,6 +104,7 @@ __all__ = [
     "adaround",
     "allocate_bits",
     "autoround",
+    "awq",
     "calibrate",
     "correct_biases",
     "decisions_of",

@@ -15,7 +15,7 @@ from ...recording.examples import Call
 __all__ = ["Chain", "Reached", "chain_of", "replaced_forward", "stopping_at"]
 
 
-class Reached(BaseException):  # noqa: N818 - no error, which a model may handle: it ends a forward
+class Reached(BaseException):  # no error, which a model may handle
     """A forward came to where it was to end, as its rest is of no interest.
 
     Attributes:

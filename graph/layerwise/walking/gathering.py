@@ -21,7 +21,7 @@ from .surveying import Met
 
 __all__ = ["Gathered", "Gatherer", "View"]
 
-FEWEST, MOST = 4096, 24576  # inputs of a layer that are used, spread over samples; between these, 64 for each column
+FEWEST, MOST = 2048, 24576  # inputs of a layer that are used, spread over samples; between these, 64 for each column
 FOR_EACH_COLUMN = 64
 AT_LEAST = 8  # for each column, however many that are
 UNPAIRED = "it got other inputs than in the float model, and aims at its own output"

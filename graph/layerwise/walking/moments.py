@@ -84,7 +84,8 @@ class Moments:
         """Join what several processes gathered, so that each has the whole.
 
         Args:
-            groups, inputs: G and n, for a process that saw nothing.
+            groups: G, for a process that saw nothing.
+            inputs: n, for the same.
             device: for the same.
             crossed: whether there are inputs of the float model.
         """

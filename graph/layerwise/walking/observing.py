@@ -75,8 +75,10 @@ class _Place:
         if any(a != b for a, b, n in zip(part.stride(), base.stride(), part.shape, strict=True) if n > 1):
             return None
         apart, step = part.storage_offset() - base.storage_offset(), base.stride(0)
-        first = self.start + (apart // step if step else 0)
-        return (first, first + part.shape[0]) if not apart % (step or 1) else None
+        if apart % (step or 1):
+            return None
+        first = self.start + int(apart // (step or 1))
+        return first, first + part.shape[0]
 
 
 class _Watch(TorchFunctionMode):

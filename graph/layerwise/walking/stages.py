@@ -1,6 +1,6 @@
 """The stages of a walk through a model: what runs between a few tensors that are kept."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -122,7 +122,7 @@ def _short(model: nn.Module, chain: Chain, out: object) -> Iterator[None]:
 
 def stages_of(
     model: nn.Module, chain: Chain | None, calls: Sequence[Call], wait_on: str | Path = "device"
-) -> Iterator[tuple[Stage, Kept]]:
+) -> Generator[tuple[Stage, Kept]]:
     """The stages of a model, each with the arguments for it; between two, what the first returns is handed on.
 
     The caller runs a stage as often as it likes. When it asks for the next, the stage runs once more for every batch.

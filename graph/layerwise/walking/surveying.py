@@ -3,13 +3,14 @@
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from torch import distributed as dist
 
 from ....nn.recurrent.base import Recurrent
 from ....qcore.scaling.pooling import distributed
 from .observing import Meeting
-from .products import Linear, Product, Stacked
+from .products import Product, Stacked
 from .sites import Site
 
 __all__ = ["Met", "Survey"]
@@ -54,7 +55,7 @@ class Met:
     def segments(self) -> tuple[tuple[int, int], ...]:
         """The rows that always come in together."""
         cuts = sorted({0, self.height, *(end for part in self.parts for end in part)})
-        return tuple(zip(cuts, cuts[1:], strict=False))
+        return tuple(pairwise(cuts))
 
     @property
     def groups(self) -> int:

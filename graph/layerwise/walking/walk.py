@@ -1,7 +1,5 @@
 """A walk through a model, weight by weight, with what the layers before have become."""
 
-import signal
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
@@ -27,6 +25,7 @@ from ..reports import LayerwiseReport
 from .chain import Chain, chain_of
 from .choosing import Choice, Solver, choose
 from .gathering import Gathered, Gatherer, View
+from .guarding import check_options, devices_of, uninterrupted
 from .masking import USUAL, Masks
 from .observing import Meet, following, observing
 from .resuming import Checkpoint, fingerprint
@@ -58,58 +57,58 @@ def walk_blocks(
 ) -> LayerwiseReport:
     """Choose the weights of a quantized model layer by layer, each for the inputs that it gets from those before it.
 
-    For every weight, in the order in which the model uses them, ``solve(path, problem)`` gets a `Problem`: the weight
-    as a matrix, its grid, and the second moments of its inputs in the quantized model (with all weights before it as
-    they were chosen) and in the float one. It returns a `Solution`, or None to leave the weight. The grid is fixed, see
-    `GridQuant.fix`. What is no better than rounding to nearest is not kept, output by output.
+        For every weight, in the order in which the model uses them, ``solve(path, problem)`` gets a `Problem`: the weight
+        as a matrix, its grid, and the second moments of its inputs in the quantized model (with all weights before it as
+        they were chosen) and in the float one. It returns a `Solution`, or None to leave the weight. The grid is fixed, see
+        `GridQuant.fix`. What is no better than rounding to nearest is not kept, output by output.
 
-    Where the model is a chain of blocks, such as the layers of a transformer, every block runs on what the one before
-    it returned, and the inputs of two blocks are kept. Else all that comes before a layer runs again for every layer,
-    or, with a single batch, all is done in one forward, in which the inputs of all layers are kept.
+        Where the model is a chain of blocks, such as the layers of a transformer, every block runs on what the one before
+        it returned, and the inputs of two blocks are kept. Else all that comes before a layer runs again for every layer,
+        or, with a single batch, all is done in one forward, in which the inputs of all layers are kept.
 
-    The parameters stay as they are until the walk has ended; until then, codes are kept. If anything fails, nothing
-    has changed. Where several processes walk, each with data of its own, the moments are those of all of it, and all
-    processes come to the same weights.
+        The parameters stay as they are until the walk has ended; until then, codes are kept. If anything fails, nothing
+        has changed. Where several processes walk, each with data of its own, the moments are those of all of it, and all
+        processes come to the same weights.
 
-    Memory, besides the model: of a chain, the inputs of one block for all batches (on the device, the CPU or on disk,
-    see ``wait_on``), twice with ``float_inputs``, and one byte for each weight that was chosen; while a weight is
-    chosen, its matrix of moments, thrice with ``float_inputs``, and what the algorithm needs. None of it but the codes
-    grows with the number of blocks.
+        Memory, besides the model: of a chain, the inputs of one block for all batches (on the device, the CPU or on disk,
+        see ``wait_on``), twice with ``float_inputs``, and one byte for each weight that was chosen; while a weight is
+        chosen, its matrix of moments, thrice with ``float_inputs``, and what the algorithm needs. None of it but the codes
+        grows with the number of blocks.
 
-    Args:
-        model: a quantized model with calibrated activations. It evaluates, whatever its mode.
-        data: one batch, or an iterable of batches, as for `correct_biases`.
-        solve: called as ``solve(path, problem)``.
-        reference: the float model, with the same paths; by default the model itself with its quantizers off.
-        blocks: paths of the blocks; by default the largest list of modules that is a chain, if there is one.
-        float_inputs: whether problems have the inputs of the float model, ``cross``; without it the walk is shorter.
-        mask: the argument that says which tokens count: (samples, tokens), 0 for padding. None for all.
-        rows: how many inputs of a layer are used at most, spread evenly over samples, of which each gives one at least;
-            by default 64 for each column of the matrix, but from 4096 to 24576, and never less than 8. Recurrent layers
-            use all.
-        wait_on: where the inputs of a block wait while others run: ``"device"``, ``"cpu"``, or a folder.
-        checkpoint: a file that holds what was chosen so far, after every block. If it exists, the walk goes on there.
-        progress: whether a bar shows how far it has come.
-        rounds: whether weights are rounded; False fixes their grids alone.
-        settings: of ``solve``, which a checkpoint has to agree with.
-        name: what the report calls the algorithm.
+        Args:
+            model: a quantized model with calibrated activations. It evaluates, whatever its mode.
+            data: one batch, or an iterable of batches, as for `correct_biases`.
+            solve: called as ``solve(path, problem)``.
+            reference: the float model, with the same paths; by default the model itself with its quantizers off.
+            blocks: paths of the blocks; by default the largest list of modules that is a chain, if there is one.
+            float_inputs: whether problems have the inputs of the float model, ``cross``; without it the walk is shorter.
+                mask: the argument that says which tokens count: (samples, tokens), 0 for padding. None for all.
+            rows: how many inputs of a layer are used at most, spread evenly over samples, of which each gives one at least;
+                by default 64 for each column of the matrix, but from 2048 to 24576, and never less than 8. Recurrent layers
+                use all.
+                wait_on: where the inputs of a block wait while others run: ``"device"``, ``"cpu"``, or a folder.
+            checkpoint: a file that holds what was chosen so far, after every block. If it exists, the walk goes on there.
+            progress: whether a bar shows how far it has come.
+            rounds: whether weights are rounded; False fixes their grids alone.
+            settings: of ``solve``, which a checkpoint has to agree with.
+            name: what the report calls the algorithm.
 
-    Returns:
-        An entry for every weight with a quantizer.
+        Returns:
+            An entry for every weight with a quantizer.
 
-    Raises:
-        GraphError: nothing could be done, activations without a range, no data, blocks that are no chain, or a
-            checkpoint of something else.
+        Raises:
+            GraphError: nothing could be done, activations without a range, no data, blocks that are no chain, or a
+                checkpoint of something else.
 
-    Example:
-        >>> import torch
-        >>> import bitwright.nn as qnn
-        >>> model = nn.Sequential(qnn.QuantLinear(8, 4, weight_bit_width=3), nn.ReLU(), qnn.QuantLinear(4, 2)).eval()
-        >>> def to_nearest(path, problem):
-        ...     print(path, tuple(problem.weight.shape), problem.rows)
-        >>> report = walk_blocks(model, torch.rand(32, 8), to_nearest)
-        0 (1, 4, 8) 32
-        2 (1, 2, 4) 32
+        Example:
+            >>> import torch
+            >>> import bitwright.nn as qnn
+            >>> model = nn.Sequential(qnn.QuantLinear(8, 4, weight_bit_width=3), nn.ReLU(), qnn.QuantLinear(4, 2)).eval()
+            >>> def to_nearest(path, problem):
+            ...     print(path, tuple(problem.weight.shape), problem.rows)
+            >>> report = walk_blocks(model, torch.rand(32, 8), to_nearest)
+            0 (1, 4, 8) 32
+            2 (1, 2, 4) 32
     """
     require_model(name, model, GraphError)
     if reference is not None:
@@ -285,13 +284,13 @@ class _Walk:
         progress: bool,
     ) -> None:
         """Solve all, stage by stage."""
-        floats = self.model if self.reference is None else self.reference
+        other = self.model if self.reference is None else self.reference
         todo = [site for site in self.met if site not in self.choices]
         total = self._samples(calls)
         with ExitStack() as stack:
             bar = stack.enter_context(closing(tracked(todo, self.name, unit="weights", shown=progress)))
             steps = stack.enter_context(closing(stages_of(self.model, chain, calls, wait_on)))
-            shadow = stack.enter_context(closing(stages_of(floats, chain, calls, wait_on)))
+            shadow = stack.enter_context(closing(stages_of(other, chain, calls, wait_on)))
             first, leaving = True, list[Site]()
             while True:
                 with self._quantized(None):
@@ -313,8 +312,9 @@ class _Walk:
                     self.chosen.pop(site, None)
                 work = [site for site in here if site not in self.choices]
                 if work:
-                    views = View(*found, self._quantized), None if beside is None else View(*beside, self._floats)
-                    gatherer = Gatherer(*views, self.masks, total, self.rows)
+                    quantized = View(*found, self._quantized)
+                    floats = None if beside is None else View(*beside, self._floats)
+                    gatherer = Gatherer(quantized, floats, self.masks, total, self.rows)
                     for site in gatherer.solved(work, self.met, self.choose):
                         next(bar, site)
                     if saved is not None:
@@ -383,42 +383,6 @@ class _Walk:
             entries.setdefault(site.path, Entry(site.path, "left", "no data reaches it"))
         order = [site.path for site in sites_of(self.model)]
         return LayerwiseReport(self.name, tuple(entries[path] for path in order))
-
-
-def check_options(asked: str, blocks: object, rows: object, wait_on: object) -> None:
-    """Refuse options that mean nothing.
-
-    Raises:
-        GraphError: it says what to write instead.
-    """
-    if blocks is not None and (isinstance(blocks, str) or not isinstance(blocks, Sequence)):
-        raise GraphError(f"{asked}: blocks={blocks!r} is no list of paths. Write blocks=[{blocks!r}].")
-    if rows is not None and (isinstance(rows, bool) or not isinstance(rows, int) or rows < 1):
-        raise GraphError(f"{asked}: rows={rows!r} is not possible: expected a whole number from 1 on, or None.")
-    if wait_on not in ("device", "cpu") and not (isinstance(wait_on, str | Path) and Path(wait_on).is_dir()):
-        raise GraphError(f"{asked}: wait_on={wait_on!r} is neither 'device' nor 'cpu' nor a folder that exists.")
-
-
-def devices_of(model: nn.Module) -> list[int]:
-    """The GPUs of a model, whose random generators are kept as they are."""
-    indices = {each.device.index for each in model.parameters() if each.is_cuda}
-    return sorted(index for index in indices if index is not None)
-
-
-@contextmanager
-def uninterrupted() -> Iterator[None]:
-    """Ctrl-C waits for the end of the block: what is written there is written as a whole."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    came: list[int] = []
-    before = signal.signal(signal.SIGINT, lambda number, frame: came.append(number))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-    if came:
-        raise KeyboardInterrupt
 
 
 def _largest(call: Call) -> int:
