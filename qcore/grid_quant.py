@@ -612,6 +612,7 @@ class GridQuant(Declared):
             assert zero_point is not None
             self.zero_point = FixedZeroPoint(zero_point, getattr(self.zero_point, "whole", True))
         self.scaling = FixedScaling(scale, self._range(), self.granularity, restriction)
+        self.train(self.training)
 
     def release(self) -> None:
         """Let the scales follow the weight again, or be learned, as the declaration says.
@@ -631,7 +632,7 @@ class GridQuant(Declared):
             nn.Module.__setattr__(self, "zero_point", fresh.zero_point)  # a module, or a function of the user's own
         self.scaling = fresh.scaling
         vars(self)["clips"] = fresh.clips
-        self.to(device)
+        self.to(device).train(self.training)
         super().rederive()
 
     @torch.no_grad()

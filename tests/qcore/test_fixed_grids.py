@@ -57,6 +57,7 @@ def test_a_fixed_grid_stays_when_the_weight_changes_and_goes_with_the_state(quan
         layer.weight.mul_(3)
     values, after = layer.take("weight")
     assert grids_equal(after, grid)
+    assert not any(module.training for module in layer.modules())
     assert layer.weight_quant.fixed
     assert not layer.weight_quant.dynamic
     assert values.abs().max() <= grid.from_int(grid.to_int(before)).abs().max() * 1.5  # clipped, to the same levels
@@ -78,6 +79,7 @@ def test_released_grids_are_those_of_the_declaration(quantizer):
     fresh = qnn.QuantLinear(6, 4, bias=False, weight_quant=quantizer).eval()
     fresh.weight = layer.weight
     assert not layer.weight_quant.fixed
+    assert not any(module.training for module in layer.modules())
     assert torch.equal(layer.take("weight")[0], fresh.take("weight")[0])
     assert layer.weight_quant.scheme() == fresh.weight_quant.scheme()
     assert layer.state_dict().keys() == fresh.state_dict().keys()
