@@ -11,6 +11,8 @@ from bitwright.graph.precision.program import best_choice, cheapest, total
 
 pytest.importorskip("scipy")
 
+pytest.importorskip("scipy.optimize")  # before Hypothesis, whose oldest version an import in a test confuses
+
 BITS = (2, 4, 8)
 
 
