@@ -25,7 +25,7 @@ from ...regions.weights import WeightedLayer, channels_of, per_channel
 from ..problem import Problem
 from ..reports import LayerwiseReport
 from ..solvers.activation_aware import channel_scales, clipping_thresholds, importance, scaled_loss
-from ..walking.sites import Site, sites_of
+from ..walking.sites import sites_of
 from ..walking.walk import walk_blocks
 from .channel_groups import ChannelGroups, Together
 from .layers import why_no_product
@@ -104,7 +104,7 @@ def awq(
     require_model("awq", model, GraphError)
     calls = batches_of("awq", model, data)
     sites = {site.path: site for site in sites_of(model)}
-    reasons = {path: why for path, site in sites.items() if (why := _why_not(site)) is not None}
+    reasons = {path: why for path, site in sites.items() if (why := site.why_not() or why_no_product(site)) is not None}
     reasons |= dict.fromkeys(_skipped(sites, list(skip)), "skipped")
     suited = {path: site for path, site in sites.items() if path not in reasons}
     groups = ChannelGroups(model, example_of(calls[0]), suited, [path for path in reasons if path in sites])
@@ -128,13 +128,6 @@ def awq(
         raise GraphError(f"awq: nothing to change. {listed(report.left)}")
     search.apply(model, calls[0])
     return report
-
-
-def _why_not(site: Site) -> str | None:
-    """Why a layer can't be worked on; None if it can."""
-    if site.layer._modules.get("correction") is not None:
-        return "it has a correction, which fits its weight as it is; remove it first, del layer.correction"
-    return site.why_not() or why_no_product(site)
 
 
 def _skipped(paths: Iterable[str], skip: Sequence[str]) -> list[str]:

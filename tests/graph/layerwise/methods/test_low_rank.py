@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 import bitwright.nn as qnn
-from bitwright.graph import GraphError, explain, gptq, lqer, quantize
+from bitwright.graph import GraphError, awq, explain, gptq, lqer, quantize
 from bitwright.graph.layerwise.methods.low_rank import _Branches
 from bitwright.quantizers import Int8WeightPerChannel
 
@@ -90,9 +90,17 @@ def test_convolutions_and_what_gets_none():
     assert report["3"].reason == "a branch of rank 2 would be no smaller than its weight, 2 x 8"
     again = lqer(quantize(model, {nn.ConvTranspose2d: RULES[nn.Linear]}).eval(), x, rank=2)
     assert [entry.action for entry in again] == ["lqer"]
+
+
+@pytest.mark.parametrize("algorithm", [lqer, gptq, awq])
+def test_nothing_else_works_on_a_corrected_layer(algorithm):
+    model, x = float_model(), inputs()
+    q = quantize(model, RULES)
+    lqer(q, x, rank=4)
     with pytest.raises(GraphError) as caught:
-        lqer(q, x, rank=2)
-    assert "0: it has a correction already; remove it first, del layer.correction." in str(caught.value)
+        algorithm(q, x)
+    why = "it has a correction, which fits its weight as it is; remove it first, del layer.correction"
+    assert why in str(caught.value)
 
 
 def test_embeddings_and_own_forwards():
