@@ -85,16 +85,8 @@ def _refuse_without_values(model: nn.Module) -> None:
 
 
 _LAYERS = (
-    *(
-        QuantLayer,
-        TensorQuant,
-        HadamardTransform,
-        nn.Linear,
-        nn.Bilinear,
-        nn.Embedding,
-        nn.EmbeddingBag,
-        nn.modules.conv._ConvNd,
-    ),
+    *(QuantLayer, TensorQuant, HadamardTransform),
+    *(nn.Linear, nn.Bilinear, nn.Embedding, nn.EmbeddingBag, nn.modules.conv._ConvNd),
     *(nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.PReLU),
     *(nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention, torch.jit.ScriptModule, parametrize.ParametrizationList),
 )

@@ -10,7 +10,7 @@ from ...nn.hadamard_transform import HadamardTransform
 from ..errors import GraphError
 from ..passes.reports import Entry, Report
 from ..recording.nodes import Graph
-from .following import Features
+from .features import Features
 from .learning import Learned
 from .online import key_products, put_before, rotate_keys
 from .rotations import Rotations
@@ -128,19 +128,8 @@ class Changes:
                 continue
             self._sites.append(Entry(node.path, f"queries and keys rotated by {name} ({self.rotations.text(size)})"))
 
-    def fuse(self) -> None:
-        """Rotate what costs nothing at run time."""
-        for space in self.spaces:
-            text = self.rotations.text(space.size)
-            reading, writing = ({turn.layer for turn in turns} for turns in (space.readers, space.writers))
-            both = reading & writing if space.kind == "values" else set[str]()
-            self._inside |= dict.fromkeys(both, f"values rotated ({text})")
-            self._inputs |= dict.fromkeys(reading - both, f"input rotated ({text})")
-            self._outputs |= dict.fromkeys(writing - both, f"output rotated ({text})")
-        self.write(self.matrices)
-
     def write(self, matrices: dict[str, Tensor]) -> None:
-        """Put the parameters behind rotations into the copy."""
+        """Put the parameters behind the rotations of spaces into the copy; this costs nothing at run time."""
         self.matrices = matrices
         self.weights.write(self.weights.rotated(self.spaces, matrices))
 
@@ -148,14 +137,31 @@ class Changes:
 
     def report(self) -> Report:
         """What was done to every layer, and why others were left."""
+        self._name_fused()
         entries: list[Entry] = []
         parameters = {turn.layer for space in self.spaces for turn in space.writers if turn.layer == turn.parameter}
-        entries += [Entry(path, "rotated", self.rotations.text(self._size(path))) for path in sorted(parameters)]
+        entries += [Entry(path, "rotated", self._text(self._size(path))) for path in sorted(parameters)]
         layers = [path for path, layer in self.model.named_modules() if _is_layer(layer)]
         others = [each for each in (*self._inputs, *self._outputs) if each not in layers and each not in parameters]
         entries += [self._entry(path) for path in dict.fromkeys([*layers, *others])]
         figures = {} if self.learned is None else self.learned.figures
         return Report("rotate", (*entries, *self._norms(), *self._sites), figures=figures)
+
+    def _name_fused(self) -> None:
+        """What was done to the layers of spaces."""
+        for space in self.spaces:
+            text = self._text(space.size)
+            reading, writing = ({turn.layer for turn in turns} for turns in (space.readers, space.writers))
+            both = reading & writing if space.kind == "values" else set[str]()
+            self._inside |= dict.fromkeys(both, f"values rotated ({text})")
+            self._inputs |= dict.fromkeys(reading - both, f"input rotated ({text})")
+            self._outputs |= dict.fromkeys(writing - both, f"output rotated ({text})")
+
+    def _text(self, size: int) -> str:
+        text = self.rotations.text(size)
+        if self.learned is None:
+            return text
+        return f"learned from {text}" if self.learned.kept else f"{text}, nothing better was learned"
 
     def _size(self, parameter: str) -> int:
         return next(space.size for space in self.spaces for turn in space.writers if turn.parameter == parameter)

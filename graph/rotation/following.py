@@ -1,85 +1,19 @@
-"""Features in a recorded model: which layers write them, which read them, and what lies between passes a rotation."""
+"""Following the features of tensors through a recorded model: who writes them, who reads them, what they meet."""
 
-import copy
-from collections.abc import Callable
-from dataclasses import dataclass
-from math import prod
-from typing import Any, TypeAlias
+from abc import ABC, abstractmethod
 
-import torch
 from torch import Tensor, nn
 
-from ..recording.kinds import kind_of
 from ..recording.nodes import Graph, Node, Source
-from ..recording.tensors import TENSOR
 from ..regions.scales import Classes, Scales
 from .norms import Norm, norm_calls
+from .parts import Matrix, Reading, Value, Writing
 
-__all__ = ["Features", "Matrix", "Reading", "Writing"]
-
-
-@dataclass(frozen=True)
-class Matrix:
-    """A weight and its bias, which map features to features.
-
-    Attributes:
-        layer: the path of the layer that they belong to.
-        weight: the path of the parameter: (outputs, inputs), or (inputs, outputs) if it is transposed.
-        bias: that of the bias, "" if there is none.
-        start: the first of its rows.
-        stop: behind the last one.
-        bias_start: where the bias of these rows begins.
-        transposed: whether the weight multiplies from the right.
-    """
-
-    layer: str
-    weight: str
-    bias: str
-    start: int
-    stop: int
-    bias_start: int = 0
-    transposed: bool = False
+__all__ = ["Following"]
 
 
-@dataclass(frozen=True, eq=False)
-class Writing:
-    """A parameter one dimension of which is of features.
-
-    Attributes:
-        layer: the path of the layer, or of the parameter itself.
-        parameter: the path.
-        dim: the dimension.
-        ids: of the features along it, from ``start``.
-        start: where they begin.
-    """
-
-    layer: str
-    parameter: str
-    dim: int
-    ids: Tensor
-    start: int = 0
-
-
-@dataclass(frozen=True, eq=False)
-class Reading:
-    """A matrix that reads features; ``norm`` is that whose gain lies between."""
-
-    matrix: Matrix
-    ids: Tensor
-    norm: Norm | None = None
-
-
-@dataclass(frozen=True)
-class _Value:
-    """What is known of a tensor: the id of the feature that each element is, and the norm whose gain it has."""
-
-    ids: Tensor
-    norm: Norm | None = None
-    squared: bool = False
-
-
-class Features:
-    """What a recorded model does with features: all that matters for rotating them.
+class Following(ABC):
+    """What a recorded model does with features: all that matters for rotating them. A subclass knows the operations.
 
     A tensor has the ids of its features, in its shape, mostly as an expanded view. Ids are linked where residual sums
     join tensors, and held where something computes with single features.
@@ -110,7 +44,7 @@ class Features:
         self.summed: list[Tensor] = []
         self.computed: dict[str, str] = {}
         self._scales = Scales()
-        self._states: dict[Source, _Value] = {}
+        self._states: dict[Source, Value] = {}
         self._passing: dict[Node, Tensor] = {}
         self._written: dict[tuple[str, int, int], Tensor] = {}
         self._readers: dict[str, set[str]] = {}  # of parameters, the functions
@@ -127,8 +61,6 @@ class Features:
         found = (self.classes.why_held(each) for each in numbers.unique().tolist())
         return next((why for why in found if why is not None), None)
 
-    # Visiting
-
     def _visit(self, node: Node) -> None:
         call = self._norms.get(node)
         if call is not None and self.of(call.read) is not None:
@@ -136,22 +68,19 @@ class Features:
                 self._norm(node, call.norm, call.read)
             return
         values = [self.of(each) for each in node.sources]
-        rule = self._rule(node)
-        if (
-            rule is None
-            or node.alternatives
-            or 0 in node.shape
-            or ((rule in _SOURCES or any(each is not None for each in values)) and not rule(self, node))
-        ):
+        if node.alternatives or 0 in node.shape or not self._passes(node, any(values)):
             self._block(node)
 
-    def _rule(self, node: Node) -> "Rule | None":
-        module = self.modules.get(node.module) if node.module is not None else None
-        if module is not None:
-            return next((rule for kind, rule in _LAYERS.items() if isinstance(module, kind)), None)
-        return _FUNCTIONS.get(kind_of(node.function) or node.kind)
+    @abstractmethod
+    def _passes(self, node: Node, reads: bool) -> bool:
+        """Note what an operation does with features; whether what it does is known.
 
-    def of(self, source: Source | None) -> _Value | None:
+        Args:
+            node: the operation.
+            reads: whether any of its inputs has features.
+        """
+
+    def of(self, source: Source | None) -> Value | None:
         """What is known of a tensor; None for one without features."""
         if source is None:
             return None
@@ -160,7 +89,7 @@ class Features:
             self._scales.hold(self._passing[source[0]], f"{source[0].path} ({source[0].kind}) writes to memory")
         return found
 
-    def _input(self, node: Node, number: int = 0) -> _Value | None:
+    def _input(self, node: Node, number: int = 0) -> Value | None:
         return self.of(node.inputs[number]) if number < len(node.inputs) else None
 
     def _block(self, node: Node) -> None:
@@ -175,7 +104,7 @@ class Features:
         if value is not None:
             self._scales.hold(value.ids, why if value.norm is None else f"{why}, behind the gain of {value.norm.path}")
 
-    def _give(self, node: Node, value: _Value, number: int = 0) -> bool:
+    def _give(self, node: Node, value: Value, number: int = 0) -> bool:
         self._states[node, number] = value
         self._passing[node] = value.ids
         return True
@@ -200,18 +129,13 @@ class Features:
         rows = self._rows(ids)
         return rows[0] if rows is not None and len(rows) == 1 else None
 
-    # Layers
-
-    def _linear(self, node: Node) -> bool:
-        path, layer = node.module or "", self.modules[node.module or ""]
-        assert isinstance(layer, nn.Linear)
-        weight, bias = (self._parameter(path, name) for name in ("weight", "bias"))
-        if weight is None or bias is None or not turns(layer):
-            return self._unowned(node, "weight" if weight is None or bias else "bias")
-        matrix = Matrix(path, weight, bias, 0, layer.out_features)
-        self._read(node, 0, matrix)
-        self._write(node, matrix)
-        return True
+    def _parameter(self, path: str, name: str) -> str | None:
+        """The path of a parameter, "" where there is none, None where it is computed."""
+        layer = self.modules[path]
+        full = f"{path}.{name}" if path else name
+        if name not in layer._parameters or full in self._readers:
+            return None
+        return full if layer._parameters[name] is not None else ""
 
     def _unowned(self, node: Node, name: str) -> bool:
         """What a layer writes whose weight can't be changed: features that are held."""
@@ -224,15 +148,7 @@ class Features:
         ids = self._scales.channels(node.shape, len(node.shape) - 1)
         self._scales.hold(ids, f"its {name} {why}")
         self.writings.append(Writing(path, "", 0, ids.reshape(-1, ids.shape[-1])[0]))
-        return self._give(node, _Value(ids))
-
-    def _parameter(self, path: str, name: str) -> str | None:
-        """The path of a parameter, "" where there is none, None where it is computed."""
-        layer = self.modules[path]
-        full = f"{path}.{name}" if path else name
-        if name not in layer._parameters or full in self._readers:
-            return None
-        return full if layer._parameters[name] is not None else ""
+        return self._give(node, Value(ids))
 
     def _read(self, node: Node, number: int, matrix: Matrix) -> None:
         value = self._input(node, number)
@@ -257,60 +173,7 @@ class Features:
         bias = matrix.bias or (f"{matrix.layer}.bias" if matrix.layer else "bias")  # a norm's may become one
         if matrix.bias or isinstance(self.modules.get(matrix.layer), nn.Linear):
             self.writings.append(Writing(matrix.layer, bias, 0, row, matrix.bias_start))
-        self._give(node, _Value(ids))
-
-    def _conv(self, node: Node) -> bool:
-        """Patches of an image: a convolution writes features along dimension 1."""
-        path, layer = node.module or "", self.modules[node.module or ""]
-        assert isinstance(layer, nn.modules.conv._ConvNd)
-        weight, bias = (self._parameter(path, name) for name in ("weight", "bias"))
-        forwards = [getattr(nn, f"Conv{rank}d").forward for rank in (1, 2, 3)]
-        if not weight or bias is None or layer.groups != 1 or type(layer).forward not in forwards:
-            return False
-        self._block(node)  # what it reads
-        axis = len(node.shape) - (layer.weight.ndim - 1)
-        ids = self._channels((weight, 0, 0), node.shape, axis, layer.out_channels)
-        for parameter in (weight, bias) if bias else (weight,):
-            self.writings.append(Writing(path, parameter, 0, self._written[weight, 0, 0]))
-        return self._give(node, _Value(ids))
-
-    def _embedding(self, node: Node) -> bool:
-        path, layer = node.module or "", self.modules[node.module or ""]
-        assert isinstance(layer, nn.Embedding)
-        weight = self._parameter(path, "weight")
-        if not weight or layer.max_norm is not None or node.shape[-1:] != (layer.embedding_dim,):
-            return self._unowned(node, "weight")
-        ids = self._channels((weight, 1, 0), node.shape, len(node.shape) - 1, layer.embedding_dim)
-        self.writings.append(Writing(path, weight, 1, ids.reshape(-1, layer.embedding_dim)[0]))
-        return self._give(node, _Value(ids))
-
-    def _attention_layer(self, node: Node) -> bool:
-        """`nn.MultiheadAttention`: three matrices read, one writes, and the values lie between two."""
-        path, layer = node.module or "", self.modules[node.module or ""]
-        assert isinstance(layer, nn.MultiheadAttention)
-        known = type(layer).forward is nn.MultiheadAttention.forward and layer.bias_k is None
-        if not known or len(node.inputs) < 3 or layer.out_proj._parameters.get("weight") is None:
-            return False
-        start, size = (f"{path}." if path else ""), layer.embed_dim
-        bias = f"{start}in_proj_bias" if layer.in_proj_bias is not None else ""
-        for number, name in enumerate(("q", "k", "v")):
-            packed = layer.in_proj_weight is not None
-            weight = f"{start}in_proj_weight" if packed else f"{start}{name}_proj_weight"
-            first = number * size if packed else 0
-            matrix = Matrix(path, weight, bias, first, first + size, number * size)
-            self._read(node, number, matrix)
-            if name == "v":
-                row = self._channels((weight, 0, first), (size,), 0, size)
-                self.writings.append(Writing(path, weight, 0, row, first))
-                if bias:
-                    self.writings.append(Writing(path, bias, 0, row, number * size))
-                self._heads(row.reshape(layer.num_heads, -1))
-        out = Matrix(path, f"{start}out_proj.weight", "", 0, size)
-        out_bias = f"{start}out_proj.bias" if layer.out_proj.bias is not None else ""
-        self.rows.append(row)
-        self.readings.append(Reading(out, row))
-        self._write(node, Matrix(path, out.weight, out_bias, 0, size))
-        return True
+        self._give(node, Value(ids))
 
     def _heads(self, rows: Tensor) -> None:
         self.rows += list(rows)
@@ -326,308 +189,4 @@ class Features:
         self.rows += list(rows)
         self.normed += [(norm, row) for row in rows]
         ids = value.ids.expand(node.shape) if value.ids.shape != node.shape else value.ids
-        return self._give(node, _Value(ids, norm if norm.gain or norm.bias else None))
-
-    # Functions
-
-    def _same(self, node: Node) -> bool:
-        value = self._input(node)
-        if value is None or value.ids.shape != node.shape or not self._alone(node):
-            return False
-        return self._give(node, value)
-
-    def _cast(self, node: Node) -> bool:
-        value = self._input(node)
-        return value is not None and value.ids.shape == node.shape and self._give(node, value)
-
-    def _alone(self, node: Node) -> bool:
-        """Whether no input but the first has features."""
-        return all(self.of(each) is None for each in node.inputs[1:])
-
-    def _move(self, node: Node) -> bool:
-        """What moves features about is done to their ids."""
-        value = self._input(node)
-        if value is None or not self._alone(node):
-            return False
-        moved = self._moved(node, value.ids)
-        if moved is None:
-            return False
-        for number, ids in enumerate(moved):
-            self._give(node, _Value(ids, value.norm, value.squared), number)
-        return tuple(moved[0].shape) == node.shape
-
-    def _moved(self, node: Node, ids: Tensor) -> list[Tensor] | None:
-        args, kwargs = node.arguments
-        if len(node.inputs) == 1 and node.module is None and args and args[0] is TENSOR and node.function is not None:
-            try:
-                with torch.no_grad():
-                    made: Any = node.function(ids, *args[1:], **kwargs)
-            except Exception:
-                return None
-            parts = [made] if isinstance(made, Tensor) else list(made)
-            return [_repeated(each) for each in parts]
-        if ids.numel() == prod(node.shape) and kind_of(node.function) == "reshape":
-            return [_repeated(ids.reshape(node.shape))]
-        if kind_of(node.function) == "getitem" and self._row(ids) is not None and node.shape[-1:] == ids.shape[-1:]:
-            return [self._along_last(ids, node.shape)]  # rows that a tensor picks
-        return None
-
-    def _along_last(self, ids: Tensor, shape: tuple[int, ...]) -> Tensor:
-        row = self._row(ids)
-        assert row is not None
-        return row.expand(shape)
-
-    def _mean(self, node: Node) -> bool:
-        """Over rows, features stay; over the features, squares give what a rotation keeps."""
-        value = self._input(node)
-        dims = self._dims(node)
-        if value is None or dims is None:
-            return False
-        ids = value.ids
-        varying = [dim for dim in dims if ids.stride(dim) and ids.shape[dim] > 1]
-        if value.squared:
-            rows = self._rows(ids)
-            if dims != [ids.ndim - 1] or rows is None:
-                return False
-            self.rows += list(rows)
-            return True
-        if varying:
-            return False
-        for dim in dims:
-            ids = ids.narrow(dim, 0, 1)
-        if len(node.shape) != ids.ndim:
-            ids = ids.reshape([each for dim, each in enumerate(ids.shape) if dim not in dims])
-        return self._give(node, _Value(ids.expand(node.shape), value.norm))
-
-    def _dims(self, node: Node) -> list[int] | None:
-        args, kwargs = node.arguments
-        dims = kwargs.get("dim", kwargs.get("axis", args[1] if len(args) > 1 else None))
-        value = self._input(node)
-        if value is None or dims is None:
-            return None
-        dims = [dims] if isinstance(dims, int) else list(dims)
-        return sorted(dim % value.ids.ndim for dim in dims)
-
-    def _square(self, node: Node) -> bool:
-        value = self._input(node)
-        args, kwargs = node.arguments
-        power = kwargs.get("exponent", args[1] if len(args) > 1 else 2)
-        if value is None or value.norm is not None or value.squared or power != 2:
-            return False
-        return self._give(node, _Value(value.ids, squared=True))
-
-    def _sum(self, node: Node) -> bool:
-        values = [self.of(each) for each in node.inputs]
-        known = [each for each in values if each is not None]
-        if len(node.inputs) == 2 and None not in node.inputs:
-            self.summed += [each.ids.flatten().unique() for each in known]
-        if len(node.inputs) != 2 or any(each.norm is not None or each.squared for each in known):
-            return False
-        if len(known) == 2:
-            one, other = (each.ids.expand(node.shape) for each in known)
-            self._scales.link(one, other)
-            return self._give(node, _Value(one))
-        number = next(at for at, each in enumerate(node.inputs) if each is None or self.of(each) is None)
-        other = node.inputs[number]
-        if other is not None:
-            known_edge = next(each for each in node.inputs if each is not other)
-            assert known_edge is not None
-            self._hold(known_edge, f"{node.path} adds {other[0].path} ({other[0].kind}) to it")
-            return False
-        ids = known[0].ids.expand(node.shape)
-        return self._constant(node, ids) and self._give(node, _Value(ids))
-
-    def _constant(self, node: Node, ids: Tensor) -> bool:
-        """A parameter or buffer that is added: it writes features, too."""
-        row = self._row(ids)
-        if row is None or len(node.parameters) != 1:
-            return False
-        path = node.parameters[0]
-        tensor = self.tensors[path]
-        if not tensor.is_floating_point() or not tensor.ndim or tensor.shape[-1] != len(row):
-            return False
-        written = self._channels((path, tensor.ndim - 1, 0), (len(row),), 0, len(row))
-        self._scales.link(written, row)
-        self.writings.append(Writing(path, path, tensor.ndim - 1, written))
-        return True
-
-    def _product(self, node: Node) -> bool:
-        """A product with a number, with one number a row, or with a gain."""
-        values = [self.of(each) for each in node.inputs]
-        known = [each for each in values if each is not None]
-        if len(known) == 2 and kind_of(node.function) == "mul" and node.inputs[0] == node.inputs[1]:
-            return self._square(node)
-        if len(known) != 1 or known[0].ids.ndim > len(node.shape):
-            return False
-        if kind_of(node.function) == "div" and values[0] is None:
-            return False
-        value, ids = known[0], known[0].ids.expand(node.shape)
-        others = [each for each in node.inputs if each is None or self.of(each) is None]
-        if others and others[0] is not None:
-            shape = others[0][0].shape if others[0][1] == 0 else None
-            if shape is None or (shape and shape[-1] != 1):
-                return False
-            rows = self._rows(ids)
-            if rows is None or value.squared:
-                return False
-            if len(rows) > 1:
-                self._heads(rows)
-        elif others and node.parameters:
-            return self._gain(node, value, ids)
-        elif others:
-            return False  # a constant tensor
-        return self._give(node, _Value(ids, value.norm, value.squared))
-
-    def _gain(self, node: Node, value: _Value, ids: Tensor) -> bool:
-        """A product with a parameter, as a norm ends in that is written in a block itself."""
-        tensor = self.tensors[node.parameters[0]]
-        if len(node.parameters) != 1 or value.norm is not None or value.squared:
-            return False
-        if tensor.numel() == 1:
-            return self._give(node, _Value(ids))
-        if tensor.shape != node.shape[-1:] or not isinstance(tensor, nn.Parameter) or kind_of(node.function) == "div":
-            return False
-        gain = Norm(node.path, tensor.numel(), gain=node.parameters[0])
-        rows = self._rows(ids)
-        if rows is None or rows.shape[1] != tensor.numel():
-            return False
-        self.normed += [(gain, row) for row in rows]
-        return self._give(node, _Value(ids, gain))
-
-    def _linear_function(self, node: Node) -> bool:
-        """``F.linear(x, weight, bias)`` and ``torch.addmm(bias, x, weight)`` with parameters of the model."""
-        transposed = node.kind == "addmm"
-        args, kwargs = node.arguments
-        number = 1 if transposed else 0
-        paths = node.parameters[::-1] if transposed else node.parameters
-        known = [each for each in node.inputs if each is not None]
-        if len(known) != 1 or not paths or any(len(self._readers[path]) > 1 for path in paths):
-            return False
-        if transposed and (len(paths) != 2 or kwargs or len(args) != 3 or node.inputs[1] is None):
-            return False
-        if any(self.graph.calls(path.rpartition(".")[0]) for path in paths) or node.inputs[number] is None:
-            return False
-        weight = self.tensors[paths[0]]
-        outputs = node.shape[-1]
-        shape = (weight.shape[0], outputs) if transposed else (outputs, weight.shape[-1])
-        if tuple(weight.shape) != shape or any(tuple(self.tensors[each].shape) != (outputs,) for each in paths[1:]):
-            return False
-        layer = node.owner if node.owner and paths[0].rpartition(".")[0] == node.owner else node.path
-        matrix = Matrix(layer, paths[0], paths[1] if len(paths) > 1 else "", 0, outputs, 0, transposed)
-        self._read(node, number, matrix)
-        self._write(node, matrix)
-        return True
-
-    def _rms_norm(self, node: Node) -> bool:
-        source = node.inputs[0] if node.inputs else None
-        if source is None or len(node.parameters) > 1 or len(node.shape) < 1:
-            return False
-        gain = node.parameters[0] if node.parameters else ""
-        return self._norm(node, Norm(node.path, node.shape[-1], gain=gain), source)
-
-    def _cat(self, node: Node) -> bool:
-        args, kwargs = node.arguments
-        dim = kwargs.get("dim", kwargs.get("axis", args[1] if len(args) > 1 else 0))
-        values = [self.of(each) for each in node.inputs]
-        known = [each for each in values if each is not None]
-        if not isinstance(dim, int) or len({each.norm for each in known}) != 1 or any(each.squared for each in known):
-            return False
-        dim %= len(node.shape)
-        if any(each.ids.stride(dim) and each.ids.shape[dim] > 1 for each in known):
-            return False
-        first = known[0].ids.narrow(dim, 0, 1)
-        for each in known[1:]:
-            self._scales.link(first, each.ids.narrow(dim, 0, 1).expand_as(first))
-        if len(known) < len(values):
-            opaque = any(each is not None and self.of(each) is None for each in node.inputs)
-            if opaque or known[0].norm is not None or not self._constant(node, first):
-                return False
-        return self._give(node, _Value(first.expand(node.shape), known[0].norm))
-
-    def _matmul(self, node: Node) -> bool:
-        """The values of attention: features are the columns of the second matrix."""
-        right = self._input(node, 1)
-        name = getattr(node.function, "__name__", "")
-        if len(node.inputs) != 2 or right is None or self._input(node) is not None or name == "einsum":
-            return False
-        return self._attended(node, right)
-
-    def _attended(self, node: Node, values: _Value) -> bool:
-        ids = values.ids
-        if ids.ndim < 2 or values.squared or (ids.stride(-2) and ids.shape[-2] > 1):
-            return False
-        rows = self._rows(ids)
-        assert rows is not None
-        self._heads(rows)
-        ids = ids.narrow(-2, 0, 1)
-        if ids.ndim > 2 and len(node.shape) == ids.ndim and node.shape[-3] != ids.shape[-3] > 1:
-            ids = ids.repeat_interleave(node.shape[-3] // ids.shape[-3], -3)  # heads that share values
-            ids = _repeated(ids)
-        return self._give(node, _Value(ids.expand(node.shape), values.norm))
-
-    def _attention(self, node: Node) -> bool:
-        values = self._input(node, 2)
-        for number, each in enumerate(node.inputs):
-            if number != 2 and each is not None:
-                self._hold(each, f"it reaches {node.path} ({node.kind})")
-        return values is None or self._attended(node, values)
-
-
-def _repeated(ids: Tensor) -> Tensor:
-    """Ids as an expanded view along the dimensions along which they repeat; a copy has written them out."""
-    for dim in range(ids.ndim):
-        first = ids.narrow(dim, 0, 1) if ids.shape[dim] else ids
-        if ids.stride(dim) and ids.shape[dim] > 1 and bool((ids == first).all()):
-            ids = first.expand_as(ids)
-    return ids
-
-
-@torch.no_grad()
-def turns(layer: nn.Linear) -> bool:
-    """Whether a linear layer's result turns with its weight; one with a forward of its own is tried."""
-    if type(layer).forward is nn.Linear.forward:
-        return True
-    generator = torch.Generator().manual_seed(0)
-    plain = copy.deepcopy(layer).to("cpu", torch.float64).eval()
-    inputs, outputs = (
-        torch.linalg.qr(torch.randn(size, size, generator=generator, dtype=torch.float64))[0]
-        for size in (layer.in_features, layer.out_features)
-    )
-    x = torch.randn(1, 2, layer.in_features, generator=generator, dtype=torch.float64)
-    try:
-        expected = plain(x) @ outputs
-        plain.weight.copy_(outputs.T @ plain.weight @ inputs)
-        if plain.bias is not None:
-            plain.bias.copy_(plain.bias @ outputs)
-        return bool(torch.allclose(plain(x @ inputs), expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max())))
-    except Exception:
-        return False
-
-
-Rule: TypeAlias = Callable[[Features, Node], bool]
-_LAYERS: dict[type[nn.Module], Rule] = {
-    nn.Linear: Features._linear,
-    nn.Embedding: Features._embedding,
-    **dict.fromkeys((nn.Conv1d, nn.Conv2d, nn.Conv3d), Features._conv),
-    nn.MultiheadAttention: Features._attention_layer,
-    nn.modules.dropout._DropoutNd: Features._same,
-    nn.Identity: Features._same,
-    nn.Flatten: Features._move,
-    nn.Unflatten: Features._move,
-}
-_SOURCES = (Features._linear, Features._linear_function, Features._embedding, Features._conv, Features._attention_layer)
-_FUNCTIONS: dict[str, Rule] = {
-    **dict.fromkeys(("dropout", "identity", "contiguous"), Features._same),
-    "to": Features._cast,
-    **dict.fromkeys(("reshape", "permute", "squeeze", "unsqueeze", "getitem", "select"), Features._move),
-    **dict.fromkeys(("chunk", "split", "expand", "flip"), Features._move),
-    **dict.fromkeys(("mean", "sum"), Features._mean),
-    **dict.fromkeys(("pow", "square"), Features._square),
-    **dict.fromkeys(("add", "sub"), Features._sum),
-    **dict.fromkeys(("mul", "div"), Features._product),
-    **dict.fromkeys(("linear", "addmm"), Features._linear_function),
-    "rms_norm": Features._rms_norm,
-    "cat": Features._cat,
-    "matmul": Features._matmul,
-    "attention": Features._attention,
-}
+        return self._give(node, Value(ids, norm if norm.gain or norm.bias else None))

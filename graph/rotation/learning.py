@@ -89,9 +89,9 @@ def cayley_step(rotation: Tensor, gradient: Tensor, learning_rate: float) -> Ten
 
     Example:
         >>> rotation = cayley_step(torch.eye(2), torch.tensor([[0.0, 1.0], [0.0, 0.0]]), 1.0)
-        >>> rotation, bool(torch.allclose(rotation @ rotation.T, torch.eye(2)))
-        (tensor([[ 0.7778, -0.6285],
-                [ 0.6285,  0.7778]]), True)
+        >>> rotation
+        tensor([[ 0.7778, -0.6285],
+                [ 0.6285,  0.7778]])
     """
     skew = gradient @ rotation.mT
     skew = skew - skew.mT
@@ -160,7 +160,9 @@ def learn(
                 with torch.enable_grad():
                     value = loss_of(leaves, calls[number % len(calls)])
                 if not bool(torch.isfinite(value)):
-                    raise GraphError(f"rotate: the loss is {float(value)} in step {number}. Lower the learning_rate.")
+                    raise GraphError(
+                        f"rotate: the loss is {float(value.detach())} in step {number}. Lower the learning_rate."
+                    )
                 gradients = torch.autograd.grad(value, list(leaves.values()))
                 rate = learning_rate * (1 - number / steps)
                 matrices = {

@@ -15,7 +15,7 @@ from ..recording.nodes import Graph
 from ..recording.recorder import record
 from ..rules.rules import RulesLike
 from .changing import Changes
-from .following import Features
+from .features import Features
 from .learning import learn
 from .rotations import Rotations
 from .spaces import spaces_of
@@ -24,6 +24,7 @@ __all__ = ["rotate"]
 
 Model = TypeVar("Model", bound=nn.Module)
 Kind = Literal["hadamard", "random", "learned"]
+LEARNING = {"steps": 100, "learning_rate": 1.5}
 PLACES = ("stream", "values", "hidden", "keys", "layers")
 
 
@@ -63,8 +64,9 @@ def rotate(
         model: a float model, which stays as it is.
         data: a tensor, a tuple of arguments, a dict of keyword arguments, or a list or loader of these. The first batch
             is recorded; only learned rotations need more.
-        kind: ``"hadamard"``, ``"random"`` for Hadamard matrices behind random signs, or ``"learned"`` for rotations that
-            minimize the loss of the quantized model, starting from Hadamard matrices. Those that stay are not learned.
+        kind: ``"hadamard"``, ``"random"`` for Hadamard matrices behind random signs, or ``"learned"`` for rotations
+            that minimize the loss of the quantized model, starting from Hadamard matrices. Transforms that stay in the
+            model are not learned.
         where: one of the places, or several.
         block_size: the largest block of features that a rotation mixes; None for all of them. Where no Hadamard matrix
             of the size is known, the block is the largest power of two that divides it.
@@ -98,14 +100,14 @@ def rotate(
         ...         return x + self.down(self.up(self.norm(x)).relu())
         >>> model = nn.Sequential(nn.Embedding(10, 8), Block(), nn.RMSNorm(8), nn.Linear(8, 10))
         >>> rotated = rotate(model, torch.arange(10), where=("stream", "hidden"))
-        >>> [f"{entry.path}: {entry.action}" for entry in rotated.report]
-        ['0: output rotated (Hadamard 8)', '1.up: input rotated (Hadamard 8)', \
-'1.down: input rotated by 1.down.rotation (Hadamard 16), output rotated (Hadamard 8)', \
-'3: input rotated (Hadamard 8)']
+        >>> [rotated.report[path].action for path in ("0", "1.up", "1.norm")]
+        ['output rotated (Hadamard 8)', 'input rotated (Hadamard 8)', 'folded into 1.up']
+        >>> rotated.report["1.down"].action
+        'input rotated by 1.down.rotation (Hadamard 16), output rotated (Hadamard 8)'
     """
     rotated = float_copy("rotate", model)
     wanted = _places(where)
-    _check(kind, block_size, rules, loss, steps)
+    _check(kind, block_size, {"rules": rules, "loss": loss, "steps": steps, "learning_rate": learning_rate})
     calls = batches_of("rotate", model, data)
     graph = record(model, example_of(calls[0]))
     features = Features(graph, model)
@@ -117,7 +119,7 @@ def rotate(
     changes.transform(wanted, list(skip))
     if "keys" in wanted:
         changes.rotate_keys()
-    changes.fuse()
+    changes.write(changes.matrices)
     if kind == "learned":
         assert rules is not None
         changes.learned = learn(model, rotated, changes, calls, rules, loss, steps, learning_rate)
@@ -135,18 +137,25 @@ def _places(where: str | Iterable[str]) -> tuple[str, ...]:
     return wanted
 
 
-def _check(
-    kind: str, block_size: object, rules: RulesLike | None, loss: Callable[[Any, Any], Tensor] | None, steps: object
-) -> None:
+def _check(kind: str, block_size: object, learning: dict[str, object]) -> None:
     if kind not in ("hadamard", "random", "learned"):
         raise GraphError(f"rotate: kind={shown(kind)} is not possible: expected 'hadamard', 'random' or 'learned'.")
-    if kind == "learned" and rules is None:
+    given = [
+        name for name, value in learning.items() if value is not LEARNING.get(name) and value != LEARNING.get(name)
+    ]
+    if kind == "learned" and "rules" not in given:
         raise GraphError(
             "rotate: kind='learned' minimizes the loss of the quantized model, and rules say how it is quantized. Pass "
             "rules={nn.Linear: W4A8}."
         )
-    if kind != "learned" and (rules is not None or loss is not None):
-        raise GraphError(f"rotate: rules and loss are for learned rotations. Write kind='learned' instead of {kind!r}.")
+    if kind != "learned" and given:
+        raise GraphError(
+            f"rotate: {' and '.join(given)} say how rotations are learned. Write kind='learned' instead of {kind!r}, "
+            "or leave them out."
+        )
+    steps, rate = learning["steps"], learning["learning_rate"]
+    if not isinstance(steps, int) or steps < 1 or not isinstance(rate, int | float) or rate <= 0:
+        raise GraphError(f"rotate: steps={shown(steps)} and learning_rate={shown(rate)}: expected numbers above 0.")
     if block_size is not None and (not isinstance(block_size, int) or block_size < 2):
         raise GraphError(
             f"rotate: block_size={shown(block_size)} is not possible: expected a whole number above 1, or None."

@@ -58,5 +58,5 @@ class Rotations:
     def text(self, size: int) -> str:
         """What a report calls it."""
         block = self.block(size)
-        start = {"random": "random ", "learned": "learned from "}.get(self.kind, "")
+        start = "random " if self.kind == "random" else ""
         return f"{start}Hadamard {size}" if block == size else f"{start}{size // block} x Hadamard {block}"

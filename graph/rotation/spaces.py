@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from ..regions.scales import Scales
-from .following import Features, Matrix, Reading
+from .features import Features
 from .norms import Norm
+from .parts import Matrix, Reading
 
 __all__ = ["Space", "Turn", "spaces_of"]
 

@@ -18,8 +18,8 @@ def adaround(
     data: object,
     *,
     iterations: int = 150,
-    learning_rate: float = 0.05,
-    penalty: float = 0.01,
+    learning_rate: float = 0.1,
+    penalty: float = 30.0,
     beta: tuple[float, float] = (20.0, 2.0),
     warm_up: float = 0.2,
     **options: Unpack[WalkOptions],
@@ -35,7 +35,8 @@ def adaround(
         data: one batch, or an iterable of batches.
         iterations: steps of Adam for each weight.
         learning_rate: of these.
-        penalty: how much undecided weights cost.
+        penalty: what an undecided weight costs, in units of the mean loss of an output when one of its weights goes
+            from one level to the other.
         beta: exponent of that penalty at first and at last.
         warm_up: the share of the steps without a penalty.
         **options: see `WalkOptions`.

@@ -17,7 +17,7 @@ from .stages import Kept, Stage
 
 __all__ = ["Gatherer", "View"]
 
-FEWEST, MOST = 4096, 24576  # inputs of a layer that are used, spread over samples; between these, 64 for each column
+FEWEST, MOST = 2048, 24576  # inputs of a layer that are used, spread over samples; between these, 64 for each column
 FOR_EACH_COLUMN = 64
 AT_LEAST = 8  # for each column, however many that are
 Choose = Callable[[Site, Product, Moments], Any]  # returns a `Choice`

@@ -90,7 +90,7 @@ def walk_blocks(
         float_inputs: whether problems have the inputs of the float model, ``cross``; without it the walk is shorter.
         mask: the keyword argument that says which tokens count: (samples, tokens), 0 for padding. None for all.
         rows: how many inputs of a layer are used at most, spread evenly over samples; by default 64 for each column
-            of the matrix, but from 4096 to 24576, and never less than 8.
+            of the matrix, but from 2048 to 24576, and never less than 8.
         wait_on: where the inputs of a block wait while others run: ``"device"``, ``"cpu"``, or a folder.
         checkpoint: a file that holds what was chosen so far, after every block. If it exists, the walk goes on there.
         progress: whether a bar shows how far it has come.

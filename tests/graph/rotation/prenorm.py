@@ -36,8 +36,8 @@ class HandLayerNorm(nn.Module):
 class Scaled(nn.Embedding):
     """An embedding with a forward of its own."""
 
-    def forward(self, ids):
-        return super().forward(ids) * 4.0
+    def forward(self, input):  # noqa: A002 - torch's name for it
+        return super().forward(input) * 4.0
 
 
 def rotary(x):

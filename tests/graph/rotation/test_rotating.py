@@ -173,8 +173,8 @@ class TiedByHand(Llama):
 
 def test_a_head_that_multiplies_by_the_embedding():
     said = (
-        "rotate: the model has no residual stream that can be rotated. Of the sums in it, what "
-        "embed writes: its weight is read by linear, too, where an nn.Linear should be written. Write where='layers' to put a "
+        "rotate: the model has no residual stream that can be rotated. Of the sums in it, what embed writes: "
+        "its weight is read by linear, too, where an nn.Linear should be written. Write where='layers' to put a "
         "transform before each linear layer instead."
     )
     with pytest.raises(GraphError, match=f"^{re.escape(said)}$"):
@@ -204,8 +204,13 @@ CALLS = {
         "rules={nn.Linear: W4A8}.",
     ),
     "rules": (
-        lambda: rotate(of(Llama), ids(), rules={nn.Linear: W4}),
-        "rotate: rules and loss are for learned rotations. Write kind='learned' instead of 'hadamard'.",
+        lambda: rotate(of(Llama), ids(), rules={nn.Linear: W4}, steps=3),
+        "rotate: rules and steps say how rotations are learned. Write kind='learned' instead of 'hadamard', or leave "
+        "them out.",
+    ),
+    "steps": (
+        lambda: rotate(of(Llama), ids(), kind="learned", rules={nn.Linear: W4}, steps=0),
+        "rotate: steps=0 and learning_rate=1.5: expected numbers above 0.",
     ),
     "block_size": (
         lambda: rotate(of(Llama), ids(), block_size=1),
