@@ -60,6 +60,9 @@ def awq(
     6.7 to 9.9, and 1.9 with one for each 32 weights, 10.0 to 11.9, nearly all of it by clipping, as its norms come last
     and can't be divided.
 
+    The search runs the quantizer of each weight some forty times, which takes long where that searches its scale itself
+    (``Int8WeightPerChannelMSE``), and gains little there.
+
     AWQ chooses no codes: weights stay floats, and grids follow them, fixed ones too; `gptq` may round them afterwards.
     From then on scaled and clipped weights are the model's float weights: call what comes next without ``reference``.
     Calibrated ranges of activations don't survive a division; where there are some, layers are only clipped. Call
@@ -126,7 +129,7 @@ def awq(
     report = LayerwiseReport("awq", tuple(search.explained(entry, reasons) for entry in walked))
     if not report.changed:
         raise GraphError(f"awq: nothing to change. {listed(report.left)}")
-    search.apply(model, calls[0])
+    search.apply(model, calls)
     return report
 
 
@@ -256,16 +259,27 @@ class _Search:
         path = entry.path
         layer = self.found.get(path)
         if layer is None:
-            why = reasons.get(path) or self.groups.reasons.get(path) or entry.reason
+            why = reasons.get(path) or self.groups.reasons.get(path) or self._lacking(path) or entry.reason
             return replace(entry, action="left", reason=why, figures={})
         into, clipped = self.into.get(path), layer.limits is not None
         why = "" if into else self.groups.reasons.get(path, "no scales are better than none")
         done = [f"scaled into {', '.join(into)}"] if into else []
         return Entry(path, ", ".join([*done, "clipped"] if clipped else done) or "left", why, layer.figures)
 
+    def _lacking(self, path: str) -> str:
+        """Why a layer still waits for others."""
+        members = next((each.paths for each in self.groups.together if path in each.paths), ())
+        lacking = [each for each in members if each in self.groups.sites and each not in self.waiting]
+        return f"{lacking[0]} reads its input, too, and is left" if path in self.waiting and lacking else ""
+
     @torch.no_grad()
-    def apply(self, model: nn.Module, call: Call) -> None:
+    def apply(self, model: nn.Module, calls: Sequence[Call]) -> None:
         """Write what was found into the model.
+
+        Args:
+            model: to change.
+            calls: what the float model must still give the same for: the first of them, or all where the recording of
+                the first has not seen all layers, any of which may read what is divided.
 
         Raises:
             GraphError: with its scales, the float model would no longer compute what it did.
@@ -273,15 +287,16 @@ class _Search:
         regions = self.groups.regions
         limited = {path: layer for path, layer in self.found.items() if layer.limits is not None}
         touched = {path for path in (*regions.layers, *regions.sources) if self._changes(path)} | set(limited)
-        expected = _floats(model, call)
+        checked = calls if self.groups.unreached else calls[:1]
+        expected = [_floats(model, call) for call in checked]
         with _restored_on_failure(model, touched):
             divide(model, regions, self.scales)
-            apart, tolerance = difference(expected, _floats(model, call))
+            apart, tolerance = difference(expected, [_floats(model, call) for call in checked])
             if apart > tolerance:
                 raise GraphError(
                     f"awq: with scales, the float model is no longer the same: it differs by {apart:.2g} of the "
                     "largest output. The model was not changed. A layer reads weights in a way that recording does "
-                    "not see; leave it out: skip."
+                    "not see, or the first batch, which is recorded, does not reach it; leave it out: skip."
                 )
             for path, layer in limited.items():
                 self._clip(path, layer)
