@@ -6,9 +6,8 @@ import torch
 from torch import nn
 
 import bitwright.nn as qnn
-from bitwright.graph import GraphError, calibrate, quantize
-from bitwright.graph.layerwise.methods import activation_aware
-from bitwright.graph.layerwise.methods.activation_aware import awq
+from bitwright.graph import GraphError, awq, calibrate, quantize
+from bitwright.graph.layerwise.methods.channel_search import ChannelSearch
 from bitwright.quantizers import Int8Act, Int8WeightPerChannel, Int8WeightPerGroup, Int8WeightPerTensor
 from tests.graph.passes.test_smoothing import OwnNorm, block, tokens
 
@@ -211,7 +210,7 @@ def test_failure_leaves_the_model(monkeypatch):
     def fail(*args):
         raise RuntimeError
 
-    monkeypatch.setattr(activation_aware._Search, "_clip", fail)
+    monkeypatch.setattr(ChannelSearch, "_clip", fail)
     with pytest.raises(RuntimeError):
         awq(q.train(), x)
     torch.testing.assert_close(q.state_dict(), before, rtol=0, atol=0)
