@@ -90,6 +90,7 @@ def test_a_function_that_is_rewritten_twice():
     x = torch.randn(2, 5, 4)
     rotated = rotate(Chosen(), x, where="keys")
     quantized = quantize(rotated, {torch.matmul: {"input_quant": Int8Act}}, examples=x)
+    calibrate(quantized, [x])
     calls = record(quantized, x).calls("rotated_matmul.rotation")
     assert len(calls) == 2
     assert isinstance(quantized.rotated_matmul.matmul, qnn.QuantFunction)
