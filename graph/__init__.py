@@ -26,14 +26,15 @@ from .conversion.decisions import Decision, SlotDecision, decisions_of
 from .errors import GraphError, GraphWarning
 from .explaining.explanation import ExplainedLayer, ExplainedQuantizer, Explanation
 from .explaining.reasons import explain
-from .layerwise.iterating import adaround, autoround
+from .layerwise.methods.activation_aware import awq
+from .layerwise.methods.iterating import adaround, autoround
 from .layerwise.methods.low_rank import lqer
-from .layerwise.one_pass import gpfq, gptq, qronos
+from .layerwise.methods.one_pass import gpfq, gptq, qronos
+from .layerwise.methods.preparing import magr, search_scales
 from .layerwise.options import WalkOptions
-from .layerwise.preparing import magr, search_scales
 from .layerwise.problem import Problem, Solution, WeightGrid
 from .layerwise.reports import LayerwiseReport
-from .layerwise.walk import walk_blocks
+from .layerwise.walking.walk import walk_blocks
 from .passes.absorption import absorb_biases
 from .passes.bias_correction import BiasReport, correct_biases
 from .passes.equalization import equalize
@@ -102,6 +103,7 @@ __all__ = [
     "adaround",
     "allocate_bits",
     "autoround",
+    "awq",
     "calibrate",
     "correct_biases",
     "decisions_of",

@@ -29,6 +29,7 @@ from .activations.smooth import (
     QuantSoftplus,
     QuantTanh,
 )
+from .branches.low_rank import LowRank
 from .contexts.calibration import calibrating, finish_calibration
 from .contexts.freezing import frozen
 from .contexts.intercepting import intercepted, quantizers_of
@@ -38,7 +39,6 @@ from .conv import QuantConv1d, QuantConv2d, QuantConv3d
 from .conv_transpose import QuantConvTranspose1d, QuantConvTranspose2d, QuantConvTranspose3d
 from .layer import QuantLayer
 from .linear import QuantLinear
-from .low_rank import LowRank
 from .slots import Slot
 from .weight_layer import WeightLayer
 

@@ -22,8 +22,8 @@ class QuantFunction(QuantLayer):
     """A function of tensors as a layer: its operands are quantized, or its result, or both.
 
     It is called as the function is, with positional and keyword arguments. Operands are its arguments that are
-    floating-point tensors, and those in a list or tuple (`torch.cat`), in the order of the call; everything else is
-    passed on. Without quantizers, the layer is the function.
+    floating-point tensors, and those in a list or tuple (`torch.cat`), in the order of the call; everything else, and
+    the mask of attention, is passed on. Without quantizers, the layer is the function.
 
     Args:
         function: a function that can be imported: of torch, of `operator`, a method (``torch.Tensor.softmax``), or
@@ -232,7 +232,9 @@ class QuantFunction(QuantLayer):
         quantizers = self._quantizers()
         if not any(each is not None for each in quantizers):
             return args, dict(kwargs), False
-        found = list(_operands((*args, *kwargs.values())))
+        masks = _MASKS.get(self._name.rpartition(".")[2], ())
+        arguments = [(place in masks, each) for place, each in (*enumerate(args), *kwargs.items())]
+        found = list(_operands([each for is_mask, each in arguments if not is_mask]))
         if not self.share and not self._counted and len(found) > len(quantizers):
             raise QuantizerError(
                 f"{path_of(self)}: {self._name} is called with {len(found)} tensors, and has {_count(len(quantizers))}."
@@ -243,7 +245,7 @@ class QuantFunction(QuantLayer):
         on_grid = carried and any(grid is not None for _, grid in quantized)
         given = [QuantTensor.wrap(x, grid) if carried and grid is not None else x for x, grid in quantized]
         rest = iter([*given, *found[len(given) :]])
-        taken = [_replaced(each, rest) for each in (*args, *kwargs.values())]
+        taken = [each if is_mask else _replaced(each, rest) for is_mask, each in arguments]
         return tuple(taken[: len(args)]), dict(zip(kwargs, taken[len(args) :], strict=True)), on_grid
 
     def _moved(self, found: list[Tensor], quantizers: Sequence[TensorQuant | None]) -> list[tuple[Tensor, Grid | None]]:
@@ -279,6 +281,9 @@ OPERANDS = {
     **dict.fromkeys(("matmul", "imatmul", "mm", "bmm", "mv", "dot"), 2),
     "scaled_dot_product_attention": 3,
 }
+
+# Arguments that are no operands though they may be floating-point tensors, by position and by name.
+_MASKS: Mapping[str, tuple[int | str, ...]] = {"scaled_dot_product_attention": (3, "attn_mask")}
 
 _SPACES = ("torch", "torch.nn.functional", "torch.Tensor", "operator", "torch.linalg", "torch.special", "torch.fft")
 

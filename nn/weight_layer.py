@@ -27,11 +27,11 @@ from ..qcore.int_quant import in_words, resting, several
 from ..qcore.kernels.fused import LARGE
 from ..qcore.quant_tensor import grid_lost
 from ..qcore.tracing import exporting
+from .branches.low_rank import adopt_branch
 from .bypass import OwnParameter
 from .kernels.backward import with_quantized_gradient
 from .kernels.recompute import not_kept
 from .layer import QuantLayer
-from .low_rank import adopt_branch
 from .slots import Described, QuantizerLike, Slot, checked_flag, split_overrides
 
 __all__ = ["WeightLayer"]
@@ -254,7 +254,7 @@ class WeightLayer(QuantLayer):
         else:
             with not_kept(values, weight):
                 out = self._compute(values, weight, bias, *extra)
-        branch = self._modules.get("correction")
+        branch: Any = self._modules.get("correction")
         if branch is not None and weight is not self._parameters.get("weight"):  # whose quantizer is off
             out = out + branch(self._compute(values, branch.down, None, *extra))
         return self._leave(out, inputs, weights, bias, biases)

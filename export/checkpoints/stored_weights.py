@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ...nn.layer import QuantLayer
 from ...nn.weight_layer import WeightLayer
-from ...qcore import BiasQuant, Grid, GridQuant, TensorQuant
+from ...qcore import BiasQuant, Grid, GridQuant, HalfEven, HalfUp, TensorQuant
 from ...qcore.grid_quant import FLOAT_BITS, resting
 from ...qcore.models import require_model
 from ..errors import ExportError
@@ -23,17 +23,20 @@ class Coded(NamedTuple):
     Args:
         codes: integers, or codes of other levels, in the smallest type that holds them.
         grid: where they stand.
-        values: what they stand for, in the weight's type.
+        dtype: of the weight.
 
     Example:
-        >>> grid = Grid(torch.tensor(0.5))
-        >>> Coded(torch.tensor([3], dtype=torch.int8), grid, grid.from_int(torch.tensor([3]))).values
+        >>> Coded(torch.tensor([3], dtype=torch.int8), Grid(torch.tensor(0.5))).values()
         tensor([1.5000])
     """
 
     codes: Tensor
     grid: Grid
-    values: Tensor
+    dtype: torch.dtype = torch.float32
+
+    def values(self) -> Tensor:
+        """What the codes stand for, in the weight's type."""
+        return self.grid.from_int(self.codes).to(self.dtype)
 
 
 class StoredWeight(NamedTuple):
@@ -87,7 +90,8 @@ class StoredWeight(NamedTuple):
     @property
     def fixable(self) -> bool:
         """Whether the grid can be fixed: the quantizer serves this weight alone, and as it is."""
-        return len(self.quant._served) < 2 and getattr(self.quant, "transform", None) is None
+        served = {each.data_ptr() for each in self.quant._parameters_served()}
+        return len(served) < 2 and getattr(self.quant, "transform", None) is None
 
     @torch.no_grad()
     def coded(self) -> Coded:
@@ -110,7 +114,7 @@ class StoredWeight(NamedTuple):
                 quant._kept = kept
         if int(grid.bit_width) > FLOAT_BITS:
             raise ExportError(f"floats don't tell integers of {int(grid.bit_width)} bits apart")
-        return Coded(codes, grid, grid.from_int(codes).to(seen.dtype))
+        return Coded(codes, grid, seen.dtype)
 
     @torch.no_grad()
     def verify(self, coded: Coded) -> None:
@@ -132,16 +136,22 @@ class StoredWeight(NamedTuple):
             finally:
                 self.quant._kept = kept
         copied.eval()
-        again = copied._quantize(coded.values, *context)[0]
-        if not torch.equal(values, coded.values) or not torch.equal(values, again):
-            transform = getattr(self.quant, "transform", None)
-            raise ExportError(
-                f"{_plain(seen.dtype)} numbers don't hold its grid"
-                if self.fixable
-                else "its quantizer serves other weights, too, and its scale follows them"
-                if transform is None
-                else f"{type(transform).__name__} transforms it, and would change what the codes stand for"
-            )
+        given_back = coded.values()
+        again = copied._quantize(given_back, *context)[0]
+        if not torch.equal(values, given_back) or not torch.equal(values, again):
+            raise ExportError(self._moving(seen.dtype))
+
+    def _moving(self, dtype: torch.dtype) -> str:
+        """Why a quantizer would move what the codes stand for."""
+        quant = self.quant
+        assert isinstance(quant, GridQuant)
+        if quant.transform is not None:
+            return f"{type(quant.transform).__name__} transforms it, and would change what the codes stand for"
+        if not self.fixable:
+            return "its quantizer serves other weights, too, and its scale follows them"
+        if type(quant.rounding) not in (HalfEven, HalfUp):
+            return f"its rounding ({type(quant.rounding).__name__}) would change what the codes stand for"
+        return f"{_plain(dtype)} numbers don't hold its grid"
 
     def _context(self) -> tuple[Any, ...]:
         """What the layer hands to the quantizer: the smallest scales, for a bias on the scale of the products."""

@@ -17,7 +17,9 @@ from ..errors import ExportError
 
 __all__ = ["pack_integers", "unpack_integers"]
 
-CHUNK = 2**17  # numbers at a time, which fill whole bytes: their pieces take up to 64 times the space until they are packed
+CHUNK = (
+    2**17
+)  # numbers at a time, which fill whole bytes: pieces of them take up to 64 times the space
 
 
 def pack_integers(codes: Tensor, bit_width: int, signed: bool) -> Tensor:
@@ -38,7 +40,7 @@ def pack_integers(codes: Tensor, bit_width: int, signed: bool) -> Tensor:
         >>> pack_integers(torch.tensor([1, -2, 7]), 4, signed=True)
         tensor([225,   7], dtype=torch.uint8)
     """
-    numbers = codes.detach().cpu().reshape(-1).to(torch.int64)
+    numbers = codes.detach().cpu().reshape(-1)
     low, high = int_bounds(bit_width, signed, False)
     if numbers.numel() and (int(numbers.min()) < low or int(numbers.max()) > high):
         worst = int(numbers.min()) if int(numbers.min()) < low else int(numbers.max())
@@ -81,7 +83,9 @@ def unpack_integers(packed: Tensor, bit_width: int, signed: bool, shape: tuple[i
 
 def _packed(numbers: Tensor, bit_width: int) -> Tensor:
     unit = gcd(bit_width, 8)  # bits that lie in one byte together
-    pieces = numbers[:, None] >> torch.arange(0, bit_width, unit) & 2**unit - 1  # (count, bit_width / unit)
+    pieces = (
+        numbers.to(torch.int64)[:, None] >> torch.arange(0, bit_width, unit) & 2**unit - 1
+    )  # (count, bit_width / unit)
     padded = torch.zeros(-(-pieces.numel() * unit // 8) * 8 // unit, dtype=torch.int64)
     padded[: pieces.numel()] = pieces.reshape(-1)
     return (padded.reshape(-1, 8 // unit) << torch.arange(0, 8, unit)).sum(1).to(torch.uint8)

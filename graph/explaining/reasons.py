@@ -2,6 +2,7 @@
 
 from torch import nn
 
+from ...nn.branches.low_rank import LowRank
 from ...nn.function import QuantFunction
 from ...nn.layer import QuantLayer
 from ...qcore import TensorQuant
@@ -129,7 +130,7 @@ class _Explainer:
         if isinstance(module, QuantFunction):
             name = f"{name}({module.extra_repr().partition(',')[0]})"
         if not quantizers:
-            return ExplainedLayer(path, name, float_reason=_float_reason(decision))
+            return ExplainedLayer(path, name, float_reason=_float_reason(module, decision))
         measured = [] if self.found is None else [self.found.alone.get(path), self.found.so_far.get(path)]
         return ExplainedLayer(path, name, quantizers, "", *(each and each.decibels for each in measured))
 
@@ -150,7 +151,9 @@ class _Explainer:
         )
 
 
-def _float_reason(decision: Decision | None) -> str:
+def _float_reason(module: nn.Module | None, decision: Decision | None) -> str:
+    if isinstance(module, LowRank):
+        return f"a correction of {sum(each.numel() for each in module.parameters())} floats"
     if decision is not None and decision.float_reason:
         return decision.float_reason
     return "no quantizers"

@@ -10,6 +10,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from ...qcore.scaling.pooling import distributed, highest
 from ..errors import GraphError
 from ..measuring.batches import batches_of
 from ..recording.examples import Call
@@ -185,6 +186,8 @@ def _measured(
             handles.callback(handle.remove)
         for args, kwargs in calls:
             model(*args, **kwargs)
+    if distributed():
+        ranges = {path: highest(each.to(layers[path].weight.device)).cpu() for path, each in ranges.items()}
     groups = readers_of(graph, list(layers))
     return [(group, torch.stack([ranges[path] for path in group.paths]).amax(0)) for group in groups]
 

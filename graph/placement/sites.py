@@ -24,6 +24,8 @@ from .signs import WHY, can_be_unsigned
 __all__ = ["Edits", "Site", "choose_sites", "convert_sites", "interposed", "is_wildcard", "is_written", "sites_of"]
 
 _OPTIONS = ("share", "operands", "inplace", "return_quant_tensor")
+_NAMED = {"attention": {"query_": "input_1_", "key_": "input_2_", "value_": "input_3_"}}
+"""Operands of functions that have names, too, by the kind of function. Other tensors that it takes are no operands."""
 
 
 @dataclass(eq=False)
@@ -172,12 +174,22 @@ def _check(rule: Rule) -> None:
             f"quantize: the rule {rule} says {rule.layer.__name__}, and functions become qnn.QuantFunction. Write its "
             "keywords, such as dict(input_quant=Int8Act)."
         )
+    kind = name_of(rule.where)  # type: ignore[arg-type]
     for keyword, value in (rule.settings or {}).items():
-        if not _has_place(keyword):
+        if not _has_place(_by_number(kind, keyword)):
+            named = "".join(f", {name}quant" for name in _NAMED.get(kind, ()))
             raise GraphError(
                 f"quantize: {keyword}={value!r} of the rule {rule} is for no quantizer of a function. Write "
-                "input_quant for its operands, act_quant for its result."
+                f"input_quant{named} for its operands, act_quant for its result."
             )
+
+
+def _by_number(kind: str, keyword: str) -> str:
+    """A keyword for an operand that has a name, as one for the operand of that number; any other as it is."""
+    for name, number in _NAMED.get(kind, {}).items():
+        if keyword.startswith(name):
+            return number + keyword.removeprefix(name)
+    return keyword
 
 
 def _has_place(keyword: str) -> bool:
@@ -194,7 +206,8 @@ def _apply(rule: Rule, site: Site) -> None:
         if f"{slot}_quant" in rule.settings:
             for keyword in [each for each in settings if _slot_of(each) == slot]:
                 del settings[keyword]
-    own = {keyword: value for keyword, value in rule.settings.items() if _has_place(keyword)}
+    numbered = {_by_number(site.node.kind, keyword): value for keyword, value in rule.settings.items()}
+    own = {keyword: value for keyword, value in numbered.items() if _has_place(keyword)}
     if own or site.settings is not None:
         site.settings, site.float_reason = settings, ""
         settings |= {keyword: Given(value, (str(rule),), (rule.index,)) for keyword, value in own.items()}
@@ -252,7 +265,8 @@ def choose_site_signs(sites: Iterable[Site]) -> None:
 
 def _operands(site: Site) -> list[list[tuple[Node, int] | None]]:
     """What each operand comes from, over all calls that have as many."""
-    lists = [inputs for node in site.nodes for inputs in (node.inputs, *node.alternatives)]
+    most = len(_NAMED.get(site.node.kind, ())) or None
+    lists = [inputs[:most] for node in site.nodes for inputs in (node.inputs, *node.alternatives)]
     if len({len(each) for each in lists}) != 1:
         return []
     return [list(each) for each in zip(*lists, strict=True)]
@@ -290,7 +304,7 @@ def _layer(owner: nn.Module, model: nn.Module, site: Site) -> QuantLayer:
     device, dtype = device_and_dtype(owner, model)
     keywords: Mapping[str, object] = site.keywords()
     if "input_quant" in keywords and "operands" not in keywords and not keywords.get("share"):
-        operands = len(site.node.inputs)
+        operands = len(site.node.inputs[: len(_NAMED.get(site.node.kind, ())) or None])
         keywords = {**keywords, "operands": operands} if operands else keywords
     try:
         layer = QuantFunction(function, device=device, dtype=dtype, **keywords)  # type: ignore[arg-type]

@@ -37,7 +37,7 @@ class Allocation:
         spent: what is.
         damage: the predicted damage: the sum of those of the layers.
         measure: what the damage is by.
-        others: rules for the quantized layers that the table leaves out.
+        declared: the rules of the table, for the quantized layers that it leaves out.
 
     Example:
         >>> choice = Candidate("fc", "4", 0.01, 20.0, 8, 32.0, rule={"weight_quant": None})
@@ -53,7 +53,7 @@ class Allocation:
     spent: float
     damage: float
     measure: str
-    others: Mapping[str, Rule] = field(default_factory=dict)
+    declared: Mapping[str, Rule] = field(default_factory=dict)
 
     @property
     def settings(self) -> dict[str, str]:
@@ -63,7 +63,7 @@ class Allocation:
     @property
     def rules(self) -> dict[str, Rule]:
         """Rules for `quantize` and `save_rules`: the quantizers of every quantized layer of the model, by path."""
-        return {**self.others, **{path: each.rule for path, each in self.choices.items()}}
+        return {**self.declared, **{path: each.rule for path, each in self.choices.items()}}
 
     @property
     def bits(self) -> float:
@@ -260,4 +260,4 @@ class Units:
         choices = {path: self.table.of(path)[column[path]] for path in self.table.layers}
         spent = math.fsum(each[index] for each, index in zip(self.costs, chosen, strict=True))
         damage = math.fsum(each.damage for each in choices.values())
-        return Allocation(choices, self.cost, budget, spent, damage, self.table.measure, self.table.others)
+        return Allocation(choices, self.cost, budget, spent, damage, self.table.measure, self.table.declared)

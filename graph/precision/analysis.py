@@ -130,7 +130,7 @@ def _table(q: nn.Module, study: Study, scored: Scored, measure: str, gradients: 
         for path, name in study.cells
     ]
     rows = {path: study.base.get_submodule(path) for path in study.paths}
-    others = {path: rule_of(layer) for path, layer in outermost(q).items() if path not in rows}
+    declared = {path: rule_of(layer) for path, layer in outermost(q).items()}
     return SensitivityTable(
         type(q).__name__,
         measure,
@@ -138,7 +138,7 @@ def _table(q: nn.Module, study: Study, scored: Scored, measure: str, gradients: 
         tuple(study.trials),
         tuple(candidates),
         groups_of(rows, graph),
-        others,
+        declared,
     )
 
 

@@ -146,6 +146,7 @@ def traces(study: Study) -> dict[Key, tuple[float, int]]:
             [(batch, probe) for batch in range(len(study.calls)) for probe in range(MOST_PROBES)], "probes"
         ):
             if probe == 0:
+                curvature = _Curvature({})  # lets go of the graph before the next one is made
                 loss = _loss(study, model, batch)
                 sizes |= {key: leaf.numel() for key, leaf in leaves.items()}
                 curvature = _Curvature(leaves, loss)

@@ -135,7 +135,8 @@ def _solved(
             integrality=numpy.ones(len(cells)),
             bounds=optimize.Bounds(0, 1),
             constraints=limits,
-            options={"mip_rel_gap": 0, "presolve": False},  # with presolve, HiGHS of scipy 1.17 prints lines of its own
+            # HiGHS 1.12 prints a line where it repairs a solution, less often without presolve
+            options={"mip_rel_gap": 0, "presolve": False},
         )
         if found.x is None:
             return None

@@ -1,11 +1,13 @@
 """What sensitivity found: what each layer costs and how much it suffers, under each setting."""
 
-from collections.abc import Iterator, Mapping
+import json
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..errors import GraphError
 from ..explaining.explanation import decibels
 from ..explaining.page import PageRow, page
 from .plots import heat_map
@@ -77,7 +79,7 @@ class SensitivityTable:
         settings: names, in the order given.
         candidates: all, layer by layer.
         groups: the layers that must agree unless `allocate_bits` is told otherwise.
-        others: rules for the other quantized layers of the model, by path.
+        declared: for every quantized layer of the model, by path, the rule that makes it what it is there.
 
     Example:
         >>> four, two = Candidate("fc", "4", 0.01, 20.0, 8, 32.0), Candidate("fc", "2", 0.5, 3.0, 8, 16.0)
@@ -96,7 +98,7 @@ class SensitivityTable:
     settings: tuple[str, ...]
     candidates: tuple[Candidate, ...]
     groups: tuple[tuple[str, ...], ...] = ()
-    others: Mapping[str, Rule] = field(default_factory=dict)
+    declared: Mapping[str, Rule] = field(default_factory=dict)
 
     def __getitem__(self, cell: tuple[str, object]) -> Candidate:
         path, setting = cell[0], str(cell[1])
@@ -147,9 +149,24 @@ class SensitivityTable:
         }
 
     def save(self, path: str | PathLike[str]) -> None:
-        """Write a page for a browser: one file that needs nothing else."""
+        """Write the table to a file: a page for a browser, ``.html``, or data, ``.json``.
+
+        Raises:
+            GraphError: the ending of the path is another one.
+        """
+        write = _FORMATS.get(Path(path).suffix.lower())
+        if write is None:
+            raise GraphError(
+                f"SensitivityTable.save: {str(path)!r} must end in {' or '.join(_FORMATS)}, which says the format."
+            )
+        Path(path).write_text(write(self), encoding="utf-8")
+
+    def _page(self) -> str:
         rows = [PageRow(cells) for cells in self._rows()]
-        Path(path).write_text(page(self.model, self.headline, rows, (), self._columns[1:]), encoding="utf-8")
+        return page(self.model, self.headline, rows, (), self._columns[1:])
+
+    def _json(self) -> str:
+        return json.dumps(self.as_dict(), indent=1) + "\n"
 
     def plot(self) -> "Figure":
         """The damage of each layer under each setting, as a picture. Needs matplotlib.
@@ -186,6 +203,10 @@ class SensitivityTable:
         return "\n".join([self.headline, *aligned(self._columns, self._rows()), *groups])
 
 
+_FORMATS: dict[str, Callable[[SensitivityTable], str]] = {
+    ".html": SensitivityTable._page,
+    ".json": SensitivityTable._json,
+}
 TITLES = {
     "sqnr": "SQNR of the outputs in dB",
     "kl": "KL divergence of the outputs in nats",

@@ -62,11 +62,17 @@ def rows_of(model: nn.Module) -> dict[str, QuantLayer]:
 
 
 def outermost(model: nn.Module) -> dict[str, QuantLayer]:
-    """The quantized layers of a model that are no part of another one."""
+    """The quantized layers of a model that are no part of another one; of a layer made of layers, these.
+
+    Example:
+        >>> import bitwright.nn as qnn
+        >>> list(outermost(qnn.QuantTransformerEncoderLayer(8, 2, 16)))
+        ['self_attn', 'linear1', 'linear2']
+    """
     found: dict[str, QuantLayer] = {}
     inside: set[nn.Module] = set()
     for path, each in model.named_modules():
-        if isinstance(each, QuantLayer) and each not in inside and each.slots:
+        if isinstance(each, QuantLayer) and each not in inside and each.slots and not hasattr(each, "parts"):
             found[path] = each
             inside.update(each.modules())
     return found
@@ -162,6 +168,8 @@ class Trial:
 
     def _give(self, path: str, layer: QuantLayer, settings: Settings) -> dict[str, TensorQuant]:
         if settings is None:
+            if getattr(layer, "return_quant_tensor", False):
+                layer.return_quant_tensor = False  # there is no grid to return
             layer._fill({}, dict.fromkeys(layer.slots))
             return {}
         rest = {key: value for key, value in settings.items() if key != "return_quant_tensor"}

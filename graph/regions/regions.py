@@ -118,8 +118,12 @@ class Regions:
 
     def within(self, region: Region) -> list[Node]:
         """What passes the scales of a region on: all operations with these scales but the layers that write them."""
+        return self.nodes_with(region.classes)
+
+    def nodes_with(self, classes: Tensor) -> list[Node]:
+        """All operations with some scales but the layers that write them."""
         nodes = [node for node in self.graph.nodes if node.module not in self.layers]
-        return [node for node in nodes if bool(torch.isin(self._classes_at[node], region.classes).any())]
+        return [node for node in nodes if bool(torch.isin(self._classes_at[node], classes).any())]
 
     @cached_property
     def _classes_at(self) -> dict[Node, Tensor]:

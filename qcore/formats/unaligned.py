@@ -52,6 +52,12 @@ class UnalignedIntegers(_UnalignedIntegers, NumberFormat):  # type: ignore[misc]
     def nearest(self, steps: Tensor, rounding: RoundingLike, relu: bool = False) -> Tensor:
         return torch.clamp(rounding(steps), 0, 2**self.bit_width - 1)
 
+    def near(self, steps: Tensor, rounding: RoundingLike, zero_point: Tensor) -> Tensor:
+        return self.nearest(steps + zero_point, rounding) - zero_point
+
+    def within(self, steps: Tensor, rounding: RoundingLike, zero_point: Tensor) -> Tensor:
+        return self.inside(steps + zero_point, rounding)
+
     def encode(self, steps: Tensor) -> Tensor:
         return torch.round(steps).clamp(0, 2**self.bit_width - 1).to(self.dtype)
 

@@ -41,7 +41,9 @@ def said_whole(message, layer):
     assert message.endswith((".", "?")), message
 
 
-@pytest.mark.parametrize("name", SLOTS)
+@pytest.mark.parametrize(  # transformer layers hand what they are given to the layers in them
+    "name", [pytest.param(each, marks=[pytest.mark.slow] if "Transformer" in each else []) for each in SLOTS]
+)
 def test_a_slot_takes_every_fitting_quantizer_or_says_why_not(name):
     layer, slot = SLOTS[name]
     taken = 0

@@ -52,12 +52,19 @@ def ready(name, scheme):
     return quantized
 
 
+@pytest.fixture(scope="module", params=CASES, ids=map("-".join, CASES))
+def prepared(request):
+    """The name of a model, and its calibrated one: to be left as it is."""
+    name, scheme = request.param
+    return name, ready(name, scheme)
+
+
 def equal(one, two):
     assert len(one) == len(two)
     return all(torch.equal(*pair) for pair in zip(one, two, strict=True))
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="module")
 def slow_path():
     """torch's fused encoder layers compute in another order; a layer that is quantized can't go through them."""
     torch.backends.mha.set_fastpath_enabled(False)
@@ -106,18 +113,17 @@ def test_a_float_checkpoint_loads_strictly(name, scheme):
         assert alike(name, applied(quantized, ZOO[name].example()), applied(other, ZOO[name].example()))
 
 
-@cases
-def test_quantized_it_computes_something_near(name, scheme):
+def test_quantized_it_computes_something_near(prepared):
     """Near, and not the same: the quantizers are at work."""
-    model, quantized = ZOO[name].build(), ready(name, scheme)
+    name, quantized = prepared
+    model = ZOO[name].build()
     for found, wanted in zip(applied(quantized, ZOO[name].example()), applied(model, ZOO[name].example()), strict=True):
         assert not torch.equal(found, wanted)
         assert (found - wanted).abs().max() < 0.2 * wanted.abs().max()
 
 
-@cases
-def test_it_copies(name, scheme):
-    quantized = ready(name, scheme)
+def test_it_copies(prepared):
+    name, quantized = prepared
     call = ZOO[name].example()
     twin = copy.deepcopy(quantized)
     before = applied(quantized, call)
@@ -128,6 +134,7 @@ def test_it_copies(name, scheme):
     assert equal(applied(quantized, call), before)
 
 
+@pytest.mark.slow
 def test_they_pickle_into_a_new_process(tmp_path):
     """All of them but weight_norm: torch pickles no module with parametrizations."""
     found = []
@@ -152,10 +159,9 @@ def test_they_pickle_into_a_new_process(tmp_path):
     assert told.stdout == ""
 
 
-@cases
-def test_it_trains(name, scheme):
+def test_it_trains(prepared):
     """All parameters of the float model get gradients, those of the scales, too."""
-    model, quantized = ZOO[name].build(), ready(name, scheme)
+    name, model, quantized = prepared[0], ZOO[prepared[0]].build(), copy.deepcopy(prepared[1])
     for each in (model, quantized):
         each.train()
         sum(output.square().mean() for output in tensors_of(each(*ZOO[name].example()))).backward()

@@ -44,6 +44,7 @@ def test_batches_differ(entry):
     assert not all(torch.equal(*pair) for pair in zip(one, two, strict=True))
 
 
+@pytest.mark.slow
 @entries
 def test_float_models_compile_where_the_entry_says_so(entry):
     model = entry.build()

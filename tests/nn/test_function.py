@@ -61,6 +61,9 @@ def test_query_key_and_value_have_one_each():
     assert torch.equal(
         attention(query=x, key=x, value=x, is_causal=True), F.scaled_dot_product_attention(on, on, on, is_causal=True)
     )
+    mask = torch.full((x.shape[-2], x.shape[-2]), -1e30).triu(1)  # no operand: on a grid, it would mask nothing
+    assert torch.equal(attention(x, x, x, mask), F.scaled_dot_product_attention(on, on, on, mask))
+    assert torch.equal(attention(x, x, value=x, attn_mask=mask), F.scaled_dot_product_attention(on, on, on, mask))
 
 
 def test_what_is_no_floating_point_tensor_is_passed_on():

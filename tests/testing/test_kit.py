@@ -35,7 +35,9 @@ ON_PURPOSE = {  # the rules that a quantizer breaks, as its paper has it
 }
 
 
-@pytest.mark.parametrize("name", ALONE)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if each in WHOLE else [pytest.mark.slow]) for name, each in ALONE.items()]
+)
 def test_shipped_quantizer_passes(name):
     checks = None if ALONE[name] in WHOLE else LEVELS
     check_quantizer(ALONE[name], checks=checks, skip=(*COSTLY, *ON_PURPOSE.get(name, ())), examples=5)

@@ -61,8 +61,8 @@ def export_compressed_tensors(
         A `StorageReport`: what each weight takes.
 
     Raises:
-        ExportError: not a model, nothing quantized, or quantizers that such a checkpoint can't say: all are listed.
-            Nothing is written then.
+        ExportError: not a model, nothing quantized, or quantizers that such a checkpoint can't describe, all of which
+            are listed. Nothing is written then.
 
     Example:
         >>> import tempfile, bitwright.nn as qnn
@@ -95,6 +95,7 @@ def export_compressed_tensors(
     files = {name: described(each) for name, each in plain.items()}
     for path, layer in plan.items():
         files |= {joined(path, name): each for name, each in layer.tensors.items()}
+    text = json.dumps({**said, "quantization_config": _quantization(model, plan)}, indent=2)
     place.mkdir(parents=True, exist_ok=True)
     with writing(CALL, place / "model.safetensors", files, {"format": "pt"}) as put:
         for path in plan:
@@ -103,7 +104,7 @@ def export_compressed_tensors(
         for name, tensor in plain.items():
             put(name, tensor)
     partial = place / "config.json.partial"
-    partial.write_text(json.dumps({**said, "quantization_config": _quantization(model, plan)}, indent=2) + "\n")
+    partial.write_text(f"{text}\n")
     os.replace(partial, place / "config.json")
     return StorageReport(tuple(_row(stored[path], layer) for path, layer in plan.items()))
 
@@ -158,13 +159,15 @@ def _planned(
 def _forms(stored: StoredWeight) -> tuple[WeightForm, InputForm]:
     inputs = input_form(getattr(stored.layer, "input_quant", None))
     quant = stored.quant
+    if type(stored.layer).forward is not QuantLinear.forward:
+        raise ExportError(f"{type(stored.layer).__name__} has a forward of its own, which runtimes don't run")
     if not isinstance(quant, GridQuant) or quant.transform is not None:
         raise ExportError(f"its weight has no grid of its own ({quant.scheme()})")
     packs = inputs is NO_INPUTS or inputs.kind.startswith("float")
     form = weight_form(quant, stored.coded(), plain=not packs)
     if not _goes(form, inputs):
         raise ExportError(
-            f"no kernel has weights of {form.kind}{'' if form.settings['symmetric'] else ' with zero points'} and "
+            f"no kernel combines weights of {form.kind}{'' if form.settings['symmetric'] else ' with zero points'} and "
             f"{inputs.kind}"
         )
     if inputs is NO_INPUTS and form.format == "float-quantized":
@@ -210,7 +213,7 @@ def _users(model: nn.Module) -> dict[int, list[str]]:
 
 
 def _unsaid(model: nn.Module, stored: Mapping[str, StoredWeight]) -> Iterator[str]:
-    """What else the model computes that a checkpoint of its tensors does not say."""
+    """What else the model computes that the checkpoint doesn't describe."""
     own = __name__.partition(".")[0]
     said = {id(each.layer): {"weight", "input"} for each in stored.values()}
     for path, module in model.named_modules():
@@ -221,11 +224,11 @@ def _unsaid(model: nn.Module, stored: Mapping[str, StoredWeight]) -> Iterator[st
                     continue
                 where = joined(path, f"{slot.name}_quant")
                 yield (
-                    f"{where}: such checkpoints say how linear layers quantize weights and inputs, nothing else "
+                    f"{where}: these checkpoints describe only the weights and inputs of linear layers "
                     f"({quant.scheme()}). Leave it out: {slot.name}_quant=None."
                 )
         elif type(module).__module__.partition(".")[0] == own and not _inside_quantizer(model, path):
-            yield f"{path}: runtimes don't have {type(module).__name__}, and would leave it out."
+            yield f"{path}: runtimes don't have {type(module).__name__} and would leave it out."
 
 
 def _inside_quantizer(model: nn.Module, path: str) -> bool:

@@ -39,7 +39,7 @@ def input_form(quant: TensorQuant | None) -> InputForm:
     """The form for the quantizer of a layer's input.
 
     Raises:
-        ExportError: the text says what runtimes do not do.
+        ExportError: the text names what no runtime does.
 
     Example:
         >>> import bitwright.nn as qnn
@@ -60,7 +60,7 @@ def input_form(quant: TensorQuant | None) -> InputForm:
 
 def _unknown(quant: TensorQuant) -> ExportError:
     return ExportError(
-        f"runtimes don't quantize inputs so ({quant.scheme()}). Choose Int8DynamicActPerToken, "
+        f"no runtime quantizes inputs this way ({quant.scheme()}). Choose Int8DynamicActPerToken, "
         "ShiftedUint8DynamicActPerToken, Fp8e4m3DynamicActPerToken, Fp8e4m3DynamicAct, or Int8Act or Fp8e4m3Act"
     )
 

@@ -53,7 +53,7 @@ def weight_form(quant: GridQuant, coded: Coded, plain: bool) -> WeightForm:
         plain: integers in a byte each, as layers with quantized inputs have them; else packed.
 
     Raises:
-        ExportError: the text says what compressed-tensors does not hold.
+        ExportError: the text names what compressed-tensors can't hold.
 
     Example:
         >>> import bitwright.nn as qnn

@@ -12,6 +12,7 @@ from ....qcore.formats.unaligned import UnalignedIntegers
 from ...integer.packing import pack_integers, unpack_integers
 from ...onnx.stored.report import StorageRow
 from ..stored_weights import Coded
+from ..tensor_file import Described
 
 __all__ = ["Form", "in_a_byte", "of_a_byte", "packed", "row_of", "scales", "unpacked"]
 
@@ -27,15 +28,16 @@ class Form(NamedTuple):
         number_format: its levels, in words.
         bit_width: bits of a code.
         signed: whether codes are in two's complement.
-        scale: ``"float"``, ``"e8m0"`` (powers of two in a byte each), or ``"two_level"``: codes of another format,
-            and the one number that their levels are multiples of.
+        scale: the type of the scales, such as ``"float32"``; ``"e8m0"`` for powers of two in a byte each;
+            ``"two_level"`` for codes of E4M3, under one number that their levels are multiples of.
         scale_shape: of the scales.
-        zero_point: ``"packed"`` like the codes, ``"float"``, or None.
+        zero_point: ``"packed"`` like the codes, a type, or None.
         fixed: whether the grid is fixed when the file is loaded; else the quantizer's own state says it.
 
     Example:
-        >>> Form("0.weight", (4, 8), "int4 narrow", 4, True, "float", (4, 1), None, True).scale
-        'float'
+        >>> form = Form("0.weight", (4, 8), "int4 narrow", 4, True, "float32", (4, 1), None, True)
+        >>> form.tensors()["codes"]
+        Described(dtype=torch.uint8, shape=(16,))
     """
 
     key: str
@@ -54,51 +56,81 @@ class Form(NamedTuple):
         lists = {name: tuple(each) for name, each in entry.items() if isinstance(each, list)}
         return cls(**{**entry, **lists})
 
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """The tensors that there must be, and their shapes."""
-        count, scales = torch.Size(self.shape).numel(), torch.Size(self.scale_shape).numel()
-        found = {"codes": (-(-count * self.bit_width // 8),), "scale": self.scale_shape}
+    @classmethod
+    def of(cls, key: str, coded: Coded, fixed: bool) -> "Form":
+        """The form for a weight."""
+        grid, levels = coded.grid, coded.grid.number_format
+        zero_point = None
+        if grid.zero_point is not None:
+            zero_point = "packed" if levels.whole else _name(grid.zero_point.dtype)
+        return cls(
+            key,
+            tuple(coded.codes.shape),
+            str(levels),
+            int(grid.bit_width),
+            levels.whole and levels.signed,
+            _kind(grid),
+            tuple(grid.scale.shape),
+            zero_point,
+            fixed,
+        )
+
+    def tensors(self) -> dict[str, Described]:
+        """What tensors there are."""
+        scales = torch.Size(self.scale_shape).numel()
+        found = {"codes": self._packed(torch.Size(self.shape).numel())}
+        found["scale"] = Described(_FLOATS.get(self.scale, torch.uint8), self.scale_shape)
         if self.scale == "two_level":
-            found["scale_unit"] = ()
+            found["scale_unit"] = Described(torch.float32, ())
         if self.zero_point is not None:
             packs = self.zero_point == "packed"
-            found["zero_point"] = (-(-scales * self.bit_width // 8),) if packs else self.scale_shape
+            found["zero_point"] = self._packed(scales) if packs else found["scale"]
         return found
 
+    def _packed(self, count: int) -> Described:
+        return Described(torch.uint8, (-(-count * self.bit_width // 8),))
 
-def packed(key: str, coded: Coded, fixed: bool) -> tuple[Form, dict[str, Tensor]]:
-    """The tensors of a weight, and how to read them.
+
+_FLOATS = {"float32": torch.float32, "float64": torch.float64}
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _kind(grid: Grid) -> str:
+    """How the scales are held."""
+    if grid.scales is not None:
+        return "two_level"
+    halves, above = torch.frexp(grid.scale.detach())
+    fits = (halves == 0.5) & (above > -BIAS) & (above <= BIAS + 1)
+    return "e8m0" if grid.scale.dtype == torch.float32 and bool(fits.all()) else _name(grid.scale.dtype)
+
+
+def packed(form: Form, coded: Coded) -> dict[str, Tensor]:
+    """The tensors of a weight.
 
     Example:
         >>> grid = Grid(torch.tensor([[0.5], [4.0]]))
         >>> codes = torch.tensor([[3], [-2]], dtype=torch.int8)
-        >>> form, tensors = packed("weight", Coded(codes, grid, grid.from_int(codes)), fixed=True)
-        >>> form.scale, tensors["scale"]
+        >>> coded = Coded(codes, grid)
+        >>> form = Form.of("weight", coded, fixed=True)
+        >>> form.scale, packed(form, coded)["scale"]
         ('e8m0', tensor([[126],
                 [129]], dtype=torch.uint8))
     """
-    grid, levels = coded.grid, coded.grid.number_format
-    width, signed = int(grid.bit_width), levels.whole and levels.signed
-    tensors = {"codes": pack_integers(coded.codes, width, signed)}
-    scale = grid.scale.detach().cpu()
-    halves, above = torch.frexp(scale.float())
-    small = bool(((halves == 0.5) & (above > -BIAS) & (above <= BIAS + 1)).all()) and scale.dtype == torch.float32
-    kind = "float"
-    if grid.scales is not None:
-        kind, tensors["scale"] = "two_level", grid.scales.to_int(grid.scale).cpu()
-        tensors["scale_unit"] = grid.scales.scale.detach().cpu()
-    elif small:
-        kind, tensors["scale"] = "e8m0", in_a_byte(scale)
-    else:
-        tensors["scale"] = scale
-    zero_point, held = grid.zero_point, None
-    if zero_point is not None:
-        zero_point = zero_point.detach().expand_as(grid.scale).cpu()
-        held = "packed" if levels.whole else "float"
-        tensors["zero_point"] = pack_integers(zero_point, width, signed) if levels.whole else zero_point.contiguous()
-    shape = tuple(coded.codes.shape)
-    form = Form(key, shape, str(levels), width, signed, kind, tuple(scale.shape), held, fixed)
-    return form, tensors
+    grid, scale = coded.grid, coded.grid.scale.detach().cpu()
+    tensors = {"codes": pack_integers(coded.codes, form.bit_width, form.signed), "scale": scale}
+    scales = grid.scales
+    if scales is not None:
+        tensors |= {"scale": scales.to_int(grid.scale).cpu(), "scale_unit": scales.scale.detach().cpu()}
+    elif form.scale == "e8m0":
+        tensors["scale"] = in_a_byte(scale)
+    if grid.zero_point is not None:
+        zero_point = grid.zero_point.detach().expand_as(grid.scale).cpu()
+        packs = form.zero_point == "packed"
+        tensors["zero_point"] = pack_integers(zero_point.long(), form.bit_width, form.signed) if packs else zero_point
+    return tensors
 
 
 def scales(form: Form, tensors: Mapping[str, Tensor], quant: object) -> tuple[Tensor, Tensor | None]:
@@ -125,7 +157,8 @@ def scales(form: Form, tensors: Mapping[str, Tensor], quant: object) -> tuple[Te
 def unpacked(form: Form, tensors: Mapping[str, Tensor], quant: GridQuant) -> Tensor:
     """The values that tensors of a file stand for, as the quantizer sees the weight; see `scales`."""
     scale, zero_point = scales(form, tensors, quant)
-    levels = UnalignedIntegers(form.bit_width) if form.zero_point == "float" else quant.number_format.snapshot()
+    unaligned = form.zero_point not in (None, "packed")
+    levels = UnalignedIntegers(form.bit_width) if unaligned else quant.number_format.snapshot()
     grid = Grid(scale, zero_point, levels, quant.granularity)
     return grid.from_int(unpack_integers(tensors["codes"], form.bit_width, form.signed, form.shape))
 
@@ -150,20 +183,16 @@ def of_a_byte(codes: Tensor) -> Tensor:
     return torch.ldexp(torch.ones(codes.shape), codes.to(torch.int32) - BIAS)
 
 
-def row_of(name: str, form: Form, sizes: Mapping[str, int]) -> StorageRow:
-    """The row of a report.
-
-    Args:
-        name: of the quantizer.
-        form: how the weight is held.
-        sizes: the bytes of each tensor.
+def row_of(name: str, form: Form) -> StorageRow:
+    """The row of a report for a quantizer.
 
     Example:
-        >>> form = Form("0.weight", (4, 64), "int4 narrow", 4, True, "float", (4, 1), None, True)
-        >>> print(row_of("0.weight_quant", form, {"codes": 128, "scale": 16}).scales)
-        4 x FLOAT
+        >>> form = Form("0.weight", (4, 64), "int4 narrow", 4, True, "float32", (4, 1), None, True)
+        >>> row_of("0.weight_quant", form).bytes
+        144
     """
-    kinds = {"float": "FLOAT", "e8m0": "FLOAT8E8M0", "two_level": "bytes under one FLOAT"}
+    kinds = {"float32": "FLOAT", "float64": "DOUBLE", "e8m0": "FLOAT8E8M0", "two_level": "bytes under one FLOAT"}
     count = torch.Size(form.scale_shape).numel()
     stored_as = f"{form.bit_width} bits of {form.number_format}"
-    return StorageRow(name, form.shape, stored_as, f"{count} x {kinds[form.scale]}", sum(sizes.values()))
+    size = sum(each.nbytes for each in form.tensors().values())
+    return StorageRow(name, form.shape, stored_as, f"{count} x {kinds[form.scale]}", size)

@@ -93,7 +93,7 @@ class _Packed:
         self.ties: dict[str, str] = said["ties"]
         self.weights = {form.key: name for name, form in self.forms.items()}  # by the parameter
         names = set(file.keys())
-        parts = {f"{name}.{part}" for name, form in self.forms.items() for part in form.shapes()}
+        parts = {f"{name}.{part}" for name, form in self.forms.items() for part in form.tensors()}
         lacking = sorted(parts - names)
         if lacking:
             raise ExportError(f"{shown}: the file lacks {lacking[0]}: it is damaged. Write it again.")
@@ -126,8 +126,8 @@ class _Packed:
             yield f"{name} is missing from the file: the saved model did not quantize there."
         for name in sorted(schemes - quantizers.keys()):
             yield f"{name} is missing from the model: the saved model quantizes there."
-        strangers = _Owned(schemes)
-        for name in sorted(self.names - own.keys()):
+        strangers, branches = _Owned(schemes), set(_branches(model))
+        for name in sorted(self.names - own.keys() - branches):
             if name not in owned and name not in strangers:
                 yield f"{name} is not in the model, and the file holds it."
         for each in stored_weights(model):
@@ -143,9 +143,10 @@ class _Packed:
         form, shape = self.forms[name], tuple(stored.as_seen().shape)
         if shape != form.shape:
             yield f"{stored.key} has the shape {form.shape} in the file, and {shape} in the model."
-        for part, size in form.shapes().items():
-            if self.shape(f"{name}.{part}") != size:
-                yield f"{name}.{part} is damaged: its shape is {self.shape(f'{name}.{part}')}, and {size} was written."
+        for part, each in form.tensors().items():
+            found = self.shape(f"{name}.{part}")
+            if found != each.shape:
+                yield f"{name}.{part} is damaged: its shape is {found}, and {each.shape} was written."
 
     def _refused(self, name: str, quant: TensorQuant) -> Iterator[str]:
         """What a quantizer says of the file's state for it, tried on a copy."""
@@ -155,11 +156,11 @@ class _Packed:
         except RuntimeError as error:
             yield f"{name}: {' '.join(str(error).split())}"
             return
-        other_scheme = f"{type(quant).__name__}: the file holds "
+        kind = f"{type(quant).__name__}: "
         for each in keys.unexpected_keys:
-            differs = each.startswith(other_scheme)
-            says = each.removeprefix(f"{type(quant).__name__}: ") if differs else f"the file holds {each}, too."
-            yield f"{name}: {says.replace(', or load with strict=False to keep this one' + chr(39) + 's scheme', '')}"
+            told = each.startswith(f"{kind}the file holds ")  # of another scheme
+            says = each.removeprefix(kind).replace(_LOOSELY, "") if told else f"the file holds {each}, too."
+            yield f"{name}: {says}"
         for each in keys.missing_keys:
             yield f"{name}.{each} is missing from the file."
 
@@ -177,6 +178,7 @@ class _Packed:
                 state = {f"{start}{name}": self.tensor(f"{start}{name}") for name in _names_of(module)}
                 module._load_from_state_dict(state, start, {"version": module._version}, False, [], [], [])
             for stored in stored_weights(module) if isinstance(module, QuantLayer) else ():
+                stored.quant.to(stored.tensor.device)  # a grid that was fixed just now lies where the layer was made
                 if id(stored.tensor) not in loaded:
                     loaded.add(id(stored.tensor))
                     self.unpack(joined(path, stored.key), stored)
@@ -187,7 +189,7 @@ class _Packed:
         if name is not None:
             assert isinstance(stored.quant, GridQuant)
             form = self.forms[name]
-            values = unpacked(form, self.parts(name, form.shapes()), stored.quant)
+            values = unpacked(form, self.parts(name, form.tensors()), stored.quant)
             stored.tensor.copy_(stored.as_stored(values.to(stored.tensor.dtype)))
 
     def tensor(self, name: str) -> Tensor:
@@ -213,13 +215,16 @@ class _Packed:
             form = self.forms.get(first)
             if form is None or not form.fixed:
                 continue
-            held = form.shapes().keys() - {"codes"}
+            held = form.tensors().keys() - {"codes"}
             before = f"{inside}." if inside else ""
             scale, zero_point = scales(form, self.parts(first, held), quant)
             found[f"{before}scaling.fixed_scale"] = scale
             if zero_point is not None:
                 found[f"{before}zero_point.fixed_zero_point"] = zero_point
         return found
+
+
+_LOOSELY = ", or load with strict=False to keep this one's scheme"  # which load_packed does not do
 
 
 class _Owned:
@@ -255,6 +260,13 @@ def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     for path, module in model.named_modules(remove_duplicate=False):
         for name in _names_of(module):
             yield joined(path, name), getattr(module, name)
+
+
+def _branches(model: nn.Module) -> Iterator[str]:
+    """Names that a layer takes over from a state dict without having them: those of a `LowRank` branch."""
+    for path, module in model.named_modules(remove_duplicate=False):
+        if isinstance(module, QuantLayer):
+            yield from (joined(path, f"correction.{name}") for name in ("down", "up"))
 
 
 def _units(module: nn.Module, path: str = "") -> Iterator[tuple[str, nn.Module]]:

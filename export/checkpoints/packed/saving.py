@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ...errors import ExportError, with_causes
 from ...onnx.stored.report import StorageReport, StorageRow
 from ..stored_weights import Coded, StoredWeight, checked_model, stored_weights
-from ..tensor_file import Described, described, writing
+from ..tensor_file import described, writing
 from .forms import Form, packed, row_of
 
 __all__ = ["KEY", "VERSION", "save_packed"]
@@ -58,29 +58,24 @@ def save_packed(model: nn.Module, path: str | os.PathLike[str]) -> StorageReport
         "twins": plan.twins,
         "ties": plan.ties,
     }
-    files = dict(plan.plain_described)
+    files = {name: described(each) for name, each in plan.plain.items()}
     for name, weight in plan.weights.items():
-        files |= {f"{name}.{part}": each for part, each in weight.tensors.items()}
+        files |= {f"{name}.{part}": each for part, each in weight.form.tensors().items()}
     with writing("save_packed", path, files, {KEY: json.dumps(described_text)}) as put:
         for name, weight in plan.weights.items():
-            for part, tensor in packed(weight.stored.key, weight.stored.coded(), weight.form.fixed)[1].items():
+            for part, tensor in packed(weight.form, weight.stored.coded()).items():
                 put(f"{name}.{part}", tensor)
         for name, tensor in plan.plain.items():
             put(name, tensor)
-    rows = [row_of(name, each.form, _bytes(each.tensors)) for name, each in plan.weights.items()]
+    rows = [row_of(name, each.form) for name, each in plan.weights.items()]
     return StorageReport((*rows, *plan.left))
 
 
-def _bytes(tensors: Mapping[str, Described]) -> dict[str, int]:
-    return {part: each.nbytes for part, each in tensors.items()}
-
-
 class _Weight(NamedTuple):
-    """A weight to be packed: what its tensors will be."""
+    """A weight to be packed, and how."""
 
     stored: StoredWeight
     form: Form
-    tensors: dict[str, Described]
 
 
 class _Plan(NamedTuple):
@@ -88,7 +83,7 @@ class _Plan(NamedTuple):
 
     Args:
         weights: what is packed, by quantizer.
-        twins: quantizers of other layers that have the weight and grid of one of these.
+        twins: other quantizers of such a weight, and other paths of one, which have the same grid.
         plain: all other tensors, by name.
         ties: other names for what is held under one.
         left: rows for weights that stay in floats.
@@ -99,10 +94,6 @@ class _Plan(NamedTuple):
     plain: dict[str, Tensor]
     ties: dict[str, str]
     left: tuple[StorageRow, ...]
-
-    @property
-    def plain_described(self) -> dict[str, Described]:
-        return {name: described(each) for name, each in self.plain.items()}
 
     @classmethod
     def of(cls, model: nn.Module) -> "_Plan":
@@ -145,7 +136,7 @@ def _divided(
     for each in stored_weights(model):
         groups.setdefault(id(each.tensor), []).append(each)
     weights: dict[str, _Weight] = {}
-    twins: dict[str, str] = {}
+    fixed: dict[int, str] = {}  # quantizers
     left = []
     for first, *others in groups.values():
         try:
@@ -154,14 +145,15 @@ def _divided(
             first.verify(coded)
             for other in others:
                 _check_twin(first, other, coded)
-            form, tensors = packed(first.key, coded, first.fixable)
-            sizes = {part: described(tensor) for part, tensor in tensors.items()}
-            weights[first.name] = _Weight(first, form, sizes)
-            twins |= {other.name: first.name for other in others if other.quant is not first.quant}
+            weights[first.name] = _Weight(first, Form.of(first.key, coded, first.fixable))
+            if first.fixable:
+                fixed |= {id(each.quant): first.name for each in (first, *others)}
         except ExportError as error:
             kind = str(first.tensor.dtype).removeprefix("torch.")
             size = first.tensor.numel() * first.tensor.itemsize
             left.append(StorageRow(first.name, tuple(first.tensor.shape), f"{kind}: {error}", "none", size))
+    paths = {path: fixed.get(id(each)) for path, each in model.named_modules(remove_duplicate=False)}
+    twins = {path: first for path, first in paths.items() if first is not None and path not in weights}
     return weights, twins, tuple(left)
 
 

@@ -1,3 +1,3 @@
-"""Methods that change more of a layer than its codes: scales of channels, and branches beside the weight."""
+"""What repairs a quantized model layer by layer: algorithms that choose codes, scales of channels, branches."""
 
 __all__: list[str] = []

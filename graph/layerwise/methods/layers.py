@@ -6,8 +6,8 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from ....nn.conv import QuantConv1d, QuantConv2d, QuantConv3d
 from ....nn.conv_transpose import QuantConvTranspose1d, QuantConvTranspose2d, QuantConvTranspose3d
 from ....nn.linear import QuantLinear
-from ..products import Convolution, Linear, Product, Transposed
-from ..sites import Site
+from ..walking.products import Convolution, Linear, Product, Transposed
+from ..walking.sites import Site
 
 __all__ = ["product_in", "why_no_product"]
 
@@ -27,7 +27,7 @@ def why_no_product(site: Site) -> str | None:
 
     Example:
         >>> import bitwright.nn as qnn
-        >>> from bitwright.graph.layerwise.sites import sites_of
+        >>> from bitwright.graph.layerwise.walking.sites import sites_of
         >>> [why_no_product(site) for site in sites_of(nn.Sequential(qnn.QuantLinear(2, 2), qnn.QuantEmbedding(2, 2)))]
         [None, 'a QuantEmbedding is neither a linear layer nor a convolution']
     """

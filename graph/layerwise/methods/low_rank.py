@@ -8,7 +8,7 @@ from typing import Unpack
 import torch
 from torch import Tensor, nn
 
-from ....nn.low_rank import LowRank
+from ....nn.branches.low_rank import LowRank
 from ....nn.weight_layer import WeightLayer
 from ....qcore.models import require_model
 from ...conversion.snapshot import restored_on_failure
@@ -16,11 +16,11 @@ from ...errors import GraphError
 from ...passes.reports import Entry, listed
 from ..options import WalkOptions
 from ..problem import Problem, Solution
-from ..products import Transposed
 from ..reports import LayerwiseReport
-from ..sites import Site, sites_of
-from ..solvers.low_rank import METHODS, LowRankMethod, first_directions, low_rank
-from ..walk import walk_blocks
+from ..solvers.branches import METHODS, LowRankMethod, first_directions, low_rank
+from ..walking.products import Transposed
+from ..walking.sites import Site, sites_of
+from ..walking.walk import walk_blocks
 from .layers import product_in, why_no_product
 from .trials import Trial
 
@@ -32,7 +32,7 @@ def lqer(
     data: object,
     *,
     rank: int = 16,
-    method: LowRankMethod = "lqer",
+    method: LowRankMethod = "qera",
     float_inputs: bool = False,
     **options: Unpack[WalkOptions],
 ) -> LayerwiseReport:
@@ -52,9 +52,10 @@ def lqer(
         model: a quantized model with calibrated activations.
         data: one batch, or an iterable of batches, as for `walk_blocks`.
         rank: of the branches, r. A layer that would get a branch no smaller than itself gets none.
-        method: ``"lqer"`` weighs the error of each weight by the power of its input, ``"qera"`` by the whole second
-            moments of the inputs, ``"lorc"`` by nothing; with ``"svd"`` the branch takes the largest part of the weight
-            itself, and what is left of it is quantized.
+        method: ``"qera"`` weighs the error of the weight by the second moments of the inputs, ``"lqer"`` by the power
+            of each, ``"lorc"`` by nothing; with ``"svd"`` the branch takes the largest part of the weight itself, and
+            what is left of it is quantized. MiniLM at 4 bits with rank 16, 768 tokens: 12.5, 11.3, 9.9 and 9.8 dB,
+            and 8.7 without branches.
         float_inputs: whether a branch of the method ``"qera"`` also makes up for what layers before have added to the
             input, where the model keeps the float weights.
         **options: see `WalkOptions`. The weights of ``reference`` are those to be approximated, where it is given, and
@@ -90,7 +91,7 @@ def lqer(
             'lqer: method="svd" quantizes what its branches leave of the weights, so that what chose them is lost. '
             "Leave reference out, or choose another method."
         )
-    branches = _Branches({site.path: site for site in sites_of(model)}, rank, method, reference)
+    branches = _Branches(model, {site.path: site for site in sites_of(model)}, rank, method, reference)
     with branches.restored_on_failure(model):
         found = walk_blocks(
             model,
@@ -112,12 +113,19 @@ class _Branches:
     """The branches of a model's layers; until they are attached, the weights of their layers stand for both."""
 
     def __init__(
-        self, sites: Mapping[str, Site], rank: int, method: LowRankMethod, reference: nn.Module | None
+        self,
+        model: nn.Module,
+        sites: Mapping[str, Site],
+        rank: int,
+        method: LowRankMethod,
+        reference: nn.Module | None,
     ) -> None:
         self.sites, self.rank = sites, rank
         self.method: LowRankMethod = method
         self.named = None if reference is None else dict(reference.named_modules())
         self.left = {path: why for path, site in sites.items() if (why := _why_not(site, rank)) is not None}
+        if method == "svd":
+            self.left |= {path: why for path in sites if (why := _why_shared(model, sites[path])) is not None}
         self.before = {path: site.parameter for path, site in sites.items() if path not in self.left}
         self.found: dict[str, tuple[Tensor, Tensor]] = {}  # up and down
 
@@ -214,4 +222,12 @@ def _why_not(site: Site, rank: int) -> str | None:
     outputs, inputs = product_in(layer).matrix(layer.weight).shape[1:]
     if rank * (outputs + inputs) >= outputs * inputs:
         return f"a branch of rank {rank} would be no smaller than its weight, {outputs} x {inputs}"
+    return None
+
+
+def _why_shared(model: nn.Module, site: Site) -> str | None:
+    """Why the weight of a layer can't be changed; None if it can."""
+    for other, module in model.named_modules():
+        if module is not site.layer and any(each is site.parameter for each in module._parameters.values()):
+            return f"it shares its weight with {other or 'the model itself'}"
     return None

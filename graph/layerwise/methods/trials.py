@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ....nn.contexts.intercepting import quantizers_of
 from ....qcore import Grid, GridQuant
-from ..sites import Site
+from ..walking.sites import Site
 from .layers import product_in
 
 __all__ = ["Trial"]
@@ -24,7 +24,7 @@ class Trial:
 
     Example:
         >>> import bitwright.nn as qnn
-        >>> from bitwright.graph.layerwise.sites import sites_of
+        >>> from bitwright.graph.layerwise.walking.sites import sites_of
         >>> trial = Trial(sites_of(qnn.QuantLinear(2, 1, weight_bit_width=2))[0])
         >>> trial.quantized(torch.tensor([[[8.0, 3.0]]])), trial.quantized(torch.tensor([[[4.0, 3.0]]]))
         (tensor([[[8., 0.]]], dtype=torch.float64), tensor([[[4., 4.]]], dtype=torch.float64))

@@ -16,7 +16,7 @@ def solve_qronos(problem: Problem, *, act_order: bool = True, damping: float = 0
     It looks for a small error ``W xf - Q xq`` of the output, where xf is what the float model has for xq. The first
     column is rounded to what is best with the others as they are; the others are then the least-squares solution of
     what is left, and columns go on making up for each other's errors as with GPTQ. With ``xf = xq`` it is GPTQ.
-    Weights of inputs that are 0 always become 0.
+    Weights of inputs that are always 0 become 0 (or what the grid has next to it).
 
     Args:
         problem: the layer.

@@ -12,7 +12,8 @@ from .ordering import by_power, grouped, in_order, restored
 
 __all__ = ["Rescale", "solve_gptq"]
 
-Rescale = Callable[[Tensor, int], Tensor]
+Rescale = Callable[[Tensor, int], Tensor | tuple[Tensor, Tensor]]
+"""Called with some columns of a weight and the number of the first: their scales, or these and their zero points."""
 
 
 def solve_gptq(
@@ -27,7 +28,7 @@ def solve_gptq(
 
     It looks for a small ``(W - Q) H (W - Q)'``, of the inputs that the quantized model has; it takes no notice of what
     the float model had instead. It is implemented in the feedback form (LDLQ of QuIP), which gives GPTQ's codes with
-    one Cholesky factor and no inverse. Weights of inputs that are 0 always become 0.
+    one Cholesky factor and no inverse. Weights of inputs that are always 0 become 0 (or what the grid has next to it).
 
     Args:
         problem: the layer.
@@ -37,9 +38,9 @@ def solve_gptq(
         block_size: columns that take in earlier errors at once; it decides nothing but the time.
         rescale: "dynamic groups": new scales for columns that share theirs, taken from the weights as they have become
             when the first of the columns comes up. It is called with these weights, (G, O, columns) in the order of
-            the layer, and the number of the first column; it returns scales the grid allows, in the shape of
-            ``grid.index[:, :, first]``. Zero points stay. The columns of a group are then rounded one after
-            the other, see `grouped`. None keeps the grid ("static groups").
+            the layer, and the number of the first column. It returns scales the grid allows, as many as there are in
+            ``grid.index[:, :, first]``, or a pair of these and new zero points. The columns of a group are rounded
+            one after the other, see `grouped`. None keeps the grid ("static groups").
 
     Returns:
         The weights, on the grid of the problem or, with ``rescale``, on the `Solution.grid`. The figure "damping" says
@@ -97,9 +98,17 @@ def _round_groups(
         own = order[:, first:stop]
         place = torch.argsort(own, dim=1).unsqueeze(1).expand(-1, rounder.start.shape[2], -1)
         column = int(own.min())
-        scales = rescale(rounder.current(first, stop).gather(2, place), column)
+        found = rescale(rounder.current(first, stop).gather(2, place), column)
+        scales, zero_points = found if isinstance(found, tuple) else (found, None)
         numbers = grid.index[:, :, column if grid.index.shape[2] > 1 else 0]
-        grid = grid._replace(scales=grid.scales.index_put((numbers,), scales.to(grid.scales)))
+        grid = grid._replace(scales=_with(grid.scales, numbers, scales))
+        if zero_points is not None and grid.zero_points is not None:
+            grid = grid._replace(zero_points=_with(grid.zero_points, numbers, zero_points))
         rounder.round(first, stop, grid._replace(index=numbers.unsqueeze(2)), block_size)
         first = stop
     return grid
+
+
+def _with(numbers: Tensor, places: Tensor, values: Tensor) -> Tensor:
+    """The numbers with others in some places."""
+    return numbers.index_put((places,), values.to(numbers).reshape(places.shape))

@@ -15,7 +15,7 @@ def solve_gpfq(problem: Problem, *, act_order: bool = True, block_size: int = 12
 
     Column t becomes the number on the grid next to the one that makes ``sum over s <= t of w_s xf_s - q_s xq_s``
     smallest: it makes up for earlier columns, of rounding and of the inputs' errors, and never moves a later one. It
-    needs no factor, and no damping. Weights of inputs that are 0 always become 0.
+    needs no factor, and no damping. Weights of inputs that are always 0 become 0 (or what the grid has next to it).
 
     Args:
         problem: the layer.

@@ -11,23 +11,23 @@ __all__ = ["Sets", "computed", "drift", "never_worse", "per_scale"]
 
 
 class Sets(NamedTuple):
-    """Rows in sets: those that share a scale must take it from one and the same iterate.
+    """Rows in sets: those that share a scale must take it from the same iterate.
 
     Args:
         of_row: the set of each row: (G, O).
         of_scale: the set of each scale: (S,).
-        count: how many sets there are.
+        number: of sets.
 
     Example:
         >>> from bitwright.qcore import Integers
         >>> index = torch.tensor([[[0], [1], [1]]])
         >>> Sets.of(WeightGrid(torch.ones(2), index, Integers(4)), 1, 3)
-        Sets(of_row=tensor([[0, 1, 1]]), of_scale=tensor([0, 1]), count=2)
+        Sets(of_row=tensor([[0, 1, 1]]), of_scale=tensor([0, 1]), number=2)
     """
 
     of_row: Tensor
     of_scale: Tensor
-    count: int
+    number: int
 
     @classmethod
     def of(cls, grid: WeightGrid, groups: int, outputs: int) -> "Sets":
@@ -47,7 +47,7 @@ class Sets(NamedTuple):
 
     def total(self, rows: Tensor) -> Tensor:
         """The sum of (G, O) numbers over each set."""
-        sums = torch.zeros(self.count, dtype=rows.dtype, device=rows.device)
+        sums = torch.zeros(self.number, dtype=rows.dtype, device=rows.device)
         return sums.index_add_(0, self.of_row.flatten(), rows.flatten())
 
     def any(self, rows: Tensor) -> Tensor:
@@ -116,9 +116,10 @@ def never_worse(problem: Problem, weight: Tensor, sets: Sets | None = None) -> t
         (tensor([[[0.0000],
                  [0.4000]]]), tensor([[False,  True]]))
     """
-    nearest = problem.nearest()
-    found, before = problem.loss(weight), problem.loss(nearest)
-    if sets is not None:
-        found, before = sets.total(found)[sets.of_row], sets.total(before)[sets.of_row]
-    better = found < before
+    nearest, target = problem.nearest(), computed(problem)
+    found, before = (weight.to(target) - target).double(), (nearest.to(target) - target).double()
+    slope = (found + before) @ problem.gram.double()
+    other = drift(problem)
+    change = ((slope if other is None else slope.sub_(other, alpha=2)) * (found - before)).sum(-1)
+    better = (change if sets is None else sets.total(change)[sets.of_row]) < 0
     return torch.where(better.unsqueeze(-1), weight.to(nearest), nearest), better

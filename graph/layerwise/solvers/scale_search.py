@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ...errors import GraphError
+from ...errors import GraphError, check_count
 from ..problem import Problem, Solution, WeightGrid
 from .rows import computed, drift, per_scale
 
@@ -52,7 +52,7 @@ def solve_scales(
     _check(candidates, lowest, exponent, weighting)
     grid = problem.grid
     if grid.allowed is None:
-        return Solution(problem.nearest(), note="the quantizer can have no other scales")
+        return Solution(problem.nearest(), note="its quantizer can have no other scales")
     search = _Search(problem, _MEASURES[weighting](problem, exponent))
     coarse = candidates // 2
     step = (1 - lowest) / coarse
@@ -111,16 +111,15 @@ _MEASURES = {"diagonal": _by_power, "none": _unweighted, "full": _by_output}
 
 
 def _check(candidates: int, lowest: float, exponent: float, weighting: str) -> None:
-    if weighting not in _MEASURES:
-        raise GraphError(f"solve_scales: weighting={weighting!r}. Write one of {', '.join(map(repr, _MEASURES))}.")
-    if candidates < 2:
-        raise GraphError(f"solve_scales: candidates={candidates!r}. Write a whole number of at least 2.")
+    check_count("search_scales", "candidates", candidates, 2)
     if not 0 < lowest < 1:
-        raise GraphError(f"solve_scales: lowest={lowest!r}. Write a factor above 0 and below 1.")
+        raise GraphError(f"search_scales: lowest={lowest!r} is not a factor above 0 and below 1; 0.2 is usual.")
     if not exponent > 0:
-        raise GraphError(f"solve_scales: exponent={exponent!r}. Write a number above 0, such as 2.")
+        raise GraphError(f"search_scales: exponent={exponent!r} is not a number above 0; 2 is usual.")
+    if weighting not in _MEASURES:
+        raise GraphError(f"search_scales: weighting={weighting!r} is not one of {', '.join(map(repr, _MEASURES))}.")
     if weighting == "full" and exponent != 2:
         raise GraphError(
-            f"solve_scales: exponent={exponent!r} with weighting='full', which measures squared errors of the output. "
-            "Write exponent=2, or weighting='diagonal'."
+            f"search_scales: exponent={exponent!r}, but weighting='full' measures squared errors of outputs. Write "
+            "exponent=2, or weighting='diagonal'."
         )

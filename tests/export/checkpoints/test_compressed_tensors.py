@@ -12,6 +12,7 @@ import bitwright.nn as qnn
 from bitwright import quantizers
 from bitwright.export import ExportError, export_compressed_tensors
 from bitwright.export.checkpoints.compressed_tensors.words import in_bytes, in_words
+from bitwright.nn.low_rank import LowRank
 from bitwright.qcore import E2M1, E2M3, E4M3, PerAxis, PerGroup
 from bitwright.quantizers import (
     Int4WeightPerGroup,
@@ -215,7 +216,7 @@ REFUSED = {
     ),
     "input": (
         {"weight_quant": Int8WeightPerChannel, "input_quant": quantizers.Int4DynamicActPerToken},
-        f"runtimes don't quantize inputs so (int4 narrow, per token, float scale). {INPUTS}",
+        f"no runtime quantizes inputs this way (int4 narrow, per token, float scale). {INPUTS}",
     ),
     "uncalibrated": (
         {"weight_quant": Int8WeightPerChannel, "input_quant": Int8Act},
@@ -223,7 +224,7 @@ REFUSED = {
     ),
     "pair": (
         {"weight_quant": ShiftedUint4WeightPerGroup, "input_quant": Int8DynamicActPerToken},
-        "no kernel has weights of int4 group with zero points and int8 token dynamic inputs",
+        "no kernel combines weights of int4 group with zero points and int8 token dynamic inputs",
     ),
 }
 
@@ -240,6 +241,11 @@ def test_what_such_checkpoints_do_not_hold(name, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+class Doubled(qnn.QuantLinear):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
 def test_what_else_a_model_may_hold(tmp_path):
     model = nn.Sequential(
         qnn.QuantEmbedding(9, 64),
@@ -251,12 +257,22 @@ def test_what_else_a_model_may_hold(tmp_path):
     model[0].weight = model[3].weight
     with pytest.raises(ExportError) as raised:
         export_compressed_tensors(model, tmp_path)
-    only = "such checkpoints say how linear layers quantize weights and inputs, nothing else"
+    only = "these checkpoints describe only the weights and inputs of linear layers"
     assert str(raised.value) == (
         "export_compressed_tensors: this model can't be written:\n"
         "  3: 0.weight is the same weight. Leave both layers in floats.\n"
         f"  0.weight_quant: {only} (int8 narrow, per tensor, float scale). Leave it out: weight_quant=None.\n"
         f"  2.act_quant: {only} (uint8, per tensor, float scale). Leave it out: act_quant=None."
+    )
+    model = Model(weight_quant=Int4WeightPerGroup)
+    model.down = Doubled(32, 64, weight_quant=Int4WeightPerGroup)
+    model.up.correction = LowRank(torch.randn(2, 64), torch.randn(32, 2))
+    with pytest.raises(ExportError) as raised:
+        export_compressed_tensors(model, tmp_path)
+    assert str(raised.value) == (
+        "export_compressed_tensors: this model can't be written:\n"
+        "  down: Doubled has a forward of its own, which runtimes don't run.\n"
+        "  up.correction: runtimes don't have LowRank and would leave it out."
     )
     with pytest.raises(ExportError) as raised:
         export_compressed_tensors(nn.Linear(2, 2), tmp_path)

@@ -11,6 +11,7 @@ import bitwright.nn as qnn
 from bitwright import quantizers
 from bitwright.export import ExportError, load_packed, pack_integers, save_packed
 from bitwright.graph import quantize
+from bitwright.nn.low_rank import LowRank
 from bitwright.quantizers import (
     Int4WeightPerChannel,
     Int8Act,
@@ -118,7 +119,7 @@ def test_what_the_file_holds(tmp_path):
                 "number_format": "int4 narrow",
                 "bit_width": 4,
                 "signed": True,
-                "scale": "float",
+                "scale": "float32",
                 "scale_shape": [2, 1],
                 "zero_point": None,
                 "fixed": True,
@@ -142,6 +143,14 @@ def test_a_float_model_and_rules(tmp_path):
     assert torch.equal(loaded.eval()(x), saved.eval()(x))
 
 
+def test_a_low_rank_branch_comes_with_the_file(tmp_path):
+    saved, loaded, x = layers(weight_bit_width=3), layers(weight_bit_width=3), torch.randn(2, 64)
+    saved[0].correction = LowRank(torch.randn(2, 64), torch.randn(16, 2))
+    save_packed(saved, path_in(tmp_path))
+    load_packed(loaded, path_in(tmp_path))
+    assert torch.equal(loaded(x), saved(x))
+
+
 def tied(quant=Int8WeightPerTensor, head=qnn.QuantLinear):
     model = nn.Sequential(qnn.QuantEmbedding(12, 4, weight_quant=quant), head(4, 12, bias=False))
     model[1].weight = model[0].weight
@@ -154,14 +163,36 @@ def test_a_weight_that_two_layers_share_is_held_once(tmp_path):
     load_packed(loaded, path_in(tmp_path))
     assert torch.equal(loaded(x), saved(x))
     assert loaded[1].weight is loaded[0].weight
-    for model in (saved, loaded):  # and a quantizer that serves both
+    for model in (saved, loaded):  # and so is a quantizer that serves both
         model[0].weight_quant = Int8WeightPerTensorLearned
         model[1].weight_quant = model[0].weight_quant
         model(x)
     save_packed(saved, path_in(tmp_path))
     load_packed(loaded, path_in(tmp_path))
     assert torch.equal(loaded(x), saved(x))
+
+
+def test_a_quantizer_that_serves_two_weights_keeps_its_own_state(tmp_path):
+    saved, loaded = (nn.Sequential(*(qnn.QuantLinear(4, 4) for _ in range(2))) for _ in range(2))
+    x = torch.randn(2, 4)
+    for model in (saved, loaded):
+        model[0].weight_quant = Int8WeightPerTensorLearned
+        model[1].weight_quant = model[0].weight_quant
+        model.train()(x)
+    assert all(row.stored_as == "8 bits of int8 narrow" for row in save_packed(saved, path_in(tmp_path)).rows)
+    load_packed(loaded, path_in(tmp_path))
+    assert torch.equal(loaded.eval()(x), saved.eval()(x))
     assert not loaded[0].weight_quant.fixed
+
+
+def test_a_layer_that_is_used_twice(tmp_path):
+    saved, loaded = (qnn.QuantLinear(4, 4, weight_quant=Int4WeightPerChannel) for _ in range(2))
+    saved, loaded = (nn.Sequential(each, nn.ReLU(), each) for each in (saved, loaded))
+    x = torch.randn(2, 4)
+    save_packed(saved, path_in(tmp_path))
+    load_packed(loaded, path_in(tmp_path))
+    assert torch.equal(loaded(x), saved(x))
+    assert loaded[0].weight_quant.fixed
 
 
 class Halves(nn.Module):
@@ -178,6 +209,8 @@ def test_what_stays_in_floats(tmp_path):
     learned = layers(weight_quant=quantizers.Int8WeightPerTensor(rounding="learned"))
     halved = layers(weight_quant=Int8WeightPerTensorLearned(transform=Halves))
     model = nn.ModuleDict({"a": floats, "b": ways, "c": learned, "d": halved, "e": layers()})
+    model["f"] = layers(weight_quant=Int4WeightPerChannel, weight_bit_width=8, weight_rounding="floor")
+    model["g"] = layers(weight_bit_width=24)
     rows = {row.name: row.stored_as for row in save_packed(model, path_in(tmp_path)).rows}
     assert rows == {
         "a.0.weight_quant": "float32: a.1.weight is the same tensor, and is used in floats",
@@ -185,6 +218,8 @@ def test_what_stays_in_floats(tmp_path):
         "c.0.weight_quant": "float32: its rounding is learned (LearnedRounding)",
         "d.0.weight_quant": "float32: Halves transforms it, and would change what the codes stand for",
         "e.0.weight_quant": "8 bits of int8 narrow",
+        "f.0.weight_quant": "float32: its rounding (Floor) would change what the codes stand for",
+        "g.0.weight_quant": "float32: floats don't tell integers of 24 bits apart",
     }
     held = load_file(path_in(tmp_path))
     assert torch.equal(held["a.0.weight"], floats[0].weight)

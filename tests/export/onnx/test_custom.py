@@ -46,7 +46,7 @@ class Eighth(nn.Module):
 
 
 @pytest.mark.parametrize("export", [export_onnx_qcdq, export_onnx_qdq])
-@pytest.mark.parametrize("bits", [3, 4, 8])
+@pytest.mark.parametrize("bits", [4, *(pytest.param(bits, marks=pytest.mark.slow) for bits in (3, 8))])
 @pytest.mark.parametrize("rounding", [TowardInfinity, Shifted, torch.trunc], ids=["class", "module", "function"])
 def test_rounding(zoo, export, rounding, bits):
     model = nn.Sequential(

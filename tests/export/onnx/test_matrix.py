@@ -99,8 +99,11 @@ def test_other_weight_quantizers(zoo, export):
     agrees(model, export, zoo.example(), zoo.example(8))
 
 
-@dialects
-@pytest.mark.parametrize("turn", [0, 4, 8, 12])
+TURNS = [(0, export_onnx_qcdq), (8, export_onnx_qdq)]  # each has every quantizer
+MORE = [(turn, export) for turn in (0, 4, 8, 12) for export in DIALECTS if (turn, export) not in TURNS]
+
+
+@pytest.mark.parametrize(("turn", "export"), [*TURNS, *(pytest.param(*each, marks=pytest.mark.slow) for each in MORE)])
 def test_activation_layers(zoo, turn, export):
     """Each quantizer at several layers."""
     acts, positives = zip(*turned(ACTIVATIONS, turn + 2 * DIALECTS.index(export)), strict=True)

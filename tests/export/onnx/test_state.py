@@ -217,6 +217,7 @@ def test_external_data_on_request(tmp_path):
     assert sorted(each.name for each in tmp_path.iterdir()) == ["model.onnx", "model.onnx.data"]
 
 
+@pytest.mark.slow
 def test_nothing_is_printed():
     """In a process of its own: torch prints and logs when its exporter is first used."""
     code = """

@@ -359,7 +359,7 @@ def test_copies_pickles_and_files(net):
         assert torch.equal(each(batch()), expected)
 
 
-@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("training", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_compiles(net, training):
     q = quantize(net, {**W8A8, nn.ReLU: {}})
     q.train()(batch())

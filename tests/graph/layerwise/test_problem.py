@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from bitwright.graph import GraphError
 from bitwright.graph.layerwise.problem import Problem, Solution, WeightGrid
-from bitwright.qcore import E2M1, NF4, Floor, Integers
+from bitwright.qcore import E2M1, NF4, Floor, Integers, UnalignedIntegers
 from tests.graph.layerwise.solvers.problems import GRIDS, made
 
 DIFFERENT = (
@@ -35,9 +35,15 @@ WEIGHT = torch.tensor([[[1.4, 5.2, 9.0], [0.9, -6.1, -9.0]]])
             [[1, 3, 9], [0, -1, -15]],
             [[True, True, True], [False, False, False]],
         ),
+        (
+            torch.tensor([0.5, 0.5, 15.5, 1.25]),
+            UnalignedIntegers(4),
+            [[1.5, 2.5, 9.5], [-0.5, -1.25, -15.5]],
+            [[True, True, True], [False, True, False]],
+        ),
         (None, E2M1, [[1.5, 3, 6], [2, -1.5, -6]], [[True, True, False], [True, True, False]]),
     ],
-    ids=["integers", "zero points", "e2m1"],
+    ids=["integers", "zero points", "float zero points", "e2m1"],
 )
 def test_nearest(zero_points, number_format, levels, inside):
     grid = per_column(zero_points, number_format)

@@ -229,3 +229,52 @@ def test_inplace_that_fails_leaves_the_code(net):
         )
     assert [type(each) for each in net.modules()] == before
     assert list(net.blocks[0]._modules) == ["one", "other"]
+
+
+class Attention(nn.Module):
+    def forward(self, x, mask=None):
+        return F.scaled_dot_product_attention(x, x, x, mask)
+
+
+MASK = torch.tensor([[0.0, -1e30], [0.0, 0.0]])
+
+
+PAIR = torch.tensor([[0.3, 1.1], [0.6, -0.2]])
+
+
+@pytest.mark.parametrize("examples", [PAIR, (PAIR, MASK), [PAIR, (PAIR, MASK)]], ids=["plain", "mask", "both"])
+def test_query_key_and_value_go_by_their_names_and_a_mask_is_none_of_them(examples):
+    rules = {
+        F.scaled_dot_product_attention: {"input_quant": Int8Act, "query_quant": None, "input_scale": 0.25},
+        "attention": {"key_bit_width": 4, "value_scale": 0.5},
+    }
+    attention = quantize(Attention(), rules, examples=examples).attention
+    assert {name: quant.bit_width for name, quant in qnn.quantizers_of(attention).items()} == {
+        "input_2_quant": 4,
+        "input_3_quant": 8,
+    }
+    key, value = torch.tensor([[0.25, 1.0], [0.5, -0.25]]), torch.tensor([[0.5, 1.0], [0.5, 0.0]])
+    for mask in (None, MASK):
+        expected = F.scaled_dot_product_attention(PAIR, key, value, mask)
+        assert torch.equal(attention(PAIR, PAIR, PAIR, mask), expected)
+
+
+class Rectified(nn.Module):
+    def forward(self, x, mask=None):
+        return F.scaled_dot_product_attention(x, x, x.relu(), mask)
+
+
+def test_signs_of_operands_beside_a_mask():
+    found = quantize(
+        Rectified(), {F.scaled_dot_product_attention: {"input_quant": Int8Act}}, examples=[PAIR, (PAIR, MASK)]
+    )
+    assert [quant.signed for quant in qnn.quantizers_of(found.attention).values()] == [True, True, False]
+
+
+def test_attention_names_its_operands():
+    expected = (
+        "quantize: scores_quant=Int8Act of the rule F.scaled_dot_product_attention is for no quantizer of a function. "
+        "Write input_quant, query_quant, key_quant, value_quant for its operands, act_quant for its result."
+    )
+    with pytest.raises(GraphError, match=f"^{re.escape(expected)}$"):
+        quantize(Rectified(), {F.scaled_dot_product_attention: {"scores_quant": Int8Act}}, examples=PAIR)

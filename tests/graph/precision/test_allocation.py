@@ -161,6 +161,7 @@ def test_rules_go_into_quantize_and_files(tmp_path):
         "weight_quant": Int8WeightPerChannel(bit_width=6),
         "input_quant": Int8Act(signed=False),
     }
+    assert list(chosen.rules) == ["q", "k", "v", "lstm", "act", "head"]
     save_rules(chosen.rules, tmp_path / "rules.toml")
     for rules in (chosen.rules, load_rules(tmp_path / "rules.toml")):
         made = quantize(model, rules, examples=x)

@@ -10,7 +10,7 @@ from torch import nn
 
 import bitwright.nn as qnn
 from bitwright.graph import GraphError, sensitivity
-from bitwright.quantizers import Int8Act, Int8WeightPerTensor, NF4Weight
+from bitwright.quantizers import Int8Act, Int8WeightPerTensor, Int32Bias, NF4Weight
 
 X = torch.tensor([[0.0, 1.0], [1.0, 0.0]])
 
@@ -25,7 +25,10 @@ def one():
 def two():
     torch.manual_seed(0)
     return nn.Sequential(
-        qnn.QuantLinear(4, 6, input_quant=Int8Act), nn.BatchNorm1d(6), nn.Dropout(), qnn.QuantLinear(6, 3)
+        qnn.QuantLinear(4, 6, input_quant=Int8Act, bias_quant=Int32Bias, return_quant_tensor=True),
+        nn.BatchNorm1d(6),
+        nn.Dropout(),
+        qnn.QuantLinear(6, 3),
     )
 
 
@@ -113,12 +116,11 @@ def test_settings_of_any_kind():
     assert [each.bits for each in table] == [4.0, 8.0, 4.0, 32.0]
     assert table["0", "a2"].score < 15 < table["0", "nf4"].score < table["0", "float"].score
     assert table["0", "float"].rule is None
-    assert table["0", "a2"].rule == {
-        "weight_quant": Int8WeightPerTensor,
-        "input_quant": Int8Act(bit_width=2),
-    }
-    assert table["0", 4].rule == {"weight_quant": Int8WeightPerTensor(bit_width=4), "input_quant": Int8Act}
-    assert list(table.others) == ["3"]
+    given = {"weight_quant": Int8WeightPerTensor, "input_quant": Int8Act, "bias_quant": Int32Bias}
+    given |= {"return_quant_tensor": True}
+    assert table["0", "a2"].rule == {**given, "input_quant": Int8Act(bit_width=2)}
+    assert table["0", 4].rule == {**given, "weight_quant": Int8WeightPerTensor(bit_width=4)}
+    assert table.declared == {"0": given, "3": {"weight_quant": Int8WeightPerTensor}}
 
 
 def test_losses_see_labels():

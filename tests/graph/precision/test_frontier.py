@@ -49,9 +49,14 @@ def test_plots():
     assert [text.get_text() for text in TABLE.plot().axes[0].texts] == ["1.0"] * 9
 
 
-def test_a_page(tmp_path):
+def test_files_of_tables(tmp_path):
     TABLE.save(tmp_path / "table.html")
     assert '<td class="number">1.0</td>' in (tmp_path / "table.html").read_text(encoding="utf-8")
+    TABLE.save(tmp_path / "table.json")
+    assert json.loads((tmp_path / "table.json").read_text(encoding="utf-8")) == TABLE.as_dict()
+    message = "SensitivityTable.save: 'table.txt' must end in .html or .json, which says the format."
+    with pytest.raises(GraphError, match=f"^{re.escape(message)}$"):
+        TABLE.save("table.txt")
 
 
 @pytest.mark.parametrize(

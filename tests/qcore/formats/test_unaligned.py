@@ -26,3 +26,9 @@ def test_grid_counts_from_the_zero_point():
     values = grid.from_int(torch.tensor([0, 1, 3]))
     assert values.tolist() == [-0.625, -0.125, 0.875]
     assert grid.to_int(values).tolist() == [0, 1, 3]
+
+
+def test_levels_next_to_numbers():
+    steps, zero_point = torch.tensor([-2.0, 0.0, 0.5, 2.0]), torch.tensor(1.25)
+    assert TWO.near(steps, HalfEven(), zero_point).tolist() == [-1.25, -0.25, 0.75, 1.75]
+    assert TWO.within(steps, HalfEven(), zero_point).tolist() == [False, True, True, True]

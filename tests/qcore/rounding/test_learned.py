@@ -12,6 +12,7 @@ from torch import nn
 
 import bitwright.nn as qnn
 from bitwright.qcore import LearnedRounding, QuantizerError
+from bitwright.qcore.rounding.learned import stretched_logit, stretched_sigmoid, stretched_slope
 from bitwright.quantizers import Fp8e4m3WeightPerTensor, Int4WeightPerGroup, Int8Act, MXFloat4e2m1Weight, NF4Weight
 
 QUANTIZERS = [Int4WeightPerGroup, Fp8e4m3WeightPerTensor, MXFloat4e2m1Weight, NF4Weight]
@@ -133,3 +134,15 @@ def test_activations_have_nothing_to_learn_it_for():
     )
     with pytest.raises(QuantizerError, match=f"^{re.escape(message)}$"):
         qnn.QuantIdentity(act_quant=Int8Act, rounding="learned")
+
+
+def test_the_stretched_sigmoid_has_its_inverse_and_its_slope() -> None:
+    parameter = torch.tensor([-9.0, -2.0, 0.0, 0.5, 2.0, 9.0], dtype=torch.float64, requires_grad=True)
+    share = stretched_sigmoid(parameter)
+    (slope,) = torch.autograd.grad(share.sum(), parameter)
+    share = share.detach()
+    expected = torch.tensor([0, 0.043044, 0.5, 0.646952, 0.956956, 1], dtype=torch.float64)
+    torch.testing.assert_close(share, expected, rtol=0, atol=1e-6)
+    torch.testing.assert_close(stretched_slope(share), slope)
+    torch.testing.assert_close(stretched_logit(share)[1:-1], parameter.detach()[1:-1])
+    assert torch.equal(stretched_sigmoid(parameter.detach(), out=slope), share)

@@ -163,7 +163,7 @@ LAYERS: dict[str, tuple[Any, dict[str, Any], Any]] = {
     "tied tables": (Tied, WEIGHTS, rows),
     "recurrent": (unrolled, RECURRENT, floats(2, 34)),
 }
-OFTEN = ("linear, integers", "linear 3-d", "convolution, integers", "transposed", "tied tables", "recurrent")
+OFTEN = ("linear, integers", "convolution, integers", "tied tables", "recurrent")
 
 
 KINDS = [pytest.param(each, marks=() if each in OFTEN else pytest.mark.slow) for each in LAYERS]

@@ -7,7 +7,7 @@ import torch
 from hypothesis import strategies as st
 
 from bitwright.graph.layerwise.problem import Problem, WeightGrid
-from bitwright.qcore import E2M1, NF4, Integers
+from bitwright.qcore import E2M1, NF4, Integers, UnalignedIntegers
 
 GOLDEN = Path(__file__).parent / "golden"
 NARROW = Integers(4, narrow_range=True)
@@ -48,11 +48,17 @@ def shifted(weight):
     )
 
 
+def unaligned(weight):
+    """With float zero points."""
+    return shifted(weight)._replace(zero_points=shifted(weight).zero_points + 0.3, number_format=UnalignedIntegers(4))
+
+
 GRIDS = {
     "per row": per_row,
     "per tensor": per_tensor,
     "per group": lambda weight: per_group(weight, 3),
     "zero points": shifted,
+    "float zero points": unaligned,
     "nf4": lambda weight: per_row(weight, NF4),
     "e2m1": lambda weight: per_group(weight, 4, E2M1),
 }

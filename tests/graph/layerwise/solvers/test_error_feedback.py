@@ -124,6 +124,17 @@ def test_dynamic_groups_of_columns_that_are_no_neighbours(act_order):
         torch.testing.assert_close(found.grid.scales[index[:, :, first]], largest(values, first))
 
 
+def test_dynamic_groups_with_zero_points():
+    problem = made(outputs=2, inputs=4)
+    index = torch.tensor([[[0, 0, 1, 1], [2, 2, 3, 3]]])
+    asymmetric = WeightGrid(torch.ones(4).double(), index, Integers(4, signed=False), torch.full((4,), 8.0))
+    new = {0: ([[[0.25], [0.5]]], [[[3.0], [4.0]]]), 2: ([[[2.0], [0.125]]], [[[5.0], [6.0]]])}  # scales, zero points
+    found = solve_gptq(problem.with_grid(asymmetric), rescale=lambda _, first: tuple(map(torch.tensor, new[first])))
+    assert found.grid.scales.tolist() == [0.25, 2.0, 0.5, 0.125]
+    assert found.grid.zero_points.tolist() == [3.0, 5.0, 4.0, 6.0]
+    torch.testing.assert_close(found.grid.nearest(found.weight), found.weight, rtol=0, atol=1e-12)
+
+
 def test_dynamic_groups_are_better_on_average():
     ratios = []
     for seed in range(10):

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ...qcore.scaling.pooling import distributed, summed
+from ....qcore.scaling.pooling import distributed, summed
 
 __all__ = ["Moments"]
 

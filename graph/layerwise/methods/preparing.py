@@ -4,11 +4,11 @@ from typing import Literal, Unpack
 
 from torch import nn
 
-from .options import WalkOptions
-from .reports import LayerwiseReport
-from .solvers.scale_search import solve_scales
-from .solvers.shrinking import solve_magr
-from .walk import walk_blocks
+from ..options import WalkOptions
+from ..reports import LayerwiseReport
+from ..solvers.scale_search import solve_scales
+from ..solvers.shrinking import solve_magr
+from ..walking.walk import walk_blocks
 
 __all__ = ["magr", "search_scales"]
 

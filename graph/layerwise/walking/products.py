@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..recording.kinds import kind_of
+from ...recording.kinds import kind_of
 
 __all__ = ["Convolution", "Linear", "Product", "Transposed", "product_of"]
 

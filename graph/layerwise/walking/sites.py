@@ -6,11 +6,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ...nn.layer import QuantLayer
-from ...nn.slots import Slot
-from ...nn.weight_layer import WeightLayer
-from ...qcore import Grid, GridQuant, TensorQuant
-from .problem import WeightGrid
+from ....nn.layer import QuantLayer
+from ....nn.slots import Slot
+from ....nn.weight_layer import WeightLayer
+from ....qcore import Grid, GridQuant, TensorQuant
+from ..problem import WeightGrid
 
 __all__ = ["Site", "sites_of"]
 

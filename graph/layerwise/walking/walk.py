@@ -7,25 +7,25 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from ...nn.contexts.freezing import frozen
-from ...nn.contexts.intercepting import quantizers_of
-from ...qcore import Grid, TensorQuant
-from ...qcore.models import require_model
-from ..calibration.progress import tracked
-from ..errors import GraphError
-from ..measuring.batches import batches_of
-from ..measuring.evaluation import evaluating
-from ..measuring.samples import samples_in, taken
-from ..passes.models import difference
-from ..passes.reports import Entry
-from ..recording.examples import Call
+from ....nn.contexts.freezing import frozen
+from ....nn.contexts.intercepting import quantizers_of
+from ....qcore import Grid, TensorQuant
+from ....qcore.models import require_model
+from ...calibration.progress import tracked
+from ...errors import GraphError
+from ...measuring.batches import batches_of
+from ...measuring.evaluation import evaluating
+from ...measuring.samples import samples_in, taken
+from ...passes.models import difference
+from ...passes.reports import Entry
+from ...recording.examples import Call
+from ..reports import LayerwiseReport
 from .chain import Chain, chain_of
 from .choosing import Choice, Solver, choose
 from .gathering import Gatherer, View
 from .moments import Moments
 from .observing import following, observing
 from .products import Product
-from .reports import LayerwiseReport
 from .resuming import Checkpoint
 from .sites import Site, sites_of
 from .stages import Stage, stages_of
@@ -89,8 +89,8 @@ def walk_blocks(
         blocks: paths of the blocks; by default the largest list of modules that is a chain, if there is one.
         float_inputs: whether problems have the inputs of the float model, ``cross``; without it the walk is shorter.
         mask: the keyword argument that says which tokens count: (samples, tokens), 0 for padding. None for all.
-        rows: how many inputs of a layer are used at most, spread evenly over samples; by default 24576, or 8 for each
-            column of the matrix.
+        rows: how many inputs of a layer are used at most, spread evenly over samples; by default 64 for each column
+            of the matrix, but from 2048 to 24576, and never less than 8.
         wait_on: where the inputs of a block wait while others run: ``"device"``, ``"cpu"``, or a folder.
         checkpoint: a file that holds what was chosen so far, after every block. If it exists, the walk goes on there.
         progress: whether a bar shows how far it has come.
@@ -155,6 +155,7 @@ class _Walk:
         self.choices: dict[Site, Choice] = {}
         self.chosen: dict[Site, Tensor] = {}
         self.grids: dict[Site, Grid] = {}
+        self.kept: dict[Site, tuple[Tensor, Grid | None]] = {}  # quantized weights of a stage
 
     # What there is to do
 
@@ -215,11 +216,12 @@ class _Walk:
             found.products.append(product)
             found.parts = found.parts or weight.shape != site.parameter.shape
 
-        with observing(self.model, self.sites, meet):
+        with observing(self.model, self.sites, meet, floats=True):
             out = self.model(*call[0], **call[1])
-        met = self.met
-        chain = chain_of(self.model, call, blocks)
-        if chain is not None and not self._reproduces(chain, call, out):
+            met, self.met = self.met, {}
+            chain = chain_of(self.model, call, blocks)
+            reproduced = chain is None or self._reproduces(chain, call, out)
+        if not reproduced:
             if blocks is not None:
                 raise GraphError(
                     f"{self.name}: blocks={list(blocks)} is no chain: what they return is used elsewhere, too. Leave "
@@ -272,6 +274,7 @@ class _Walk:
                         float_stage, float_kept = next(shadow, (None, None))
                 if stage is None or kept is None:
                     break
+                self.kept.clear()
                 here = self._sites_in(stage, chain, first)
                 for site in here:
                     if site in self.choices and (values := self.choices[site].chosen) is not None:
@@ -311,7 +314,7 @@ class _Walk:
 
     @contextmanager
     def _quantized(self, meet: Callable[..., Tensor | None]) -> Iterator[None]:
-        with observing(self.model, self.sites, meet, self.chosen, self.grids):
+        with observing(self.model, self.sites, meet, self.chosen, self.grids, self.kept):
             yield
 
     @contextmanager

@@ -17,8 +17,9 @@ from .stages import Kept, Stage
 
 __all__ = ["Gatherer", "View"]
 
-ROWS = 24576  # inputs of a layer that are used, spread over samples
-FOR_EACH_COLUMN = 8  # at least so many
+FEWEST, MOST = 2048, 24576  # inputs of a layer that are used, spread over samples; between these, 64 for each column
+FOR_EACH_COLUMN = 64
+AT_LEAST = 8  # for each column, however many that are
 Choose = Callable[[Site, Product, Moments], Any]  # returns a `Choice`
 
 
@@ -83,7 +84,7 @@ class Gatherer:
         floats: that of the float model, or None where its inputs are not asked for.
         masks: for each batch, which tokens count: (samples, tokens), or None for all.
         samples: how many there are in all batches.
-        rows: how many inputs of a layer are used at most; None for `ROWS`, or more for wide matrices.
+        rows: how many inputs of a layer are used at most; None for 64 for each column, within limits.
     """
 
     def __init__(
@@ -219,7 +220,8 @@ class Gatherer:
         samples, positions = product.positions(x)
         most = self.rows
         if most is None:
-            most = max(ROWS, FOR_EACH_COLUMN * product.columns(x))
+            columns = product.columns(x)
+            most = max(FEWEST, min(MOST, FOR_EACH_COLUMN * columns), AT_LEAST * columns)
         each = -(-most // max(self.samples, 1))
         if positions <= each:
             return None

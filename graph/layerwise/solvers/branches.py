@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ...errors import GraphError
 from ..problem import Problem, WeightGrid
-from .factors import factorize
+from .factors import factorize, is_dead
 from .ranges import largest_of
 
 __all__ = ["Branch", "LowRankMethod", "first_directions", "low_rank"]
@@ -129,8 +129,8 @@ def _by_gram(problem: Problem, before: Tensor) -> tuple[Tensor, Tensor]:
         factor = factorize(problem.gram, DAMPING)
         more = factor.solved(weight @ (problem.cross.double() - gram)).double()
         missing = missing + torch.where(factor.failed.reshape(-1, 1, 1), 0, more)
-    values, vectors = torch.linalg.eigh(gram)
-    return missing, (missing @ vectors) * values.clamp(min=0).sqrt().unsqueeze(1)
+    alive = ~is_dead(problem.gram).unsqueeze(1)
+    return missing, (missing * alive) @ factorize(problem.gram, 0.0).upper.double()
 
 
 def _whole(problem: Problem, before: Tensor) -> tuple[Tensor, Tensor]:

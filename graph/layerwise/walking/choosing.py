@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ...qcore import Grid, GridQuant, PerGroup
-from ..passes.reports import Entry
+from ....qcore import Grid, GridQuant, PerGroup
+from ...passes.reports import Entry
+from ..problem import Problem, Solution, WeightGrid
 from .moments import Moments
-from .problem import Problem, Solution, WeightGrid
 from .products import Linear, Product
 from .sites import Site
 

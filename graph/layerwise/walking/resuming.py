@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from ...qcore import Grid, TensorQuant
-from ..errors import GraphError
-from ..passes.reports import Entry
+from ....qcore import Grid, TensorQuant
+from ...errors import GraphError
+from ...passes.reports import Entry
 from .choosing import Choice
 from .sites import Site
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from bitwright.graph import GraphError
 from bitwright.graph.layerwise.problem import Problem, WeightGrid
-from bitwright.graph.layerwise.solvers.low_rank import METHODS, low_rank
+from bitwright.graph.layerwise.solvers.branches import METHODS, low_rank
 from bitwright.qcore import Integers
 
 GOLDEN = Path(__file__).parent / "golden"

@@ -5,14 +5,14 @@ from typing import Literal, Unpack
 
 from torch import nn
 
-from ..errors import GraphError
-from .options import WalkOptions
-from .problem import Problem, Solution
-from .reports import LayerwiseReport
-from .solvers.correction import solve_qronos
-from .solvers.error_feedback import solve_gptq
-from .solvers.path_following import solve_gpfq
-from .walk import walk_blocks
+from ...errors import GraphError
+from ..options import WalkOptions
+from ..problem import Problem, Solution
+from ..reports import LayerwiseReport
+from ..solvers.correction import solve_qronos
+from ..solvers.error_feedback import solve_gptq
+from ..solvers.path_following import solve_gpfq
+from ..walking.walk import walk_blocks
 
 __all__ = ["gpfq", "gptq", "qronos"]
 

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from ...nn.contexts.intercepting import intercepted, quantizers_of
-from ...qcore import Grid, TensorQuant, values_of
-from ...qcore.tensor_quant import Intercept
-from ..errors import GraphError
-from ..recording.kinds import kind_of
-from ..recording.tensors import storage_of, tensors_in
+from ....nn.contexts.intercepting import intercepted, quantizers_of
+from ....qcore import Grid, TensorQuant, values_of
+from ....qcore.tensor_quant import Intercept
+from ...errors import GraphError
+from ...recording.kinds import kind_of
+from ...recording.tensors import storage_of, tensors_in
 from .products import Product, product_of
 from .sites import Site
 
@@ -99,6 +99,7 @@ def observing(
     meet: Meeting,
     chosen: Mapping[Site, Tensor] | None = None,
     grids: dict[Site, Grid] | None = None,
+    kept: dict[Site, tuple[Tensor, Grid | None]] | None = None,
     *,
     floats: bool = False,
 ) -> Iterator[None]:
@@ -110,6 +111,7 @@ def observing(
         meet: called whenever a weight meets an input.
         chosen: what stands in for the quantized weight of a site, as its quantizer sees the weight.
         grids: where the grid of each weight is put, as the forward had it.
+        kept: where quantized weights are kept for the next time, if they depend on no input.
         floats: all quantizers are off, and the weights are the float ones.
     """
     watch = _Watch(meet)
@@ -122,9 +124,13 @@ def observing(
         def stand_in(quant: TensorQuant, x: Tensor, *context: object) -> tuple[Tensor, Grid | None]:
             if floats:
                 values, grid = x, None
+            elif site is not None and kept is not None and site in kept and not context:
+                values, grid = kept[site]
             else:
                 values, grid = quant._quantize(x, *context) if before is None else before(quant, x, *context)
             if site is not None:
+                if kept is not None and not floats and not context:
+                    kept[site] = values, grid
                 if grids is not None and grid is not None:
                     grids[site] = grid
                 values = known[site].to(values.dtype) if site in known and not floats else values

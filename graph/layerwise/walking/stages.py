@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree
 
-from ...nn.contexts.freezing import frozen
-from ..recording.examples import Call
+from ....nn.contexts.freezing import frozen
+from ...recording.examples import Call
 from .chain import Chain, Reached, replaced_forward, stopping_at
 
 __all__ = ["Kept", "Stage", "stages_of"]

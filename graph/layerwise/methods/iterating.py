@@ -4,11 +4,11 @@ from typing import Unpack
 
 from torch import nn
 
-from .options import WalkOptions
-from .reports import LayerwiseReport
-from .solvers.signed_steps import solve_autoround
-from .solvers.up_or_down import solve_adaround
-from .walk import walk_blocks
+from ..options import WalkOptions
+from ..reports import LayerwiseReport
+from ..solvers.signed_steps import solve_autoround
+from ..solvers.up_or_down import solve_adaround
+from ..walking.walk import walk_blocks
 
 __all__ = ["adaround", "autoround"]
 
@@ -18,8 +18,8 @@ def adaround(
     data: object,
     *,
     iterations: int = 150,
-    learning_rate: float = 0.05,
-    penalty: float = 0.01,
+    learning_rate: float = 0.1,
+    penalty: float = 30.0,
     beta: tuple[float, float] = (20.0, 2.0),
     warm_up: float = 0.2,
     **options: Unpack[WalkOptions],
@@ -35,7 +35,8 @@ def adaround(
         data: one batch, or an iterable of batches.
         iterations: steps of Adam for each weight.
         learning_rate: of these.
-        penalty: how much undecided weights cost.
+        penalty: what an undecided weight costs, in units of the mean loss of an output when one of its weights goes
+            from one level to the other.
         beta: exponent of that penalty at first and at last.
         warm_up: the share of the steps without a penalty.
         **options: see `WalkOptions`.

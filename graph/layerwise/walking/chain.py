@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree
 
-from ..errors import GraphError
-from ..recording.examples import Call
+from ...errors import GraphError
+from ...recording.examples import Call
 
 __all__ = ["Chain", "Reached", "chain_of", "replaced_forward", "stopping_at"]
 
