@@ -81,6 +81,8 @@ class Site:
     def why_not(self) -> str | None:
         """Why no algorithm may choose this weight; None if one may."""
         quant = self.quant
+        if self.layer._modules.get("correction") is not None:
+            return "it has a correction, which fits its weight as it is; remove it first, del layer.correction"
         if not isinstance(quant, GridQuant):
             return f"its quantizer is a {type(quant).__name__}, which says of no grid before the weight is known"
         if quant.transform is not None:
