@@ -51,13 +51,17 @@ class Changes:
         self.rotations = rotations
         self.spaces = [space for space in spaces if rotations.block(space.size) > 1]
         self.weights = Weights(rotated, self.spaces)
-        self.matrices = {space.name: rotations.matrix(space.size, number) for number, space in enumerate(self.spaces)}
+        device = next((each.device for each in self.weights.tensors.values()), None)
+        self.matrices = {
+            space.name: rotations.matrix(space.size, number).to(device) for number, space in enumerate(self.spaces)
+        }
         self.learned: Learned | None = None
         self._count = len(self.spaces)
         self._inputs: dict[str, str] = {}
         self._inside: dict[str, str] = {}
         self._outputs: dict[str, str] = {}
         self._reasons: dict[str, str] = {}
+        self._costs: dict[str, float] = {}
         self._sites: list[Entry] = []
         self._names = {id(each): path for path, each in model.named_parameters()}
 
@@ -113,6 +117,7 @@ class Changes:
         self.weights.tensors[weight] = turned(self.weights.tensors[weight], turn, rotation(identity))
         put_before(self.rotated, path, rotation)
         start = f"{path}." if path else ""
+        self._costs[path] = rotation.additions / layer.out_features
         self._inputs[path] = f"input rotated by {start}rotation ({self.rotations.text(layer.in_features)})"
 
     def rotate_keys(self) -> None:
@@ -178,7 +183,10 @@ class Changes:
         weights = [each for each in self._turned(path) if not each.endswith("bias")]
         before = max(_peak(_of(self.model, each)) for each in weights)
         after = max(_peak(self.weights.parameters[each]) for each in weights)
-        return Entry(path, ", ".join(done), "; ".join(notes), {"peak before": before, "peak after": after})
+        figures = {"peak before": before, "peak after": after}
+        if path in self._costs:
+            figures["cost"] = self._costs[path]
+        return Entry(path, ", ".join(done), "; ".join(notes), figures)
 
     def _turned(self, path: str) -> list[str]:
         """The parameters of a layer that rotations change."""
