@@ -15,7 +15,7 @@ from .learning import Learned
 from .online import key_products, put_before, rotate_keys
 from .rotations import Rotations
 from .spaces import Space, Turn
-from .weights import Weights, turned
+from .weights import Weights
 
 __all__ = ["Changes"]
 
@@ -50,8 +50,8 @@ class Changes:
         self.model, self.rotated, self.graph, self.features = model, rotated, graph, features
         self.rotations = rotations
         self.spaces = [space for space in spaces if rotations.block(space.size) > 1]
-        self.weights = Weights(rotated, self.spaces)
-        device = next((each.device for each in self.weights.tensors.values()), None)
+        self.weights = Weights(model, rotated, self.spaces)
+        device = next((each.device for each in self.weights.parameters.values()), None)
         self.matrices = {
             space.name: rotations.matrix(space.size, number).to(device) for number, space in enumerate(self.spaces)
         }
@@ -114,7 +114,7 @@ class Changes:
         rotation = self._transform(layer.in_features).to(layer.weight.device)
         identity = torch.eye(layer.in_features, dtype=torch.float64, device=layer.weight.device)
         turn = Turn(path, weight, 1, 0, layer.in_features)
-        self.weights.tensors[weight] = turned(self.weights.tensors[weight], turn, rotation(identity))
+        self.weights.turn(turn, rotation(identity))
         put_before(self.rotated, path, rotation)
         start = f"{path}." if path else ""
         self._costs[path] = rotation.additions / layer.out_features
@@ -136,7 +136,7 @@ class Changes:
     def write(self, matrices: dict[str, Tensor]) -> None:
         """Put the parameters behind the rotations of spaces into the copy; this costs nothing at run time."""
         self.matrices = matrices
-        self.weights.write(self.weights.rotated(self.spaces, matrices))
+        self.weights.write(matrices)
 
     # The report
 
@@ -191,8 +191,8 @@ class Changes:
     def _turned(self, path: str) -> list[str]:
         """The parameters of a layer that rotations change."""
         found = [turn.parameter for space in self.spaces for turn in space.turns if turn.layer == path]
-        found = [each for each in found if each in self.weights.tensors]
-        return list(dict.fromkeys([*found, *(each for each in self.weights.tensors if each == f"{path}.weight")]))
+        found = [each for each in found if each in self.weights.parameters]
+        return list(dict.fromkeys([*found, *(each for each in self.weights.parameters if each == f"{path}.weight")]))
 
     def _why_left(self, path: str) -> str:
         if not self.graph.calls(path):

@@ -136,12 +136,13 @@ def learn(
     _calibrate(quantized, calls)
     names = {id(each): name for name, each in rotated.named_parameters()}
     names |= {id(each): name for name, each in rotated.named_buffers()}
-    paths = {path: names[id(each)] for path, each in changes.weights.parameters.items()}
+    parameters = changes.weights.parameters
+    paths = {path: names[id(each)] for path, each in parameters.items()}
+    bases = {path: changes.weights.base(path) for path in parameters}
 
     def loss_of(matrices: Mapping[str, Tensor], call: Call) -> Tensor:
-        tensors = changes.weights.rotated(changes.spaces, matrices)
-        like = changes.weights.parameters
-        state = {paths[path]: each.to(like[path].dtype) for path, each in tensors.items()}
+        tensors = {path: changes.weights.rotated(path, base, matrices) for path, base in bases.items()}
+        state = {paths[path]: each.to(parameters[path].dtype) for path, each in tensors.items()}
         args, kwargs = call
         with torch.no_grad():
             expected = model(*args, **kwargs)
