@@ -34,7 +34,6 @@ class Changes:
         rotations: the matrices.
 
     Attributes:
-        matrices: the rotation of each space, by its name.
         learned: how these were learned; None if they were not.
     """
 
@@ -51,10 +50,6 @@ class Changes:
         self.rotations = rotations
         self.spaces = [space for space in spaces if rotations.block(space.size) > 1]
         self.weights = Weights(model, rotated, self.spaces)
-        device = next((each.device for each in self.weights.parameters.values()), None)
-        self.matrices = {
-            space.name: rotations.matrix(space.size, number).to(device) for number, space in enumerate(self.spaces)
-        }
         self.learned: Learned | None = None
         self._count = len(self.spaces)
         self._inputs: dict[str, str] = {}
@@ -112,9 +107,7 @@ class Changes:
         weight = f"{path}.weight" if path else "weight"
         self.weights.add(weight)
         rotation = self._transform(layer.in_features).to(layer.weight.device)
-        identity = torch.eye(layer.in_features, dtype=torch.float64, device=layer.weight.device)
-        turn = Turn(path, weight, 1, 0, layer.in_features)
-        self.weights.turn(turn, rotation(identity))
+        self.weights.turn(Turn(path, weight, 1, 0, layer.in_features), rotation)
         put_before(self.rotated, path, rotation)
         start = f"{path}." if path else ""
         self._costs[path] = rotation.additions / layer.out_features
@@ -133,10 +126,16 @@ class Changes:
                 continue
             self._sites.append(Entry(node.path, f"queries and keys rotated by {name} ({self.rotations.text(size)})"))
 
-    def write(self, matrices: dict[str, Tensor]) -> None:
+    def fuse(self) -> None:
         """Put the parameters behind the rotations of spaces into the copy; this costs nothing at run time."""
-        self.matrices = matrices
-        self.weights.write(matrices)
+        numbered = enumerate(self.spaces)
+        self.weights.write({each.name: self.rotations.transform(each.size, number) for number, each in numbered})
+
+    def matrices(self) -> dict[str, Tensor]:
+        """The rotation of each space, by its name, to be learned."""
+        device = next((each.device for each in self.weights.parameters.values()), None)
+        numbered = enumerate(self.spaces)
+        return {each.name: self.rotations.matrix(each.size, number).to(device) for number, each in numbered}
 
     # The report
 

@@ -32,9 +32,8 @@ CHECKS = 4  # how often the loss over all batches is measured on the way
 class _Changes(Protocol):
     spaces: list[Space]
     weights: Weights
-    matrices: dict[str, Tensor]
 
-    def write(self, matrices: dict[str, Tensor]) -> None: ...
+    def matrices(self) -> dict[str, Tensor]: ...
 
 
 @dataclass(frozen=True)
@@ -162,7 +161,7 @@ def learn(
             return value if loss is not None else value.log()  # so that a rate serves errors of any size
 
     with untouched(list(calls), model, quantized):
-        matrices = best = dict(changes.matrices)
+        matrices = best = changes.matrices()
         before = least = mean_loss(matrices)
         worst, last = 0.0, before
         with closing(tracked(range(steps), "rotate", unit="steps")) as numbers:
@@ -180,7 +179,7 @@ def learn(
                     if last < least:
                         best, least = matrices, last
     if least < before:
-        changes.write(best)
+        changes.weights.write(best)
     return Learned(before, least if least < before else last, least < before, worst)
 
 

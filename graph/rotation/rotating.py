@@ -121,7 +121,7 @@ def rotate(
     changes.transform(wanted, list(skip))
     if "keys" in wanted:
         changes.rotate_keys()
-    changes.write(changes.matrices)
+    changes.fuse()
     if kind == "learned":
         assert rules is not None
         changes.learned = learn(model, rotated, changes, calls, rules, loss, steps, learning_rate)

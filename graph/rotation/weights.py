@@ -7,6 +7,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from ...nn.hadamard_transform import HadamardTransform
 from ..passes.models import replace_module
 from .norms import Norm
 from .parts import Matrix
@@ -15,25 +16,28 @@ from .spaces import Space, Turn
 __all__ = ["Weights", "avoid_fused", "turned"]
 
 Step: TypeAlias = Callable[[Tensor], Tensor]
+Rotation: TypeAlias = Tensor | HadamardTransform
 
 
-def turned(tensor: Tensor, turn: Turn, rotation: Tensor) -> Tensor:
+def turned(tensor: Tensor, turn: Turn, rotation: Rotation) -> Tensor:
     """A parameter whose part is multiplied by a rotation, differentiable.
 
     Args:
         tensor: the parameter.
         turn: which part of it, and along which dimension.
-        rotation: R, (size, size); vectors of features are rows, which become ``x @ R``.
+        rotation: R, (size, size), or a transform; vectors of features are rows, which become ``x @ R``.
 
     Example:
         >>> rotation = torch.tensor([[0.0, 1.0], [-1.0, 0.0]])
         >>> turned(torch.tensor([[1.0, 2.0, 3.0]]), Turn("fc", "fc.weight", 1, 1, 3), rotation)
         tensor([[ 1., -3.,  2.]])
     """
-    size = rotation.shape[0]
+    size = rotation.size if isinstance(rotation, HadamardTransform) else rotation.shape[0]
     rows = tensor if turn.rows is None else tensor[turn.rows[0] : turn.rows[1]]
     part = rows.narrow(turn.dim, turn.start, turn.stop - turn.start).movedim(turn.dim, -1)
-    product = (part.reshape(*part.shape[:-1], -1, size) @ rotation).reshape(part.shape).movedim(-1, turn.dim)
+    blocks = part.reshape(*part.shape[:-1], -1, size)
+    product = rotation(blocks) if isinstance(rotation, HadamardTransform) else blocks @ rotation
+    product = product.reshape(part.shape).movedim(-1, turn.dim)
     around = [
         rows.narrow(turn.dim, 0, turn.start),
         product,
@@ -93,7 +97,7 @@ class Weights:
         self.parameters[path] = tensor
         self._steps[path] = []
 
-    def turn(self, turn: Turn, rotation: Tensor) -> None:
+    def turn(self, turn: Turn, rotation: Rotation) -> None:
         """Let a rotation that is not learned multiply a parameter, too."""
         self._steps[turn.parameter].append(lambda tensor: turned(tensor, turn, rotation))
 
@@ -148,7 +152,7 @@ class Weights:
             tensor = step(tensor)
         return tensor
 
-    def rotated(self, path: str, base: Tensor, rotations: Mapping[str, Tensor]) -> Tensor:
+    def rotated(self, path: str, base: Tensor, rotations: Mapping[str, Rotation]) -> Tensor:
         """A parameter behind rotations, in float64 and differentiable.
 
         Args:
@@ -163,7 +167,7 @@ class Weights:
         return base
 
     @torch.no_grad()
-    def write(self, rotations: Mapping[str, Tensor]) -> None:
+    def write(self, rotations: Mapping[str, Rotation]) -> None:
         """Put all parameters behind rotations into the model, in its precision, one after the other."""
         for path, parameter in self.parameters.items():
             parameter.copy_(self.rotated(path, self.base(path), rotations))
