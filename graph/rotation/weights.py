@@ -1,6 +1,7 @@
 """Parameters of a model, into which norms are folded and which rotations multiply, in float64."""
 
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import closing
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ...nn.hadamard_transform import HadamardTransform
+from ..calibration.progress import tracked
 from ..passes.models import replace_module
 from .norms import Norm
 from .parts import Matrix
@@ -169,8 +171,9 @@ class Weights:
     @torch.no_grad()
     def write(self, rotations: Mapping[str, Rotation]) -> None:
         """Put all parameters behind rotations into the model, in its precision, one after the other."""
-        for path, parameter in self.parameters.items():
-            parameter.copy_(self.rotated(path, self.base(path), rotations))
+        with closing(tracked(list(self.parameters.items()), "rotate", unit="weights")) as items:
+            for path, parameter in items:
+                parameter.copy_(self.rotated(path, self.base(path), rotations))
 
 
 def _center(turn: Turn, tensor: Tensor) -> Tensor:
