@@ -192,8 +192,8 @@ class _Walk:
         sharded = [path for path, each in self.model.named_parameters() if isinstance(each, DTensor)]
         if sharded:
             raise GraphError(
-                f"{self.name}: {sharded[0]} is sharded over processes, and {self.name} works on whole matrices. Call it "
-                "before fully_shard. Processes that have the whole model may each have a share of the data."
+                f"{self.name}: {sharded[0]} is sharded over processes, and {self.name} works on whole matrices. Call "
+                "it before fully_shard. Processes that have the whole model may each have a share of the data."
             )
         lacking = [path for path, each in quantizers_of(self.model).items() if not each.calibrated]
         if lacking:
