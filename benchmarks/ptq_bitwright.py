@@ -6,15 +6,39 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from bitwright.graph import GraphError, calibrate, correct_biases, fold_batch_norms, quantize
+from bitwright.graph import (
+    GraphError,
+    adaround,
+    autoround,
+    calibrate,
+    correct_biases,
+    fold_batch_norms,
+    gpfq,
+    gptq,
+    lqer,
+    qronos,
+    quantize,
+    rotate,
+)
 from bitwright.quantizers import Int8Act, Int8WeightPerChannel, Int8WeightPerChannelMSE
 
 __all__ = ["WAYS"]
+
+REPAIRS: dict[str, Callable[..., object]] = {
+    "GPTQ": gptq,
+    "GPFQ": gpfq,
+    "Qronos": qronos,
+    "AutoRound": autoround,
+    "AdaRound": adaround,
+    "LQER": lqer,
+}
 
 
 def _quantized(model: nn.Module, scheme: Any, batches: list[tuple[Tensor, ...]]) -> nn.Module:
     with suppress(GraphError):  # it has none
         model = fold_batch_norms(model, batches[0])
+    if scheme.rotate:
+        model = rotate(model, batches[0], where="layers")
     weight = Int8WeightPerChannelMSE if scheme.mse else Int8WeightPerChannel
     rules: dict[str, object] = {"weight_quant": weight, "weight_bit_width": scheme.weight_bits}
     if scheme.act_bits:
@@ -24,6 +48,8 @@ def _quantized(model: nn.Module, scheme: Any, batches: list[tuple[Tensor, ...]])
         with calibrate(quantized):
             for batch in batches:
                 quantized(*batch)
+    if scheme.repair:
+        REPAIRS[scheme.repair](quantized, batches, progress=False)
     if scheme.correct:
         correct_biases(quantized, batches, model)
     return quantized
