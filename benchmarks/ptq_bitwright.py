@@ -35,15 +35,16 @@ REPAIRS: dict[str, Callable[..., object]] = {
 
 
 def _quantized(model: nn.Module, scheme: Any, batches: list[tuple[Tensor, ...]]) -> nn.Module:
+    example = tuple(part[:1] for part in batches[0])
     with suppress(GraphError):  # it has none
-        model = fold_batch_norms(model, batches[0])
+        model = fold_batch_norms(model, example)
     if scheme.rotate:
-        model = rotate(model, batches[0], where="layers")
+        model = rotate(model, example, where="layers")
     weight = Int8WeightPerChannelMSE if scheme.mse else Int8WeightPerChannel
     rules: dict[str, object] = {"weight_quant": weight, "weight_bit_width": scheme.weight_bits}
     if scheme.act_bits:
         rules |= {"input_quant": Int8Act, "input_bit_width": scheme.act_bits}
-    quantized = quantize(model, rules, examples=batches[0])
+    quantized = quantize(model, rules, examples=example)
     if scheme.act_bits:
         with calibrate(quantized):
             for batch in batches:
