@@ -108,11 +108,12 @@ def _mobilenet_layerwise() -> Task:
 
     plain = [Scheme(4, mse=mse, correct=correct) for mse in (False, True) for correct in (False, True)]
     repairs = ("GPTQ", "GPFQ", "Qronos", "AutoRound", "AdaRound")
+    largest = [Scheme(4, repair=name) for name in repairs[:3]]
     repaired = [Scheme(4, mse=True, repair=name, correct=correct) for name in repairs for correct in (False, True)]
-    acts = [Scheme(4, 8, mse=True, repair=name, correct=True) for name in ("", *repairs)]
+    acts = [Scheme(4, 8, mse=True, repair=name, correct=True) for name in ("", *repairs[2:])]
     calibration = [(known[torch.linspace(0, len(known) - 1, 24).long()],)]
     inputs = [(batch,) for batch in (*images.split(20), *crops.split(26))]
-    schemes = (*plain, *repaired, *acts)
+    schemes = (*plain, *largest, *repaired, *acts)
     return Task("MobileNetV2, layer by layer", real.mobilenet_v2(), calibration, inputs, schemes, figures)
 
 

@@ -85,8 +85,8 @@ def _by_layers(model: nn.Module, scheme: Any, batches: Batches, **weights: Any) 
 
 def _with_fixed_scales(model: nn.Module, scheme: Any, batches: Batches) -> nn.Module | None:
     """Its algorithms measure the scale of a weight again on the part that they round, unless it is a parameter."""
-    if not scheme.repair:
-        return None
+    if scheme.mse or not scheme.repair:
+        return None  # scales of the least squared error are parameters anyway
     return _by_layers(model, scheme, batches, weight_scaling_impl_type="parameter_from_stats")
 
 
