@@ -32,7 +32,7 @@ from .layerwise.methods.low_rank import lqer
 from .layerwise.methods.one_pass import gpfq, gptq, qronos
 from .layerwise.methods.preparing import magr, search_scales
 from .layerwise.options import WalkOptions
-from .layerwise.problem import Problem, Solution, WeightGrid
+from .layerwise.problem import ColumnGrid, Problem, Solution, WeightGrid
 from .layerwise.reports import LayerwiseReport
 from .layerwise.walking.walk import walk_blocks
 from .passes.absorption import absorb_biases
@@ -72,6 +72,7 @@ __all__ = [
     "Candidate",
     "ChannelScale",
     "CheckpointError",
+    "ColumnGrid",
     "DataStatistic",
     "Decision",
     "End",

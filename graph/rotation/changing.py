@@ -120,7 +120,7 @@ class Changes:
         for path, layer in self.model.named_modules():
             if isinstance(layer, nn.MultiheadAttention) and self.graph.calls(path):
                 self._sites.append(Entry(f"{path}.keys", "left", "its attention is computed inside of it"))
-        for node in key_products(self.graph):
+        for node in {node.path: node for node in key_products(self.graph)}.values():
             try:
                 name, size = rotate_keys(self.rotated, node, self._transform)
             except GraphError as error:

@@ -74,7 +74,8 @@ def rotate(
         seed: of the random signs.
         rules: of learned rotations: how the model will be quantized, see `quantize`.
         loss: of learned rotations: a function of the quantized model's result and the float model's. None for the mean
-            squared difference of all tensors in them, over the mean square of the latter.
+            squared difference of all tensors in them, over the mean square of the latter; its logarithm is what the
+            steps descend.
         steps: of learned rotations: how many, each on one batch.
         learning_rate: of learned rotations, falling to 0.
 
