@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.utils import _pytree
 
 from ....nn.contexts.freezing import frozen
@@ -188,6 +189,12 @@ class _Walk:
         meta = [path for path, each in self.model.named_parameters() if each.is_meta]
         if meta:
             raise GraphError(f"{self.name}: {meta[0]} is on the meta device, without numbers. Load the model first.")
+        sharded = [path for path, each in self.model.named_parameters() if isinstance(each, DTensor)]
+        if sharded:
+            raise GraphError(
+                f"{self.name}: {sharded[0]} is sharded over processes, and {self.name} works on whole matrices. Call "
+                "it before fully_shard. Processes that have the whole model may each have a share of the data."
+            )
         lacking = [path for path, each in quantizers_of(self.model).items() if not each.calibrated]
         if lacking:
             more = f" and {len(lacking) - 8} more" if len(lacking) > 8 else ""

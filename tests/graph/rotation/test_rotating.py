@@ -113,6 +113,7 @@ def test_report():
     }
     figures = rotated.report["head"].figures
     assert set(figures) == {"peak before", "peak after"}
+    assert rotated.report["blocks.1.down"].figures["cost"] == (12 + 1) / 16  # a matrix of order 12, and butterflies
     assert rotated.embed.weight is not rotated.head.weight
 
 
