@@ -224,7 +224,9 @@ def test_a_model_without_lists_is_no_chain():
 @pytest.mark.parametrize("wait_on", ["device", "cpu", "folder"])
 def test_what_is_kept_comes_back(wait_on, tmp_path):
     kept = Kept(torch.device("cpu"), tmp_path if wait_on == "folder" else wait_on)
-    calls = [((torch.full((2,), float(number)), None), {"text": "a", "pair": (torch.ones(1), 3)}) for number in range(3)]
+    calls = [
+        ((torch.full((2,), float(number)), None), {"text": "a", "pair": (torch.ones(1), 3)}) for number in range(3)
+    ]
     for call in calls:
         kept.append(call)
     kept.replace(1, ((torch.zeros(5),), {}))

@@ -62,7 +62,9 @@ REMEDY = "Name another file, or delete this one."
 def refused(path, said, algorithm=gptq, model=None, batches=BATCHES, **settings):
     model = made() if model is None else model
     before = weights(model)
-    with pytest.raises(GraphError, match=re.escape(f"{algorithm.__name__}: checkpoint={str(path)!r} {said}. {REMEDY}") + "$"):
+    with pytest.raises(
+        GraphError, match=re.escape(f"{algorithm.__name__}: checkpoint={str(path)!r} {said}. {REMEDY}") + "$"
+    ):
         algorithm(model, batches, checkpoint=path, progress=False, **settings)
     assert torch.equal(weights(model), before)
 

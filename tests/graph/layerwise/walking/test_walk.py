@@ -141,7 +141,9 @@ def test_outputs_for_which_rounding_to_nearest_is_better_keep_it():
         better = solve_gptq(problem).weight
         worse = torch.zeros_like(problem.weight)
         half = torch.arange(problem.weight.shape[1]).unsqueeze(1) < 3
-        wanted[path] = torch.where(half & (problem.loss(better) < problem.loss(problem.nearest())).mT, better, problem.nearest())
+        wanted[path] = torch.where(
+            half & (problem.loss(better) < problem.loss(problem.nearest())).mT, better, problem.nearest()
+        )
         return Solution(torch.where(half, better, worse))
 
     report = walk_blocks(model, x, solve, progress=False)
