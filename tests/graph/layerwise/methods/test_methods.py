@@ -126,7 +126,8 @@ def test_magr_shrinks_the_largest_weights_for_those_that_round():
         (
             gptq,
             {"damping": -1},
-            "gptq: damping=-1 is not a number from 0 to 1, in units of the mean power of a layer's inputs; 0.01 is usual.",
+            "gptq: damping=-1 is not a number from 0 to 1, in units of the mean power of a layer's inputs; 0.01 is "
+            "usual.",
         ),
         (
             qronos,
