@@ -610,9 +610,10 @@ class GridQuant(Declared):
         self._stale = False
         if self.zero_point is not None:
             assert zero_point is not None
-            self.zero_point = FixedZeroPoint(zero_point, getattr(self.zero_point, "whole", True))
-        self.scaling = FixedScaling(scale, self._range(), self.granularity, restriction)
-        self.train(self.training)
+            fixed = FixedZeroPoint(zero_point, getattr(self.zero_point, "whole", True))
+            self.zero_point = fixed.train(self.training)
+        scaling = FixedScaling(scale, self._range(), self.granularity, restriction)
+        self.scaling = scaling.train(self.training)
 
     def release(self) -> None:
         """Let the scales follow the weight again, or be learned, as the declaration says.

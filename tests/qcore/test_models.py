@@ -5,8 +5,9 @@ import torch
 from torch import nn
 
 import bitwright.nn as qnn
-from bitwright import export
+from bitwright import export, graph
 from bitwright.export import ExportError, Integers
+from bitwright.graph import GraphError
 from bitwright.qcore import BitwrightError, QuantizerError, bit_width_report, describe, size_penalty
 
 X = torch.zeros(1, 4)
@@ -45,6 +46,10 @@ CALLS = {
     "load_packed": (lambda model: export.load_packed(model, "model.safetensors"), ExportError),
     "export_compressed_tensors": (lambda model: export.export_compressed_tensors(model, "folder"), ExportError),
 }
+LAYERWISE = ("adaround", "autoround", "gpfq", "gptq", "magr", "qronos", "search_scales", "walk_blocks")
+for _name in LAYERWISE:
+    _more = (lambda path, problem: None,) if _name == "walk_blocks" else ()
+    CALLS[_name] = (lambda model, call=getattr(graph, _name), more=_more: call(model, X, *more), GraphError)
 GIVEN = [
     (5, "5 is not a model. Pass a torch.nn.Module, such as qnn.QuantLinear(8, 4)."),
     (None, "None is not a model. Pass a torch.nn.Module, such as qnn.QuantLinear(8, 4)."),
@@ -80,7 +85,7 @@ def test_every_public_function_with_a_model_is_among_them():
         for name in package.__all__
         if {"model", "module"} & set(getattr(getattr(package, name), "__annotations__", {}))
     }
-    assert taking == {name for name in CALLS if name not in ("bit_width_report", "size_penalty")}
+    assert taking == {name for name in CALLS if name not in ("bit_width_report", "size_penalty", *LAYERWISE)}
 
 
 def test_plots_of_what_is_no_model_and_no_quantizer():

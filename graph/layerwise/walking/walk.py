@@ -58,58 +58,58 @@ def walk_blocks(
 ) -> LayerwiseReport:
     """Choose the weights of a quantized model layer by layer, each for the inputs that it gets from those before it.
 
-        For every weight, in the order in which the model uses them, ``solve(path, problem)`` gets a `Problem`: the weight
-        as a matrix, its grid, and the second moments of its inputs in the quantized model (with all weights before it as
-        they were chosen) and in the float one. It returns a `Solution`, or None to leave the weight. The grid is fixed, see
-        `GridQuant.fix`. What is no better than rounding to nearest is not kept, output by output.
+    For every weight, in the order in which the model uses them, ``solve(path, problem)`` gets a `Problem`: the weight
+    as a matrix, its grid, and the second moments of its inputs in the quantized model (with all weights before it as
+    they were chosen) and in the float one. It returns a `Solution`, or None to leave the weight. The grid is fixed, see
+    `GridQuant.fix`. What is no better than rounding to nearest is not kept, output by output.
 
-        Where the model is a chain of blocks, such as the layers of a transformer, every block runs on what the one before
-        it returned, and the inputs of two blocks are kept. Else all that comes before a layer runs again for every layer,
-        or, with a single batch, all is done in one forward, in which the inputs of all layers are kept.
+    Where the model is a chain of blocks, such as the layers of a transformer, every block runs on what the one before
+    it returned, and the inputs of two blocks are kept. Else all that comes before a layer runs again for every layer,
+    or, with a single batch, all is done in one forward, in which the inputs of all layers are kept.
 
-        The parameters stay as they are until the walk has ended; until then, codes are kept. If anything fails, nothing
-        has changed. Where several processes walk, each with data of its own, the moments are those of all of it, and all
-        processes come to the same weights.
+    The parameters stay as they are until the walk has ended; until then, codes are kept. If anything fails, nothing
+    has changed. Where several processes walk, each with data of its own, the moments are those of all of it, and all
+    processes come to the same weights.
 
-        Memory, besides the model: of a chain, the inputs of one block for all batches (on the device, the CPU or on disk,
-        see ``wait_on``), twice with ``float_inputs``, and one byte for each weight that was chosen; while a weight is
-        chosen, its matrix of moments, thrice with ``float_inputs``, and what the algorithm needs. None of it but the codes
-        grows with the number of blocks.
+    Memory, besides the model: of a chain, the inputs of one block for all batches (on the device, the CPU or on disk,
+    see ``wait_on``), twice with ``float_inputs``, and one byte for each weight that was chosen; while a weight is
+    chosen, its matrix of moments, thrice with ``float_inputs``, and what the algorithm needs. None of it but the codes
+    grows with the number of blocks.
 
-        Args:
-            model: a quantized model with calibrated activations. It evaluates, whatever its mode.
-            data: one batch, or an iterable of batches, as for `correct_biases`.
-            solve: called as ``solve(path, problem)``.
-            reference: the float model, with the same paths; by default the model itself with its quantizers off.
-            blocks: paths of the blocks; by default the largest list of modules that is a chain, if there is one.
-            float_inputs: whether problems have the inputs of the float model, ``cross``; without it the walk is shorter.
-                mask: the argument that says which tokens count: (samples, tokens), 0 for padding. None for all.
-            rows: how many inputs of a layer are used at most, spread evenly over samples, of which each gives one at least;
-                by default 64 for each column of the matrix, but from 2048 to 24576, and never less than 8. Recurrent layers
-                use all.
-                wait_on: where the inputs of a block wait while others run: ``"device"``, ``"cpu"``, or a folder.
-            checkpoint: a file that holds what was chosen so far, after every block. If it exists, the walk goes on there.
-            progress: whether a bar shows how far it has come.
-            rounds: whether weights are rounded; False fixes their grids alone.
-            settings: of ``solve``, which a checkpoint has to agree with.
-            name: what the report calls the algorithm.
+    Args:
+    model: a quantized model with calibrated activations. It evaluates, whatever its mode.
+    data: one batch, or an iterable of batches, as for `correct_biases`.
+    solve: called as ``solve(path, problem)``.
+    reference: the float model, with the same paths; by default the model itself with its quantizers off.
+    blocks: paths of the blocks; by default the largest list of modules that is a chain, if there is one.
+    float_inputs: whether problems have the inputs of the float model, ``cross``; without it the walk is shorter.
+        mask: the argument that says which tokens count: (samples, tokens), 0 for padding. None for all.
+    rows: how many inputs of a layer are used at most, spread evenly over samples, of which each gives one at least;
+        by default 64 for each column of the matrix, but from 2048 to 24576, and never less than 8. Recurrent layers
+        use all.
+        wait_on: where the inputs of a block wait while others run: ``"device"``, ``"cpu"``, or a folder.
+    checkpoint: a file that holds what was chosen so far, after every block. If it exists, the walk goes on there.
+    progress: whether a bar shows how far it has come.
+    rounds: whether weights are rounded; False fixes their grids alone.
+    settings: of ``solve``, which a checkpoint has to agree with.
+    name: what the report calls the algorithm.
 
-        Returns:
-            An entry for every weight with a quantizer.
+    Returns:
+    An entry for every weight with a quantizer.
 
-        Raises:
-            GraphError: nothing could be done, activations without a range, no data, blocks that are no chain, or a
-                checkpoint of something else.
+    Raises:
+    GraphError: nothing could be done, activations without a range, no data, blocks that are no chain, or a
+        checkpoint of something else.
 
-        Example:
-            >>> import torch
-            >>> import bitwright.nn as qnn
-            >>> model = nn.Sequential(qnn.QuantLinear(8, 4, weight_bit_width=3), nn.ReLU(), qnn.QuantLinear(4, 2)).eval()
-            >>> def to_nearest(path, problem):
-            ...     print(path, tuple(problem.weight.shape), problem.rows)
-            >>> report = walk_blocks(model, torch.rand(32, 8), to_nearest)
-            0 (1, 4, 8) 32
-            2 (1, 2, 4) 32
+    Example:
+    >>> import torch
+    >>> import bitwright.nn as qnn
+    >>> model = nn.Sequential(qnn.QuantLinear(8, 4, weight_bit_width=3), nn.ReLU(), qnn.QuantLinear(4, 2)).eval()
+    >>> def to_nearest(path, problem):
+    ...     print(path, tuple(problem.weight.shape), problem.rows)
+    >>> report = walk_blocks(model, torch.rand(32, 8), to_nearest)
+    0 (1, 4, 8) 32
+    2 (1, 2, 4) 32
     """
     require_model(name, model, GraphError)
     if reference is not None:

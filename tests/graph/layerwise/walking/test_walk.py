@@ -11,6 +11,8 @@ from torch import nn
 
 import bitwright.nn as qnn
 from bitwright.graph import GraphError, Solution, gptq, magr, qronos, search_scales, walk_blocks
+from bitwright.graph.layerwise.solvers.error_feedback import solve_gptq
+from bitwright.graph.layerwise.walking import walk
 from bitwright.graph.layerwise.walking.guarding import uninterrupted
 from bitwright.quantizers import Int4WeightPerGroup, Int8Act, NF4Weight, ShiftedUint4WeightPerChannel
 
@@ -136,16 +138,13 @@ def test_outputs_for_which_rounding_to_nearest_is_better_keep_it():
     def solve(path, problem):
         if path != "first":
             return None
-        better = gptq_of(problem)
+        better = solve_gptq(problem).weight
         worse = torch.zeros_like(problem.weight)
         half = torch.arange(problem.weight.shape[1]).unsqueeze(1) < 3
-        wanted[path] = torch.where(half & (problem.loss(better) < problem.loss(problem.nearest())).mT, better, problem.nearest())
+        wanted[path] = torch.where(
+            half & (problem.loss(better) < problem.loss(problem.nearest())).mT, better, problem.nearest()
+        )
         return Solution(torch.where(half, better, worse))
-
-    from bitwright.graph.layerwise.solvers.error_feedback import solve_gptq
-
-    def gptq_of(problem):
-        return solve_gptq(problem).weight
 
     report = walk_blocks(model, x, solve, progress=False)
     assert report["first"].changed
@@ -305,8 +304,6 @@ def test_batches_do_not_matter_where_rows_are_drawn(rows):
 
 @pytest.mark.parametrize("algorithm", [gptq, qronos])
 def test_a_chain_gives_what_the_whole_model_does(algorithm, monkeypatch):
-    from bitwright.graph.layerwise.walking import walk
-
     chained = repaired(algorithm, 16)
     monkeypatch.setattr(walk, "chain_of", lambda *args: None)
     assert torch.equal(repaired(algorithm, 16), chained)
