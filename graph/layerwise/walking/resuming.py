@@ -24,6 +24,9 @@ class Checkpoint:
         name: of the algorithm.
         sites: the weights, by their quantizers.
 
+    Attributes:
+        more: what else is kept: numbers and tensors in dicts and lists.
+
     Raises:
         GraphError: the file holds something else.
     """
@@ -32,6 +35,7 @@ class Checkpoint:
         self.path, self.name = Path(path), name
         self.sites = {site.path: site for site in sites.values()}
         self._found: dict[str, Any] = {}
+        self.more: dict[str, Any] = {}
         if self.path.exists():
             self._found = self._read()
 
@@ -53,6 +57,7 @@ class Checkpoint:
                     f"{self.name}: checkpoint={str(self.path)!r} has a weight {path} that this model lacks. Name "
                     "another file, or delete this one."
                 )
+        self.more = found.get("more", {})
         return found["weights"]
 
     def choices(self) -> dict[Site, Choice]:
@@ -96,5 +101,5 @@ class Checkpoint:
                 "zero_point": None if choice.grid is None else choice.grid.zero_point,
             }
         beside = self.path.with_name(f"{self.path.name}.part")
-        torch.save({"algorithm": self.name, "weights": weights}, beside)
+        torch.save({"algorithm": self.name, "weights": weights, "more": self.more}, beside)
         os.replace(beside, self.path)
