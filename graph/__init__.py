@@ -33,7 +33,7 @@ from .layerwise.methods.one_pass import gpfq, gptq, qronos
 from .layerwise.methods.preparing import magr, search_scales
 from .layerwise.methods.reconstructing import reconstruct_blocks
 from .layerwise.options import WalkOptions
-from .layerwise.problem import Problem, Solution, WeightGrid
+from .layerwise.problem import ColumnGrid, Problem, Solution, WeightGrid
 from .layerwise.reports import LayerwiseReport
 from .layerwise.walking.walk import walk_blocks
 from .passes.absorption import absorb_biases
@@ -73,6 +73,7 @@ __all__ = [
     "Candidate",
     "ChannelScale",
     "CheckpointError",
+    "ColumnGrid",
     "DataStatistic",
     "Decision",
     "End",

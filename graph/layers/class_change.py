@@ -8,6 +8,7 @@ from torch.nn.utils import parametrize
 
 from ...nn import QuantLayer
 from ...qcore import TensorQuant
+from .hooked import follow_class
 from .own_forward import parametrized
 
 __all__ = ["change_class", "device_and_dtype"]
@@ -44,6 +45,7 @@ def change_class(
     training = module.training
     module.__class__ = parametrized(layer, type(module)) if parametrize.is_parametrized(module) else layer
     assert isinstance(module, QuantLayer)
+    follow_class(module)
     module._convert(settings, device, dtype)
     for quant in module.modules():
         if isinstance(quant, TensorQuant):

@@ -10,6 +10,7 @@ from torch.nn.utils import parametrize
 
 from ...nn import ActivationLayer, QuantLayer, WeightLayer
 from ...qcore import QuantizerError, TensorQuant
+from .hooked import hides_class
 from .own_forward import quantized_subclass
 from .table import compositions, has_weights, quantized_layers
 
@@ -100,6 +101,8 @@ def _layer(module: nn.Module, paths: tuple[str, ...]) -> Layer:
         return Layer(module, paths, None)
     if isinstance(module, LazyModuleMixin):
         return Layer(module, paths, None, "its weight has no shape yet; run the model on one batch first")
+    if hides_class(module):
+        return Layer(module, paths, None, "a `forward` was set on this module, which hides that of its class")
     try:
         return Layer(module, paths, quantized_subclass(cls, base, table[base]))
     except QuantizerError as error:

@@ -159,8 +159,9 @@ class Problem:
         cross: ``E[xf xq']`` with the inputs of the float model: (G, n, n); None where both have the same.
         signal: ``E[(W xf)**2]`` of each output: (G, O); None for what ``weight`` and ``gram`` say.
         rows: how many inputs the expectations are over.
-        rescale: the scales that the quantizer would give columns that share theirs, called with what these columns have
-            become and the number of the first; None where scales are fixed, or no columns share one.
+        rescale: the scales that the quantizer would give columns that share theirs, or these and their zero points;
+            called with what these columns have become and the number of the first. None where scales are fixed, or no
+            columns share one.
 
     Example:
         >>> from bitwright.qcore import Integers
@@ -176,7 +177,7 @@ class Problem:
     cross: Tensor | None = None
     signal: Tensor | None = None
     rows: int = 0
-    rescale: Callable[[Tensor, int], Tensor] | None = field(default=None, repr=False)
+    rescale: Callable[[Tensor, int], Tensor | tuple[Tensor, Tensor]] | None = field(default=None, repr=False)
 
     def nearest(self) -> Tensor:
         """Round to nearest: what the quantizer itself does."""

@@ -163,7 +163,8 @@ class _Recorder(TorchFunctionMode):
     def _functions(self, nodes: Iterable[Node]) -> dict[CodeType, Function]:
         """The methods of modules that were called, and the helper functions that operations were seen in."""
         found: dict[CodeType, Function] = {}
-        for owner in dict.fromkeys(type(self._modules[path]) for path in sorted(self._called)):
+        called = [self._modules[path] for path in sorted(self._called)]
+        for owner in dict.fromkeys(type(each) for each in called if not isinstance(each, HadamardTransform)):
             for base, name, attribute in methods_of(owner):
                 for function in layers_of(attribute):
                     code = function.__code__

@@ -75,8 +75,14 @@ def rewritten(function: object, depth: int, edits: Sequence[Edit]) -> FunctionTy
     for each in reversed(around):
         made = _decorated(each, inner, made)
         inner = each
-    vars(made).update(source=shown, function=bare(function))
+    vars(made).update(source=shown, function=_original(function))
     return made
+
+
+def _original(function: object) -> object:
+    """A function, or what one that was rewritten before was made of: the one that callers hold."""
+    found = bare(function)
+    return vars(found).get("function", found) if "source" in vars(found) else found
 
 
 def _look_like(made: FunctionType, original: FunctionType) -> None:

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, TypeVar
 from torch import nn
 
 from ..errors import GraphError
+from ..layers.hooked import follow_class
 from ..recording.places import Place, Position
 from .editing import Edit, Parameter
 from .functions import layers, rewritten, takes_any
@@ -71,6 +72,7 @@ def interpose(owner: nn.Module, edits: Iterable[tuple[Place, str, Recorded]]) ->
         recipe += each.changes(method, None, taken)
     made = _subclass(type(owner), tuple(recipe))
     object.__setattr__(owner, "__class__", made)
+    follow_class(owner)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import GraphError
+from ..layers.hooked import hides_class
 from ..recording.kinds import KINDS, name_of
 from ..recording.places import Place, Position
 from .editing import Call, Choice, Edit, MethodCall, Operation
@@ -89,7 +90,7 @@ def route(owner: nn.Module, place: Place, node: Recorded, name: str = "") -> tup
     Raises:
         GraphError: the operation can't be rewritten; the message says what to write by hand.
     """
-    if place.method in vars(owner):
+    if place.method in vars(owner) and (place.method != "forward" or hides_class(owner)):
         raise GraphError(
             f"{node.path} is computed in {type(owner).__name__}.{place.method}, and this module has a {place.method} "
             f"of its own, which hides that of its class. Write it in a subclass, or {_left(node)}."

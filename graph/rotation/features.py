@@ -200,6 +200,8 @@ class Features(Following):
     def _sum(self, node: Node) -> bool:
         values = [self.of(each) for each in node.inputs]
         known = [each for each in values if each is not None]
+        if len(node.inputs) == 1 and node.arguments == ((TENSOR, 0), {}):  # sum(...) begins with 0
+            return self._same(node)
         if len(node.inputs) == 2 and None not in node.inputs:
             self.summed += [each.ids.flatten().unique() for each in known]
         if len(node.inputs) != 2 or any(each.norm is not None or each.squared for each in known):

@@ -26,14 +26,14 @@ from .weights import Weights
 __all__ = ["Learned", "cayley_step", "learn", "relative_error"]
 
 Loss = Callable[[Any, Any], Tensor]
+CHECKS = 4  # how often the loss over all batches is measured on the way
 
 
 class _Changes(Protocol):
     spaces: list[Space]
     weights: Weights
-    matrices: dict[str, Tensor]
 
-    def write(self, matrices: dict[str, Tensor]) -> None: ...
+    def matrices(self) -> dict[str, Tensor]: ...
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Learned:
 
     Attributes:
         before: the loss over all batches at the start.
-        after: that with the learned rotations.
+        after: that with the learned rotations, the best of those that were tried on all batches.
         kept: whether they were kept: they are if they are better.
         orthogonality: the largest entry of ``R R' - I`` after any step.
     """
@@ -135,12 +135,13 @@ def learn(
     _calibrate(quantized, calls)
     names = {id(each): name for name, each in rotated.named_parameters()}
     names |= {id(each): name for name, each in rotated.named_buffers()}
-    paths = {path: names[id(each)] for path, each in changes.weights.parameters.items()}
+    parameters = changes.weights.parameters
+    paths = {path: names[id(each)] for path, each in parameters.items()}
+    bases = {path: changes.weights.base(path) for path in parameters}
 
     def loss_of(matrices: Mapping[str, Tensor], call: Call) -> Tensor:
-        tensors = changes.weights.rotated(changes.spaces, matrices)
-        like = changes.weights.parameters
-        state = {paths[path]: each.to(like[path].dtype) for path, each in tensors.items()}
+        tensors = {path: changes.weights.rotated(path, base, matrices) for path, base in bases.items()}
+        state = {paths[path]: each.to(parameters[path].dtype) for path, each in tensors.items()}
         args, kwargs = call
         with torch.no_grad():
             expected = model(*args, **kwargs)
@@ -150,31 +151,36 @@ def learn(
         with torch.no_grad():
             return float(torch.stack([loss_of(matrices, call).double().cpu() for call in calls]).mean())
 
+    def goal(matrices: Mapping[str, Tensor], number: int) -> Tensor:
+        with torch.enable_grad():
+            value = loss_of(matrices, calls[number % len(calls)])
+            if not bool(torch.isfinite(value.detach())):
+                raise GraphError(
+                    f"rotate: the loss is {float(value.detach())} in step {number}. Lower the learning_rate."
+                )
+            return value if loss is not None else value.log()  # so that a rate serves errors of any size
+
     with untouched(list(calls), model, quantized):
-        start = dict(changes.matrices)
-        before, worst = mean_loss(start), 0.0
-        matrices = start
+        matrices = best = changes.matrices()
+        before = least = mean_loss(matrices)
+        worst, last = 0.0, before
         with closing(tracked(range(steps), "rotate", unit="steps")) as numbers:
             for number in numbers:
                 leaves = {name: each.clone().requires_grad_() for name, each in matrices.items()}
-                with torch.enable_grad():
-                    value = loss_of(leaves, calls[number % len(calls)])
-                if not bool(torch.isfinite(value)):
-                    raise GraphError(
-                        f"rotate: the loss is {float(value.detach())} in step {number}. Lower the learning_rate."
-                    )
-                gradients = torch.autograd.grad(value, list(leaves.values()))
+                gradients = torch.autograd.grad(goal(leaves, number), list(leaves.values()))
                 rate = learning_rate * (1 - number / steps)
                 matrices = {
                     name: cayley_step(matrices[name], gradient, rate)
                     for name, gradient in zip(leaves, gradients, strict=True)
                 }
                 worst = max(worst, *(_orthogonality(each) for each in matrices.values()))
-        after = mean_loss(matrices)
-    kept = after < before
-    if kept:
-        changes.write(matrices)
-    return Learned(before, after, kept, worst)
+                if (number + 1) % max(steps // CHECKS, 1) == 0 or number + 1 == steps:
+                    last = mean_loss(matrices)
+                    if last < least:
+                        best, least = matrices, last
+    if least < before:
+        changes.weights.write(best)
+    return Learned(before, least if least < before else last, least < before, worst)
 
 
 def _calibrate(model: nn.Module, calls: Sequence[Call]) -> None:

@@ -74,13 +74,15 @@ def rotate(
         seed: of the random signs.
         rules: of learned rotations: how the model will be quantized, see `quantize`.
         loss: of learned rotations: a function of the quantized model's result and the float model's. None for the mean
-            squared difference of all tensors in them, over the mean square of the latter.
+            squared difference of all tensors in them, over the mean square of the latter; its logarithm is what the
+            steps descend.
         steps: of learned rotations: how many, each on one batch.
         learning_rate: of learned rotations, falling to 0.
 
     Returns:
         A new model. Its ``report`` says of each layer what was rotated and by what, with the largest weight over the
-        root mean square before and after; or why it was left.
+        root mean square before and after, and what a transform before it costs: its additions over the multiplications
+        of the layer; or why it was left.
 
     Raises:
         GraphError: nothing can be rotated; the residual stream can't be and was asked for; a glob in ``skip`` that
@@ -119,7 +121,7 @@ def rotate(
     changes.transform(wanted, list(skip))
     if "keys" in wanted:
         changes.rotate_keys()
-    changes.write(changes.matrices)
+    changes.fuse()
     if kind == "learned":
         assert rules is not None
         changes.learned = learn(model, rotated, changes, calls, rules, loss, steps, learning_rate)

@@ -1,7 +1,7 @@
 """Spaces of features that may be rotated: what writes them, what reads them, and by which blocks."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 from math import gcd
 
@@ -90,6 +90,9 @@ def spaces_of(features: Features) -> tuple[list[Space], list[str]]:
         else:
             reasons[number] = space
     _drop_shared(features, component, found, reasons)
+    for name in {space.name for space in found.values()}:
+        for count, number in enumerate([each for each in found if found[each].name == name][1:], 2):
+            found[number] = replace(found[number], name=f"{name} {count}")
     order = sorted(found, key=lambda number: (found[number].kind != "stream", number))
     writers: dict[int, str] = {}
     for writing in features.writings:

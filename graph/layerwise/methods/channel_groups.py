@@ -51,6 +51,7 @@ class ChannelGroups:
     Attributes:
         together: what is to be scaled.
         reasons: why the input of other layers can't be, by path.
+        unreached: layers, floats too, that the recording has not seen.
         unchanged: layers whose weights can't be changed at all, as others read them, too.
 
     Example:
@@ -73,6 +74,7 @@ class ChannelGroups:
             self.graph: Graph = record(model, example)
             self.regions = Regions(self.graph, model, norms=True)
             layers = [path for path, each in self.modules.items() if isinstance(each, nn.Linear | _ConvNd)]
+            self.unreached = [path for path in layers if not self.graph.calls(path)]
             kept = [path for path in layers if path in sites or not hasattr(self.modules[path], "weight_quant")]
             whys = {path: why_not_multiplied(path, self.regions) for path in kept if path not in skip}
         self.reasons = {path: why for path, why in whys.items() if why and path in sites}

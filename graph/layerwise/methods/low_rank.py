@@ -215,8 +215,6 @@ def _why_not(site: Site, rank: int) -> str | None:
     assert isinstance(layer, WeightLayer)
     if getattr(layer, "groups", 1) > 1:
         return f"it has {layer.groups} groups of channels, which a branch would mix"
-    if layer._modules.get("correction") is not None:
-        return "it has a correction already; remove it first, del layer.correction"
     if layer._needs_sums_grid():
         return "its output is to lie on the grid of the products, to which a branch adds floats"
     outputs, inputs = product_in(layer).matrix(layer.weight).shape[1:]

@@ -1,6 +1,6 @@
 """Algorithms that prepare float weights and grids for those that round."""
 
-from typing import Literal, Unpack
+from typing import Any, Literal, Unpack
 
 from torch import nn
 
@@ -55,6 +55,7 @@ def magr(
         model,
         data,
         lambda path, problem: solve_magr(problem, alpha=alpha, steps=steps),
+        settings={"alpha": alpha, "steps": steps},
         name="magr",
         float_inputs=False,
         **options,
@@ -101,14 +102,19 @@ def search_scales(
         >>> report["0"].figures["after"] < report["0"].figures["before"]
         True
     """
+    settings: dict[str, Any] = {
+        "candidates": candidates,
+        "lowest": lowest,
+        "exponent": exponent,
+        "weighting": weighting,
+    }
     return walk_blocks(
         model,
         data,
-        lambda path, problem: solve_scales(
-            problem, candidates=candidates, lowest=lowest, exponent=exponent, weighting=weighting
-        ),
+        lambda path, problem: solve_scales(problem, **settings),
         name="search_scales",
         float_inputs=False,
         rounds=False,
+        settings=settings,
         **options,
     )

@@ -1,10 +1,14 @@
 """Learning the rounding of whole blocks."""
 
+from contextlib import ExitStack
+from dataclasses import asdict
 from typing import Unpack
 
+import torch
 from torch import nn
 
 from ....qcore.models import require_model
+from ....qcore.scaling.pooling import distributed
 from ...errors import GraphError
 from ...measuring.batches import batches_of
 from ...measuring.evaluation import evaluating
@@ -12,7 +16,9 @@ from ..options import WalkOptions
 from ..reconstruction.driver import Reconstruction
 from ..reconstruction.learning import Settings
 from ..reports import LayerwiseReport
-from ..walking.resuming import Checkpoint
+from ..walking.guarding import check_options, devices_of
+from ..walking.masking import USUAL
+from ..walking.resuming import Checkpoint, fingerprint
 
 __all__ = ["reconstruct_blocks"]
 
@@ -25,8 +31,8 @@ def reconstruct_blocks(
     *,
     iterations: int = 300,
     batch_size: int = 16,
-    learning_rate: float = 0.05,
-    penalty: float = 1.0,
+    learning_rate: float = 0.1,
+    penalty: float = 10.0,
     beta: tuple[float, float] = (20.0, 2.0),
     warm_up: float = 0.2,
     drop: float = 0.5,
@@ -113,13 +119,24 @@ def reconstruct_blocks(
             f"{_NAME}: rows={rows!r} has no meaning here: whole outputs are compared. Leave it out; batch_size and "
             "iterations say how much is computed."
         )
-    blocks, mask = options.pop("blocks", None), options.pop("mask", "attention_mask")
+    blocks, mask = options.pop("blocks", None), options.pop("mask", USUAL)
     wait_on, progress = options.pop("wait_on", "device"), options.pop("progress", True)
     checkpoint = options.pop("checkpoint", None)
     if options:
         raise TypeError(f"{_NAME}() got an unexpected keyword argument {next(iter(options))!r}")
+    check_options(_NAME, blocks, rows, wait_on)
+    if distributed():
+        raise GraphError(f"{_NAME}: several processes can't learn a block together yet. Call it in one of them.")
     calls = batches_of(_NAME, model, data)
-    with evaluating(*(each for each in (model, reference) if each is not None)):
+    with ExitStack() as stack:
+        stack.enter_context(torch.random.fork_rng(devices_of(model)))
+        stack.enter_context(evaluating(*(each for each in (model, reference) if each is not None)))
         work = Reconstruction(_NAME, model, reference, calls, settings, blocks, mask, wait_on, progress)
-        saved = None if checkpoint is None else Checkpoint(checkpoint, _NAME, work.sites)
+        saved = None
+        if checkpoint is not None:
+            of = {"model": fingerprint(model), "data": fingerprint(calls)}
+            if reference is not None:
+                of["reference"] = fingerprint(reference)
+            relevant = {**asdict(settings), "mask": mask, "blocks": blocks}
+            saved = Checkpoint(checkpoint, _NAME, list(work.sites.values()), relevant, of)
         return work.go(saved)

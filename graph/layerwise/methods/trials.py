@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ....nn.contexts.intercepting import quantizers_of
-from ....qcore import Grid, GridQuant
+from ....qcore import GridQuant
 from ..walking.sites import Site
 from .layers import product_in
 
@@ -52,16 +52,7 @@ class Trial:
     @torch.no_grad()
     def quantized(self, matrix: Tensor) -> Tensor:
         """What a weight becomes: (G, O, n) to the same, in float64."""
-        return self.matrix(self.site.as_stored(self._take(matrix)[0])).double()
-
-    @torch.no_grad()
-    def grid(self) -> Grid:
-        """The grid of the layer's own weight."""
-        grid = self._take(self.weight)[1]
-        assert grid is not None
-        return grid
-
-    def _take(self, matrix: Tensor) -> tuple[Tensor, Grid | None]:
         self.site.parameter.copy_(self.stored(matrix))
         self._quant.rederive()
-        return self.site.layer.take(self.site.slot.name)
+        values = self.site.layer.take(self.site.slot.name)[0]
+        return self.matrix(self.site.as_stored(values)).double()

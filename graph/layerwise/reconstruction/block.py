@@ -61,12 +61,13 @@ class Block:
     """A part of a quantized model with its inputs, and the outputs of the same part of the float model.
 
     Attributes:
-        name: its path; ``""`` for what is in no block.
+        name: what the report calls it.
         stage: what runs.
         kept: its arguments, batch by batch.
         floats: the same in the float model; None where they are the same.
         targets: the outputs of the float model, as ``((tensors,), {})``.
-        weights: how much each number of an output counts, for each batch: broadcastable, or None for all alike.
+        weights: called with the number of a batch and numbers shaped like an output: how much each of them counts,
+            or None for all alike.
         taken: which tensor of the output counts; None for all.
     """
 
@@ -75,7 +76,7 @@ class Block:
     kept: Kept
     floats: Kept | None
     targets: Kept
-    weights: Callable[[int, int, Tensor], Tensor | None]
+    weights: Callable[[int, Tensor], Tensor | None]
     taken: int | None = None
 
     def __len__(self) -> int:
@@ -93,16 +94,16 @@ class Block:
         if drop > 0 and self.floats is not None and generator is not None:
             call = mixed(call, self.floats[number], drop, generator)
         found = outputs_of(self.stage(call, number), self.taken)
-        parts = []
-        for index, (one, other) in enumerate(zip(found, self._targets(number), strict=True)):
-            parts.append(self._weighted(number, index, (one - other.to(one)).float().square()).sum())
-        return torch.stack(parts).sum()
+        parts = [torch.zeros(())]
+        for one, other in zip(found, self._targets(number), strict=True):
+            parts.append(self._weighted(number, (one - other.to(one)).float().square()).sum())
+        return sum(parts[1:], parts[0].to(parts[-1].device))
 
     def _targets(self, number: int) -> Sequence[Tensor]:
         return self.targets[number][0][0]
 
-    def _weighted(self, number: int, index: int, squares: Tensor) -> Tensor:
-        weights = self.weights(number, index, squares)
+    def _weighted(self, number: int, squares: Tensor) -> Tensor:
+        weights = self.weights(number, squares)
         return squares if weights is None else squares * weights
 
     @torch.no_grad()
@@ -111,8 +112,8 @@ class Block:
         total = power = 0.0
         for number in range(len(self)):
             total += float(self.loss(number))
-            for index, each in enumerate(self._targets(number)):
-                power += float(self._weighted(number, index, each.float().square()).sum())
+            for each in self._targets(number):
+                power += float(self._weighted(number, each.float().square()).sum())
         return Errors(total, power)
 
 

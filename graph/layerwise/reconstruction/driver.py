@@ -15,16 +15,19 @@ from ....nn.contexts.switching import unquantized
 from ....qcore import TensorQuant
 from ...calibration.progress import tracked
 from ...errors import GraphError
-from ...measuring.samples import samples_in, side_by_side
-from ...passes.models import difference
+from ...measuring.samples import side_by_side
 from ...passes.reports import Entry
 from ...recording.examples import Call
+from ..problem import Problem, Solution
 from ..reports import LayerwiseReport
-from ..walking.chain import Chain, chain_of
 from ..walking.choosing import Choice
+from ..walking.guarding import uninterrupted
+from ..walking.masking import Masks
+from ..walking.products import Linear
 from ..walking.resuming import Checkpoint
 from ..walking.sites import Site, sites_of
 from ..walking.stages import Kept, Stage, stages_of
+from ..walking.walk import _Walk
 from .block import Block, outputs_of
 from .learned_ranges import LearnedRange
 from .learning import Learned, Settings, learn, ranges_of
@@ -32,8 +35,6 @@ from .minibatches import minibatches
 from .stand_ins import StandIns
 
 __all__ = ["Reconstruction"]
-
-_REPRODUCED = 1e-4
 
 
 class Reconstruction:
@@ -65,12 +66,13 @@ class Reconstruction:
     ) -> None:
         self.name, self.model, self.reference, self.settings = name, model, reference, settings
         self.wait_on, self.progress = wait_on, progress
-        self.left: dict[str, str] = {}
-        self.sites = self._check()
+        walk = _Walk(name, model, reference, _nothing, True, Masks([]), None, True)
+        walk.check()
+        self.left, self.sites = walk.left, walk.sites
         whole = side_by_side(model, calls)
         self.calls = calls if whole is None else minibatches(whole, settings.batch_size, settings.seed)
-        self.masks = [None if mask is None else call[1].get(mask) for call in self.calls]
-        self.chain = self._chain(blocks)
+        self.masks = Masks.among(name, model, self.calls, mask)
+        self.chain = walk._chain(self.calls[0], walk._look(self.calls[0]), blocks)
         device = next((each.device for each in model.parameters()), torch.device("cpu"))
         self.stand_ins = StandIns(self.sites, torch.Generator(device).manual_seed(settings.seed))
         self.choices: dict[Site, Choice] = {}
@@ -79,67 +81,6 @@ class Reconstruction:
         self.learned: list[LearnedRange] = []
         self.used: dict[TensorQuant, None] = {}  # quantizers of activations in the blocks so far
         self.number = 0
-
-    def _check(self) -> dict[TensorQuant, Site]:
-        """The weights that may be learned; a model without a range for its activations is refused."""
-        found = sites_of(self.model)
-        if not found:
-            raise GraphError(
-                f"{self.name}: this {type(self.model).__name__} has no quantized weight. Quantize it first: "
-                "quantize(model, {nn.Conv2d: W8A8, nn.Linear: W8A8})."
-            )
-        lacking = [path for path, each in quantizers_of(self.model).items() if not each.calibrated]
-        if lacking:
-            more = f" and {len(lacking) - 8} more" if len(lacking) > 8 else ""
-            raise GraphError(
-                f"{self.name}: {', '.join(lacking[:8])}{more} saw no data and {'has' if len(lacking) == 1 else 'have'} "
-                "no range yet, so inputs are not those of the quantized model. Calibrate first: with calibrate(model): "
-                "model(batch)."
-            )
-        sites: dict[TensorQuant, Site] = {}
-        owners: dict[int, str] = {}
-        for site in found:
-            first = owners.setdefault(id(site.parameter), site.path)
-            why = site.why_not() if first == site.path else f"its weight is that of {first}"
-            if why is None:
-                sites[site.quant] = site
-            else:
-                self.left[site.path] = why
-        if not sites:
-            raise GraphError(self._nothing())
-        return sites
-
-    def _nothing(self) -> str:
-        reasons: dict[str, list[str]] = {}
-        for path, why in self.left.items():
-            reasons.setdefault(why, []).append(path or "the model")
-        said = "; ".join(f"{', '.join(paths[:8])}: {why}" for why, paths in reasons.items())
-        return f"{self.name}: nothing to do. {said}."
-
-    def _chain(self, blocks: Sequence[str] | None) -> Chain | None:
-        """The blocks; None where running them one by one is not what the model does."""
-        call = self.calls[0]
-        with unquantized(self.model):
-            out = self.model(*call[0], **call[1])
-            chain = chain_of(self.model, call, blocks)
-            if chain is None or self._reproduces(chain, call, out):
-                return chain
-        if blocks is not None:
-            raise GraphError(
-                f"{self.name}: blocks={list(blocks)} is no chain: what they return is used elsewhere, too. Leave "
-                "blocks out, or name others."
-            )
-        return None
-
-    def _reproduces(self, chain: Chain, call: Call, out: object) -> bool:
-        result: object = None
-        for stage, kept in stages_of(self.model, chain, [call]):
-            result = stage(kept[0], 0)
-            stage.results[0] = result
-        try:
-            return difference(out, result)[0] <= _REPRODUCED
-        except ValueError:
-            return False
 
     # One block after the other
 
@@ -157,19 +98,20 @@ class Reconstruction:
 
     def _go(self, saved: Checkpoint | None) -> None:
         floats = self.model if self.reference is None else self.reference
-        steps = iter(stages_of(self.model, self.chain, self.calls, self.wait_on))
-        shadow = iter(stages_of(floats, self.chain, self.calls, self.wait_on))
-        while True:
-            with self.stand_ins.standing(self.model):
-                stage, kept = next(steps, (None, None))
-            with self._floats():
-                float_stage, float_kept = next(shadow, (None, None))
-            if stage is None or kept is None or float_stage is None or float_kept is None:
-                return
-            self._stage(stage, kept, float_stage, float_kept)
-            if saved is not None:
-                saved.more = self._more()
-                saved.save(self.choices)
+        with ExitStack() as stack:
+            steps = stack.enter_context(closing(stages_of(self.model, self.chain, self.calls, self.wait_on)))
+            shadow = stack.enter_context(closing(stages_of(floats, self.chain, self.calls, self.wait_on)))
+            while True:
+                with self.stand_ins.standing(self.model):
+                    found = next(steps, None)
+                with self._floats():
+                    beside = next(shadow, None)
+                if found is None or beside is None:
+                    return
+                self._stage(*found, *beside)
+                if saved is not None:
+                    saved.more = self._more()
+                    saved.save(self.choices)
 
     @contextmanager
     def _floats(self) -> Iterator[None]:
@@ -184,11 +126,17 @@ class Reconstruction:
         start = time.perf_counter()
         taken = self._taken(stage)
         number, self.number = self.number, self.number + 1
-        targets = Kept(None if not len(kept) else _device_of(self.model), self.wait_on)
-        with self._floats():
-            targets.put([((outputs_of(float_stage(call, n), taken),), {}) for n, call in enumerate(float_kept)])
+        with closing(Kept(self.stand_ins.generator.device, self.wait_on)) as targets:
+            with self._floats():
+                for n, call in enumerate(float_kept):
+                    targets.append(((outputs_of(float_stage(call, n), taken),), {}))
+            self._reconstruct(stage, kept, float_kept, targets, number, taken, start)
+
+    def _reconstruct(
+        self, stage: Stage, kept: Kept, floats: Kept, targets: Kept, number: int, taken: int | None, start: float
+    ) -> None:
         inside = self.chain is not None and 0 < number <= len(self.chain.paths)
-        block = Block(stage.name, stage, kept, float_kept if inside else None, targets, self._weights, taken)
+        block = Block(self._name(stage, number), stage, kept, floats if inside else None, targets, self._weights, taken)
         known = dict(self.stand_ins.grids)
         self.stand_ins.met = {}
         with self.stand_ins.standing(self.model):
@@ -198,17 +146,23 @@ class Reconstruction:
             sites = [site for site in sites if self._movable(site)]
             fresh = [each for each in self.stand_ins.met if each not in self.used]
             self.used |= dict.fromkeys(fresh)
-            if block.name in self.entries or not sites and not fresh:
+            if block.name in self.entries or (not sites and not fresh):
                 return
             ranges = ranges_of(fresh, self.settings)
             self.learned += ranges
             if not sites and not ranges:
                 return
-            label = f"{self.name} {stage.name}".strip()
+            label = f"{self.name} {block.name}".strip()
             bar = tracked(range(self.settings.iterations), label, unit="steps", shown=self.progress)
             with closing(bar) as steps:
                 learned = learn(self.model, block, self.stand_ins, sites, ranges, before, self.settings, steps)
         self._choose(block, learned, time.perf_counter() - start)
+
+    def _name(self, stage: Stage, number: int) -> str:
+        """What the report calls a block; the path of a module, where it is one."""
+        if self.chain is None:
+            return ""
+        return stage.name or (f"before {self.chain.paths[0]}" if number == 0 else f"after {self.chain.paths[-1]}")
 
     def _taken(self, stage: Stage) -> int | None:
         """Which of the tensors that a stage returns is what the next one gets; None for all."""
@@ -225,12 +179,10 @@ class Reconstruction:
         self.left[site.path] = "its weight is no float"
         return False
 
-    def _weights(self, number: int, index: int, squares: Tensor) -> Tensor | None:
-        """Which tokens of a batch count."""
-        mask = self.masks[number]
-        if mask is None or mask.ndim != 2 or squares.ndim < 3 or squares.shape[:2] != mask.shape:
-            return None
-        return (mask != 0).to(squares).reshape(*mask.shape, *[1] * (squares.ndim - 2))
+    def _weights(self, number: int, squares: Tensor) -> Tensor | None:
+        """Which tokens of a batch count, for its outputs."""
+        mask = self.masks.of(number, Linear(), squares, None)[0] if squares.ndim > 1 else None
+        return None if mask is None else mask.to(squares).reshape(*squares.shape[:-1], 1)
 
     def _choose(self, block: Block, learned: Learned, seconds: float) -> None:
         """Keep what was learned, if it is better."""
@@ -248,16 +200,16 @@ class Reconstruction:
             for each in learned.ranges:
                 each.set(each.start)
         figures = {"before": learned.before.share, "after": after.share, "seconds": seconds}
-        where = block.name or ("the model" if self.chain is None else "outside of the blocks")
+        where = block.name or "the model"
         action, reason = (self.name, "") if better else ("left", why)
         self.entries[block.name] = Entry(block.name, action, reason, figures)
         for site, soft in learned.soft.items():
             self.block_of[site] = block.name
             if not better:
-                self.choices[site] = Choice(site, Entry(site.path, "left", f"with its block, {where}"))
+                self.choices[site] = Choice(site, Entry(site.path, "left", f"with {where}"))
                 continue
-            entry = Entry(site.path, self.name, f"in {where}", soft.figures(values[site]))
-            self.choices[site] = Choice(site, entry, soft.grid, True, values[site])
+            entry = Entry(site.path, self.name, f"with {where}", soft.figures(values[site]))
+            self.choices[site] = Choice(site, entry, soft.grid, values[site])
             self.stand_ins.chosen[site] = values[site]
 
     # Going on, and the end
@@ -265,9 +217,7 @@ class Reconstruction:
     def _more(self) -> dict[str, Any]:
         paths = {each: path for path, each in quantizers_of(self.model).items()}
         return {
-            "blocks": {
-                path: [each.action, each.reason, dict(each.figures)] for path, each in self.entries.items()
-            },
+            "blocks": {path: [each.action, each.reason, dict(each.figures)] for path, each in self.entries.items()},
             "ranges": {paths[each.quant]: each.state() for each in self.learned},
         }
 
@@ -286,12 +236,17 @@ class Reconstruction:
 
     def _write(self) -> None:
         if not self.choices and not self.entries:
-            raise GraphError(self._nothing())
-        for choice in self.choices.values():
-            choice.write()
-        for each in self.learned:
-            each.restore()
-            each.write()
+            raise GraphError(
+                f"{self.name}: nothing to do. No data reaches a weight of this {type(self.model).__name__}."
+            )
+        with uninterrupted():
+            for choice in self.choices.values():
+                choice.fix()
+            for choice in self.choices.values():
+                choice.write()
+            for each in self.learned:
+                each.restore()
+                each.write()
 
     def _report(self) -> LayerwiseReport:
         weights = {site.path: choice.entry for site, choice in self.choices.items()}
@@ -316,5 +271,6 @@ class Reconstruction:
         yield from (weights[path] for path in rest if path in weights)
 
 
-def _device_of(model: nn.Module) -> torch.device | None:
-    return next((each.device for each in model.parameters()), None)
+def _nothing(path: str, problem: Problem) -> Solution | None:
+    """What a walk would solve: there is no such walk here."""
+    return None

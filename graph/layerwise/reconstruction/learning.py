@@ -31,8 +31,8 @@ class Settings:
 
     iterations: int = 300
     batch_size: int = 16
-    learning_rate: float = 0.05
-    penalty: float = 1.0
+    learning_rate: float = 0.1
+    penalty: float = 10.0
     beta: tuple[float, float] = (20.0, 2.0)
     warm_up: float = 0.2
     drop: float = 0.5

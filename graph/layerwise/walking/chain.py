@@ -15,8 +15,8 @@ from ...recording.examples import Call
 __all__ = ["Chain", "Reached", "chain_of", "replaced_forward", "stopping_at"]
 
 
-class Reached(Exception):  # noqa: N818 - no error: it ends a forward whose rest is of no interest
-    """A forward came to where it was to end.
+class Reached(BaseException):  # no error, which a model may handle
+    """A forward came to where it was to end, as its rest is of no interest.
 
     Attributes:
         call: the arguments that the module there got.
@@ -93,10 +93,6 @@ def chain_of(model: nn.Module, call: Call, blocks: Sequence[str] | None) -> Chai
         if found is not None:
             return found
     return None
-
-
-def _size(model: nn.Module, paths: Sequence[str]) -> int:
-    return sum(each.numel() for path in paths for each in model.get_submodule(path).parameters())
 
 
 def _expanded(model: nn.Module, paths: Sequence[str]) -> list[str]:

@@ -12,11 +12,12 @@ from torch import Tensor
 from ....qcore import Grid, GridQuant, PerGroup
 from ...passes.reports import Entry
 from ..problem import Problem, Solution, WeightGrid
+from .gathering import Gathered
 from .moments import Moments
 from .products import Linear, Product
 from .sites import Site
 
-__all__ = ["Choice", "Solver", "choose", "problem_of"]
+__all__ = ["Choice", "Solver", "choose", "problem_of", "quantized"]
 
 Solver = Callable[[str, Problem], Solution | None]
 """Called with the path of a weight and its problem; None leaves the weight as it is."""
@@ -30,40 +31,57 @@ class Choice:
         site: the weight.
         entry: of the report.
         grid: that is fixed; None where it isn't.
-        rounded: whether the values lie on it.
-        values: as the quantizer sees the weight; None where only the codes are kept, or nothing was chosen.
+        values: what the quantized weight is from now on, as the quantizer sees it; None where only the codes are kept,
+            or nothing was chosen.
         codes: on ``grid``.
+        weight: a float weight that is written, as the layer keeps it; None where the values are, which lie on ``grid``.
+        stays: whether the weight stays as it is, and only its grid is fixed.
     """
 
     site: Site
     entry: Entry
     grid: Grid | None = None
-    rounded: bool = True
     values: Tensor | None = None
     codes: Tensor | None = field(default=None, repr=False)
+    weight: Tensor | None = field(default=None, repr=False)
+    stays: bool = False
 
     @property
     def chosen(self) -> Tensor | None:
         """The values; None where the weight stays as it is."""
         if self.values is None and self.codes is not None and self.grid is not None:
             return self.grid.from_int(self.codes).to(self.site.parameter.dtype)
+        if self.values is None and self.weight is not None:
+            return quantized(self.site, self.site.as_seen(self.weight))
         return self.values
 
     def pack(self) -> None:
         """Keep the codes alone."""
-        if self.values is not None and self.grid is not None and self.rounded:
+        if self.values is not None and self.grid is not None:
             self.codes = self.grid.to_int(self.values)
-            self.values = None
+        self.values = None
+
+    @torch.no_grad()
+    def fix(self) -> None:
+        """Fix the grid."""
+        if self.grid is not None and isinstance(self.site.quant, GridQuant):
+            self.site.quant.fix(self.grid)
 
     @torch.no_grad()
     def write(self) -> None:
-        """Put what was chosen into the model."""
-        values = self.chosen
-        if values is None:
-            return
-        if self.grid is not None and isinstance(self.site.quant, GridQuant):
-            self.site.quant.fix(self.grid)
-        self.site.parameter.copy_(self.site.as_stored(values))
+        """Put the weight into the model."""
+        weight = self.weight
+        if weight is None and not self.stays:
+            values = self.chosen
+            weight = None if values is None else self.site.as_stored(values)
+        if weight is not None:
+            self.site.parameter.copy_(weight)
+
+
+@torch.no_grad()
+def quantized(site: Site, seen: Tensor) -> Tensor:
+    """What the quantizer of a weight makes of another, in the shape in which it sees it."""
+    return site.quant._quantize(seen.to(site.parameter.dtype))[0]
 
 
 def problem_of(site: Site, grid: Grid, product: Product, moments: Moments) -> Problem:
@@ -83,15 +101,23 @@ def problem_of(site: Site, grid: Grid, product: Product, moments: Moments) -> Pr
     return Problem(weight, grid_here, moments.gram, moments.cross, moments.signal(weight), moments.count, rescale)
 
 
-def _rescaling(site: Site, grid: Grid, product: Product) -> Callable[[Tensor, int], Tensor] | None:
-    """What gives new scales for a group of columns, where columns in a row share them."""
+Scales = Tensor | tuple[Tensor, Tensor]
+
+
+def _rescaling(site: Site, grid: Grid, product: Product) -> Callable[[Tensor, int], Scales] | None:
+    """What gives new scales, and zero points, for a group of columns, where columns in a row share them."""
     quant, ndim = site.quant, site.seen().ndim
     granularity = grid.granularity
     if not isinstance(quant, GridQuant) or not isinstance(granularity, PerGroup) or not isinstance(product, Linear):
         return None
     if granularity.group_axis % ndim != ndim - 1 or not quant.dynamic or grid.scale_format is not None:
         return None
-    return lambda columns, first: quant.grid(columns.squeeze(0)).scale.unsqueeze(0)
+
+    def rescale(columns: Tensor, first: int) -> Scales:
+        found = quant.grid(columns.flatten(0, 1))
+        return found.scale if found.zero_point is None else (found.scale, found.zero_point)
+
+    return rescale
 
 
 @torch.no_grad()
@@ -99,8 +125,7 @@ def choose(
     asked: str,
     site: Site,
     grid: Grid,
-    product: Product,
-    moments: Moments,
+    gathered: Gathered,
     solve: Solver,
     rounds: bool = True,
 ) -> Choice:
@@ -110,27 +135,33 @@ def choose(
         asked: the algorithm, for the report.
         site: the weight.
         grid: that the weight has.
-        product: what multiplies it.
-        moments: of its inputs.
+        gathered: what is known of its inputs.
         solve: the solver.
         rounds: whether weights are rounded; else only the grid is fixed.
     """
     start = time.perf_counter()
-    problem = problem_of(site, grid, product, moments)
+    product = gathered.product
+    problem = problem_of(site, grid, product, gathered.moments)
     before = problem.loss(problem.nearest())  # (G, O)
     signal = problem.loss(torch.zeros_like(problem.weight)) if problem.signal is None else problem.signal
     power = float(signal.double().sum())
-    solution = solve(site.path, problem)
     figures = {"before": _share(float(before.sum()), power), "rows": float(problem.rows)}
+    solution = solve(site.path, problem)
     if solution is None:
-        return Choice(site, Entry(site.path, "left", "the algorithm leaves it", figures))
+        return Choice(site, Entry(site.path, "left", _said(gathered.note, "the algorithm leaves it"), figures))
     after = problem.loss(solution.weight)
     figures |= {"after": _share(float(after.sum()), power), **solution.figures}
-    note = solution.note
+    note = _said(gathered.note, solution.note)
+
+    def left(reason: str) -> Choice:
+        found = figures | {"after": figures["before"], "seconds": time.perf_counter() - start}
+        return Choice(site, Entry(site.path, "left", _said(note, reason), found))
+
     if not solution.on_grid:
+        weight = product.stored(solution.weight, site.parameter.shape).to(site.parameter.dtype)
         figures["seconds"] = time.perf_counter() - start
-        values = site.as_seen(product.stored(solution.weight, site.parameter.shape)).to(site.parameter.dtype)
-        return Choice(site, Entry(site.path, asked, note, figures), None, False, values)
+        values = quantized(site, site.as_seen(weight))
+        return Choice(site, Entry(site.path, asked, note, figures), values=values, weight=weight)
     weight, own = solution.weight, problem.grid if solution.grid is None else solution.grid
     if solution.grid is None:
         better = after < before
@@ -139,19 +170,19 @@ def choose(
         after = torch.where(better, after, before)
         figures |= {"after": _share(float(after.sum()), power)} | ({"kept": kept} if 0 < kept < 1 else {})
     if not float(after.sum()) < float(before.sum()):
-        figures["after"] = figures["before"]
-        figures["seconds"] = time.perf_counter() - start
-        reason = note or f"{asked} is not better than round-to-nearest"
-        return Choice(site, Entry(site.path, "left", reason, figures))
+        none = "round-to-nearest makes no error with this data"
+        return left(f"{asked} is not better than round-to-nearest" if float(before.sum()) > 0 else none)
     values = own.levels(weight) * own.spread(own.scales.to(weight))
     seen = site.as_seen(product.stored(values, site.parameter.shape)).to(site.parameter.dtype).contiguous()
     grid = _regridded(grid, own)
-    figures["seconds"] = time.perf_counter() - start
     if not _stays(site, seen, grid):
-        reason = "its quantizer would move weights that lie on its grid already"
-        return Choice(site, Entry(site.path, "left", reason, figures | {"after": figures["before"]}))
-    values = seen if rounds else site.seen().to(site.parameter.dtype)
-    return Choice(site, Entry(site.path, asked, note, figures), grid, rounds, values)
+        return left("its quantizer would move weights that lie on its grid already")
+    figures["seconds"] = time.perf_counter() - start
+    return Choice(site, Entry(site.path, asked, note, figures), grid, seen, stays=not rounds)
+
+
+def _said(*notes: str) -> str:
+    return "; ".join(filter(None, notes))
 
 
 def _share(loss: float, power: float) -> float:
@@ -159,11 +190,15 @@ def _share(loss: float, power: float) -> float:
 
 
 def _regridded(grid: Grid, own: WeightGrid) -> Grid:
-    """The grid with the scales that a solver chose."""
+    """The grid with the scales and zero points that a solver chose."""
     scale = own.scales.to(grid.scale).reshape(grid.scale.shape)
-    if torch.equal(scale, grid.scale):
+    zero_point = grid.zero_point
+    if zero_point is not None and own.zero_points is not None:
+        zero_point = own.zero_points.to(zero_point).reshape(zero_point.shape)
+    same = torch.equal(scale, grid.scale)
+    if same and (zero_point is None or grid.zero_point is None or torch.equal(zero_point, grid.zero_point)):
         return grid
-    return grid.replace(scale=scale)
+    return grid.replace(scale=scale, zero_point=zero_point)
 
 
 def _stays(site: Site, values: Tensor, grid: Grid) -> bool:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,76 +13,148 @@ from ....nn.contexts.intercepting import intercepted, quantizers_of
 from ....qcore import Grid, TensorQuant, values_of
 from ....qcore.tensor_quant import Intercept
 from ...errors import GraphError
-from ...recording.kinds import kind_of
+from ...recording.kinds import kind_of, name_of
 from ...recording.tensors import storage_of, tensors_in
-from .products import Product, product_of
+from .products import Linear, Product, product_of
 from .sites import Site
+from .unrolling import unrolled
 
-__all__ = ["Meeting", "following", "observing"]
+__all__ = ["Meet", "Meeting", "following", "observing"]
 
-Meeting = Callable[[Site, Product | None, Tensor, Tensor], Tensor | None]
-"""Called as ``(site, product, input, weight)`` where a weight meets an input; what it returns replaces the weight.
 
-The product is None for a function that isn't known as one."""
+@dataclass(frozen=True)
+class Meeting:
+    """A weight meets an input.
 
-_MOVES = frozenset({"reshape", "permute", "squeeze", "unsqueeze", "contiguous", "getitem", "chunk", "split", "to"})
+    Attributes:
+        site: the weight.
+        product: what multiplies the two; None if nothing does that is known.
+        x: the input.
+        weight: the weight, as it comes in.
+        rows: which rows of the weight these are, the first and the one behind the last.
+        why: where no product is known, what there is instead.
+    """
+
+    site: Site
+    product: Product | None
+    x: Tensor
+    weight: Tensor
+    rows: tuple[int, int]
+    why: str = ""
+
+
+Meet = Callable[[Meeting], Tensor | None]
+"""Called where a weight meets an input; what it returns replaces the weight."""
+
+_VIEWS = frozenset({"reshape", "permute", "squeeze", "unsqueeze", "getitem", "chunk", "split", "select"})
+_COPIES = frozenset({"contiguous", "to"})  # that keep every number in its place
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a weight, or a copy of some rows of it, lies in memory.
+
+    Attributes:
+        site: the weight.
+        tensor: the rows; held, so that their memory isn't given to another.
+        start: the number of the first; None for a copy that has the numbers in other places.
+    """
+
+    site: Site
+    tensor: Tensor
+    start: int | None = 0
+
+    def rows(self, part: Tensor) -> tuple[int, int] | None:
+        """Which rows of the weight a tensor in the same memory has; None if it has no whole rows, or turned ones."""
+        base = self.tensor
+        if self.site.turned:  # its layer, which turns it, is known to use the whole
+            whole = self.site.parameter.shape
+            return (0, whole[0]) if part.shape == whole else None
+        if self.start is None or part.ndim != base.ndim or part.shape[1:] != base.shape[1:]:
+            return None
+        if any(a != b for a, b, n in zip(part.stride(), base.stride(), part.shape, strict=True) if n > 1):
+            return None
+        apart, step = part.storage_offset() - base.storage_offset(), base.stride(0)
+        if apart % (step or 1):
+            return None
+        first = self.start + int(apart // (step or 1))
+        return first, first + part.shape[0]
 
 
 class _Watch(TorchFunctionMode):
     """Follows weights by their memory to the functions that multiply them."""
 
-    def __init__(self, meet: Meeting) -> None:
+    def __init__(self, meet: Meet) -> None:
         super().__init__()
         self._meet = meet
-        self._sites: dict[
-            int, tuple[Site, Tensor]
-        ] = {}  # the tensor is held, so that its memory isn't given to another
+        self._places: dict[int, _Place] = {}
 
-    def follow(self, site: Site, weight: Tensor) -> None:
+    def follow(self, place: _Place) -> None:
         """Look out for a tensor."""
-        where = storage_of(weight)
+        where = storage_of(place.tensor)
         if where is not None:
-            self._sites[where] = (site, weight)
+            self._places[where] = place
 
     def forget(self) -> None:
         """Look out for nothing any more."""
-        self._sites.clear()
+        self._places.clear()
 
-    def _site(self, tensor: object) -> Site | None:
+    def _place(self, tensor: object) -> _Place | None:
         where = storage_of(tensor) if isinstance(tensor, Tensor) else None
-        found = None if where is None else self._sites.get(where)
-        return None if found is None else found[0]
+        return None if where is None else self._places.get(where)
 
     def __torch_function__(
         self, func: Callable[..., Any], types: object, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if not self._sites:
+        if not self._places:
             return func(*args, **kwargs)
         with torch._C.DisableTorchFunction():
             kind = kind_of(func) if callable(func) else None
             named = None if kind is None else product_of(func, args, kwargs)
             if named is not None:
-                product, given = named
-                site = self._site(given["weight"])
-                if site is not None:
-                    other = self._meet(site, product, values_of(given["input"]), given["weight"])
-                    if other is not None:
-                        args, kwargs = _with_weight(args, kwargs, other)
+                other = self._multiplied(*named)
+                if other is not None:
+                    args, kwargs = _with_weight(args, kwargs, other)
             else:
-                read = tensors_in((args, kwargs))
-                sites = [(each, self._site(each)) for each in read]
-                known = [(each, site) for each, site in sites if site is not None]
-                if known and kind not in _MOVES and len(read) > len(known):
-                    for weight, site in known:
-                        others = [each for each, other in sites if other is None]
-                        self._meet(site, None, others[0], weight)
-                elif known and kind in _MOVES:
+                known = [(each, place) for each in tensors_in((args, kwargs)) if (place := self._place(each))]
+                if known and kind in _VIEWS | _COPIES:
                     out = func(*args, **kwargs)
-                    for made in tensors_in(out):
-                        self.follow(known[0][1], made)
+                    self._moved(known[0][1], known[0][0], kind in _COPIES, out)
                     return out
+                if known:
+                    self._otherwise(func, kind, known, args, kwargs)
         return func(*args, **kwargs)
+
+    def _multiplied(self, product: Product, given: Mapping[str, Any]) -> Tensor | None:
+        weight, place = given["weight"], self._place(given["weight"])
+        if place is None:
+            return None
+        rows, x = place.rows(weight), values_of(given["input"])
+        if rows is None or (rows != (0, place.site.parameter.shape[0]) and type(product) is not Linear):
+            return self._meet(Meeting(place.site, None, x, weight, (0, 0), "its layer multiplies parts of it"))
+        return self._meet(Meeting(place.site, product, x, weight, rows))
+
+    def _moved(self, place: _Place, weight: Tensor, copied: bool, out: object) -> None:
+        """Follow what a function made of a weight."""
+        rows = place.rows(weight)
+        for made in tensors_in(out):
+            if storage_of(made) != storage_of(weight):
+                kept = copied and rows is not None and made.shape == weight.shape
+                self.follow(_Place(place.site, made, rows[0] if kept and rows is not None else None))
+
+    def _otherwise(
+        self, func: object, kind: str | None, known: list[tuple[Tensor, _Place]], args: Any, kwargs: Any
+    ) -> None:
+        """A function that isn't known as a product reads weights, and something else."""
+        others = [each for each in tensors_in((args, kwargs)) if self._place(each) is None]
+        for weight, place in known if others else ():
+            said = (
+                "it selects rows of it, for which round-to-nearest is best"
+                if kind == "embedding"
+                else f"its layer uses it in {name_of(func)}, which is neither a linear layer nor a convolution"
+            )
+            self._meet(Meeting(place.site, None, others[0], weight, (0, 0), said))
 
 
 def _with_weight(
@@ -96,25 +169,25 @@ def _with_weight(
 def observing(
     model: nn.Module,
     sites: Mapping[TensorQuant, Site],
-    meet: Meeting,
+    meet: Meet | None,
     chosen: Mapping[Site, Tensor] | None = None,
     grids: dict[Site, Grid] | None = None,
     kept: dict[Site, tuple[Tensor, Grid | None]] | None = None,
     *,
     floats: bool = False,
 ) -> Iterator[None]:
-    """See what the weights of a model meet for the length of the block.
+    """See what the weights of a model meet for the length of the block. Recurrent layers run step by step.
 
     Args:
         model: with the layers of the sites.
         sites: by their quantizers.
-        meet: called whenever a weight meets an input.
+        meet: called whenever a weight meets an input; None where nobody looks, so that other weights stand in alone.
         chosen: what stands in for the quantized weight of a site, as its quantizer sees the weight.
         grids: where the grid of each weight is put, as the forward had it.
         kept: where quantized weights are kept for the next time, if they depend on no input.
         floats: all quantizers are off, and the weights are the float ones.
     """
-    watch = _Watch(meet)
+    watch = None if meet is None else _Watch(meet)
     known = {} if chosen is None else chosen
 
     def intercept(path: str) -> Intercept:
@@ -134,7 +207,8 @@ def observing(
                 if grids is not None and grid is not None:
                     grids[site] = grid
                 values = known[site].to(values.dtype) if site in known and not floats else values
-                watch.follow(site, values)
+                if watch is not None:
+                    watch.follow(_Place(site, values))
             return values, grid
 
         return stand_in
@@ -143,20 +217,23 @@ def observing(
     if not floats:
         quantizers = {path: each for path, each in quantizers.items() if each in sites}
     with ExitStack() as stack:
+        stack.enter_context(unrolled(model))
         stack.enter_context(intercepted(quantizers, intercept))
-        stack.enter_context(watch)
-        stack.callback(watch.forget)
+        if watch is not None:
+            stack.enter_context(watch)
+            stack.callback(watch.forget)
         yield
 
 
 @contextmanager
-def following(reference: nn.Module, sites: Iterable[Site], meet: Meeting) -> Iterator[None]:
+def following(reference: nn.Module, sites: Iterable[Site], meet: Meet | None) -> Iterator[None]:
     """The same for the float model whose layers have the paths of the sites'.
 
     Raises:
         GraphError: it has other layers.
     """
-    named, watch = dict(reference.named_modules()), _Watch(meet)
+    named = dict(reference.named_modules())
+    watch = _Watch((lambda meeting: None) if meet is None else meet)
     for site in sites:
         weight = getattr(named.get(site.module), site.slot.parameter or "", None)
         if not isinstance(weight, Tensor) or weight.shape != site.parameter.shape:
@@ -165,6 +242,9 @@ def following(reference: nn.Module, sites: Iterable[Site], meet: Meeting) -> Ite
                 f"The reference has {lacks} {site.module}. Pass the float model that this one was made from, with the "
                 "same paths."
             )
-        watch.follow(site, weight)
+        watch.follow(_Place(site, weight))
+    if meet is None:
+        yield
+        return
     with watch:
         yield

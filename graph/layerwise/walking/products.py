@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...recording.kinds import kind_of
 
-__all__ = ["Convolution", "Linear", "Product", "Transposed", "product_of"]
+__all__ = ["Convolution", "Linear", "Product", "Stacked", "Transposed", "product_of"]
 
 
 class Product(Protocol):
@@ -70,6 +70,24 @@ class Linear:
         if chosen is not None:
             apart = apart.gather(1, chosen.unsqueeze(2).expand(-1, -1, x.shape[-1]))
         return apart.reshape(-1, 1, x.shape[-1])
+
+
+@dataclass(frozen=True)
+class Stacked(Linear):
+    """Linear layers whose weights are kept as one, such as the projections of queries, keys and values.
+
+    Args:
+        parts: how many; each has inputs of its own.
+
+    Example:
+        >>> Stacked(3).matrix(torch.ones(12, 8)).shape
+        torch.Size([3, 4, 8])
+    """
+
+    parts: int = 1
+
+    def matrix(self, weight: Tensor) -> Tensor:
+        return weight.reshape(self.parts, -1, weight.shape[-1])
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,17 @@ from ....nn.layer import QuantLayer
 from ....nn.slots import Slot
 from ....nn.weight_layer import WeightLayer
 from ....qcore import Grid, GridQuant, TensorQuant
+from ....qcore.rounding import HalfEven, HalfUp, StochasticRounding
 from ..problem import WeightGrid
 
-__all__ = ["Site", "sites_of"]
+__all__ = ["Site", "shared_parameters", "sites_of"]
+
+
+def _to_nearest(rounding: object) -> bool:
+    """Whether a quantizer rounds to nearest in evaluation."""
+    if isinstance(rounding, StochasticRounding):
+        return rounding.deterministic
+    return type(rounding) in (HalfEven, HalfUp) or rounding is torch.round
 
 
 @dataclass(eq=False)
@@ -60,6 +68,12 @@ class Site:
         return stored if layer is None else layer._outputs_first(stored)
 
     @property
+    def turned(self) -> bool:
+        """Whether the quantizer sees the weight in another shape than that in which the layer keeps it."""
+        layer = self._turning
+        return layer is not None and type(layer)._as_stored is not WeightLayer._as_stored
+
+    @property
     def _turning(self) -> WeightLayer | None:
         """The layer, if it shows the weight to its quantizer in another shape."""
         return self.layer if isinstance(self.layer, WeightLayer) and self.slot.name == "weight" else None
@@ -67,6 +81,8 @@ class Site:
     def why_not(self) -> str | None:
         """Why no algorithm may choose this weight; None if one may."""
         quant = self.quant
+        if self.layer._modules.get("correction") is not None:
+            return "it has a correction, which fits its weight as it is; remove it first, del layer.correction"
         if not isinstance(quant, GridQuant):
             return f"its quantizer is a {type(quant).__name__}, which says of no grid before the weight is known"
         if quant.transform is not None:
@@ -75,6 +91,9 @@ class Site:
             return "it shares its quantizer with other weights"
         if quant.clock is not None or quant._format is None:
             return "its levels change in training"
+        if not _to_nearest(quant.rounding):
+            name = getattr(quant.rounding, "name", type(quant.rounding).__name__)
+            return f"its quantizer rounds in a way of its own ({name}), not to nearest"
         if not isinstance(self.layer._parameters.get(self.slot.parameter or ""), nn.Parameter):
             return "its weight is parametrized"
         return None
@@ -120,3 +139,13 @@ def _sites(model: nn.Module) -> Iterator[Site]:
                 if known is not None:
                     name = path if slot.name == "weight" else f"{path}.{slot.name}".lstrip(".")
                     yield Site(name, layer, slot, quant, path)
+
+
+def shared_parameters(model: nn.Module) -> dict[int, list[str]]:
+    """The paths of the parameters that several modules hold, by the identity of each."""
+    found: dict[int, list[str]] = {}
+    for path, module in model.named_modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                found.setdefault(id(parameter), []).append(f"{path}.{name}".lstrip("."))
+    return {key: paths for key, paths in found.items() if len(paths) > 1}

@@ -1,7 +1,7 @@
 """The stages of a walk through a model: what runs between a few tensors that are kept."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree
 
 from ....nn.contexts.freezing import frozen
+from ...errors import GraphError
 from ...recording.examples import Call
 from .chain import Chain, Reached, replaced_forward, stopping_at
 
@@ -26,7 +27,7 @@ class Kept:
 
     Example:
         >>> kept = Kept(None, "cpu")
-        >>> kept.put([((torch.ones(2),), {})])
+        >>> kept.append(((torch.ones(2),), {}))
         >>> kept[0], len(kept)
         (((tensor([1., 1.]),), {}), 1)
     """
@@ -39,9 +40,9 @@ class Kept:
             self._folder = TemporaryDirectory(dir=wait_on, prefix="bitwright-")
         self._calls: list[Any] = []
 
-    def put(self, calls: Sequence[Call]) -> None:
-        """Keep these instead."""
-        self._calls = [self._away(number, each) for number, each in enumerate(calls)]
+    def append(self, call: Call) -> None:
+        """Keep one more."""
+        self._calls.append(self._away(len(self._calls), call))
 
     def replace(self, number: int, call: Call) -> None:
         """Keep this one in the place of another."""
@@ -65,6 +66,12 @@ class Kept:
 
     def __iter__(self) -> Iterator[Call]:
         return (self[number] for number in range(len(self)))
+
+    def close(self) -> None:
+        """Keep nothing any more; what was on disk is removed."""
+        self._calls.clear()
+        if self._folder is not None:
+            self._folder.cleanup()
 
 
 def _to(device: torch.device | str, call: Any) -> Any:
@@ -115,7 +122,7 @@ def _short(model: nn.Module, chain: Chain, out: object) -> Iterator[None]:
 
 def stages_of(
     model: nn.Module, chain: Chain | None, calls: Sequence[Call], wait_on: str | Path = "device"
-) -> Iterator[tuple[Stage, Kept]]:
+) -> Generator[tuple[Stage, Kept]]:
     """The stages of a model, each with the arguments for it; between two, what the first returns is handed on.
 
     The caller runs a stage as often as it likes. When it asks for the next, the stage runs once more for every batch.
@@ -125,10 +132,14 @@ def stages_of(
         chain: its blocks, or None for one stage.
         calls: the arguments of the forwards.
         wait_on: where arguments wait, see `Kept`.
+
+    Raises:
+        GraphError: a batch doesn't reach the chain.
     """
     device = next((each.device for each in model.parameters()), None)
     whole = Kept(None, "device")
-    whole.put(calls)
+    for call in calls:
+        whole.append(call)
     if chain is None:
         yield Stage("", lambda call, number: model(*call[0], **call[1])), whole
         return
@@ -140,26 +151,31 @@ def stages_of(
 
     stage = Stage("", head)
     yield stage, whole
-    kept = Kept(device, wait_on)
-    reached = [stage.result(call, number) for number, call in enumerate(whole)]
-    kept.put([each.call for each in reached if isinstance(each, Reached) and each.call is not None])
-    del reached
-    for number, path in enumerate(chain.paths):
-        block = model.get_submodule(path)
-        stage = Stage(path, _runner(block), [path])
-        yield stage, kept
-        with frozen(block):
-            for index in range(len(kept)):
-                call = kept[index]
-                out = stage.result(call, index)
-                last = number + 1 == len(chain.paths)
-                kept.replace(index, ((out,), {}) if last else chain.follow(number + 1, call, out))
+    with closing(Kept(device, wait_on)) as kept:
+        for number, call in enumerate(whole):
+            reached = stage.result(call, number)
+            if not isinstance(reached, Reached) or reached.call is None:
+                raise GraphError(
+                    f"Batch {number} doesn't come to {chain.paths[0]}, the first block. Leave that batch out, or name "
+                    "other blocks."
+                )
+            kept.append(reached.call)
+        for number, path in enumerate(chain.paths):
+            block = model.get_submodule(path)
+            stage = Stage(path, _runner(block), [path])
+            yield stage, kept
+            with frozen(block):
+                for index in range(len(kept)):
+                    call = kept[index]
+                    out = stage.result(call, index)
+                    last = number + 1 == len(chain.paths)
+                    kept.replace(index, ((out,), {}) if last else chain.follow(number + 1, call, out))
 
-    def tail(call: Call, number: int) -> object:
-        with _short(model, chain, kept[number][0][0]):
-            return model(*call[0], **call[1])
+        def tail(call: Call, number: int) -> object:
+            with _short(model, chain, kept[number][0][0]):
+                return model(*call[0], **call[1])
 
-    yield Stage("", tail), whole
+        yield Stage("", tail), whole
 
 
 def _runner(block: nn.Module) -> Callable[[Call, int], object]:

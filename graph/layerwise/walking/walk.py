@@ -1,16 +1,19 @@
 """A walk through a model, weight by weight, with what the layers before have become."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.utils import _pytree
 
 from ....nn.contexts.freezing import frozen
 from ....nn.contexts.intercepting import quantizers_of
 from ....qcore import Grid, TensorQuant
 from ....qcore.models import require_model
+from ....qcore.scaling.pooling import distributed, lowest, summed
 from ...calibration.progress import tracked
 from ...errors import GraphError
 from ...measuring.batches import batches_of
@@ -22,33 +25,18 @@ from ...recording.examples import Call
 from ..reports import LayerwiseReport
 from .chain import Chain, chain_of
 from .choosing import Choice, Solver, choose
-from .gathering import Gatherer, View
-from .moments import Moments
-from .observing import following, observing
-from .products import Product
-from .resuming import Checkpoint
-from .sites import Site, sites_of
+from .gathering import Gathered, Gatherer, View
+from .guarding import check_options, devices_of, uninterrupted
+from .masking import USUAL, Masks
+from .observing import Meet, following, observing
+from .resuming import Checkpoint, fingerprint
+from .sites import Site, shared_parameters, sites_of
 from .stages import Stage, stages_of
+from .surveying import Met, Survey
 
 __all__ = ["walk_blocks"]
 
 _REPRODUCED = 1e-4
-
-
-@dataclass
-class _Met:
-    """Where a weight was met in the first forward."""
-
-    inputs: list[Tensor] = field(default_factory=list)
-    products: list[Product | None] = field(default_factory=list)
-    parts: bool = False
-
-    def why_not(self) -> str | None:
-        if self.parts:
-            return "its layer uses it in parts"
-        if any(each is None for each in self.products):
-            return "its layer multiplies it by a function that isn't a linear layer's or a convolution's"
-        return None
 
 
 def walk_blocks(
@@ -59,75 +47,91 @@ def walk_blocks(
     reference: nn.Module | None = None,
     blocks: Sequence[str] | None = None,
     float_inputs: bool = True,
-    mask: str | None = "attention_mask",
+    mask: str | None = USUAL,
     rows: int | None = None,
     wait_on: str | Path = "device",
     checkpoint: str | Path | None = None,
     progress: bool = True,
     rounds: bool = True,
+    settings: Mapping[str, object] | None = None,
     name: str = "walk_blocks",
 ) -> LayerwiseReport:
     """Choose the weights of a quantized model layer by layer, each for the inputs that it gets from those before it.
 
-    For every weight, in the order in which the model uses them, ``solve(path, problem)`` gets a `Problem`: the weight
-    as a matrix, its grid, and the second moments of its inputs in the quantized model (with all weights before it as
-    they were chosen) and in the float one. It returns a `Solution`, or None to leave the weight. The grid is fixed, see
-    `GridQuant.fix`. What is no better than rounding to nearest is not kept, output by output.
+        For every weight, in the order in which the model uses them, ``solve(path, problem)`` gets a `Problem`: the weight
+        as a matrix, its grid, and the second moments of its inputs in the quantized model (with all weights before it as
+        they were chosen) and in the float one. It returns a `Solution`, or None to leave the weight. The grid is fixed, see
+        `GridQuant.fix`. What is no better than rounding to nearest is not kept, output by output.
 
-    Where the model is a chain of blocks, such as the layers of a transformer, every block runs on what the one before
-    it returned, and the inputs of two blocks are kept. Else all that comes before a layer runs again for every layer,
-    or, with a single batch, all is done in one forward, in which the inputs of all layers are kept.
+        Where the model is a chain of blocks, such as the layers of a transformer, every block runs on what the one before
+        it returned, and the inputs of two blocks are kept. Else all that comes before a layer runs again for every layer,
+        or, with a single batch, all is done in one forward, in which the inputs of all layers are kept.
 
-    The parameters stay as they are until the walk has ended; until then, codes are kept. If anything fails, nothing
-    has changed.
+        The parameters stay as they are until the walk has ended; until then, codes are kept. If anything fails, nothing
+        has changed. Where several processes walk, each with data of its own, the moments are those of all of it, and all
+        processes come to the same weights.
 
-    Args:
-        model: a quantized model with calibrated activations. It evaluates, whatever its mode.
-        data: one batch, or an iterable of batches, as for `correct_biases`.
-        solve: called as ``solve(path, problem)``.
-        reference: the float model, with the same paths; by default the model itself with its quantizers off.
-        blocks: paths of the blocks; by default the largest list of modules that is a chain, if there is one.
-        float_inputs: whether problems have the inputs of the float model, ``cross``; without it the walk is shorter.
-        mask: the keyword argument that says which tokens count: (samples, tokens), 0 for padding. None for all.
-        rows: how many inputs of a layer are used at most, spread evenly over samples; by default 64 for each column
-            of the matrix, but from 2048 to 24576, and never less than 8.
-        wait_on: where the inputs of a block wait while others run: ``"device"``, ``"cpu"``, or a folder.
-        checkpoint: a file that holds what was chosen so far, after every block. If it exists, the walk goes on there.
-        progress: whether a bar shows how far it has come.
-        rounds: whether weights are rounded; False fixes their grids alone.
-        name: what the report calls the algorithm.
+        Memory, besides the model: of a chain, the inputs of one block for all batches (on the device, the CPU or on disk,
+        see ``wait_on``), twice with ``float_inputs``, and one byte for each weight that was chosen; while a weight is
+        chosen, its matrix of moments, thrice with ``float_inputs``, and what the algorithm needs. None of it but the codes
+        grows with the number of blocks.
 
-    Returns:
-        An entry for every weight with a quantizer.
+        Args:
+            model: a quantized model with calibrated activations. It evaluates, whatever its mode.
+            data: one batch, or an iterable of batches, as for `correct_biases`.
+            solve: called as ``solve(path, problem)``.
+            reference: the float model, with the same paths; by default the model itself with its quantizers off.
+            blocks: paths of the blocks; by default the largest list of modules that is a chain, if there is one.
+            float_inputs: whether problems have the inputs of the float model, ``cross``; without it the walk is shorter.
+                mask: the argument that says which tokens count: (samples, tokens), 0 for padding. None for all.
+            rows: how many inputs of a layer are used at most, spread evenly over samples, of which each gives one at least;
+                by default 64 for each column of the matrix, but from 2048 to 24576, and never less than 8. Recurrent layers
+                use all.
+                wait_on: where the inputs of a block wait while others run: ``"device"``, ``"cpu"``, or a folder.
+            checkpoint: a file that holds what was chosen so far, after every block. If it exists, the walk goes on there.
+            progress: whether a bar shows how far it has come.
+            rounds: whether weights are rounded; False fixes their grids alone.
+            settings: of ``solve``, which a checkpoint has to agree with.
+            name: what the report calls the algorithm.
 
-    Raises:
-        GraphError: nothing could be done, activations without a range, no data, blocks that are no chain, or a
-            checkpoint of something else.
+        Returns:
+            An entry for every weight with a quantizer.
 
-    Example:
-        >>> import torch
-        >>> import bitwright.nn as qnn
-        >>> model = nn.Sequential(qnn.QuantLinear(8, 4, weight_bit_width=3), nn.ReLU(), qnn.QuantLinear(4, 2)).eval()
-        >>> def to_nearest(path, problem):
-        ...     print(path, tuple(problem.weight.shape), problem.rows)
-        >>> report = walk_blocks(model, torch.rand(32, 8), to_nearest)
-        0 (1, 4, 8) 32
-        2 (1, 2, 4) 32
+        Raises:
+            GraphError: nothing could be done, activations without a range, no data, blocks that are no chain, or a
+                checkpoint of something else.
+
+        Example:
+            >>> import torch
+            >>> import bitwright.nn as qnn
+            >>> model = nn.Sequential(qnn.QuantLinear(8, 4, weight_bit_width=3), nn.ReLU(), qnn.QuantLinear(4, 2)).eval()
+            >>> def to_nearest(path, problem):
+            ...     print(path, tuple(problem.weight.shape), problem.rows)
+            >>> report = walk_blocks(model, torch.rand(32, 8), to_nearest)
+            0 (1, 4, 8) 32
+            2 (1, 2, 4) 32
     """
     require_model(name, model, GraphError)
     if reference is not None:
         require_model(name, reference, GraphError)
+    check_options(name, blocks, rows, wait_on)
     calls = batches_of(name, model, data)
-    walk = _Walk(name, model, reference, solve, float_inputs, mask, rows, progress, rounds)
+    walk = _Walk(name, model, reference, solve, float_inputs, Masks.among(name, model, calls, mask), rows, rounds)
     walk.check()
     with ExitStack() as stack:
+        stack.enter_context(torch.random.fork_rng(devices_of(model)))
         stack.enter_context(evaluating(*(each for each in (model, reference) if each is not None)))
         stack.enter_context(frozen(model))
         chain = walk.survey(calls, blocks)
-        saved = None if checkpoint is None else Checkpoint(checkpoint, name, walk.sites)
-        if saved is not None:
-            walk.resume(saved)
-        walk.go(chain, calls, wait_on, saved)
+        saved = None
+        if checkpoint is not None:
+            relevant = {"rows": rows, "mask": mask, "float_inputs": float_inputs, **(settings or {})}
+            of = {"model": fingerprint(model), "data": fingerprint(calls)}
+            if reference is not None:
+                of["reference"] = fingerprint(reference)
+            saved = Checkpoint(checkpoint, name, list(walk.survey_of.met), relevant, of)
+            walk.choices |= saved.choices()
+        walk.go(chain, calls, wait_on, saved, progress)
     return walk.finish()
 
 
@@ -141,21 +145,24 @@ class _Walk:
         reference: nn.Module | None,
         solve: Solver,
         float_inputs: bool,
-        mask: str | None,
+        masks: Masks,
         rows: int | None,
-        progress: bool,
         rounds: bool,
     ) -> None:
         self.name, self.model, self.reference, self.solve = name, model, reference, solve
-        self.float_inputs, self.mask, self.rows, self.progress = float_inputs, mask, rows, progress
-        self.rounds = rounds
+        self.float_inputs, self.masks, self.rows, self.rounds = float_inputs, masks, rows, rounds
         self.left: dict[str, str] = {}
         self.sites: dict[TensorQuant, Site] = {}
-        self.met: dict[Site, _Met] = {}
+        self.survey_of = Survey()
         self.choices: dict[Site, Choice] = {}
         self.chosen: dict[Site, Tensor] = {}
         self.grids: dict[Site, Grid] = {}
         self.kept: dict[Site, tuple[Tensor, Grid | None]] = {}  # quantized weights of a stage
+
+    @property
+    def met(self) -> Mapping[Site, Met]:
+        """The weights to be chosen, in their order."""
+        return self.survey_of.met
 
     # What there is to do
 
@@ -167,12 +174,27 @@ class _Walk:
                 f"{self.name}: this {type(self.model).__name__} has no quantized weight. Quantize it first: "
                 "quantize(model, {nn.Conv2d: W8A8, nn.Linear: W8A8})."
             )
+        tied = shared_parameters(self.model)
         for site in found:
+            others = tied.get(id(site.parameter), [])
             why = site.why_not()
+            if why is None and others:
+                why = f"its weight is one parameter of {' and '.join(others)}"
             if why is None:
                 self.sites[site.quant] = site
             else:
                 self.left[site.path] = why
+        if not self.sites:
+            raise GraphError(self._nothing())
+        meta = [path for path, each in self.model.named_parameters() if each.is_meta]
+        if meta:
+            raise GraphError(f"{self.name}: {meta[0]} is on the meta device, without numbers. Load the model first.")
+        sharded = [path for path, each in self.model.named_parameters() if isinstance(each, DTensor)]
+        if sharded:
+            raise GraphError(
+                f"{self.name}: {sharded[0]} is sharded over processes, and {self.name} works on whole matrices. Call "
+                "it before fully_shard. Processes that have the whole model may each have a share of the data."
+            )
         lacking = [path for path, each in quantizers_of(self.model).items() if not each.calibrated]
         if lacking:
             more = f" and {len(lacking) - 8} more" if len(lacking) > 8 else ""
@@ -187,59 +209,68 @@ class _Walk:
         several = (samples_in(calls[0]) or 0) > 1
         call = taken(calls[0], slice(0, 1)) if several else calls[0]
         try:
-            chain = self._surveyed(call, blocks)
+            out = self._look(call)
         except GraphError:
             raise
         except Exception:
             if not several:
                 raise
-            chain = self._surveyed(calls[0], blocks)  # a model that takes no single sample
+            call = calls[0]  # a model that takes no single sample
+            self.survey_of = Survey()
+            out = self._look(call)
+        for other in calls if several else calls[1:]:
+            if len(self.met) == len(self.sites):
+                break
+            self._look(other)
+        self.survey_of.pool(self.sites.values())
         for site, met in list(self.met.items()):
             why = met.why_not()
             if why is not None:
                 self.left[site.path] = why
-                del self.met[site], self.sites[site.quant]
-        for site in list(self.sites.values()):
+                self.survey_of.drop(site)
+        for site in self.sites.values():
             if site not in self.met:
-                self.left.setdefault(site.path, "no data reaches it, or it only selects rows of its weight")
-                del self.sites[site.quant]
+                self.left.setdefault(site.path, "no data reaches it")
+        self.sites = {site.quant: site for site in self.met}
         if not self.sites:
             raise GraphError(self._nothing())
-        return chain
+        return self._chain(call, out, blocks)
 
-    def _surveyed(self, call: Call, blocks: Sequence[str] | None) -> Chain | None:
-        self.met = {}
-
-        def meet(site: Site, product: Product | None, x: Tensor, weight: Tensor) -> None:
-            found = self.met.setdefault(site, _Met())
-            found.inputs.append(x)
-            found.products.append(product)
-            found.parts = found.parts or weight.shape != site.parameter.shape
-
-        with observing(self.model, self.sites, meet, floats=True):
+    def _look(self, call: Call) -> object:
+        """See what the weights meet in a forward; what it returns."""
+        with observing(self.model, self.sites, self.survey_of.see, floats=True):
             out = self.model(*call[0], **call[1])
-            met, self.met = self.met, {}
+        self.survey_of.end()
+        return out
+
+    def _chain(self, call: Call, out: object, blocks: Sequence[str] | None) -> Chain | None:
+        """The chain that the model is, for all processes; None if it is none."""
+        with observing(self.model, self.sites, None, floats=True):
             chain = chain_of(self.model, call, blocks)
-            reproduced = chain is None or self._reproduces(chain, call, out)
-        if not reproduced:
-            if blocks is not None:
-                raise GraphError(
-                    f"{self.name}: blocks={list(blocks)} is no chain: what they return is used elsewhere, too. Leave "
-                    "blocks out, or name others."
-                )
-            chain = None
-        self.met = met
-        return chain
+            reproduced = chain is not None and self._reproduces(chain, call, out)
+        if chain is not None and not reproduced and blocks is not None:
+            raise GraphError(
+                f"{self.name}: blocks={list(blocks)} is no chain: run one by one, they don't give what the model does. "
+                "What they return is used elsewhere, too, or they keep something from one forward to the next. Leave "
+                "blocks out, or name others."
+            )
+        agreed = reproduced
+        if distributed():
+            agreed = bool(lowest(torch.tensor(float(reproduced), device=next(iter(self.met)).parameter.device)))
+        return chain if agreed else None
 
     def _reproduces(self, chain: Chain, call: Call, out: object) -> bool:
-        """Whether running the blocks one by one gives what the model does."""
+        """Whether running the blocks one by one gives what the model does, the second time, too."""
         result: object = None
-        for stage, kept in stages_of(self.model, chain, [call]):
-            result = stage(kept[0], 0)
-            stage.results[0] = result
         try:
+            with closing(stages_of(self.model, chain, [call])) as stages:
+                for stage, kept in stages:
+                    result, again = stage(kept[0], 0), stage(kept[0], 0)
+                    if difference(result, again)[0] > _REPRODUCED:
+                        return False
+                    stage.results[0] = result
             return difference(out, result)[0] <= _REPRODUCED
-        except ValueError:
+        except Exception:  # whatever a block makes of being called twice: then the model runs as a whole
             return False
 
     def _nothing(self) -> str:
@@ -249,33 +280,37 @@ class _Walk:
         said = "; ".join(f"{', '.join(paths[:8])}: {why}" for why, paths in reasons.items())
         return f"{self.name}: nothing to do. {said}."
 
-    def resume(self, saved: Checkpoint) -> None:
-        """Take over what was chosen before."""
-        self.choices |= saved.choices()
-
     # The walk
 
-    def go(self, chain: Chain | None, calls: Sequence[Call], wait_on: str | Path, saved: Checkpoint | None) -> None:
+    def go(
+        self,
+        chain: Chain | None,
+        calls: Sequence[Call],
+        wait_on: str | Path,
+        saved: Checkpoint | None,
+        progress: bool,
+    ) -> None:
         """Solve all, stage by stage."""
-        total = sum(samples_in(call) or 1 for call in calls)
-        masks = [None if self.mask is None else call[1].get(self.mask) for call in calls]
-        floats = self.model if self.reference is None else self.reference
-        steps = iter(stages_of(self.model, chain, calls, wait_on))
-        shadow = iter(stages_of(floats, chain, calls, wait_on)) if self.float_inputs else None
+        other = self.model if self.reference is None else self.reference
         todo = [site for site in self.met if site not in self.choices]
-        with closing(tracked(todo, self.name, unit="weights", shown=self.progress)) as bar:
+        total = self._samples(calls)
+        with ExitStack() as stack:
+            bar = stack.enter_context(closing(tracked(todo, self.name, unit="weights", shown=progress)))
+            steps = stack.enter_context(closing(stages_of(self.model, chain, calls, wait_on)))
+            shadow = stack.enter_context(closing(stages_of(other, chain, calls, wait_on)))
             first, leaving = True, list[Site]()
             while True:
-                with self._quantized(_ignored):
-                    stage, kept = next(steps, (None, None))
-                float_stage = float_kept = None
-                if shadow is not None:
-                    with self._floats(_ignored):
-                        float_stage, float_kept = next(shadow, (None, None))
-                if stage is None or kept is None:
+                with self._quantized(None):
+                    found = next(steps, None)
+                beside = None
+                if self.float_inputs:
+                    with self._floats(None):
+                        beside = next(shadow, None)
+                if found is None:
                     break
                 self.kept.clear()
-                here = self._sites_in(stage, chain, first)
+                self.grids.clear()
+                here = self._sites_in(found[0], chain, first)
                 for site in here:
                     if site in self.choices and (values := self.choices[site].chosen) is not None:
                         self.chosen[site] = values
@@ -284,20 +319,23 @@ class _Walk:
                     self.chosen.pop(site, None)
                 work = [site for site in here if site not in self.choices]
                 if work:
-                    views = View(stage, kept, self._quantized), None
-                    if float_stage is not None and float_kept is not None:
-                        views = views[0], View(float_stage, float_kept, self._floats)
-                    gather = Gatherer(*views, masks, total, self.rows)
-                    for site in gather.solved(work, self._counts(), self.choose):
+                    quantized = View(*found, self._quantized)
+                    floats = None if beside is None else View(*beside, self._floats)
+                    gatherer = Gatherer(quantized, floats, self.masks, total, self.rows)
+                    for site in gatherer.solved(work, self.met, self.choose):
                         next(bar, site)
                     if saved is not None:
                         saved.save(self.choices)
-                leaving = [site for site in here if site in self.choices] if stage.name else []
+                leaving = [site for site in here if site in self.choices] if found[0].name else []
                 first = False
 
-    def _counts(self) -> Mapping[Site, int]:
-        """How often each weight is used in one forward."""
-        return {site: len(met.inputs) for site, met in self.met.items()}
+    def _samples(self, calls: Sequence[Call]) -> int:
+        """How many samples all processes have."""
+        total = sum(samples_in(call) or _largest(call) for call in calls)
+        if not distributed():
+            return total
+        device = next(iter(self.met)).parameter.device
+        return int(summed(torch.tensor(float(total), dtype=torch.float64, device=device)))
 
     def _sites_in(self, stage: Stage, chain: Chain | None, first: bool) -> list[Site]:
         """The weights that a stage uses."""
@@ -313,12 +351,12 @@ class _Walk:
         return [site for site in outside if not starts or order.index(site) < starts[0]]
 
     @contextmanager
-    def _quantized(self, meet: Callable[..., Tensor | None]) -> Iterator[None]:
+    def _quantized(self, meet: Meet | None) -> Iterator[None]:
         with observing(self.model, self.sites, meet, self.chosen, self.grids, self.kept):
             yield
 
     @contextmanager
-    def _floats(self, meet: Callable[..., Tensor | None]) -> Iterator[None]:
+    def _floats(self, meet: Meet | None) -> Iterator[None]:
         if self.reference is None:
             with observing(self.model, self.sites, meet, floats=True):
                 yield
@@ -326,10 +364,12 @@ class _Walk:
             with following(self.reference, self.sites.values(), meet):
                 yield
 
-    def choose(self, site: Site, product: Product, moments: Moments) -> Choice:
+    def choose(self, site: Site, gathered: Gathered) -> Choice:
         """Solve one problem."""
-        moments.pool()
-        choice = choose(self.name, site, self.grids[site], product, moments, self.solve, self.rounds)
+        grid = self.grids.get(site)
+        if grid is None:  # another process's data reached it
+            grid = site.quant.grid(site.seen())  # type: ignore[operator]
+        choice = choose(self.name, site, grid, gathered, self.solve, self.rounds)
         self.choices[site] = choice
         if choice.values is not None:
             self.chosen[site] = choice.values
@@ -337,20 +377,25 @@ class _Walk:
 
     def finish(self) -> LayerwiseReport:
         """Write what was chosen, and report it."""
-        if not any(choice.chosen is not None for choice in self.choices.values()) and not self.choices:
+        if not self.choices:
             raise GraphError(self._nothing())
-        for choice in self.choices.values():
-            choice.write()
+        with uninterrupted():
+            for choice in self.choices.values():
+                choice.fix()
+            for choice in self.choices.values():
+                choice.write()
         entries = {choice.entry.path: choice.entry for choice in self.choices.values()}
         entries |= {path: Entry(path, "left", why) for path, why in self.left.items()}
         for site in self.met:
             entries.setdefault(site.path, Entry(site.path, "left", "no data reaches it"))
         order = [site.path for site in sites_of(self.model)]
-        return LayerwiseReport(self.name, tuple(entries[path] for path in order if path in entries))
+        return LayerwiseReport(self.name, tuple(entries[path] for path in order))
 
 
-def _ignored(*args: object) -> None:
-    return None
+def _largest(call: Call) -> int:
+    """How many samples a forward has, where its tensors say different things."""
+    tensors = [each for each in _pytree.tree_leaves(call) if isinstance(each, Tensor)]
+    return max((each.shape[0] for each in tensors if each.ndim), default=1)
 
 
 def _within(path: str, parents: Sequence[str]) -> bool:

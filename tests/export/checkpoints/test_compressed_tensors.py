@@ -12,7 +12,7 @@ import bitwright.nn as qnn
 from bitwright import quantizers
 from bitwright.export import ExportError, export_compressed_tensors
 from bitwright.export.checkpoints.compressed_tensors.words import in_bytes, in_words
-from bitwright.nn.low_rank import LowRank
+from bitwright.nn.branches.low_rank import LowRank
 from bitwright.qcore import E2M1, E2M3, E4M3, PerAxis, PerGroup
 from bitwright.quantizers import (
     Int4WeightPerGroup,

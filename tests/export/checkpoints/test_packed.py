@@ -11,7 +11,7 @@ import bitwright.nn as qnn
 from bitwright import quantizers
 from bitwright.export import ExportError, load_packed, pack_integers, save_packed
 from bitwright.graph import quantize
-from bitwright.nn.low_rank import LowRank
+from bitwright.nn.branches.low_rank import LowRank
 from bitwright.quantizers import (
     Int4WeightPerChannel,
     Int8Act,

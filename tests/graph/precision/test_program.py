@@ -1,9 +1,9 @@
 """The integer program: as good as trying everything, and never beyond the budget."""
 
+import random
+
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from bitwright.graph.precision.program import best_choice, cheapest, total
 
@@ -18,23 +18,23 @@ def tried(damages, costs, budget):
     return sums[0][sums[1] <= budget].min()
 
 
-@given(st.data())
-@settings(max_examples=20, deadline=None)
-def test_it_equals_trying_all(data):
+@pytest.mark.parametrize("seed", range(20))
+def test_it_equals_trying_all(seed):
     """Six layers, three widths; damages over twelve powers of ten, where a solver's absolute tolerances would show."""
-    sizes = data.draw(st.lists(st.integers(1, 10**6), min_size=6, max_size=6))
-    powers = data.draw(st.lists(st.floats(-12, 0), min_size=18, max_size=18))
-    damages = [[10 ** powers[3 * layer + width] for width in range(3)] for layer in range(6)]
-    costs = [[bits * size for bits in BITS] for size in sizes]
-    budget = data.draw(st.integers(cheapest(costs), total(costs, [2] * 6)))
+    chance = random.Random(seed)
+    damages = [[10 ** chance.uniform(-12, 0) for _ in range(3)] for _ in range(6)]
+    costs = [[bits * size for bits in BITS] for size in [chance.randint(1, 10**6) for _ in range(6)]]
+    budget = chance.randint(cheapest(costs), total(costs, [2] * 6))
     chosen = best_choice(damages, costs, budget)
     assert total(costs, chosen) <= budget
     assert total(damages, chosen) == pytest.approx(tried(damages, costs, budget), rel=1e-9, abs=0)
 
 
-@given(st.lists(st.floats(1e-6, 1.0), min_size=4, max_size=4), st.lists(st.integers(8, 32), min_size=2, max_size=2))
-@settings(max_examples=10, deadline=None)
-def test_more_budget_is_never_worse(damages, budgets):
+@pytest.mark.parametrize("seed", range(10))
+def test_more_budget_is_never_worse(seed):
+    chance = random.Random(seed)
+    damages = [chance.uniform(1e-6, 1.0) for _ in range(4)]
+    budgets = [chance.randint(8, 32) for _ in range(2)]
     table = [[each / 4**bits for bits in BITS] for each in damages]
     costs = [list(BITS)] * 4
     less, more = (total(table, best_choice(table, costs, budget)) for budget in sorted(budgets))

@@ -170,6 +170,50 @@ class Patches(nn.Module):
         return self.head(self.encoder(x)[:, 0])
 
 
+class Shared(Llama):
+    """One block, three times."""
+
+    def forward(self, ids):
+        x = self.embed(ids)
+        for _ in range(3):
+            x = self.blocks[0](x)
+        return self.head(self.norm(x))
+
+
+class Inline(nn.Module):
+    """Norms that are no modules, one cast to float32 inside."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.up, self.down = nn.Embedding(20, 16), nn.Linear(16, 24), nn.Linear(24, 16)
+        self.head = nn.Linear(16, 20)
+        self.gain, self.gain2 = nn.Parameter(torch.ones(16)), nn.Parameter(torch.ones(16))
+
+    def forward(self, ids):
+        x = self.embed(ids)
+        y = x.float() * torch.rsqrt(x.float().pow(2).mean(-1, keepdim=True) + 1e-6)
+        x = x + self.down(F.relu(self.up(self.gain * y.type_as(x))))
+        return self.head(F.rms_norm(x, (16,), self.gain2))
+
+
+class Experts(nn.Module):
+    """A mixture of experts, and another stream of another size behind it."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.norm, self.router = nn.Embedding(20, 16), nn.RMSNorm(16), nn.Linear(16, 2)
+        self.experts = nn.ModuleList(nn.Sequential(nn.Linear(16, 24), nn.SiLU(), nn.Linear(24, 16)) for _ in range(2))
+        self.out, self.norm2, self.deep, self.head = nn.Linear(16, 8), nn.RMSNorm(8), nn.Linear(8, 8), nn.Linear(8, 20)
+
+    def forward(self, ids):
+        x = self.embed(ids)
+        y = self.norm(x)
+        weights = self.router(y).softmax(-1)
+        x = x + sum(weights[..., k : k + 1] * expert(y) for k, expert in enumerate(self.experts))
+        z = self.out(x)
+        return self.head(z + self.deep(self.norm2(z)))
+
+
 def of(kind, *args, dtype=torch.float64, seed=0, **kwargs):
     """A model of a kind, with gains and biases that matter."""
     torch.manual_seed(seed)

@@ -60,7 +60,7 @@ def outliers():
 def test_the_loss_falls():
     model, batches = outliers(), [ids(seed) for seed in range(2)]
     start = rotate(model, batches)
-    learned = rotate(model, batches, kind="learned", rules=RULES, steps=8)
+    learned = rotate(model, batches, kind="learned", rules=RULES, steps=8, learning_rate=0.3)
     losses = [
         sum(float(relative_error(quantize(each, RULES, examples=ids())(x), model(x)).detach()) for x in batches) / 2
         for each in (start, learned)

@@ -73,6 +73,29 @@ def test_quantizers_behind_the_transforms():
     assert float((got - expected).square().sum() / expected.square().sum()) < 0.01
 
 
+def attention(block, q, k, v):
+    return torch.softmax(q @ k.transpose(-1, -2), -1) @ v
+
+
+class Chosen(nn.Module):
+    """Attention as transformers writes it: a function outside, held by a variable."""
+
+    def forward(self, x):
+        attend = {"eager": attention}["eager"]
+        return attend(self, x, x, x)
+
+
+def test_a_function_that_is_rewritten_twice():
+    """First by the rotation, then by quantize: the product of queries and keys stays rotated."""
+    x = torch.randn(2, 5, 4)
+    rotated = rotate(Chosen(), x, where="keys")
+    quantized = quantize(rotated, {torch.matmul: {"input_quant": Int8Act}}, examples=x)
+    calibrate(quantized, [x])
+    calls = record(quantized, x).calls("rotated_matmul.rotation")
+    assert len(calls) == 2
+    assert isinstance(quantized.rotated_matmul.matmul, qnn.QuantFunction)
+
+
 @pytest.mark.slow
 def test_export(tmp_path):
     """The same numbers in ONNX: butterflies, and the product with a matrix of order 12."""

@@ -11,16 +11,22 @@ from torch import nn
 
 import bitwright.nn as qnn
 from bitwright.graph import GraphError, quantize, rotate
+from bitwright.graph.rotation.rotations import Rotations
+from bitwright.graph.rotation.spaces import Turn
+from bitwright.graph.rotation.weights import turned
 from bitwright.graph.rules.ready import W4
 from tests.graph.rotation.prenorm import (
     Conv1D,
+    Experts,
     Gpt,
     HandLayerNorm,
     HandNorm,
+    Inline,
     Llama,
     OneMore,
     Patches,
     Scaled,
+    Shared,
     ids,
     of,
 )
@@ -34,6 +40,8 @@ MODELS = {
     "LayerNorm by hand": lambda: of(Llama, HandLayerNorm),
     **{split: lambda split=split: of(Gpt, split) for split in ("chunk", "split", "unbind", "slices")},
     "Conv1D": lambda: of(Gpt, "chunk", Conv1D),
+    "shared": lambda: of(Shared),
+    "experts": lambda: of(Experts),
 }
 
 
@@ -75,6 +83,15 @@ def test_precision():
     assert {each.dtype for each in rotated.parameters()} == {torch.float32}
 
 
+def test_norms_in_float32():
+    """A float64 model that is as exact as the norm inside."""
+    model = of(Inline)
+    rotated = rotate(model, ids(), where=ALL)
+    torch.testing.assert_close(rotated(ids(1)), model(ids(1)), rtol=1e-5, atol=1e-5)
+    assert rotated.report["mul_2"].action == "folded into up"
+    assert rotated.report["rms_norm"].action == "folded into head"
+
+
 def test_report():
     rotated = rotate(of(Llama, layers=2), ids(), where=ALL)
     lines = {entry.path: entry.text.partition(" (peak")[0] for entry in rotated.report}
@@ -96,6 +113,7 @@ def test_report():
     }
     figures = rotated.report["head"].figures
     assert set(figures) == {"peak before", "peak after"}
+    assert rotated.report["blocks.1.down"].figures["cost"] == (12 + 1) / 16  # a matrix of order 12, and butterflies
     assert rotated.embed.weight is not rotated.head.weight
 
 
@@ -110,6 +128,16 @@ def test_numbers():
     assert (rotated[0].weight * 2**0.5).flatten().tolist() == pytest.approx([4.0, 2.0])
     assert rotated[1].weight.tolist() == [1.0, 1.0]
     assert (rotated[2].weight * 2**0.5).flatten().tolist() == pytest.approx([5.0, -1.0])
+
+
+def test_the_transpose_undoes_it():
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(7, 12, generator=generator, dtype=torch.float64)
+    rotation = Rotations("random", None, 3).matrix(4, 1)
+    turn = Turn("fc", "fc.weight", 1, 4, 12, (2, 6))
+    once = turned(weight, turn, rotation)
+    torch.testing.assert_close(turned(once, turn, rotation.T), weight, rtol=1e-12, atol=1e-12)
+    assert torch.equal(once == weight, (torch.arange(7) // 2 % 3 == 0)[:, None] | (torch.arange(12) < 4))
 
 
 def test_outliers_spread():

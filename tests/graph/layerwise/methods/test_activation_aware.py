@@ -6,9 +6,8 @@ import torch
 from torch import nn
 
 import bitwright.nn as qnn
-from bitwright.graph import GraphError, calibrate, quantize
-from bitwright.graph.layerwise.methods import activation_aware
-from bitwright.graph.layerwise.methods.activation_aware import awq
+from bitwright.graph import GraphError, awq, calibrate, quantize
+from bitwright.graph.layerwise.methods.channel_search import ChannelSearch
 from bitwright.quantizers import Int8Act, Int8WeightPerChannel, Int8WeightPerGroup, Int8WeightPerTensor
 from tests.graph.passes.test_smoothing import OwnNorm, block, tokens
 
@@ -155,6 +154,45 @@ def test_weights_that_others_read_stay():
     assert report["3"].action == "clipped"
 
 
+class Experts(nn.Module):
+    """Two readers of one tensor, one of them for more than one sample alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.one, self.other = nn.LayerNorm(8), nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x):
+        y = self.norm(x)
+        return self.one(y) + (self.other(y) if len(x) > 1 else 0)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        (
+            (4, 4),  # layers are looked for with a single sample
+            "awq: nothing to change. one: other reads its input, too, and is left. other: no data reaches it, or it "
+            "only selects rows of its weight.",
+        ),
+        (
+            (1, 4),
+            "awq: with scales, the float model is no longer the same: it differs by SHARE of the largest output. The "
+            "model was not changed. A layer reads weights in a way that recording does not see, or the first batch, "
+            "which is recorded, does not reach it; leave it out: skip.",
+        ),
+    ],
+)
+def test_layers_that_not_all_batches_reach(sizes, message):
+    torch.manual_seed(0)
+    model = Experts()
+    model.norm.weight.data[0] = 30
+    q = quantize(model, {nn.Linear: ROWS}).eval()
+    before = copy.deepcopy(q.state_dict())
+    with pytest.raises(GraphError, match="^" + re.escape(message).replace("SHARE", r"0\.\d+") + "$"):
+        awq(q, [torch.randn(size, 8) for size in sizes])
+    torch.testing.assert_close(q.state_dict(), before, rtol=0, atol=0)
+
+
 def test_grids_follow():
     """A grid that was fixed follows the weight again."""
     _, q, x = decoder()
@@ -172,7 +210,7 @@ def test_failure_leaves_the_model(monkeypatch):
     def fail(*args):
         raise RuntimeError
 
-    monkeypatch.setattr(activation_aware._Search, "_clip", fail)
+    monkeypatch.setattr(ChannelSearch, "_clip", fail)
     with pytest.raises(RuntimeError):
         awq(q.train(), x)
     torch.testing.assert_close(q.state_dict(), before, rtol=0, atol=0)

