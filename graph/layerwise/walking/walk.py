@@ -169,7 +169,7 @@ class _Walk:
 
     # What there is to do
 
-    def check(self, shared: bool) -> None:
+    def check(self, shared: bool = False) -> None:
         """Find the weights, and refuse a model without a range for its activations."""
         found = sites_of(self.model)
         if not found:
