@@ -242,7 +242,7 @@ def test_what_such_checkpoints_do_not_hold(name, tmp_path):
 
 
 class Doubled(qnn.QuantLinear):
-    def forward(self, *inputs):
+    def forward(self, *inputs):  # type: ignore[override]
         return 2 * super().forward(*inputs)
 
 
