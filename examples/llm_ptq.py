@@ -115,7 +115,7 @@ def model_and_tokenizer(options: argparse.Namespace) -> tuple[nn.Module, Any]:
     """The float model, in evaluation mode, and what makes tokens of text."""
     if options.model is None:
         torch.manual_seed(options.seed)
-        return LanguageModel(), Bytes()
+        return LanguageModel().to(options.device), Bytes()
     if ":" in options.model:
         module, _, function = options.model.partition(":")
         sys.path.insert(0, "")  # a file of yours, beside you
