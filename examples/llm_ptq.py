@@ -166,7 +166,8 @@ class Logits(nn.Module):
             return logits_of(self.model(input_ids))
         count = input_ids.shape[1]
         later = torch.ones(count, count, device=input_ids.device).triu(1)
-        mask = (later * torch.finfo(torch.float32).min)[None, None]
+        dtype = next(self.model.parameters()).dtype
+        mask = (later * torch.finfo(dtype).min)[None, None].to(dtype)
         return self.model(input_ids=input_ids, attention_mask=mask, use_cache=False).logits
 
 
