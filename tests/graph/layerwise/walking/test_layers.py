@@ -153,11 +153,11 @@ RECURRENT = {
 def test_recurrent_layers_show_every_step(name):
     torch.manual_seed(0)
     model = RECURRENT[name]().eval()
-    (x,) = tokens(4)
+    x = tokens(4)[0][:6, :4]
     calibrated(model, x)
-    found = problems_of(model, [x[:5], x[5:, :3], x[5:, 3:]])
+    found = problems_of(model, [x[:2], x[2:, :3], x[2:, 3:]])
     assert set(found) == {f"layer.{slot.name}" for slot in model.layer.slots if slot.role == "weight"}
-    assert {each.rows for each in found.values()} == {24 * 5}
+    assert {each.rows for each in found.values()} == {6 * 4}
     assert torch.allclose(found["layer.weight_ih_l0"].gram[0], gram(x), atol=1e-5)
 
 
