@@ -630,7 +630,8 @@ class GridQuant(Declared):
         device = self.scaling.fixed_scale.device  # type: ignore[attr-defined]
         if self.zero_point is not None:
             self._modules.pop("zero_point")
-            nn.Module.__setattr__(self, "zero_point", fresh.zero_point)  # a module, or a function of the user's own
+            again: Any = fresh.zero_point  # a module, or a function of the user's own
+            nn.Module.__setattr__(self, "zero_point", again)
         self.scaling = fresh.scaling
         vars(self)["clips"] = fresh.clips
         self.to(device).train(self.training)

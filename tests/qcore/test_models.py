@@ -1,5 +1,7 @@
 """What is given for a model and is none: one error for every function that takes a model."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
@@ -19,6 +21,11 @@ def entered(manager):
             raise AssertionError("the block was entered")
 
     return call
+
+
+def layerwise(name, model):
+    more = (lambda path, problem: None,) if name == "walk_blocks" else ()
+    return getattr(graph, name)(model, X, *more)
 
 
 CALLS = {
@@ -47,9 +54,7 @@ CALLS = {
     "export_compressed_tensors": (lambda model: export.export_compressed_tensors(model, "folder"), ExportError),
 }
 LAYERWISE = ("adaround", "autoround", "gpfq", "gptq", "magr", "qronos", "search_scales", "walk_blocks")
-for _name in LAYERWISE:
-    _more = (lambda path, problem: None,) if _name == "walk_blocks" else ()
-    CALLS[_name] = (lambda model, call=getattr(graph, _name), more=_more: call(model, X, *more), GraphError)
+CALLS |= {name: (partial(layerwise, name), GraphError) for name in LAYERWISE}
 GIVEN = [
     (5, "5 is not a model. Pass a torch.nn.Module, such as qnn.QuantLinear(8, 4)."),
     (None, "None is not a model. Pass a torch.nn.Module, such as qnn.QuantLinear(8, 4)."),

@@ -98,6 +98,7 @@ def lqer(
             data,
             branches.solve,
             float_inputs=float_inputs,
+            shared=True,
             name="lqer",
             **options,
         )

@@ -164,16 +164,17 @@ def test_blocks_that_are_named():
         (
             Pyramid,
             ["blocks"],
-            "walk_blocks: blocks=['blocks'] is no chain: run one by one, they don't give what the model does. What they "
-            "return is used elsewhere, too, or they keep something from one forward to the next. Leave blocks out, or "
-            "name others.",
+            "walk_blocks: blocks=['blocks'] is no chain: run one by one, they don't give what the model does. What "
+            "they return is used elsewhere, too, or they keep something from one forward to the next. Leave blocks "
+            "out, or name others.",
         ),
         (Arguments, ["blocks.9"], "blocks=['blocks.9']: this Arguments has no module 'blocks.9'."),
         (
             Arguments,
             ["blocks.0", "blocks.2"],
-            "blocks=['blocks.0', 'blocks.2'] don't follow one another: blocks.2 doesn't get the output of the one before "
-            "it, or gets more of it. Name blocks each of which gets what the one before it returns, or leave blocks out.",
+            "blocks=['blocks.0', 'blocks.2'] don't follow one another: blocks.2 doesn't get the output of the one "
+            "before it, or gets more of it. Name blocks each of which gets what the one before it returns, or leave "
+            "blocks out.",
         ),
         (
             Varied,
@@ -223,7 +224,7 @@ def test_a_model_without_lists_is_no_chain():
 
 @pytest.mark.parametrize("wait_on", ["device", "cpu", "folder"])
 def test_what_is_kept_comes_back(wait_on, tmp_path):
-    kept = Kept(torch.device("cpu"), tmp_path if wait_on == "folder" else wait_on)
+    kept = Kept(tmp_path if wait_on == "folder" else wait_on)
     calls = [
         ((torch.full((2,), float(number)), None), {"text": "a", "pair": (torch.ones(1), 3)}) for number in range(3)
     ]

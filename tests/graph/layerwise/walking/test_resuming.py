@@ -7,7 +7,6 @@ import torch
 
 from bitwright.graph import GraphError, adaround, gptq, magr, qronos, search_scales
 from bitwright.graph.layerwise.walking import choosing
-from bitwright.graph.layerwise.walking.resuming import Checkpoint
 from tests.graph.layerwise.walking.test_walk import data, made, weights
 
 BATCHES = list(data().split(16))
@@ -118,4 +117,3 @@ def test_a_checkpoint_holds_codes_and_no_weights(tmp_path):
     for each in torch.load(path, weights_only=True)["weights"].values():
         assert each["weight"] is None
         assert each["codes"] is None or each["codes"].dtype == torch.int8
-    assert Checkpoint.__name__ == "Checkpoint"

@@ -251,11 +251,31 @@ def test_an_exception_leaves_everything_as_it_was(error, where, wait_on, tmp_pat
 
 def test_an_interrupt_waits_until_all_is_written():
     done = []
-    with pytest.raises(KeyboardInterrupt), uninterrupted():
-        os.kill(os.getpid(), signal.SIGINT)
-        done.append(1)
+
+    def written():
+        with uninterrupted():
+            os.kill(os.getpid(), signal.SIGINT)
+            done.append(1)
+
+    with pytest.raises(KeyboardInterrupt):
+        written()
     assert done == [1]
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+class Noisy(Model):
+    """Random numbers in every forward, also in evaluation."""
+
+    def forward(self, x):
+        return super().forward(x + 1e-3 * torch.rand_like(x))
+
+
+def test_random_numbers_go_on_where_they_were():
+    torch.manual_seed(0)
+    model = Noisy().eval()
+    before = torch.random.get_rng_state()
+    gptq(model, data(), progress=False)
+    assert torch.equal(torch.random.get_rng_state(), before)
 
 
 # What the result doesn't depend on
@@ -403,6 +423,25 @@ def test_models_that_a_walk_refuses():
     with pytest.raises(GraphError) as caught:
         gptq(nn.Sequential(qnn.QuantLinear(2, 2, device="meta")), torch.ones(1, 2))
     assert str(caught.value) == "gptq: 0.weight is on the meta device, without numbers. Load the model first."
+
+
+class Sequences(nn.Module):
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x):
+        return self.layer(x)[0]
+
+
+def test_a_reference_that_hides_its_products():
+    model = Sequences(qnn.QuantLSTM(4, 3, hidden_quant=None)).eval()
+    with pytest.raises(GraphError) as caught:
+        qronos(model, torch.randn(4, 5, 4), reference=Sequences(nn.LSTM(4, 3)))
+    assert str(caught.value) == (
+        "qronos: the reference hides what meets layer.weight_ih_l0, layer.weight_hh_l0: a function of torch computes "
+        "the whole layer. Leave reference out; the model with its quantizers off stands for it."
+    )
 
 
 @pytest.mark.parametrize(
