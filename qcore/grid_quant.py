@@ -610,9 +610,10 @@ class GridQuant(Declared):
         self._stale = False
         if self.zero_point is not None:
             assert zero_point is not None
-            self.zero_point = FixedZeroPoint(zero_point, getattr(self.zero_point, "whole", True))
-        self.scaling = FixedScaling(scale, self._range(), self.granularity, restriction)
-        self.train(self.training)
+            fixed = FixedZeroPoint(zero_point, getattr(self.zero_point, "whole", True))
+            self.zero_point = fixed.train(self.training)
+        scaling = FixedScaling(scale, self._range(), self.granularity, restriction)
+        self.scaling = scaling.train(self.training)
 
     def release(self) -> None:
         """Let the scales follow the weight again, or be learned, as the declaration says.
@@ -629,7 +630,8 @@ class GridQuant(Declared):
         device = self.scaling.fixed_scale.device  # type: ignore[attr-defined]
         if self.zero_point is not None:
             self._modules.pop("zero_point")
-            nn.Module.__setattr__(self, "zero_point", fresh.zero_point)  # a module, or a function of the user's own
+            again: Any = fresh.zero_point  # a module, or a function of the user's own
+            nn.Module.__setattr__(self, "zero_point", again)
         self.scaling = fresh.scaling
         vars(self)["clips"] = fresh.clips
         self.to(device).train(self.training)

@@ -7,9 +7,11 @@ from torch import nn
 import bitwright.nn as qnn
 from bitwright.graph import GraphError, gptq, qronos, walk_blocks
 from bitwright.quantizers import (
+    CodebookWeight,
     Int4WeightPerGroup,
     Int8Act,
     Int8DynamicActPerToken,
+    Int8WeightPerChannelNorm,
     ShiftedUint4WeightPerChannel,
 )
 
@@ -239,7 +241,11 @@ class Several(nn.Module):
         self.partner.weight = self.tied.weight
         self.shared = qnn.QuantLinear(4, 4)
         self.sharing = qnn.QuantLinear(4, 4, weight_quant=self.shared.weight_quant)
-        self.transformed = qnn.QuantLinear(4, 4, weight_quant=None)
+        self.corrected = qnn.QuantLinear(4, 4)
+        self.corrected.correction = qnn.LowRank(torch.ones(1, 4), torch.ones(4, 1))
+        self.transformed = qnn.QuantLinear(4, 4, weight_quant=Int8WeightPerChannelNorm)
+        self.learning = qnn.QuantLinear(4, 4, weight_quant=CodebookWeight(levels=[-1.0, 0.0, 1.0], learned_levels=True))
+        self.unquantized = qnn.QuantLinear(4, 4, weight_quant=None)
 
     def forward(self, x):
         x = self.used(self.table(x))
@@ -249,7 +255,9 @@ class Several(nn.Module):
         x = x + self.added.take("weight")[0][0]
         for layer in (self.normed, self.learned, self.floored, self.random, self.tied, self.partner, self.shared):
             x = layer(x)
-        return self.transformed(self.sharing(x))
+        for layer in (self.sharing, self.corrected, self.transformed, self.learning):
+            x = layer(x)
+        return self.unquantized(x)
 
 
 def test_what_an_algorithm_cannot_do_it_refuses_by_name():
@@ -270,6 +278,9 @@ def test_what_an_algorithm_cannot_do_it_refuses_by_name():
         "tied": "its weight is one parameter of tied.weight and partner.weight",
         "shared": "it shares its quantizer with other weights",
         "sharing": "it shares its quantizer with other weights",
+        "corrected": "it has a correction, which fits its weight as it is; remove it first, del layer.correction",
+        "learning": "its levels change in training",
+        "transformed": "its quantizer transforms the weight (WeightNorm)",
     }
     assert [entry.path for entry in report.changed] == ["used"]
 
@@ -361,3 +372,40 @@ def test_outputs_that_carry_grids_and_inputs_with_scales_of_their_own():
     x = torch.randn(128, 3) @ torch.randn(3, 8)
     report = gptq(model, [x[:50], x[50:]], progress=False)
     assert [entry.path for entry in report.changed] == ["1", "2"]
+
+
+class Loose(nn.Module):
+    """The float model sends samples to the layer that the quantized one sends elsewhere."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = qnn.QuantLinear(4, 4, weight_bit_width=2)
+        self.layer = qnn.QuantLinear(4, 4, weight_bit_width=3)
+
+    def forward(self, x):
+        x = self.stem(x)
+        return self.layer(x[x[:, 0] > 0.1])
+
+
+@pytest.mark.parametrize("batches", [1, 2])
+def test_inputs_without_partners_in_the_float_model_aim_at_what_the_layer_gives_them(batches):
+    torch.manual_seed(0)
+    model, found = Loose().eval(), {}
+    report = walk_blocks(model, list(torch.randn(64, 4).chunk(batches)), found.__setitem__, progress=False)
+    assert report["layer"].reason == (
+        "it got other inputs than in the float model, and aims at its own output; the algorithm leaves it"
+    )
+    assert report["stem"].reason == "the algorithm leaves it"
+    assert torch.isfinite(found["layer"].cross).all()
+
+
+def test_transformer_layers_of_torch():
+    torch.manual_seed(0)
+    layers = nn.ModuleList(qnn.QuantTransformerEncoderLayer(8, 2, 16, batch_first=True, dropout=0.0) for _ in range(2))
+    model = nn.Sequential(*layers).eval()
+    (x,) = tokens(8)
+    calibrated(model, x)
+    report = gptq(model, list(x.split(8)), progress=False)
+    inside = ("self_attn.in_proj_weight", "self_attn.out_proj", "linear1", "linear2")
+    assert {entry.path for entry in report} == {f"{number}.{name}" for number in (0, 1) for name in inside}
+    assert len(report.changed) >= 6

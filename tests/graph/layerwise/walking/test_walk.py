@@ -11,6 +11,8 @@ from torch import nn
 
 import bitwright.nn as qnn
 from bitwright.graph import GraphError, Solution, gptq, magr, qronos, search_scales, walk_blocks
+from bitwright.graph.layerwise.solvers.error_feedback import solve_gptq
+from bitwright.graph.layerwise.walking import walk
 from bitwright.graph.layerwise.walking.guarding import uninterrupted
 from bitwright.quantizers import Int4WeightPerGroup, Int8Act, NF4Weight, ShiftedUint4WeightPerChannel
 
@@ -136,16 +138,13 @@ def test_outputs_for_which_rounding_to_nearest_is_better_keep_it():
     def solve(path, problem):
         if path != "first":
             return None
-        better = gptq_of(problem)
+        better = solve_gptq(problem).weight
         worse = torch.zeros_like(problem.weight)
         half = torch.arange(problem.weight.shape[1]).unsqueeze(1) < 3
-        wanted[path] = torch.where(half & (problem.loss(better) < problem.loss(problem.nearest())).mT, better, problem.nearest())
+        wanted[path] = torch.where(
+            half & (problem.loss(better) < problem.loss(problem.nearest())).mT, better, problem.nearest()
+        )
         return Solution(torch.where(half, better, worse))
-
-    from bitwright.graph.layerwise.solvers.error_feedback import solve_gptq
-
-    def gptq_of(problem):
-        return solve_gptq(problem).weight
 
     report = walk_blocks(model, x, solve, progress=False)
     assert report["first"].changed
@@ -252,11 +251,31 @@ def test_an_exception_leaves_everything_as_it_was(error, where, wait_on, tmp_pat
 
 def test_an_interrupt_waits_until_all_is_written():
     done = []
-    with pytest.raises(KeyboardInterrupt), uninterrupted():
-        os.kill(os.getpid(), signal.SIGINT)
-        done.append(1)
+
+    def written():
+        with uninterrupted():
+            os.kill(os.getpid(), signal.SIGINT)
+            done.append(1)
+
+    with pytest.raises(KeyboardInterrupt):
+        written()
     assert done == [1]
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+class Noisy(Model):
+    """Random numbers in every forward, also in evaluation."""
+
+    def forward(self, x):
+        return super().forward(x + 1e-3 * torch.rand_like(x))
+
+
+def test_random_numbers_go_on_where_they_were():
+    torch.manual_seed(0)
+    model = Noisy().eval()
+    before = torch.random.get_rng_state()
+    gptq(model, data(), progress=False)
+    assert torch.equal(torch.random.get_rng_state(), before)
 
 
 # What the result doesn't depend on
@@ -305,8 +324,6 @@ def test_batches_do_not_matter_where_rows_are_drawn(rows):
 
 @pytest.mark.parametrize("algorithm", [gptq, qronos])
 def test_a_chain_gives_what_the_whole_model_does(algorithm, monkeypatch):
-    from bitwright.graph.layerwise.walking import walk
-
     chained = repaired(algorithm, 16)
     monkeypatch.setattr(walk, "chain_of", lambda *args: None)
     assert torch.equal(repaired(algorithm, 16), chained)
@@ -406,6 +423,25 @@ def test_models_that_a_walk_refuses():
     with pytest.raises(GraphError) as caught:
         gptq(nn.Sequential(qnn.QuantLinear(2, 2, device="meta")), torch.ones(1, 2))
     assert str(caught.value) == "gptq: 0.weight is on the meta device, without numbers. Load the model first."
+
+
+class Sequences(nn.Module):
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x):
+        return self.layer(x)[0]
+
+
+def test_a_reference_that_hides_its_products():
+    model = Sequences(qnn.QuantLSTM(4, 3, hidden_quant=None)).eval()
+    with pytest.raises(GraphError) as caught:
+        qronos(model, torch.randn(4, 5, 4), reference=Sequences(nn.LSTM(4, 3)))
+    assert str(caught.value) == (
+        "qronos: the reference hides what meets layer.weight_ih_l0, layer.weight_hh_l0: a function of torch computes "
+        "the whole layer. Leave reference out; the model with its quantizers off stands for it."
+    )
 
 
 @pytest.mark.parametrize(
