@@ -1,5 +1,7 @@
 """The ranges of activations, learned while the parameters of their quantizers stay as they are."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -66,7 +68,7 @@ class LearnedRange:
         )
 
     @torch.no_grad()
-    def step(self, gradients: list[Tensor | None], rate: float = 1.0) -> None:
+    def step(self, gradients: Sequence[Tensor | None], rate: float = 1.0) -> None:
         """Move by one step of Adam.
 
         Args:
