@@ -102,6 +102,12 @@ class MagnitudeScaling(nn.Module):
         """Values and scale in one step where there is a fast form for this scaling, else None."""
         return None
 
+    def fused_on_device(
+        self, x: Tensor, levels: NumberFormat, rounding: Rounding, relu: bool, clips: bool
+    ) -> tuple[Tensor, Tensor] | None:
+        """The same of a tensor on a GPU, which may be half precision."""
+        return None
+
     def reset_parameters(self) -> None:
         """Set the state to what it is before any data, as torch's layers do with theirs."""
 
