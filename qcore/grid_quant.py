@@ -491,19 +491,14 @@ class GridQuant(Declared):
 
     def _on_device(self, x: Tensor, relu: bool) -> tuple[Tensor, Grid] | None:
         """Values in half precision and their grid by one kernel of a GPU, where there is one for them."""
-        levels, scaling = self._levels, self.scaling
-        if levels is None or self._kept is not None or self.transform is not None or not runs_on_device(x):
+        levels = self._levels
+        if levels is None or self._kept is not None or not (self._single or self.granularity.fits(x.ndim)):
             return None
-        if isinstance(scaling, StoredScaling):
-            if not scaling._settled:
-                return None
-            scaling.prepare(x, relu)
-        elif relu or not isinstance(scaling, MagnitudeScaling):
+        scaling: Any = self._modules.get("scaling")  # past nn.Module's search: launching takes longer than the kernels
+        plain = self._plain and self.zero_point is None and self.transform is None and not self.clip_first
+        if not (plain and isinstance(scaling, MagnitudeScaling) and runs_on_device(x)):
             return None
-        if not (self._single or self.granularity.fits(x.ndim)):
-            return None
-        fuse = self._form(x)
-        fused = None if fuse is None else fuse(x, levels, self.rounding, relu, self.clips)
+        fused = scaling.fused_on_device(x, levels, self.rounding, relu, self.clips)
         return None if fused is None else (fused[0], self._grid(fused[1], None))
 
     def _grid(self, scale: Tensor, zero_point: Tensor | None) -> Grid:

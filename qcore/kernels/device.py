@@ -7,7 +7,7 @@ don't take, there is the traced form.
 
 import math
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, lru_cache
 from importlib.util import find_spec
 from typing import Any, NamedTuple
 
@@ -47,11 +47,30 @@ def _triton() -> bool:
     return find_spec("triton") is not None
 
 
+@lru_cache(maxsize=256)
+def _bounded(number_format: NumberFormat) -> tuple[float, float] | None:
+    """The ends of integers that float32 tells apart, else None."""
+    if not number_format.whole or number_format.learned:
+        return None
+    low, high = float(number_format.low), float(number_format.high)
+    return (low, high) if high < 1 << 22 and low > -(1 << 22) else None
+
+
+def _ends(number_format: NumberFormat) -> tuple[float, float]:
+    found = _bounded(number_format)
+    assert found is not None
+    return found
+
+
 def takes(number_format: NumberFormat, rounding: object) -> bool:
     """Whether the kernels know a format and a rounding: integers that float32 tells apart, to nearest."""
-    if not number_format.whole or number_format.learned or type(rounding) is not HalfEven:
-        return False
-    return number_format.high < 1 << 22 and number_format.low > -(1 << 22)
+    return type(rounding) is HalfEven and not number_format.learned and _bounded(number_format) is not None
+
+
+@cache
+def _applied(function: type[torch.autograd.Function]) -> Any:
+    """What applies a function where no transform is at work: torch's own method looks for one at every call."""
+    return super(torch.autograd.Function, function).apply
 
 
 def quantized_on_device(
@@ -71,7 +90,7 @@ def quantized_on_device(
     ):
         return None
     layout = layout_of(x, scale.shape) if takes(levels, rounding) else None
-    return None if layout is None else DeviceFakeQuant.apply(x, scale, zero_point, levels, relu, clips, layout)
+    return None if layout is None else _applied(DeviceFakeQuant)(x, scale, zero_point, levels, relu, clips, layout)
 
 
 def learned_on_device(
@@ -86,7 +105,7 @@ def learned_on_device(
     layout = layout_of(x, shape) if takes(levels, rounding) else None
     if layout is None or base.dtype != torch.float32 or not (base.is_cuda and offset.is_cuda):
         return None
-    return DeviceMagnitudeFakeQuant.apply(x, base, offset, shape, (threshold, floor, levels, relu, clips, layout))
+    return _applied(DeviceMagnitudeFakeQuant)(x, base, offset, shape, (threshold, floor, levels, relu, clips, layout))
 
 
 def rows_on_device(
@@ -95,7 +114,7 @@ def rows_on_device(
     """Values and scales of what `DeviceRowsFakeQuant` can do, else None."""
     if not takes(levels, rounding) or x.numel() > x.shape[0] << 16:  # a program handles a row
         return None
-    return DeviceRowsFakeQuant.apply(x, floor, levels, detached)
+    return _applied(DeviceRowsFakeQuant)(x, floor, levels, detached)
 
 
 class Layout(NamedTuple):
@@ -113,7 +132,7 @@ class Layout(NamedTuple):
 
 def layout_of(x: Tensor, shape: Sequence[int]) -> Layout | None:
     """The layout for scales of a shape where it is one of these, with rows long enough to be fast; else None."""
-    if math.prod(shape) == 1:
+    if not shape or math.prod(shape) == 1:
         return Layout(1, 1, x.numel())
     shape = (1,) * (x.ndim - len(shape)) + tuple(shape)
     wide = [dim for dim, size in enumerate(shape) if size != 1]
@@ -142,6 +161,7 @@ def like(grad: Tensor, x: Tensor) -> Tensor:
     return torch.empty_like(x).copy_(grad)
 
 
+@cache
 def _kernels() -> Any:
     from . import triton_kernels  # Triton is there with torch's builds for GPUs only
 
@@ -164,7 +184,7 @@ def _forward(
     zero = scale if zero_point is None else zero_point
     constants = (learned is not None, zero_point is not None, relu, inner % 16 == 0, _BLOCK)
     kinds = (x.dtype, base.dtype, offset.dtype, zero.dtype, *constants)
-    low, high = float(levels.low), float(levels.high)
+    low, high = _ends(levels)
     arguments = (x, y, scale, zero, base, offset, inner, channels, outer, low, high, floor, threshold, *constants)
     kernels.launch(kernels.quantize, (channels, layout.splits), kinds, *arguments)
     return y
@@ -188,7 +208,7 @@ def _backward(
     zero_parts = torch.empty(count, dtype=torch.float32, device=x.device) if of_zero_point else scale
     zero = scale if zero_point is None else zero_point
     constants = (clips, of_scale, zero_point is not None, of_zero_point, relu, inner % 16 == 0, _BLOCK)
-    low, high = float(levels.low), float(levels.high)
+    low, high = _ends(levels)
     arguments = (grad, x, out, parts, zero_parts, scale, zero, inner, channels, outer, low, high, *constants)
     kinds = (x.dtype, zero.dtype, *constants)
     kernels.launch(kernels.quantize_backward, (channels, layout.splits), kinds, *arguments)
@@ -257,7 +277,7 @@ class DeviceMagnitudeFakeQuant(torch.autograd.Function):
         shape: list[int],
         rest: tuple[float, float, NumberFormat, bool, bool, Layout],
     ) -> tuple[Tensor, Tensor]:
-        threshold, floor, levels, relu, clips, layout = rest
+        threshold, floor, levels, relu, _, layout = rest
         x = dense(x, layout)
         scale = torch.empty(shape, dtype=torch.float32, device=x.device)
         y = _forward(x, scale, None, (base, offset, floor, threshold), levels, relu, layout)
@@ -300,7 +320,7 @@ class DeviceRowsFakeQuant(torch.autograd.Function):
         scale = torch.empty([x.shape[0]] + [1] * (x.ndim - 1), dtype=torch.float32, device=x.device)
         inner = x.numel() // x.shape[0]
         constants = (inner % 16 == 0, _row_block(inner))
-        arguments = (x, y, scale, inner, floor, float(levels.high), *constants)
+        arguments = (x, y, scale, inner, floor, _ends(levels)[1], *constants)
         kernels.launch(kernels.quantize_rows, (x.shape[0], 1), (x.dtype, *constants), *arguments)
         ctx.rest = floor, levels, detached
         ctx.mark_non_differentiable(scale)
@@ -328,7 +348,7 @@ class DeviceRowsFakeQuant(torch.autograd.Function):
         kernels, out, grad = _kernels(), torch.empty_like(x), like(grad, x)
         inner = x.numel() // x.shape[0]
         constants = (inner % 16 == 0, _row_block(inner))
-        arguments = (grad, x, out, scale, inner, floor, float(levels.high), *constants)
+        arguments = (grad, x, out, scale, inner, floor, _ends(levels)[1], *constants)
         kernels.launch(kernels.quantize_rows_backward, (x.shape[0], 1), (x.dtype, *constants), *arguments)
         return out, None, None, None
 

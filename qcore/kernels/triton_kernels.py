@@ -26,16 +26,16 @@ def launch(kernel: Any, grid: tuple[int, int], kinds: tuple[Any, ...], *args: An
         kinds: the types of tensors that may have different ones, and what is constant in the kernel.
         args: its arguments in order; what is constant is last.
     """
-    first = args[0]
-    device = first.get_device()
+    device = args[0].get_device()
     if device != torch.cuda.current_device():
         with torch.cuda.device(device):
             return launch(kernel, grid, kinds, *args)
-    found = _compiled.get((kernel, device, kinds))
+    key = (id(kernel), device, kinds)
+    found = _compiled.get(key)
     if found is None:
-        _compiled[kernel, device, kinds] = kernel[grid](*args)
-        return None
-    found[(*grid, 1)](*args)
+        _compiled[key] = kernel[grid](*args)
+    else:
+        found[(*grid, 1)](*args)
     return None
 
 

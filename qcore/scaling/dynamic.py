@@ -86,11 +86,11 @@ class StatisticScaling(MagnitudeScaling):
     ) -> tuple[Tensor, Tensor] | None:
         """The same on a GPU, with a scale for each row."""
         rows = None if self.granularity.single or type(self.restriction) is not FloatScale else self._rows(x)
-        if rows is None or clips or type(self.statistic) is not AbsMax or not self._to_the_end:
+        if rows is None or relu or clips or type(self.statistic) is not AbsMax or not self._to_the_end:
             return None
         if levels.low != -levels.high:
             return None
-        done = rows_on_device(rows, float(self._floor()), levels, rounding, self.detach_scale)
+        done = rows_on_device(rows, self._numbers()[1], levels, rounding, self.detach_scale)
         if done is None or rows is x:
             return done
         return self.granularity.unrows(done[0], x), self.granularity.compact(done[1].reshape(-1), x.shape)

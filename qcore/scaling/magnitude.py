@@ -53,6 +53,7 @@ class MagnitudeScaling(nn.Module):
     restriction: Restriction
     min_scale: float
     granularity: Granularity
+    _known: Any = None  # see `_numbers`
 
     def __init__(
         self,
@@ -105,8 +106,15 @@ class MagnitudeScaling(nn.Module):
     def fused_on_device(
         self, x: Tensor, levels: NumberFormat, rounding: Rounding, relu: bool, clips: bool
     ) -> tuple[Tensor, Tensor] | None:
-        """The same of a tensor on a GPU, which may be half precision."""
+        """The same of a tensor on a GPU, which may be half precision; called instead of `forward`."""
         return None
+
+    def _numbers(self) -> tuple[Any, Any]:
+        """The level that the magnitude stands for and the smallest magnitude, worked out once."""
+        levels, least = self.number_format, self.min_scale
+        if self._known is None or self._known[0] is not levels or self._known[1] != least:
+            vars(self)["_known"] = (levels, least, (levels.threshold, self._floor()))
+        return self._known[2]
 
     def reset_parameters(self) -> None:
         """Set the state to what it is before any data, as torch's layers do with theirs."""

@@ -441,20 +441,21 @@ class StoredScaling(MagnitudeScaling):
         self, x: Tensor, levels: NumberFormat, rounding: Rounding, relu: bool, clips: bool
     ) -> tuple[Tensor, Tensor] | None:
         """The same on a GPU."""
-        offset, threshold, granularity = self.magnitude_offset, self.number_format.threshold, self.granularity
-        if type(self.restriction) is not FloatScale or offset is None or isinstance(threshold, Tensor):
+        offset, granularity = self._parameters["magnitude_offset"], self.granularity
+        if offset is None or not self._settled or self._counted or self._loop is not None:
             return None
-        if not self._settled or (self.training and self._counted):
+        threshold, floor = self._numbers()
+        if type(self.restriction) is not FloatScale or isinstance(threshold, Tensor):
             return None
-        self._check(x)
         if self.scale_gradient is not None:
             offset = scaled_gradient(offset, self._gradient_factor(x))
         view, shape = x, ()
         if not granularity.single:
+            self._check(x)
             view = granularity.view(x)
             shape = granularity.scales_shape(x.shape) if view is x else (view.shape[0], 1)
-        rest = (float(threshold), self.min_scale * threshold, levels, rounding, relu, clips)
-        done = learned_on_device(view, self.magnitude_base, offset, shape, rest)
+        rest = (threshold, floor, levels, rounding, relu, clips)
+        done = learned_on_device(view, self._buffers["magnitude_base"], offset, shape, rest)
         if done is None or view is x:
             return done
         return granularity.back(done[0], x), granularity.compact(done[1].reshape(-1), x.shape)
