@@ -17,8 +17,8 @@ from .formats.number_format import NumberFormat
 from .formats.unaligned import UnalignedIntegers
 from .granularity import Granularity, granularity_of
 from .grid import Grid
-from .kernels.dispatch import as_real, quantize_to_int, to_levels
 from .kernels.device import runs_on_device
+from .kernels.dispatch import as_real, quantize_to_int, to_levels
 from .kernels.fused import runs_eagerly
 from .locate import path_of
 from .protocols import checked
@@ -498,7 +498,7 @@ class GridQuant(Declared):
         plain = self._plain and self.zero_point is None and self.transform is None and not self.clip_first
         if not (plain and isinstance(scaling, MagnitudeScaling) and runs_on_device(x)):
             return None
-        fused = scaling.fused_on_device(x, levels, self.rounding, relu, self.clips)
+        fused = scaling.fused_on_device(x, levels, self.rounding, relu, self.clips)  # type: ignore[arg-type]
         return None if fused is None else (fused[0], self._grid(fused[1], None))
 
     def _grid(self, scale: Tensor, zero_point: Tensor | None) -> Grid:

@@ -7,7 +7,7 @@ don't take, there is the traced form.
 
 import math
 from collections.abc import Sequence
-from functools import cache, lru_cache
+from functools import cache
 from importlib.util import find_spec
 from typing import Any, NamedTuple
 
@@ -47,30 +47,22 @@ def _triton() -> bool:
     return find_spec("triton") is not None
 
 
-@lru_cache(maxsize=256)
-def _bounded(number_format: NumberFormat) -> tuple[float, float] | None:
-    """The ends of integers that float32 tells apart, else None."""
-    if not number_format.whole or number_format.learned:
+Ends = tuple[float, float]  # the smallest and the largest integer
+
+
+def ends_of(number_format: NumberFormat, rounding: object) -> Ends | None:
+    """The ends of integers that float32 tells apart, where they are rounded to even; else None: not for the kernels."""
+    if type(rounding) is not HalfEven or not number_format.whole or number_format.learned:
         return None
     low, high = float(number_format.low), float(number_format.high)
     return (low, high) if high < 1 << 22 and low > -(1 << 22) else None
 
 
-def _ends(number_format: NumberFormat) -> tuple[float, float]:
-    found = _bounded(number_format)
-    assert found is not None
-    return found
-
-
-def takes(number_format: NumberFormat, rounding: object) -> bool:
-    """Whether the kernels know a format and a rounding: integers that float32 tells apart, to nearest."""
-    return type(rounding) is HalfEven and not number_format.learned and _bounded(number_format) is not None
-
-
 @cache
 def _applied(function: type[torch.autograd.Function]) -> Any:
     """What applies a function where no transform is at work: torch's own method looks for one at every call."""
-    return super(torch.autograd.Function, function).apply
+    above: Any = super(torch.autograd.Function, function)
+    return above.apply
 
 
 def quantized_on_device(
@@ -89,8 +81,10 @@ def quantized_on_device(
         zero_point.is_cuda and zero_point.shape == scale.shape and zero_point.is_contiguous()
     ):
         return None
-    layout = layout_of(x, scale.shape) if takes(levels, rounding) else None
-    return None if layout is None else _applied(DeviceFakeQuant)(x, scale, zero_point, levels, relu, clips, layout)
+    ends, layout = ends_of(levels, rounding), layout_of(x, scale.shape)
+    if ends is None or layout is None:
+        return None
+    return _applied(DeviceFakeQuant)(x, scale, zero_point, (levels, ends, relu, clips, layout))
 
 
 def learned_on_device(
@@ -102,19 +96,22 @@ def learned_on_device(
 ) -> tuple[Tensor, Tensor] | None:
     """Values and scales of what `DeviceMagnitudeFakeQuant` can do, else None."""
     threshold, floor, levels, rounding, relu, clips = rest
-    layout = layout_of(x, shape) if takes(levels, rounding) else None
-    if layout is None or base.dtype != torch.float32 or not (base.is_cuda and offset.is_cuda):
+    ends, layout = ends_of(levels, rounding), layout_of(x, shape)
+    if ends is None or layout is None or base.dtype != torch.float32 or not (base.is_cuda and offset.is_cuda):
         return None
-    return _applied(DeviceMagnitudeFakeQuant)(x, base, offset, shape, (threshold, floor, levels, relu, clips, layout))
+    return _applied(DeviceMagnitudeFakeQuant)(
+        x, base, offset, shape, (threshold, floor, (levels, ends, relu, clips, layout))
+    )
 
 
 def rows_on_device(
     x: Tensor, floor: float, levels: NumberFormat, rounding: object, detached: bool
 ) -> tuple[Tensor, Tensor] | None:
     """Values and scales of what `DeviceRowsFakeQuant` can do, else None."""
-    if not takes(levels, rounding) or x.numel() > x.shape[0] << 16:  # a program handles a row
+    ends = ends_of(levels, rounding)
+    if ends is None or x.numel() > x.shape[0] << 16:  # a program handles a row
         return None
-    return _applied(DeviceRowsFakeQuant)(x, floor, levels, detached)
+    return _applied(DeviceRowsFakeQuant)(x, floor, levels, ends[1], detached)
 
 
 class Layout(NamedTuple):
@@ -128,6 +125,10 @@ class Layout(NamedTuple):
     def splits(self) -> int:
         """Programs for each channel."""
         return max(1, min(-(-self.inner // _BLOCK), _PROGRAMS // self.channels))
+
+
+Rest = tuple[NumberFormat, Ends, bool, bool, Layout]  # with whether a ReLU comes first, and whether clipping counts
+Learned = tuple[Tensor, Tensor, float, float]  # base and offset, the smallest magnitude, the level that it stands for
 
 
 def layout_of(x: Tensor, shape: Sequence[int]) -> Layout | None:
@@ -172,19 +173,17 @@ def _forward(
     x: Tensor,
     scale: Tensor,
     zero_point: Tensor | None,
-    learned: tuple[Tensor, Tensor, float, float] | None,
-    levels: NumberFormat,
-    relu: bool,
-    layout: Layout,
+    learned: Learned | None,
+    rest: Rest,
 ) -> Tensor:
     """Values on the grid; with what is learned, ``scale`` is written."""
+    _, (low, high), relu, _, layout = rest
     kernels, y = _kernels(), torch.empty_like(x)
     outer, channels, inner = layout
     base, offset, floor, threshold = (scale, scale, 0.0, 1.0) if learned is None else learned
     zero = scale if zero_point is None else zero_point
     constants = (learned is not None, zero_point is not None, relu, inner % 16 == 0, _BLOCK)
     kinds = (x.dtype, base.dtype, offset.dtype, zero.dtype, *constants)
-    low, high = _ends(levels)
     arguments = (x, y, scale, zero, base, offset, inner, channels, outer, low, high, floor, threshold, *constants)
     kernels.launch(kernels.quantize, (channels, layout.splits), kinds, *arguments)
     return y
@@ -195,12 +194,12 @@ def _backward(
     x: Tensor,
     scale: Tensor,
     zero_point: Tensor | None,
-    rest: tuple[NumberFormat, bool, bool, Layout],
+    rest: Rest,
     of_scale: bool,
     of_zero_point: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradient of the values, and the parts of the other two."""
-    levels, relu, clips, layout = rest
+    _, (low, high), relu, clips, layout = rest
     kernels, out = _kernels(), torch.empty_like(x)
     outer, channels, inner = layout
     count = channels * layout.splits
@@ -208,14 +207,13 @@ def _backward(
     zero_parts = torch.empty(count, dtype=torch.float32, device=x.device) if of_zero_point else scale
     zero = scale if zero_point is None else zero_point
     constants = (clips, of_scale, zero_point is not None, of_zero_point, relu, inner % 16 == 0, _BLOCK)
-    low, high = _ends(levels)
     arguments = (grad, x, out, parts, zero_parts, scale, zero, inner, channels, outer, low, high, *constants)
     kinds = (x.dtype, zero.dtype, *constants)
     kernels.launch(kernels.quantize_backward, (channels, layout.splits), kinds, *arguments)
     return out, parts, zero_parts
 
 
-def _added(parts: Tensor, like: Tensor, layout: Layout, learned: tuple[Tensor, Tensor, float, float] | None) -> Tensor:
+def _added(parts: Tensor, like: Tensor, layout: Layout, learned: Learned | None) -> Tensor:
     """The sums of parts, in the shape and type of a tensor."""
     kernels, total = _kernels(), torch.empty_like(like, memory_format=torch.contiguous_format)
     base, offset, floor, threshold = (parts, parts, 0.0, 1.0) if learned is None else learned
@@ -235,34 +233,31 @@ class DeviceFakeQuant(torch.autograd.Function):
         x: Tensor,
         scale: Tensor,
         zero_point: Tensor | None,
-        levels: NumberFormat,
-        relu: bool,
-        clips: bool,
-        layout: Layout,
+        rest: Rest,
     ) -> Tensor:
-        x = dense(x, layout)
-        y = _forward(x, scale, zero_point, None, levels, relu, layout)
-        ctx.rest = levels, relu, clips, layout
+        x = dense(x, rest[-1])
+        y = _forward(x, scale, zero_point, None, rest)
+        ctx.rest = rest
         ctx.save_for_backward(x, scale, zero_point)
         return y
 
     @staticmethod
     def backward(ctx: Context, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         x, scale, zero_point = ctx.saved_tensors
-        levels, relu, clips, layout = ctx.rest
+        levels, _, relu, clips, layout = ctx.rest
         if differentiated(grad):
 
             def definition(x: Tensor, scale: Tensor, zero_point: Tensor | None) -> Tensor:
                 return composed(x, scale, levels, zero_point, HALF_EVEN, relu=relu, clips=clips)
 
-            return *again(grad, definition, x, scale, zero_point), None, None, None, None
+            return *again(grad, definition, x, scale, zero_point), None
         _, of_scale, of_zero_point, *_ = ctx.needs_input_grad
         if not (clips or relu or of_scale or of_zero_point):
-            return grad, *(None,) * 6
+            return grad, None, None, None
         out, parts, zero_parts = _backward(like(grad, x), x, scale, zero_point, ctx.rest, of_scale, of_zero_point)
         scale_grad = _added(parts, scale, layout, None) if of_scale else None
         zero_grad = _added(zero_parts, zero_point, layout, None) if of_zero_point else None
-        return out, scale_grad, zero_grad, None, None, None, None
+        return out, scale_grad, zero_grad, None
 
 
 class DeviceMagnitudeFakeQuant(torch.autograd.Function):
@@ -275,13 +270,13 @@ class DeviceMagnitudeFakeQuant(torch.autograd.Function):
         base: Tensor,
         offset: Tensor,
         shape: list[int],
-        rest: tuple[float, float, NumberFormat, bool, bool, Layout],
+        settings: tuple[float, float, Rest],
     ) -> tuple[Tensor, Tensor]:
-        threshold, floor, levels, relu, _, layout = rest
-        x = dense(x, layout)
+        threshold, floor, rest = settings
+        x = dense(x, rest[-1])
         scale = torch.empty(shape, dtype=torch.float32, device=x.device)
-        y = _forward(x, scale, None, (base, offset, floor, threshold), levels, relu, layout)
-        ctx.rest = rest
+        y = _forward(x, scale, None, (base, offset, floor, threshold), rest)
+        ctx.settings = settings
         ctx.mark_non_differentiable(scale)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(x, scale, base, offset)
@@ -292,7 +287,8 @@ class DeviceMagnitudeFakeQuant(torch.autograd.Function):
         if grad is None:
             return None, None, None, None, None
         x, scale, base, offset = ctx.saved_tensors
-        threshold, floor, levels, relu, clips, layout = ctx.rest
+        threshold, floor, rest = ctx.settings
+        levels, _, relu, clips, layout = rest
         if differentiated(grad):
 
             def definition(x: Tensor, base: Tensor, offset: Tensor) -> Tensor:
@@ -300,7 +296,7 @@ class DeviceMagnitudeFakeQuant(torch.autograd.Function):
                 return composed(x, step.reshape(scale.shape), levels, None, HALF_EVEN, relu=relu, clips=clips)
 
             return *again(grad, definition, x, base, offset), None, None
-        out, parts, _ = _backward(like(grad, x), x, scale, None, (levels, relu, clips, layout), True, False)
+        out, parts, _ = _backward(like(grad, x), x, scale, None, rest, True, False)
         pull = _added(parts, offset, layout, (base, offset, floor, threshold))
         return out, pull.to(base.dtype) if ctx.needs_input_grad[1] else None, pull, None, None
 
@@ -313,16 +309,16 @@ class DeviceRowsFakeQuant(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Context, x: Tensor, floor: float, levels: NumberFormat, detached: bool
+        ctx: Context, x: Tensor, floor: float, levels: NumberFormat, threshold: float, detached: bool
     ) -> tuple[Tensor, Tensor]:
         kernels, x = _kernels(), dense(x, Layout(1, 2, 1))
         y = torch.empty_like(x)
         scale = torch.empty([x.shape[0]] + [1] * (x.ndim - 1), dtype=torch.float32, device=x.device)
         inner = x.numel() // x.shape[0]
         constants = (inner % 16 == 0, _row_block(inner))
-        arguments = (x, y, scale, inner, floor, _ends(levels)[1], *constants)
+        arguments = (x, y, scale, inner, floor, threshold, *constants)
         kernels.launch(kernels.quantize_rows, (x.shape[0], 1), (x.dtype, *constants), *arguments)
-        ctx.rest = floor, levels, detached
+        ctx.rest = floor, levels, threshold, detached
         ctx.mark_non_differentiable(scale)
         ctx.set_materialize_grads(False)
         if not detached:
@@ -331,9 +327,9 @@ class DeviceRowsFakeQuant(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Context, grad: Tensor | None, _: object) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        floor, levels, detached = ctx.rest
+        floor, levels, threshold, detached = ctx.rest
         if grad is None or detached:
-            return grad, None, None, None
+            return grad, None, None, None, None
         x, scale = ctx.saved_tensors
         if differentiated(grad):
 
@@ -341,16 +337,16 @@ class DeviceRowsFakeQuant(torch.autograd.Function):
                 rows = x.reshape(x.shape[0], -1)
                 largest = rows.gather(1, rows.detach().abs().argmax(1, keepdim=True)).abs().to(scale.dtype)
                 fixed = (largest < floor) | ~largest.isfinite()
-                step = torch.where(fixed, scale.reshape(-1, 1), largest / levels.high).reshape(scale.shape)
+                step = torch.where(fixed, scale.reshape(-1, 1), largest / threshold).reshape(scale.shape)
                 return composed(x, step, levels, None, HALF_EVEN, clips=False)
 
-            return *again(grad, definition, x), None, None, None
+            return *again(grad, definition, x), None, None, None, None
         kernels, out, grad = _kernels(), torch.empty_like(x), like(grad, x)
         inner = x.numel() // x.shape[0]
         constants = (inner % 16 == 0, _row_block(inner))
-        arguments = (grad, x, out, scale, inner, floor, _ends(levels)[1], *constants)
+        arguments = (grad, x, out, scale, inner, floor, threshold, *constants)
         kernels.launch(kernels.quantize_rows_backward, (x.shape[0], 1), (x.dtype, *constants), *arguments)
-        return out, None, None, None
+        return out, None, None, None, None
 
 
 def _row_block(inner: int) -> int:

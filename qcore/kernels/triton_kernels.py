@@ -1,3 +1,4 @@
+# ruff: noqa: ANN001, ANN201, ANN202, N803, SIM108 - the language of kernels: no types, constants in capitals
 """The kernels of `device`, in Triton: each reads its tensors once, computes in float32 and writes its results.
 
 Triton comes with torch's builds for GPUs, so that this module is imported where a tensor is on one. A tensor is
@@ -8,9 +9,9 @@ programs. Sums have a fixed order: each program writes its part, and another ker
 from typing import Any
 
 import torch
-import triton
-import triton.language as tl
-from triton.language.extra import libdevice
+import triton  # pyright: ignore[reportMissingImports]  # torch's builds without a GPU lack it
+import triton.language as tl  # pyright: ignore[reportMissingImports]
+from triton.language.extra import libdevice  # pyright: ignore[reportMissingImports]
 
 __all__ = ["add_parts", "launch", "quantize", "quantize_backward", "quantize_rows", "quantize_rows_backward"]
 

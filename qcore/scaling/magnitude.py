@@ -112,9 +112,12 @@ class MagnitudeScaling(nn.Module):
     def _numbers(self) -> tuple[Any, Any]:
         """The level that the magnitude stands for and the smallest magnitude, worked out once."""
         levels, least = self.number_format, self.min_scale
-        if self._known is None or self._known[0] is not levels or self._known[1] != least:
-            vars(self)["_known"] = (levels, least, (levels.threshold, self._floor()))
-        return self._known[2]
+        known = self._known
+        if known is None or known[0] is not levels or known[1] != least:
+            end = levels.threshold
+            numbers = (end if isinstance(end, Tensor) else float(end), self._floor())
+            known = vars(self)["_known"] = (levels, least, numbers)
+        return known[2]
 
     def reset_parameters(self) -> None:
         """Set the state to what it is before any data, as torch's layers do with theirs."""

@@ -455,7 +455,8 @@ class StoredScaling(MagnitudeScaling):
             view = granularity.view(x)
             shape = granularity.scales_shape(x.shape) if view is x else (view.shape[0], 1)
         rest = (threshold, floor, levels, rounding, relu, clips)
-        done = learned_on_device(view, self._buffers["magnitude_base"], offset, shape, rest)
+        base: Any = self._buffers["magnitude_base"]
+        done = learned_on_device(view, base, offset, shape, rest)
         if done is None or view is x:
             return done
         return granularity.back(done[0], x), granularity.compact(done[1].reshape(-1), x.shape)
