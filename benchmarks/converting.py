@@ -1,4 +1,4 @@
-"""Models made by rule: what conversion and calibration take, and what a converted model costs."""
+"""Models made by rule: what conversion, calibration and repair take, and what a converted model costs."""
 
 import time
 from collections.abc import Callable
@@ -8,8 +8,18 @@ import torch
 from torch import nn
 
 import bitwright.nn as qnn
-from bitwright.graph import calibrate, quantize
-from bitwright.quantizers import Int8Act, Int8WeightPerTensor
+from bitwright.graph import (
+    adaround,
+    autoround,
+    calibrate,
+    correct_biases,
+    fold_batch_norms,
+    gpfq,
+    gptq,
+    qronos,
+    quantize,
+)
+from bitwright.quantizers import Int8Act, Int8WeightPerChannelMSE, Int8WeightPerTensor
 
 from .layers import Layers, Scheme
 from .models import RESNET18, MobileNetV2
@@ -92,7 +102,34 @@ def calibration(library: str) -> Sampler:
     return lambda: seconds(calibrated)
 
 
+def repair(call: Callable[..., object]) -> Callable[[str], Sampler]:
+    """Times an algorithm that repairs MobileNetV2, W4 per channel, on 24 images."""
+
+    def build(library: str) -> Sampler:
+        if library == "float":
+            return lambda: 1.0
+        images = torch.randn(24, *PHOTOS[1:])
+        model = fold_batch_norms(mobilenet(), images[:1])
+
+        def repaired() -> float:
+            quantized = quantize(model, W4, examples=images[:1])
+            return seconds(lambda: call(quantized, images))
+
+        return repaired
+
+    return build
+
+
 OWN = ("bitwright",)
+W4 = {"weight_quant": Int8WeightPerChannelMSE, "weight_bit_width": 4}
+REPAIRS: dict[str, Callable[..., object]] = {
+    "correct_biases": correct_biases,
+    "gptq": gptq,
+    "gpfq": gpfq,
+    "qronos": qronos,
+    "autoround": autoround,
+    "adaround": adaround,
+}
 
 CONVERTING = {
     "converted-step": Workload("ResNet-18, W8A8, training step: converted, against the same by hand", OWN, step),
@@ -100,4 +137,8 @@ CONVERTING = {
     "calibration": Workload(
         "`calibrate` MobileNetV2, W8A8, on 16 photos, against one float forward of them", OWN, calibration
     ),
+    **{
+        name: Workload(f"`{name}(MobileNetV2, 24 photos)`, W4", OWN, repair(call), compare=absolute, unit="s")
+        for name, call in REPAIRS.items()
+    },
 }

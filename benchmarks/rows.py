@@ -97,4 +97,10 @@ ROWS = (
     _row("29", "ResNet-18, W8A8, training step: converted / by hand", "converted-step", 1.02),
     _row("30", "`quantize(MobileNetV2, rules, examples=...)`, CPU s", "conversion", 0.5),
     _row("31", "`calibrate` MobileNetV2, W8A8 / one float forward on the same data", "calibration", 1.4),
+    Row(
+        "32",
+        "W4 MobileNetV2, 24 photos, CPU s: `correct_biases`; `gptq`; `gpfq`; `qronos`; `autoround`; `adaround`",
+        ("correct_biases", "gptq", "gpfq", "qronos", "autoround", "adaround"),
+        (5, 8, 8, 8, 12, 25),
+    ),
 )

@@ -42,6 +42,7 @@ from bitwright.export import (
 from bitwright.graph import (
     adaround,
     autoround,
+    awq,
     calibrate,
     explain,
     gpfq,
@@ -62,7 +63,7 @@ BEFORE: Mapping[str, Callable[..., nn.Module]] = {"rotate": rotate, "smooth": sm
 """Repairs of the float model: each takes it and batches, and returns another one that computes the same."""
 
 AFTER: Mapping[str, Callable[..., Any]] = {
-    each.__name__: each for each in (magr, search_scales, gptq, gpfq, qronos, adaround, autoround, lqer)
+    each.__name__: each for each in (awq, magr, search_scales, gptq, gpfq, qronos, adaround, autoround, lqer)
 }
 """Repairs of the quantized model, in place, block by block: each takes it and batches, and returns a report."""
 
@@ -91,7 +92,7 @@ def post_training(
         model = BEFORE[name](model, batches, **keywords.get(name, {}))
     reports = [model.report] if hasattr(model, "report") else []
     later = [each for each in repairs if each in AFTER]
-    if "lqer" in later[1:]:  # branches make up for what was changed before: they need the float weights, too
+    if "lqer" in later[1:] and "awq" not in later:  # branches make up for what was changed before them
         keywords.setdefault("lqer", {})["reference"] = copy.deepcopy(model)
     quantized = quantize(model, scheme.rules(), examples=batches[0], inplace=True)
     if scheme.activations == "static8":
@@ -114,7 +115,7 @@ def model_and_tokenizer(options: argparse.Namespace) -> tuple[nn.Module, Any]:
     """The float model, in evaluation mode, and what makes tokens of text."""
     if options.model is None:
         torch.manual_seed(options.seed)
-        return LanguageModel(), Bytes()
+        return LanguageModel().to(options.device), Bytes()
     if ":" in options.model:
         module, _, function = options.model.partition(":")
         sys.path.insert(0, "")  # a file of yours, beside you
@@ -165,7 +166,8 @@ class Logits(nn.Module):
             return logits_of(self.model(input_ids))
         count = input_ids.shape[1]
         later = torch.ones(count, count, device=input_ids.device).triu(1)
-        mask = (later * torch.finfo(torch.float32).min)[None, None]
+        dtype = next(self.model.parameters()).dtype
+        mask = (later * torch.finfo(dtype).min)[None, None].to(dtype)
         return self.model(input_ids=input_ids, attention_mask=mask, use_cache=False).logits
 
 
@@ -259,7 +261,7 @@ def settings_of(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
     walk = {"wait_on": options.wait_on}
     found: dict[str, dict[str, Any]] = {name: dict(walk) for name in AFTER}
     if options.checkpoint is not None:
-        for name in found:
+        for name in found.keys() - {"awq"}:
             found[name]["checkpoint"] = f"{options.checkpoint}.{name}"
     found["lqer"]["rank"] = options.rank
     return found

@@ -31,6 +31,7 @@ from .layerwise.methods.iterating import adaround, autoround
 from .layerwise.methods.low_rank import lqer
 from .layerwise.methods.one_pass import gpfq, gptq, qronos
 from .layerwise.methods.preparing import magr, search_scales
+from .layerwise.methods.reconstructing import reconstruct_blocks
 from .layerwise.options import WalkOptions
 from .layerwise.problem import ColumnGrid, Problem, Solution, WeightGrid
 from .layerwise.reports import LayerwiseReport
@@ -124,6 +125,7 @@ __all__ = [
     "pareto",
     "qronos",
     "quantize",
+    "reconstruct_blocks",
     "record",
     "reestimate_batch_norms",
     "rotate",

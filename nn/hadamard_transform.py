@@ -96,6 +96,16 @@ class HadamardTransform(nn.Module):
             half //= 2
         return (x.reshape(shape) * self.block_size**-0.5).to(dtype)
 
+    @property
+    def additions(self) -> int:
+        """What it costs: additions a value; a linear layer takes as many multiplications as it has outputs.
+
+        Example:
+            >>> HadamardTransform(4096).additions, HadamardTransform(14336).additions
+            (12, 37)
+        """
+        return self._width.bit_length() - 1 + (self._order if self._order > 1 else 0)
+
     def extra_repr(self) -> str:
         if self.block_size != self.size:
             return f"{self.size}, {self.size // self.block_size} blocks of {self.block_size}"

@@ -580,7 +580,8 @@ class GridQuant(Declared):
             grid: of the weight, with the levels and granularity of this quantizer.
 
         Raises:
-            QuantizerError: the quantizer transforms weights, or is for activations, or for several weights.
+            QuantizerError: the quantizer transforms weights, or is for activations, or for several weights; or the
+                grid is that of another quantizer or weight.
 
         Example:
             >>> import bitwright.nn as qnn
@@ -602,17 +603,38 @@ class GridQuant(Declared):
                 else "only a weight has a grid that can be fixed"
             )
             raise QuantizerError(f"{path_of(self)}: the grid can't be fixed: {why}.")
+        self._check_fits(grid)
         if not self.fixed and self._covered():
             vars(self)["clips"] = True  # other weights may lie beyond the ends
         restriction = getattr(self.scaling, "restriction", FloatScale())
         self._fix(grid.scale, grid.zero_point, restriction)
 
+    def _check_fits(self, grid: Grid) -> None:
+        """Refuse a grid that isn't one of this quantizer's weight."""
+        served = self._parameters_served()
+        if not served:
+            return
+        own = self.grid(served[0].detach())
+        for what, asked, here in (
+            ("levels", grid.number_format, own.number_format),
+            ("granularity", grid.granularity, own.granularity),
+            ("shape of scales", tuple(grid.scale.shape), tuple(own.scale.shape)),
+            ("zero points", grid.zero_point is not None, own.zero_point is not None),
+        ):
+            if asked != here:
+                raise QuantizerError(
+                    f"{path_of(self)}: the grid can't be fixed: its {what}: {asked}, and the weight's: {here}. Take "
+                    "the grid that the weight has, layer.quant_weight().grid, and replace its scales."
+                )
+
     def _fix(self, scale: Tensor, zero_point: Tensor | None, restriction: FloatScale) -> None:
         self._stale = False
         if self.zero_point is not None:
             assert zero_point is not None
-            self.zero_point = FixedZeroPoint(zero_point, getattr(self.zero_point, "whole", True))
-        self.scaling = FixedScaling(scale, self._range(), self.granularity, restriction)
+            fixed = FixedZeroPoint(zero_point, getattr(self.zero_point, "whole", True))
+            self.zero_point = fixed.train(self.training)
+        scaling = FixedScaling(scale, self._range(), self.granularity, restriction)
+        self.scaling = scaling.train(self.training)
 
     def release(self) -> None:
         """Let the scales follow the weight again, or be learned, as the declaration says.
@@ -628,12 +650,12 @@ class GridQuant(Declared):
         assert isinstance(fresh, GridQuant)
         device = self.scaling.fixed_scale.device  # type: ignore[attr-defined]
         if self.zero_point is not None:
-            vars(self).pop("zero_point", None)
-            self._modules.pop("zero_point", None)
-            self.zero_point = fresh.zero_point
+            self._modules.pop("zero_point")
+            again: Any = fresh.zero_point  # a module, or a function of the user's own
+            nn.Module.__setattr__(self, "zero_point", again)
         self.scaling = fresh.scaling
         vars(self)["clips"] = fresh.clips
-        self.to(device)
+        self.to(device).train(self.training)
         super().rederive()
 
     @torch.no_grad()

@@ -3,6 +3,7 @@
 import contextlib
 import doctest
 import importlib
+import importlib.util
 import inspect
 import io
 import linecache
@@ -71,7 +72,7 @@ def run_page(path: Path, folder: Path) -> None:
     """Run a page's Python blocks, in order, as one module: pickle, inspect and tracebacks find its lines.
 
     What a block prints is what the text block after it says. A block marked ``python raises`` ends in the error that
-    the text block after it shows.
+    the text block after it shows. One marked ``python needs PACKAGE`` runs where that is installed.
     """
     blocks = [block for block in blocks_of(path.read_text(encoding="utf-8")) if block.kind.startswith("python")]
     source = [""] * max((block.line + block.code.count("\n") for block in blocks), default=0)
@@ -91,6 +92,9 @@ def run_page(path: Path, folder: Path) -> None:
 def run_block(block: Block, module: types.ModuleType, path: Path) -> None:
     """Run one block in the namespace of its page."""
     where = f"{path.name}, line {block.line}"
+    needed = block.kind.removeprefix("python needs ")
+    if needed != block.kind and importlib.util.find_spec(needed) is None:
+        return
     compiled = compile("\n" * (block.line - 1) + block.code, str(module.__file__), "exec")
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
@@ -127,7 +131,7 @@ def test_page_runs(path, tmp_path, monkeypatch):
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
 def test_blocks_are_of_a_known_kind(path):
     kinds = {block.kind for block in blocks_of(path.read_text(encoding="utf-8"))}
-    assert kinds <= {"python", "python raises", "text", "bash"}
+    assert kinds <= {"python", "python raises", "python needs transformers", "text", "bash"}
 
 
 @pytest.mark.skipif(not (ROOT / "bitwright").is_dir(), reason="about the checkout, and this is a run on the wheel")

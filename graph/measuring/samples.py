@@ -12,7 +12,7 @@ from ..errors import GraphError
 from ..recording.examples import Call
 from .evaluation import numbers_in, observed
 
-__all__ = ["Dealt", "deal", "joined", "samples_in", "taken"]
+__all__ = ["Dealt", "deal", "joined", "samples_in", "side_by_side", "taken"]
 
 
 def samples_in(call: Call) -> int | None:
@@ -56,7 +56,7 @@ def _alike(column: Sequence[object]) -> bool:
     return all(isinstance(each, Tensor) and (each.shape[1:], each.dtype, each.device) == kind for each in column)
 
 
-def taken(call: Call, index: slice) -> Call:
+def taken(call: Call, index: slice | Tensor) -> Call:
     """The arguments of a call with some of its samples.
 
     Example:
@@ -64,6 +64,24 @@ def taken(call: Call, index: slice) -> Call:
         ((tensor([1, 3]),), {})
     """
     return _pytree.tree_map(lambda each: each[index] if isinstance(each, Tensor) else each, call)
+
+
+def side_by_side(model: nn.Module, calls: Sequence[Call]) -> Call | None:
+    """All samples in one call, where a model takes each of them as it would alone; else None.
+
+    Args:
+        model: in evaluation.
+        calls: the arguments of its forwards.
+
+    Example:
+        >>> args, _ = side_by_side(nn.Sequential(nn.Flatten()), [((torch.ones(2, 3),), {}), ((torch.ones(1, 3),), {})])
+        >>> args[0].shape
+        torch.Size([3, 3])
+    """
+    whole = joined(calls)
+    if whole is None or (samples_in(whole) or 0) < 2 or _dimensions(model, {}, whole) is None:
+        return None
+    return whole
 
 
 @dataclass(frozen=True)

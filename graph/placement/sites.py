@@ -174,7 +174,7 @@ def _check(rule: Rule) -> None:
             f"quantize: the rule {rule} says {rule.layer.__name__}, and functions become qnn.QuantFunction. Write its "
             "keywords, such as dict(input_quant=Int8Act)."
         )
-    kind = name_of(rule.where)  # type: ignore[arg-type]
+    kind = name_of(rule.where)
     for keyword, value in (rule.settings or {}).items():
         if not _has_place(_by_number(kind, keyword)):
             named = "".join(f", {name}quant" for name in _NAMED.get(kind, ()))

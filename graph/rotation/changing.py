@@ -15,7 +15,7 @@ from .learning import Learned
 from .online import key_products, put_before, rotate_keys
 from .rotations import Rotations
 from .spaces import Space, Turn
-from .weights import Weights, turned
+from .weights import Weights
 
 __all__ = ["Changes"]
 
@@ -34,7 +34,6 @@ class Changes:
         rotations: the matrices.
 
     Attributes:
-        matrices: the rotation of each space, by its name.
         learned: how these were learned; None if they were not.
     """
 
@@ -50,14 +49,14 @@ class Changes:
         self.model, self.rotated, self.graph, self.features = model, rotated, graph, features
         self.rotations = rotations
         self.spaces = [space for space in spaces if rotations.block(space.size) > 1]
-        self.weights = Weights(rotated, self.spaces)
-        self.matrices = {space.name: rotations.matrix(space.size, number) for number, space in enumerate(self.spaces)}
+        self.weights = Weights(model, rotated, self.spaces)
         self.learned: Learned | None = None
         self._count = len(self.spaces)
         self._inputs: dict[str, str] = {}
         self._inside: dict[str, str] = {}
         self._outputs: dict[str, str] = {}
         self._reasons: dict[str, str] = {}
+        self._costs: dict[str, float] = {}
         self._sites: list[Entry] = []
         self._names = {id(each): path for path, each in model.named_parameters()}
 
@@ -108,11 +107,10 @@ class Changes:
         weight = f"{path}.weight" if path else "weight"
         self.weights.add(weight)
         rotation = self._transform(layer.in_features).to(layer.weight.device)
-        identity = torch.eye(layer.in_features, dtype=torch.float64, device=layer.weight.device)
-        turn = Turn(path, weight, 1, 0, layer.in_features)
-        self.weights.tensors[weight] = turned(self.weights.tensors[weight], turn, rotation(identity))
+        self.weights.turn(Turn(path, weight, 1, 0, layer.in_features), rotation)
         put_before(self.rotated, path, rotation)
         start = f"{path}." if path else ""
+        self._costs[path] = rotation.additions / layer.out_features
         self._inputs[path] = f"input rotated by {start}rotation ({self.rotations.text(layer.in_features)})"
 
     def rotate_keys(self) -> None:
@@ -128,10 +126,16 @@ class Changes:
                 continue
             self._sites.append(Entry(node.path, f"queries and keys rotated by {name} ({self.rotations.text(size)})"))
 
-    def write(self, matrices: dict[str, Tensor]) -> None:
+    def fuse(self) -> None:
         """Put the parameters behind the rotations of spaces into the copy; this costs nothing at run time."""
-        self.matrices = matrices
-        self.weights.write(self.weights.rotated(self.spaces, matrices))
+        numbered = enumerate(self.spaces)
+        self.weights.write({each.name: self.rotations.transform(each.size, number) for number, each in numbered})
+
+    def matrices(self) -> dict[str, Tensor]:
+        """The rotation of each space, by its name, to be learned."""
+        device = next((each.device for each in self.weights.parameters.values()), None)
+        numbered = enumerate(self.spaces)
+        return {each.name: self.rotations.matrix(each.size, number).to(device) for number, each in numbered}
 
     # The report
 
@@ -178,13 +182,16 @@ class Changes:
         weights = [each for each in self._turned(path) if not each.endswith("bias")]
         before = max(_peak(_of(self.model, each)) for each in weights)
         after = max(_peak(self.weights.parameters[each]) for each in weights)
-        return Entry(path, ", ".join(done), "; ".join(notes), {"peak before": before, "peak after": after})
+        figures = {"peak before": before, "peak after": after}
+        if path in self._costs:
+            figures["cost"] = self._costs[path]
+        return Entry(path, ", ".join(done), "; ".join(notes), figures)
 
     def _turned(self, path: str) -> list[str]:
         """The parameters of a layer that rotations change."""
         found = [turn.parameter for space in self.spaces for turn in space.turns if turn.layer == path]
-        found = [each for each in found if each in self.weights.tensors]
-        return list(dict.fromkeys([*found, *(each for each in self.weights.tensors if each == f"{path}.weight")]))
+        found = [each for each in found if each in self.weights.parameters]
+        return list(dict.fromkeys([*found, *(each for each in self.weights.parameters if each == f"{path}.weight")]))
 
     def _why_left(self, path: str) -> str:
         if not self.graph.calls(path):

@@ -32,9 +32,8 @@ CHECKS = 4  # how often the loss over all batches is measured on the way
 class _Changes(Protocol):
     spaces: list[Space]
     weights: Weights
-    matrices: dict[str, Tensor]
 
-    def write(self, matrices: dict[str, Tensor]) -> None: ...
+    def matrices(self) -> dict[str, Tensor]: ...
 
 
 @dataclass(frozen=True)
@@ -136,12 +135,13 @@ def learn(
     _calibrate(quantized, calls)
     names = {id(each): name for name, each in rotated.named_parameters()}
     names |= {id(each): name for name, each in rotated.named_buffers()}
-    paths = {path: names[id(each)] for path, each in changes.weights.parameters.items()}
+    parameters = changes.weights.parameters
+    paths = {path: names[id(each)] for path, each in parameters.items()}
+    bases = {path: changes.weights.base(path) for path in parameters}
 
     def loss_of(matrices: Mapping[str, Tensor], call: Call) -> Tensor:
-        tensors = changes.weights.rotated(changes.spaces, matrices)
-        like = changes.weights.parameters
-        state = {paths[path]: each.to(like[path].dtype) for path, each in tensors.items()}
+        tensors = {path: changes.weights.rotated(path, base, matrices) for path, base in bases.items()}
+        state = {paths[path]: each.to(parameters[path].dtype) for path, each in tensors.items()}
         args, kwargs = call
         with torch.no_grad():
             expected = model(*args, **kwargs)
@@ -161,7 +161,7 @@ def learn(
             return value if loss is not None else value.log()  # so that a rate serves errors of any size
 
     with untouched(list(calls), model, quantized):
-        matrices = best = dict(changes.matrices)
+        matrices = best = changes.matrices()
         before = least = mean_loss(matrices)
         worst, last = 0.0, before
         with closing(tracked(range(steps), "rotate", unit="steps")) as numbers:
@@ -179,7 +179,7 @@ def learn(
                     if last < least:
                         best, least = matrices, last
     if least < before:
-        changes.write(best)
+        changes.weights.write(best)
     return Learned(before, least if least < before else last, least < before, worst)
 
 

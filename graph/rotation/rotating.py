@@ -81,7 +81,8 @@ def rotate(
 
     Returns:
         A new model. Its ``report`` says of each layer what was rotated and by what, with the largest weight over the
-        root mean square before and after; or why it was left.
+        root mean square before and after, and what a transform before it costs: its additions over the multiplications
+        of the layer; or why it was left.
 
     Raises:
         GraphError: nothing can be rotated; the residual stream can't be and was asked for; a glob in ``skip`` that
@@ -120,7 +121,7 @@ def rotate(
     changes.transform(wanted, list(skip))
     if "keys" in wanted:
         changes.rotate_keys()
-    changes.write(changes.matrices)
+    changes.fuse()
     if kind == "learned":
         assert rules is not None
         changes.learned = learn(model, rotated, changes, calls, rules, loss, steps, learning_rate)

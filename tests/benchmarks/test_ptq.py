@@ -7,7 +7,8 @@ from tests.graph.models.zoo import ZOO
 
 def tiny():
     batches = ZOO["digit_cnn"].batches(2)
-    schemes = (ptq.Scheme(8, 8, correct=True), ptq.Scheme(2), ptq.Scheme(2, mse=True))
+    repaired = ptq.Scheme(2, rotate=True, repair="GPTQ")
+    schemes = (ptq.Scheme(8, 8, correct=True), ptq.Scheme(2), ptq.Scheme(2, mse=True), repaired)
     return ptq.Task(
         "tiny", ZOO["digit_cnn"].build(), batches, batches, schemes, lambda one, two: {"SQNR": sqnr(one, two)}
     )
@@ -23,13 +24,15 @@ def test_a_table_of_each_task(monkeypatch, capsys):
     ptq.main(["bitwright"])
     torch.set_num_threads(threads)
     header, _, *rows = rows_of(capsys.readouterr().out)
-    assert header == ["tiny", "SQNR"]
-    assert [name for name, _ in rows] == [
+    assert header == ["tiny", "SQNR", "CPU s"]
+    assert [name for name, *_ in rows] == [
         "float",
         "bitwright: W8A8, biases corrected",
         "bitwright: W2",
         "bitwright: W2, MSE scales",
+        "bitwright: W2, rotated, GPTQ",
     ]
+    assert all(float(seconds) > 0 for *_, seconds in rows[1:])
     many, few = float(rows[1][1]), float(rows[3][1])
     assert many > 25 > 15 > few > 0
 

@@ -1,10 +1,10 @@
 """Algorithms that learn the rounding of weights in many steps."""
 
-from typing import Unpack
+from typing import Any, Unpack
 
 from torch import nn
 
-from ..options import WalkOptions
+from ..options import WalkOptions, checked
 from ..reports import LayerwiseReport
 from ..solvers.signed_steps import solve_autoround
 from ..solvers.up_or_down import solve_adaround
@@ -60,19 +60,20 @@ def adaround(
         >>> report["0"].figures["after"] < 0.5 * report["0"].figures["before"]
         True
     """
+    settings: dict[str, Any] = {
+        "iterations": iterations,
+        "learning_rate": learning_rate,
+        "penalty": penalty,
+        "beta": beta,
+        "warm_up": warm_up,
+    }
     return walk_blocks(
         model,
         data,
-        lambda path, problem: solve_adaround(
-            problem,
-            iterations=iterations,
-            learning_rate=learning_rate,
-            penalty=penalty,
-            beta=beta,
-            warm_up=warm_up,
-        ),
+        lambda path, problem: solve_adaround(problem, **settings),
+        settings=settings,
         name="adaround",
-        **options,
+        **checked(adaround, options),
     )
 
 
@@ -117,12 +118,16 @@ def autoround(
         >>> report["0"].figures["after"] < 0.5 * report["0"].figures["before"]
         True
     """
+    settings: dict[str, Any] = {
+        "iterations": iterations,
+        "learning_rate": learning_rate,
+        "tune_scales": tune_scales,
+    }
     return walk_blocks(
         model,
         data,
-        lambda path, problem: solve_autoround(
-            problem, iterations=iterations, learning_rate=learning_rate, tune_scales=tune_scales
-        ),
+        lambda path, problem: solve_autoround(problem, **settings),
+        settings=settings,
         name="autoround",
-        **options,
+        **checked(autoround, options),
     )

@@ -6,7 +6,7 @@ from typing import Literal, Unpack
 from torch import nn
 
 from ...errors import GraphError
-from ..options import WalkOptions
+from ..options import WalkOptions, checked
 from ..problem import Problem, Solution
 from ..reports import LayerwiseReport
 from ..solvers.correction import solve_qronos
@@ -74,7 +74,8 @@ def gptq(
             found = _noted(found, "its scales are not those of groups of inputs, or are fixed: they stay")
         return _with_rows(found, problem)
 
-    return walk_blocks(model, data, solve, float_inputs=False, name="gptq", **options)
+    settings = {"act_order": act_order, "damping": damping, "groups": groups}
+    return walk_blocks(model, data, solve, float_inputs=False, settings=settings, name="gptq", **checked(gptq, options))
 
 
 def gpfq(
@@ -119,8 +120,9 @@ def gpfq(
         model,
         data,
         lambda path, problem: solve_gpfq(problem, act_order=act_order, block_size=block_size),
+        settings={"act_order": act_order},
         name="gpfq",
-        **options,
+        **checked(gpfq, options),
     )
 
 
@@ -169,7 +171,8 @@ def qronos(
         found = solve_qronos(problem, act_order=act_order, damping=damping, block_size=block_size)
         return _with_rows(found, problem)
 
-    return walk_blocks(model, data, solve, name="qronos", **options)
+    settings = {"act_order": act_order, "damping": damping}
+    return walk_blocks(model, data, solve, settings=settings, name="qronos", **checked(qronos, options))
 
 
 ROWS_FOR_EACH_COLUMN = 4  # below which errors are fitted to the data

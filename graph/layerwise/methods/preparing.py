@@ -1,10 +1,10 @@
 """Algorithms that prepare float weights and grids for those that round."""
 
-from typing import Literal, Unpack
+from typing import Any, Literal, Unpack
 
 from torch import nn
 
-from ..options import WalkOptions
+from ..options import WalkOptions, checked
 from ..reports import LayerwiseReport
 from ..solvers.scale_search import solve_scales
 from ..solvers.shrinking import solve_magr
@@ -55,9 +55,10 @@ def magr(
         model,
         data,
         lambda path, problem: solve_magr(problem, alpha=alpha, steps=steps),
+        settings={"alpha": alpha, "steps": steps},
         name="magr",
         float_inputs=False,
-        **options,
+        **checked(magr, options),
     )
 
 
@@ -101,14 +102,19 @@ def search_scales(
         >>> report["0"].figures["after"] < report["0"].figures["before"]
         True
     """
+    settings: dict[str, Any] = {
+        "candidates": candidates,
+        "lowest": lowest,
+        "exponent": exponent,
+        "weighting": weighting,
+    }
     return walk_blocks(
         model,
         data,
-        lambda path, problem: solve_scales(
-            problem, candidates=candidates, lowest=lowest, exponent=exponent, weighting=weighting
-        ),
+        lambda path, problem: solve_scales(problem, **settings),
         name="search_scales",
         float_inputs=False,
         rounds=False,
-        **options,
+        settings=settings,
+        **checked(search_scales, options),
     )

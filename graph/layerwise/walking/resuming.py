@@ -32,6 +32,9 @@ class Checkpoint:
         settings: what the choice depends on, besides the model and the data; by name.
         of: fingerprints of the model and the data.
 
+    Attributes:
+        more: what else is kept: numbers and tensors in dicts and lists.
+
     Raises:
         GraphError: the file holds something else.
     """
@@ -49,6 +52,7 @@ class Checkpoint:
         self.settings = {key: repr(each) for key, each in settings.items()}
         self.of = dict(of)
         self._found: dict[str, Any] = {}
+        self.more: dict[str, Any] = {}
         if self.path.exists():
             self._found = self._read()
         elif not self.path.parent.is_dir():
@@ -70,6 +74,7 @@ class Checkpoint:
         for what, each in self.of.items():
             if found["of"].get(what) != each:
                 raise self._refused(f"was made with another {what}")
+        self.more = found.get("more", {})
         return found["weights"]
 
     def _refused(self, why: str) -> GraphError:
@@ -113,7 +118,7 @@ class Checkpoint:
             }
         beside = self.path.with_name(f"{self.path.name}.part")
         found = {"algorithm": self.name, "settings": self.settings, "of": self.of, "weights": weights}
-        torch.save(found, beside)
+        torch.save(found | {"more": self.more}, beside)
         os.replace(beside, self.path)
 
 

