@@ -76,7 +76,7 @@ class Counting(Arguments):
 
 
 class Counted(Masked):
-    def forward(self, x, seen):
+    def forward(self, x, seen):  # type: ignore[override]
         seen[0] += 1
         return self.layer(x) * seen[0], x.mean()
 

@@ -97,7 +97,7 @@ class Taken(nn.Module):
 class Itself(Taken):
     """Attention of tokens to one another."""
 
-    def forward(self, x):
+    def forward(self, x):  # type: ignore[override]
         return self.layer(x, x, x)[0]
 
 
