@@ -31,10 +31,10 @@ def reconstruct_blocks(
     *,
     iterations: int = 300,
     batch_size: int = 16,
-    learning_rate: float = 0.1,
+    learning_rate: float = 0.2,
     penalty: float = 10.0,
     beta: tuple[float, float] = (20.0, 2.0),
-    warm_up: float = 0.2,
+    warm_up: float = 0.5,
     drop: float = 0.5,
     activation_scales: bool = False,
     scale_learning_rate: float = 0.001,
@@ -139,4 +139,5 @@ def reconstruct_blocks(
                 of["reference"] = fingerprint(reference)
             relevant = {**asdict(settings), "mask": mask, "blocks": blocks}
             saved = Checkpoint(checkpoint, _NAME, list(work.sites.values()), relevant, of)
-        return work.go(saved)
+        work.go(saved)
+    return work.finish()

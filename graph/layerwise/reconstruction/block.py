@@ -131,7 +131,7 @@ def mixed(call: Call, floats: Call, drop: float, generator: torch.Generator) -> 
 
 
 def _mixed(one: object, other: object, drop: float, generator: torch.Generator) -> object:
-    if not isinstance(one, Tensor) or not isinstance(other, Tensor) or one is other or not one.is_floating_point():
+    if not isinstance(one, Tensor) or not isinstance(other, Tensor) or not one.is_floating_point():
         return one
     values, grid = values_of(one), grid_of(one)
     both = kept_apart(values, values_of(other).to(values), drop, generator)

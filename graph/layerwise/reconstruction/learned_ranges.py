@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from ....qcore import GridQuant, TensorQuant
 from ....qcore.scaling import StoredScaling
-from ..solvers.up_or_down import _Adam
+from .adam import Adam
 
 __all__ = ["LearnedRange"]
 
@@ -51,7 +51,7 @@ class LearnedRange:
         self._starts = [each.detach().clone() for each in self._originals.values()]
         self.parameters = [nn.Parameter(each.clone()) for each in self._starts]
         self._moved = [torch.zeros_like(each) for each in self._starts]
-        self._adams = [_Adam(each, learning_rate) for each in self._moved]
+        self._adams = [Adam(each, learning_rate) for each in self._moved]
         self._learning_rate = learning_rate
         for name, each in zip(self._originals, self.parameters, strict=True):
             scaling._parameters[name] = each

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ....qcore import Grid, GridQuant
 from ....qcore.rounding.learned import stretched_logit, stretched_sigmoid, stretched_slope
-from ..solvers.up_or_down import _Adam
+from .adam import Adam
 from ..walking.sites import Site
 
 __all__ = ["SoftWeight"]
@@ -55,7 +55,7 @@ class SoftWeight:
         self._gap = gap * self._spread
         self._start = stretched_logit(fraction)
         self._parameter = self._start.clone()
-        self._adam = _Adam(self._parameter, learning_rate)
+        self._adam = Adam(self._parameter, learning_rate)
         self._share = torch.empty_like(self._start)
         self.values = torch.empty_like(self._start)
         self._renew()
