@@ -237,7 +237,9 @@ class Reconstruction:
     def finish(self) -> LayerwiseReport:
         """Write what was chosen, and report it."""
         if not self.choices and not self.entries:
-            raise GraphError(f"{self.name}: nothing to do. No data reaches a weight of the {type(self.model).__name__}.")
+            raise GraphError(
+                f"{self.name}: nothing to do. No data reaches a weight of the {type(self.model).__name__}."
+            )
         with uninterrupted():
             for choice in self.choices.values():
                 choice.fix()

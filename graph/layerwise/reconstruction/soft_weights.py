@@ -7,8 +7,8 @@ from torch import Tensor
 
 from ....qcore import Grid, GridQuant
 from ....qcore.rounding.learned import stretched_logit, stretched_sigmoid, stretched_slope
-from .adam import Adam
 from ..walking.sites import Site
+from .adam import Adam
 
 __all__ = ["SoftWeight"]
 
