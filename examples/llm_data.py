@@ -2,7 +2,7 @@
 
 import importlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,9 +63,11 @@ def perplexity(model: nn.Module, batches: Sequence[Tensor], name: str = "model")
 @torch.no_grad()
 def continued(model: Any, tokens: Tensor, count: int) -> Tensor:
     """Tokens, (1, T), and those that the model finds the most likely to follow, (1, T + count)."""
-    generate: Callable[..., Tensor] | None = getattr(model, "generate", None)
-    if generate is not None:
-        return generate(tokens, max_new_tokens=count)
+    if hasattr(model, "generation_config"):  # of Hugging Face
+        mask = torch.ones_like(tokens)
+        return model.generate(tokens, attention_mask=mask, max_new_tokens=count, do_sample=False)
+    if hasattr(model, "generate"):
+        return model.generate(tokens, count)
     for _ in range(count):
         tokens = torch.cat([tokens, logits_of(model(tokens))[:, -1:].argmax(-1)], 1)
     return tokens

@@ -115,7 +115,7 @@ def model_and_tokenizer(options: argparse.Namespace) -> tuple[nn.Module, Any]:
     """The float model, in evaluation mode, and what makes tokens of text."""
     if options.model is None:
         torch.manual_seed(options.seed)
-        return LanguageModel(), Bytes()
+        return LanguageModel().to(options.device), Bytes()
     if ":" in options.model:
         module, _, function = options.model.partition(":")
         sys.path.insert(0, "")  # a file of yours, beside you
@@ -166,7 +166,8 @@ class Logits(nn.Module):
             return logits_of(self.model(input_ids))
         count = input_ids.shape[1]
         later = torch.ones(count, count, device=input_ids.device).triu(1)
-        mask = (later * torch.finfo(torch.float32).min)[None, None]
+        dtype = next(self.model.parameters()).dtype
+        mask = (later * torch.finfo(dtype).min)[None, None].to(dtype)
         return self.model(input_ids=input_ids, attention_mask=mask, use_cache=False).logits
 
 

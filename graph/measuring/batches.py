@@ -9,6 +9,7 @@ from torch.utils import _pytree
 from ...qcore.models import shown
 from ..errors import GraphError
 from ..recording.examples import Call, calls_of
+from .samples import samples_in
 
 __all__ = ["batches_of"]
 
@@ -56,6 +57,9 @@ def batches_of(asked: str, model: nn.Module, data: object) -> list[Call]:
         calls += calls_of(tuple(batch)[:most] if isinstance(batch, tuple | list) else batch)
     if not calls:
         raise GraphError(f"{asked}: data holds no batch. {expected}")
+    empty = next((index for index, call in enumerate(calls) if samples_in(call) == 0), None)
+    if empty is not None:
+        raise GraphError(f"{asked}: batch {empty} of data holds no sample. {expected}")
     return _pytree.tree_map(lambda each: each.to(device) if isinstance(each, Tensor) else each, calls)
 
 

@@ -6,6 +6,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
@@ -14,6 +15,7 @@ from ...nn.contexts.intercepting import quantizers_of
 from ...nn.contexts.switching import unquantized
 from ...nn.layer import QuantLayer
 from ...nn.weight_layer import WeightLayer
+from ...qcore import GridQuant
 from ...qcore.models import require_model
 from ..errors import GraphError
 from ..layers.table import has_weights
@@ -100,7 +102,8 @@ def correct_biases(
             corrects all layers: memory grows with the number of samples. Batches that don't fit together take a forward
             for each layer.
         reference: the float model, with the same paths; by default the model itself with its quantizers off, and with
-            the biases that it had before it was first corrected, unless it was loaded from a file since.
+            the biases that it had before it was first corrected, unless it was loaded from a file since. Needed after
+            an algorithm that rounds weights, such as `gptq`.
         held_out: whether to judge on other samples. False: all samples estimate, and every correction is kept.
         add_biases: whether layers without a bias get one. The state dict has a key more for each.
 
@@ -108,7 +111,8 @@ def correct_biases(
         What was done to each layer. ``print`` it.
 
     Raises:
-        GraphError: nothing to correct, no data, activations without a range, or a reference with other layers.
+        GraphError: nothing to correct, no data, activations without a range, rounded weights without a reference, or a
+            reference with other layers.
 
     Example:
         >>> import torch
@@ -127,6 +131,8 @@ def correct_biases(
     original = model if reference is None else reference
     require_model("correct_biases", original, GraphError)
     layers, left = _candidates(model, add_biases)
+    if reference is None:
+        _check_floats(layers)
     counterparts = _counterparts(original, layers)
     calls = batches_of("correct_biases", model, data)
     _check_ranges(model)
@@ -154,6 +160,22 @@ def correct_biases(
     entries |= {path: Entry(path, "left", why) for path, why in left.items()}
     in_order = tuple(entries[path] for path, _ in model.named_modules() if path in entries)
     return BiasReport("correct_biases", in_order, before.decibels, after.decibels)
+
+
+def _check_floats(layers: Mapping[str, WeightLayer]) -> None:
+    """Refuse weights that an algorithm has rounded: with quantizers off, they are no float model's."""
+    rounded = []
+    for path, layer in layers.items():
+        quant = layer.weight_quant
+        if isinstance(quant, GridQuant) and quant.fixed:
+            weight = layer.tensor_of("weight")
+            if torch.equal(quant._quantize(weight)[0], weight):
+                rounded.append(path)
+    if rounded:
+        raise GraphError(
+            f"correct_biases: the weights of {_listed(rounded)} were rounded by an algorithm, so the model no longer "
+            "knows what the float model computes. Pass that: correct_biases(model, data, reference=float_model)."
+        )
 
 
 # Which layers

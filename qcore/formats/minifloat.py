@@ -139,7 +139,7 @@ class Minifloat(_Minifloat, NumberFormat):
         if 2**self.exponent_bits - self.exponent_bias > _FAR:
             power.mul_(1 / digits)
             digits = 1.0
-        zero = torch.full((), -0.0, dtype=steps.dtype)  # added, it changes no number, nor the sign of another zero
+        zero = steps.new_full((), -0.0)  # added, it changes no number, nor the sign of another zero
         rounding.inplace(torch.addcdiv(zero, steps, power, value=digits, out=steps))
         torch.addcmul(zero, steps, power, value=1 / digits, out=steps)
 

@@ -1,12 +1,15 @@
 """What is given for a model and is none: one error for every function that takes a model."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
 
 import bitwright.nn as qnn
-from bitwright import export
+from bitwright import export, graph
 from bitwright.export import ExportError, Integers
+from bitwright.graph import GraphError
 from bitwright.qcore import BitwrightError, QuantizerError, bit_width_report, describe, size_penalty
 
 X = torch.zeros(1, 4)
@@ -18,6 +21,11 @@ def entered(manager):
             raise AssertionError("the block was entered")
 
     return call
+
+
+def layerwise(name, model):
+    more = (lambda path, problem: None,) if name == "walk_blocks" else ()
+    return getattr(graph, name)(model, X, *more)
 
 
 CALLS = {
@@ -45,6 +53,8 @@ CALLS = {
     "load_packed": (lambda model: export.load_packed(model, "model.safetensors"), ExportError),
     "export_compressed_tensors": (lambda model: export.export_compressed_tensors(model, "folder"), ExportError),
 }
+LAYERWISE = ("adaround", "autoround", "gpfq", "gptq", "magr", "qronos", "search_scales", "walk_blocks")
+CALLS |= {name: (partial(layerwise, name), GraphError) for name in LAYERWISE}
 GIVEN = [
     (5, "5 is not a model. Pass a torch.nn.Module, such as qnn.QuantLinear(8, 4)."),
     (None, "None is not a model. Pass a torch.nn.Module, such as qnn.QuantLinear(8, 4)."),
@@ -80,7 +90,7 @@ def test_every_public_function_with_a_model_is_among_them():
         for name in package.__all__
         if {"model", "module"} & set(getattr(getattr(package, name), "__annotations__", {}))
     }
-    assert taking == {name for name in CALLS if name not in ("bit_width_report", "size_penalty")}
+    assert taking == {name for name in CALLS if name not in ("bit_width_report", "size_penalty", *LAYERWISE)}
 
 
 def test_plots_of_what_is_no_model_and_no_quantizer():

@@ -4,7 +4,7 @@ from typing import Any, Unpack
 
 from torch import nn
 
-from ..options import WalkOptions
+from ..options import WalkOptions, checked
 from ..reports import LayerwiseReport
 from ..solvers.signed_steps import solve_autoround
 from ..solvers.up_or_down import solve_adaround
@@ -73,7 +73,7 @@ def adaround(
         lambda path, problem: solve_adaround(problem, **settings),
         settings=settings,
         name="adaround",
-        **options,
+        **checked(adaround, options),
     )
 
 
@@ -129,5 +129,5 @@ def autoround(
         lambda path, problem: solve_autoround(problem, **settings),
         settings=settings,
         name="autoround",
-        **options,
+        **checked(autoround, options),
     )

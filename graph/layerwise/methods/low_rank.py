@@ -14,7 +14,7 @@ from ....qcore.models import require_model
 from ...conversion.snapshot import restored_on_failure
 from ...errors import GraphError
 from ...passes.reports import Entry, listed
-from ..options import WalkOptions
+from ..options import WalkOptions, checked
 from ..problem import Problem, Solution
 from ..reports import LayerwiseReport
 from ..solvers.branches import METHODS, LowRankMethod, first_directions, low_rank
@@ -98,8 +98,9 @@ def lqer(
             data,
             branches.solve,
             float_inputs=float_inputs,
+            shared=True,
             name="lqer",
-            **options,
+            **checked(lqer, options),
         )
         report = LayerwiseReport("lqer", tuple(branches.explained(entry) for entry in found))
         if not report.changed:

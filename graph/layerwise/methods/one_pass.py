@@ -6,7 +6,7 @@ from typing import Literal, Unpack
 from torch import nn
 
 from ...errors import GraphError
-from ..options import WalkOptions
+from ..options import WalkOptions, checked
 from ..problem import Problem, Solution
 from ..reports import LayerwiseReport
 from ..solvers.correction import solve_qronos
@@ -75,7 +75,7 @@ def gptq(
         return _with_rows(found, problem)
 
     settings = {"act_order": act_order, "damping": damping, "groups": groups}
-    return walk_blocks(model, data, solve, float_inputs=False, settings=settings, name="gptq", **options)
+    return walk_blocks(model, data, solve, float_inputs=False, settings=settings, name="gptq", **checked(gptq, options))
 
 
 def gpfq(
@@ -122,7 +122,7 @@ def gpfq(
         lambda path, problem: solve_gpfq(problem, act_order=act_order, block_size=block_size),
         settings={"act_order": act_order},
         name="gpfq",
-        **options,
+        **checked(gpfq, options),
     )
 
 
@@ -172,7 +172,7 @@ def qronos(
         return _with_rows(found, problem)
 
     settings = {"act_order": act_order, "damping": damping}
-    return walk_blocks(model, data, solve, settings=settings, name="qronos", **options)
+    return walk_blocks(model, data, solve, settings=settings, name="qronos", **checked(qronos, options))
 
 
 ROWS_FOR_EACH_COLUMN = 4  # below which errors are fitted to the data

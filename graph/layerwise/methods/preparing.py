@@ -4,7 +4,7 @@ from typing import Any, Literal, Unpack
 
 from torch import nn
 
-from ..options import WalkOptions
+from ..options import WalkOptions, checked
 from ..reports import LayerwiseReport
 from ..solvers.scale_search import solve_scales
 from ..solvers.shrinking import solve_magr
@@ -58,7 +58,7 @@ def magr(
         settings={"alpha": alpha, "steps": steps},
         name="magr",
         float_inputs=False,
-        **options,
+        **checked(magr, options),
     )
 
 
@@ -116,5 +116,5 @@ def search_scales(
         float_inputs=False,
         rounds=False,
         settings=settings,
-        **options,
+        **checked(search_scales, options),
     )

@@ -124,7 +124,7 @@ class Reconstruction:
         start = time.perf_counter()
         taken = self._taken(stage)
         number, self.number = self.number, self.number + 1
-        with closing(Kept(self.stand_ins.generator.device, self.wait_on)) as targets:
+        with closing(Kept(self.wait_on)) as targets:
             with self._floats():
                 for n, call in enumerate(float_kept):
                     targets.append(((outputs_of(float_stage(call, n), taken),), {}))

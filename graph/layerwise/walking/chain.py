@@ -68,7 +68,7 @@ def chain_of(model: nn.Module, call: Call, blocks: Sequence[str] | None) -> Chai
     """
     if blocks is not None:
         asked = _expanded(model, blocks)
-        seen = _seen(model, asked, call)
+        seen = _seen(model, list(dict.fromkeys(asked)), call)
         why, found = _linked(asked, seen)
         if found is None:
             raise GraphError(
@@ -97,7 +97,7 @@ def chain_of(model: nn.Module, call: Call, blocks: Sequence[str] | None) -> Chai
 
 def _expanded(model: nn.Module, paths: Sequence[str]) -> list[str]:
     """The modules in lists, and in plain sequences, instead of these."""
-    known = dict(model.named_modules())
+    known = dict(model.named_modules(remove_duplicate=False))
     found: list[str] = []
     for path in paths:
         if path not in known:

@@ -1,6 +1,6 @@
 """Gathering what the weights of a stage meet, and choosing them one after the other."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
@@ -155,16 +155,15 @@ class Gatherer:
         self._runs: dict[Site, _Run] = {}
         self._last: _Read | None = None
 
-    def solved(self, sites: Sequence[Site], met: Mapping[Site, Met], choose: Choose) -> Iterator[Site]:
-        """Choose the weights of some sites, in their order; gives each that is done."""
+    def solve(self, sites: Sequence[Site], met: Mapping[Site, Met], choose: Choose) -> None:
+        """Choose the weights of some sites, in their order."""
         if len(self.quantized.kept) == 1 and all(met[site].single for site in sites) and not distributed():
-            yield from self._in_one_forward(sites, met, choose)
+            self._in_one_forward(sites, met, choose)
             return
         for group in self._groups(sites, met):
             self._gather(group, met)
             for site in group:
                 self._settle(site, choose)
-                yield site
 
     def _settle(self, site: Site, choose: Choose) -> Any:
         found = self._runs.pop(site).gathered(site, self.floats is not None)
@@ -190,8 +189,7 @@ class Gatherer:
 
     # All samples in one batch: the weights are chosen while the stage runs
 
-    def _in_one_forward(self, sites: Sequence[Site], met: Mapping[Site, Met], choose: Choose) -> Iterator[Site]:
-        done: list[Site] = []
+    def _in_one_forward(self, sites: Sequence[Site], met: Mapping[Site, Met], choose: Choose) -> None:
         self._runs = {site: _Run(met[site]) for site in sites}
         if self.floats is not None:
             self.floats.run(0, self._see_floats, lasting=True)
@@ -202,14 +200,12 @@ class Gatherer:
                 return None
             self._see(meeting)
             choice = self._settle(site, choose)
-            done.append(site)
             values = None if choice is None else choice.values
             return None if values is None else site.as_stored(values).to(meeting.weight.dtype)
 
         self.quantized.run(0, meet, lasting=True)
         self._last = None
         self._runs = {}
-        yield from done
 
     # Several batches: a forward of each, up to the weights
 
@@ -240,7 +236,7 @@ class Gatherer:
         self._batch = 0
 
     def _see_floats(self, meeting: Meeting) -> None:
-        if meeting.site in self._runs:
+        if meeting.site in self._runs and meeting.product is not None:
             self._runs[meeting.site].floats.append(meeting.x)
 
     def _see(self, meeting: Meeting) -> None:

@@ -18,7 +18,9 @@ UNMASKED = "padding counts, as its inputs are not (samples, tokens, ...)"
 
 
 class Masks:
-    """The masks of all batches.
+    """The masks of all batches. Inputs are (samples, tokens, ...), (samples * tokens, ...), or (tokens, samples, ...).
+
+    The last are told from the first by their sizes.
 
     Args:
         masks: for each batch (samples, tokens), not 0 where a token counts; None for all.

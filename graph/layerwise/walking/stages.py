@@ -22,26 +22,26 @@ class Kept:
     """The arguments of forwards that wait for their turn, in memory or on disk.
 
     Args:
-        device: where they are needed; None for where each of them is.
-        wait_on: where they wait: ``"device"``, ``"cpu"``, or a folder.
+        wait_on: where they wait: ``"device"``, ``"cpu"``, or a folder. They come back to where each of them was.
 
     Example:
-        >>> kept = Kept(None, "cpu")
+        >>> kept = Kept("cpu")
         >>> kept.append(((torch.ones(2),), {}))
         >>> kept[0], len(kept)
         (((tensor([1., 1.]),), {}), 1)
     """
 
-    def __init__(self, device: torch.device | None, wait_on: str | Path = "device") -> None:
-        self._device = device
+    def __init__(self, wait_on: str | Path = "device") -> None:
         self._folder = None
         self._where = wait_on
         if isinstance(wait_on, Path) or wait_on not in ("device", "cpu"):
             self._folder = TemporaryDirectory(dir=wait_on, prefix="bitwright-")
         self._calls: list[Any] = []
+        self._devices: list[list[torch.device]] = []
 
     def append(self, call: Call) -> None:
         """Keep one more."""
+        self._devices.append([])
         self._calls.append(self._away(len(self._calls), call))
 
     def replace(self, number: int, call: Call) -> None:
@@ -49,11 +49,13 @@ class Kept:
         self._calls[number] = self._away(number, call)
 
     def _away(self, number: int, call: Call) -> Any:
+        if self._folder is not None or self._where == "cpu":
+            self._devices[number] = [each.device for each in _pytree.tree_leaves(call) if isinstance(each, Tensor)]
         if self._folder is not None:
             path = Path(self._folder.name) / f"{number}.pt"
             torch.save(call, path)
             return path
-        return _to("cpu", call) if self._where == "cpu" else call
+        return _to([torch.device("cpu")] * len(self._devices[number]), call) if self._where == "cpu" else call
 
     def __len__(self) -> int:
         return len(self._calls)
@@ -62,7 +64,7 @@ class Kept:
         found = self._calls[number]
         if isinstance(found, Path):
             found = torch.load(found, map_location="cpu", weights_only=False)
-        return found if self._device is None else _to(self._device, found)
+        return _to(self._devices[number], found) if self._devices[number] else found
 
     def __iter__(self) -> Iterator[Call]:
         return (self[number] for number in range(len(self)))
@@ -74,8 +76,10 @@ class Kept:
             self._folder.cleanup()
 
 
-def _to(device: torch.device | str, call: Any) -> Any:
-    return _pytree.tree_map(lambda each: each.to(device) if isinstance(each, Tensor) else each, call)
+def _to(devices: Sequence[torch.device], call: Any) -> Any:
+    """The arguments with each tensor on its device."""
+    left = iter(devices)
+    return _pytree.tree_map(lambda each: each.to(next(left)) if isinstance(each, Tensor) else each, call)
 
 
 class Stage:
@@ -136,8 +140,7 @@ def stages_of(
     Raises:
         GraphError: a batch doesn't reach the chain.
     """
-    device = next((each.device for each in model.parameters()), None)
-    whole = Kept(None, "device")
+    whole = Kept()
     for call in calls:
         whole.append(call)
     if chain is None:
@@ -151,7 +154,7 @@ def stages_of(
 
     stage = Stage("", head)
     yield stage, whole
-    with closing(Kept(device, wait_on)) as kept:
+    with closing(Kept(wait_on)) as kept:
         for number, call in enumerate(whole):
             reached = stage.result(call, number)
             if not isinstance(reached, Reached) or reached.call is None:

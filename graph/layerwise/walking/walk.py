@@ -22,13 +22,14 @@ from ...measuring.samples import samples_in, taken
 from ...passes.models import difference
 from ...passes.reports import Entry
 from ...recording.examples import Call
+from ...recording.tensors import tensors_in
 from ..reports import LayerwiseReport
-from .chain import Chain, chain_of
+from .chain import Chain, Reached, chain_of
 from .choosing import Choice, Solver, choose
 from .gathering import Gathered, Gatherer, View
-from .guarding import check_options, devices_of, uninterrupted
+from .guarding import check_options, devices_of, restored_on_failure, uninterrupted
 from .masking import USUAL, Masks
-from .observing import Meet, following, observing
+from .observing import Meet, Meeting, following, observing
 from .resuming import Checkpoint, fingerprint
 from .sites import Site, shared_parameters, sites_of
 from .stages import Stage, stages_of
@@ -53,63 +54,65 @@ def walk_blocks(
     checkpoint: str | Path | None = None,
     progress: bool = True,
     rounds: bool = True,
+    shared: bool = False,
     settings: Mapping[str, object] | None = None,
     name: str = "walk_blocks",
 ) -> LayerwiseReport:
     """Choose the weights of a quantized model layer by layer, each for the inputs that it gets from those before it.
 
-        For every weight, in the order in which the model uses them, ``solve(path, problem)`` gets a `Problem`: the weight
-        as a matrix, its grid, and the second moments of its inputs in the quantized model (with all weights before it as
-        they were chosen) and in the float one. It returns a `Solution`, or None to leave the weight. The grid is fixed, see
-        `GridQuant.fix`. What is no better than rounding to nearest is not kept, output by output.
+    For every weight, in the order in which the model uses them, ``solve(path, problem)`` gets a `Problem`: the weight
+    as a matrix, its grid, and the second moments of its inputs in the quantized model (with all weights before it as
+    they were chosen) and in the float one. It returns a `Solution`, or None to leave the weight. The grid is fixed, see
+    `GridQuant.fix`. What is no better than rounding to nearest is not kept, output by output.
 
-        Where the model is a chain of blocks, such as the layers of a transformer, every block runs on what the one before
-        it returned, and the inputs of two blocks are kept. Else all that comes before a layer runs again for every layer,
-        or, with a single batch, all is done in one forward, in which the inputs of all layers are kept.
+    Where the model is a chain of blocks, such as the layers of a transformer, every block runs on what the one before
+    it returned, and only its inputs are kept. Else all that comes before a layer runs again for every layer,
+    or, with a single batch, all is done in one forward, in which the inputs of all layers are kept.
 
-        The parameters stay as they are until the walk has ended; until then, codes are kept. If anything fails, nothing
-        has changed. Where several processes walk, each with data of its own, the moments are those of all of it, and all
-        processes come to the same weights.
+    The parameters stay as they are until the walk has ended; until then, codes are kept. If anything fails, nothing
+    has changed. Where several processes walk, each with data of its own, the moments are those of all of it, and all
+    processes come to the same weights.
 
-        Memory, besides the model: of a chain, the inputs of one block for all batches (on the device, the CPU or on disk,
-        see ``wait_on``), twice with ``float_inputs``, and one byte for each weight that was chosen; while a weight is
-        chosen, its matrix of moments, thrice with ``float_inputs``, and what the algorithm needs. None of it but the codes
-        grows with the number of blocks.
+    Memory, besides the model: of a chain, the inputs of one block for all batches (on the device, the CPU or on disk,
+    see ``wait_on``), twice with ``float_inputs``, and one byte for each weight that was chosen; while a weight is
+    chosen, its matrix of moments, thrice with ``float_inputs``, and what the algorithm needs. None of it but the codes
+    grows with the number of blocks.
 
-        Args:
-            model: a quantized model with calibrated activations. It evaluates, whatever its mode.
-            data: one batch, or an iterable of batches, as for `correct_biases`.
-            solve: called as ``solve(path, problem)``.
-            reference: the float model, with the same paths; by default the model itself with its quantizers off.
-            blocks: paths of the blocks; by default the largest list of modules that is a chain, if there is one.
-            float_inputs: whether problems have the inputs of the float model, ``cross``; without it the walk is shorter.
-                mask: the argument that says which tokens count: (samples, tokens), 0 for padding. None for all.
-            rows: how many inputs of a layer are used at most, spread evenly over samples, of which each gives one at least;
-                by default 64 for each column of the matrix, but from 2048 to 24576, and never less than 8. Recurrent layers
-                use all.
-                wait_on: where the inputs of a block wait while others run: ``"device"``, ``"cpu"``, or a folder.
-            checkpoint: a file that holds what was chosen so far, after every block. If it exists, the walk goes on there.
-            progress: whether a bar shows how far it has come.
-            rounds: whether weights are rounded; False fixes their grids alone.
-            settings: of ``solve``, which a checkpoint has to agree with.
-            name: what the report calls the algorithm.
+    Args:
+        model: a quantized model with calibrated activations. It evaluates, whatever its mode.
+        data: one batch, or an iterable of batches, as for `correct_biases`.
+        solve: called as ``solve(path, problem)``.
+        reference: the float model, with the same paths; by default the model itself with its quantizers off.
+        blocks: paths of the blocks; by default the largest list of modules that is a chain, if there is one.
+        float_inputs: whether problems have the inputs of the float model, ``cross``; without it the walk is shorter.
+        mask: the argument that says which tokens count: (samples, tokens), 0 for padding. None for all.
+        rows: how many inputs of a layer are used at most, spread evenly over samples, of which each gives one at least;
+            by default 64 for each column of the matrix, but from 2048 to 24576, and never less than 8. Recurrent layers
+            use all.
+        wait_on: where the inputs of a block wait while others run: ``"device"``, ``"cpu"``, or a folder.
+        checkpoint: a file that holds what was chosen so far, after every block. If it exists, the walk goes on there.
+        progress: whether a bar shows how far it has come.
+        rounds: whether weights are rounded; False fixes their grids alone.
+        shared: whether ``solve`` gets weights that are one parameter of several layers, too, which it has to leave.
+        settings: of ``solve``, which a checkpoint has to agree with.
+        name: what the report calls the algorithm.
 
-        Returns:
-            An entry for every weight with a quantizer.
+    Returns:
+        An entry for every weight with a quantizer.
 
-        Raises:
-            GraphError: nothing could be done, activations without a range, no data, blocks that are no chain, or a
-                checkpoint of something else.
+    Raises:
+        GraphError: nothing could be done, activations without a range, no data, blocks that are no chain, or a
+            checkpoint of something else.
 
-        Example:
-            >>> import torch
-            >>> import bitwright.nn as qnn
-            >>> model = nn.Sequential(qnn.QuantLinear(8, 4, weight_bit_width=3), nn.ReLU(), qnn.QuantLinear(4, 2)).eval()
-            >>> def to_nearest(path, problem):
-            ...     print(path, tuple(problem.weight.shape), problem.rows)
-            >>> report = walk_blocks(model, torch.rand(32, 8), to_nearest)
-            0 (1, 4, 8) 32
-            2 (1, 2, 4) 32
+    Example:
+        >>> import torch
+        >>> import bitwright.nn as qnn
+        >>> model = nn.Sequential(qnn.QuantLinear(8, 4, weight_bit_width=3), nn.ReLU(), qnn.QuantLinear(4, 2)).eval()
+        >>> def to_nearest(path, problem):
+        ...     print(path, tuple(problem.weight.shape), problem.rows)
+        >>> report = walk_blocks(model, torch.rand(32, 8), to_nearest)
+        0 (1, 4, 8) 32
+        2 (1, 2, 4) 32
     """
     require_model(name, model, GraphError)
     if reference is not None:
@@ -117,7 +120,7 @@ def walk_blocks(
     check_options(name, blocks, rows, wait_on)
     calls = batches_of(name, model, data)
     walk = _Walk(name, model, reference, solve, float_inputs, Masks.among(name, model, calls, mask), rows, rounds)
-    walk.check()
+    walk.check(shared)
     with ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng(devices_of(model)))
         stack.enter_context(evaluating(*(each for each in (model, reference) if each is not None)))
@@ -158,6 +161,7 @@ class _Walk:
         self.chosen: dict[Site, Tensor] = {}
         self.grids: dict[Site, Grid] = {}
         self.kept: dict[Site, tuple[Tensor, Grid | None]] = {}  # quantized weights of a stage
+        self.bar: Iterator[Site] = iter(())
 
     @property
     def met(self) -> Mapping[Site, Met]:
@@ -166,7 +170,7 @@ class _Walk:
 
     # What there is to do
 
-    def check(self) -> None:
+    def check(self, shared: bool = False) -> None:
         """Find the weights, and refuse a model without a range for its activations."""
         found = sites_of(self.model)
         if not found:
@@ -178,7 +182,7 @@ class _Walk:
         for site in found:
             others = tied.get(id(site.parameter), [])
             why = site.why_not()
-            if why is None and others:
+            if why is None and others and not shared:
                 why = f"its weight is one parameter of {' and '.join(others)}"
             if why is None:
                 self.sites[site.quant] = site
@@ -218,6 +222,8 @@ class _Walk:
             call = calls[0]  # a model that takes no single sample
             self.survey_of = Survey()
             out = self._look(call)
+        if self.reference is not None and self.float_inputs:
+            self._look_at(self.reference, call)
         for other in calls if several else calls[1:]:
             if len(self.met) == len(self.sites):
                 break
@@ -243,6 +249,24 @@ class _Walk:
         self.survey_of.end()
         return out
 
+    def _look_at(self, reference: nn.Module, call: Call) -> None:
+        """Refuse a reference that hides what meets its weights."""
+        seen: dict[Site, Meeting] = {}
+
+        def see(meeting: Meeting) -> None:
+            if meeting.product is not None:
+                seen[meeting.site] = meeting
+
+        with following(reference, self.met, see):
+            reference(*call[0], **call[1])
+        hidden = [site.path for site, met in self.met.items() if site not in seen and met.product is not None]
+        if hidden:
+            more = f" and {len(hidden) - 8} more" if len(hidden) > 8 else ""
+            raise GraphError(
+                f"{self.name}: the reference hides what meets {', '.join(hidden[:8])}{more}: a function of torch "
+                "computes the whole layer. Leave reference out; the model with its quantizers off stands for it."
+            )
+
     def _chain(self, call: Call, out: object, blocks: Sequence[str] | None) -> Chain | None:
         """The chain that the model is, for all processes; None if it is none."""
         with observing(self.model, self.sites, None, floats=True):
@@ -266,10 +290,10 @@ class _Walk:
             with closing(stages_of(self.model, chain, [call])) as stages:
                 for stage, kept in stages:
                     result, again = stage(kept[0], 0), stage(kept[0], 0)
-                    if difference(result, again)[0] > _REPRODUCED:
+                    if not _agree(result, again):
                         return False
                     stage.results[0] = result
-            return difference(out, result)[0] <= _REPRODUCED
+            return _agree(out, result)
         except Exception:  # whatever a block makes of being called twice: then the model runs as a whole
             return False
 
@@ -295,7 +319,7 @@ class _Walk:
         todo = [site for site in self.met if site not in self.choices]
         total = self._samples(calls)
         with ExitStack() as stack:
-            bar = stack.enter_context(closing(tracked(todo, self.name, unit="weights", shown=progress)))
+            self.bar = stack.enter_context(closing(tracked(todo, self.name, unit="weights", shown=progress)))
             steps = stack.enter_context(closing(stages_of(self.model, chain, calls, wait_on)))
             shadow = stack.enter_context(closing(stages_of(other, chain, calls, wait_on)))
             first, leaving = True, list[Site]()
@@ -322,8 +346,7 @@ class _Walk:
                     quantized = View(*found, self._quantized)
                     floats = None if beside is None else View(*beside, self._floats)
                     gatherer = Gatherer(quantized, floats, self.masks, total, self.rows)
-                    for site in gatherer.solved(work, self.met, self.choose):
-                        next(bar, site)
+                    gatherer.solve(work, self.met, self.choose)
                     if saved is not None:
                         saved.save(self.choices)
                 leaving = [site for site in here if site in self.choices] if found[0].name else []
@@ -371,6 +394,7 @@ class _Walk:
             grid = site.quant.grid(site.seen())  # type: ignore[operator]
         choice = choose(self.name, site, grid, gathered, self.solve, self.rounds)
         self.choices[site] = choice
+        next(self.bar, None)
         if choice.values is not None:
             self.chosen[site] = choice.values
         return choice
@@ -379,7 +403,7 @@ class _Walk:
         """Write what was chosen, and report it."""
         if not self.choices:
             raise GraphError(self._nothing())
-        with uninterrupted():
+        with uninterrupted(), restored_on_failure(choice.site.quant for choice in self.choices.values()):
             for choice in self.choices.values():
                 choice.fix()
             for choice in self.choices.values():
@@ -390,6 +414,16 @@ class _Walk:
             entries.setdefault(site.path, Entry(site.path, "left", "no data reaches it"))
         order = [site.path for site in sites_of(self.model)]
         return LayerwiseReport(self.name, tuple(entries[path] for path in order))
+
+
+def _agree(one: object, other: object) -> bool:
+    """Whether two results are the same but for rounding; False where they hold no floats, which would tell."""
+    found = [tensors_in(each.call if isinstance(each, Reached) else each) for each in (one, other)]
+    pairs = list(zip(*found, strict=True))
+    if any(not a.is_floating_point() and not torch.equal(a, b) for a, b in pairs):
+        return False
+    floats = any(a.is_floating_point() for a, _ in pairs)
+    return floats and difference(*found)[0] <= _REPRODUCED
 
 
 def _largest(call: Call) -> int:

@@ -242,8 +242,8 @@ def test_what_such_checkpoints_do_not_hold(name, tmp_path):
 
 
 class Doubled(qnn.QuantLinear):
-    def forward(self, x):
-        return 2 * super().forward(x)
+    def forward(self, *inputs):  # type: ignore[override]
+        return 2 * super().forward(*inputs)
 
 
 def test_what_else_a_model_may_hold(tmp_path):

@@ -61,3 +61,9 @@ def test_no_batches():
     message = "smooth: data holds no batch. Pass a tensor, or a list or loader of batches."
     with pytest.raises(GraphError, match=f"^{re.escape(message)}$"):
         batches_of("smooth", MODEL, iter([]))
+
+
+def test_a_batch_without_samples():
+    message = "gptq: batch 1 of data holds no sample. Pass a tensor, or a list or loader of batches."
+    with pytest.raises(GraphError, match=f"^{re.escape(message)}$"):
+        batches_of("gptq", nn.Linear(2, 2), [torch.ones(1, 2), torch.ones(0, 2)])

@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 import bitwright.nn as qnn
+from bitwright.graph import gptq
 from bitwright.graph.errors import GraphError
 from bitwright.graph.passes.bias_correction import BiasReport, correct_biases
 from bitwright.graph.passes.reports import Entry
@@ -582,6 +583,19 @@ def test_everything_was_left():
         model,
         torch.ones(2, 2),
     )
+
+
+def test_rounded_weights_need_the_float_model():
+    model = nn.Sequential(qnn.QuantLinear(8, 4, weight_bit_width=4)).eval()
+    original, x = copy.deepcopy(model), torch.randn(64, 8)
+    assert gptq(model, x)["0"].changed
+    message = (
+        "correct_biases: the weights of 0 were rounded by an algorithm, so the model no longer knows what the float "
+        "model computes. Pass that: correct_biases(model, data, reference=float_model)."
+    )
+    with pytest.raises(GraphError, match=f"^{re.escape(message)}$"):
+        correct_biases(model, x)
+    assert correct_biases(model, x, original, held_out=False)["0"].action == "corrected"
 
 
 # The report

@@ -25,7 +25,7 @@ def test_keys(fused):
     site = rotated.blocks[0].get_submodule(path)
     assert type(site) is kind
     assert site.rotation.size == 4
-    assert [entry.path for entry in rotated.report.changed] == [f"blocks.0.{'attention' if fused else 'matmul'}"]
+    assert [entry.path for entry in rotated.report.changed] == [f"blocks.0.{'attention' if fused else 'matmul'}"]  # type: ignore[attr-defined]
 
 
 def test_only_products_of_queries_and_keys():

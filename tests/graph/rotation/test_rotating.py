@@ -64,13 +64,13 @@ def test_torchs_own_layers():
     torch.testing.assert_close(rotated(x), model(x), rtol=1e-10, atol=1e-10)
     with torch.no_grad():  # torch's fused path
         torch.testing.assert_close(rotated(x), model(x), rtol=1e-10, atol=1e-10)
-    said = {entry.path: entry.action for entry in rotated.report}
+    said = {entry.path: entry.action for entry in rotated.report}  # type: ignore[attr-defined]
     assert said["patch"] == "output rotated (Hadamard 16)"
     assert said["first"] == said["positions"] == "rotated"
     assert said["encoder.layers.0.self_attn"] == (
         "input rotated (Hadamard 16), values rotated (Hadamard 4), output rotated (Hadamard 16)"
     )
-    assert [str(entry) for entry in rotated.report.left] == [
+    assert [str(entry) for entry in rotated.report.left] == [  # type: ignore[attr-defined]
         "encoder.layers.0.self_attn.keys  left: its attention is computed inside of it"
     ]
 
@@ -94,7 +94,7 @@ def test_norms_in_float32():
 
 def test_report():
     rotated = rotate(of(Llama, layers=2), ids(), where=ALL)
-    lines = {entry.path: entry.text.partition(" (peak")[0] for entry in rotated.report}
+    lines = {entry.path: entry.text.partition(" (peak")[0] for entry in rotated.report}  # type: ignore[attr-defined]
     block = {path.removeprefix("blocks.1."): text for path, text in lines.items() if path.startswith("blocks.1.")}
     assert lines["embed"] == "output rotated (Hadamard 16): embed.weight no longer shared with head.weight"
     assert lines["head"] == "input rotated (Hadamard 16)"
@@ -187,7 +187,7 @@ def test_post_norm():
         rotate(model, ids())
     rotated = rotate(model, ids(), where="layers", skip=["2"])
     torch.testing.assert_close(rotated(ids()), model(ids()), rtol=1e-10, atol=1e-10)
-    assert [entry.path for entry in rotated.report.changed] == ["1.linear1", "1.linear2"]
+    assert [entry.path for entry in rotated.report.changed] == ["1.linear1", "1.linear2"]  # type: ignore[attr-defined]
     assert rotated.report["2"].reason == "it is skipped"
 
 

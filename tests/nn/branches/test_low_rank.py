@@ -86,7 +86,7 @@ def test_it_stays_with_the_model():
     with qnn.frozen(model):
         assert torch.equal(model(X), out)
     plain = copy.deepcopy(model)
-    for layer in plain[::2]:
+    for layer in plain[::2]:  # type: ignore[attr-defined]
         del layer.correction
     assert not torch.equal(plain(X), out)
     with qnn.unquantized(model), qnn.unquantized(plain):

@@ -261,3 +261,10 @@ def test_refusals(given, message):
 def test_a_wrong_name():
     with pytest.raises(TypeError, match=r"^Minifloat\(\) got an unexpected keyword argument 'bias'"):
         Minifloat(4, 3, bias=7)
+
+
+def test_it_works_on_the_device_of_its_numbers():
+    """Meta stands for any device other than the CPU: operations on both of them fail there, too."""
+    x = torch.empty(3, 2, device="meta")
+    for found in (E2M1.nearest(x, ROUND), E2M1.inplace(x.clone(), ROUND), E2M1.covered(x.clone(), ROUND)):
+        assert (found.device.type, found.shape) == ("meta", (3, 2))

@@ -170,11 +170,6 @@ class Experts(nn.Module):
     ("sizes", "message"),
     [
         (
-            (4, 4),  # layers are looked for with a single sample
-            "awq: nothing to change. one: other reads its input, too, and is left. other: no data reaches it, or it "
-            "only selects rows of its weight.",
-        ),
-        (
             (1, 4),
             "awq: with scales, the float model is no longer the same: it differs by SHARE of the largest output. The "
             "model was not changed. A layer reads weights in a way that recording does not see, or the first batch, "

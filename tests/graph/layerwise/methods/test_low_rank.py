@@ -108,8 +108,8 @@ def test_nothing_else_works_on_a_corrected_layer(algorithm):
 
 def test_embeddings_and_own_forwards():
     class Own(nn.Linear):
-        def forward(self, x):
-            return nn.functional.linear(x, self.weight) + self.bias
+        def forward(self, *inputs):  # type: ignore[override]
+            return nn.functional.linear(*inputs, self.weight) + self.bias
 
     torch.manual_seed(0)
     model = nn.Sequential(nn.Embedding(8, 16), Own(16, 16), nn.Linear(16, 16))
@@ -126,7 +126,6 @@ def test_what_is_left_of_a_shared_weight():
     model[1].weight = model[0].weight
     q, x = quantize(model, RULES).eval(), torch.arange(16).repeat(4, 1)
     assert lqer(q, x, rank=2, method="svd")["1"].reason == "it shares its weight with 0"
-    assert lqer(quantize(model, RULES).eval(), x, rank=2)["1"].action == "lqer"
     assert "float: LowRank, a correction of 64 floats: 2.correction" in str(explain(q))
 
 
