@@ -90,11 +90,18 @@ def reconstruct_blocks(
         >>> import torch
         >>> import bitwright.nn as qnn
         >>> _ = torch.manual_seed(0)
-        >>> layers = [qnn.QuantLinear(8, 16, weight_bit_width=3), nn.ReLU(), qnn.QuantLinear(16, 4, weight_bit_width=3)]
-        >>> model = nn.Sequential(nn.Sequential(*layers), nn.Identity()).eval()
-        >>> report = reconstruct_blocks(model, torch.randn(64, 8), iterations=40)
-        >>> report[""].figures["after"] < report[""].figures["before"]
-        True
+        >>> class Block(nn.Module):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.up = qnn.QuantLinear(8, 16, weight_bit_width=3)
+        ...         self.down = qnn.QuantLinear(16, 8, weight_bit_width=3)
+        ...
+        ...     def forward(self, x):
+        ...         return x + self.down(self.up(x).relu())
+        >>> model = nn.Sequential(Block(), Block()).eval()
+        >>> report = reconstruct_blocks(model, torch.randn(64, 4) @ torch.randn(4, 8), iterations=40)
+        >>> [entry.action for entry in report if "after" in entry.figures]  # that of the blocks
+        ['reconstruct_blocks', 'reconstruct_blocks']
     """
     settings = Settings(
         iterations,

@@ -123,7 +123,7 @@ def mixed(call: Call, floats: Call, drop: float, generator: torch.Generator) -> 
     Example:
         >>> args, _ = mixed(((torch.zeros(8),), {}), ((torch.ones(8),), {}), 0.5, torch.Generator().manual_seed(0))
         >>> args[0].sum()
-        tensor(4.)
+        tensor(5.)
     """
     leaves, spec = _pytree.tree_flatten(call)
     others = _pytree.tree_leaves(floats)

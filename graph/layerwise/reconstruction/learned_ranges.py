@@ -26,7 +26,9 @@ class LearnedRange:
 
     Example:
         >>> import bitwright.nn as qnn
-        >>> act = qnn.QuantIdentity(act_max_value=1.27, act_scaling="learned").act_quant.eval()
+        >>> layer = qnn.QuantIdentity(calibration_steps=1)
+        >>> _ = layer(torch.tensor([1.28]))
+        >>> act = layer.eval().act_quant
         >>> learned = LearnedRange(act, learning_rate=0.5)
         >>> learned.step([torch.ones(1)])
         >>> act.scale()

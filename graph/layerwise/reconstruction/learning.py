@@ -26,7 +26,7 @@ class Settings:
 
     Example:
         >>> Settings().exponent(0), Settings(iterations=10).exponent(9)
-        (None, 4.25)
+        (None, 5.6)
     """
 
     iterations: int = 300

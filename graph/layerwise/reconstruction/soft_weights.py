@@ -33,11 +33,11 @@ class SoftWeight:
         >>> _ = layer.weight.data.copy_(torch.tensor([[0.25, -0.75]]))
         >>> soft = SoftWeight(sites_of(layer)[0], layer.weight_quant.grid(layer.weight), learning_rate=0.5)
         >>> soft.values, soft.rounded()
-        (tensor([[ 0.2500, -0.7500]], requires_grad=True), tensor([[0., -1.]]))
+        (tensor([[ 0.2500, -0.7500]], requires_grad=True), tensor([[ 0., -1.]]))
         >>> for _ in range(4):
         ...     soft.step(torch.tensor([[-1.0, -1.0]]))
         >>> soft.rounded()
-        tensor([[1., 0.]])
+        tensor([[1., -0.]])
     """
 
     def __init__(self, site: Site, grid: Grid, learning_rate: float) -> None:
