@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from ....qcore import GridQuant, TensorQuant
 from ....qcore.scaling import StoredScaling
-from ..solvers.up_or_down import _Adam
+from .adam import Adam
 
 __all__ = ["LearnedRange"]
 
@@ -26,7 +26,9 @@ class LearnedRange:
 
     Example:
         >>> import bitwright.nn as qnn
-        >>> act = qnn.QuantIdentity(act_max_value=1.27, act_scaling="learned").act_quant.eval()
+        >>> layer = qnn.QuantIdentity(calibration_steps=1)
+        >>> _ = layer(torch.tensor([1.28]))
+        >>> act = layer.eval().act_quant
         >>> learned = LearnedRange(act, learning_rate=0.5)
         >>> learned.step([torch.ones(1)])
         >>> act.scale()
@@ -51,7 +53,7 @@ class LearnedRange:
         self._starts = [each.detach().clone() for each in self._originals.values()]
         self.parameters = [nn.Parameter(each.clone()) for each in self._starts]
         self._moved = [torch.zeros_like(each) for each in self._starts]
-        self._adams = [_Adam(each, learning_rate) for each in self._moved]
+        self._adams = [Adam(each, learning_rate) for each in self._moved]
         self._learning_rate = learning_rate
         for name, each in zip(self._originals, self.parameters, strict=True):
             scaling._parameters[name] = each
