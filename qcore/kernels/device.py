@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..aliases import Context
 from ..formats.number_format import NumberFormat
@@ -26,7 +26,6 @@ __all__ = ["learned_on_device", "quantized_on_device", "rows_on_device", "runs_o
 
 _BLOCK = 2048
 _PROGRAMS = 2112  # several for each multiprocessor; each goes through a tensor in steps
-_PLAIN = (Tensor, nn.Parameter)  # a class of another kind may have no memory
 _TYPES = (torch.float32, torch.bfloat16, torch.float16)
 _MOST = (1 << 31) - (1 << 24)  # numbers of a tensor: places are counted in 32 bits
 
@@ -37,7 +36,6 @@ def runs_on_device(x: Tensor) -> bool:
         x.is_cuda
         and not torch.compiler.is_compiling()
         and not transformed()
-        and type(x) in _PLAIN
         and x.dtype in _TYPES
         and 0 < x.numel() < _MOST
         and _triton()

@@ -1,5 +1,4 @@
 # ruff: noqa: ANN001, ANN201, ANN202, N803, SIM108 - the language of kernels: no types, constants in capitals
-# pyright: reportInvalidTypeForm=false, reportRedeclaration=false
 """The kernels of `device`, in Triton: each reads its tensors once, computes in float32 and writes its results.
 
 Triton comes with torch's builds for GPUs, so that this module is imported where a tensor is on one. A tensor is
@@ -7,19 +6,12 @@ Triton comes with torch's builds for GPUs, so that this module is imported where
 programs. Sums have a fixed order: each program writes its part, and another kernel adds the parts.
 """
 
-from types import SimpleNamespace
 from typing import Any
 
 import torch
-
-try:
-    import triton  # pyright: ignore[reportMissingImports]
-    import triton.language as tl  # pyright: ignore[reportMissingImports]
-    from triton.language.extra import libdevice  # pyright: ignore[reportMissingImports]
-except ImportError:  # the module can be read all the same, and nothing in it runs
-    libdevice: Any = None
-    triton: Any = SimpleNamespace(jit=lambda *kernel, **_: kernel[0] if kernel else lambda kernel: kernel)
-    tl: Any = SimpleNamespace(constexpr=None)
+import triton  # pyright: ignore[reportMissingImports]  # torch's builds without a GPU lack it
+import triton.language as tl  # pyright: ignore[reportMissingImports]
+from triton.language.extra import libdevice  # pyright: ignore[reportMissingImports]
 
 __all__ = ["add_parts", "launch", "quantize", "quantize_backward", "quantize_rows", "quantize_rows_backward"]
 
