@@ -5,7 +5,7 @@
 
 Passes over a float model return another one, whose ``report`` says what was done to every layer: `fold_batch_norms`,
 `equalize`, `absorb_biases`, `smooth`, `split_channels`. Those over a quantized one work on it, and return the report:
-`correct_biases`, `reestimate_batch_norms`, `lqer`.
+`correct_biases`, `reestimate_batch_norms`, `lqer`, `reconstruct_blocks`.
 
 `load_brevitas` takes a checkpoint of Brevitas into a model that was ported by hand.
 """

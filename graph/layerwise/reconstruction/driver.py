@@ -99,9 +99,13 @@ class Reconstruction:
         with ExitStack() as stack:
             steps = stack.enter_context(closing(stages_of(self.model, self.chain, self.calls, self.wait_on)))
             shadow = stack.enter_context(closing(stages_of(floats, self.chain, self.calls, self.wait_on)))
+            leaving: list[Site] = []
             while True:
                 with self.stand_ins.standing(self.model):
                     found = next(steps, None)
+                for site in leaving:  # their weights run no more
+                    self.choices[site].pack()
+                    self.stand_ins.chosen.pop(site, None)
                 with self._floats():
                     beside = next(shadow, None)
                 if found is None or beside is None:
@@ -110,6 +114,8 @@ class Reconstruction:
                 if saved is not None:
                     saved.more = self._more()
                     saved.save(self.choices)
+                name = found[0].name
+                leaving = [site for site, block in self.block_of.items() if name and block == name]
 
     @contextmanager
     def _floats(self) -> Iterator[None]:
