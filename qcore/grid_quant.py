@@ -17,6 +17,7 @@ from .formats.number_format import NumberFormat
 from .formats.unaligned import UnalignedIntegers
 from .granularity import Granularity, granularity_of
 from .grid import Grid
+from .kernels.device import runs_on_device
 from .kernels.dispatch import as_real, quantize_to_int, to_levels
 from .kernels.fused import runs_eagerly
 from .locate import path_of
@@ -307,6 +308,10 @@ class GridQuant(Declared):
             levels: where they change in training: as they are now.
         """
         if x.dtype not in _WIDE:
+            if x.is_cuda:
+                done = self._on_device(x, relu) if floor is None and levels is None else None
+                if done is not None:
+                    return done
             real = x if x.is_floating_point() else as_real(x, path_of(self))
             values, grid = self._quantize(real.float(), *_given(relu, floor, inputs, bias))
             return values.to(real.dtype), grid
@@ -337,8 +342,8 @@ class GridQuant(Declared):
         elif isinstance(scaling, MagnitudeScaling):
             measuring = scaling.measuring
         fusible = isinstance(scaling, MagnitudeScaling) and limit is None and not (relu and measuring)
-        if fusible and self._fusible(x):
-            fused = scaling.fused(x, levels, self.rounding, relu, self.clips)  # type: ignore[arg-type]
+        if fusible and (fuse := self._form(x)) is not None:
+            fused = fuse(x, levels, self.rounding, relu, self.clips)
             if fused is not None and (floor is None or not floor.binds(fused[1])):
                 return fused[0], self._grid(fused[1], None)
         if relu and measuring:
@@ -475,10 +480,26 @@ class GridQuant(Declared):
         averaged = self.training and isinstance(scaling, CalibratedScaling)
         return not scaling.calibrated or (averaged and (isinstance(scaling, RunningScaling) or scaling.calibrating))
 
-    def _fusible(self, x: Tensor) -> bool:
-        """Whether a scaling may do the whole work in one step: fixed levels, nothing of the user's own."""
+    def _form(self, x: Tensor) -> Any:
+        """What does the whole work in one step, where that may be: fixed levels, nothing of the user's own."""
         plain = self._plain and self.zero_point is None and not self.clip_first
-        return plain and isinstance(self.rounding, Rounding) and runs_eagerly(x)
+        if not (plain and isinstance(self.rounding, Rounding)):
+            return None
+        if runs_eagerly(x):
+            return self.scaling.fused  # type: ignore[attr-defined]
+        return self.scaling.fused_on_device if runs_on_device(x) else None  # type: ignore[attr-defined]
+
+    def _on_device(self, x: Tensor, relu: bool) -> tuple[Tensor, Grid] | None:
+        """Values in half precision and their grid by one kernel of a GPU, where there is one for them."""
+        levels = self._levels
+        if levels is None or self._kept is not None or not (self._single or self.granularity.fits(x.ndim)):
+            return None
+        scaling: Any = self._modules.get("scaling")  # past nn.Module's search: launching takes longer than the kernels
+        plain = self._plain and self.zero_point is None and self.transform is None and not self.clip_first
+        if not (plain and isinstance(scaling, MagnitudeScaling) and runs_on_device(x)):
+            return None
+        fused = scaling.fused_on_device(x, levels, self.rounding, relu, self.clips)  # type: ignore[arg-type]
+        return None if fused is None else (fused[0], self._grid(fused[1], None))
 
     def _grid(self, scale: Tensor, zero_point: Tensor | None) -> Grid:
         number_format = self._number_format() if self._format is None else self._format

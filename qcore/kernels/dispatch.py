@@ -23,6 +23,7 @@ from ..rounding import Rounding, round_straight_through
 from ..tracing import transformed
 from .composed import HALF_EVEN, MANTISSA_BITS, as_real, composed, composed_fake_quant
 from .derivatives import clamp_through
+from .device import quantized_on_device
 from .fused import EagerFakeQuant, TracedFakeQuant, quantize_eagerly, runs_eagerly
 
 __all__ = ["as_real", "composed_fake_quant", "fake_quant", "quantize_to_int", "to_levels"]
@@ -99,6 +100,10 @@ def to_levels(
     if x.dtype not in MANTISSA_BITS:
         x = as_real(x)
         if x.dtype not in MANTISSA_BITS:  # half precision can't tell neighbouring levels apart
+            if x.is_cuda:
+                done = quantized_on_device(x, scale, zero_point, number_format, rounding, relu, clips)
+                if done is not None:
+                    return done
             wide = to_levels(x.float(), scale.float(), number_format, zero_point, rounding, relu=relu, clips=clips)
             return wide.to(x.dtype)
     eager = runs_eagerly(x)
@@ -106,6 +111,10 @@ def to_levels(
         return composed(x, scale, number_format, zero_point, rounding, relu=relu, clips=clips)
     if eager and not torch.is_grad_enabled():
         return quantize_eagerly(x, scale, zero_point, number_format, rounding, relu)
+    if not eager:
+        done = quantized_on_device(x, scale, zero_point, number_format, rounding, relu, clips) if x.is_cuda else None
+        if done is not None:
+            return done
     function = EagerFakeQuant if eager else TracedFakeQuant
     return function.apply(x, scale, zero_point, number_format, rounding, relu, clips)
 

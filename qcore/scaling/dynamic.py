@@ -7,6 +7,7 @@ from torch import Tensor
 from ..formats.int_range import check_flag
 from ..formats.number_format import NumberFormat
 from ..granularity import Granularity
+from ..kernels.device import rows_on_device
 from ..kernels.fused import apply_eagerly
 from ..kernels.weights import AbsMaxFakeQuant, AbsMaxRowsFakeQuant, RuledRowsFakeQuant
 from ..protocols import Levels, Restriction, Statistic, checked
@@ -76,6 +77,20 @@ class StatisticScaling(MagnitudeScaling):
             return None
         function = AbsMaxFakeQuant if single else AbsMaxRowsFakeQuant
         done = apply_eagerly(function, rows, float(self._floor()), levels, rounding, self.detach_scale)
+        if done is None or rows is x:
+            return done
+        return self.granularity.unrows(done[0], x), self.granularity.compact(done[1].reshape(-1), x.shape)
+
+    def fused_on_device(
+        self, x: Tensor, levels: NumberFormat, rounding: Rounding, relu: bool, clips: bool
+    ) -> tuple[Tensor, Tensor] | None:
+        """The same on a GPU, with a scale for each row."""
+        rows = None if self.granularity.single or type(self.restriction) is not FloatScale else self._rows(x)
+        if rows is None or relu or clips or type(self.statistic) is not AbsMax or not self._to_the_end:
+            return None
+        if levels.low != -levels.high:
+            return None
+        done = rows_on_device(rows, self._numbers()[1], levels, rounding, self.detach_scale)
         if done is None or rows is x:
             return done
         return self.granularity.unrows(done[0], x), self.granularity.compact(done[1].reshape(-1), x.shape)

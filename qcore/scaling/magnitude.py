@@ -53,6 +53,7 @@ class MagnitudeScaling(nn.Module):
     restriction: Restriction
     min_scale: float
     granularity: Granularity
+    _known: Any = None  # see `_numbers`
 
     def __init__(
         self,
@@ -101,6 +102,22 @@ class MagnitudeScaling(nn.Module):
     ) -> tuple[Tensor, Tensor] | None:
         """Values and scale in one step where there is a fast form for this scaling, else None."""
         return None
+
+    def fused_on_device(
+        self, x: Tensor, levels: NumberFormat, rounding: Rounding, relu: bool, clips: bool
+    ) -> tuple[Tensor, Tensor] | None:
+        """The same of a tensor on a GPU, which may be half precision; called instead of `forward`."""
+        return None
+
+    def _numbers(self) -> tuple[Any, Any]:
+        """The level that the magnitude stands for and the smallest magnitude, worked out once."""
+        levels, least = self.number_format, self.min_scale
+        known = self._known
+        if known is None or known[0] is not levels or known[1] != least:
+            end = levels.threshold
+            numbers = (end if isinstance(end, Tensor) else float(end), self._floor())
+            known = vars(self)["_known"] = (levels, least, numbers)
+        return known[2]
 
     def reset_parameters(self) -> None:
         """Set the state to what it is before any data, as torch's layers do with theirs."""

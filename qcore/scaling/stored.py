@@ -15,6 +15,7 @@ from torch.types import Device
 from ..errors import QuantizerError, SettingError
 from ..formats.number_format import NumberFormat
 from ..granularity import Granularity, PerToken, granularity_of
+from ..kernels.device import learned_on_device
 from ..kernels.fused import MagnitudeFakeQuant, apply_eagerly
 from ..locate import path_of
 from ..protocols import Levels, Restriction, Statistic, checked
@@ -432,6 +433,30 @@ class StoredScaling(MagnitudeScaling):
             shape = [-1, 1] if view is not x else list(granularity.scales_shape(x.shape))
         rest = (shape, threshold, self.min_scale * threshold, levels, rounding, relu, clips)
         done = apply_eagerly(MagnitudeFakeQuant, view, self.magnitude_base, offset, rest)
+        if done is None or view is x:
+            return done
+        return granularity.back(done[0], x), granularity.compact(done[1].reshape(-1), x.shape)
+
+    def fused_on_device(
+        self, x: Tensor, levels: NumberFormat, rounding: Rounding, relu: bool, clips: bool
+    ) -> tuple[Tensor, Tensor] | None:
+        """The same on a GPU."""
+        offset, granularity = self._parameters["magnitude_offset"], self.granularity
+        if offset is None or not self._settled or self._counted or self._loop is not None:
+            return None
+        threshold, floor = self._numbers()
+        if type(self.restriction) is not FloatScale or isinstance(threshold, Tensor):
+            return None
+        if self.scale_gradient is not None:
+            offset = scaled_gradient(offset, self._gradient_factor(x))
+        view, shape = x, ()
+        if not granularity.single:
+            self._check(x)
+            view = granularity.view(x)
+            shape = granularity.scales_shape(x.shape) if view is x else (view.shape[0], 1)
+        rest = (threshold, floor, levels, rounding, relu, clips)
+        base: Any = self._buffers["magnitude_base"]
+        done = learned_on_device(view, base, offset, shape, rest)
         if done is None or view is x:
             return done
         return granularity.back(done[0], x), granularity.compact(done[1].reshape(-1), x.shape)

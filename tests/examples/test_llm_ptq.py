@@ -135,7 +135,9 @@ def test_keys_and_values_are_quantized_as_they_enter_the_cache(scheme, tokens):
     torch.testing.assert_close(torch.cat(parts, 1), whole)
     assert (whole - model(tokens)).abs().max() > 1e-3
     levels = [{"input_2_quant", "input_3_quant"}] * 2
-    assert [set(qnn.quantizers_of(layer.self_attn.attention)) for layer in quantized.layers] == levels
+    assert [
+        set(qnn.quantizers_of(layer.self_attn.attention)) for layer in quantized.get_submodule("layers").children()
+    ] == levels
 
 
 # The script

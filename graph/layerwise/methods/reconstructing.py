@@ -31,10 +31,10 @@ def reconstruct_blocks(
     *,
     iterations: int = 300,
     batch_size: int = 16,
-    learning_rate: float = 0.1,
+    learning_rate: float = 0.2,
     penalty: float = 10.0,
     beta: tuple[float, float] = (20.0, 2.0),
-    warm_up: float = 0.2,
+    warm_up: float = 0.5,
     drop: float = 0.5,
     activation_scales: bool = False,
     scale_learning_rate: float = 0.001,
@@ -90,11 +90,18 @@ def reconstruct_blocks(
         >>> import torch
         >>> import bitwright.nn as qnn
         >>> _ = torch.manual_seed(0)
-        >>> layers = [qnn.QuantLinear(8, 16, weight_bit_width=3), nn.ReLU(), qnn.QuantLinear(16, 4, weight_bit_width=3)]
-        >>> model = nn.Sequential(nn.Sequential(*layers), nn.Identity()).eval()
-        >>> report = reconstruct_blocks(model, torch.randn(64, 8), iterations=40)
-        >>> report[""].figures["after"] < report[""].figures["before"]
-        True
+        >>> class Block(nn.Module):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.up = qnn.QuantLinear(8, 16, weight_bit_width=3)
+        ...         self.down = qnn.QuantLinear(16, 8, weight_bit_width=3)
+        ...
+        ...     def forward(self, x):
+        ...         return x + self.down(self.up(x).relu())
+        >>> model = nn.Sequential(Block(), Block()).eval()
+        >>> report = reconstruct_blocks(model, torch.randn(64, 4) @ torch.randn(4, 8), iterations=40)
+        >>> [entry.action for entry in report if "after" in entry.figures]  # that of the blocks
+        ['reconstruct_blocks', 'reconstruct_blocks']
     """
     settings = Settings(
         iterations,
@@ -139,4 +146,5 @@ def reconstruct_blocks(
                 of["reference"] = fingerprint(reference)
             relevant = {**asdict(settings), "mask": mask, "blocks": blocks}
             saved = Checkpoint(checkpoint, _NAME, list(work.sites.values()), relevant, of)
-        return work.go(saved)
+        work.go(saved)
+    return work.finish()

@@ -123,7 +123,7 @@ def mixed(call: Call, floats: Call, drop: float, generator: torch.Generator) -> 
     Example:
         >>> args, _ = mixed(((torch.zeros(8),), {}), ((torch.ones(8),), {}), 0.5, torch.Generator().manual_seed(0))
         >>> args[0].sum()
-        tensor(4.)
+        tensor(5.)
     """
     leaves, spec = _pytree.tree_flatten(call)
     others = _pytree.tree_leaves(floats)
@@ -131,7 +131,7 @@ def mixed(call: Call, floats: Call, drop: float, generator: torch.Generator) -> 
 
 
 def _mixed(one: object, other: object, drop: float, generator: torch.Generator) -> object:
-    if not isinstance(one, Tensor) or not isinstance(other, Tensor) or one is other or not one.is_floating_point():
+    if not isinstance(one, Tensor) or not isinstance(other, Tensor) or not one.is_floating_point():
         return one
     values, grid = values_of(one), grid_of(one)
     both = kept_apart(values, values_of(other).to(values), drop, generator)

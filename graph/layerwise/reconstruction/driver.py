@@ -84,17 +84,15 @@ class Reconstruction:
 
     # One block after the other
 
-    def go(self, saved: Checkpoint | None) -> LayerwiseReport:
-        """Reconstruct all, and write what was chosen."""
-        if saved is not None:
-            self._resume(saved)
+    def go(self, saved: Checkpoint | None) -> None:
+        """Reconstruct all; the model stays as it is."""
         try:
+            if saved is not None:
+                self._resume(saved)
             self._go(saved)
-            self._write()
         finally:
             for each in self.learned:
                 each.restore()
-        return self._report()
 
     def _go(self, saved: Checkpoint | None) -> None:
         floats = self.model if self.reference is None else self.reference
@@ -218,6 +216,7 @@ class Reconstruction:
         paths = {each: path for path, each in quantizers_of(self.model).items()}
         return {
             "blocks": {path: [each.action, each.reason, dict(each.figures)] for path, each in self.entries.items()},
+            "weights": {site.path: block for site, block in self.block_of.items()},
             "ranges": {paths[each.quant]: each.state() for each in self.learned},
         }
 
@@ -226,6 +225,7 @@ class Reconstruction:
         for site, choice in self.choices.items():
             if choice.chosen is not None:
                 self.stand_ins.chosen[site] = choice.chosen
+            self.block_of[site] = saved.more["weights"][site.path]
         quantizers = quantizers_of(self.model)
         for path, (action, reason, figures) in saved.more.get("blocks", {}).items():
             self.entries[path] = Entry(path, action, reason, figures)
@@ -234,10 +234,11 @@ class Reconstruction:
             self.learned += ranges_of([quantizers[path]], self.settings)
             self.learned[-1].set([each.to(old) for each, old in zip(state, self.learned[-1].start, strict=True)])
 
-    def _write(self) -> None:
+    def finish(self) -> LayerwiseReport:
+        """Write what was chosen, and report it."""
         if not self.choices and not self.entries:
             raise GraphError(
-                f"{self.name}: nothing to do. No data reaches a weight of this {type(self.model).__name__}."
+                f"{self.name}: nothing to do. No data reaches a weight of the {type(self.model).__name__}."
             )
         with uninterrupted():
             for choice in self.choices.values():
@@ -245,10 +246,7 @@ class Reconstruction:
             for choice in self.choices.values():
                 choice.write()
             for each in self.learned:
-                each.restore()
                 each.write()
-
-    def _report(self) -> LayerwiseReport:
         weights = {site.path: choice.entry for site, choice in self.choices.items()}
         weights |= {path: Entry(path, "left", why) for path, why in self.left.items()}
         for site in self.sites.values():

@@ -1,11 +1,13 @@
 """The ranges of activations, learned while the parameters of their quantizers stay as they are."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
 from ....qcore import GridQuant, TensorQuant
 from ....qcore.scaling import StoredScaling
-from ..solvers.up_or_down import _Adam
+from .adam import Adam
 
 __all__ = ["LearnedRange"]
 
@@ -24,7 +26,9 @@ class LearnedRange:
 
     Example:
         >>> import bitwright.nn as qnn
-        >>> act = qnn.QuantIdentity(act_max_value=1.27, act_scaling="learned").act_quant.eval()
+        >>> layer = qnn.QuantIdentity(calibration_steps=1)
+        >>> _ = layer(torch.tensor([1.28]))
+        >>> act = layer.eval().act_quant
         >>> learned = LearnedRange(act, learning_rate=0.5)
         >>> learned.step([torch.ones(1)])
         >>> act.scale()
@@ -49,7 +53,7 @@ class LearnedRange:
         self._starts = [each.detach().clone() for each in self._originals.values()]
         self.parameters = [nn.Parameter(each.clone()) for each in self._starts]
         self._moved = [torch.zeros_like(each) for each in self._starts]
-        self._adams = [_Adam(each, learning_rate) for each in self._moved]
+        self._adams = [Adam(each, learning_rate) for each in self._moved]
         self._learning_rate = learning_rate
         for name, each in zip(self._originals, self.parameters, strict=True):
             scaling._parameters[name] = each
@@ -66,7 +70,7 @@ class LearnedRange:
         )
 
     @torch.no_grad()
-    def step(self, gradients: list[Tensor | None], rate: float = 1.0) -> None:
+    def step(self, gradients: Sequence[Tensor | None], rate: float = 1.0) -> None:
         """Move by one step of Adam.
 
         Args:

@@ -26,15 +26,15 @@ class Settings:
 
     Example:
         >>> Settings().exponent(0), Settings(iterations=10).exponent(9)
-        (None, 4.25)
+        (None, 5.6)
     """
 
     iterations: int = 300
     batch_size: int = 16
-    learning_rate: float = 0.1
+    learning_rate: float = 0.2
     penalty: float = 10.0
     beta: tuple[float, float] = (20.0, 2.0)
-    warm_up: float = 0.2
+    warm_up: float = 0.5
     drop: float = 0.5
     activation_scales: bool = False
     scale_learning_rate: float = 0.001

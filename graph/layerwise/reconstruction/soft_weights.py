@@ -7,8 +7,8 @@ from torch import Tensor
 
 from ....qcore import Grid, GridQuant
 from ....qcore.rounding.learned import stretched_logit, stretched_sigmoid, stretched_slope
-from ..solvers.up_or_down import _Adam
 from ..walking.sites import Site
+from .adam import Adam
 
 __all__ = ["SoftWeight"]
 
@@ -33,11 +33,11 @@ class SoftWeight:
         >>> _ = layer.weight.data.copy_(torch.tensor([[0.25, -0.75]]))
         >>> soft = SoftWeight(sites_of(layer)[0], layer.weight_quant.grid(layer.weight), learning_rate=0.5)
         >>> soft.values, soft.rounded()
-        (tensor([[ 0.2500, -0.7500]], requires_grad=True), tensor([[0., -1.]]))
+        (tensor([[ 0.2500, -0.7500]], requires_grad=True), tensor([[ 0., -1.]]))
         >>> for _ in range(4):
         ...     soft.step(torch.tensor([[-1.0, -1.0]]))
         >>> soft.rounded()
-        tensor([[1., 0.]])
+        tensor([[1., -0.]])
     """
 
     def __init__(self, site: Site, grid: Grid, learning_rate: float) -> None:
@@ -55,7 +55,7 @@ class SoftWeight:
         self._gap = gap * self._spread
         self._start = stretched_logit(fraction)
         self._parameter = self._start.clone()
-        self._adam = _Adam(self._parameter, learning_rate)
+        self._adam = Adam(self._parameter, learning_rate)
         self._share = torch.empty_like(self._start)
         self.values = torch.empty_like(self._start)
         self._renew()

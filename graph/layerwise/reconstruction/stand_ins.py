@@ -89,7 +89,7 @@ def kept_apart(values: Tensor, floats: Tensor, drop: float, generator: torch.Gen
 
     Example:
         >>> kept_apart(torch.zeros(8), torch.ones(8), 0.5, torch.Generator().manual_seed(0)).sum()
-        tensor(4.)
+        tensor(5.)
     """
     if drop <= 0 or values.shape != floats.shape or not values.is_floating_point():
         return values

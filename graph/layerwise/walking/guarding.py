@@ -2,7 +2,7 @@
 
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from torch import nn
 
 from ...errors import GraphError
 
-__all__ = ["check_options", "devices_of", "uninterrupted"]
+__all__ = ["check_options", "devices_of", "restored_on_failure", "uninterrupted"]
 
 
 def check_options(asked: str, blocks: object, rows: object, wait_on: object) -> None:
@@ -36,7 +36,7 @@ def devices_of(model: nn.Module) -> list[int]:
 @contextmanager
 def uninterrupted() -> Iterator[None]:
     """Ctrl-C waits for the end of the block: what is written there is written as a whole."""
-    if threading.current_thread() is not threading.main_thread():
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGINT) is None:
         yield
         return
     came: list[int] = []
@@ -47,3 +47,18 @@ def uninterrupted() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
     if came:
         raise KeyboardInterrupt
+
+
+@contextmanager
+def restored_on_failure(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """The parts and attributes of modules are what they were, if the block fails."""
+    before = [(each, dict(vars(each)), dict(each._modules)) for each in modules]
+    try:
+        yield
+    except BaseException:
+        for each, attributes, parts in before:
+            vars(each).clear()
+            vars(each).update(attributes)
+            each._modules.clear()
+            each._modules.update(parts)
+        raise

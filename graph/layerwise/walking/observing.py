@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ....nn.contexts.intercepting import intercepted, quantizers_of
-from ....qcore import Grid, TensorQuant, values_of
+from ....qcore import Grid, QuantTensor, TensorQuant, grid_of, values_of
 from ....qcore.tensor_quant import Intercept
 from ...errors import GraphError
 from ...recording.kinds import kind_of, name_of
@@ -100,7 +100,7 @@ class _Watch(TorchFunctionMode):
         self._places.clear()
 
     def _place(self, tensor: object) -> _Place | None:
-        where = storage_of(tensor) if isinstance(tensor, Tensor) else None
+        where = storage_of(values_of(tensor)) if isinstance(tensor, Tensor) else None
         return None if where is None else self._places.get(where)
 
     def __torch_function__(
@@ -127,13 +127,14 @@ class _Watch(TorchFunctionMode):
         return func(*args, **kwargs)
 
     def _multiplied(self, product: Product, given: Mapping[str, Any]) -> Tensor | None:
-        weight, place = given["weight"], self._place(given["weight"])
+        weight, place = values_of(given["weight"]), self._place(given["weight"])
         if place is None:
             return None
-        rows, x = place.rows(weight), values_of(given["input"])
+        rows, x, grid = place.rows(weight), values_of(given["input"]), grid_of(given["weight"])
         if rows is None or (rows != (0, place.site.parameter.shape[0]) and type(product) is not Linear):
             return self._meet(Meeting(place.site, None, x, weight, (0, 0), "its layer multiplies parts of it"))
-        return self._meet(Meeting(place.site, product, x, weight, rows))
+        other = self._meet(Meeting(place.site, product, x, weight, rows))
+        return other if other is None or grid is None else QuantTensor.wrap(other, grid)
 
     def _moved(self, place: _Place, weight: Tensor, copied: bool, out: object) -> None:
         """Follow what a function made of a weight."""

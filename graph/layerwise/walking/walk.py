@@ -22,11 +22,12 @@ from ...measuring.samples import samples_in, taken
 from ...passes.models import difference
 from ...passes.reports import Entry
 from ...recording.examples import Call
+from ...recording.tensors import tensors_in
 from ..reports import LayerwiseReport
-from .chain import Chain, chain_of
+from .chain import Chain, Reached, chain_of
 from .choosing import Choice, Solver, choose
 from .gathering import Gathered, Gatherer, View
-from .guarding import check_options, devices_of, uninterrupted
+from .guarding import check_options, devices_of, restored_on_failure, uninterrupted
 from .masking import USUAL, Masks
 from .observing import Meet, Meeting, following, observing
 from .resuming import Checkpoint, fingerprint
@@ -65,7 +66,7 @@ def walk_blocks(
     `GridQuant.fix`. What is no better than rounding to nearest is not kept, output by output.
 
     Where the model is a chain of blocks, such as the layers of a transformer, every block runs on what the one before
-    it returned, and the inputs of two blocks are kept. Else all that comes before a layer runs again for every layer,
+    it returned, and only its inputs are kept. Else all that comes before a layer runs again for every layer,
     or, with a single batch, all is done in one forward, in which the inputs of all layers are kept.
 
     The parameters stay as they are until the walk has ended; until then, codes are kept. If anything fails, nothing
@@ -289,10 +290,10 @@ class _Walk:
             with closing(stages_of(self.model, chain, [call])) as stages:
                 for stage, kept in stages:
                     result, again = stage(kept[0], 0), stage(kept[0], 0)
-                    if difference(result, again)[0] > _REPRODUCED:
+                    if not _agree(result, again):
                         return False
                     stage.results[0] = result
-            return difference(out, result)[0] <= _REPRODUCED
+            return _agree(out, result)
         except Exception:  # whatever a block makes of being called twice: then the model runs as a whole
             return False
 
@@ -402,7 +403,7 @@ class _Walk:
         """Write what was chosen, and report it."""
         if not self.choices:
             raise GraphError(self._nothing())
-        with uninterrupted():
+        with uninterrupted(), restored_on_failure(choice.site.quant for choice in self.choices.values()):
             for choice in self.choices.values():
                 choice.fix()
             for choice in self.choices.values():
@@ -413,6 +414,16 @@ class _Walk:
             entries.setdefault(site.path, Entry(site.path, "left", "no data reaches it"))
         order = [site.path for site in sites_of(self.model)]
         return LayerwiseReport(self.name, tuple(entries[path] for path in order))
+
+
+def _agree(one: object, other: object) -> bool:
+    """Whether two results are the same but for rounding; False where they hold no floats, which would tell."""
+    found = [tensors_in(each.call if isinstance(each, Reached) else each) for each in (one, other)]
+    pairs = list(zip(*found, strict=True))
+    if any(not a.is_floating_point() and not torch.equal(a, b) for a, b in pairs):
+        return False
+    floats = any(a.is_floating_point() for a, _ in pairs)
+    return floats and difference(*found)[0] <= _REPRODUCED
 
 
 def _largest(call: Call) -> int:

@@ -76,9 +76,16 @@ class Counting(Arguments):
 
 
 class Counted(Masked):
-    def forward(self, x, seen):
+    def forward(self, x, seen):  # type: ignore[override]
         seen[0] += 1
         return self.layer(x) * seen[0], x.mean()
+
+
+class Deciding(Pyramid):
+    """Like it, and all that it returns are whole numbers."""
+
+    def forward(self, x):
+        return super().forward(x).argmax(1)
 
 
 class Between(Arguments):
@@ -119,7 +126,13 @@ CHAINS = {
     "a list of blocks with arguments": (Arguments, ("blocks.0", "blocks.1", "blocks.2")),
     "a skip from the head to the tail": (Skipping, ("blocks.0", "blocks.1", "blocks.2")),
 }
-NONE = {"inner outputs used": Pyramid, "blocks with a memory": counting, "between": Between, "varied": Varied}
+NONE = {
+    "inner outputs used": Pyramid,
+    "whole numbers": Deciding,
+    "blocks with a memory": counting,
+    "between": Between,
+    "varied": Varied,
+}
 
 
 def walked(model, x, **options):
