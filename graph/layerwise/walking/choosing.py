@@ -214,8 +214,8 @@ def _solved(asked: str, path: str, problem: Problem, solve: Solver) -> Solution 
     for name, version in versions.items():
         if given[name]._version != version:
             raise GraphError(
-                f"{asked}: {path}: the solver changed problem.{name} in place, which is measured against, and may serve "
-                f"other weights, too. Work on problem.{name}.clone()."
+                f"{asked}: {path}: the solver changed problem.{name} in place, which is measured against, and may "
+                f"serve other weights, too. Work on problem.{name}.clone()."
             )
     if found is None:
         return None
@@ -227,15 +227,15 @@ def _solved(asked: str, path: str, problem: Problem, solve: Solver) -> Solution 
     weight, wanted = found.weight, tuple(problem.weight.shape)
     if tuple(weight.shape) != wanted:
         raise GraphError(
-            f"{asked}: {path}: the solver's weight has the shape {tuple(weight.shape)}, and problem.weight has {wanted}: "
-            "(groups, outputs, inputs)."
+            f"{asked}: {path}: the solver's weight has the shape {tuple(weight.shape)}, and problem.weight has "
+            f"{wanted}: (groups, outputs, inputs)."
         )
     if not found.on_grid:
         return found
     grid = problem.grid if found.grid is None else found.grid
     nearest = grid.nearest(weight)
     sound = bool(problem.weight.isfinite().all())
-    if sound and not torch.allclose(weight, nearest, _RELATIVE, _RELATIVE * float(nearest.abs().amax())):
+    if sound and not torch.allclose(weight, nearest, _RELATIVE, _RELATIVE * float(problem.weight.abs().amax())):
         raise GraphError(
             f"{asked}: {path}: the solver's weight is not on its grid: {_farthest(weight, nearest)}. End with "
             "problem.grid.nearest(weight), or write Solution(weight, on_grid=False) for float weights."

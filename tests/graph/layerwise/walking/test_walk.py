@@ -166,8 +166,8 @@ def test_outputs_for_which_rounding_to_nearest_is_better_keep_it():
         ),
         (
             lambda problem: Solution(problem.grid.scales.view(1, -1, 1) * torch.full((1, 6, 6), 0.5)),
-            "the solver's weight is not on its grid: {half} is 0 there. End with problem.grid.nearest(weight), or write "
-            "Solution(weight, on_grid=False) for float weights.",
+            "the solver's weight is not on its grid: {half} is 0 there. End with problem.grid.nearest(weight), or "
+            "write Solution(weight, on_grid=False) for float weights.",
         ),
         (
             lambda problem: Solution(problem.nearest() * float("nan")),
