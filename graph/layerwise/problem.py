@@ -214,6 +214,8 @@ class Solution:
         weight: Q: (G, O, n).
         grid: where it lies, if that is not the grid of the problem: another ``scales``, the rest alike.
         on_grid: whether it lies on a grid: False for a solver that prepares float weights, such as MagR.
+        as_is: whether, off the grid, it is what the layer multiplies by in the rest of the walk, and not quantized: for
+            a weight with a branch of floats beside it.
         figures: numbers for the report, such as ``damping``.
         note: what a user should know.
 
@@ -225,5 +227,6 @@ class Solution:
     weight: Tensor
     grid: WeightGrid | None = None
     on_grid: bool = True
+    as_is: bool = False
     figures: dict[str, float] = field(default_factory=dict)
     note: str = ""

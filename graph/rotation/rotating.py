@@ -109,6 +109,8 @@ def rotate(
     """
     rotated = float_copy("rotate", model)
     wanted = _places(where)
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise GraphError(f"rotate: seed={shown(seed)} is not possible: expected a whole number, such as 0.")
     _check(kind, block_size, {"rules": rules, "loss": loss, "steps": steps, "learning_rate": learning_rate})
     calls = batches_of("rotate", model, data)
     graph = record(model, example_of(calls[0]))

@@ -96,6 +96,9 @@ def awq(
         ('scaled into 0, clipped', True)
     """
     require_model("awq", model, GraphError)
+    for name, value in (("clip", clip), ("duo_scaling", duo_scaling)):
+        if not isinstance(value, bool):
+            raise GraphError(f"awq: {name}={value!r} is not possible: expected True or False.")
     calls = batches_of("awq", model, data)
     sites = {site.path: site for site in sites_of(model)}
     reasons = {path: why for path, site in sites.items() if (why := site.why_not() or why_no_product(site)) is not None}

@@ -99,6 +99,7 @@ def lqer(
             branches.solve,
             float_inputs=float_inputs,
             shared=True,
+            settings={"rank": rank, "method": method},
             name="lqer",
             **checked(lqer, options),
         )
@@ -108,6 +109,9 @@ def lqer(
         for entry in report.changed:
             branches.attach(entry.path)
     return report
+
+
+ROUNDED = "its weight is rounded already; pass the float model, reference=float_model"
 
 
 class _Branches:
@@ -154,7 +158,8 @@ class _Branches:
         rest = Trial(site).quantized(branch.rest) if self.method == "svd" else quantized
         losses = [float(problem.loss(each).sum()) for each in (quantized, rest + branch.weight)]
         if not losses[1] < losses[0]:
-            self.left[path] = "a branch does not bring its output nearer to the float one"
+            rounded = torch.equal(quantized.to(problem.weight), problem.weight)
+            self.left[path] = ROUNDED if rounded else "a branch does not bring its output nearer to the float one"
             return None
         self.found[path] = branch.up, branch.down
         outputs, inputs = problem.weight.shape[1:]
@@ -164,6 +169,7 @@ class _Branches:
         return Solution(
             (rest + branch.weight).to(problem.weight),
             on_grid=False,
+            as_is=True,
             figures={**shares, "rank": self.rank, "weights": added},
         )
 

@@ -112,9 +112,9 @@ _MEASURES = {"diagonal": _by_power, "none": _unweighted, "full": _by_output}
 
 def _check(candidates: int, lowest: float, exponent: float, weighting: str) -> None:
     check_count("search_scales", "candidates", candidates, 2)
-    if not 0 < lowest < 1:
+    if not isinstance(lowest, int | float) or not 0 < lowest < 1:
         raise GraphError(f"search_scales: lowest={lowest!r} is not a factor above 0 and below 1; 0.2 is usual.")
-    if not exponent > 0:
+    if not isinstance(exponent, int | float) or not exponent > 0:
         raise GraphError(f"search_scales: exponent={exponent!r} is not a number above 0; 2 is usual.")
     if weighting not in _MEASURES:
         raise GraphError(f"search_scales: weighting={weighting!r} is not one of {', '.join(map(repr, _MEASURES))}.")

@@ -1,6 +1,7 @@
 """AdaRound on second moments: whether each weight goes up or down, learned by gradients, without data in the loop."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -65,7 +66,8 @@ def solve_adaround(
     check_number("adaround", "learning_rate", learning_rate, usual=0.1)
     check_number("adaround", "penalty", penalty, usual=30)
     check_number("adaround", "warm_up", warm_up, high=1.0, usual=0.2)
-    if len(beta) != 2 or not min(beta) >= 1:
+    pair = isinstance(beta, Sequence) and len(beta) == 2 and all(isinstance(each, int | float) for each in beta)
+    if not pair or not min(beta) >= 1:
         raise GraphError(f"adaround: beta={beta!r} is not two exponents, 1 or more; (20, 2) is usual.")
     shares = Shares(problem)
     parameter, share = shares.start.clone(), torch.empty_like(shares.start)

@@ -4,12 +4,13 @@ import copy
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from ....qcore import Grid, GridQuant, PerGroup
+from ...errors import GraphError
 from ...passes.reports import Entry
 from ..problem import Problem, Solution, WeightGrid
 from .gathering import Gathered
@@ -18,6 +19,8 @@ from .products import Linear, Product
 from .sites import Site
 
 __all__ = ["Choice", "Solver", "choose", "problem_of", "quantized"]
+
+_RELATIVE = 1e-4  # how far from its grid a weight may be: arithmetic of another precision
 
 Solver = Callable[[str, Problem], Solution | None]
 """Called with the path of a weight and its problem; None leaves the weight as it is."""
@@ -36,6 +39,7 @@ class Choice:
         codes: on ``grid``.
         weight: a float weight that is written, as the layer keeps it; None where the values are, which lie on ``grid``.
         stays: whether the weight stays as it is, and only its grid is fixed.
+        as_is: whether ``weight`` runs as it is in the walk, and not quantized.
     """
 
     site: Site
@@ -45,6 +49,7 @@ class Choice:
     codes: Tensor | None = field(default=None, repr=False)
     weight: Tensor | None = field(default=None, repr=False)
     stays: bool = False
+    as_is: bool = False
 
     @property
     def chosen(self) -> Tensor | None:
@@ -52,7 +57,8 @@ class Choice:
         if self.values is None and self.codes is not None and self.grid is not None:
             return self.grid.from_int(self.codes).to(self.site.parameter.dtype)
         if self.values is None and self.weight is not None:
-            return quantized(self.site, self.site.as_seen(self.weight))
+            seen = self.site.as_seen(self.weight)
+            return seen if self.as_is else quantized(self.site, seen)
         return self.values
 
     def pack(self) -> None:
@@ -89,6 +95,8 @@ def problem_of(site: Site, grid: Grid, product: Product, moments: Moments) -> Pr
     stored = site.as_stored(site.seen())
     weight = product.matrix(stored)
     weight = weight if weight.dtype == torch.float64 else weight.float()
+    if weight.untyped_storage().data_ptr() == site.parameter.untyped_storage().data_ptr():
+        weight = weight.clone()  # so that no solver can change the model
     found = site.weight_grid(grid)
     if found.scales.numel() > 1:
         index = product.matrix(found.index)
@@ -146,7 +154,7 @@ def choose(
     signal = problem.loss(torch.zeros_like(problem.weight)) if problem.signal is None else problem.signal
     power = float(signal.double().sum())
     figures = {"before": _share(float(before.sum()), power), "rows": float(problem.rows)}
-    solution = solve(site.path, problem)
+    solution = _solved(asked, site.path, problem, solve)
     if solution is None:
         return Choice(site, Entry(site.path, "left", _said(gathered.note, "the algorithm leaves it"), figures))
     after = problem.loss(solution.weight)
@@ -160,8 +168,8 @@ def choose(
     if not solution.on_grid:
         weight = product.stored(solution.weight, site.parameter.shape).to(site.parameter.dtype)
         figures["seconds"] = time.perf_counter() - start
-        values = quantized(site, site.as_seen(weight))
-        return Choice(site, Entry(site.path, asked, note, figures), values=values, weight=weight)
+        choice = Choice(site, Entry(site.path, asked, note, figures), weight=weight, as_is=solution.as_is)
+        return replace(choice, values=choice.chosen)
     weight, own = solution.weight, problem.grid if solution.grid is None else solution.grid
     if solution.grid is None:
         better = after < before
@@ -170,8 +178,7 @@ def choose(
         after = torch.where(better, after, before)
         figures |= {"after": _share(float(after.sum()), power)} | ({"kept": kept} if 0 < kept < 1 else {})
     if not float(after.sum()) < float(before.sum()):
-        none = "round-to-nearest makes no error with this data"
-        return left(f"{asked} is not better than round-to-nearest" if float(before.sum()) > 0 else none)
+        return left(_not_better(asked, problem, float(before.sum())))
     values = own.levels(weight) * own.spread(own.scales.to(weight))
     seen = site.as_seen(product.stored(values, site.parameter.shape)).to(site.parameter.dtype).contiguous()
     grid = _regridded(grid, own)
@@ -179,6 +186,66 @@ def choose(
         return left("its quantizer would move weights that lie on its grid already")
     figures["seconds"] = time.perf_counter() - start
     return Choice(site, Entry(site.path, asked, note, figures), grid, seen, stays=not rounds)
+
+
+def _not_better(asked: str, problem: Problem, before: float) -> str:
+    if torch.equal(problem.nearest(), problem.weight) and bool(problem.weight.any()):
+        return "its weight lies on its grid already"
+    if not math.isfinite(before):
+        return "its weight or its inputs aren't finite"
+    return (
+        f"{asked} is not better than round-to-nearest"
+        if before > 0
+        else "round-to-nearest makes no error with this data"
+    )
+
+
+def _solved(asked: str, path: str, problem: Problem, solve: Solver) -> Solution | None:
+    """What a solver returns, if it may.
+
+    Raises:
+        GraphError: it is no solution of the problem, or the solver changed the problem, which others have a part in.
+    """
+    given = {
+        name: each for name in ("weight", "gram", "cross", "signal") if (each := getattr(problem, name)) is not None
+    }
+    versions = {name: each._version for name, each in given.items() if not each.is_inference()}
+    found = solve(path, problem)
+    for name, version in versions.items():
+        if given[name]._version != version:
+            raise GraphError(
+                f"{asked}: {path}: the solver changed problem.{name} in place, which is measured against, and may "
+                f"serve other weights, too. Work on problem.{name}.clone()."
+            )
+    if found is None:
+        return None
+    if not isinstance(found, Solution):
+        raise GraphError(
+            f"{asked}: {path}: the solver returned {type(found).__name__}, which is no solution. Return "
+            "Solution(weight), or None to leave the weight."
+        )
+    weight, wanted = found.weight, tuple(problem.weight.shape)
+    if tuple(weight.shape) != wanted:
+        raise GraphError(
+            f"{asked}: {path}: the solver's weight has the shape {tuple(weight.shape)}, and problem.weight has "
+            f"{wanted}: (groups, outputs, inputs)."
+        )
+    if not found.on_grid:
+        return found
+    grid = problem.grid if found.grid is None else found.grid
+    nearest = grid.nearest(weight)
+    sound = bool(problem.weight.isfinite().all())
+    if sound and not torch.allclose(weight, nearest, _RELATIVE, _RELATIVE * float(problem.weight.abs().amax())):
+        raise GraphError(
+            f"{asked}: {path}: the solver's weight is not on its grid: {_farthest(weight, nearest)}. End with "
+            "problem.grid.nearest(weight), or write Solution(weight, on_grid=False) for float weights."
+        )
+    return replace(found, weight=nearest)
+
+
+def _farthest(weight: Tensor, nearest: Tensor) -> str:
+    place = int((weight - nearest).abs().nan_to_num(nan=math.inf).argmax())
+    return f"{float(weight.flatten()[place]):.6g} is {float(nearest.flatten()[place]):.6g} there"
 
 
 def _said(*notes: str) -> str:

@@ -95,7 +95,7 @@ class Checkpoint:
         if scale is not None:
             own: Grid = site.quant.grid(site.seen())  # type: ignore[operator]
             grid = own.replace(scale=scale, zero_point=zero_point, scale_format=own.scale_format)
-        return Choice(site, entry, grid, None, codes, weight, each["stays"])
+        return Choice(site, entry, grid, None, codes, weight, each["stays"], each["as_is"])
 
     def save(self, choices: Mapping[Site, Choice]) -> None:
         """Write what was chosen; the file is whole at any time. Of several processes, the first writes."""
@@ -113,6 +113,7 @@ class Checkpoint:
                 "codes": codes,
                 "weight": choice.weight,
                 "stays": choice.stays,
+                "as_is": choice.as_is,
                 "scale": None if grid is None else grid.scale,
                 "zero_point": None if grid is None else grid.zero_point,
             }

@@ -244,6 +244,10 @@ CALLS = {
         lambda: rotate(of(Llama), ids(), block_size=1),
         "rotate: block_size=1 is not possible: expected a whole number above 1, or None.",
     ),
+    "seed": (
+        lambda: rotate(of(Llama), ids(), kind="random", seed="1"),  # type: ignore[arg-type]
+        "rotate: seed='1' is not possible: expected a whole number, such as 0.",
+    ),
     "skip": (
         lambda: rotate(nn.Sequential(nn.Linear(2, 2)), X, where="layers", skip=["1"]),
         "rotate: skip='1' matches no layer. The layers are 0.",

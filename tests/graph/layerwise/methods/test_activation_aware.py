@@ -224,3 +224,6 @@ def test_refused():
     )
     with pytest.raises(GraphError, match=f"^{re.escape(message)}$"):
         awq(q, x, skip=["*"])
+    message = "awq: duo_scaling='both' is not possible: expected True or False."
+    with pytest.raises(GraphError, match=f"^{re.escape(message)}$"):
+        awq(q, x, duo_scaling="both")  # type: ignore[arg-type]

@@ -54,6 +54,32 @@ def test_layers_come_nearer(method):
     assert torch.equal(loaded(x), q(x))
 
 
+def test_branches_are_fitted_to_what_layers_get_from_corrected_ones():
+    model, x = float_model(), inputs()
+    q = quantize(model, {nn.Linear: {"weight_quant": Int8WeightPerChannel, "weight_bit_width": 2}})
+    report = lqer(q, x, rank=4)
+    with torch.no_grad():
+        hidden = q[:2](x)
+        expected = hidden @ model[2].weight.T
+        share = (q[2](hidden) - model[2](hidden)).square().sum() / expected.square().sum()
+    assert float(share) == pytest.approx(report["2"].figures["after"], rel=1e-4)
+
+
+def test_a_checkpoint_knows_rank_and_method(tmp_path):
+    model, x, path = float_model(), inputs(), tmp_path / "walk.pt"
+    one, other, plain = (quantize(model, RULES) for _ in range(3))
+    lqer(one, x, rank=4, checkpoint=path)
+    message = (
+        f"lqer: checkpoint={str(path)!r} was made with rank=4, and now it is 3. Name another file, or delete this one."
+    )
+    with pytest.raises(GraphError, match=f"^{re.escape(message)}$"):
+        lqer(other, x, rank=3, checkpoint=path)
+    lqer(other, x, rank=4, checkpoint=path)
+    lqer(plain, x, rank=4)
+    assert torch.equal(one(x), plain(x))
+    torch.testing.assert_close(other(x), plain(x), rtol=1e-5, atol=1e-5)
+
+
 def test_after_gptq_the_float_model_is_the_aim():
     model, x = float_model(), inputs()
     q = quantize(model, RULES)
@@ -67,7 +93,7 @@ def test_after_gptq_the_float_model_is_the_aim():
 
 
 def nothing(count):
-    why = "a branch does not bring its output nearer to the float one"
+    why = "its weight is rounded already; pass the float model, reference=float_model"
     return "lqer: nothing to correct. " + " ".join(f"{number * 2}: {why}." for number in range(count))
 
 

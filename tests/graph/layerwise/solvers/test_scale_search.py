@@ -124,6 +124,8 @@ def test_scales_of_zeros_stay():
     [
         ({"candidates": 1}, "search_scales: candidates=1 is not a whole number, 2 or more."),
         ({"lowest": 0.0}, "search_scales: lowest=0.0 is not a factor above 0 and below 1; 0.2 is usual."),
+        ({"exponent": "2"}, "search_scales: exponent='2' is not a number above 0; 2 is usual."),
+        ({"lowest": "0"}, "search_scales: lowest='0' is not a factor above 0 and below 1; 0.2 is usual."),
         ({"exponent": 0}, "search_scales: exponent=0 is not a number above 0; 2 is usual."),
         (
             {"weighting": "hessian"},

@@ -108,6 +108,7 @@ def test_the_gradient(beta):
         ({"learning_rate": "a"}, "adaround: learning_rate='a' is not a number, 0 or more; 0.1 is usual."),
         ({"penalty": -1.0}, "adaround: penalty=-1.0 is not a number, 0 or more; 30 is usual."),
         ({"warm_up": 1.5}, "adaround: warm_up=1.5 is not a number, from 0 to 1; 0.2 is usual."),
+        ({"beta": 20}, "adaround: beta=20 is not two exponents, 1 or more; (20, 2) is usual."),
         ({"beta": (20.0, 0.5)}, "adaround: beta=(20.0, 0.5) is not two exponents, 1 or more; (20, 2) is usual."),
     ],
 )

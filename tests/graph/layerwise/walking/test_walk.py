@@ -153,6 +153,55 @@ def test_outputs_for_which_rounding_to_nearest_is_better_keep_it():
     assert report["last"].reason == "the algorithm leaves it"
 
 
+@pytest.mark.parametrize(
+    ("solve", "message"),
+    [
+        (
+            lambda problem: problem.nearest(),
+            "the solver returned Tensor, which is no solution. Return Solution(weight), or None to leave the weight.",
+        ),
+        (
+            lambda problem: Solution(problem.nearest()[0]),
+            "the solver's weight has the shape (6, 6), and problem.weight has (1, 6, 6): (groups, outputs, inputs).",
+        ),
+        (
+            lambda problem: Solution(problem.grid.scales.view(1, -1, 1) * torch.full((1, 6, 6), 0.5)),
+            "the solver's weight is not on its grid: {half} is 0 there. End with problem.grid.nearest(weight), or "
+            "write Solution(weight, on_grid=False) for float weights.",
+        ),
+        (
+            lambda problem: Solution(problem.nearest() * float("nan")),
+            "the solver's weight is not on its grid: nan is nan there. End with problem.grid.nearest(weight), or write "
+            "Solution(weight, on_grid=False) for float weights.",
+        ),
+        (
+            lambda problem: Solution(problem.weight.mul_(0)),
+            "the solver changed problem.weight in place, which is measured against, and may serve other weights, too. "
+            "Work on problem.weight.clone().",
+        ),
+        (
+            lambda problem: problem.diagonal.add_(1),
+            "the solver changed problem.gram in place, which is measured against, and may serve other weights, too. "
+            "Work on problem.gram.clone().",
+        ),
+    ],
+)
+def test_what_is_no_solution_is_refused(solve, message):
+    model = made()
+    before = state_of(model)
+    half = f"{float(model.first.weight_quant.grid(model.first.weight).scale.flatten()[0]) / 2:.6g}"
+    message = f"mine: first: {message.replace('{half}', half)}"
+    with pytest.raises(GraphError, match=f"^{re.escape(message)}$"):
+        walk_blocks(model, data(), lambda path, problem: solve(problem), name="mine", progress=False)
+    assert_as_before(model, before)
+
+
+def test_inputs_that_are_not_finite_are_the_reason():
+    report = gptq(made(), data() * float("inf"), progress=False)
+    why = "rounded to nearest: the second moments of the inputs aren't finite; its weight or its inputs aren't finite"
+    assert {entry.reason for entry in report} == {why}
+
+
 def test_a_second_call_finds_nothing_to_do():
     model, x = made(), data()
     gptq(model, x, progress=False)
@@ -162,7 +211,7 @@ def test_a_second_call_finds_nothing_to_do():
     assert torch.equal(weights(model), before)
     for entry in report:
         if entry.path not in left and model.get_submodule(entry.path).weight_quant.fixed:
-            assert entry.reason == "round-to-nearest makes no error with this data"
+            assert entry.reason == "its weight lies on its grid already"
 
 
 def test_prepared_weights_and_grids():
