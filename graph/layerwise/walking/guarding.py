@@ -36,7 +36,8 @@ def devices_of(model: nn.Module) -> list[int]:
 @contextmanager
 def uninterrupted() -> Iterator[None]:
     """Ctrl-C waits for the end of the block: what is written there is written as a whole."""
-    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGINT) is None:
+    unheard = (None, signal.SIG_IGN)  # handled outside of Python, or by nobody
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGINT) in unheard:
         yield
         return
     came: list[int] = []
