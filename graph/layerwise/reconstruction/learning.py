@@ -35,7 +35,7 @@ class Settings:
     penalty: float = 10.0
     beta: tuple[float, float] = (20.0, 2.0)
     warm_up: float = 0.5
-    drop: float = 0.5
+    drop: float = 0.0
     activation_scales: bool = False
     scale_learning_rate: float = 0.001
     seed: int = 0
