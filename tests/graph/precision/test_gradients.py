@@ -46,8 +46,8 @@ def test_clipped_values_have_no_gradient():
 
 def test_a_loss_is_a_function():
     said = (
-        "gradient_noise: loss='mse' is not possible: expected a function of what the model returned and the batch, such "
-        "as lambda output, batch: F.cross_entropy(output, batch[1])."
+        "gradient_noise: loss='mse' is not possible: expected a function of what the model returned and the batch, "
+        "such as lambda output, batch: F.cross_entropy(output, batch[1])."
     )
     with pytest.raises(GraphError, match=f"^{re.escape(said)}$"):
         gradient_noise(nn.Sequential(qnn.QuantLinear(1, 1)), torch.ones(1, 1), loss="mse")  # type: ignore[arg-type]
