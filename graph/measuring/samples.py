@@ -209,5 +209,7 @@ def _stacked_along(one: Tensor, other: Tensor, both: Tensor) -> int | None:
     longer = [dim for dim in range(both.ndim) if both.shape[dim] != one.shape[dim]]
     if len(longer) != 1 or both.shape[longer[0]] != 2 * one.shape[longer[0]] or not both.numel():
         return None
-    close = torch.allclose(torch.cat([one, other], longer[0]), both, rtol=1e-3, atol=1e-4 * float(both.abs().max()))
-    return longer[0] if close else None
+    joined, most = torch.cat([one, other], longer[0]), float(both.abs().max())
+    if not most < float("inf"):  # nothing to tell by
+        return None
+    return longer[0] if torch.allclose(joined, both, rtol=1e-3, atol=1e-4 * most) else None

@@ -161,12 +161,7 @@ def _check_options(score: object, loss: object, gradients: object) -> None:
         raise GraphError(_no_score(score))
     if not isinstance(gradients, bool):
         raise GraphError(f"sensitivity: gradients={shown(gradients)} is not possible: expected True or False.")
-    if loss is not None and not callable(loss):
-        raise GraphError(
-            f"sensitivity: loss={shown(loss)} is not possible: expected a function of what the model returned and the "
-            "batch, such as lambda output, batch: F.cross_entropy(output, batch[1])."
-        )
-    if loss is not None and not gradients and score not in ("fisher", "hessian"):
+    if callable(loss) and not gradients and score not in ("fisher", "hessian"):
         raise GraphError(
             "sensitivity: loss= is given, and nothing is differentiated. Write score='fisher', score='hessian' or "
             "gradients=True too, or leave loss out."

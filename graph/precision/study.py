@@ -12,6 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ...nn.contexts.switching import unquantized
 from ...qcore import values_of
+from ...qcore.models import shown
 from ..calibration.calibration import calibrate
 from ..calibration.progress import tracked
 from ..errors import GraphError, GraphWarning
@@ -80,6 +81,23 @@ class Study:
     seed: int = 0
     progress: bool = False
     asked: str = "sensitivity"
+
+    def __post_init__(self) -> None:
+        """Refuse what is no function.
+
+        Raises:
+            GraphError: it says what to write.
+        """
+        if self.loss is not None and not callable(self.loss):
+            raise GraphError(
+                f"{self.asked}: loss={shown(self.loss)} is not possible: expected a function of what the model "
+                "returned and the batch, such as lambda output, batch: F.cross_entropy(output, batch[1])."
+            )
+        if self.outputs is not None and not callable(self.outputs):
+            raise GraphError(
+                f"{self.asked}: outputs={shown(self.outputs)} is not possible: expected a function of what the model "
+                "returned, such as lambda result: result.logits."
+            )
 
     @property
     def paths(self) -> list[str]:

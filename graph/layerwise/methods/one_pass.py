@@ -65,6 +65,7 @@ def gptq(
         >>> report["0"].action, report["0"].figures["after"] < 0.5 * report["0"].figures["before"]
         ('gptq', True)
     """
+    _check("gptq", "act_order", act_order, (True, False))
     _check("gptq", "groups", groups, ("static", "dynamic"))
 
     def solve(path: str, problem: Problem) -> Solution:

@@ -13,7 +13,7 @@ from ...errors import GraphError
 __all__ = ["check_options", "devices_of", "restored_on_failure", "uninterrupted"]
 
 
-def check_options(asked: str, blocks: object, rows: object, wait_on: object) -> None:
+def check_options(asked: str, blocks: object, rows: object, wait_on: object, checkpoint: object = None) -> None:
     """Refuse options that mean nothing.
 
     Raises:
@@ -25,6 +25,8 @@ def check_options(asked: str, blocks: object, rows: object, wait_on: object) -> 
         raise GraphError(f"{asked}: rows={rows!r} is not possible: expected a whole number from 1 on, or None.")
     if wait_on not in ("device", "cpu") and not (isinstance(wait_on, str | Path) and Path(wait_on).is_dir()):
         raise GraphError(f"{asked}: wait_on={wait_on!r} is neither 'device' nor 'cpu' nor a folder that exists.")
+    if checkpoint is not None and not isinstance(checkpoint, str | Path):
+        raise GraphError(f"{asked}: checkpoint={checkpoint!r} is no path of a file. Write checkpoint='walk.pt'.")
 
 
 def devices_of(model: nn.Module) -> list[int]:

@@ -12,7 +12,7 @@ from torch.utils import _pytree
 from ....nn.contexts.freezing import frozen
 from ....nn.contexts.intercepting import quantizers_of
 from ....qcore import Grid, TensorQuant
-from ....qcore.models import require_model
+from ....qcore.models import require_model, shown
 from ....qcore.scaling.pooling import distributed, lowest, summed
 from ...calibration.progress import tracked
 from ...errors import GraphError
@@ -117,7 +117,12 @@ def walk_blocks(
     require_model(name, model, GraphError)
     if reference is not None:
         require_model(name, reference, GraphError)
-    check_options(name, blocks, rows, wait_on)
+    check_options(name, blocks, rows, wait_on, checkpoint)
+    if not callable(solve):
+        raise GraphError(
+            f"{name}: solve={shown(solve)} is no function. Pass one that takes the path of a weight and a Problem, and "
+            "returns a Solution or None."
+        )
     calls = batches_of(name, model, data)
     walk = _Walk(name, model, reference, solve, float_inputs, Masks.among(name, model, calls, mask), rows, rounds)
     walk.check(shared)

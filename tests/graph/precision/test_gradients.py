@@ -44,6 +44,15 @@ def test_clipped_values_have_no_gradient():
     assert found["0.act_quant"] == pytest.approx(10 * torch.tensor(2.0).log10().item(), abs=1e-4)
 
 
+def test_a_loss_is_a_function():
+    said = (
+        "gradient_noise: loss='mse' is not possible: expected a function of what the model returned and the batch, "
+        "such as lambda output, batch: F.cross_entropy(output, batch[1])."
+    )
+    with pytest.raises(GraphError, match=f"^{re.escape(said)}$"):
+        gradient_noise(nn.Sequential(qnn.QuantLinear(1, 1)), torch.ones(1, 1), loss="mse")  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [

@@ -122,6 +122,7 @@ def test_magr_shrinks_the_largest_weights_for_those_that_round():
 @pytest.mark.parametrize(
     ("algorithm", "settings", "said"),
     [
+        (gptq, {"act_order": "none"}, "gptq: act_order='none' is not possible: expected True or False."),
         (gptq, {"groups": "none"}, "gptq: groups='none' is not possible: expected 'static' or 'dynamic'."),
         (
             gptq,

@@ -280,3 +280,9 @@ def test_what_it_refuses(options, said):
     q = nn.Sequential(qnn.QuantLinear(4, 4)).eval()
     with pytest.raises(GraphError, match=f"^{re.escape('reconstruct_blocks: ' + said)}$"):
         reconstruct_blocks(q, torch.ones(2, 4), **options)
+
+
+def test_inputs_that_are_not_finite_teach_nothing():
+    model = nn.Sequential(qnn.QuantLinear(2, 2, weight_bit_width=3)).eval()
+    report = reconstruct_blocks(model, torch.full((4, 2), float("nan")), iterations=2, progress=False)
+    assert not report.changed

@@ -447,6 +447,15 @@ def test_repaired_models_are_nearer_to_the_float_model():
 # What can't be
 
 
+def test_a_solver_is_a_function():
+    said = (
+        "walk_blocks: solve='gptq' is no function. Pass one that takes the path of a weight and a Problem, and returns "
+        "a Solution or None."
+    )
+    with pytest.raises(GraphError, match=f"^{re.escape(said)}$"):
+        walk_blocks(made(), data(), "gptq")  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -454,6 +463,7 @@ def test_repaired_models_are_nearer_to_the_float_model():
         ({"rows": True}, "rows=True is not possible: expected a whole number from 1 on, or None."),
         ({"blocks": "blocks"}, "blocks='blocks' is no list of paths. Write blocks=['blocks']."),
         ({"wait_on": "disk"}, "wait_on='disk' is neither 'device' nor 'cpu' nor a folder that exists."),
+        ({"checkpoint": True}, "checkpoint=True is no path of a file. Write checkpoint='walk.pt'."),
         (
             {"mask": "tokens"},
             "mask='tokens' is no argument that data gives; these are x. Leave mask out where all tokens count.",
