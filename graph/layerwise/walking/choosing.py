@@ -170,6 +170,8 @@ def choose(
         figures["seconds"] = time.perf_counter() - start
         choice = Choice(site, Entry(site.path, asked, note, figures), weight=weight, as_is=solution.as_is)
         return replace(choice, values=choice.chosen)
+    if isinstance(site.quant, GridQuant) and site.quant.fixed and _is_rounded(problem):
+        return left(ROUNDED)  # the error would be measured against weights that are rounded, not the float ones
     weight, own = solution.weight, problem.grid if solution.grid is None else solution.grid
     if solution.grid is None:
         better = after < before
@@ -188,9 +190,16 @@ def choose(
     return Choice(site, Entry(site.path, asked, note, figures), grid, seen, stays=not rounds)
 
 
+ROUNDED = "its weight lies on its grid already"
+
+
+def _is_rounded(problem: Problem) -> bool:
+    return torch.equal(problem.nearest(), problem.weight) and bool(problem.weight.any())
+
+
 def _not_better(asked: str, problem: Problem, before: float) -> str:
-    if torch.equal(problem.nearest(), problem.weight) and bool(problem.weight.any()):
-        return "its weight lies on its grid already"
+    if _is_rounded(problem):
+        return ROUNDED
     if not math.isfinite(before):
         return "its weight or its inputs aren't finite"
     return (

@@ -25,7 +25,7 @@ from ...recording.examples import Call
 from ...recording.tensors import tensors_in
 from ..reports import LayerwiseReport
 from .chain import Chain, Reached, chain_of
-from .choosing import Choice, Solver, choose
+from .choosing import ROUNDED, Choice, Solver, choose
 from .gathering import Gathered, Gatherer, View
 from .guarding import check_options, devices_of, restored_on_failure, uninterrupted
 from .masking import USUAL, Masks
@@ -408,6 +408,11 @@ class _Walk:
         """Write what was chosen, and report it."""
         if not self.choices:
             raise GraphError(self._nothing())
+        if all(choice.entry.reason.endswith(ROUNDED) for choice in self.choices.values()):
+            raise GraphError(
+                f"{self.name}: nothing to do. All weights lie on their grids already. Quantize the float model again, "
+                "and begin with that."
+            )
         with uninterrupted(), restored_on_failure(choice.site.quant for choice in self.choices.values()):
             for choice in self.choices.values():
                 choice.fix()

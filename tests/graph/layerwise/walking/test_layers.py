@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import bitwright.nn as qnn
-from bitwright.graph import GraphError, gptq, qronos, walk_blocks
+from bitwright.graph import GraphError, gptq, walk_blocks
 from bitwright.quantizers import (
     CodebookWeight,
     Fp8e4m3WeightPerChannel,
@@ -221,7 +221,7 @@ def test_a_recurrent_layer_is_repaired():
     with torch.no_grad(), qnn.unquantized(model):
         wanted = model(x)
     errors = []
-    for repair in (None, gptq, qronos):
+    for repair in (None, gptq):
         if repair is not None:
             repair(model, x, progress=False)
         with torch.no_grad():

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import bitwright.nn as qnn
-from bitwright.graph import GraphError, Solution, gptq, magr, qronos, search_scales, walk_blocks
+from bitwright.graph import W4, GraphError, Solution, gptq, magr, qronos, quantize, search_scales, walk_blocks
 from bitwright.graph.layerwise.solvers.error_feedback import solve_gptq
 from bitwright.graph.layerwise.walking import choosing, walk
 from bitwright.graph.layerwise.walking.guarding import uninterrupted
@@ -202,16 +202,25 @@ def test_inputs_that_are_not_finite_are_the_reason():
     assert {entry.reason for entry in report} == {why}
 
 
-def test_a_second_call_finds_nothing_to_do():
-    model, x = made(), data()
-    gptq(model, x, progress=False)
-    left = {path for path in ("first", "last") if not getattr(model, path).weight_quant.fixed}
+def test_weights_that_were_rounded_are_not_rounded_again():
+    """Also where inputs of the float model would say that there is an error: its weights aren't known any more."""
+    float_model, x = nn.Sequential(nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 4)).eval(), torch.randn(256, 16)
+    model = quantize(float_model, {nn.Linear: W4}).eval()
+    assert len(gptq(model, x, progress=False).changed) == 2
     before = weights(model)
-    report = gptq(model, x, progress=False)
+    message = (
+        ": nothing to do. All weights lie on their grids already. Quantize the float model again, and begin with that."
+    )
+    for call in (gptq, qronos):
+        with pytest.raises(GraphError, match=f"^{call.__name__}{re.escape(message)}$"):
+            call(model, x, reference=float_model, progress=False)
     assert torch.equal(weights(model), before)
-    for entry in report:
-        if entry.path not in left and model.get_submodule(entry.path).weight_quant.fixed:
-            assert entry.reason == "its weight lies on its grid already"
+    model[2].weight_quant.release()
+    with torch.no_grad():
+        model[2].weight.copy_(float_model[2].weight)
+    report = qronos(model, x, reference=float_model, progress=False)
+    assert report["0"].reason == "its weight lies on its grid already"
+    assert report["2"].action == "qronos"
 
 
 def test_prepared_weights_and_grids():
