@@ -618,6 +618,8 @@ class GridQuant(Declared):
     def release(self) -> None:
         """Let the scales follow the weight again, or be learned, as the declaration says.
 
+        Learned scales start from the fixed ones; those with a zero point of their own start from the weight.
+
         Raises:
             QuantizerError: the quantizer was built by hand, so that nothing says where scales came from.
         """
@@ -627,15 +629,19 @@ class GridQuant(Declared):
             raise QuantizerError(f"{path_of(self)}: no declaration says where the scales came from. Set `scaling`.")
         fresh = resolve(self.quantizer, self.provided)
         assert isinstance(fresh, GridQuant)
-        device = self.scaling.fixed_scale.device  # type: ignore[attr-defined]
+        fixed: Tensor = self.scaling.fixed_scale  # type: ignore[attr-defined]
         if self.zero_point is not None:
             self._modules.pop("zero_point")
             again: Any = fresh.zero_point  # a module, or a function of the user's own
             nn.Module.__setattr__(self, "zero_point", again)
-        self.scaling = fresh.scaling
+        self.scaling = scaling = fresh.scaling
         vars(self)["clips"] = fresh.clips
-        self.to(device).train(self.training)
-        super().rederive()
+        self.to(fixed.device).train(self.training)
+        if isinstance(scaling, StoredScaling) and not scaling.has_low:
+            threshold = scaling.restriction.int_threshold(scaling.number_format)
+            scaling.set_range([fixed.reshape(-1) * threshold])
+        else:
+            super().rederive()
 
     @torch.no_grad()
     def codes(self, x: Tensor, *context: Any) -> tuple[Tensor, Grid]:

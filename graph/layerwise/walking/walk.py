@@ -275,7 +275,10 @@ class _Walk:
     def _chain(self, call: Call, out: object, blocks: Sequence[str] | None) -> Chain | None:
         """The chain that the model is, for all processes; None if it is none."""
         with observing(self.model, self.sites, None, floats=True):
-            chain = chain_of(self.model, call, blocks)
+            try:
+                chain = chain_of(self.model, call, blocks)
+            except GraphError as error:
+                raise GraphError(f"{self.name}: {error}") from None
             reproduced = chain is not None and self._reproduces(chain, call, out)
         if chain is not None and not reproduced and blocks is not None:
             raise GraphError(

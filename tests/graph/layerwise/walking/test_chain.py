@@ -177,7 +177,7 @@ def test_blocks_that_are_named():
         (
             Pyramid,
             ["blocks"],
-            "walk_blocks: blocks=['blocks'] is no chain: run one by one, they don't give what the model does. What "
+            "blocks=['blocks'] is no chain: run one by one, they don't give what the model does. What "
             "they return is used elsewhere, too, or they keep something from one forward to the next. Leave blocks "
             "out, or name others.",
         ),
@@ -207,7 +207,7 @@ def test_blocks_that_are_no_chain(model, blocks, said):
     torch.manual_seed(0)
     with pytest.raises(GraphError) as caught:
         walk_blocks(model().eval(), torch.randn(8, WIDTH), lambda path, problem: None, blocks=blocks)
-    assert str(caught.value) == said
+    assert str(caught.value) == f"walk_blocks: {said}"
 
 
 def test_a_batch_that_does_not_come_to_the_blocks():
