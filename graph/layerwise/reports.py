@@ -1,7 +1,9 @@
 """What a layer-wise algorithm did to every layer, as text, JSON and a picture."""
 
 import json
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,12 +35,14 @@ class LayerwiseReport(Report):
     """
 
     def save(self, path: str | Path) -> None:
-        """Write the report as JSON.
+        """Write the report as JSON, in which a figure that isn't finite is null.
 
         Args:
             path: of the file, which is replaced if there is one.
         """
-        Path(path).write_text(json.dumps(self.as_dict(), indent=1) + "\n", encoding="utf-8")
+        entries = [replace(each, figures=_finite(each.figures)) for each in self.entries]
+        found = replace(self, entries=tuple(entries)).as_dict()
+        Path(path).write_text(json.dumps(found, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
     def plot(self) -> "Figure":
         """The error of each layer's output before and after, one below the other; a matplotlib figure.
@@ -65,3 +69,7 @@ class LayerwiseReport(Report):
         axes.set_xlabel("error of the output / its power")
         axes.legend()
         return figure
+
+
+def _finite(figures: Mapping[str, float]) -> dict[str, Any]:
+    return {name: number if math.isfinite(number) else None for name, number in figures.items()}
