@@ -17,9 +17,7 @@ from ..errors import ExportError
 
 __all__ = ["pack_integers", "unpack_integers"]
 
-CHUNK = (
-    2**17
-)  # numbers at a time, which fill whole bytes: pieces of them take up to 64 times the space
+CHUNK = 2**17  # numbers at a time, which fill whole bytes: pieces of them take up to 64 times the space
 
 
 def pack_integers(codes: Tensor, bit_width: int, signed: bool) -> Tensor:

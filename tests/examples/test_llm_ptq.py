@@ -219,7 +219,7 @@ def test_files_of_onnx_agree(script, text, tmp_path, capsys, flags):
 def test_two_processes_do_what_one_does(script, text, tmp_path, capsys):
     """The text divided between them, a window more for one: the same file, but for sums in another order."""
     flags = [*SHORT, "--text", text, "--calibration-windows", "5", "--activations", "static8"]
-    flags += ["--repair", "smooth", "rotate", "gptq", "qronos"]
+    flags += ["--repair", "smooth", "rotate", "qronos"]
     assert script.main([*flags, "--save", str(tmp_path / "one")]) == 0
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29517"]
     command += [str(ROOT / "examples/llm_ptq.py"), *flags, "--save", str(tmp_path / "two")]
