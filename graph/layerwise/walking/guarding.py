@@ -1,8 +1,8 @@
-"""What a walk is given, checked; and what it must not leave behind."""
+"""What a walk is given, checked; and what it must not leave half done."""
 
 import signal
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from torch import nn
 
 from ...errors import GraphError
 
-__all__ = ["check_options", "devices_of", "restored_on_failure", "uninterrupted"]
+__all__ = ["check_options", "devices_of", "uninterrupted"]
 
 
 def check_options(asked: str, blocks: object, rows: object, wait_on: object, checkpoint: object = None) -> None:
@@ -50,18 +50,3 @@ def uninterrupted() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
     if came:
         raise KeyboardInterrupt
-
-
-@contextmanager
-def restored_on_failure(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """The parts and attributes of modules are what they were, if the block fails."""
-    before = [(each, dict(vars(each)), dict(each._modules)) for each in modules]
-    try:
-        yield
-    except BaseException:
-        for each, attributes, parts in before:
-            vars(each).clear()
-            vars(each).update(attributes)
-            each._modules.clear()
-            each._modules.update(parts)
-        raise

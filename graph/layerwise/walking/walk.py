@@ -15,6 +15,7 @@ from ....qcore import Grid, TensorQuant
 from ....qcore.models import require_model, shown
 from ....qcore.scaling.pooling import distributed, lowest, summed
 from ...calibration.progress import tracked
+from ...conversion.snapshot import restored_on_failure
 from ...errors import GraphError
 from ...measuring.batches import batches_of
 from ...measuring.evaluation import evaluating
@@ -27,7 +28,7 @@ from ..reports import LayerwiseReport
 from .chain import Chain, Reached, chain_of
 from .choosing import ROUNDED, Choice, Solver, choose
 from .gathering import Gathered, Gatherer, View
-from .guarding import check_options, devices_of, restored_on_failure, uninterrupted
+from .guarding import check_options, devices_of, uninterrupted
 from .masking import USUAL, Masks
 from .observing import Meet, Meeting, following, observing
 from .resuming import Checkpoint, fingerprint
@@ -416,7 +417,7 @@ class _Walk:
                 f"{self.name}: nothing to do. All weights lie on their grids already. Quantize the float model again, "
                 "and begin with that."
             )
-        with uninterrupted(), restored_on_failure(choice.site.quant for choice in self.choices.values()):
+        with uninterrupted(), restored_on_failure(self.model):
             for choice in self.choices.values():
                 choice.fix()
             for choice in self.choices.values():
