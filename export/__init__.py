@@ -24,8 +24,12 @@ from .onnx.exporter import export_onnx_qcdq, export_onnx_qdq
 from .onnx.report import VerificationReport, VerificationRow
 from .onnx.stored.report import StorageReport, StorageRow, storage_report
 from .onnx.verify import verify_onnx
+from .targets.doors import TARGETS
+from .targets.target import Accepts, Target
 
 __all__ = [
+    "TARGETS",
+    "Accepts",
     "AccumulatorRange",
     "AccumulatorReport",
     "AccumulatorRow",
@@ -45,6 +49,7 @@ __all__ = [
     "QuantizedTensor",
     "StorageReport",
     "StorageRow",
+    "Target",
     "VerificationReport",
     "VerificationRow",
     "accumulator_report",

@@ -18,6 +18,7 @@ from ..capture.model_state import evaluating, unchanged
 from ..capture.record import record
 from ..errors import ExportError
 from ..optional import installed, required
+from ..targets.doors import ONNX_QCDQ, ONNX_QDQ
 from .activations.placeholders import emitter
 from .activations.untraceable import naming_untraceable
 from .check import check
@@ -111,6 +112,9 @@ def export_onnx_qdq(
     return _export(QDQ, module, args, export_path, verify, options)
 
 
+_TARGETS = {each.name: each for each in (ONNX_QCDQ, ONNX_QDQ)}
+
+
 def _export(
     dialect: Dialect,
     module: nn.Module,
@@ -130,7 +134,7 @@ def _export(
     with unchanged(module), evaluating(module):
         with refusing_packed(call, module):
             recording = record(module, quantizers, arguments, kwargs)
-        options["opset_version"] = check(recording, dialect, options.get("opset_version"))
+        options["opset_version"] = check(recording, dialect, _TARGETS[dialect.name], options.get("opset_version"))
         warn_of_caveats(call, module, quantizers, recording.calls)
         with naming_untraceable(recording, dialect):
             program = trace(module, quantizers, recording, arguments, options, emitter(dialect))

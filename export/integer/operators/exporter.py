@@ -17,7 +17,7 @@ from ...capture.record import record
 from ...errors import ExportError, with_causes
 from ...onnx.agreement import compare_exactly
 from ...onnx.check import check
-from ...onnx.dialects import QCDQ, Dialect
+from ...onnx.dialects import INTEGER
 from ...onnx.exporter import checked_options
 from ...onnx.lower import lower
 from ...onnx.operators import check_operators
@@ -27,6 +27,7 @@ from ...onnx.session import tensors_in
 from ...onnx.trace import trace
 from ...onnx.write import fits_one_file, write
 from ...optional import installed, required
+from ...targets.doors import ONNX_INTEGER
 from ..extraction import integers_of
 from ..float_modules import FloatModule, remedy
 from ..layers import LayerIntegers
@@ -39,10 +40,7 @@ if TYPE_CHECKING:
     import onnx
     import onnx_ir as ir
 
-__all__ = ["INTEGER", "export_onnx_integer"]
-
-INTEGER = Dialect("the integer dialect", tuple(each for each in QCDQ.types if each.bits == 8), clips_integers=True)
-
+__all__ = ["export_onnx_integer"]
 
 def export_onnx_integer(
     module: nn.Module,
@@ -96,7 +94,7 @@ def export_onnx_integer(
     _refuse_recurrent(module)
     with unchanged(module), evaluating(module):
         recording = record(module, quantizers, arguments, kwargs)
-        given["opset_version"] = check(recording, INTEGER, given.get("opset_version"))
+        given["opset_version"] = check(recording, INTEGER, ONNX_INTEGER, given.get("opset_version"))
         warn_of_caveats(call, module, quantizers, recording.calls)
         found = integers_of(call, module, quantizers, recording, arguments, kwargs)
         check_layers(module, found)

@@ -1,0 +1,46 @@
+"""The targets that bitwright exports to, each one record."""
+
+from dataclasses import replace
+
+from torch import nn
+
+from ...qcore import Integers
+from ..onnx.dialects import BIAS, INTEGER, QCDQ, QDQ, Dialect
+from .target import Accepts, Target
+
+__all__ = ["ONNX_INTEGER", "ONNX_QCDQ", "ONNX_QDQ", "TARGETS"]
+
+
+def _of_dialect(dialect: Dialect) -> Target:
+    """What the types of a dialect can hold; run-time tensors are computed in any levels that there are."""
+    types = tuple(each.levels for each in dialect.types)
+    widest = max(each.bits for each in types)
+    stored = Accepts(
+        types, tables=widest if dialect.tables else 0, float_zero_points=dialect.tables, computes=False, dynamic=True
+    )
+    computed = Accepts(types, any_levels=True, scales=("tensor", "axis"), dynamic=True)
+    biases = Accepts((BIAS.levels, Integers(31, False)), computes=False)
+    elsewhere = None if dialect.tables else "export_onnx_qdq"
+    return Target(
+        dialect.name, stored, computed, biases, call=f"export_onnx_{dialect.name.lower()}", elsewhere=elsewhere
+    )
+
+
+ONNX_QCDQ = _of_dialect(QCDQ)
+ONNX_QDQ = _of_dialect(QDQ)
+
+_INTEGER = _of_dialect(INTEGER)
+ONNX_INTEGER = replace(
+    _INTEGER,
+    weights=replace(_INTEGER.weights, scales=("tensor", "axis")),
+    activations=replace(_INTEGER.activations, any_levels=False, dynamic=False),
+    float_biases=False,
+    float_layers=False,
+    refused_layers=(
+        (nn.RNNBase, "its gates are sigmoids and tanhs of floats, and so are its steps. Use export_onnx_qdq."),
+        (nn.RNNCellBase, "its gates are sigmoids and tanhs of floats, and so are its steps. Use export_onnx_qdq."),
+    ),
+    call="export_onnx_integer",
+)
+
+TARGETS = {"onnx-qcdq": ONNX_QCDQ, "onnx-qdq": ONNX_QDQ, "onnx-integer": ONNX_INTEGER}
