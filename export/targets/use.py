@@ -137,8 +137,7 @@ def use_of(path: str, quantizer: TensorQuant) -> Use:
     follows = quantizer.follows_input
     stored = quantizer.of_parameter or follows
     parameters = [] if not stored else quantizer._parameters_served()
-    scaling = getattr(quantizer, "scaling", None)
-    dynamic = not stored and isinstance(quantizer, GridQuant) and isinstance(scaling, MagnitudeScaling)
+    follows_data = not stored and isinstance(quantizer, GridQuant) and isinstance(quantizer.scaling, MagnitudeScaling)
     return Use(
         path,
         quantizer,
@@ -146,7 +145,7 @@ def use_of(path: str, quantizer: TensorQuant) -> Use:
         _levels_of(quantizer),
         getattr(quantizer, "granularity", PerTensor()),
         tuple(parameters[0].shape) if parameters else None,
-        dynamic and quantizer.dynamic,
+        follows_data and isinstance(quantizer, GridQuant) and quantizer.dynamic,
     )
 
 
