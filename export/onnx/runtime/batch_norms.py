@@ -49,7 +49,7 @@ def fold_into_convolutions(guard: Guard, node: ir.Node) -> None:
         return
     shift = beta + (np.asarray(added, np.float64) - mean) * factor
     _rewrite(guard, conv, weights, held, codes, factor)
-    name = f"{node.name}.bias"
+    name = f"{weights.outputs[0].name}".removesuffix("weight_quant") + "bias.folded"
     conv.resize_inputs(3)
     conv.replace_input_with(2, guard.constant(name, torch.from_numpy(shift), "FLOAT"))
     guard.replace(node, product)
