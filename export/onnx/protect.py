@@ -8,7 +8,7 @@ Some of its passes change results, or fail (onnxruntime 1.32, CPU, all optimizat
 - *DoubleQDQPairsRemover* merges two quantizations in a row, also on different grids.
 - *MatMulNBits* takes over a MatMul with a dequantized weight and rounds its input to 8 bits.
 - QLinearSoftmax is off by one in 3% of its codes; QLinearAdd, QLinearMul and the average pools break ties their own
-  way.
+  way. Sums and products on powers of two are exact there (all pairs of codes, 100 triples of scales: no difference).
 - In front of 8-bit float activations, a Relu is dropped and lets negative values through, a Clip makes the load fail,
   and the float bias of a Conv before that is rounded to int32.
 - Around 2- and 4-bit activations, integer kernels are chosen that do not exist (MaxPool, Reshape, ...), and a Relu in
@@ -25,6 +25,7 @@ Two forms are left alone by the others: a bias that is subtracted, negated; and 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -120,6 +121,23 @@ class Guard(Editor):
         scale = node.inputs[1].shape
         return scale is None or len(scale) > 0
 
+    def binary(self, node: ir.Node) -> bool:
+        """Whether a sum or product has operands and results of 8 bits on powers of two: float32 loses no bit of it."""
+        makers = [self.dequantize(value) for value in node.inputs]
+        users = [user for user, _ in node.outputs[0].uses()]
+        if [user.op_type for user in users] == ["Relu"]:
+            users = [user for user, _ in users[0].outputs[0].uses()]
+        if len(makers) != 2 or [user.op_type for user in users] != ["QuantizeLinear"]:
+            return False
+        scales: list[float] = []
+        for each, codes in [*((maker, maker and maker.inputs[0]) for maker in makers), (users[0], users[0].outputs[0])]:
+            scale = None if each is None else _number(each.inputs[1])
+            if scale is None or scale.size != 1 or codes.dtype not in _eight_bits(self):
+                return False
+            scales.append(float(scale))
+        halves = all(math.frexp(scale)[0] == 0.5 for scale in scales)
+        return halves and max(scales) <= 2**12 * min(scales)
+
     def on_scale_of_products(self, bias: Any, inputs: Any, weights: Any) -> bool:
         """Whether a bias is int32 on input scale x weight scale: the only kind that the integer kernels take."""
         source = None if bias is None else bias.producer()
@@ -203,7 +221,7 @@ def _dequantize(guard: Guard, node: Any) -> None:
 
 def guard_sum(guard: Guard, node: ir.Node) -> None:
     """Operators whose integer kernels round otherwise."""
-    if guard.dequantize(node.inputs[0]) is not None:
+    if guard.dequantize(node.inputs[0]) is not None and not (node.op_type in ("Add", "Mul") and guard.binary(node)):
         guard.fence(node, 0)
 
 

@@ -5,7 +5,9 @@ from ..report import VerificationReport, VerificationRow
 __all__ = ["beyond", "waived"]
 
 CODES = 2  # by which an integer may be off, from the same integers before it: one for each of two roundings
-SHARE = 0.05  # of its range by which an output may be off, from the same integers before it: MatMulNBits, layer on layer
+SHARE = (
+    0.05  # of its range by which an output may be off, from the same integers before it: MatMulNBits, layer on layer
+)
 
 
 def waived(report: VerificationReport) -> str:
@@ -21,7 +23,9 @@ def waived(report: VerificationReport) -> str:
     compared, differing = sum(row.compared for row in rows), sum(row.differences for row in rows)
     if compared:
         largest = max(row.largest for row in rows)
-        parts.append(f"{differing} of {compared} integers differ" + (f", by {largest:.0f} at most" if differing else ""))
+        parts.append(
+            f"{differing} of {compared} integers differ" + (f", by {largest:.0f} at most" if differing else "")
+        )
     plain = [row for row in report.only("plain").rows if row.kind == "output"]
     if plain:
         parts.append(f"outputs are off by at most {max(row.largest for row in plain):.2g} of their range")
