@@ -22,6 +22,7 @@ from .integer.requantize import ByMultiplier, ByScale, ByShift
 from .integer.sums import AccumulatorRange
 from .onnx.exporter import export_onnx_qcdq, export_onnx_qdq
 from .onnx.report import VerificationReport, VerificationRow
+from .onnx.runtime.evaluation import evaluate_onnx
 from .onnx.stored.report import StorageReport, StorageRow, storage_report
 from .onnx.verify import verify_onnx
 from .targets.doors import TARGETS
@@ -54,6 +55,7 @@ __all__ = [
     "VerificationRow",
     "accumulator_report",
     "compare_integers",
+    "evaluate_onnx",
     "export_compressed_tensors",
     "export_onnx_integer",
     "export_onnx_qcdq",

@@ -19,7 +19,7 @@ from ...qcore.tensor_quant import Intercept
 from ..errors import GraphError, GraphWarning
 from .averages import AVERAGES
 from .measurement import Measurement
-from .progress import tracked
+from ...nn.contexts.progress import tracked
 from .report import CalibrationReport
 from .statistics import statistic_of
 from .thresholds import DataStatistic

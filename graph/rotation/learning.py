@@ -13,7 +13,7 @@ from ...nn import quantizers_of
 from ...qcore import GridQuant
 from ...qcore.scaling import StoredScaling
 from ..calibration.calibration import calibrate
-from ..calibration.progress import tracked
+from ...nn.contexts.progress import tracked
 from ..conversion.conversion import quantize
 from ..errors import GraphError
 from ..passes.models import example_of, untouched

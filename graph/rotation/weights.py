@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ...nn.hadamard_transform import HadamardTransform
-from ..calibration.progress import tracked
+from ...nn.contexts.progress import tracked
 from ..passes.models import replace_module
 from .norms import Norm
 from .parts import Matrix

@@ -14,7 +14,7 @@ from ....nn.contexts.intercepting import quantizers_of
 from ....qcore import Grid, TensorQuant
 from ....qcore.models import require_model, shown
 from ....qcore.scaling.pooling import distributed, lowest, summed
-from ...calibration.progress import tracked
+from ....nn.contexts.progress import tracked
 from ...conversion.snapshot import restored_on_failure
 from ...errors import GraphError
 from ...measuring.batches import batches_of
