@@ -324,7 +324,7 @@ def test_folded_batch_norm_is_exported():
 
 class Scaled(nn.Module):
     def forward(self, x):
-        return x * 0.5
+        return x.sin()
 
 
 def test_every_float_is_refused_in_one_error():
@@ -347,7 +347,7 @@ def test_every_float_is_refused_in_one_error():
         "  7: its bias is float. Write bias_quant=Int32Bias.\n"
         "  0 (Linear): addmm. Write qnn.QuantLinear with bias_quant=Int32Bias, and quantize its input.\n"
         f"  2 (LayerNorm): layer_norm. {other}\n"
-        f"  4.0 (Scaled): mul. {other}\n"
+        f"  4.0 (Scaled): sin. {other}\n"
         f"  4.1 (Softmax): softmax. {other}\n"
         f"  6 (QuantSigmoid): sigmoid. {other}\n"
         "  8 (Tanh): tanh. There is no integer arithmetic for it: apply it to the outputs, outside of the model."
