@@ -72,7 +72,7 @@ class IntegerTensor(TermsTensor):
 
 
 def _in_place(func: Operator, args: Arguments, kwargs: Keywords) -> object:
-    """Write integers on the tensor's own scale into it; or replace all of it, where no other tensor shares its memory."""
+    """Write integers on the tensor's own scale into it; or replace all of it, if nothing shares its memory."""
     target = args[0]
     write = writing.RULES.get(func)
     if write is not None and write(func, args, kwargs) is not None:

@@ -60,9 +60,8 @@ class TermsTensor(torch.Tensor):
     severed: bool
     _made_of_zeros: bool
 
-    @staticmethod
     def __new__(
-        cls: type["TermsTensor"],
+        cls,
         terms: tuple[Term, ...],
         journal: Journal,
         grid: IntegerGrid | None = None,
@@ -73,7 +72,7 @@ class TermsTensor(torch.Tensor):
         stored: str | None = None,
         zero: bool = False,
         severed: bool = False,
-    ) -> "TermsTensor":
+    ) -> Self:
         codes = terms[0].codes
         self = torch.Tensor._make_wrapper_subclass(
             cls, codes.size(), dtype=torch.float32, device=codes.device, requires_grad=False

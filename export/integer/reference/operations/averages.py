@@ -1,7 +1,7 @@
 """Sums over dimensions and windows; the division by their number goes into the scale."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 
 import torch
 import torch.nn.functional as F
@@ -62,7 +62,7 @@ def _average_pooled(func: Operator, args: Arguments, kwargs: Keywords) -> object
     kernel, ceil = given["kernel_size"], given.get("ceil_mode", False)
     stride, padding = given.get("stride") or kernel, list(given.get("padding", (0,)))
 
-    def sums(numbers: Tensor, padding: Sequence[int] = padding) -> Tensor:
+    def sums(numbers: Tensor, padding: list[int] = padding) -> Tensor:
         return pool(numbers, kernel, stride, padding, ceil, True, 1)
 
     count = given.get("divisor_override")

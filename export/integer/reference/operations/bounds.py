@@ -56,7 +56,7 @@ def _bounded(tensor: TermsTensor, low: float | None, high: float | None) -> Term
 def _integer_ends(
     tensor: TermsTensor, term: Term, low: float | None, high: float | None
 ) -> tuple[int | None, int | None] | None:
-    """Bounds in integers, each None where it is absent or the grid ends before it; None if one lies between integers."""
+    """Bounds in integers, each None where it is needless; None instead of both if one lies between integers."""
     ends: list[int | None] = []
     smallest, largest = _reach(tensor)
     below = low is not None and smallest is not None and smallest >= low

@@ -111,8 +111,8 @@ def _divided(func: Operator, args: Arguments, kwargs: Keywords) -> object:
 
 @RULES.of(aten.pow.Tensor_Scalar, aten.square.default)
 def _squared(func: Operator, args: Arguments, kwargs: Keywords) -> object:
-    exponent = args[1] if len(args) > 1 else 2
-    return _products_each(args[0], args[0]) if exponent == 2 else None
+    given = named(func, args, kwargs)
+    return _products_each(given["self"], given["self"]) if given.get("exponent", 2) == 2 else None
 
 
 def _products_each(one: TermsTensor, other: TermsTensor) -> TermsTensor | None:
