@@ -73,7 +73,7 @@ def export_onnx_integer(
 
     Raises:
         ExportError: layers that the dialect can't hold (all of them are listed: more than 8 bits, a float bias, an
-            input without quantizer, a transposed convolution, whatever is computed in floats), or what
+            input without quantizer, whatever is computed in floats), or what
             `export_onnx_qcdq` raises.
 
     Example:
