@@ -120,7 +120,7 @@ def _windows(
     *(aten.upsample_linear1d.vec, aten.upsample_bilinear2d.vec, aten.upsample_trilinear3d.vec),
 )
 def _interpolated(func: Operator, args: Arguments, kwargs: Keywords) -> object:
-    """Linear interpolation: its weights are fractions of small numbers, so that integers times these are integers."""
+    """Linear interpolation whose weights are fractions of a small power of two: torch rounds all others itself."""
     given = named(func, args, kwargs)
     tensor = args[0]
     dims = tensor.ndim - 2
@@ -135,7 +135,7 @@ def _interpolated(func: Operator, args: Arguments, kwargs: Keywords) -> object:
         for size, out in zip(ins, outs, strict=True)
     ]
     count = math.prod(parts)
-    if count > LARGEST_DIVISOR or not (exact or given["align_corners"]):
+    if count > LARGEST_DIVISOR or count & (count - 1) or not (exact or given["align_corners"]):
         return None
 
     def sums(term: Term) -> Term:
