@@ -31,7 +31,7 @@ from ...errors import ExportError
 from ..float_modules import FloatModule
 from ..requantize import ByMultiplier, Requantization, requantization
 from ..sums import AccumulatorRange
-from .journal import Journal, ProductSums
+from .journal import BY_VALUE, Journal, ProductSums
 from .pooling import averaging_integers
 from .tensor import IntegerTensor
 from .terms import Term, compact
@@ -247,6 +247,7 @@ def _entering(x: IntegerTensor, rounding: object) -> Entering:
         axes |= {dim for dim, size in enumerate(scale.shape) if size > 1}
         scales.append(scale.reshape(()) if scale.numel() == 1 else scale.reshape(-1))
     axis = None if not axes else axes.pop() if len(axes) == 1 else -1
+    axis = BY_VALUE if x.journal.scaled_by_value else axis
     name = getattr(rounding, "__name__", type(rounding).__name__)
     return Entering(tuple(each.cpu().clone() for each in scales), axis, x.low, x.high, name)
 

@@ -64,6 +64,8 @@ def _at(tensor: TermsTensor, dim: int, places: Tensor, keepdim: bool) -> TermsTe
     dropped = places.ndim < tensor.ndim
     index = places.unsqueeze(dim) if dropped else places
 
+    tensor.journal.scaled_by_value |= any(compact(each.scale).numel() > 1 for each in tensor.terms)
+
     def taken(numbers: Tensor) -> Tensor:
         found = numbers.gather(dim, index)
         return found.squeeze(dim) if dropped else found
@@ -97,7 +99,7 @@ def _extreme(func: Operator, args: Arguments, kwargs: Keywords) -> object:
         if scale.ndim and all(scale.shape[dim] == 1 for dim in dims):
             scale = scale if keepdim else scale.squeeze(dims)
         elif scale.ndim:
-            scale = taken(each.spread)
+            scale, tensor.journal.scaled_by_value = taken(each.spread), True
         terms.append(Term(taken(each.codes), scale))
     return tensor.alike(*terms, moved=not keepdim)
 

@@ -95,6 +95,7 @@ def chosen(condition: Tensor, one: TermsTensor, other: TermsTensor) -> TermsTens
             scale = first.scale
         else:
             scale = torch.where(condition, first.scale, second.scale).expand(codes.shape)
+            one.journal.scaled_by_value = True
         terms.append(Term(codes, scale))
     same = all(each.scale.ndim == 0 for each in terms) and on_one_grid(one.grid_, other.grid_)
     return _bounded(one, terms, same)

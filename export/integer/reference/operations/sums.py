@@ -155,7 +155,7 @@ def _leaky(func: Operator, args: Arguments, kwargs: Keywords) -> object:
         return None
     if slope == 0:
         return tensor.alike(Term(term.codes.clamp_min(0), term.scale), moved=False)
-    lesser = term.scale * float(slope)
+    lesser, tensor.journal.scaled_by_value = term.scale * float(slope), True
     return tensor.made(Term(term.codes, torch.where(term.codes < 0, lesser, term.scale)))
 
 
@@ -172,4 +172,5 @@ def _parametric(func: Operator, args: Arguments, kwargs: Keywords) -> object:
     codes = torch.where(below, term.codes * factor.codes, term.codes)
     scale = torch.where(below, term.scale * factor.scale, term.scale)
     tensor.journal.note_sums(codes, None)
+    tensor.journal.scaled_by_value = True
     return tensor.made(Term(codes, scale))
