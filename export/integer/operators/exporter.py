@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from ....nn.contexts.intercepting import quantizers_of
-from ....qcore import BiasQuant
 from ....qcore.models import require_model
 from ...capture.caveats import warn_of_caveats
 from ...capture.model_state import evaluating, unchanged
@@ -72,7 +71,7 @@ def export_onnx_integer(
 
     Raises:
         ExportError: layers that the dialect can't hold (all of them are listed: more than 8 bits, a float bias, an
-            input without quantizer, a transposed convolution, whatever is computed in floats), or what
+            input without quantizer, whatever is computed in floats), or what
             `export_onnx_qcdq` raises.
 
     Example:
@@ -182,31 +181,25 @@ def _refuse_nodes(module: nn.Module, nodes: list[Any], scopes: dict[str, str]) -
 
 def _problems(owner: nn.Module, layer: LayerIntegers) -> list[str]:
     assert layer.weight is not None
-    problems = []
+    problems, slopes = [], isinstance(owner, nn.PReLU)
     if layer.input is None:
         problems.append("its input is not quantized. Write input_quant=Int8Act, or put a QuantIdentity in front of it.")
     elif layer.input.axis is not None:
         count = layer.input.scale.numel()
         problems.append(f"its input has {count} scales. Quantize it per tensor: axis=None.")
-    elif layer.input.bit_width > 8:
+    elif layer.input.bit_width > 8 and not slopes:
         bits = layer.input.bit_width
         problems.append(f"its input has {bits} bits, and integer operators take 8. Put a QuantIdentity in front of it.")
-    if isinstance(owner, nn.modules.conv._ConvTransposeNd):
-        problems.append(
-            "ONNX has no transposed convolution of integers. Use export_onnx_qcdq, or upsample and convolve."
-        )
     bias, quantizer = getattr(owner, "bias", None), getattr(owner, "bias_quant", None)
     if bias is not None and quantizer is None:
         problems.append("its bias is float. Write bias_quant=Int32Bias.")
-    elif bias is not None and not isinstance(quantizer, BiasQuant):
-        problems.append("its bias has a scale of its own. Write bias_quant=Int32Bias, on the scale of the products.")
     if layer.weight.grid.block is not None:
         problems.append(
             "its weight has scales in groups, so the integers that one output sums have no common scale. Write "
             "weight_quant=Int8WeightPerChannel, or use export_onnx_qdq."
         )
     zero_point = layer.weight.grid.zero_point.reshape(-1)
-    if bool((zero_point != zero_point[:1]).any()):
+    if layer.weight.codes is not None and layer.weight.codes.ndim > 2 and bool((zero_point != zero_point[:1]).any()):
         problems.append(
             f"its weight has {zero_point.numel()} zero points, and ConvInteger takes one. Write a weight_quant without "
             "zero point, such as Int8WeightPerChannel, or per tensor."
