@@ -2,7 +2,6 @@
 
 import inspect
 import os
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -27,7 +26,7 @@ from .operators import check_operators, refusing_packed
 from .protect import protect
 from .trace import trace
 from .verify import compare_with_file
-from .write import fits_one_file, write
+from .write import write
 
 __all__ = ["checked_options", "export_onnx_qcdq", "export_onnx_qdq"]
 
@@ -50,7 +49,7 @@ def export_onnx_qcdq(
         args: example input: one tensor, or a tuple of all positional arguments.
         export_path: the file to write; None only returns the program.
         verify: run the model in onnxruntime, where that is installed, and compare every quantized tensor with torch's,
-            see `verify_onnx`; a difference raises and no file is written. Models over 2 GB are not compared.
+            see `verify_onnx`; a difference raises and no file is written.
         options: further keywords of `torch.onnx.export`, such as ``kwargs``, ``input_names``, ``dynamic_shapes`` or
             ``opset_version`` (by default the oldest that will do).
 
@@ -137,9 +136,8 @@ def _export(
         check_operators(program)
         lower(program.model, recording, dialect)
         protect(program.model)
-        if verify and installed("onnxruntime") and fits_one_file(program.model):
-            proto = program.model_proto
-            report, _ = compare_with_file(call, module, quantizers, proto, arguments, kwargs, sys.maxsize)
+        if verify and installed("onnxruntime"):
+            report, _ = compare_with_file(call, module, quantizers, program, arguments, kwargs)
             if not report.ok:
                 raise ExportError(
                     f"{call}: onnxruntime does not reproduce the model, so no file was written.\n{report}\n"
