@@ -2,7 +2,6 @@
 
 import inspect
 import os
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -31,7 +30,7 @@ from .runtime.kernels import hasten
 from .runtime.waiver import beyond, waived
 from .trace import trace
 from .verify import compare_with_file
-from .write import fits_one_file, write
+from .write import write
 
 __all__ = ["checked_options", "export_onnx_qcdq", "export_onnx_qdq"]
 
@@ -55,7 +54,7 @@ def export_onnx_qcdq(
         args: example input: one tensor, or a tuple of all positional arguments.
         export_path: the file to write; None only returns the program.
         verify: run the model in onnxruntime, where that is installed, and compare every quantized tensor with torch's,
-            see `verify_onnx`; a difference raises and no file is written. Models over 2 GB are not compared.
+            see `verify_onnx`; a difference raises and no file is written.
         fast: write the file for onnxruntime's integer kernels, which round in other places: integers may be off by one.
             A `BitwrightWarning` says how many are; only what such roundings can't explain is an error. Integers of
             fewer bits are computed with as integers of 8.
@@ -173,9 +172,8 @@ def _export(
             protect(program.model)
         else:
             hasten(program.model, speed)
-        if verify and installed("onnxruntime") and fits_one_file(program.model):
-            proto = program.model_proto
-            report, _ = compare_with_file(call, module, quantizers, proto, arguments, kwargs, sys.maxsize)
+        if verify and installed("onnxruntime"):
+            report, _ = compare_with_file(call, module, quantizers, program, arguments, kwargs)
             _judge(call, report, fast=speed is not None)
     if path is not None:
         write(program, path, options)

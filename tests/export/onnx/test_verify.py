@@ -39,15 +39,15 @@ def test_table(model):
     assert report.ok
     lines = str(report).splitlines()
     assert lines[0] == f"{report.compared} numbers compared: 0 differences, 0 tie flips"
-    assert re.fullmatch(r"outputs off by at most \S+, \S+ of their range", lines[1])
+    assert re.fullmatch(r"outputs off by at most \S+, \S+ of their range; on average \S+, \S+", lines[1])
+    assert lines[2:] == ["same top class in 4 of 4 samples"]
     assert report.output_error <= 1e-5
-    assert len(lines) == 2
     names = ["0.act_quant", "1.weight_quant", "2.act_quant", "3.weight_quant", "linear_1"]
     assert [row.name for row in report.only("off").rows] == names
     assert [row.name for row in report.only("on").rows] == names
     assert [row.compared for row in report.only("off").rows] == [32, 64, 32, 24, 12]
     assert [(row.name, row.kind, row.compared) for row in report.only("plain").rows] == [("linear_1", "output", 12)]
-    assert report.table().splitlines()[3].split() == ["off", "0.act_quant", "32", "0", "0", "0"]
+    assert report.table().splitlines()[4].split() == ["off", "0.act_quant", "32", "0", "0", "0"]
 
 
 @pytest.mark.parametrize(
@@ -128,12 +128,18 @@ def test_report_adds_up():
     report.add([VerificationRow("a", "activation", "on", 10, 2, 0, 3.0, "odd")])
     assert report.rows[0] == VerificationRow("a", "activation", "on", 20, 2, 1, 3.0, "odd")
     assert (report.compared, report.differences, report.tie_flips, report.ok) == (25, 2, 1, False)
-    report.add([VerificationRow("b", "output", "plain", 5, 0, 3, 0.25, absolute=2.0)])
-    report.add([VerificationRow("b", "output", "plain", 5, 0, 0, 0.5, absolute=1.0)])
+    assert report.top1_agreement is None
+    figures = {"mean": 0.1, "mean_absolute": 0.75, "samples": 3, "alike": 2}
+    report.add([VerificationRow("b", "output", "plain", 5, 0, 3, 0.25, absolute=2.0, **figures)])
+    figures = {"mean": 0.3, "mean_absolute": 0.25, "samples": 1, "alike": 1}
+    report.add([VerificationRow("b", "output", "plain", 5, 0, 0, 0.5, absolute=1.0, **figures)])
     assert (report.output_error, report.relative_output_error, report.tie_flips) == (2.0, 0.5, 1)
-    assert str(report).splitlines()[:2] == [
+    assert (report.mean_output_error, report.relative_mean_output_error) == (0.5, 0.2)
+    assert (report.output_tie_flips, report.top1_agreement) == (3, 0.75)
+    assert str(report).splitlines()[:3] == [
         "35 numbers compared: 2 differences, 1 tie flip",
-        "outputs off by at most 2, 0.5 of their range",
+        "outputs off by at most 2, 0.5 of their range; on average 0.5, 0.2; 3 numbers beyond 1e-05 of it after tie flips",
+        "same top class in 3 of 4 samples",
     ]
 
 
