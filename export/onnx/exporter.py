@@ -26,9 +26,8 @@ from .lower import lower
 from .operators import check_operators, refusing_packed
 from .protect import protect
 from .report import VerificationReport
-from .runtime.kernels import hasten
 from .runtime.waiver import beyond, waived
-from .trace import trace
+from .tracing.trace import trace
 from .verify import compare_with_file
 from .write import write
 
@@ -129,12 +128,13 @@ def _speed(call: str, fast: bool, accuracy_level: int) -> int | None:
         raise ExportError(f"{call}(fast={fast!r}) is not possible. Write fast=True or fast=False.")
     if isinstance(accuracy_level, bool) or accuracy_level not in (1, 4):
         raise ExportError(
-            f"{call}(accuracy_level={accuracy_level!r}) is not possible. Write 4, with which MatMulNBits rounds its inputs "
-            "to 8 bits, or 1, with which it computes in float32."
+            f"{call}(accuracy_level={accuracy_level!r}) is not possible. Write 4, with which MatMulNBits rounds its "
+            "inputs to 8 bits, or 1, with which it computes in float32."
         )
     if accuracy_level == 1 and not fast:
         raise ExportError(
-            f"{call}(accuracy_level=1) has no effect without fast=True, which writes MatMulNBits. Give both, or neither."
+            f"{call}(accuracy_level=1) has no effect without fast=True, which writes MatMulNBits. Give both, or "
+            "neither."
         )
     return accuracy_level if fast else None
 
@@ -171,6 +171,8 @@ def _export(
         if speed is None:
             protect(program.model)
         else:
+            from .runtime.kernels import hasten  # which needs numpy
+
             hasten(program.model, speed)
         if verify and installed("onnxruntime"):
             report, _ = compare_with_file(call, module, quantizers, program, arguments, kwargs)
@@ -189,8 +191,8 @@ def _judge(call: str, report: VerificationReport, fast: bool) -> None:
         )
     if not report.ok:
         warn_user(
-            f"{call}: fast=True waives exactness, and on the example input {waived(report)} verify_onnx compares on other "
-            "inputs."
+            f"{call}: fast=True waives exactness, and on the example input {waived(report)} verify_onnx compares on "
+            "other inputs."
         )
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from ..capture.record import Recording
 from .activations.lowering import ActivationLowering
 from .dialects import Dialect
-from .placeholder import DOMAIN
+from .tracing.placeholder import DOMAIN
 
 if TYPE_CHECKING:
     import onnx_ir as ir

@@ -23,7 +23,7 @@ from ...onnx.operators import check_operators
 from ...onnx.protect import protect
 from ...onnx.report import VerificationReport, VerificationRow
 from ...onnx.session import tensors_in
-from ...onnx.trace import trace
+from ...onnx.tracing.trace import trace
 from ...onnx.write import fits_one_file, write
 from ...optional import installed, required
 from ...targets.doors import ONNX_INTEGER

@@ -9,7 +9,7 @@ from torch import Tensor
 from ....qcore import GridQuant
 from ...capture.record import Call
 from ..dialects import Dialect
-from ..placeholder import placeholder
+from ..tracing.placeholder import placeholder
 from .plan import Plan, needs_clipping, plan_of, static_shape
 
 __all__ = ["emitter"]

@@ -20,8 +20,8 @@ __all__ = ["fold_into_convolutions"]
 def fold_into_convolutions(guard: Guard, node: ir.Node) -> None:
     """Let a convolution do the work of the BatchNormalization that alone uses it, if its weights are stored integers.
 
-    The normalization multiplies each channel by a factor. The factor goes into the channel's scale, so the integers stay
-    as they are; those of channels with a negative factor change their signs. What it adds goes into the bias.
+    The normalization multiplies each channel by a factor. The factor goes into the channel's scale, so the integers
+    stay as they are; those of channels with a negative factor change their signs. What it adds goes into the bias.
 
     Args:
         guard: the editor of the graph.
@@ -40,6 +40,7 @@ def fold_into_convolutions(guard: Guard, node: ir.Node) -> None:
     if not known or len(product.uses()) != 1 or guard.dequantize(conv.inputs[0]) is None:
         return
     assert held is not None
+    assert weights is not None
     if held.block is not None or held.axis not in (None, 0):
         return
     gamma, beta, mean, variance = (np.asarray(each, np.float64) for each in settings)

@@ -74,7 +74,7 @@ def stored_integers(dequantize: ir.Node) -> StoredIntegers | None:
 
 
 def values_of_constant(value: ir.Value | None) -> NDArray[np.float32] | None:
-    """An initializer of floats, or integers of one scale, or one for each channel, as values; None for anything else."""
+    """An initializer of floats, or integers of one scale or one for each channel, as values; else None."""
     maker = None if value is None else value.producer()
     if maker is None:
         found = number_of(value)

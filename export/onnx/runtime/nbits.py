@@ -35,8 +35,10 @@ def pack_products(guard: Guard, node: ir.Node, accuracy_level: int) -> None:
     """
     x, weights = node.inputs[0], guard.dequantize(node.inputs[1])
     held = None if weights is None or guard.dequantize(x) is not None else stored_integers(weights)
-    turned = held is not None and _turned(node, weights)
-    if held is None or turned is None or held.codes.ndim != 2 or held.bits not in _BITS or x is None:
+    if weights is None or held is None:
+        return
+    turned = _turned(node, weights)
+    if turned is None or held.codes.ndim != 2 or held.bits not in _BITS or x is None:
         return
     form = _rows(held, turned)
     if form is None:
@@ -109,14 +111,14 @@ def _rows(
             np.repeat(np.broadcast_to(each, (rows,)).reshape(-1, 1), count, 1) for each in (scale, zero_point)
         )
     middle = 2 ** (held.bits - 1) if held.signed else 0
-    return codes + middle, np.ascontiguousarray(scale, np.float32), zero_point + middle, block
+    shifted = np.asarray(zero_point + middle, np.int64)
+    return codes + middle, np.ascontiguousarray(scale, np.float32), shifted, block
 
 
 def _padded(codes: NDArray[np.int64], zero_point: NDArray[np.int64], block: int) -> NDArray[np.int64]:
     """Whole blocks: what is missing at the end of a row is zero."""
-    rows, columns = codes.shape
     whole = np.repeat(zero_point, block, 1)
-    whole[:, :columns] = codes
+    whole[:, : codes.shape[1]] = codes
     return whole
 
 

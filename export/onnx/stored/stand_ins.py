@@ -12,7 +12,7 @@ from ....qcore import TensorQuant
 from ....qcore.tracing import current_step
 from ...capture.record import Call, Recording
 from ...optional import required
-from ..placeholder import DOMAIN
+from ..tracing.placeholder import DOMAIN
 
 if TYPE_CHECKING:
     import onnx_ir as ir

@@ -109,12 +109,6 @@ def _divided(func: Operator, args: Arguments, kwargs: Keywords) -> object:
     return _scaled(one, other, divides=True) if numbers else None
 
 
-@RULES.of(aten.pow.Tensor_Scalar, aten.square.default)
-def _squared(func: Operator, args: Arguments, kwargs: Keywords) -> object:
-    given = named(func, args, kwargs)
-    return _products_each(given["self"], given["self"]) if given.get("exponent", 2) == 2 else None
-
-
 def _products_each(one: TermsTensor, other: TermsTensor) -> TermsTensor | None:
     first, second = one.single, other.single
     if first is None or second is None:

@@ -9,7 +9,6 @@ from torch import nn
 
 import bitwright.nn as qnn
 from bitwright.export import ExportError, export_onnx_qcdq, export_onnx_qdq, verify_onnx
-from bitwright.export.onnx import exporter
 from bitwright.export.onnx.protect import protect
 from bitwright.qcore import BitwrightWarning
 from bitwright.quantizers import Int4WeightPerGroup, Int8WeightPerChannel, ShiftedUint4WeightPerGroup
@@ -116,7 +115,7 @@ def test_a_wrong_file_is_an_error(monkeypatch):
         relu = next(node for node in graph.graph if node.op_type == "Relu")
         relu.outputs[0].replace_all_uses_with(relu.inputs[0])
 
-    monkeypatch.setattr(exporter, "hasten", wrong)
+    monkeypatch.setattr("bitwright.export.onnx.runtime.kernels.hasten", wrong)
     with pytest.raises(ExportError, match=r"^export_onnx_qdq: onnxruntime does not reproduce the model"):
         export_onnx_qdq(model, torch.randn(2, 8), fast=True)
 

@@ -12,19 +12,19 @@ from torch import Tensor, nn
 from torch.export import Dim
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
-from ...nn.contexts.intercepting import intercepted
-from ...qcore import Grid, TensorQuant, grid_of, values_of
-from ...qcore.aliases import Keywords
-from ...qcore.tensor_quant import Intercept
-from ...qcore.tracing import loops_become
-from ..capture.caveats import silent_quantizers, unreached
-from ..capture.numbering import Counts
-from ..capture.record import Call, Recording
-from ..capture.traced_tensor import TracedQuantTensor
-from ..errors import ExportError
+from ....nn.contexts.intercepting import intercepted
+from ....qcore import Grid, TensorQuant, grid_of, values_of
+from ....qcore.aliases import Keywords
+from ....qcore.tensor_quant import Intercept
+from ....qcore.tracing import loops_become
+from ...capture.caveats import silent_quantizers, unreached
+from ...capture.numbering import Counts
+from ...capture.record import Call, Recording
+from ...capture.traced_tensor import TracedQuantTensor
+from ...errors import ExportError
+from ..stored.stand_ins import StandIns
 from .loops import OnnxLoops
 from .placeholder import placeholder, translations
-from .stored.stand_ins import StandIns
 
 __all__ = ["Emitter", "quiet", "trace"]
 

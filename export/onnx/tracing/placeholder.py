@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..capture.record import Call
-from ..optional import required
+from ...capture.record import Call
+from ...optional import required
 
 if TYPE_CHECKING:
-    import onnxscript
+    pass
 
 __all__ = ["DOMAIN", "placeholder", "translations"]
 
@@ -53,7 +53,7 @@ def translations() -> dict[Callable[..., object], Callable[..., object]]:
     return {torch.ops.bitwright.placeholder.default: translated}
 
 
-def _operator(script: Any, kind: str) -> "onnxscript.values.Op":
+def _operator(script: Any, kind: str) -> Any:
     """An operator of the placeholders' domain, which onnxscript only writes by a schema."""
     schema = required("onnx", "export").defs.OpSchema
     inputs = schema.FormalParameter("inputs", "T", param_option=schema.FormalParameterOption.Variadic)
