@@ -26,6 +26,8 @@ from .onnx.runtime.evaluation import evaluate_onnx
 from .onnx.stored.report import StorageReport, StorageRow, storage_report
 from .onnx.verify import verify_onnx
 from .targets.doors import TARGETS
+from .targets.report import SupportReport, SupportRow
+from .targets.supports import supports
 from .targets.target import Accepts, Target
 
 __all__ = [
@@ -50,6 +52,8 @@ __all__ = [
     "QuantizedTensor",
     "StorageReport",
     "StorageRow",
+    "SupportReport",
+    "SupportRow",
     "Target",
     "VerificationReport",
     "VerificationRow",
@@ -66,6 +70,7 @@ __all__ = [
     "run_integers",
     "save_packed",
     "storage_report",
+    "supports",
     "unpack_integers",
     "verify_onnx",
 ]

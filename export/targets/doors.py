@@ -32,8 +32,8 @@ ONNX_QDQ = _of_dialect(QDQ)
 _INTEGER = _of_dialect(INTEGER)
 ONNX_INTEGER = replace(
     _INTEGER,
-    weights=replace(_INTEGER.weights, scales=("tensor", "axis")),
-    activations=replace(_INTEGER.activations, any_levels=False, dynamic=False),
+    weights=replace(_INTEGER.weights, whole=True, scales=("tensor", "axis")),
+    activations=replace(_INTEGER.activations, any_levels=False, whole=True, scales=("tensor",), dynamic=False),
     float_biases=False,
     float_layers=False,
     refused_layers=(

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import torch
+from torch import nn
 
 from ...qcore import IntRange, NumberFormat
 from ...qcore.formats.minifloat import Minifloat
@@ -42,7 +43,6 @@ def problems(use: Use, target: Target) -> list[Problem]:
         target: the target.
 
     Example:
-        >>> from torch import nn
         >>> import bitwright.nn as qnn
         >>> from bitwright.export import TARGETS
         >>> from bitwright.export.targets.use import uses_of
@@ -115,7 +115,7 @@ def _levels(use: Use, accepts: Accepts, target: Target) -> Problem | None:
     if number_format.whole:
         return _width(use, number_format, accepts, target)
     levels = f"its levels are {number_format}"
-    if not accepts.tables and all(each.whole for each in accepts.formats):
+    if not accepts.tables and (accepts.whole or all(each.whole for each in accepts.formats)):
         elsewhere = f"Write {target.elsewhere}, which stores them, or quantize to integers."
         remedy = "Quantize to integers." if target.elsewhere is None else elsewhere
         return Problem("number_format", f"{levels}, and {target.name} has integers only", remedy)
@@ -165,10 +165,16 @@ def _rounding(use: Use, accepts: Accepts, target: Target) -> Problem | None:
 
 
 def _repeats(rounding: Callable[..., object]) -> bool:
-    """Does a rounding answer alike twice?"""
-    probe = torch.linspace(-2, 2, 257)
-    with torch.random.fork_rng(), torch.no_grad():
-        one, two = rounding(probe.clone()), rounding(probe.clone())
+    """Does a rounding answer alike twice, in evaluation?"""
+    probe, training = torch.linspace(-2, 2, 257), getattr(rounding, "training", False)
+    if isinstance(rounding, nn.Module):
+        rounding.training = False
+    try:
+        with torch.random.fork_rng(devices=()), torch.no_grad():
+            one, two = rounding(probe.clone()), rounding(probe.clone())
+    finally:
+        if isinstance(rounding, nn.Module):
+            rounding.training = training
     return isinstance(one, torch.Tensor) and isinstance(two, torch.Tensor) and torch.equal(one, two)
 
 
@@ -195,8 +201,15 @@ def _place(use: Use, accepts: Accepts, target: Target) -> Problem | None:
         )
     allowed = _WORDS[tuple(each for each in PLACES if each in accepts.scales)]
     setting = use.setting("axis")
+    if place == "group" and use.role == "weight":
+        ready = "Int8WeightPerChannel" if "axis" in accepts.scales else "Int8WeightPerTensor"
+        return Problem(
+            "granularity",
+            f"its scales are for {use.granularity}; {target.name} takes {allowed}",
+            f"Choose another quantizer, such as {ready}.",
+        )
     remedy = f"Write {setting}=None or {setting}=1." if "axis" in accepts.scales else f"Write {setting}=None."
-    return Problem("granularity", f"its scales are {use.granularity}; {target.name} takes {allowed}", remedy)
+    return Problem("granularity", f"its scales are for {use.granularity}; {target.name} takes {allowed}", remedy)
 
 
 _WORDS = {
@@ -234,7 +247,7 @@ def _zero_point(use: Use, accepts: Accepts, target: Target) -> Problem | None:
         return Problem(
             "zero_point",
             f"its zero point lies between two integers, and {target.name} takes whole ones",
-            "Use a quantizer whose zero point is an integer, such as ShiftedUint8WeightPerTensor.",
+            "Choose a quantizer whose zero point is an integer, such as ShiftedUint8WeightPerTensor.",
         )
     return None
 

@@ -10,7 +10,7 @@ from ...nn.contexts.intercepting import quantizers_of
 from ...nn.layer import QuantLayer
 from ...qcore import BiasQuant, GridQuant, Integers, NumberFormat, PerTensor, TensorQuant, TruncQuant
 from ...qcore.granularity import Granularity
-from ...qcore.scaling import MagnitudeScaling
+from ...qcore.scaling import MagnitudeScaling, StoredScaling
 from ..capture.record import Call
 
 __all__ = ["Use", "place_in", "use_of", "use_of_call", "uses_of"]
@@ -137,7 +137,6 @@ def use_of(path: str, quantizer: TensorQuant) -> Use:
     follows = quantizer.follows_input
     stored = quantizer.of_parameter or follows
     parameters = [] if not stored else quantizer._parameters_served()
-    follows_data = not stored and isinstance(quantizer, GridQuant) and isinstance(quantizer.scaling, MagnitudeScaling)
     return Use(
         path,
         quantizer,
@@ -145,7 +144,7 @@ def use_of(path: str, quantizer: TensorQuant) -> Use:
         _levels_of(quantizer),
         getattr(quantizer, "granularity", PerTensor()),
         tuple(parameters[0].shape) if parameters else None,
-        follows_data and isinstance(quantizer, GridQuant) and quantizer.dynamic,
+        not stored and _follows_data(quantizer),
     )
 
 
@@ -161,6 +160,13 @@ def use_of_call(call: Call) -> Use:
         tuple(call.codes.shape),
         call.follows_input,
     )
+
+
+def _follows_data(quantizer: TensorQuant) -> bool:
+    """Whether each input gets a scale of its own, also when there was data; what a user's class does is not known."""
+    scaling = getattr(quantizer, "scaling", None)
+    measured = isinstance(scaling, MagnitudeScaling) and not isinstance(scaling, StoredScaling)
+    return measured and isinstance(quantizer, GridQuant) and quantizer.dynamic
 
 
 def _role(quantizer: TensorQuant, stored: bool) -> str:

@@ -453,7 +453,6 @@ def test_refusals_are_listed():
             "zero_points": qnn.QuantConv1d(
                 4, 4, 1, weight_quant=ShiftedUint8WeightPerChannel, input_quant=Int8Act(scale=0.1), **options
             ),
-            "channels": qnn.QuantConv1d(4, 4, 1, bias=False, input_quant=Int8ActPerChannel(scale=[0.1] * 4)),
         }
     ).eval()
 
@@ -464,7 +463,7 @@ def test_refusals_are_listed():
 
         def forward(self, x):
             for name, layer in self.layers.items():
-                x = layer(x.unsqueeze(2)).squeeze(2) if name in ("zero_points", "channels") else layer(x)
+                x = layer(x.unsqueeze(2)).squeeze(2) if name == "zero_points" else layer(x)
             return x
 
     with pytest.raises(ExportError) as raised:
@@ -475,8 +474,17 @@ def test_refusals_are_listed():
         "it.\n"
         "  layers.float_bias: its bias is float. Write bias_quant=Int32Bias.\n"
         "  layers.zero_points: its weight has 4 zero points, and ConvInteger takes one. Write a weight_quant without "
-        "zero point, such as Int8WeightPerChannel, or per tensor.\n"
-        "  layers.channels: its input has 4 scales. Quantize it per tensor: axis=None."
+        "zero point, such as Int8WeightPerChannel, or per tensor."
+    )
+
+
+def test_inputs_of_several_scales_are_refused():
+    layer = qnn.QuantConv1d(4, 4, 1, bias=False, input_quant=Int8ActPerChannel(scale=[0.1] * 4))
+    with pytest.raises(ExportError) as raised:
+        export_onnx_integer(layer.eval(), torch.randn(2, 4, 3))
+    assert str(raised.value) == (
+        "the integer dialect can't express 1 quantizer of this model:\n"
+        "  input_quant: its scales are for axis 1; the integer dialect takes one scale per tensor. Write input_axis=None."
     )
 
 
