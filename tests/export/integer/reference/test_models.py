@@ -484,7 +484,8 @@ def test_inputs_of_several_scales_are_refused():
         export_onnx_integer(layer.eval(), torch.randn(2, 4, 3))
     assert str(raised.value) == (
         "the integer dialect can't express 1 quantizer of this model:\n"
-        "  input_quant: its scales are for axis 1; the integer dialect takes one scale per tensor. Write input_axis=None."
+        "  input_quant: its scales are for axis 1; the integer dialect takes one scale per tensor. Write "
+        "input_axis=None."
     )
 
 

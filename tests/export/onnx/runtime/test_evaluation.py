@@ -74,13 +74,13 @@ def test_another_figure_of_several_outputs():
         ),
         (
             [(torch.zeros(3, 4), torch.zeros(3))],
-            "evaluate_onnx: a batch has 3 samples, and the file takes 2 at a time. Pass batches of a multiple, such as by "
-            "DataLoader(drop_last=True), or export with dynamic_shapes.",
+            "evaluate_onnx: a batch has 3 samples, and the file takes 2 at a time. Pass batches of a multiple, such as "
+            "by DataLoader(drop_last=True), or export with dynamic_shapes.",
         ),
         (
             [((torch.zeros(2, 4), torch.zeros(2)), torch.zeros(2))],
-            "evaluate_onnx: the file takes x, and a batch has an object of type tuple for them. Pass one tensor of samples "
-            "for each.",
+            "evaluate_onnx: the file takes x, and a batch has an object of type tuple for them. Pass one tensor of "
+            "samples for each.",
         ),
     ],
 )

@@ -98,8 +98,8 @@ def test_groups_that_the_kernel_lacks_stay():
 def test_the_waiver_is_a_warning():
     model = weight_only(weight_bit_width=4)
     said = (
-        r"export_onnx_qdq: fast=True waives exactness, and on the example input outputs are off by at most 0\.\d+ of their "
-        r"range\. verify_onnx compares on other inputs\."
+        r"export_onnx_qdq: fast=True waives exactness, and on the example input outputs are off by at most 0\.\d+ of "
+        r"their range\. verify_onnx compares on other inputs\."
     )
     with pytest.warns(BitwrightWarning) as caught:
         export_onnx_qdq(model, torch.randn(3, 80), fast=True)
@@ -131,8 +131,8 @@ def test_a_wrong_file_is_an_error(monkeypatch):
         ),
         (
             {"accuracy_level": 1},
-            "export_onnx_qdq(accuracy_level=1) has no effect without fast=True, which writes MatMulNBits. Give both, or "
-            "neither.",
+            "export_onnx_qdq(accuracy_level=1) has no effect without fast=True, which writes MatMulNBits. Give both, "
+            "or neither.",
         ),
     ],
 )
