@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..onnx.editing import Editor
-from .nodes import NOTE, QONNX_DOMAIN
+from .nodes import NOTE, QONNX_DOMAIN, TURNED
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -69,6 +69,16 @@ class Cleaner(Editor):
             self._hold(node.inputs[1], move(scale))
         return value
 
+    def turned(self, value: ir.Value, order: Sequence[int]) -> ir.Value | None:
+        """The same with the dimensions in another order, which the note of the quantizing node says."""
+        node = value.producer()
+        if node is not None and TURNED in node.meta.get(NOTE, ""):
+            return None
+        moved = self.moved(value, lambda each: each.permute(*order).contiguous())
+        if moved is not None and node is not None:
+            node.meta[NOTE] += f"{TURNED}{' '.join(map(str, order))}"
+        return moved
+
     def _hold(self, value: ir.Value, tensor: Tensor) -> ir.Value:
         """Let an initializer, which has one reader, hold another tensor."""
         value.const_value = self.ir.tensor(tensor.numpy(), dtype=value.dtype, name=value.name)
@@ -104,7 +114,7 @@ class Cleaner(Editor):
         for node in self.graph:
             if node.domain == QONNX_DOMAIN:
                 node.doc_string = node.meta[NOTE]
-                node.name = _free(identifier(node.doc_string), nodes)
+                node.name = _free(identifier(node.doc_string.partition(TURNED)[0]), nodes)
         for node in self.graph:
             if node.domain != QONNX_DOMAIN:
                 number = counts.get(node.op_type, 0)
@@ -139,7 +149,7 @@ def _gemm(cleaner: Cleaner, node: ir.Node) -> None:
         return
     assert weight is not None
     if given.get("transB", 0):
-        turned = cleaner.moved(weight, lambda each: each.t().contiguous())
+        turned = cleaner.turned(weight, (1, 0))
         if turned is None:
             return
         weight = turned
@@ -172,7 +182,7 @@ def _transpose(cleaner: Cleaner, node: ir.Node) -> None:
     order = node.attributes["perm"].value if "perm" in node.attributes else None
     if value is None or order is None:
         return
-    moved = cleaner.moved(value, lambda each: each.permute(*order).contiguous())
+    moved = cleaner.turned(value, order)
     if moved is not None:
         cleaner.replace(node, moved)
 

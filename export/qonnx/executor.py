@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..errors import ExportError
 from ..optional import required
-from .nodes import QONNX_DOMAIN, QuantNode
+from .nodes import QONNX_DOMAIN, TURNED, QuantNode
 
 if TYPE_CHECKING:
     import onnx
@@ -25,11 +25,17 @@ class FileNode:
         form: the node.
         scale: of what comes out, as the file has it: 0-d, or with as many dimensions as the tensor.
         output: the tensor that comes out.
+        order: of the dimensions of a weight that was transposed; empty where none was.
     """
 
     form: QuantNode
     scale: Tensor
     output: str
+    order: tuple[int, ...] = ()
+
+    def straight(self, tensor: Tensor) -> Tensor:
+        """What comes out, in the order of dimensions that it has in the model."""
+        return tensor.permute([self.order.index(dim) for dim in range(len(self.order))]) if self.order else tensor
 
 
 class Executor:
@@ -61,18 +67,21 @@ class Executor:
         for node in model.graph.node:
             if node.domain != QONNX_DOMAIN or not node.doc_string:
                 continue
+            name, _, order = node.doc_string.partition(TURNED)
             scale, given = self._held(node.input[1]), {each.name: _value(each) for each in node.attribute}
             if node.op_type == "BipolarQuant":
-                yield node.doc_string, FileNode(QuantNode("BipolarQuant"), scale, node.output[0])
+                yield name, FileNode(
+                    QuantNode("BipolarQuant"), scale, node.output[0], tuple(map(int, order.split()))
+                )
             elif node.op_type == "Trunc":
                 before, after = (int(self._held(name)) for name in node.input[3:5])
                 last = readers[node.output[0]] if before > after else node
                 form = QuantNode("Trunc", after, rounding_mode=given["rounding_mode"], dropped=before - after)
-                yield node.doc_string, FileNode(form, scale * 2.0**form.dropped, last.output[0])
+                yield name, FileNode(form, scale * 2.0**form.dropped, last.output[0])
             else:
                 flags = bool(given["signed"]), bool(given["narrow"])
                 form = QuantNode("Quant", int(self._held(node.input[3])), *flags, given["rounding_mode"])
-                yield node.doc_string, FileNode(form, scale, node.output[0])
+                yield name, FileNode(form, scale, node.output[0], tuple(map(int, order.split())))
 
     def _held(self, name: str) -> Tensor:
         return torch.as_tensor(self._model.get_initializer(name))

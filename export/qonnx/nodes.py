@@ -9,10 +9,11 @@ from ...qcore import BINARY, Floor, HalfEven, TruncQuant, int_bounds
 from ...qcore.truncation import Truncation
 from ..capture.record import Call
 
-__all__ = ["NOTE", "QONNX_DOMAIN", "QuantNode", "node_of", "rounding_mode"]
+__all__ = ["NOTE", "QONNX_DOMAIN", "TURNED", "QuantNode", "node_of", "rounding_mode"]
 
 QONNX_DOMAIN = "qonnx.custom_op.general"
 NOTE = "call"  # what a node's note is called while the graph is edited; a file has it as doc_string
+TURNED = " transposed "  # what stands in the note before the order of the dimensions of a weight that was turned
 
 _MODES = {HalfEven: "ROUND", Floor: "FLOOR"}  # those that hls4ml reads
 

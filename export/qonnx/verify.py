@@ -131,7 +131,7 @@ class Comparison:
             node = self.nodes.get(name)
             if node is None:
                 return values, grid
-            theirs = self.found[node.output].reshape(values.shape)
+            theirs = node.straight(self.found[node.output]).reshape(values.shape)
             if quantizer.of_parameter or quantizer.follows_input:
                 if self.with_stored:
                     self.rows.append(_noted(_compare_values(name, values, theirs, grid), grid, node))
