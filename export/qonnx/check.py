@@ -139,8 +139,7 @@ def _grid(call: Call) -> str | None:
     if call.plain.axis == -1 or call.plain.block is not None:
         return (
             f"it has scales for {call.grid.granularity}, and QONNX's readers take one scale, or one for each channel. "
-            f"Write {_setting(call, 'axis')}=None, or "
-            f"{_setting(call, 'quant')}={'Int8ActPerChannel' if _role(call) == 'act' else 'Int8WeightPerChannel'}."
+            f"Write {_setting(call, 'quant')}={'Int8ActPerChannel' if _role(call) == 'act' else 'Int8WeightPerChannel'}."
         )
     if not call.on_grid:
         return f"the values it returns do not lie on the grid it returns ({type(call.quantizer).__name__}._quantize)."
