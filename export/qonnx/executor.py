@@ -84,14 +84,14 @@ class Executor:
                 yield name, FileNode(form, scale, node.output[0], tuple(map(int, order.split())))
 
     def _held(self, name: str) -> Tensor:
-        return torch.as_tensor(self._model.get_initializer(name))
+        return torch.tensor(self._model.get_initializer(name))
 
     def run(self, inputs: Sequence[Tensor]) -> dict[str, Tensor]:
         """What the quantizing nodes and the outputs are, by the name of the tensor."""
         feed = {name: each.detach().cpu().numpy() for name, each in zip(self.inputs, inputs, strict=True)}
         found = self._execute(self._model, feed, return_full_exec_context=True)
         wanted = {*self.outputs, *(each.output for each in self.nodes.values())}
-        return {name: torch.as_tensor(found[name]) for name in wanted}
+        return {name: torch.tensor(found[name]) for name in wanted}
 
 
 def _value(attribute: Any) -> Any:
