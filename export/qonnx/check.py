@@ -52,8 +52,8 @@ def _kind(call: Call) -> str | None:
     if isinstance(quantizer, GridQuant) and type(quantizer)._quantize is GridQuant._quantize:
         return None
     return (
-        f"{type(quantizer).__name__} has arithmetic of its own, and Quant computes IntQuant's. Put what is yours into a "
-        "scaling of an IntQuant."
+        f"{type(quantizer).__name__} has arithmetic of its own, and Quant computes IntQuant's. Put what is yours into "
+        "a scaling of an IntQuant."
     )
 
 
@@ -139,11 +139,14 @@ def _grid(call: Call) -> str | None:
     if call.plain.axis == -1 or call.plain.block is not None:
         return (
             f"it has scales for {call.grid.granularity}, and QONNX's readers take one scale, or one for each channel. "
-            f"Write {_setting(call, 'quant')}={'Int8ActPerChannel' if _role(call) == 'act' else 'Int8WeightPerChannel'}."
+            f"Write {_setting(call, 'quant')}={_BY_CHANNEL[_role(call)]}."
         )
     if not call.on_grid:
         return f"the values it returns do not lie on the grid it returns ({type(call.quantizer).__name__}._quantize)."
     return None
+
+
+_BY_CHANNEL = {"weight": "Int8WeightPerChannel", "bias": "Int8BiasOwnScale", "act": "Int8ActPerChannel"}
 
 
 def _role(call: Call) -> str:

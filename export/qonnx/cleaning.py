@@ -21,8 +21,8 @@ __all__ = ["clean", "identifier"]
 def clean(model: ir.Model) -> None:
     """Rewrite a lowered model in place for FINN and hls4ml; the numbers stay.
 
-    - ``Gemm`` becomes ``MatMul`` and ``Add``; biases of convolutions become ``Add``: hls4ml reads no others.
-    - A ``Transpose`` or ``Reshape`` of a weight is done on the weight.
+    - ``Gemm``, which hls4ml does not read, becomes ``MatMul`` and ``Add``.
+    - A ``Transpose`` of a weight is done on the weight.
     - Means over all positions become ``GlobalAveragePool``, and what flattens becomes ``Flatten``, which holds for any
       batch size.
     - Every initializer has one reader. Names are such as C takes: ``layer0_weight_quant`` for ``0.weight_quant``.
@@ -101,7 +101,7 @@ class Cleaner(Editor):
 
     def rename(self) -> None:
         """Give values and nodes names that C takes; inputs and outputs of the model keep theirs."""
-        kept = {each.name for each in (*self.graph.inputs, *self.graph.outputs)}
+        kept = {str(each.name) for each in (*self.graph.inputs, *self.graph.outputs)}
         taken, counts = set(kept), dict[str, int]()
         values = [*self.graph.initializers.values(), *(value for node in self.graph for value in node.outputs)]
         for value in values:
@@ -113,8 +113,8 @@ class Cleaner(Editor):
         nodes = set[str]()
         for node in self.graph:
             if node.domain == QONNX_DOMAIN:
-                node.doc_string = node.meta[NOTE]
-                node.name = _free(identifier(node.doc_string.partition(TURNED)[0]), nodes)
+                note: str = node.meta[NOTE]
+                node.doc_string, node.name = note, _free(identifier(note.partition(TURNED)[0]), nodes)
         for node in self.graph:
             if node.domain != QONNX_DOMAIN:
                 number = counts.get(node.op_type, 0)
@@ -160,23 +160,6 @@ def _gemm(cleaner: Cleaner, node: ir.Node) -> None:
     cleaner.replace(node, product, renamed=True)
 
 
-def _bias(cleaner: Cleaner, node: ir.Node) -> None:
-    """The bias of a convolution, behind it."""
-    shape = node.outputs[0].shape
-    if len(node.inputs) < 3 or node.inputs[2] is None or shape is None:
-        return
-    ndim = len(shape)
-    bias = cleaner.moved(node.inputs[2], lambda each: each.reshape(1, -1, *[1] * (ndim - 2)))
-    if bias is None:
-        return
-    made = cleaner.ir.node(node.op_type, node.inputs[:2], dict(node.attributes), name=node.name)
-    result, name = made.outputs[0], str(node.outputs[0].name)
-    result.name, result.dtype, result.shape = cleaner.unused(f"{name}.product"), node.outputs[0].dtype, shape
-    assert node.graph is not None
-    node.graph.insert_before(node, made)
-    cleaner.replace(node, cleaner.successor(node, "Add", [result, bias], name), renamed=True)
-
-
 def _transpose(cleaner: Cleaner, node: ir.Node) -> None:
     value = node.inputs[0]
     order = node.attributes["perm"].value if "perm" in node.attributes else None
@@ -216,8 +199,6 @@ def _reshape(cleaner: Cleaner, node: ir.Node) -> None:
 
 
 _RULES: dict[str, Callable[[Cleaner, Any], None]] = {
-    "Conv": _bias,
-    "ConvTranspose": _bias,
     "Gemm": _gemm,
     "ReduceMean": _mean,
     "Reshape": _reshape,

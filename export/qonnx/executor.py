@@ -70,9 +70,7 @@ class Executor:
             name, _, order = node.doc_string.partition(TURNED)
             scale, given = self._held(node.input[1]), {each.name: _value(each) for each in node.attribute}
             if node.op_type == "BipolarQuant":
-                yield name, FileNode(
-                    QuantNode("BipolarQuant"), scale, node.output[0], tuple(map(int, order.split()))
-                )
+                yield name, FileNode(QuantNode("BipolarQuant"), scale, node.output[0], tuple(map(int, order.split())))
             elif node.op_type == "Trunc":
                 before, after = (int(self._held(name)) for name in node.input[3:5])
                 last = readers[node.output[0]] if before > after else node

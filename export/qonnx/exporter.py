@@ -71,8 +71,8 @@ def export_qonnx(
     path, given = checked_options(call, export_path, options)
     if given.get("dynamic_shapes"):
         raise ExportError(
-            f"{call}(dynamic_shapes=...) is not possible: QONNX's readers need fixed shapes. Leave it out, and pass args "
-            "of the batch size that the file is to have."
+            f"{call}(dynamic_shapes=...) is not possible: QONNX's readers need fixed shapes. Leave it out, and pass "
+            "args of the batch size that the file is to have."
         )
     for package in ("onnx", "onnxscript"):
         required(package, call)

@@ -49,13 +49,15 @@ class Lowering(Editor):
     def _placed(self, call: Call, node: ir.Node) -> Any:
         form, x = node_of(call), node.inputs[0]
         scale = call.plain.scale
-        shaped = call.plain.shaped(scale, call.codes.ndim)
+        shaped, zero = call.plain.shaped(scale, call.codes.ndim), torch.tensor(0.0)
+        if call.stored and call.codes.ndim == 1:  # qonnx takes biases out of convolutions, and wants them of this shape
+            shaped, zero = shaped.reshape(-1), zero.reshape(1)
         if call.stored:
             x = self._content(call, form, x, shaped)
         if form.op_type == "BipolarQuant":
             return self._node(call, form, node, [x, self._parameter(call, "scale", shaped)], call.name)
         fine = shaped / 2.0**form.dropped
-        inputs = [x, self._parameter(call, "scale", fine), self._parameter(call, "zero_point", torch.tensor(0.0))]
+        inputs = [x, self._parameter(call, "scale", fine), self._parameter(call, "zero_point", zero)]
         if form.op_type == "Quant":
             inputs.append(self._parameter(call, "bit_width", torch.tensor(float(form.bit_width))))
             return self._node(call, form, node, inputs, call.name)

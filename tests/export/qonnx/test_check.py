@@ -38,8 +38,8 @@ def test_all_at_once():
     model(x)
     before = {name: each.clone() for name, each in model.state_dict().items()}
     said = """QONNX can't express 9 parts of this model:
-  0.act_quant: it has a zero point, which FINN refuses, and which qonnx adds before it rounds: ties go another way than \
-in ONNX. Write act_quant=Int8Act (or Uint8Act), or export by export_onnx_qdq.
+  0.act_quant: it has a zero point, which FINN refuses, and which qonnx adds before it rounds: ties go another way \
+than in ONNX. Write act_quant=Int8Act (or Uint8Act), or export by export_onnx_qdq.
   1.weight_quant: it has scales for groups of 32 along axis 1, and QONNX's readers take one scale, or one for each \
 channel. Write weight_quant=Int8WeightPerChannel.
   2.act_quant: its scale follows the input, and QONNX's readers take scales that are constant. Write \
@@ -63,8 +63,8 @@ away from zero). Write rounding='half_even'."""
 def test_recurrent_layers_are_named_once():
     model = nn.Sequential(qnn.QuantLSTM(5, 6))
     said = (
-        "QONNX can't express 1 part of this model:\n  0: QONNX has no loop over time, and its readers take no recurrent "
-        "layers. Export it by export_onnx_qdq, or call a cell (QuantLSTMCell) once for each step."
+        "QONNX can't express 1 part of this model:\n  0: QONNX has no loop over time, and its readers take no "
+        "recurrent layers. Export it by export_onnx_qdq, or call a cell (QuantLSTMCell) once for each step."
     )
     with pytest.raises(ExportError, match=f"^{re.escape(said)}$"):
         export_qonnx(model.eval(), torch.randn(7, 3, 5))
@@ -78,8 +78,8 @@ def test_half_precision():
 
 def test_open_shapes():
     said = (
-        "export_qonnx(dynamic_shapes=...) is not possible: QONNX's readers need fixed shapes. Leave it out, and pass args "
-        "of the batch size that the file is to have."
+        "export_qonnx(dynamic_shapes=...) is not possible: QONNX's readers need fixed shapes. Leave it out, and pass "
+        "args of the batch size that the file is to have."
     )
     with pytest.raises(ExportError, match=f"^{re.escape(said)}$"):
         export_qonnx(qnn.QuantLinear(4, 4), torch.randn(1, 4), dynamic_shapes=({0: "batch"},))

@@ -76,7 +76,8 @@ MODELS = {
     ),
     "ternary, by channel": (
         lambda: nn.Sequential(
-            qnn.QuantIdentity(act_quant=Int8ActPerChannel), qnn.QuantConv2d(3, 4, 3, weight_quant=TernaryWeightPerChannel)
+            qnn.QuantIdentity(act_quant=Int8ActPerChannel),
+            qnn.QuantConv2d(3, 4, 3, weight_quant=TernaryWeightPerChannel),
         ),
         IMAGES,
     ),
@@ -130,8 +131,9 @@ def _around(name, quantizer):
 
 @pytest.mark.slow
 @executed
+@pytest.mark.filterwarnings("ignore:.* lies outside the range of")  # narrow biases, which are not fitted
 def test_every_quantizer_agrees_or_is_refused():
-    refused, agreed = set(), set()
+    refused, agreed = {}, set()
     for name, quantizer in ALONE.items():
         model, x = _around(name, quantizer), torch.randn(8, 64)
         trained(model, x)
@@ -139,12 +141,12 @@ def test_every_quantizer_agrees_or_is_refused():
             program = export_qonnx(model, x[:4], verify=False)
         except ExportError as error:
             said = r"QONNX can't express 1 part of this model:\n  1\.\w+_quant: .* (Write|Quantize) .*\."
-            assert re.fullmatch(said, str(error)), name
-            refused.add(name)
+            refused[name] = bool(re.fullmatch(said, str(error)))
             continue
         report = verify_qonnx(model, program, torch.randn(16, 64))
         assert report.differences == 0, f"{name}\n{report.table()}"
         agreed.add(name)
+    assert all(refused.values()), refused
     assert len(agreed) > 70
     assert not {name for name in agreed if name.startswith(("Shifted", "Fp", "MX", "NF4", "NV", "Pot", "Apot", "Odd"))}
     assert {name for name in refused if re.match(r"(Ui|I)nt\d+(Act|Bias|Weight)(Per(Tensor|Channel))?$", name)} == set()
@@ -160,7 +162,6 @@ def test_what_the_file_holds():
         ("Quant", "layer1_weight_quant"),
         ("Quant", "layer1_bias_quant"),
         ("Conv", "Conv_0"),
-        ("Add", "Add_0"),
         ("BatchNormalization", "BatchNormalization_0"),
         ("Relu", "Relu_0"),
         ("Quant", "layer3_act_quant"),
@@ -168,12 +169,14 @@ def test_what_the_file_holds():
         ("Flatten", "Flatten_0"),
         ("Quant", "layer6_weight_quant"),
         ("MatMul", "MatMul_0"),
-        ("Add", "Add_1"),
+        ("Add", "Add_0"),
     ]
     assert {node.domain for node in graph.node if node.op_type == "Quant"} == {"qonnx.custom_op.general"}
     held = {each.name: torch.tensor(onnx.numpy_helper.to_array(each)) for each in graph.initializer}
     assert torch.equal(held["layer1_weight"], model[1].weight.data)
-    assert torch.equal(held["layer1_bias"], model[1].bias.data.reshape(1, 8, 1, 1))
+    assert torch.equal(held["layer1_bias"], model[1].bias.data)
+    assert held["layer1_bias_quant_scale"].shape == (8,)
+    assert held["layer1_bias_quant_zero_point"].shape == (1,)
     assert torch.equal(held["layer6_weight"], model[6].weight.data.t())
     assert torch.equal(held["layer1_weight_quant_scale"], model[1].quant_weight().scale)
     assert held["layer1_weight_quant_bit_width"] == 4
