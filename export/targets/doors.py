@@ -4,11 +4,12 @@ from dataclasses import replace
 
 from torch import nn
 
-from ...qcore import Integers
+from ...qcore import BINARY, Integers
+from ...qcore.grid_quant import FLOAT_BITS
 from ..onnx.dialects import BIAS, INTEGER, QCDQ, QDQ, Dialect
 from .target import Accepts, Target
 
-__all__ = ["ONNX_INTEGER", "ONNX_QCDQ", "ONNX_QDQ", "TARGETS"]
+__all__ = ["FPGA_FINN", "FPGA_HLS4ML", "ONNX_INTEGER", "ONNX_QCDQ", "ONNX_QDQ", "QONNX", "TARGETS"]
 
 
 def _of_dialect(dialect: Dialect) -> Target:
@@ -43,4 +44,32 @@ ONNX_INTEGER = replace(
     call="export_onnx_integer",
 )
 
-TARGETS = {"onnx-qcdq": ONNX_QCDQ, "onnx-qdq": ONNX_QDQ, "onnx-integer": ONNX_INTEGER}
+_IN_FLOATS = (Integers(FLOAT_BITS), Integers(FLOAT_BITS, False), BINARY)
+_QONNX = Accepts(
+    _IN_FLOATS, whole=True, narrow_unsigned=False, scales=("tensor", "axis"), zero_points=False, computes=False
+)
+_NO_LOOPS = (
+    "QONNX has no loop over time, and its readers take no recurrent layers. Export it by export_onnx_qdq, or call a "
+    "cell (QuantLSTMCell) once for each step."
+)
+QONNX = Target(
+    "QONNX",
+    weights=_QONNX,
+    activations=replace(_QONNX, computes=True, roundings=("half_even", "floor")),
+    biases=replace(_QONNX, formats=(Integers(32), Integers(32, False))),
+    refused_layers=((nn.RNNBase, _NO_LOOPS),),
+    call="export_qonnx",
+    elsewhere="export_onnx_qdq",
+)
+
+# The compilers that read QONNX: what the file can say is chosen so that both front ends take it
+FPGA_HLS4ML, FPGA_FINN = replace(QONNX, name="hls4ml"), replace(QONNX, name="FINN")
+
+TARGETS = {
+    "onnx-qcdq": ONNX_QCDQ,
+    "onnx-qdq": ONNX_QDQ,
+    "onnx-integer": ONNX_INTEGER,
+    "qonnx": QONNX,
+    "fpga-hls4ml": FPGA_HLS4ML,
+    "fpga-finn": FPGA_FINN,
+}

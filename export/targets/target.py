@@ -19,7 +19,8 @@ class Accepts:
         formats: number formats that it has. Others go in where one of these has all of their levels.
         tables: the most bits of codes that a table of levels may stand beside; 0 for no tables.
         any_levels: whether levels that none of the formats has are computed all the same, as float32 numbers.
-        whole: whether levels must be all integers of a range: -1 and 1 without 0 are none.
+        whole: whether levels must be all integers of a range, or one of ``formats``: -1 and 1 without 0 are no range.
+        narrow_unsigned: whether unsigned integers may leave out their largest.
         exact: whether integers must be of a width in ``formats``; by default narrower ones go in, too.
         scales: who may share a scale: some of ``"tensor"``, ``"axis"`` and ``"group"``.
         scale_rules: the scales allowed, by the beginning of their names, such as ``"power of two"``; None for any.
@@ -40,6 +41,7 @@ class Accepts:
     tables: int = 0
     any_levels: bool = False
     whole: bool = False
+    narrow_unsigned: bool = True
     exact: bool = False
     scales: tuple[str, ...] = PLACES
     scale_rules: tuple[str, ...] | None = None
@@ -57,7 +59,7 @@ class Accepts:
     def holds(self, number_format: NumberFormat) -> bool:
         """Whether a tensor with these levels can be held."""
         if self.whole and not number_format.whole:
-            return False
+            return number_format in self.formats
         if self.any_levels and not number_format.whole:
             return True
         if self.exact:
