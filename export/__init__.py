@@ -24,6 +24,8 @@ from .onnx.exporter import export_onnx_qcdq, export_onnx_qdq
 from .onnx.report import VerificationReport, VerificationRow
 from .onnx.stored.report import StorageReport, StorageRow, storage_report
 from .onnx.verify import verify_onnx
+from .program.exporter import export_program
+from .program.verify import verify_program
 
 __all__ = [
     "AccumulatorRange",
@@ -53,6 +55,7 @@ __all__ = [
     "export_onnx_integer",
     "export_onnx_qcdq",
     "export_onnx_qdq",
+    "export_program",
     "integers",
     "load_packed",
     "pack_integers",
@@ -61,6 +64,7 @@ __all__ = [
     "storage_report",
     "unpack_integers",
     "verify_onnx",
+    "verify_program",
 ]
 
 _FORMER = {
