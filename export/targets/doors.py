@@ -7,9 +7,9 @@ from torch import nn
 from ...qcore import BINARY, Integers
 from ...qcore.grid_quant import FLOAT_BITS
 from ..onnx.dialects import BIAS, INTEGER, QCDQ, QDQ, Dialect
-from .target import Accepts, Target
+from .target import PLACES, Accepts, Target
 
-__all__ = ["FPGA_FINN", "FPGA_HLS4ML", "ONNX_INTEGER", "ONNX_QCDQ", "ONNX_QDQ", "QONNX", "TARGETS"]
+__all__ = ["FPGA_FINN", "FPGA_HLS4ML", "ONNX_INTEGER", "ONNX_QCDQ", "ONNX_QDQ", "PROGRAM", "QONNX", "TARGETS"]
 
 
 def _of_dialect(dialect: Dialect) -> Target:
@@ -65,11 +65,28 @@ QONNX = Target(
 # The compilers that read QONNX: what the file can say is chosen so that both front ends take it
 FPGA_HLS4ML, FPGA_FINN = replace(QONNX, name="hls4ml"), replace(QONNX, name="FINN")
 
+_LEVELS = Accepts((Integers(32), Integers(32, False)), any_levels=True, scales=(*PLACES, "other"), computes=False)
+PROGRAM = Target(
+    "a torch program",
+    weights=replace(_LEVELS, float_zero_points=True),
+    activations=Accepts(
+        (Integers(24), Integers(24, False)),  # the operators clamp float32 numbers, which tell such integers apart
+        any_levels=True,
+        scales=("tensor", "axis"),
+        float_zero_points=True,
+        dynamic=True,
+        saturates=False,
+    ),
+    biases=_LEVELS,
+    call="export_program",
+)
+
 TARGETS = {
     "onnx-qcdq": ONNX_QCDQ,
     "onnx-qdq": ONNX_QDQ,
     "onnx-integer": ONNX_INTEGER,
     "qonnx": QONNX,
+    "program": PROGRAM,
     "fpga-hls4ml": FPGA_HLS4ML,
     "fpga-finn": FPGA_FINN,
 }

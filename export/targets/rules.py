@@ -115,7 +115,9 @@ def _several_widths(use: Use, accepts: Accepts, target: Target) -> Problem | Non
 
 def _overflow(use: Use, accepts: Accepts, target: Target) -> Problem | None:
     number_format = use.number_format
-    if not (accepts.computes and isinstance(number_format, Minifloat)) or number_format.saturating:
+    if not (accepts.computes and accepts.saturates and isinstance(number_format, Minifloat)):
+        return None
+    if number_format.saturating:
         return None
     return Problem(
         "saturating",

@@ -22,11 +22,13 @@ class Accepts:
         whole: whether levels must be all integers of a range, or one of ``formats``: -1 and 1 without 0 are no range.
         narrow_unsigned: whether unsigned integers may leave out their largest.
         exact: whether integers must be of a width in ``formats``; by default narrower ones go in, too.
-        scales: who may share a scale: some of ``"tensor"``, ``"axis"`` and ``"group"``.
+        scales: who may share a scale: some of ``"tensor"``, ``"axis"``, ``"group"`` (along one dimension) and
+            ``"other"``.
         scale_rules: the scales allowed, by the beginning of their names, such as ``"power of two"``; None for any.
         zero_points: whether there may be zero points.
         float_zero_points: whether these may lie between two integers.
         dynamic: whether scales may follow the input.
+        saturates: whether what rounds past the ends of levels stops there; otherwise it may become infinite or NaN.
         computes: whether the target works the numbers out; otherwise it is handed codes, however they came about.
         roundings: the names of those it can do; None for all that are alike at every call.
 
@@ -48,6 +50,7 @@ class Accepts:
     zero_points: bool = True
     float_zero_points: bool = False
     dynamic: bool = False
+    saturates: bool = True
     computes: bool = True
     roundings: tuple[str, ...] | None = None
 
