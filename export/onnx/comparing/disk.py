@@ -51,7 +51,7 @@ def opened(call: str, program: object) -> Iterator[GraphOnDisk]:
     proto: Any = program
     beside = Path.cwd()
     if isinstance(program, (str, os.PathLike)):
-        path = Path(os.fspath(program))  # type: ignore[arg-type]
+        path = Path(os.fspath(program))
         proto, beside = onnx.load(path, load_external_data=False), path.resolve().parent
     with tempfile.TemporaryDirectory(prefix="bitwright-", ignore_cleanup_errors=True) as made:
         folder = Path(made)

@@ -181,7 +181,7 @@ def test_failed_verification_writes_nothing(tmp_path, monkeypatch):
     lines = str(caught.value).splitlines()
     assert lines[0] == "export_onnx_qcdq: onnxruntime does not reproduce the model, so no file was written."
     assert "layer.weight_quant" in lines[5]
-    assert lines[4].endswith("the file has another scale")
+    assert lines[5].endswith("the file has another scale")
     assert lines[-1] == "Please report it. verify=False writes the file all the same."
     assert_unchanged(model, before)
     assert list(tmp_path.iterdir()) == []
