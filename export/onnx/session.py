@@ -46,6 +46,7 @@ class Session:
         options.log_severity_level = 4  # what fails is raised
         options.intra_op_num_threads = torch.get_num_threads()
         options.enable_cpu_mem_arena = options.enable_mem_pattern = False  # what a run took is free after it
+        options.execution_order = runtime.ExecutionOrder.PRIORITY_BASED  # else all weights are dequantized at first
         if folder is not None:
             options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
         try:

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from ...optional import required
 from ..session import loaded
 
@@ -36,7 +34,7 @@ class GraphOnDisk:
 
 
 @contextmanager
-def opened(call: str, program: Any) -> Iterator[GraphOnDisk]:
+def opened(call: str, program: object) -> Iterator[GraphOnDisk]:
     """An exported model, however a user names it, without a copy of its weights in memory.
 
     The external data of a file are used where they lie. Of anything else the weights are written to a temporary
@@ -50,15 +48,15 @@ def opened(call: str, program: Any) -> Iterator[GraphOnDisk]:
         ExportError: it is none of these.
     """
     onnx = required("onnx", call)
+    proto: Any = program
+    beside = Path.cwd()
     if isinstance(program, (str, os.PathLike)):
-        proto = onnx.load(os.fspath(program), load_external_data=False)
-        beside = Path(program).resolve().parent
-    else:
-        proto, beside = program, Path.cwd()
+        path = Path(os.fspath(program))
+        proto, beside = onnx.load(path, load_external_data=False), path.resolve().parent
     with tempfile.TemporaryDirectory(prefix="bitwright-", ignore_cleanup_errors=True) as made:
         folder = Path(made)
-        if isinstance(program, torch.onnx.ONNXProgram):
-            program.save(folder / "model.onnx", external_data=True)
+        if hasattr(proto, "model_proto"):
+            proto.save(folder / "model.onnx", external_data=True)
             found = GraphOnDisk(onnx.load(folder / "model.onnx", load_external_data=False), folder)
         elif any(map(onnx.external_data_helper.uses_external_data, loaded(call, proto).graph.initializer)):
             found = GraphOnDisk(proto, beside)
