@@ -22,12 +22,19 @@ from .integer.requantize import ByMultiplier, ByScale, ByShift
 from .integer.sums import AccumulatorRange
 from .onnx.exporter import export_onnx_qcdq, export_onnx_qdq
 from .onnx.report import VerificationReport, VerificationRow
+from .onnx.runtime.evaluation import evaluate_onnx
 from .onnx.stored.report import StorageReport, StorageRow, storage_report
 from .onnx.verify import verify_onnx
 from .qonnx.exporter import export_qonnx
 from .qonnx.verify import verify_qonnx
+from .targets.doors import TARGETS
+from .targets.report import SupportReport, SupportRow
+from .targets.supports import supports
+from .targets.target import Accepts, Target
 
 __all__ = [
+    "TARGETS",
+    "Accepts",
     "AccumulatorRange",
     "AccumulatorReport",
     "AccumulatorRow",
@@ -47,10 +54,14 @@ __all__ = [
     "QuantizedTensor",
     "StorageReport",
     "StorageRow",
+    "SupportReport",
+    "SupportRow",
+    "Target",
     "VerificationReport",
     "VerificationRow",
     "accumulator_report",
     "compare_integers",
+    "evaluate_onnx",
     "export_compressed_tensors",
     "export_onnx_integer",
     "export_onnx_qcdq",
@@ -62,6 +73,7 @@ __all__ = [
     "run_integers",
     "save_packed",
     "storage_report",
+    "supports",
     "unpack_integers",
     "verify_onnx",
     "verify_qonnx",

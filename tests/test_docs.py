@@ -134,7 +134,7 @@ def test_page_runs(path, tmp_path, monkeypatch):
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
 def test_blocks_are_of_a_known_kind(path):
     kinds = {block.kind for block in blocks_of(path.read_text(encoding="utf-8"))}
-    assert kinds <= {"python", "python raises", "python needs qonnx", "python needs transformers", "text", "bash"}
+    assert kinds <= {"python", "python raises", "text", "bash"} | {f"python needs {name}" for name in NEEDED}
 
 
 @pytest.mark.skipif(not (ROOT / "bitwright").is_dir(), reason="about the checkout, and this is a run on the wheel")

@@ -11,13 +11,14 @@ import torch
 
 np = pytest.importorskip("numpy")
 onnx = pytest.importorskip("onnx")
+onnxruntime = pytest.importorskip("onnxruntime")
 figure = pytest.importorskip("matplotlib.figure")
 pytest.importorskip("hypothesis")
 
 PACKAGES = [
     importlib.import_module(f"bitwright.{name}") for name in ("qcore", "quantizers", "nn", "graph", "export", "testing")
 ]
-IMPORTED_FOR_TYPING = {"np": np, "onnx": onnx, "torch": torch, "Figure": figure.Figure}
+IMPORTED_FOR_TYPING = {"np": np, "onnx": onnx, "onnxruntime": onnxruntime, "torch": torch, "Figure": figure.Figure}
 
 
 def named(package: ModuleType) -> Iterator[object]:

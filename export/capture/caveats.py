@@ -11,7 +11,7 @@ from ...qcore import BitwrightWarning, GridQuant, TensorQuant
 from ...qcore.errors import UncalibratedWarning
 from ..errors import with_causes
 
-__all__ = ["caveats", "silent_quantizers", "unreached", "warn_of_caveats"]
+__all__ = ["caveats", "silent_quantizers", "unreached", "warn_of_caveats", "warn_user"]
 
 
 def warn_of_caveats(call: str, model: nn.Module, quantizers: dict[str, TensorQuant], called: Collection[str]) -> None:
@@ -24,14 +24,18 @@ def warn_of_caveats(call: str, model: nn.Module, quantizers: dict[str, TensorQua
         called: the paths of those that the forward called.
     """
     found = caveats(model, quantizers, called)
-    if not found:
-        return
+    if found:
+        warn_user(with_causes(f"{call}: some quantizers of this model may not do what you expect:", found))
+
+
+def warn_user(text: str) -> None:
+    """Issue a `BitwrightWarning` from the line that called the library, at every call."""
     frame = sys._getframe(1)
     own = __name__.partition(".")[0]
     while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == own:
         frame = frame.f_back
     warnings.warn_explicit(  # no registry: Python would show the same text from the same line only once
-        with_causes(f"{call}: some quantizers of this model may not do what you expect:", found),
+        text,
         BitwrightWarning,
         frame.f_code.co_filename,
         frame.f_lineno,

@@ -34,7 +34,8 @@ class Call:
         grid: the grid it answered with.
         codes: the integers, or codes of other levels, shaped like the input; of the first step.
         dtype: of the input.
-        stored: whether the input is a parameter or buffer of the model.
+        stored: whether the input is a parameter or buffer of the model, or worked out of one.
+        parameter: the input in the memory of a parameter or buffer, where it is there.
         on_grid: whether the values it answered with lie on that grid.
         follows_input: whether another input would get another grid, although the quantizer has seen data.
         steady: whether all steps of a loop got the same grid.
@@ -47,6 +48,7 @@ class Call:
     codes: Tensor
     dtype: torch.dtype
     stored: bool
+    parameter: Tensor | None = None
     on_grid: bool = True
     follows_input: bool = False
     steady: bool = True
@@ -113,8 +115,8 @@ def record(
                 if former.steady and not _equal(former.grid, grid):
                     calls[index] = replace(former, steady=False)
                 return values, grid
-            stored = x.data_ptr() in held if type(x) in (Tensor, nn.Parameter) else False
-            stored = stored or quantizer.of_parameter  # or of values computed from one
+            parameter = x.detach() if type(x) in (Tensor, nn.Parameter) and x.data_ptr() in held else None
+            stored = parameter is not None or quantizer.of_parameter
             codes = codes_of(quantizer, x, context, values, grid)
             calls.append(
                 Call(
@@ -125,6 +127,7 @@ def record(
                     codes,
                     x.dtype,
                     stored,
+                    parameter,
                     on_grid=_lie_on(grid, codes, values.detach()),
                     follows_input=not stored and _follows_input(quantizer, x),
                 )

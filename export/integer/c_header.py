@@ -34,6 +34,7 @@ from ..errors import ExportError, with_causes
 from .float_modules import remedy
 from .layers import LayerIntegers, LayerProduct, LayerTable
 from .packing import pack_integers
+from .reference.journal import BY_VALUE
 from .requantize import ByScale, multiplier_and_shift
 from .sums import on_products, products_of, worst_sums
 
@@ -155,6 +156,11 @@ def _refuse(integers: LayerTable) -> None:
 def _problem(grid: IntegerGrid, entering: Entering) -> str | None:
     if entering.rounding not in (HalfEven.__name__, StochasticRounding.__name__):  # alike in evaluation
         return f"it rounds with {entering.rounding}, and the header half to even. Write rounding='half_even'."
+    if entering.axis == BY_VALUE:
+        return (
+            "what the integers of its input are worth depends on their values, as behind a LeakyReLU, a PReLU or the "
+            "larger of two tensors, and the header has one scale for each channel. Use a ReLU, or one scale for both."
+        )
     axes = {entering.axis, grid.axis} - {None}
     if len(axes) > 1 or -1 in axes:
         return (

@@ -20,7 +20,8 @@ class ByScale:
     A sum is converted to float32, multiplied by its scale, and divided by that of the next grid.
 
     Example:
-        >>> from bitwright.export.integer.reference.tensor import Journal, Term
+        >>> from bitwright.export.integer.reference.journal import Journal
+        >>> from bitwright.export.integer.reference.terms import Term
         >>> x = IntegerTensor((Term(torch.tensor([5, 99]), torch.tensor(0.25)),), Journal())
         >>> ByScale()(x, IntegerGrid("act", torch.tensor(0.5), torch.tensor(0), 4, signed=False), HalfEven())
         tensor([ 2, 15])
@@ -42,7 +43,8 @@ class ByMultiplier:
         bits: of the multiplier.
 
     Example:
-        >>> from bitwright.export.integer.reference.tensor import Journal, Term
+        >>> from bitwright.export.integer.reference.journal import Journal
+        >>> from bitwright.export.integer.reference.terms import Term
         >>> x = IntegerTensor((Term(torch.tensor([5, 99]), torch.tensor(0.25)),), Journal())
         >>> ByMultiplier()(x, IntegerGrid("act", torch.tensor(0.5), torch.tensor(0), 4, signed=False), HalfEven())
         tensor([ 2, 15])
@@ -99,7 +101,8 @@ class ByShift(ByMultiplier):
     """By a shift alone, for scales that are powers of two; others are refused.
 
     Example:
-        >>> from bitwright.export.integer.reference.tensor import Journal, Term
+        >>> from bitwright.export.integer.reference.journal import Journal
+        >>> from bitwright.export.integer.reference.terms import Term
         >>> x = IntegerTensor((Term(torch.tensor([5, 99]), torch.tensor(0.25)),), Journal())
         >>> ByShift()(x, IntegerGrid("act", torch.tensor(0.6), torch.tensor(0), 4, signed=False), HalfEven())
         Traceback (most recent call last):

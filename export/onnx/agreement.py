@@ -1,25 +1,46 @@
 """How two sides agree on one tensor: its codes from the same input, stored integers, or outputs."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
+from ...qcore import quantize_to_int
 from ..capture.grid import IntegerGrid
 from .report import VerificationRow
 
-__all__ = ["compare_codes", "compare_exactly", "compare_outputs"]
+__all__ = ["compare_codes", "compare_exactly", "compare_grids", "compare_outputs", "pieces"]
 
 TIE = 1e-3  # of a step: as close to a rounding boundary as this, the order of summation decides
 RESOLUTION = 2.0**-20  # of a grid's range: float32 resolves 2**-24; more than TIE from 11 bits on
 FLOAT = 1e-5  # of the range of an output
+PIECE = 2**17  # numbers compared at a time: a few tensors of as many stay in a processor's cache
+EXACT = 16  # bits of a code up to which float32 resolves far less than RESOLUTION
+
+
+def pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Tensors, broadcast against each other, in parts of at most `PIECE` numbers: views that belong together.
+
+    Example:
+        >>> [part.shape for part, _ in pieces(torch.zeros(3, 2**16), torch.zeros(()))]
+        [torch.Size([2, 65536]), torch.Size([1, 65536])]
+    """
+    wide = torch.broadcast_tensors(*tensors)
+    shape, numbers = wide[0].shape, wide[0].numel()
+    if numbers <= PIECE:
+        yield wide
+        return
+    dim = next(dim for dim, size in enumerate(shape) if size > 1)
+    size = max(1, PIECE * shape[dim] // numbers)
+    for part in zip(*(each.split(size, dim) for each in wide), strict=True):
+        yield from pieces(*part)
 
 
 def compare_codes(
     name: str,
     where: str,
     values: Tensor,
-    ours: Tensor,
+    ours: Tensor | None,
     theirs: Tensor,
     grid: IntegerGrid,
     rounding: Callable[[Tensor], Tensor],
@@ -30,8 +51,8 @@ def compare_codes(
         name: of the quantizer's call.
         where: for the row.
         values: the input, before rounding.
-        ours: codes, int64.
-        theirs: the other codes, int64.
+        ours: codes; None for those that ``QuantizeLinear`` computes of the values.
+        theirs: the other codes.
         grid: where both stand.
         rounding: of the quantizer.
 
@@ -47,14 +68,26 @@ def compare_codes(
     """
     low, high = grid.bounds
     scale, zero_point = grid.spread(values)
-    steps, near = values.double() / scale, max(TIE, RESOLUTION * (high - low))
-    below, above = ((rounding(steps + each) + zero_point).clamp(low, high) for each in (-near, near))
-    off = (ours - theirs).abs()
-    tie = (off == 1) & (below <= torch.minimum(ours, theirs)) & (torch.maximum(ours, theirs) <= above)
-    differences = int(((off > 0) & ~tie).sum())
-    return VerificationRow(
-        name, "activation", where, off.numel(), differences, int(tie.sum()), _largest(off)
-    ), below != above
+    near = max(TIE, RESOLUTION * (high - low))
+    wide = values.dtype == torch.float64 or grid.bit_width > EXACT
+    number = torch.float64 if wide else torch.float32
+    row = VerificationRow(name, "activation", where)
+    ties = torch.empty(values.shape, dtype=torch.bool, device=values.device)
+    given = theirs if ours is None else ours
+    for x, mine, other, scales, zeros, tied in pieces(values, given, theirs, scale, zero_point, ties):
+        one = quantize_to_int(x, scales, low, high, zeros, rounding) if ours is None else mine
+        steps = x.to(number) / scales
+        below, above = (rounding(steps + each).add_(zeros).clamp_(low, high) for each in (-near, near))
+        torch.ne(below, above, out=tied)
+        off = (one.to(number) - other.to(number)).abs_()
+        part = VerificationRow(name, "activation", where, off.numel())
+        if bool(off.any()):
+            lower, upper = torch.minimum(one, other), torch.maximum(one, other)
+            tie = (off == 1) & (below <= lower) & (upper <= above)
+            part.tie_flips, part.largest = int(tie.sum()), _largest(off)
+            part.differences = int(torch.count_nonzero(off)) - part.tie_flips
+        row.add(part)
+    return row, ties
 
 
 def compare_exactly(name: str, kind: str, where: str, ours: Tensor, theirs: Tensor) -> VerificationRow:
@@ -68,9 +101,19 @@ def compare_exactly(name: str, kind: str, where: str, ours: Tensor, theirs: Tens
     if ours.shape != theirs.shape:
         row.differences, row.note = ours.numel(), f"shape {tuple(theirs.shape)} in the file"
     else:
-        off = (ours.detach().cpu().double() - theirs.detach().cpu().double()).abs()
-        row.differences, row.largest = int((~(off == 0)).sum()), _largest(off)
+        for one, other in pieces(ours.detach().cpu(), theirs.detach().cpu()):
+            off = (one.double() - other.double()).abs_()
+            row.differences += int((~(off == 0)).sum())
+            row.largest = max(row.largest, _largest(off))
     return row
+
+
+def compare_grids(row: VerificationRow, own: IntegerGrid, file: IntegerGrid) -> None:
+    """Note in a row where the scales or zero points of a file are others: it is another model, whatever its codes."""
+    for what in ("scale", "zero_point"):
+        if not torch.equal(getattr(own, what).reshape(-1), getattr(file, what).reshape(-1)):
+            row.differences = row.compared
+            row.note = f"the file has another {what.replace('_', ' ')}"
 
 
 def compare_outputs(
@@ -93,29 +136,39 @@ def compare_outputs(
     if ours.shape != theirs.shape:
         row.differences = max(ours.numel(), 1)
         row.note = f"shape {tuple(theirs.shape)} in onnxruntime, {tuple(ours.shape)} in torch"
-    elif ours.numel():
-        one, other = ours.detach().cpu().double(), theirs.detach().cpu().double()
-        finite = one[one.isfinite()].abs()
-        reach = float(finite.max()) if ours.dtype.is_floating_point and finite.numel() else 1.0
+        return row
+    if not ours.numel():
+        return row
+    ours, theirs = ours.detach().cpu(), theirs.detach().cpu()
+    floats = ours.dtype.is_floating_point
+    reach = (_reach(ours) if floats else 1.0) or 1.0
+    row.compared, row.absolute, row.mean_absolute = 0, 0.0, 0.0
+    for one, other, behind in pieces(ours, theirs, _explained(ours.shape, ties)):
+        one, other = one.double(), other.double()
         apart = torch.where(one.isnan() & other.isnan() | (one == other), 0.0, (one - other).abs())
-        off = apart / (reach or 1.0)
+        off = apart / reach
         differing = ~(off <= FLOAT)
-        tied = differing & _explained(differing, ties)
-        row.differences, row.tie_flips = int((differing & ~tied).sum()), int(tied.sum())
-        row.largest, row.absolute = float(off.max()), float(apart.max())
+        tied = int((differing & behind).sum())
+        part = VerificationRow(name, "output", where, off.numel(), int(differing.sum()) - tied, tied, _largest(off))
+        part.mean, part.absolute, part.mean_absolute = float(off.mean()), _largest(apart), float(apart.mean())
+        row.add(part)
+    if floats and ours.ndim == 2 and ours.shape[1] > 1:
+        row.samples, row.alike = ours.shape[0], int((ours.argmax(1) == theirs.argmax(1)).sum())
     return row
 
 
-def _explained(differing: Tensor, ties: Sequence[Tensor]) -> Tensor:
-    """Where a tie in the same sample may be the cause; samples run along the first dimension."""
-    explained = torch.zeros_like(differing)
+def _reach(numbers: Tensor) -> float:
+    """The largest finite magnitude."""
+    return max(float(torch.where(each.isfinite(), each.abs(), 0.0).max()) for (each,) in pieces(numbers))
+
+
+def _explained(shape: Sequence[int], ties: Sequence[Tensor]) -> Tensor:
+    """Where a tie in the same sample may be the cause, broadcastable; samples run along the first dimension."""
+    samples = torch.zeros(shape[:1], dtype=torch.bool)
     for each in ties:
-        if each.ndim and differing.ndim and each.shape[0] == differing.shape[0]:
-            samples = each.reshape(each.shape[0], -1).any(1)
-            explained |= samples.reshape([-1] + [1] * (differing.ndim - 1))
-        else:
-            explained |= each.any()
-    return explained
+        alike = each.ndim and shape and each.shape[0] == shape[0]
+        samples = samples | (each.reshape(each.shape[0], -1).any(1) if alike else each.any()).cpu()
+    return samples.reshape([*shape[:1], *[1] * (len(shape) - 1)])
 
 
 def _largest(off: Tensor) -> float:

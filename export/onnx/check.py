@@ -1,14 +1,16 @@
 """What a dialect can't hold, found before anything is traced."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 
-from ...qcore import GridQuant, TruncQuant
 from ..capture.record import Call, Recording
-from ..errors import ExportError, with_causes
-from .activations.plan import plan_of, refusal
-from .dialects import BIAS, BLOCKS, EXPORTER_OPSET, LATEST_OPSET, QDQ, Dialect, Storage, StoredAs
+from ..errors import ExportError
+from ..targets.rules import problems, refuse
+from ..targets.target import Target
+from ..targets.use import use_of_call
+from .activations.plan import plan_of
+from .dialects import BIAS, BLOCKS, EXPORTER_OPSET, LATEST_OPSET, Dialect, Storage, StoredAs
 
 __all__ = ["check", "needed_opset", "storage_of", "stored_as"]
 
@@ -46,12 +48,13 @@ def _in_blocks(call: Call, dialect: Dialect) -> bool:
     return plan_of(call, dialect).block is not None
 
 
-def check(recording: Recording, dialect: Dialect, opset: int | None) -> int:
+def check(recording: Recording, dialect: Dialect, target: Target, opset: int | None) -> int:
     """Refuse what can't be written, all of it in one error.
 
     Args:
         recording: every call of every quantizer.
         dialect: the dialect.
+        target: what it can hold.
         opset: what the user asked for, or None for the oldest that will do.
 
     Returns:
@@ -60,15 +63,7 @@ def check(recording: Recording, dialect: Dialect, opset: int | None) -> int:
     Raises:
         ExportError: with one line for each quantizer: its path, what is unsupported, what to write instead.
     """
-    causes: dict[str, str] = {}
-    for call in recording:
-        for rule in _RULES:
-            problem = rule(call, dialect)
-            if problem is not None:
-                causes.setdefault(call.path, f"{call.path}: {problem}")
-    if causes:
-        count = f"{len(causes)} quantizer{'s' * (len(causes) > 1)}"
-        raise ExportError(with_causes(f"{dialect.name} can't express {count} of this model:", list(causes.values())))
+    refuse(target, _causes(recording, dialect, target))
     needed = needed_opset(recording, dialect)
     if opset is not None and opset < needed:
         raise ExportError(_old_opset(recording, dialect, opset, needed))
@@ -78,6 +73,13 @@ def check(recording: Recording, dialect: Dialect, opset: int | None) -> int:
             f"Write opset_version={LATEST_OPSET} or less, or leave it out: this model needs {needed}."
         )
     return opset or needed
+
+
+def _causes(recording: Recording, dialect: Dialect, target: Target) -> Iterator[tuple[str, object]]:
+    """What is known before there is data, and then what the data shows."""
+    for call in recording:
+        yield from ((call.path, problem) for problem in problems(use_of_call(call), target))
+        yield from ((call.path, said) for said in (rule(call, dialect) for rule in _RULES) if said is not None)
 
 
 def _old_opset(recording: Recording, dialect: Dialect, opset: int, needed: int) -> str:
@@ -104,84 +106,6 @@ def _old_opset(recording: Recording, dialect: Dialect, opset: int, needed: int) 
 Rule = Callable[[Call, Dialect], str | None]
 
 
-def _kind(call: Call, dialect: Dialect) -> str | None:
-    """Only values computed as QuantizeLinear does can be computed by it; a parameter's are stored as they are."""
-    quantizer = call.quantizer
-    if call.stored or quantizer.follows_input:
-        return None
-    if isinstance(quantizer, GridQuant) and type(quantizer)._quantize is GridQuant._quantize:
-        return None
-    if type(quantizer) is TruncQuant:
-        return None
-    return (
-        f"{type(quantizer).__name__} has arithmetic of its own, and QuantizeLinear computes IntQuant's. Put what is "
-        "yours into a rounding, a scaling or a zero point of an IntQuant."
-    )
-
-
-def _width(call: Call, dialect: Dialect) -> str | None:
-    width = getattr(getattr(call.quantizer, "int_range", None), "bit_width", None)
-    if isinstance(width, torch.Tensor) and width.ndim and not call.stored:
-        return (
-            f"it has {width.numel()} bit widths, and {dialect.name} clips a tensor that is computed at run time to "
-            f"one. Write {_setting(call, 'bit_width')}=8, or another width for all."
-        )
-    computed = not (call.stored or call.quantizer.follows_input)
-    problem = refusal(call, dialect) if computed else None
-    if problem is not None or storage_of(call, dialect) is not None:
-        return problem
-    if computed and (call.follows_input or not call.grid.number_format.whole):
-        return None  # its levels are computed as float32 numbers
-    if not call.grid.number_format.whole:
-        return _levels(call, dialect)
-    kind = "signed" if call.grid.signed else "unsigned"
-    remedy = f"Write {_setting(call, 'bit_width')}={dialect.widest} or less."
-    return f"{call.plain.bit_width} bits, {kind}; {dialect.name} stores 2 to {dialect.widest}. {remedy}"
-
-
-def _levels(call: Call, dialect: Dialect) -> str:
-    """Levels that are no integers, in a dialect without types that have them."""
-    number_format = call.grid.number_format
-    form = QDQ.stored_as(number_format) if call.stored else QDQ.storage_for(number_format)
-    if form is None or dialect is QDQ:
-        return (
-            f"its levels are {number_format}, of {number_format.bits} bits; {dialect.name} has no type with these "
-            f"levels, and codes beside a table have up to {dialect.widest}. Choose a format of up to {dialect.widest} "
-            "bits."
-        )
-    return (
-        f"its levels are {number_format}, and {dialect.name} has integers only. Write export_onnx_qdq, which stores "
-        f"them as {form}, or quantize to integers."
-    )
-
-
-def _rounding(call: Call, dialect: Dialect) -> str | None:
-    """A parameter's integers are stored, however they came about; an activation's are computed at run time."""
-    if call.stored or call.quantizer.follows_input or call.half_even:
-        return None
-    rounding = getattr(call.quantizer, "rounding", None)
-    if rounding is None or (getattr(rounding, "deterministic", True) and _repeats(rounding)):
-        return None
-    name = getattr(rounding, "name", None) or getattr(rounding, "__name__", type(rounding).__name__)
-    return (
-        f"rounding {name!r} is random in evaluation, and a file can't repeat it. Write "
-        f"{_setting(call, 'rounding')}='half_even', or one that is deterministic in evaluation."
-    )
-
-
-def _setting(call: Call, name: str) -> str:
-    """A setting as the layer takes it: with the prefix of the quantizer's slot."""
-    slot = call.path.rsplit(".", 1)[-1].removesuffix("_quant")
-    return f"{slot}_{name}" if slot in ("weight", "bias", "input", "output") else name
-
-
-def _repeats(rounding: Callable[[torch.Tensor], torch.Tensor]) -> bool:
-    """Does a rounding answer alike twice?"""
-    probe = torch.linspace(-2, 2, 257)
-    with torch.random.fork_rng(), torch.no_grad():
-        return torch.equal(rounding(probe.clone()), rounding(probe.clone()))
-
-
 def _precision(call: Call, dialect: Dialect) -> str | None:
     if call.dtype is torch.float32:
         return None
@@ -198,11 +122,6 @@ def _grid(call: Call, dialect: Dialect) -> str | None:
             f"its scale has the shape {tuple(scale.shape)} for values of shape {tuple(call.codes.shape)}; "
             f"{dialect.name} takes one scale per tensor, per index of one dimension, or per group along one. Write "
             "axis=None or axis=1."
-        )
-    if call.plain.block is not None and not (call.stored or call.follows_input):
-        return (
-            f"it has a stored scale for {call.grid.granularity} of an activation, whose number of groups changes with "
-            "the input. Write axis=None for one scale, or axis=1 for one for each channel."
         )
     if not call.on_grid:
         return f"the values it returns do not lie on the grid it returns ({type(call.quantizer).__name__}._quantize)."
@@ -229,4 +148,4 @@ def _zero_point(call: Call, dialect: Dialect) -> str | None:
     return f"zero point {outside:g} lies outside {low} to {high}, where ONNX wants it. Choose a range that includes 0."
 
 
-_RULES: tuple[Rule, ...] = (_kind, _width, _rounding, _precision, _grid, _loop, _zero_point)
+_RULES: tuple[Rule, ...] = (_precision, _grid, _loop, _zero_point)

@@ -1,11 +1,10 @@
 """The dialects of ONNX that quantized models are written in, each one record."""
 
-import math
 from dataclasses import dataclass
 
 from ...qcore import E4M3, E4M3FNUZ, E5M2, E5M2FNUZ, Integers, NumberFormat
 
-__all__ = ["BLOCKS", "EXPORTER_OPSET", "LATEST_OPSET", "QCDQ", "QDQ", "Dialect", "Storage", "StoredAs"]
+__all__ = ["BLOCKS", "EXPORTER_OPSET", "INTEGER", "LATEST_OPSET", "QCDQ", "QDQ", "Dialect", "Storage", "StoredAs"]
 
 BLOCKS = 21  # the first opset whose DequantizeLinear has a block_size
 EXPORTER_OPSET = 18  # the oldest that torch.onnx.export writes without converting
@@ -57,18 +56,7 @@ class Storage:
             (False, True, True)
         """
         own = self.levels
-        if number_format.bits > own.bits and not own.whole:
-            return False
-        if own.whole and own.signed != number_format.signed:
-            return False
-        if own.whole and not (own.low <= number_format.low and number_format.high <= own.high):
-            return False
-        if number_format.whole:
-            return own.whole or set(number_format.levels) <= set(own.levels)
-        if own.whole:
-            return all(level.is_integer() for level in number_format.levels)
-        known = set(own.levels)
-        return all(level in known or math.isnan(level) for level in number_format.levels)
+        return own.holds(number_format) and (not own.whole or own.signed == number_format.signed)
 
 
 @dataclass(frozen=True)
@@ -183,5 +171,7 @@ QDQ = Dialect(
     clips_integers=False,
     tables=True,
 )
+
+INTEGER = Dialect("the integer dialect", _EIGHT, clips_integers=True)
 
 BIAS = Storage("INT32", Integers(32), 10)

@@ -95,6 +95,7 @@ class Editor:
         kind: str | None = None,
         called: str | None = None,
         after: bool = False,
+        domain: str = "",
     ) -> ir.Value:
         """A node in front of another; its result.
 
@@ -108,9 +109,10 @@ class Editor:
             kind: the result's type where it is another one.
             called: the name of the node, by default that of its result.
             after: whether the node goes behind the other.
+            domain: of the operator, where it is none of ONNX.
         """
         free = self.unused(name)
-        node = self.ir.node(op_type, inputs, attributes, name=called or free)
+        node = self.ir.node(op_type, inputs, attributes, domain=domain, name=called or free)
         result: ir.Value = node.outputs[0]
         result.name = free
         dtype = like.dtype if kind is None else self.ir.DataType[kind]

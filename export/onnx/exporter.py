@@ -2,7 +2,6 @@
 
 import inspect
 import os
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -13,11 +12,12 @@ from ...nn.contexts.intercepting import quantizers_of
 from ...qcore.aliases import Keywords
 from ...qcore.errors import nearest
 from ...qcore.models import require_model
-from ..capture.caveats import warn_of_caveats
+from ..capture.caveats import warn_of_caveats, warn_user
 from ..capture.model_state import evaluating, unchanged
 from ..capture.record import record
 from ..errors import ExportError
 from ..optional import installed, required
+from ..targets.doors import ONNX_QCDQ, ONNX_QDQ
 from .activations.placeholders import emitter
 from .activations.untraceable import naming_untraceable
 from .check import check
@@ -25,9 +25,11 @@ from .dialects import QCDQ, QDQ, Dialect
 from .lower import lower
 from .operators import check_operators, refusing_packed
 from .protect import protect
-from .trace import trace
+from .report import VerificationReport
+from .runtime.waiver import beyond, waived
+from .tracing.trace import trace
 from .verify import compare_with_file
-from .write import fits_one_file, write
+from .write import write
 
 __all__ = ["checked_options", "export_onnx_qcdq", "export_onnx_qdq"]
 
@@ -38,6 +40,7 @@ def export_onnx_qcdq(
     export_path: str | os.PathLike[str] | None = None,
     *,
     verify: bool = True,
+    fast: bool = False,
     **options: object,
 ) -> torch.onnx.ONNXProgram:
     """Export a model to ONNX as QuantizeLinear, Clip and DequantizeLinear nodes, in 8- and 16-bit integers.
@@ -50,7 +53,10 @@ def export_onnx_qcdq(
         args: example input: one tensor, or a tuple of all positional arguments.
         export_path: the file to write; None only returns the program.
         verify: run the model in onnxruntime, where that is installed, and compare every quantized tensor with torch's,
-            see `verify_onnx`; a difference raises and no file is written. Models over 2 GB are not compared.
+            see `verify_onnx`; a difference raises and no file is written.
+        fast: write the file for onnxruntime's integer kernels, which round in other places: integers may be off by one.
+            A `BitwrightWarning` says how many are; only what such roundings can't explain is an error. Integers of
+            fewer bits are computed with as integers of 8.
         options: further keywords of `torch.onnx.export`, such as ``kwargs``, ``input_names``, ``dynamic_shapes`` or
             ``opset_version`` (by default the oldest that will do).
 
@@ -68,7 +74,7 @@ def export_onnx_qcdq(
         >>> [node.op_type for node in program.model_proto.graph.node]
         ['Clip', 'DequantizeLinear', 'Gemm', 'Relu']
     """
-    return _export(QCDQ, module, args, export_path, verify, options)
+    return _export(QCDQ, module, args, export_path, verify, options, _speed("export_onnx_qcdq", fast, 4))
 
 
 def export_onnx_qdq(
@@ -77,6 +83,8 @@ def export_onnx_qdq(
     export_path: str | os.PathLike[str] | None = None,
     *,
     verify: bool = True,
+    fast: bool = False,
+    accuracy_level: int = 4,
     **options: object,
 ) -> torch.onnx.ONNXProgram:
     """Export a model to ONNX in its narrow types: (U)INT2, (U)INT4, (U)INT8, (U)INT16, and the 8-bit floats.
@@ -94,6 +102,9 @@ def export_onnx_qdq(
         args: example input: one tensor, or a tuple of all positional arguments.
         export_path: the file to write; None only returns the program.
         verify: compare the result with torch's in onnxruntime, where that is installed.
+        fast: write the file for onnxruntime's integer kernels, as in `export_onnx_qcdq`. Matrix products with weights
+            alone quantized become ``MatMulNBits``, an operator of onnxruntime.
+        accuracy_level: of these: 4 rounds their inputs to 8 bits, 1 computes in float32.
         options: further keywords of `torch.onnx.export`.
 
     Returns:
@@ -108,7 +119,27 @@ def export_onnx_qdq(
         >>> program.model.graph.initializers["weight_quant.codes"].dtype.name
         'INT4'
     """
-    return _export(QDQ, module, args, export_path, verify, options)
+    return _export(QDQ, module, args, export_path, verify, options, _speed("export_onnx_qdq", fast, accuracy_level))
+
+
+def _speed(call: str, fast: bool, accuracy_level: int) -> int | None:
+    """The accuracy level of a fast file; None for an exact one."""
+    if not isinstance(fast, bool):
+        raise ExportError(f"{call}(fast={fast!r}) is not possible. Write fast=True or fast=False.")
+    if isinstance(accuracy_level, bool) or accuracy_level not in (1, 4):
+        raise ExportError(
+            f"{call}(accuracy_level={accuracy_level!r}) is not possible. Write 4, with which MatMulNBits rounds its "
+            "inputs to 8 bits, or 1, with which it computes in float32."
+        )
+    if accuracy_level == 1 and not fast:
+        raise ExportError(
+            f"{call}(accuracy_level=1) has no effect without fast=True, which writes MatMulNBits. Give both, or "
+            "neither."
+        )
+    return accuracy_level if fast else None
+
+
+_TARGETS = {each.name: each for each in (ONNX_QCDQ, ONNX_QDQ)}
 
 
 def _export(
@@ -118,6 +149,7 @@ def _export(
     path: str | os.PathLike[str] | None,
     verify: bool,
     given: Mapping[str, object],
+    speed: int | None,
 ) -> torch.onnx.ONNXProgram:
     call = f"export_onnx_{dialect.name.lower()}"
     require_model(call, module, ExportError)
@@ -130,24 +162,38 @@ def _export(
     with unchanged(module), evaluating(module):
         with refusing_packed(call, module):
             recording = record(module, quantizers, arguments, kwargs)
-        options["opset_version"] = check(recording, dialect, options.get("opset_version"))
+        options["opset_version"] = check(recording, dialect, _TARGETS[dialect.name], options.get("opset_version"))
         warn_of_caveats(call, module, quantizers, recording.calls)
         with naming_untraceable(recording, dialect):
             program = trace(module, quantizers, recording, arguments, options, emitter(dialect))
         check_operators(program)
         lower(program.model, recording, dialect)
-        protect(program.model)
-        if verify and installed("onnxruntime") and fits_one_file(program.model):
-            proto = program.model_proto
-            report, _ = compare_with_file(call, module, quantizers, proto, arguments, kwargs, sys.maxsize)
-            if not report.ok:
-                raise ExportError(
-                    f"{call}: onnxruntime does not reproduce the model, so no file was written.\n{report}\n"
-                    "Please report it. verify=False writes the file all the same."
-                )
+        if speed is None:
+            protect(program.model)
+        else:
+            from .runtime.kernels import hasten  # which needs numpy
+
+            hasten(program.model, speed)
+        if verify and installed("onnxruntime"):
+            report, _ = compare_with_file(call, module, quantizers, program, arguments, kwargs)
+            _judge(call, report, fast=speed is not None)
     if path is not None:
         write(program, path, options)
     return program
+
+
+def _judge(call: str, report: VerificationReport, fast: bool) -> None:
+    """Raise if a file is another model; of a fast one, say how far it is from the model."""
+    if not (report.ok or (fast and not beyond(report))):
+        raise ExportError(
+            f"{call}: onnxruntime does not reproduce the model, so no file was written.\n{report}\n"
+            "Please report it. verify=False writes the file all the same."
+        )
+    if not report.ok:
+        warn_user(
+            f"{call}: fast=True waives exactness, and on the example input {waived(report)} verify_onnx compares on "
+            "other inputs."
+        )
 
 
 _FIXED = {
@@ -174,7 +220,7 @@ def checked_options(
         if name in _FIXED and not (name == "dynamo" and options[name] is True):
             raise ExportError(f"{call}({name}=...) is not possible. Write {_FIXED[name]}.")
         if name not in known:
-            close = nearest(name, known - {"model", "args", "f"} | {"verify", "export_path"})
+            close = nearest(name, known - {"model", "args", "f"} | {"verify", "fast", "export_path"})
             hint = f" Did you mean {close}?" if close else " help(torch.onnx.export) lists them."
             raise ExportError(f"{call}({name}=...) is no keyword of torch.onnx.export.{hint}")
     if path is not None and not Path(path).parent.is_dir():

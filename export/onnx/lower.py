@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..capture.record import Recording
 from .activations.lowering import ActivationLowering
-from .activations.placeholders import DOMAIN
 from .dialects import Dialect
+from .tracing.placeholder import DOMAIN
 
 if TYPE_CHECKING:
     import onnx_ir as ir

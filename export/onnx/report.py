@@ -1,7 +1,18 @@
-"""What a verification found."""
+"""What a verification found, as text, JSON and a picture."""
 
+import json
+import math
+import os
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import ExportError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 __all__ = ["VerificationReport", "VerificationRow"]
 
@@ -20,8 +31,12 @@ class VerificationRow:
         tie_flips: how many codes are off by one because the value lay on a rounding boundary, within 1e-3 of a step;
             of outputs, how many are off where such a value comes before them.
         largest: the largest difference: in codes, or for outputs as a share of their range.
-        absolute: the largest difference of outputs as it is, None for codes.
         note: what else is wrong.
+        absolute: the largest difference of outputs as it is, None for codes.
+        mean: the mean difference of outputs as a share of their range.
+        mean_absolute: the mean difference of outputs as it is, None for codes.
+        samples: how many rows of an output may be scores of classes: floats of two dimensions, two columns or more.
+        alike: in how many of these the highest score is that of the same class.
 
     Example:
         >>> row = VerificationRow("act", "activation", "on", compared=1000, tie_flips=1)
@@ -39,9 +54,19 @@ class VerificationRow:
     largest: float = 0.0
     note: str = ""
     absolute: float | None = None
+    mean: float = 0.0
+    mean_absolute: float | None = None
+    samples: int = 0
+    alike: int = 0
 
     def add(self, other: "VerificationRow") -> None:
         """Count a further part of the same tensor in."""
+        share = other.compared / max(self.compared + other.compared, 1)
+        self.mean = _mean(self.mean, other.mean, share)
+        if other.mean_absolute is not None:
+            self.mean_absolute = _mean(self.mean_absolute or 0.0, other.mean_absolute, share)
+        self.samples += other.samples
+        self.alike += other.alike
         self.compared += other.compared
         self.differences += other.differences
         self.tie_flips += other.tie_flips
@@ -51,9 +76,18 @@ class VerificationRow:
             self.absolute = max(self.absolute or 0.0, other.absolute)
 
 
+def _mean(one: float, other: float, share: float) -> float:
+    """The mean of two means, of which the second counts with a share."""
+    return one if share == 0 else other if share == 1 else one * (1 - share) + other * share
+
+
 @dataclass
 class VerificationReport:
-    """All tensors compared, with the runtime's optimizations off and on.
+    """All tensors compared, with the runtime's optimizations off and on. ``print`` it, `save` it, `plot` it.
+
+    That there are no differences is said of codes and of outputs that start from the same codes. How far the outputs of
+    the file as it is are from the model's, from end to end, say `output_error`, `mean_output_error` and
+    `top1_agreement`: a code that flips on a rounding boundary moves everything after it.
 
     Example:
         >>> act = VerificationRow("act", "activation", "off", 1000, 0, 1, 1.0)
@@ -89,6 +123,14 @@ class VerificationReport:
         return sum(row.tie_flips for row in self.rows if row.kind != "output")
 
     @property
+    def output_tie_flips(self) -> int:
+        """How many numbers of the outputs are off by more than 1e-5 of their range, in samples with such a code.
+
+        Those of the file as it is, in the rows ``plain``.
+        """
+        return sum(row.tie_flips for row in self._outputs())
+
+    @property
     def output_error(self) -> float:
         """The most by which an output of the file, as it is, is off from the model's."""
         return max((row.absolute or 0.0 for row in self._outputs()), default=0.0)
@@ -97,6 +139,25 @@ class VerificationReport:
     def relative_output_error(self) -> float:
         """The same as a share of the range of the output: its largest magnitude."""
         return max((row.largest for row in self._outputs()), default=0.0)
+
+    @property
+    def mean_output_error(self) -> float:
+        """By how much the outputs of the file, as it is, are off on average; of several outputs, the largest mean."""
+        return max((row.mean_absolute or 0.0 for row in self._outputs()), default=0.0)
+
+    @property
+    def relative_mean_output_error(self) -> float:
+        """The same as a share of the range of the output."""
+        return max((row.mean for row in self._outputs()), default=0.0)
+
+    @property
+    def top1_agreement(self) -> float | None:
+        """In which share of the samples the file, as it is, has the same highest class as the model.
+
+        None where no output may be a classifier's: floats of two dimensions, two columns or more.
+        """
+        samples = sum(row.samples for row in self._outputs())
+        return sum(row.alike for row in self._outputs()) / samples if samples else None
 
     def _outputs(self) -> list[VerificationRow]:
         return [row for row in self.only("plain").rows if row.absolute is not None]
@@ -130,13 +191,73 @@ class VerificationReport:
         wrong = [_line(row) for row in self.rows if row.differences]
         return "\n".join([self._headline(), _HEADER, *wrong] if wrong else [self._headline()])
 
+    def as_dict(self) -> dict[str, Any]:
+        """Everything as plain dicts and lists: the figures of the whole, and the rows."""
+        return {**{name: getattr(self, name) for name in _FIGURES}, "rows": [asdict(row) for row in self.rows]}
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the report as JSON, in which a figure that isn't finite is null.
+
+        Args:
+            path: of the file, which is replaced if there is one.
+        """
+        text = json.dumps(_finite(self.as_dict()), indent=1, allow_nan=False)
+        Path(path).write_text(text + "\n", encoding="utf-8")
+
+    def plot(self) -> "Figure":
+        """The share of codes that differ, and that are tie flips, tensor by tensor; a matplotlib figure.
+
+        Raises:
+            ExportError: matplotlib is not installed.
+        """
+        try:
+            figure_class: Any = import_module("matplotlib.figure").Figure
+        except ModuleNotFoundError:
+            raise ExportError("VerificationReport.plot needs matplotlib: pip install bitwright[plot]") from None
+        rows = [row for row in self.rows if row.kind != "output"]
+        figure = figure_class(figsize=(8, 1 + 0.25 * len(rows)), layout="constrained")
+        axes = figure.add_subplot()
+        places = range(len(rows))
+        for name, color in (("tie_flips", "C0"), ("differences", "C3")):
+            shares = [getattr(row, name) / max(row.compared, 1) for row in rows]
+            axes.plot(shares, places, "o", color=color, label=name.replace("_", " "))
+        axes.set_yticks(list(places), [f"{row.name} ({row.optimizations})" for row in rows])
+        axes.invert_yaxis()
+        axes.set_xscale("symlog", linthresh=1e-7)
+        axes.set_xlim(left=0)
+        axes.set_xlabel("share of the codes")
+        axes.legend()
+        return figure
+
     def _headline(self) -> str:
         counts = (_count(self.differences, "difference"), _count(self.tie_flips, "tie flip"))
-        line = f"{self.compared} numbers compared: {', '.join(counts)}"
-        if not self._outputs():
-            return line
-        off = f"{self.output_error:.3g}, {self.relative_output_error:.3g} of their range"
-        return f"{line}\noutputs off by at most {off}"
+        lines = [f"{self.compared} numbers compared: {', '.join(counts)}"]
+        outputs = self._outputs()
+        if outputs:
+            most = f"{self.output_error:.3g}, {self.relative_output_error:.3g} of their range"
+            mean = f"{self.mean_output_error:.3g}, {self.relative_mean_output_error:.3g}"
+            lines.append(f"outputs off by at most {most}; on average {mean}")
+        if self.output_tie_flips:
+            lines[-1] += f"; {_count(self.output_tie_flips, 'number')} beyond 1e-05 of it after tie flips"
+        samples = sum(row.samples for row in outputs)
+        if samples:
+            lines.append(f"same top class in {sum(row.alike for row in outputs)} of {_count(samples, 'sample')}")
+        return "\n".join(lines)
+
+
+_FIGURES = (
+    *("ok", "compared", "differences", "tie_flips", "output_tie_flips", "output_error", "relative_output_error"),
+    *("mean_output_error", "relative_mean_output_error", "top1_agreement"),
+)
+
+
+def _finite(found: Any) -> Any:
+    """The same, with null for numbers that JSON lacks."""
+    if isinstance(found, dict):
+        return {name: _finite(each) for name, each in found.items()}
+    if isinstance(found, list):
+        return [_finite(each) for each in found]
+    return None if isinstance(found, float) and not math.isfinite(found) else found
 
 
 _HEADER = f"{'optimizations':13}  {'tensor':12} {'compared':>12} {'differences':>12} {'tie flips':>10} {'largest':>9}"

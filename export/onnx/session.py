@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -27,15 +28,26 @@ class Session:
         optimize: all optimizations, or none.
         call: the function that the user called, which errors name.
         disabled: names of optimization passes that are left out.
+        folder: where the data files of the model lie, if it has some; the runtime maps them.
     """
 
-    def __init__(self, model: "onnx.ModelProto", optimize: bool, call: str, disabled: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        model: "onnx.ModelProto",
+        optimize: bool,
+        call: str,
+        disabled: Sequence[str] = (),
+        folder: Path | None = None,
+    ) -> None:
         runtime = required("onnxruntime", call)
         options = runtime.SessionOptions()
         levels = runtime.GraphOptimizationLevel
         options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimize else levels.ORT_DISABLE_ALL
         options.log_severity_level = 4  # what fails is raised
         options.intra_op_num_threads = torch.get_num_threads()
+        options.enable_cpu_mem_arena = options.enable_mem_pattern = False  # what a run took is free after it
+        if folder is not None:
+            options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
         try:
             self.session = runtime.InferenceSession(
                 model.SerializeToString(), options, ["CPUExecutionProvider"], disabled_optimizers=list(disabled)
@@ -94,7 +106,8 @@ def codes_among(found: Mapping[str, Tensor], names: Sequence[str]) -> dict[str, 
     Those in the body of a loop have the steps as their first dimension.
     """
     return {
-        name.removesuffix(".codes"): found[name if name in found else f"{name}.int32"].to(torch.int64) for name in names
+        name.removesuffix(".codes"): found[next(each for each in _shown(name) if each in found)].to(torch.int64)
+        for name in names
     }
 
 
@@ -103,7 +116,7 @@ def with_codes(
 ) -> tuple["onnx.ModelProto", list[str]]:
     """A copy of a model that also puts out the codes of its activations, all or only some, and their names.
 
-    Types that numpy lacks are cast to int32, and so are the codes in the bodies of Scans: those of all steps.
+    Types that numpy lacks are cast to bytes, and the codes in the bodies of Scans to int32: those of all steps.
     """
 
     def wanted(node: "onnx.NodeProto") -> bool:
@@ -118,7 +131,7 @@ def with_activations(model: "onnx.ModelProto", call: str) -> tuple["onnx.ModelPr
 
     Returns:
         The copy; and by name of a tensor, such as ``act.codes``, ``act.levels``, ``act.scale`` or ``act.zero_point``,
-        the output. Types that numpy lacks are cast to int32 or float32; those in the bodies of Scans are of all steps.
+        the output. Types that numpy lacks are cast to bytes or float32; those in the bodies of Scans are of all steps.
     """
     return _with_outputs(model, call, lambda node: any(_computes(node, role) for role in _COMPUTED))
 
@@ -143,7 +156,8 @@ def _with_outputs(
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     types, helper = onnx.TensorProto, onnx.helper
-    cast = dict.fromkeys((types.INT2, types.UINT2, types.INT4, types.UINT4), types.INT32)
+    cast = dict.fromkeys((types.INT2, types.INT4), types.INT8)
+    cast |= dict.fromkeys((types.UINT2, types.UINT4), types.UINT8)
     cast |= {kind: types.FLOAT for kind in types.DataType.values() if types.DataType.Name(kind).startswith("FLOAT8")}
     outputs = {}
     for name, kind in _results(copy.graph, wanted):
@@ -168,7 +182,12 @@ def _with_outputs(
     return copy, outputs
 
 
-_SUFFIX = {"INT32": "int32", "FLOAT": "float32"}
+_SUFFIX = {"INT8": "int8", "UINT8": "uint8", "INT32": "int32", "FLOAT": "float32"}
+
+
+def _shown(name: str) -> list[str]:
+    """What the output of a tensor may be called."""
+    return [name, *(f"{name}.{suffix}" for suffix in _SUFFIX.values())]
 
 
 def _results(graph: "onnx.GraphProto", wanted: Callable[["onnx.NodeProto"], bool]) -> list[tuple[str, int]]:

@@ -2,30 +2,26 @@
 
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree
 
 from ...nn.contexts.intercepting import intercepted, quantizers_of
 from ...qcore import Grid, TensorQuant
-from ...qcore.aliases import Arguments
 from ...qcore.models import require_model
-from ...qcore.tensor_quant import Intercept
-from ...qcore.tracing import current_step
 from ..capture.caveats import silent_quantizers, warn_of_caveats
-from ..capture.grid import IntegerGrid, QuantizedTensor
 from ..capture.model_state import evaluating, unchanged
-from ..capture.numbering import Counts, counted
-from ..capture.record import codes_of, quantized
 from ..errors import ExportError
-from .activations.comparison import RunTime, compare_run_time, run_time_of
-from .agreement import compare_codes, compare_exactly, compare_outputs
+from .activations.comparison import run_time_of
+from .agreement import compare_outputs
+from .comparing.disk import GraphOnDisk, opened
+from .comparing.portions import Largest, Portion, per_sample, portions
+from .comparing.quantizers import Comparison, Evaluation, same_grids
 from .report import VerificationReport, VerificationRow
-from .session import Session, loaded, tensors_in, with_activations
+from .session import Session, with_activations
 from .stored.reading import FileReader
 
 if TYPE_CHECKING:
@@ -41,6 +37,7 @@ def verify_onnx(
     *,
     kwargs: Mapping[str, object] | None = None,
     batch_size: int = 256,
+    memory: int = 2**29,
 ) -> VerificationReport:
     """Run a model in torch and its exported file in onnxruntime, and compare every quantized tensor.
 
@@ -51,7 +48,11 @@ def verify_onnx(
     other differing code is a *difference* (of number formats that are no integers, a level other than the one on the
     other side of that boundary), and so is a scale or zero point that is not the one the model has on these
     inputs, or a float output off by more than 1e-5 of its range. Last, the outputs of the file as it is are compared
-    with the model's: ``report.output_error`` says how far apart they are.
+    with the model's: ``report.output_error`` and ``report.mean_output_error`` say how far apart they are, and
+    ``report.top1_agreement`` how often both have the same highest class.
+
+    Weights stay on disk: the runtime maps them, and they are compared one after another. Those of a file that has no
+    external data, or of a program, are first written to a temporary folder.
 
     Quantizers that saw no data, or that the model did not call, are named in a `BitwrightWarning`.
 
@@ -60,7 +61,11 @@ def verify_onnx(
         program: what the export returned, the path of a file, or an ``onnx.ModelProto``.
         inputs: one tensor, or a tuple of the positional arguments; many samples if you like.
         kwargs: keyword arguments.
-        batch_size: how many samples (entries of the first dimension) run at a time, where the file leaves that open.
+        batch_size: how many samples (entries of the first dimension) run at a time at most, where the file leaves that
+            open.
+        memory: about how many bytes the tensors of a batch may take, 512 MiB by default: fewer samples run at a time
+            where ``batch_size`` of them take more, down to one. Quantizers that saw no data need all samples at once,
+            whatever that takes.
 
     Returns:
         A `VerificationReport`: ``report.ok``, ``report.differences``, ``report.tie_flips``, ``print(report.table())``.
@@ -79,11 +84,12 @@ def verify_onnx(
     require_model("verify_onnx", module, ExportError)
     arguments = inputs if isinstance(inputs, tuple) else (inputs,)
     quantizers = quantizers_of(module)
-    proto = loaded("verify_onnx", program)
     with unchanged(module), evaluating(module):
-        if not all(each.calibrated for each in quantizers.values()):
-            batch_size = sys.maxsize  # their ranges are those of all samples
-        report, called = compare_with_file("verify_onnx", module, quantizers, proto, arguments, kwargs, batch_size)
+        if all(each.calibrated for each in quantizers.values()):
+            limits = (batch_size, memory)
+        else:
+            limits = (sys.maxsize, None)  # their ranges are those of all samples
+        report, called = compare_with_file("verify_onnx", module, quantizers, program, arguments, kwargs, *limits)
         warn_of_caveats("verify_onnx", module, quantizers, called)
     return report
 
@@ -92,225 +98,107 @@ def compare_with_file(
     call: str,
     module: nn.Module,
     quantizers: dict[str, TensorQuant],
-    model: "onnx.ModelProto",
+    program: object,
     args: tuple[object, ...],
     kwargs: Mapping[str, object] | None,
-    batch_size: int,
+    batch_size: int = sys.maxsize,
+    memory: int | None = None,
 ) -> tuple[VerificationReport, set[str]]:
-    """`verify_onnx` for a model in evaluation mode and an ``onnx.ModelProto``; and the quantizers that were called."""
-    watched, names = with_activations(model, call)
-    plain, stored = Session(model, True, call), FileReader(model, call).tensors()
+    """`verify_onnx` for a model in evaluation mode; and the quantizers that were called.
+
+    Args:
+        call: the function that errors name.
+        module: the model.
+        quantizers: of the model, by path.
+        program: what `opened` takes.
+        args: positional arguments.
+        kwargs: keyword arguments, or None.
+        batch_size: how many samples run at a time, at most.
+        memory: how many bytes these may take; None if as many as they do.
+    """
     report, called = VerificationReport(), set[str]()
-    with torch.no_grad(), silent_quantizers():
-        for optimizations in ("off", "on"):
-            session = Session(watched, optimizations == "on", call)
-            for number, part in enumerate(_parts(session, args, kwargs, batch_size)):
-                own = Evaluation()
-                with intercepted(quantizers, own.intercept):
-                    outputs = part.through(module)
-                called |= own.counts.keys()
-                found = session.run(part.tensors)
-                run = run_time_of(found, names)
-                comparison = Comparison(stored, own.grids, run, optimizations, with_stored=number == 0)
-                with intercepted(quantizers, comparison.intercept):
-                    expected = part.through(module)
-                report.add(comparison.rows)
-                report.add(_outputs(plain.outputs, expected, found, optimizations))
-                if optimizations == "on":
-                    report.add(_outputs(plain.outputs, outputs, plain.run(part.tensors), "plain", comparison.ties))
+    with opened(call, program) as file, torch.no_grad(), silent_quantizers():
+        work = _Work(call, module, quantizers, file)
+        whole = Portion(args, kwargs or {})
+        for number, part in enumerate(portions(file.graph.graph, whole, batch_size, memory, work.measured)):
+            rows, reached = work.compared(part, with_stored=number == 0)
+            report.add(rows)
+            called |= reached
+        work.sessions.clear()
     return report, called
 
 
-@dataclass
-class _Part:
-    """Some of the samples: as arguments, and as the tensors among them."""
+class _Work:
+    """What stays the same while portions of the samples are compared."""
 
-    args: tuple[object, ...]
-    kwargs: Mapping[str, object]
+    def __init__(self, call: str, module: nn.Module, quantizers: dict[str, TensorQuant], file: GraphOnDisk) -> None:
+        self.call, self.module, self.quantizers = call, module, quantizers
+        self.folder, self.reader = file.folder, FileReader(file.graph, call, file.folder)
+        watched, self.names = with_activations(file.graph, call)
+        self.outputs = [each.name for each in file.graph.graph.output]
+        self.files = {"off": watched, "on": watched, "plain": file.graph}
+        self.sessions: dict[str, Session] = {}
 
-    @property
-    def tensors(self) -> list[Tensor]:
-        return tensors_in((self.args, self.kwargs))
+    def run(self, part: Portion, where: str) -> dict[str, Tensor]:
+        """The outputs of the file, for the last time of one session after the other."""
+        session = self.sessions.pop(where, None)
+        if session is None:
+            session = Session(self.files[where], where != "off", self.call, folder=self.folder)
+        if not part.last:
+            self.sessions[where] = session
+        return session.run(part.tensors)
 
-    def through(self, module: nn.Module) -> list[Tensor]:
-        return tensors_in(module(*self.args, **self.kwargs))
+    def measured(self, part: Portion) -> float:
+        """The bytes that each sample takes, by a few of them."""
+        largest = Largest().of(self.module, self.quantizers, part)
+        return per_sample(self.run(part, "off"), largest, part.tensors[0].shape[0])
 
+    def compared(self, part: Portion, with_stored: bool) -> tuple[list[VerificationRow], set[str]]:
+        """The rows of some samples, and which quantizers were called.
 
-@dataclass
-class Evaluation:
-    """The model as it evaluates, worked out from its parameters: the grids of its quantizers' calls, by name."""
-
-    grids: dict[str, Grid] = field(default_factory=dict)
-    counts: Counts = field(default_factory=Counts)
-
-    def intercept(self, path: str) -> Intercept:
-        """What a quantizer does: the same as ever, but nothing that was kept is used, and its grid is noted."""
-
-        def call(quantizer: TensorQuant, x: Tensor, *context: object) -> tuple[Tensor, Grid]:
-            values, grid = quantized(quantizer, x, context)
-            self.grids[counted(self.counts, path)] = grid
-            return values, grid
-
-        return call
-
-
-@dataclass
-class Comparison:
-    """One run of the runtime, against which torch's quantizers compare themselves.
-
-    Args:
-        stored: by name of the call, what the file holds.
-        own: by name of the call, what the model has on the same inputs.
-        found: by name of the call, what the run found.
-        optimizations: ``off`` or ``on``, for the rows.
-        with_stored: whether integers in the file are compared, too: once is enough.
-        rows: what was compared.
-        ties: for each activation, where its code hangs on the order of a sum.
-        counts: how often each quantizer was called.
-    """
-
-    stored: dict[str, QuantizedTensor]
-    own: dict[str, Grid]
-    found: dict[str, RunTime]
-    optimizations: str
-    with_stored: bool
-    rows: list[VerificationRow] = field(default_factory=list)
-    ties: list[Tensor] = field(default_factory=list)
-    counts: Counts = field(default_factory=Counts)
-
-    def intercept(self, path: str) -> Intercept:
-        """What a quantizer does during the comparison: compare, and go on from the runtime's codes."""
-
-        def call(quantizer: TensorQuant, x: Tensor, *context: object) -> tuple[Tensor, Grid]:
-            values, grid = quantized(quantizer, x, context)
-            name = counted(self.counts, path)
-            if name in self.found:
-                return self._activation(name, quantizer, x, context, values, grid)
-            held = self._held(path, name) if self.with_stored else []
-            if held:
-                codes = codes_of(quantizer, x, context, values, grid)
-                rows = [self._stored(name, codes, grid, each) for each in held]
-                self.rows.append(min(rows, key=lambda row: row.differences))
-            return values, grid
-
-        return call
-
-    def _held(self, path: str, name: str) -> list[QuantizedTensor]:
-        """What the file holds for a call: integers of its own, or those of an earlier call that were the same."""
-        if name in self.stored:
-            held = [self.stored[name]]
+        A forward of the model that would compute the same as one before it is left out. Where the runtime has the
+        model's own values at every quantizer, the comparison is the model as it evaluates; and where it has the same
+        values with its optimizations on as with these off, so are what goes on from there and the rows.
+        """
+        off, on, plain = (self.run(part, where) for where in ("off", "on", "plain"))
+        first, outputs = self._beside(part, off, "off", with_stored, {})
+        own, evaluated = first.grids, outputs
+        if first.moved:
+            own, evaluated = self._evaluated(part)
+            if not same_grids(own, first.grids):
+                first, outputs = self._beside(part, off, "off", with_stored, own)
+        rows = [*first.rows, *self._outputs(outputs, off, "off")]
+        if all(torch.equal(off[name], on[name]) for name in self.names.values()):
+            second, again = first, outputs
+            rows += [replace(row, optimizations="on") for row in first.rows]
         else:
-            held = [each for key, each in self.stored.items() if key == path or _call_of(key) == path]
-        return [each for each in held if each.codes is not None]
+            second, again = self._beside(part, on, "on", with_stored, own)
+            rows += second.rows
+        rows += self._outputs(again, on, "on")
+        rows += self._outputs(evaluated, plain, "plain", second.ties)
+        return rows, {*first.counts, *second.counts}
 
-    def _stored(self, name: str, codes: Tensor, grid: Grid, held: QuantizedTensor) -> VerificationRow:
-        assert held.codes is not None
-        levels = grid.number_format.decode(codes, torch.float64)
-        row = compare_exactly(name, "stored", self.optimizations, levels, held.codes)
-        _compare_grid(row, IntegerGrid.of(name, grid, codes.shape), held.grid)
-        return row
+    def _beside(
+        self, part: Portion, found: Mapping[str, Tensor], where: str, with_stored: bool, own: Mapping[str, Grid]
+    ) -> tuple[Comparison, list[Tensor]]:
+        """A forward of the model that goes on from the codes of a run at each quantizer, and its outputs."""
+        comparison = Comparison(self.reader, own, run_time_of(found, self.names), where, with_stored)
+        with intercepted(self.quantizers, comparison.intercept):
+            return comparison, part.through(self.module)
 
-    def _activation(
-        self, name: str, quantizer: TensorQuant, x: Tensor, context: Arguments, values: Tensor, grid: Grid
-    ) -> tuple[Tensor, Grid]:
-        held, found, step = self.stored.get(name), self.found[name], current_step()
-        if held is None or not grid.number_format.whole:
-            return self._levels(name, quantizer, x, context, grid)
-        plain = IntegerGrid.of(name, self.own.get(name, grid), x.shape)
-        kept = held.grid
-        file = replace(plain, scale=kept.scale, zero_point=kept.zero_point, axis=kept.axis)
-        rounding: Callable[[Tensor], Tensor] = getattr(quantizer, "rounding", torch.round)
-        theirs = (found.levels if step is None else found.levels[step.number]).to(torch.int64)
-        row, ties = compare_codes(name, self.optimizations, x, file.codes(x, rounding), theirs, file, rounding)
-        self.ties.append(ties if step is None else ties.any())  # a step decides all that follow
-        _compare_grid(row, plain, kept)
-        if row.note and not quantizer.calibrated:
-            row.note += _NO_DATA
-        self.rows.append(row)
-        # what comes next starts from the file's grid, too: before any data, a quantizer would answer with another
-        scale, zero_point = file.spread(x)
-        grid = grid.replace(scale=scale, zero_point=None if grid.zero_point is None else zero_point.to(scale.dtype))
-        return file.values(theirs).to(values.dtype), grid
+    def _evaluated(self, part: Portion) -> tuple[dict[str, Grid], list[Tensor]]:
+        """The model's own grids and outputs."""
+        own = Evaluation()
+        with intercepted(self.quantizers, own.intercept):
+            return own.grids, part.through(self.module)
 
-    def _levels(
-        self, name: str, quantizer: TensorQuant, x: Tensor, context: Arguments, grid: Grid
-    ) -> tuple[Tensor, Grid]:
-        """Levels that are no integers, or that have a scale which follows the input."""
-        held, found, step = self.stored.get(name), self.found[name], current_step()
-        compared = compare_run_time(
-            name,
-            self.optimizations,
-            quantizer,
-            x,
-            context,
-            (grid, self.own.get(name, grid)),
-            None if held is None else (held.grid.scale, held.grid.zero_point),
-            found if step is None else found.step(step.number),
-        )
-        if compared.row.note and not quantizer.calibrated:
-            compared.row.note += _NO_DATA
-        self.rows.append(compared.row)
-        self.ties.append(compared.ties if step is None else compared.ties.any())
-        return compared.values.to(x.dtype), compared.grid
-
-
-_NO_DATA = ": the quantizer saw no data, and takes the range of the input at hand"
-
-
-def _call_of(name: str) -> str | None:
-    """The path of a quantizer by the name of a later call of it."""
-    path, _, number = name.rpartition(".")
-    return path if number.isdigit() else None
-
-
-def _compare_grid(row: VerificationRow, own: IntegerGrid, file: IntegerGrid) -> None:
-    """A file of other scales is another model, whatever its codes."""
-    for what in ("scale", "zero_point"):
-        if not torch.equal(getattr(own, what).reshape(-1), getattr(file, what).reshape(-1)):
-            row.differences = row.compared
-            row.note = f"the file has another {what.replace('_', ' ')}"
-
-
-def _outputs(
-    names: Sequence[str], expected: list[Tensor], found: dict[str, Tensor], where: str, ties: Sequence[Tensor] = ()
-) -> list[VerificationRow]:
-    if len(expected) != len(names):
-        raise ExportError(
-            f"the model returns {len(expected)} tensors, and the file has {len(names)} outputs: {', '.join(names)}. "
-            "Verify with the model that was exported."
-        )
-    pairs = zip(names, expected, strict=True)
-    return [compare_outputs(name, where, each, found[name], ties) for name, each in pairs]
-
-
-def _parts(
-    session: Session, args: tuple[object, ...], kwargs: Mapping[str, object] | None, batch_size: int
-) -> list[_Part]:
-    """The samples in portions that the file takes: as many as its fixed first dimension says, or ``batch_size``."""
-    whole = _Part(args, kwargs or {})
-    tensors = whole.tensors
-    if len(tensors) != len(session.inputs):
-        raise ExportError(
-            f"the inputs hold {len(tensors)} tensors, and the file takes {len(session.inputs)}: "
-            f"{', '.join(session.inputs)}. Pass what the model was exported with."
-        )
-    samples = {tensor.shape[0] if tensor.ndim else 0 for tensor in tensors}
-    firsts = {shape[0] if shape else 0 for shape in session.shapes}
-    first = next(iter(firsts), 0)
-    portion = first if isinstance(first, int) else batch_size
-    if len(samples) != 1 or len(firsts) != 1 or portion < 1:
-        return [whole]
-    count = samples.pop()
-    if isinstance(first, int) and count % first:
-        raise ExportError(
-            f"the inputs have {count} samples, and the file takes {first} at a time. Pass a multiple, or export with "
-            "dynamic_shapes."
-        )
-    return [_slice(whole, start, min(start + portion, count)) for start in range(0, count, portion)] or [whole]
-
-
-def _slice(part: _Part, start: int, stop: int) -> _Part:
-    def cut(each: object) -> object:
-        return each[start:stop] if isinstance(each, Tensor) else each
-
-    return _Part(*_pytree.tree_map(cut, (part.args, part.kwargs)))
+    def _outputs(
+        self, expected: list[Tensor], found: Mapping[str, Tensor], where: str, ties: Sequence[Tensor] = ()
+    ) -> list[VerificationRow]:
+        if len(expected) != len(self.outputs):
+            raise ExportError(
+                f"the model returns {len(expected)} tensors, and the file has {len(self.outputs)} outputs: "
+                f"{', '.join(self.outputs)}. Verify with the model that was exported."
+            )
+        pairs = zip(self.outputs, expected, strict=True)
+        return [compare_outputs(name, where, each, found[name], ties) for name, each in pairs]

@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +18,9 @@ LARGEST_FILE = 2**31 - 2**24  # protobuf's limit, less room for the graph
 
 
 def write(program: "torch.onnx.ONNXProgram", path: str | os.PathLike[str], options: Keywords) -> None:
-    """Save a program under a name; a file of that name is replaced in one step, when all went well.
+    """Save a program under a name; a file of that name is replaced, with its data file, when all went well.
+
+    If one of them can't be replaced, what was there before is back.
 
     Args:
         program: a `torch.onnx.ONNXProgram`.
@@ -36,8 +39,30 @@ def write(program: "torch.onnx.ONNXProgram", path: str | os.PathLike[str], optio
             keep_initializers_as_inputs=options.get("keep_initializers_as_inputs", False),
             external_data=external,
         )
-        for made in sorted(Path(folder).iterdir(), key=lambda file: file.name == target.name):  # the model last
-            os.replace(made, target.parent / made.name)
+        made = sorted(Path(folder).iterdir(), key=lambda file: file.name == target.name)  # the model last
+        _replace({each: target.parent / each.name for each in made}, Path(folder))
+
+
+def _replace(files: Mapping[Path, Path], folder: Path) -> None:
+    """Move files to where others may be, the last in one step; all of them, or none."""
+    *others, last = files
+    moved: list[Path] = []
+    former: dict[Path, Path] = {}
+    try:
+        for made in others:
+            place = files[made]
+            if place.exists():
+                former[place] = folder / f"{place.name}.former"
+                os.replace(place, former[place])
+            os.replace(made, place)
+            moved.append(place)
+        os.replace(last, files[last])
+    except OSError:
+        for place in moved:
+            place.unlink()
+        for place, kept in former.items():
+            os.replace(kept, place)
+        raise
 
 
 def fits_one_file(model: "ir.Model") -> bool:

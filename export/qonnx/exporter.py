@@ -11,10 +11,10 @@ from ..capture.caveats import warn_of_caveats
 from ..capture.model_state import evaluating, unchanged
 from ..capture.record import Call, record
 from ..errors import ExportError
-from ..onnx.activations.placeholders import DOMAIN
 from ..onnx.exporter import checked_options
 from ..onnx.operators import check_operators, refusing_packed
-from ..onnx.trace import trace
+from ..onnx.tracing.placeholder import placeholder
+from ..onnx.tracing.trace import trace
 from ..onnx.write import fits_one_file, write
 from ..optional import installed, required
 from .check import check
@@ -101,5 +101,4 @@ def export_qonnx(
 
 
 def _placeholder(call: Call, x: Tensor) -> Tensor:
-    which = {"path": call.path, "index": call.index}
-    return torch.onnx.ops.symbolic(f"{DOMAIN}::Quantize", (x,), which, dtype=x.dtype, shape=x.shape, version=1)
+    return placeholder("Quantize", call, x)

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from ..capture.record import Call, Recording
-from ..onnx.activations.placeholders import DOMAIN
 from ..onnx.editing import Editor
+from ..onnx.tracing.placeholder import DOMAIN
 from .nodes import NOTE, QONNX_DOMAIN, QuantNode, node_of
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ class Lowering(Editor):
         if x.is_initializer() and x.const_value is not None:
             held = torch.from_numpy(x.const_value.numpy().copy())
             if torch.equal(form.computed(held, scale), values):
-                return x
+                return self.constant(call.path.removesuffix("_quant"), held, "FLOAT")
         return self._parameter(call, "values", values)
 
     def _parameter(self, call: Call, role: str, tensor: Tensor) -> Any:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ...nn.contexts.intercepting import intercepted, quantizers_of
+from ...nn.contexts.progress import tracked
 from ...nn.contexts.switching import unquantized
 from ...qcore import Grid, GridQuant, TensorQuant
 from ...qcore.models import require_model, shown
@@ -19,7 +20,6 @@ from ...qcore.tensor_quant import Intercept
 from ..errors import GraphError, GraphWarning
 from .averages import AVERAGES
 from .measurement import Measurement
-from .progress import tracked
 from .report import CalibrationReport
 from .statistics import statistic_of
 from .thresholds import DataStatistic

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from ...nn.contexts.progress import tracked
 from ...nn.contexts.switching import unquantized
 from ...qcore import values_of
 from ...qcore.models import shown
 from ..calibration.calibration import calibrate
-from ..calibration.progress import tracked
 from ..errors import GraphError, GraphWarning
 from ..measuring.evaluation import evaluating, observed
 from ..recording.examples import Call

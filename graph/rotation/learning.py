@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ...nn import quantizers_of
+from ...nn.contexts.progress import tracked
 from ...qcore import GridQuant
 from ...qcore.scaling import StoredScaling
 from ..calibration.calibration import calibrate
-from ..calibration.progress import tracked
 from ..conversion.conversion import quantize
 from ..errors import GraphError
 from ..passes.models import example_of, untouched

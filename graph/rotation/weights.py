@@ -8,8 +8,8 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from ...nn.contexts.progress import tracked
 from ...nn.hadamard_transform import HadamardTransform
-from ..calibration.progress import tracked
 from ..passes.models import replace_module
 from .norms import Norm
 from .parts import Matrix

@@ -133,6 +133,23 @@ class NumberFormat:
         """Whether 0 is a level: what padding, ReLU and dropout write."""
         return 0.0 in self.levels
 
+    def holds(self, other: "NumberFormat") -> bool:
+        """Whether all levels of another format are levels of this one, too; what stands for NaN does not count.
+
+        Example:
+            >>> from bitwright.qcore import E2M1, E4M3, Integers
+            >>> Integers(8).holds(Integers(4)), Integers(8).holds(E2M1), E4M3.holds(E2M1), E4M3.holds(Integers(4))
+            (True, False, True, True)
+        """
+        if not (self.low <= other.low and other.high <= self.high):
+            return False
+        if self.whole:
+            return other.whole or all(level.is_integer() for level in other.levels if not math.isnan(level))
+        if other.whole and other.bits > self.bits:
+            return False  # without making a list of them
+        known = set(self.levels)
+        return all(level in known or math.isnan(level) for level in other.levels)
+
     def edges(self, rounding: RoundingLike) -> tuple[float, float]:
         """Between these numbers, and not at them, nothing is clipped: there gradients pass straight through.
 

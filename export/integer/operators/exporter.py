@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from ....nn.contexts.intercepting import quantizers_of
-from ....qcore import BiasQuant
 from ....qcore.models import require_model
 from ...capture.caveats import warn_of_caveats
 from ...capture.model_state import evaluating, unchanged
@@ -17,16 +16,17 @@ from ...capture.record import record
 from ...errors import ExportError, with_causes
 from ...onnx.agreement import compare_exactly
 from ...onnx.check import check
-from ...onnx.dialects import QCDQ, Dialect
+from ...onnx.dialects import INTEGER
 from ...onnx.exporter import checked_options
 from ...onnx.lower import lower
 from ...onnx.operators import check_operators
 from ...onnx.protect import protect
 from ...onnx.report import VerificationReport, VerificationRow
 from ...onnx.session import tensors_in
-from ...onnx.trace import trace
+from ...onnx.tracing.trace import trace
 from ...onnx.write import fits_one_file, write
 from ...optional import installed, required
+from ...targets.doors import ONNX_INTEGER
 from ..extraction import integers_of
 from ..float_modules import FloatModule, remedy
 from ..layers import LayerIntegers
@@ -39,10 +39,7 @@ if TYPE_CHECKING:
     import onnx
     import onnx_ir as ir
 
-__all__ = ["INTEGER", "export_onnx_integer"]
-
-INTEGER = Dialect("the integer dialect", tuple(each for each in QCDQ.types if each.bits == 8), clips_integers=True)
-
+__all__ = ["export_onnx_integer"]
 
 def export_onnx_integer(
     module: nn.Module,
@@ -74,7 +71,7 @@ def export_onnx_integer(
 
     Raises:
         ExportError: layers that the dialect can't hold (all of them are listed: more than 8 bits, a float bias, an
-            input without quantizer, a transposed convolution, whatever is computed in floats), or what
+            input without quantizer, whatever is computed in floats), or what
             `export_onnx_qcdq` raises.
 
     Example:
@@ -96,7 +93,7 @@ def export_onnx_integer(
     _refuse_recurrent(module)
     with unchanged(module), evaluating(module):
         recording = record(module, quantizers, arguments, kwargs)
-        given["opset_version"] = check(recording, INTEGER, given.get("opset_version"))
+        given["opset_version"] = check(recording, INTEGER, ONNX_INTEGER, given.get("opset_version"))
         warn_of_caveats(call, module, quantizers, recording.calls)
         found = integers_of(call, module, quantizers, recording, arguments, kwargs)
         check_layers(module, found)
@@ -184,31 +181,25 @@ def _refuse_nodes(module: nn.Module, nodes: list[Any], scopes: dict[str, str]) -
 
 def _problems(owner: nn.Module, layer: LayerIntegers) -> list[str]:
     assert layer.weight is not None
-    problems = []
+    problems, slopes = [], isinstance(owner, nn.PReLU)
     if layer.input is None:
         problems.append("its input is not quantized. Write input_quant=Int8Act, or put a QuantIdentity in front of it.")
     elif layer.input.axis is not None:
         count = layer.input.scale.numel()
         problems.append(f"its input has {count} scales. Quantize it per tensor: axis=None.")
-    elif layer.input.bit_width > 8:
+    elif layer.input.bit_width > 8 and not slopes:
         bits = layer.input.bit_width
         problems.append(f"its input has {bits} bits, and integer operators take 8. Put a QuantIdentity in front of it.")
-    if isinstance(owner, nn.modules.conv._ConvTransposeNd):
-        problems.append(
-            "ONNX has no transposed convolution of integers. Use export_onnx_qcdq, or upsample and convolve."
-        )
     bias, quantizer = getattr(owner, "bias", None), getattr(owner, "bias_quant", None)
     if bias is not None and quantizer is None:
         problems.append("its bias is float. Write bias_quant=Int32Bias.")
-    elif bias is not None and not isinstance(quantizer, BiasQuant):
-        problems.append("its bias has a scale of its own. Write bias_quant=Int32Bias, on the scale of the products.")
     if layer.weight.grid.block is not None:
         problems.append(
             "its weight has scales in groups, so the integers that one output sums have no common scale. Write "
             "weight_quant=Int8WeightPerChannel, or use export_onnx_qdq."
         )
     zero_point = layer.weight.grid.zero_point.reshape(-1)
-    if bool((zero_point != zero_point[:1]).any()):
+    if layer.weight.codes is not None and layer.weight.codes.ndim > 2 and bool((zero_point != zero_point[:1]).any()):
         problems.append(
             f"its weight has {zero_point.numel()} zero points, and ConvInteger takes one. Write a weight_quant without "
             "zero point, such as Int8WeightPerChannel, or per tensor."

@@ -14,6 +14,7 @@ from ...capture.grid import IntegerGrid
 from ...capture.record import Recording
 from ...errors import ExportError
 from ...onnx.editing import Editor
+from .transposed import mirrored, stuffed
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -86,7 +87,10 @@ class _Graph(Editor):
         super().__init__(model)
         self.calls = {call.name: call for call in recording}
         self.forms: dict[ir.Value, Form | None] = {}
-        self.products: set[ir.Value] = set()  # values that `scaled` made
+        self.products: set[ir.Value] = set()  # values computed from integers, alike everywhere
+        self.sums: dict[
+            ir.Value, tuple[ir.Value, Tensor]
+        ] = {}  # of those that `scaled` made: integers, and their scale
         self.sources: dict[ir.Value, tuple[bool, bool]] = {}
 
     def form(self, value: ir.Value | None) -> Form | None:
@@ -123,6 +127,27 @@ class _Graph(Editor):
             return Form(call.plain, stored.dtype.name, stored, call.codes)
         return Form(call.plain, codes.dtype.name, codes, bounds=call.plain.bounds)
 
+    def folded(self, value: ir.Value | None) -> tuple[Form, Tensor, Tensor] | None:
+        """A stored tensor as integers, with the scale of each, however it was reshaped; or None."""
+        node = None if value is None else value.producer()
+        if node is None:
+            return None
+        if node.op_type == "DequantizeLinear":
+            form = self.form(value)
+            if form is None or form.constant is None:
+                return None
+            return form, form.constant, form.grid.spread(form.constant)[0].expand(form.constant.shape)
+        known = self.folded(node.inputs[0]) if node.op_type in ("Reshape", "Transpose") else None
+        if known is None:
+            return None
+        form, codes, scales = known
+        if node.op_type == "Transpose":
+            order = list(node.attributes["perm"].as_ints())
+            return form, codes.permute(order), scales.permute(order)
+        size = node.inputs[1].const_value if node.inputs[1] is not None else None
+        shape = None if size is None else [int(each) for each in size.numpy()]
+        return None if shape is None else (form, codes.reshape(shape), scales.reshape(shape))
+
     def _moved_constant(self, node: ir.Node, inner: Form) -> Form | None:
         assert inner.constant is not None
         if node.op_type != "Transpose":
@@ -139,12 +164,10 @@ class _Graph(Editor):
             op_type, inputs = "Clip", [inner.codes, self.zero(inner)]
         elif op_type == "Pad":
             filled = self.operand(node, 2)
-            mode = node.attributes.get_string("mode", "constant")
-            if mode != "constant" or (
-                filled is not None and (filled.const_value is None or filled.const_value.numpy() != 0)
-            ):
+            if filled is not None and (filled.const_value is None or filled.const_value.numpy() != 0):
                 return None
-            inputs = [inner.codes, node.inputs[1], self.zero(inner), *node.inputs[3:]]
+            constant = node.attributes.get_string("mode", "constant") == "constant"
+            inputs = [inner.codes, node.inputs[1], self.zero(inner) if constant else None, *node.inputs[3:]]
         name, result = f"{node.outputs[0].name}.codes_of", node.outputs[0]
         if inner.wide and op_type == "MaxPool":  # of int32 through floats, which are exact to 24 bits
             cast = self.cast(node, inner.codes, "FLOAT", f"{name}.cast")
@@ -188,45 +211,91 @@ class _Graph(Editor):
         """A node whose result is int32 and shaped like that of the node behind it."""
         return self.add(place, op_type, inputs, name, settings, like=place.outputs[0], kind="INT32")
 
-    def scaled(self, node: ir.Node, sums: ir.Value, scale: Tensor, layer: str) -> ir.Value:
-        """Sums as values, in place of a node's result: one conversion and one multiplication."""
-        values = self.cast(node, sums, "FLOAT", f"{layer}.cast")
+    def scaled(self, node: ir.Node, sums: ir.Value, scale: Tensor, layer: str, bias: Tensor | None = None) -> ir.Value:
+        """Sums as values, in place of a node's result: one conversion and one multiplication.
+
+        Args:
+            node: whose result they are.
+            sums: int32.
+            scale: broadcastable to them.
+            layer: the beginning of names.
+            bias: values that are added to them, with one rounding each, or None.
+        """
         factor = self.constant(f"{layer}.scale", scale, "FLOAT")
-        product = self.add(node, "Mul", [values, factor], f"{layer}.scaled", like=node.outputs[0])
+        product = self._product(node, sums, factor, layer)
+        if bias is not None:
+            self.products.add(product)
+            added = self.constant(f"{layer}.bias.values", bias, "FLOAT")
+            product = self.add(node, "Add", [product, added], f"{layer}.biased", like=node.outputs[0])
+        else:
+            self.sums[product] = sums, scale
         self.replace(node, product, renamed=True)
         self.products.add(product)
         return product
+
+    def scaled_by_sign(self, node: ir.Node, sums: ir.Value, negative: ir.Value, scales: tuple[Tensor, Tensor]) -> None:
+        """Sums as values in place of a node's result: those that are negative have a scale of their own."""
+        name = node.outputs[0].name or ""
+        one, other = (
+            self.constant(f"{name}.{said}", each, "FLOAT")
+            for said, each in zip(("scale", "slope"), scales, strict=True)
+        )
+        factor = self.add(node, "Where", [negative, other, one], f"{name}.scales", like=node.outputs[0])
+        product = self._product(node, sums, factor, name)
+        self.replace(node, product, renamed=True)
+        self.products |= {product, factor}
+
+    def _product(self, node: ir.Node, sums: ir.Value, factor: ir.Value, name: str) -> ir.Value:
+        values = self.cast(node, sums, "FLOAT", f"{name}.cast")
+        return self.add(node, "Mul", [values, factor], f"{name}.scaled", like=node.outputs[0])
+
+    def integers(self, node: ir.Node) -> tuple[ir.Value, Tensor] | None:
+        """The integers of a node's first input in int32, zero points subtracted, and their scale; or None."""
+        value = node.inputs[0]
+        if value in self.sums:
+            return self.sums[value]
+        form = self.form(value)
+        if form is None or form.constant is not None or not form.plain:
+            return None
+        return _centred_codes(self, node, form, f"{node.outputs[0].name}.given"), form.grid.scale
 
 
 def _layer_of(weights: Form, node: Any) -> str:
     return weights.grid.name.removesuffix("weight_quant").removesuffix(".") or node.outputs[0].name
 
 
-def _operands(graph: _Graph, x: Form, weights: Form, layer: str) -> list[ir.Value | None]:
-    """What ConvInteger and MatMulInteger take: the integers of both, and one zero point for each."""
+def _operands(graph: _Graph, x: Form, weights: Form, layer: str, *, columns: bool = False) -> list[ir.Value | None]:
+    """What ConvInteger and MatMulInteger take: the integers of both, and one zero point for each.
+
+    Of a matrix, each of the ``columns`` may have its own.
+    """
     grid, factor = weights.grid, weights.codes
     if weights.constant is not None:
         factor = graph.constant(f"{grid.name}.integers", weights.constant, weights.kind)
     flat = grid.zero_point.reshape(-1)
-    if (flat != flat[0]).any():
+    alike = not bool((flat != flat[0]).any())
+    if not alike and not columns:
         raise ExportError(f"{layer}: its weight has several zero points, and ConvInteger takes one.")
-    return [x.codes, factor, graph.zero(x), graph.constant(f"{grid.name}.zero", flat[0], weights.kind)]
+    zero = flat[0] if alike else flat
+    return [x.codes, factor, graph.zero(x), graph.constant(f"{grid.name}.zero", zero, weights.kind)]
 
 
 def _with_bias(
     graph: _Graph, place: ir.Node, sums: ir.Value, bias: ir.Value | None, scale: Tensor, layer: str, spatial: int = 0
-) -> ir.Value:
-    """Sums of products, and the integers of a bias added to them."""
+) -> tuple[ir.Value, Tensor | None]:
+    """Sums of products with the integers of a bias added to them; or the values of a bias on a scale of its own."""
     if bias is None:
-        return sums
+        return sums, None
     form = graph.form(bias)
-    alike = form is not None and bool((form.grid.scale.expand_as(scale) == scale).all())
-    if form is None or form.constant is None or not alike:
-        raise ExportError(
-            f"{layer}: its bias is not on the scale of the products when it is traced. Write bias_quant=Int32Bias."
-        )
-    added = graph.constant(f"{layer}.bias.integers", form.constant.reshape(-1, *[1] * spatial), "INT32")
-    return graph.summed(place, "Add", [sums, added], f"{layer}.sums", {})
+    if form is None or form.constant is None:
+        raise ExportError(f"{layer}: its bias is not stored as integers when it is traced. Write bias_quant=Int32Bias.")
+    shape = (-1, *[1] * spatial)
+    if not bool(
+        (form.grid.scale.expand_as(scale) == scale).all() if form.grid.scale.numel() == 1 or scale.ndim else False
+    ):
+        return sums, form.grid.values(form.constant).reshape(shape)
+    added = graph.constant(f"{layer}.bias.integers", form.constant.reshape(shape), "INT32")
+    return graph.summed(place, "Add", [sums, added], f"{layer}.sums", {}), None
 
 
 def _conv(graph: _Graph, node: ir.Node) -> None:
@@ -235,12 +304,40 @@ def _conv(graph: _Graph, node: ir.Node) -> None:
         return
     if weights.constant is None or weights.grid.axis not in (None, 0):
         return
+    _convolve(graph, node, x, weights, node.attributes)
+
+
+def _convolve(graph: _Graph, node: ir.Node, x: Form, weights: Form, settings: Mapping[str, object]) -> None:
+    """ConvInteger in place of a node, with the bias of the node."""
+    assert weights.constant is not None
     layer, spatial = _layer_of(weights, node), weights.constant.ndim - 2
     scale = x.grid.scale * weights.grid.scale  # float32
     operands = _operands(graph, x, weights, layer)
-    sums = graph.summed(node, "ConvInteger", operands, f"{layer}.products", node.attributes)
-    sums = _with_bias(graph, node, sums, graph.operand(node, 2), scale, layer, spatial)
-    graph.scaled(node, sums, scale.reshape(-1, *[1] * spatial) if scale.ndim else scale, layer)
+    sums = graph.summed(node, "ConvInteger", operands, f"{layer}.products", settings)
+    sums, bias = _with_bias(graph, node, sums, graph.operand(node, 2), scale, layer, spatial)
+    graph.scaled(node, sums, scale.reshape(-1, *[1] * spatial) if scale.ndim else scale, layer, bias)
+
+
+def _conv_transposed(graph: _Graph, node: Any) -> None:
+    x, stored = graph.form(node.inputs[0]), graph.folded(node.inputs[1])
+    if x is None or stored is None or not x.plain or x.wide:
+        return
+    weights, groups = stored[0], node.attributes.get_int("group", 1)
+    codes, scales = (mirrored(each, groups) for each in stored[1:])
+    rows = scales.flatten(1)
+    if bool((rows != rows[:, :1]).any()):
+        return
+    kernel = list(codes.shape[2:])
+    given = stuffed(graph, node, x.codes, graph.zero(x), kernel)
+    if given is None:
+        return
+    flat = rows[:, 0]
+    one = weights.grid.axis is None
+    grid = replace(weights.grid, scale=flat[0] if one else flat, axis=None if one else 0)
+    settings = {"group": groups, "kernel_shape": kernel}
+    if "dilations" in node.attributes:
+        settings["dilations"] = list(node.attributes["dilations"].as_ints())
+    _convolve(graph, node, replace(x, codes=given), replace(weights, grid=grid, constant=codes), settings)
 
 
 def _gemm(graph: _Graph, node: ir.Node) -> None:
@@ -279,9 +376,10 @@ def _product(graph: _Graph, node: Any, x: Form, weights: Form, bias: ir.Value | 
     """MatMulInteger in front of a node whose result is replaced: the product, or the addition of its bias."""
     layer = node.outputs[0].name if weights.constant is None else _layer_of(weights, node)
     scale = x.grid.scale * weights.grid.scale  # float32
-    operands = _operands(graph, x, weights, layer)
+    operands = _operands(graph, x, weights, layer, columns=True)
     sums = graph.summed(place, "MatMulInteger", operands, f"{layer}.products", {})
-    graph.scaled(place, _with_bias(graph, place, sums, bias, scale, layer), scale, layer)
+    sums, own = _with_bias(graph, place, sums, bias, scale, layer)
+    graph.scaled(place, sums, scale, layer, own)
 
 
 def _reduce(graph: _Graph, node: Any) -> None:
@@ -374,7 +472,51 @@ def _centred_codes(graph: _Graph, node: ir.Node, form: Form, name: str) -> ir.Va
     return graph.add(node, "Sub", [codes, zero], f"{name}.centred", like=codes)
 
 
+def _leaky(graph: _Graph, node: Any) -> None:
+    given, slope = graph.integers(node), node.attributes.get_float("alpha", 0.01)
+    if given is not None and slope > 0:
+        sums, scale = given
+        graph.scaled_by_sign(node, sums, _below_zero(graph, node, sums), (scale, scale * slope))
+
+
+def _parametric(graph: _Graph, node: Any) -> None:
+    """Negative integers are multiplied with those of a slope, and are worth the product of both scales."""
+    slope = graph.folded(node.inputs[1])
+    given = None if slope is None else graph.integers(node)
+    if slope is None or given is None or bool(slope[0].grid.zero_point.any()):
+        return
+    sums, scale = given
+    name, scales = node.outputs[0].name, slope[2]
+    scales = scales.flatten()[0] if bool((scales == scales.flatten()[0]).all()) else scales
+    negative = _below_zero(graph, node, sums)
+    times = graph.summed(node, "Mul", [sums, graph.constant(f"{name}.slopes", slope[1], "INT32")], f"{name}.times", {})
+    sums = graph.summed(node, "Where", [negative, times, sums], f"{name}.sums", {})
+    graph.scaled_by_sign(node, sums, negative, (scale, scale * scales))
+
+
+def _below_zero(graph: _Graph, node: ir.Node, sums: ir.Value) -> ir.Value:
+    name = node.outputs[0].name
+    zero = graph.constant(f"{name}.none", torch.tensor(0), "INT32")
+    return graph.add(node, "Less", [sums, zero], f"{name}.negative", like=node.outputs[0], kind="BOOL")
+
+
+def _factor(graph: _Graph, node: Any) -> None:
+    """A number that integers are multiplied with or divided by goes into their scale."""
+    number = node.inputs[1].const_value if node.inputs[1] is not None else None
+    if number is None or number.numpy().size != 1 or not float(number.numpy()) > 0:
+        return
+    given, size = graph.integers(node), float(number.numpy())
+    if given is not None:
+        sums, scale = given
+        graph.scaled(node, sums, scale * size if node.op_type == "Mul" else scale / size, node.outputs[0].name)
+
+
 _RULES = {
+    "Mul": _factor,
+    "Div": _factor,
+    "LeakyRelu": _leaky,
+    "PRelu": _parametric,
+    "ConvTranspose": _conv_transposed,
     "Add": _add,
     "Sub": _add,
     "Conv": _conv,

@@ -14,8 +14,9 @@ from ...capture.numbering import Counts, counted
 from ...errors import ExportError
 from ..sums import AccumulatorRange
 
-__all__ = ["Journal", "ProductSums", "operation_name"]
+__all__ = ["BY_VALUE", "Journal", "ProductSums", "operation_name"]
 
+BY_VALUE = -2  # the axis of scales that depend on the values of integers: no dimension
 EXACT = 2**53  # float64 holds every integer up to here, so that sums of products are exact whatever their order
 
 
@@ -57,6 +58,7 @@ class Journal:
         accumulators: the sums that are kept, by the name of the layer's call.
         floats: for each layer, what was computed on values in place of integers, with how often.
         noted: the same in order, as pairs of layer and operation.
+        scaled_by_value: whether what some integers are worth depended on their values, as behind a leaky ReLU.
 
     Example:
         >>> journal = Journal(accumulator_bits=8)
@@ -72,6 +74,7 @@ class Journal:
         self.products: dict[str, ProductSums] = {}
         self.floats: dict[str, dict[str, int]] = {}
         self.noted: list[tuple[str, str]] = []
+        self.scaled_by_value = False
         self._running: list[tuple[str, str]] = []
 
     @property

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from ....nn.pooling.truncated import TruncatedAverage
 from ....qcore import Grid
 from ...capture.grid import IntegerGrid
-from .tensor import IntegerTensor, Term
+from .tensor import IntegerTensor
+from .terms import Term
 
 __all__ = ["averaging_integers"]
 

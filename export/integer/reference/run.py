@@ -31,9 +31,10 @@ from ...errors import ExportError
 from ..float_modules import FloatModule
 from ..requantize import ByMultiplier, Requantization, requantization
 from ..sums import AccumulatorRange
-from .journal import Journal, ProductSums
+from .journal import BY_VALUE, Journal, ProductSums
 from .pooling import averaging_integers
-from .tensor import IntegerTensor, Term, compact
+from .tensor import IntegerTensor
+from .terms import Term, compact
 from .tracker import FloatTracker
 
 __all__ = ["IntegerRun", "part_of", "run_lowered"]
@@ -136,7 +137,7 @@ def run_lowered(
             part = part_of(known, name, path)
             if part is None and dynamic:
                 with tracker.paused():
-                    return quantizer._quantize(x.value if isinstance(x, IntegerTensor) else x, *context)[0], None
+                    return quantizer._quantize(_value(x), *context)[0], None
             if part is None:
                 raise ExportError(
                     f"{name}: the integers hold nothing for this quantizer. They have {', '.join(known)}. Take them "
@@ -160,7 +161,7 @@ def run_lowered(
                 if current_step() is not None:
                     loops.add(name)
                 if take is not None:
-                    values = x.value if isinstance(x, IntegerTensor) else x
+                    values = _value(x)
                     codes = take(name, values, codes, part.grid, HalfEven() if rounding is None else rounding)
                 collected.setdefault(name, []).append(codes)
                 return _tensor(part, codes, journal), None
@@ -198,7 +199,7 @@ def _levels(quantizer: TensorQuant, x: Tensor, context: Arguments, part: Quantiz
     """The values of what lies on levels that are no integers: what comes of them is computed in floats."""
     if part.codes is not None:
         return part.grid.values(part.codes.to(x.device))
-    return quantizer._quantize(x.value if isinstance(x, IntegerTensor) else x, *context)[0]
+    return quantizer._quantize(_value(x), *context)[0]
 
 
 def _tensor(part: QuantizedTensor, codes: Tensor, journal: Journal) -> IntegerTensor:
@@ -234,7 +235,7 @@ def _requantized(
         return requantize(x, grid, quantizer.rounding), quantizer.rounding
     if isinstance(quantizer, TruncQuant) and isinstance(x, IntegerTensor):
         return ByMultiplier()(x, grid, quantizer.rounding.rounding), quantizer.rounding.rounding  # by 1, and a shift
-    values, own = quantizer._quantize(x.value if isinstance(x, IntegerTensor) else x, *context)
+    values, own = quantizer._quantize(_value(x), *context)
     assert isinstance(own, Grid)
     return own.to_int(values).to(torch.int64), None
 
@@ -246,8 +247,14 @@ def _entering(x: IntegerTensor, rounding: object) -> Entering:
         axes |= {dim for dim, size in enumerate(scale.shape) if size > 1}
         scales.append(scale.reshape(()) if scale.numel() == 1 else scale.reshape(-1))
     axis = None if not axes else axes.pop() if len(axes) == 1 else -1
+    axis = BY_VALUE if x.journal.scaled_by_value else axis
     name = getattr(rounding, "__name__", type(rounding).__name__)
     return Entering(tuple(each.cpu().clone() for each in scales), axis, x.low, x.high, name)
+
+
+def _value(x: Tensor) -> Tensor:
+    """The floats that a tensor stands for."""
+    return x.value if isinstance(x, IntegerTensor) else x
 
 
 def _values(each: object) -> object:

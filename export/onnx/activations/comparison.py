@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from ....qcore import Grid, TensorQuant
 from ....qcore.aliases import Arguments
 from ....qcore.formats.number_format import NumberFormat
 from ...capture.record import quantized
-from ..agreement import RESOLUTION, TIE
+from ..agreement import RESOLUTION, TIE, pieces
 from ..report import VerificationRow
 
 __all__ = ["Compared", "RunTime", "compare_levels", "compare_run_time", "run_time_of"]
@@ -198,27 +198,30 @@ def compare_levels(
         >>> row.compared, row.differences, row.tie_flips, ties
         (3, 1, 1, tensor([ True, False, False]))
     """
-    ladder = _Ladder(grid, rounding, values.shape)
-    scale = grid.along(grid.scale, values.shape)
-    steps = (values / scale).double()
-    ours, (below, above) = ladder.place_of_number(values / scale), ladder.around(values.double() / scale, steps)
-    found = ladder.place(theirs)
-    off = (ours - found).abs()
-    tie = (off > 0) & (torch.minimum(ours, below) <= found) & (found <= torch.maximum(ours, above))
-    differences = int(((off > 0) & ~tie).sum())
-    largest = float(off.max()) if off.numel() else 0.0
-    return VerificationRow(name, "activation", where, off.numel(), differences, int(tie.sum()), largest), below != above
+    ladder, row = _Ladder(grid.number_format, rounding), VerificationRow(name, "activation", where)
+    ties = torch.empty(values.shape, dtype=torch.bool, device=values.device)
+    zero_point = torch.zeros_like(grid.scale) if grid.zero_point is None else grid.zero_point
+    scale, zero_point = (grid.along(each, values.shape) for each in (grid.scale, zero_point))
+    for x, other, scales, zeros, tied in pieces(values, theirs, scale, zero_point, ties):
+        zeros = zeros.double()
+        ours = ladder.place_of_number(x / scales, zeros)
+        below, above = ladder.around(x.double() / scales, zeros)
+        torch.ne(below, above, out=tied)
+        found = ladder.place(other)
+        off = (ours - found).abs_()
+        tie = (off > 0) & (torch.minimum(ours, below) <= found) & (found <= torch.maximum(ours, above))
+        largest, flips = float(off.max()) if off.numel() else 0.0, int(tie.sum())
+        differences = int(torch.count_nonzero(off)) - flips
+        row.add(VerificationRow(name, "activation", where, off.numel(), differences, flips, largest))
+    return row, ties
 
 
 class _Ladder:
-    """The levels of a grid in ascending order; of integers, whose codes are such, nothing is listed."""
+    """The levels of a format in ascending order; of integers, whose codes are such, nothing is listed."""
 
-    def __init__(self, grid: Grid, rounding: Callable[[Tensor], Tensor], shape: Any) -> None:
-        self.number_format: NumberFormat = grid.number_format
-        self.rounding = rounding
-        self.whole = self.number_format.whole
-        zero_point = grid.zero_point
-        self.zero_point = None if zero_point is None else grid.along(zero_point, shape).double()
+    def __init__(self, number_format: NumberFormat, rounding: Callable[[Tensor], Tensor]) -> None:
+        self.number_format, self.rounding = number_format, rounding
+        self.whole = number_format.whole
         if not self.whole:
             known = sorted({level + 0.0 for level in self.number_format.levels if math.isfinite(level)})
             self.levels = torch.tensor(known, dtype=torch.float64)
@@ -232,22 +235,21 @@ class _Ladder:
         special = torch.where(wide.isnan(), -5, torch.where(wide.isposinf(), -6, torch.where(wide.isneginf(), -7, -9)))
         return torch.where(self.levels[at] == wide, at, special)
 
-    def place_of_number(self, steps: Tensor) -> Tensor:
+    def place_of_number(self, steps: Tensor, zero_point: Tensor) -> Tensor:
         """Where the level stands that numbers are moved to."""
         if not self.whole:
             return self.place(self.number_format.nearest(steps, self.rounding))
         low, high = self.number_format.low, self.number_format.high
-        codes = self.rounding(steps)
-        return (codes if self.zero_point is None else codes + self.zero_point).clamp(low, high).to(torch.int64)
+        return (self.rounding(steps) + zero_point).clamp(low, high).to(torch.int64)
 
-    def around(self, steps: Tensor, near: Tensor) -> tuple[Tensor, Tensor]:
+    def around(self, steps: Tensor, zero_point: Tensor) -> tuple[Tensor, Tensor]:
         """Where the numbers go that lie below and above by the tolerance."""
         range_ = RESOLUTION * (self.number_format.high - self.number_format.low)
         if self.whole:
             one = two = max(TIE, range_)
         else:
-            at = self.place_of_number(steps).clamp_min(0)
+            at = self.place_of_number(steps, zero_point).clamp_min(0)
             gaps = self.levels.diff()
             one = (TIE * gaps[(at - 1).clamp_min(0)]).clamp_min(range_)
             two = (TIE * gaps[at.clamp_max(len(gaps) - 1)]).clamp_min(range_)
-        return self.place_of_number(steps - one), self.place_of_number(steps + two)
+        return self.place_of_number(steps - one, zero_point), self.place_of_number(steps + two, zero_point)

@@ -7,14 +7,12 @@ import torch
 from torch import Tensor
 
 from ....qcore import GridQuant
-from ....qcore.aliases import Keywords
 from ...capture.record import Call
 from ..dialects import Dialect
+from ..tracing.placeholder import placeholder
 from .plan import Plan, needs_clipping, plan_of, static_shape
 
-__all__ = ["DOMAIN", "emitter"]
-
-DOMAIN = "bitwright"  # of the placeholders; none is left in the end
+__all__ = ["emitter"]
 
 
 def emitter(dialect: Dialect) -> Callable[[Call, Tensor], Tensor]:
@@ -33,20 +31,20 @@ def emitter(dialect: Dialect) -> Callable[[Call, Tensor], Tensor]:
 
 def _traced(call: Call, dialect: Dialect, x: Tensor) -> Tensor:
     if call.stored or call.quantizer.follows_input:
-        return _node("Quantize", call, x)
+        return placeholder("Quantize", call, x)
     plan = plan_of(call, dialect)
     if plan.native and not plan.follows:
-        return _node("Quantize", call, x)
+        return placeholder("Quantize", call, x)
     quantizer = cast(GridQuant, call.quantizer)
     if plan.follows:
         return _following(call, quantizer, plan, dialect, x)
-    steps = _node("Divide", call, x)
+    steps = placeholder("Divide", call, x)
     if call.grid.number_format.whole:
-        return _node("Quantize", call, quantizer.rounding(steps))
+        return placeholder("Quantize", call, quantizer.rounding(steps))
     levels = call.grid.number_format.nearest(steps, quantizer.rounding)
     if plan.storage is not None:
-        return _node("Quantize", call, levels)
-    return _node("Multiply", call, _named("levels", call, levels))
+        return placeholder("Quantize", call, levels)
+    return placeholder("Multiply", call, _named("levels", call, levels))
 
 
 def _following(call: Call, quantizer: GridQuant, plan: Plan, dialect: Dialect, x: Tensor) -> Tensor:
@@ -61,7 +59,7 @@ def _following(call: Call, quantizer: GridQuant, plan: Plan, dialect: Dialect, x
         given = [scale] if zero_point is None else [scale, zero_point]
         if plan.block is None:
             given = [each.reshape(()) if plan.axis is None else each.reshape(-1) for each in given]
-        return _node("Quantize", call, x, *given)
+        return placeholder("Quantize", call, x, *given)
     granularity, levels = quantizer.granularity, call.grid.number_format
     view, beside = granularity.view(x), granularity.beside(scale, x)
     if zero_point is None:
@@ -71,7 +69,7 @@ def _following(call: Call, quantizer: GridQuant, plan: Plan, dialect: Dialect, x
         reached = levels.near(view / beside, quantizer.rounding, granularity.beside(zero_point, x))
     reached = _named("levels", call, granularity.back(reached, x))
     spread = beside if view is x else granularity.back(beside.expand_as(view), x)
-    return _node("Multiply", call, reached, spread)
+    return placeholder("Multiply", call, reached, spread)
 
 
 def _clipped(call: Call, quantizer: GridQuant, x: Tensor, scale: Tensor, zero_point: Tensor | None) -> Tensor:
@@ -84,9 +82,4 @@ def _clipped(call: Call, quantizer: GridQuant, x: Tensor, scale: Tensor, zero_po
 
 
 def _named(role: str, call: Call, x: Tensor) -> Tensor:
-    return _node("Name", call, x, role=role)
-
-
-def _node(kind: str, call: Call, x: Tensor, *others: Tensor, **settings: str) -> Tensor:
-    which: Keywords = {"path": call.path, "index": call.index, **settings}
-    return torch.onnx.ops.symbolic(f"{DOMAIN}::{kind}", (x, *others), which, dtype=x.dtype, shape=x.shape, version=1)
+    return placeholder("Name", call, x, role=role)

@@ -4,14 +4,13 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from ....qcore import GridQuant, Integers
-from ....qcore.formats.minifloat import Minifloat
 from ....qcore.formats.number_format import NumberFormat
 from ....qcore.granularity import Granularity
 from ...capture.grid import place_of
 from ...capture.record import Call
 from ..dialects import BLOCKS, EXPORTER_OPSET, Dialect, Storage
 
-__all__ = ["Plan", "needs_clipping", "plan_of", "refusal", "static_shape"]
+__all__ = ["Plan", "needs_clipping", "plan_of", "static_shape"]
 
 
 class Plan(NamedTuple):
@@ -86,17 +85,6 @@ def needs_clipping(call: Call, storage: Storage, dialect: Dialect) -> bool:
         return False
     covered = isinstance(call.quantizer, GridQuant) and call.quantizer._covered()
     return not (covered or (dialect.clips_integers and storage.clips))
-
-
-def refusal(call: Call, dialect: Dialect) -> str | None:
-    """What keeps an activation's quantizer out of a file, and what to write instead; None where nothing does."""
-    number_format = call.grid.number_format
-    if isinstance(number_format, Minifloat) and not number_format.saturating:
-        return (
-            f"{number_format}: what rounds past its ends becomes infinite or NaN, where onnxruntime's QuantizeLinear "
-            "is wrong. Write saturating=True, as the ready formats have it."
-        )
-    return None
 
 
 def static_shape(plan: Plan, shape: Sequence[object]) -> bool:

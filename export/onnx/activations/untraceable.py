@@ -11,7 +11,7 @@ from ....qcore import GridQuant
 from ...capture.record import Call, Recording
 from ...errors import ExportError, with_causes
 from ..dialects import Dialect
-from ..trace import quiet
+from ..tracing.trace import quiet
 
 __all__ = ["naming_untraceable"]
 

@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -51,11 +53,12 @@ class FileReader:
     Args:
         model: an exported model.
         call: the function that the user called, which errors name.
+        folder: where the data files lie of tensors that are not in the model; these are read one by one when needed.
     """
 
-    def __init__(self, model: "onnx.ModelProto", call: str) -> None:
-        onnx = required("onnx", call)
-        self.to_array, self.type_name = onnx.numpy_helper.to_array, onnx.TensorProto.DataType.Name
+    def __init__(self, model: "onnx.ModelProto", call: str, folder: Path | None = None) -> None:
+        self.onnx, self.folder = required("onnx", call), folder
+        self.type_name = self.onnx.TensorProto.DataType.Name
         self.initializers: Mapping[str, Any] = {each.name: each for each in model.graph.initializer}
         self.nodes = list(all_nodes(model.graph))
         self.makers = {name: node for node in self.nodes for name in node.output}
@@ -67,12 +70,17 @@ class FileReader:
             if found is not None:
                 yield found
 
-    def tensors(self) -> dict[str, QuantizedTensor]:
-        """By the name of the call: the grid, and the numbers where they are stored, too.
+    @cached_property
+    def places(self) -> dict[str, Held]:
+        """Every quantized tensor whose scale is stored, by the name of the call."""
+        return {each.name: each for each in self.held()}
 
-        These are in units of the scale, int64 if they are integers, float32 if not. The grid has the bits of the type.
+    def tensor(self, name: str) -> QuantizedTensor:
+        """The grid of a call, and the numbers where they are stored, too.
+
+        These are in units of the scale: integers, or float32 if they are none. The grid has the bits of the type.
         """
-        return {each.name: self._tensor(each) for each in self.held()}
+        return self._tensor(self.places[name])
 
     def _held(self, node: Any) -> Held | None:
         name, (codes, scale, *zero_point) = node.name.removesuffix(".dequantize"), node.input
@@ -113,12 +121,15 @@ class FileReader:
         zero_point = torch.zeros(scale.shape, dtype=torch.int64)
         if held.zero_point is not None:
             zero_point = self.read(held.zero_point)
+            zero_point = zero_point if zero_point.dtype.is_floating_point else zero_point.to(torch.int64)
         typed = held.codes or held.zero_point
         storage = BIAS if typed is None or held.table is not None else _TYPES[self.kind(typed)]
         kind = (storage.bits, storage.levels.signed, False)
         grid = IntegerGrid(held.name, scale, zero_point, *kind, held.axis, held.block)
         codes = None if held.codes is None else self.read(held.codes)
-        return QuantizedTensor(grid, codes if codes is None or held.table is None else self.read(held.table)[codes])
+        if codes is not None and held.table is not None:
+            codes = self.read(held.table)[codes.int()]
+        return QuantizedTensor(grid, codes)
 
     def kind(self, name: str) -> str:
         """The type of an initializer, as ONNX spells it."""
@@ -136,6 +147,19 @@ class FileReader:
         return -(-torch.Size(self.shape(name)).numel() * (32 if storage is None else storage.bits) // 8)
 
     def read(self, name: str) -> Tensor:
-        """An initializer: integers as int64, floats as float32."""
-        array = self.to_array(self.initializers[name])
-        return torch.from_numpy(array.astype("int64" if "INT" in self.kind(name) else "float32"))
+        """An initializer: integers in the smallest type of torch that has them, floats as float32."""
+        tensor, kind = self.initializers[name], self.kind(name)
+        if self.folder is not None and self.onnx.external_data_helper.uses_external_data(tensor):
+            tensor = self.onnx.TensorProto()
+            tensor.CopyFrom(self.initializers[name])
+            self.onnx.external_data_helper.load_external_data_for_tensor(tensor, str(self.folder))
+        return torch.from_numpy(self.onnx.numpy_helper.to_array(tensor).astype(_READ_AS.get(kind, "float32")))
+
+
+_READ_AS = {
+    **dict.fromkeys(("INT2", "INT4", "INT8"), "int8"),
+    **dict.fromkeys(("UINT2", "UINT4", "UINT8"), "uint8"),
+    **dict.fromkeys(("INT16",), "int16"),
+    **dict.fromkeys(("UINT16", "INT32"), "int32"),
+    **dict.fromkeys(("INT64", "UINT32"), "int64"),
+}

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING
 
-from ..session import loaded
+from ..comparing.disk import opened
 from .reading import FileReader, Held
 
 if TYPE_CHECKING:
@@ -103,7 +103,8 @@ def storage_report(program: "torch.onnx.ONNXProgram | onnx.ModelProto | str | os
         tensor        numbers  bits each  stored as                         scales
         weight_quant      512        4.5  UINT4 codes + table of 16 levels  8 x FLOAT
     """
-    reader = FileReader(loaded("storage_report", program), "storage_report")
+    with opened("storage_report", program) as file:
+        reader = FileReader(file.graph, "storage_report", file.folder)
     held = [each for each in reader.held() if each.codes is not None]
     tables = {each.table for each in held if each.table is not None}
     return StorageReport(tuple(_row(reader, each) for each in held), sum(map(reader.nbytes, tables)))

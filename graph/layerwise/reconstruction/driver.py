@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from ....nn.contexts.freezing import frozen
 from ....nn.contexts.intercepting import quantizers_of
+from ....nn.contexts.progress import tracked
 from ....nn.contexts.switching import unquantized
 from ....qcore import TensorQuant
-from ...calibration.progress import tracked
 from ...errors import GraphError
 from ...measuring.samples import side_by_side
 from ...passes.reports import Entry

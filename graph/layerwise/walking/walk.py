@@ -11,10 +11,10 @@ from torch.utils import _pytree
 
 from ....nn.contexts.freezing import frozen
 from ....nn.contexts.intercepting import quantizers_of
+from ....nn.contexts.progress import tracked
 from ....qcore import Grid, TensorQuant
 from ....qcore.models import require_model, shown
 from ....qcore.scaling.pooling import distributed, lowest, summed
-from ...calibration.progress import tracked
 from ...conversion.snapshot import restored_on_failure
 from ...errors import GraphError
 from ...measuring.batches import batches_of

@@ -351,7 +351,7 @@ def test_all_that_lies_between_quantizers_is_named():
         qnn.QuantLinear(6, 6),
         qnn.QuantReLU(**act),
         nn.Unflatten(1, (2, 3)),
-        nn.AdaptiveAvgPool1d(2),
+        nn.Softplus(),
         qnn.QuantIdentity(**act),
     ).eval()
     other = "There is no integer arithmetic for it: replace it, or use export_onnx_qcdq, which keeps it float."
@@ -362,8 +362,23 @@ def test_all_that_lies_between_quantizers_is_named():
         f"  3.1 (Own): mul, add. {other}\n"
         f"  4 (QuantSigmoid): sigmoid. {other}\n"
         "  5 (QuantLinear): a float bias. Write bias_quant=Int32Bias.\n"
-        f"  8 (AdaptiveAvgPool1d): adaptive_avg_pool2d. {other}"
+        f"  8 (Softplus): softplus. {other}"
     )
+
+
+def test_scales_that_depend_on_values_are_refused():
+    """Whatever the example: of positive integers alone, too."""
+    act = {"return_quant_tensor": True, "scale": 0.1}
+    model = nn.Sequential(qnn.QuantIdentity(**act), qnn.QuantLeakyReLU(0.3, **act)).eval()
+    for x in (torch.ones(2, 3), torch.randn(2, 3)):
+        with pytest.raises(ExportError) as raised:
+            integers(model, x).to_c_header()
+        assert str(raised.value) == (
+            "a C header can't express this model:\n"
+            "  1.act_quant: what the integers of its input are worth depends on their values, as behind a LeakyReLU, a "
+            "PReLU or the larger of two tensors, and the header has one scale for each channel. Use a ReLU, or one "
+            "scale for both."
+        )
 
 
 def test_roundings_and_scales_that_the_header_does_not_have():

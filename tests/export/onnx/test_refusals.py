@@ -141,7 +141,7 @@ def test_all_offenders_are_listed_in_one_error():
         (
             HandMade(),
             X,
-            "act_quant: Doubling has arithmetic of its own, and QuantizeLinear computes IntQuant's. Put what is yours "
+            "act_quant: Doubling has arithmetic of its own, and QDQ computes IntQuant's. Put what is yours "
             "into a rounding, a scaling or a zero point of an IntQuant.",
         ),
     ],

@@ -1,14 +1,21 @@
 """A comparison finds what is wrong, and tells rounding ties from errors."""
 
+import json
+import math
+import os
 import re
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from torch import nn
 
 import bitwright.nn as qnn
-from bitwright.export import VerificationReport, VerificationRow, export_onnx_qcdq, verify_onnx
+from bitwright.export import VerificationReport, VerificationRow, export_onnx_qcdq, storage_report, verify_onnx
+from bitwright.export.onnx import write
+from bitwright.export.onnx.comparing import portions
+from bitwright.export.onnx.verify import _Work
 from bitwright.quantizers import Int8Act, Int32Bias, Uint8Act
 
 
@@ -39,15 +46,15 @@ def test_table(model):
     assert report.ok
     lines = str(report).splitlines()
     assert lines[0] == f"{report.compared} numbers compared: 0 differences, 0 tie flips"
-    assert re.fullmatch(r"outputs off by at most \S+, \S+ of their range", lines[1])
+    assert re.fullmatch(r"outputs off by at most \S+, \S+ of their range; on average \S+, \S+", lines[1])
+    assert lines[2:] == ["same top class in 4 of 4 samples"]
     assert report.output_error <= 1e-5
-    assert len(lines) == 2
     names = ["0.act_quant", "1.weight_quant", "2.act_quant", "3.weight_quant", "linear_1"]
     assert [row.name for row in report.only("off").rows] == names
     assert [row.name for row in report.only("on").rows] == names
     assert [row.compared for row in report.only("off").rows] == [32, 64, 32, 24, 12]
     assert [(row.name, row.kind, row.compared) for row in report.only("plain").rows] == [("linear_1", "output", 12)]
-    assert report.table().splitlines()[3].split() == ["off", "0.act_quant", "32", "0", "0", "0"]
+    assert report.table().splitlines()[4].split() == ["off", "0.act_quant", "32", "0", "0", "0"]
 
 
 @pytest.mark.parametrize(
@@ -128,12 +135,18 @@ def test_report_adds_up():
     report.add([VerificationRow("a", "activation", "on", 10, 2, 0, 3.0, "odd")])
     assert report.rows[0] == VerificationRow("a", "activation", "on", 20, 2, 1, 3.0, "odd")
     assert (report.compared, report.differences, report.tie_flips, report.ok) == (25, 2, 1, False)
-    report.add([VerificationRow("b", "output", "plain", 5, 0, 3, 0.25, absolute=2.0)])
-    report.add([VerificationRow("b", "output", "plain", 5, 0, 0, 0.5, absolute=1.0)])
+    assert report.top1_agreement is None
+    figures = {"mean": 0.1, "mean_absolute": 0.75, "samples": 3, "alike": 2}
+    report.add([VerificationRow("b", "output", "plain", 5, 0, 3, 0.25, absolute=2.0, **figures)])
+    figures = {"mean": 0.3, "mean_absolute": 0.25, "samples": 1, "alike": 1}
+    report.add([VerificationRow("b", "output", "plain", 5, 0, 0, 0.5, absolute=1.0, **figures)])
     assert (report.output_error, report.relative_output_error, report.tie_flips) == (2.0, 0.5, 1)
-    assert str(report).splitlines()[:2] == [
+    assert (report.mean_output_error, report.relative_mean_output_error) == (0.5, 0.2)
+    assert (report.output_tie_flips, report.top1_agreement) == (3, 0.75)
+    assert str(report).splitlines()[:3] == [
         "35 numbers compared: 2 differences, 1 tie flip",
-        "outputs off by at most 2, 0.5 of their range",
+        "outputs off by at most 2, 0.5 of their range; on average 0.5, 0.2; 3 numbers beyond 1e-05 of it after tie flips",
+        "same top class in 3 of 4 samples",
     ]
 
 
@@ -161,3 +174,131 @@ def test_integers_of_a_later_call_that_were_those_of_an_earlier_one():
     broken = tampered(program, "layer.bias_quant.1.codes", lambda codes: codes + 1)
     found = {row.name: row.differences for row in verify_onnx(model, broken, x).only("off").rows}
     assert (found["layer.bias_quant"], found["layer.bias_quant.1"], found["layer.bias_quant.3"]) == (0, 4, 4)
+
+
+@pytest.fixture
+def forwards(monkeypatch):
+    """How many samples each forward of the model, and each run of the file, has."""
+    found = {"model": [], "file": []}
+    through, run = portions.Portion.through, _Work.run
+
+    def counted(part, module):
+        found["model"].append(len(part.tensors[0]))
+        return through(part, module)
+
+    def ran(work, part, where):
+        found["file"].append((where, len(part.tensors[0])))
+        return run(work, part, where)
+
+    monkeypatch.setattr(portions.Portion, "through", counted)
+    monkeypatch.setattr(_Work, "run", ran)
+    return found
+
+
+def test_where_both_sides_have_the_same_codes_the_model_runs_once(model, forwards):
+    x = torch.randn(4, 8)
+    program = export_onnx_qcdq(model, x)
+    assert forwards == {"model": [4], "file": [("off", 4), ("on", 4), ("plain", 4)]}
+    proto = tampered(program, "1.weight_quant.codes", lambda codes: codes + np.eye(8, dtype="i1").reshape(-1))
+    forwards["model"].clear()
+    assert not verify_onnx(model, proto, x).ok
+    assert forwards["model"] == [4, 4]  # from the codes of the file, and the model's own
+
+
+def test_portions_take_so_many_bytes(forwards):
+    torch.manual_seed(0)
+    model = nn.Sequential(qnn.QuantIdentity(scale=0.05), qnn.QuantLinear(1000, 100)).eval()
+    x = torch.randn(60, 1000)
+    program = export_onnx_qcdq(model, x[:3], dynamic_shapes=({0: "batch"},), verify=False)
+    # a sample: twice 1000 codes and 100 outputs, and 8 times the 4000 bytes of the largest tensor
+    each = 2 * (1000 + 400) + 8 * 4000
+    report = verify_onnx(model, program, x, memory=25 * each)
+    assert report.ok
+    assert [size for where, size in forwards["file"] if where == "plain"] == [25, 25, 10]
+    assert forwards["file"][0] == ("off", 2)  # measured
+    forwards["file"].clear()
+    assert verify_onnx(model, program, x, memory=1, batch_size=20).rows[0].compared == 60000
+    assert [size for where, size in forwards["file"] if where == "plain"] == [1] * 60
+    forwards["file"].clear()
+    verify_onnx(model, program, x, batch_size=20)
+    assert [size for where, size in forwards["file"] if where == "plain"] == [20, 20, 20]
+
+
+def test_external_data_are_read_where_they_lie(model, tmp_path, monkeypatch):
+    """Beyond the size of one file, weights go beside it; both are verified, by every way to name them."""
+    monkeypatch.setattr(write, "LARGEST_FILE", 10_000)
+    model = nn.Sequential(model[0], qnn.QuantLinear(8, 1500, weight_bit_width=4), qnn.QuantReLU(scale=0.01)).eval()
+    x, path = torch.randn(64, 8), tmp_path / "model.onnx"
+    program = export_onnx_qcdq(model, x, path)
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["model.onnx", "model.onnx.data"]
+    assert (tmp_path / "model.onnx.data").stat().st_size >= 12000
+    for named in (program, path, str(path), program.model_proto, onnx.load(path)):
+        report = verify_onnx(model, named, x)
+        assert report.ok
+        assert report.rows[1].compared == 12000
+        assert storage_report(named).rows[0].shape == (1500, 8)
+    data = (tmp_path / "model.onnx.data").read_bytes()
+    codes = next(each for each in onnx.load(path, load_external_data=False).graph.initializer if "codes" in each.name)
+    offset = next(int(each.value) for each in codes.external_data if each.key == "offset")
+    (tmp_path / "model.onnx.data").write_bytes(data[:offset] + bytes([(data[offset] + 1) % 7]) + data[offset + 1 :])
+    assert [row.differences for row in verify_onnx(model, path, x).rows if row.kind == "stored"] == [1, 1]
+
+
+def test_no_file_is_replaced_if_one_of_them_cannot_be(model, tmp_path, monkeypatch):
+    monkeypatch.setattr(write, "LARGEST_FILE", 100)
+    x, path = torch.randn(4, 8), tmp_path / "model.onnx"
+    model[1] = qnn.QuantLinear(8, 400).eval()
+    model = model[:2]
+    export_onnx_qcdq(model, x, path)
+    before = {each.name: each.read_bytes() for each in tmp_path.iterdir()}
+    replace = os.replace
+
+    def refuse(made, place):
+        if str(place) == str(path):
+            raise PermissionError("in use")
+        replace(made, place)
+
+    with torch.no_grad():
+        model[1].weight.neg_()
+    monkeypatch.setattr(write.os, "replace", refuse)
+    with pytest.raises(PermissionError, match="in use"):
+        export_onnx_qcdq(model, x, path)
+    assert {each.name: each.read_bytes() for each in tmp_path.iterdir()} == before
+    path.unlink()
+    (tmp_path / "model.onnx.data").unlink()
+    with pytest.raises(PermissionError, match="in use"):
+        export_onnx_qcdq(model, x, path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_outputs_after_a_tie_flip_are_told_apart_from_codes():
+    """Three codes of eight flip, and are the outputs, which are off by one there."""
+    model = nn.Sequential(nn.Linear(2, 2), qnn.QuantIdentity(act_quant=Uint8Act(scale=1.0))).eval()
+    with torch.no_grad():
+        model[0].weight.copy_(torch.eye(2))
+        model[0].bias.fill_(0.4995)
+    x = torch.tensor([[1.0, 2.0], [3.0, 3.2], [5.3, 4.0], [9.0, 9.0]])
+    proto = tampered(export_onnx_qcdq(model, x), "0.bias", lambda held: held + np.array([0.001, 0.0], "f4"))
+    report = verify_onnx(model, proto, x)
+    assert (report.differences, report.tie_flips, report.output_tie_flips) == (0, 6, 3)  # codes: off and on
+    assert (report.output_error, report.mean_output_error) == (1.0, 3 / 8)
+    assert report.relative_output_error == pytest.approx(1 / 9)
+    assert report.relative_mean_output_error == pytest.approx(3 / 8 / 9)
+    assert report.top1_agreement == 0.5  # two samples have two highest classes in the file
+
+
+def test_report_as_json_and_picture(tmp_path):
+    pytest.importorskip("matplotlib")
+    rows = [
+        VerificationRow("act", "activation", "on", 10, 0, 1, 1.0),
+        VerificationRow("y", "output", "plain", 4, 1, 0, math.inf, absolute=math.inf, mean_absolute=math.inf),
+    ]
+    report = VerificationReport(rows)
+    report.save(tmp_path / "report.json")
+    found = json.loads((tmp_path / "report.json").read_text())
+    assert (found["ok"], found["differences"], found["tie_flips"], found["output_error"]) == (False, 1, 1, None)
+    assert found["rows"][0]["name"] == "act"
+    (axes,) = report.plot().axes
+    assert [line.get_label() for line in axes.lines] == ["tie flips", "differences"]
+    assert [list(line.get_xdata()) for line in axes.lines] == [[0.1], [0.0]]
+    assert [each.get_text() for each in axes.get_yticklabels()] == ["act (on)"]

@@ -38,23 +38,19 @@ def test_all_at_once():
     model(x)
     before = {name: each.clone() for name, each in model.state_dict().items()}
     said = """QONNX can't express 9 parts of this model:
-  0.act_quant: it has a zero point, which FINN refuses, and which qonnx adds before it rounds: ties go another way \
-than in ONNX. Write act_quant=Int8Act (or Uint8Act), or export by export_onnx_qdq.
-  1.weight_quant: it has scales for groups of 32 along axis 1, and QONNX's readers take one scale, or one for each \
-channel. Write weight_quant=Int8WeightPerChannel.
-  2.act_quant: its scale follows the input, and QONNX's readers take scales that are constant. Write \
-act_quant=Int8Act, and run some batches in training mode.
-  3.weight_quant: its levels are e4m3fn, and QONNX's readers take integers, and the signs of BinaryAct and \
-BinaryWeightPerTensor. Quantize to integers, or export by export_onnx_qdq.
-  4.act_quant: rounding 'half_up', and QONNX's readers know 'half_even' and 'floor' (qonnx's HALF_UP rounds ties away \
-from zero). Write rounding='half_even'.
-  5.weight_quant: it has a zero point, which FINN refuses, and which qonnx adds before it rounds: ties go another way \
-than in ONNX. Write weight_quant=Int8WeightPerChannel, or export by export_onnx_qdq.
+  0.act_quant: it has a zero point, and QONNX has none. Write zero_point=None.
+  1.weight_quant: its scales are for groups of 32 along axis 1; QONNX takes one scale per tensor, or per index of one \
+dimension. Choose another quantizer, such as Int8WeightPerChannel.
+  2.act_quant: its scale follows the input, and QONNX takes scales that are known beforehand. Write \
+scaling='calibrated'.
+  3.weight_quant: its levels are e4m3fn, and QONNX has integers only. Write export_onnx_qdq, which stores them, or \
+quantize to integers.
+  4.act_quant: rounding 'half_up'; QONNX has 'half_even', 'floor'. Write rounding='half_even'.
+  5.weight_quant: it has a zero point, and QONNX has none. Write weight_zero_point=None.
   6.act_quant: it leaves out the largest of its unsigned integers, which hls4ml and FINN refuse. Write \
 narrow_range=False.
-  7.act_quant: 24 bits, and readers compute in float32, which holds integers of 22. Write bit_width=22 or less.
-  8.act_quant: rounding 'floor', and QONNX's readers know the nearest of its two levels (qonnx's HALF_UP rounds ties \
-away from zero). Write rounding='half_even'."""
+  7.act_quant: 24 bits, signed; QONNX stores 2 to 22. Write bit_width=22 or less.
+  8.act_quant: rounding 'floor', and BipolarQuant goes to the nearest of its two levels. Write rounding='half_even'."""
     with pytest.raises(ExportError, match=f"^{re.escape(said)}$"):
         export_qonnx(model, x)
     assert all(torch.equal(each, before[name]) for name, each in model.state_dict().items())
@@ -64,7 +60,7 @@ def test_recurrent_layers_are_named_once():
     model = nn.Sequential(qnn.QuantLSTM(5, 6))
     said = (
         "QONNX can't express 1 part of this model:\n  0: QONNX has no loop over time, and its readers take no "
-        "recurrent layers. Export it by export_onnx_qdq, or call a cell (QuantLSTMCell) once for each step."
+        "recurrent layers. Use export_onnx_qdq, or call a cell once for each step."
     )
     with pytest.raises(ExportError, match=f"^{re.escape(said)}$"):
         export_qonnx(model.eval(), torch.randn(7, 3, 5))

@@ -20,7 +20,6 @@ from bitwright.qcore import QuantTensor
 from bitwright.quantizers import (
     Int8Act,
     Int8ActPerChannel,
-    Int8BiasOwnScale,
     Int8WeightPerChannel,
     Int32Bias,
     ShiftedUint8Act,
@@ -324,7 +323,7 @@ def test_folded_batch_norm_is_exported():
 
 class Scaled(nn.Module):
     def forward(self, x):
-        return x * 0.5
+        return x.sin()
 
 
 def test_every_float_is_refused_in_one_error():
@@ -347,7 +346,7 @@ def test_every_float_is_refused_in_one_error():
         "  7: its bias is float. Write bias_quant=Int32Bias.\n"
         "  0 (Linear): addmm. Write qnn.QuantLinear with bias_quant=Int32Bias, and quantize its input.\n"
         f"  2 (LayerNorm): layer_norm. {other}\n"
-        f"  4.0 (Scaled): mul. {other}\n"
+        f"  4.0 (Scaled): sin. {other}\n"
         f"  4.1 (Softmax): softmax. {other}\n"
         f"  6 (QuantSigmoid): sigmoid. {other}\n"
         "  8 (Tanh): tanh. There is no integer arithmetic for it: apply it to the outputs, outside of the model."
@@ -451,12 +450,9 @@ def test_refusals_are_listed():
         {
             "no_input": qnn.QuantLinear(4, 4, bias=False),
             "float_bias": qnn.QuantLinear(4, 4, input_quant=Int8Act(scale=0.1)),
-            "own_scale": qnn.QuantLinear(4, 4, bias_quant=Int8BiasOwnScale, input_quant=Int8Act(scale=0.1)),
-            "transposed": qnn.QuantConvTranspose1d(4, 4, 1, input_quant=Int8Act(scale=0.1), **options),
-            "zero_points": qnn.QuantLinear(
-                4, 4, weight_quant=ShiftedUint8WeightPerChannel, input_quant=Int8Act(scale=0.1), **options
+            "zero_points": qnn.QuantConv1d(
+                4, 4, 1, weight_quant=ShiftedUint8WeightPerChannel, input_quant=Int8Act(scale=0.1), **options
             ),
-            "channels": qnn.QuantConv1d(4, 4, 1, bias=False, input_quant=Int8ActPerChannel(scale=[0.1] * 4)),
         }
     ).eval()
 
@@ -467,7 +463,7 @@ def test_refusals_are_listed():
 
         def forward(self, x):
             for name, layer in self.layers.items():
-                x = layer(x.unsqueeze(2)).squeeze(2) if name in ("transposed", "channels") else layer(x)
+                x = layer(x.unsqueeze(2)).squeeze(2) if name == "zero_points" else layer(x)
             return x
 
     with pytest.raises(ExportError) as raised:
@@ -477,13 +473,19 @@ def test_refusals_are_listed():
         "  layers.no_input: its input is not quantized. Write input_quant=Int8Act, or put a QuantIdentity in front of "
         "it.\n"
         "  layers.float_bias: its bias is float. Write bias_quant=Int32Bias.\n"
-        "  layers.own_scale: its bias has a scale of its own. Write bias_quant=Int32Bias, on the scale of the "
-        "products.\n"
-        "  layers.transposed: ONNX has no transposed convolution of integers. Use export_onnx_qcdq, or upsample and "
-        "convolve.\n"
         "  layers.zero_points: its weight has 4 zero points, and ConvInteger takes one. Write a weight_quant without "
-        "zero point, such as Int8WeightPerChannel, or per tensor.\n"
-        "  layers.channels: its input has 4 scales. Quantize it per tensor: axis=None."
+        "zero point, such as Int8WeightPerChannel, or per tensor."
+    )
+
+
+def test_inputs_of_several_scales_are_refused():
+    layer = qnn.QuantConv1d(4, 4, 1, bias=False, input_quant=Int8ActPerChannel(scale=[0.1] * 4))
+    with pytest.raises(ExportError) as raised:
+        export_onnx_integer(layer.eval(), torch.randn(2, 4, 3))
+    assert str(raised.value) == (
+        "the integer dialect can't express 1 quantizer of this model:\n"
+        "  input_quant: its scales are for axis 1; the integer dialect takes one scale per tensor. Write "
+        "input_axis=None."
     )
 
 

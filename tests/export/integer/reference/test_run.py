@@ -1,4 +1,5 @@
 import math
+import re
 from fractions import Fraction
 from itertools import product
 
@@ -21,7 +22,8 @@ from bitwright.export import (
     run_integers,
 )
 from bitwright.export.integer.reference.journal import Journal
-from bitwright.export.integer.reference.tensor import IntegerTensor, Term
+from bitwright.export.integer.reference.tensor import IntegerTensor
+from bitwright.export.integer.reference.terms import Term
 from bitwright.export.integer.requantize import multiplier_and_shift
 from bitwright.qcore import Ceil, Floor, HalfEven, HalfUp, IntQuant, TowardZero
 from bitwright.quantizers import (
@@ -257,6 +259,8 @@ KEEP = {
     "repeated": lambda x: x.repeat(1, 1, 2, 1),
     "flipped": lambda x: x.flip(2),
     "padded": lambda x: F.pad(x, (1, 2, 0, 1)),
+    "turned": lambda x: x.rot90(1, (2, 3)),
+    "circular": lambda x: F.pad(x, (1, 2, 1, 1), mode="circular"),
     "reflected": lambda x: F.pad(x, (1, 2, 1, 1), mode="reflect"),
     "max_pool": lambda x: F.max_pool2d(x, 3, 2, 1),
     "max_pool_1d": lambda x: F.max_pool1d(x.flatten(1, 2), 2),
@@ -275,6 +279,21 @@ KEEP = {
     "contiguous": lambda x: x.contiguous().to(torch.float32),
 }
 SUMS = {
+    "running": lambda x: x.cumsum(3),
+    "avg_pool_without_padding": lambda x: F.avg_pool2d(x, 3, 2, 1, count_include_pad=False),
+    "avg_pool_ceil": lambda x: F.avg_pool2d(x, 3, 2, 1, ceil_mode=True),
+    "avg_pool_ceil_without_padding": lambda x: F.avg_pool2d(x, (3, 4), 3, 1, True, False),
+    "avg_pool_1d": lambda x: F.avg_pool1d(x.flatten(2), 3, 2, 1, count_include_pad=False),
+    "avg_pool_3d": lambda x: F.avg_pool3d(x.unsqueeze(2), (1, 3, 2), (1, 2, 2), (0, 1, 1), True, False),
+    "avg_pool_divisor": lambda x: F.avg_pool2d(x, 2, divisor_override=3),
+    "adaptive_uneven": lambda x: F.adaptive_avg_pool2d(x, (4, 5)),
+    "adaptive_3d": lambda x: F.adaptive_avg_pool3d(x.unsqueeze(2), (1, 4, 2)),
+    "bilinear": lambda x: F.interpolate(x, scale_factor=2, mode="bilinear"),
+    "bilinear_corners": lambda x: F.interpolate(x, size=(5, 9), mode="bilinear", align_corners=True),
+    "linear": lambda x: F.interpolate(x.flatten(2), scale_factor=4, mode="linear"),
+    "halved": lambda x: x / 2,
+    "times": lambda x: x * -0.3,
+    "leaky": lambda x: F.leaky_relu(x, 0.1),
     "mean": lambda x: x.mean((2, 3)),
     "mean_kept": lambda x: x.mean(3, keepdim=True),
     "sum": lambda x: x.sum((2, 3)),
@@ -286,18 +305,84 @@ SUMS = {
 
 
 LARGEST = {
+    "amin": lambda x: x.amin(1),
+    "max_of_all": lambda x: x.max(),
+    "max": lambda x: x.max(1)[0],
+    "min_kept": lambda x: x.min(3, keepdim=True)[0],
+    "topk": lambda x: x.topk(3, 2)[0],
+    "sorted": lambda x: x.sort(1, descending=True)[0],
+    "median": lambda x: x.median(3)[0],
+    "largest_so_far": lambda x: x.cummax(2)[0],
+    "maximum": lambda x: torch.maximum(x, x.flip(3)),
+    "minimum": lambda x: torch.minimum(x, x.flip(2)),
+    "positive": lambda x: torch.where(x.flip(3) > 0.5, x, 0.0),
+    "masked": lambda x: x.masked_fill(torch.arange(6) > 3, 0),
+    "a_mask": lambda x: x * (torch.arange(6) > 3),
+    "large": lambda x: F.threshold(x, 1.0, 0.0),
+    "magnitudes": lambda x: x.abs(),
+    "from_zero": lambda x: sum([x, 0]) + 0,
     "amax": lambda x: x.amax((2, 3)),
     "amax_kept": lambda x: x.amax(3, keepdim=True),
     "amax_of_all": lambda x: x.amax(),
 }
 
 
-@pytest.mark.parametrize("operation", LARGEST.values(), ids=LARGEST)
-def test_largest_integers(operation):
-    x = tensor(2, 4, 6, 6)
-    out = operation(x)
+SINGLE = {"positive", "large", "magnitudes"}  # a sum of two terms is compared, or loses its sign, in floats
+
+
+@pytest.mark.parametrize("axis", [None, 1])
+@pytest.mark.parametrize("terms", [1, 2])
+@pytest.mark.parametrize("name", LARGEST)
+def test_selected_integers(name, terms, axis):
+    if terms == 2 and name in SINGLE:
+        pytest.skip("takes values")
+    x = tensor(2, 4, 6, 6, terms=terms, axis=axis)
+    out = LARGEST[name](x)
     assert isinstance(out, IntegerTensor)
-    assert torch.equal(out.value, operation(x.value))
+    assert torch.equal(out.value, LARGEST[name](x.value))
+    assert x.journal.floats == {}
+
+
+def test_places_of_the_largest():
+    x = tensor(2, 4, 6, 6)
+    assert torch.equal(x.argmax(1), x.value.argmax(1))
+    assert torch.equal(x.argsort(3), x.value.argsort(3))
+    assert x.journal.floats == {}
+
+
+def test_integers_are_written_in_place():
+    """Zeros and integers on the same scale, through views; what shares the memory changes with them."""
+    x = tensor(2, 4)
+    before, y = x.value, x.clone()
+    y[:, 0] = 0
+    y[:, 1] = x[:, 2]
+    z = torch.zeros_like(x)
+    z[:, 2:] = x[:, :2]
+    assert (z.zero, torch.zeros_like(x).zero) == (False, True)
+    assert torch.equal(x.value, before)
+    assert torch.equal(y.value, torch.stack([0 * before[:, 0], before[:, 2], before[:, 2], before[:, 3]], 1))
+    assert torch.equal(z.value, torch.cat([torch.zeros(2, 2), before[:, :2]], 1))
+    assert x.journal.floats == {}
+
+
+def test_bounds_that_are_integers_are_applied_at_once():
+    x = IntegerTensor((Term(torch.tensor([-9, 3, 40]), torch.tensor(0.25)),), Journal())
+    clipped = F.hardtanh(x, -1.0, 6.0)
+    assert (clipped.pending, clipped.terms[0].codes.tolist()) == (False, [-4, 3, 24])
+    later = F.hardtanh(x, -1.1, 6.0)
+    assert (later.pending, later.terms[0].codes.tolist(), later.value.tolist()) == (
+        True,
+        [-9, 3, 40],
+        [-1.100000023841858, 0.75, 6.0],
+    )
+
+
+def test_slopes_multiply_negative_integers():
+    x = IntegerTensor((Term(torch.tensor([-9, 3]), torch.tensor(0.5)),), Journal())
+    slope = IntegerTensor((Term(torch.tensor([3]), torch.tensor(0.125)),), Journal())
+    out = F.prelu(x, slope)
+    assert out.terms[0].codes.tolist() == [-27, 3]
+    assert out.terms[0].scale.tolist() == [0.0625, 0.5]
 
 
 @pytest.mark.parametrize("axis", [None, 1])
@@ -451,7 +536,7 @@ def test_joined_grids_stay_integers():
 @pytest.mark.parametrize(
     ("operation", "name"),
     [
-        (lambda x: x * 2, "mul"),
+        (lambda x: x * torch.ones(3), "mul"),
         (lambda x: x + 1.5, "add"),
         (lambda x: torch.softmax(x, 1), "softmax"),
         (lambda x: F.pad(x, (1, 1), value=1.0), "constant_pad_nd"),
@@ -476,12 +561,21 @@ def test_shapes_are_no_arithmetic():
 
 
 @pytest.mark.parametrize(
-    "operation",
-    [lambda x: x.sigmoid_(), lambda x: x[:1].relu_(), lambda x: x.fill_(1.0)],
-    ids=["float", "view", "fill"],
+    ("operation", "name"),
+    [
+        (lambda x: x.sigmoid_(), "sigmoid"),
+        (lambda x: x[:1].relu_(), "relu"),
+        (lambda x: x.fill_(1.0), "fill"),
+        (lambda x: x[:1].copy_(tensor(1, 3)), "copy"),  # on a scale of its own
+        (lambda x: x.t().reshape(-1).zero_(), "zero"),  # a copy in memory
+    ],
 )
-def test_writing_in_place(operation):
-    with pytest.raises(ExportError, match="changes a quantized tensor in place, and what comes out are no integers"):
+def test_writing_in_place(operation, name):
+    message = (
+        f"the model: {name}_ changes a quantized tensor in place, and what comes out are no integers on a grid. Write "
+        f"the operation that returns a new tensor ({name}; inplace=False)."
+    )
+    with pytest.raises(ExportError, match=re.escape(message) + "$"):
         operation(tensor(2, 3))
 
 

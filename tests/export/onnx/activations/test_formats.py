@@ -193,7 +193,7 @@ def test_not_saturating():
         match=re.escape(
             "QDQ can't express 1 quantizer of this model:\n"
             "  0.act_quant: e4m3fn, not saturating: what rounds past its ends becomes infinite or NaN, where "
-            "onnxruntime's QuantizeLinear is wrong. Write saturating=True, as the ready formats have it."
+            "QDQ stops at the ends. Write saturating=True, as the ready formats have it."
         ),
     ):
         export_onnx_qdq(nn.Sequential(qnn.QuantIdentity(act_quant=Act(number_format=loose))), torch.randn(3))

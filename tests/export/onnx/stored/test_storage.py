@@ -211,22 +211,21 @@ REFUSALS = {
         Fp8e4m3WeightPerTensor,
         {},
         "QCDQ can't express 1 quantizer of this model:\n  weight_quant: its levels are e4m3fn, and QCDQ has integers "
-        "only. Write export_onnx_qdq, which stores them as FLOAT8E4M3FN, or quantize to integers.",
+        "only. Write export_onnx_qdq, which stores them, or quantize to integers.",
     ),
     "a table in integers": (
         export_onnx_qcdq,
         NF4Weight,
         {},
         "QCDQ can't express 1 quantizer of this model:\n  weight_quant: its levels are nf4, and QCDQ has integers "
-        "only. Write export_onnx_qdq, which stores them as UINT4 codes + table of 16 levels, or quantize to integers.",
+        "only. Write export_onnx_qdq, which stores them, or quantize to integers.",
     ),
     "integer operators": (
         export_onnx_integer,
         MXFloat4e2m1Weight,
         {},
         "the integer dialect can't express 1 quantizer of this model:\n  weight_quant: its levels are e2m1fn, and the "
-        "integer dialect has integers only. Write export_onnx_qdq, which stores them as UINT4 codes + table of 16 "
-        "levels, or quantize to integers.",
+        "integer dialect has integers only. Write export_onnx_qdq, which stores them, or quantize to integers.",
     ),
     "too wide": (
         export_onnx_qdq,

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 import bitwright.nn as qnn
-from bitwright.graph.calibration import calibrate, progress
-from bitwright.graph.calibration.progress import tracked
+from bitwright.graph.calibration import calibrate
+from bitwright.nn.contexts import progress
+from bitwright.nn.contexts.progress import tracked
 
 
 class Terminal(io.StringIO):

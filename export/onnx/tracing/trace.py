@@ -12,20 +12,21 @@ from torch import Tensor, nn
 from torch.export import Dim
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
-from ...nn.contexts.intercepting import intercepted
-from ...qcore import Grid, TensorQuant, grid_of, values_of
-from ...qcore.aliases import Keywords
-from ...qcore.tensor_quant import Intercept
-from ...qcore.tracing import loops_become
-from ..capture.caveats import silent_quantizers, unreached
-from ..capture.numbering import Counts
-from ..capture.record import Call, Recording
-from ..capture.traced_tensor import TracedQuantTensor
-from ..errors import ExportError
-from .activations.placeholders import DOMAIN
+from ....nn.contexts.intercepting import intercepted
+from ....qcore import Grid, TensorQuant, grid_of, values_of
+from ....qcore.aliases import Keywords
+from ....qcore.tensor_quant import Intercept
+from ....qcore.tracing import loops_become
+from ...capture.caveats import silent_quantizers, unreached
+from ...capture.numbering import Counts
+from ...capture.record import Call, Recording
+from ...capture.traced_tensor import TracedQuantTensor
+from ...errors import ExportError
+from ..stored.stand_ins import StandIns
 from .loops import OnnxLoops
+from .placeholder import placeholder, translations
 
-__all__ = ["DOMAIN", "Emitter", "quiet", "trace"]
+__all__ = ["Emitter", "quiet", "trace"]
 
 Emitter = Callable[[Call, Tensor], Tensor]
 
@@ -197,7 +198,7 @@ def _traced(
     options: Keywords,
     emit: Emitter,
 ) -> torch.onnx.ONNXProgram:
-    counts = Counts()
+    counts, stand_ins = Counts(), StandIns(quantizers, recording)
     surplus: list[str] = []
 
     def emitter(path: str) -> Intercept:
@@ -207,14 +208,20 @@ def _traced(
             if index >= len(calls):
                 surplus.append(path)
                 return x, None
-            return emit(calls[index], x), None
+            stored = stand_ins.of(calls[index])
+            return (emit(calls[index], x) if stored is None else stored), None
 
         return placed
 
     handle = module.register_forward_pre_hook(lambda *_: counts.clear())  # torch may run forward more than once
     try:
         with intercepted(quantizers, emitter), loops_become(OnnxLoops()), quiet(), torch.no_grad():
-            program = torch.onnx.export(module, args, **options)
+            with stand_ins.registered():
+                program = torch.onnx.export(module, args, **{**options, "optimize": False, **_translating(options)})
+            assert program is not None  # it is for dynamo=False only
+            stand_ins.mark(program.model)
+            if options.get("optimize", True):
+                program.optimize()
     finally:
         handle.remove()
     missed = next((path for path in surplus if path not in recording.calls), None)
@@ -228,7 +235,6 @@ def _traced(
             f"{surplus[0]} is called more often while the model is traced than when it runs on the example input. Let "
             "the forward take the same path both times (no branch on torch.compiler.is_exporting())."
         )
-    assert program is not None  # it is for dynamo=False only
     _check_open(module, program, args, options)
     for output, name in zip(program.model.graph.outputs, options.get("output_names") or (), strict=False):
         output.name = name  # up to torch 2.10, two outputs of one value got their own names only after these were given
@@ -236,11 +242,14 @@ def _traced(
 
 
 def _placeholders(call: Call, x: Tensor) -> Tensor:
-    which = {"path": call.path, "index": call.index}
     if not (call.half_even or call.stored):
-        x = torch.onnx.ops.symbolic(f"{DOMAIN}::Divide", (x,), which, dtype=x.dtype, shape=x.shape, version=1)
-        x = call.quantizer.rounding(x)  # type: ignore[operator]
-    return torch.onnx.ops.symbolic(f"{DOMAIN}::Quantize", (x,), which, dtype=x.dtype, shape=x.shape, version=1)
+        x = call.quantizer.rounding(placeholder("Divide", call, x))  # type: ignore[operator]
+    return placeholder("Quantize", call, x)
+
+
+def _translating(options: Keywords) -> Keywords:
+    """The user's own translations, and those of placeholders."""
+    return {"custom_translation_table": {**(options.get("custom_translation_table") or {}), **translations()}}
 
 
 @contextmanager

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ...qcore.tracing import loop_steps
+from ....qcore.tracing import loop_steps
 
 __all__ = ["OnnxLoops"]
 

@@ -1,0 +1,116 @@
+"""A graph in the forms that onnxruntime's integer kernels take, where this only moves roundings.
+
+`protect` keeps onnxruntime from whatever changes a number. Here, these things are let go:
+
+- A float bias of a layer with 8-bit inputs and weights is an INT32 on the scale of the products, as QLinearConv and
+  QGemm take it.
+- Batch normalization behind a convolution is part of the convolution's scales and bias: the integers stay.
+- Sums, products, softmax and average pools of 8-bit tensors have integer kernels, which break ties their own way.
+- Matrix products with weights alone quantized are MatMulNBits, which rounds its input to 8 bits.
+
+All other fences stay: without them a file fails to load, or loses a Relu, or quantizes what the model does not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from ..protect import RULES, Guard, guard_layer, guard_matmul, guard_sum
+from .batch_norms import fold_into_convolutions
+from .constants import number_of, values_of_constant
+from .nbits import pack_products
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+__all__ = ["hasten"]
+
+
+def hasten(model: ir.Model, accuracy_level: int) -> None:
+    """Let onnxruntime use its integer kernels, in place.
+
+    Args:
+        model: an ``onnx_ir.Model`` whose quantizations are QuantizeLinear and DequantizeLinear nodes.
+        accuracy_level: of MatMulNBits: 4 rounds inputs to 8 bits, 1 computes in float32.
+    """
+    guard = FastGuard(model)
+    guard.rewrite({"BatchNormalization": fold_into_convolutions})
+    guard.rewrite(dict.fromkeys(("MatMul", "Gemm"), lambda guard, node: pack_products(guard, node, accuracy_level)))
+    guard.rewrite(_RULES)
+    guard.sweep()
+
+
+class FastGuard(Guard):
+    """Edits one graph, and knows what the integer kernels take."""
+
+    def eight_bits(self, node: ir.Node | None) -> bool:
+        """Whether a DequantizeLinear has integers of 8 bits, and scales that don't follow the input."""
+        if node is None or self.computed(node):
+            return False
+        return node.inputs[0] is not None and node.inputs[0].dtype in (self.ir.DataType.INT8, self.ir.DataType.UINT8)
+
+    def round_bias(self, node: ir.Node, index: int, inputs: ir.Node, weights: ir.Node) -> None:
+        """Put an INT32 bias on the scale of the products in the place of a float one, if it is constant and fits."""
+        bias = node.inputs[index]
+        values = values_of_constant(bias)
+        scales = [number_of(each.inputs[1]) for each in (inputs, weights)]
+        if bias is None or values is None or values.ndim != 1 or any(scale is None for scale in scales):
+            return
+        input_scale, weight_scale = (np.asarray(scale, np.float32) for scale in scales)
+        if input_scale.size != 1 or weight_scale.size not in (1, values.size):
+            return
+        products = np.asarray(input_scale.reshape(()) * weight_scale)
+        if not (products > 0).all():
+            return
+        codes = np.rint(values.astype(np.float64) / products)
+        if np.abs(codes).max(initial=0.0) > _LARGEST:
+            return
+        name = f"{bias.name}.rounded"
+        held = self.constant(f"{name}.codes", torch.from_numpy(codes), "INT32")
+        scale = self.constant(f"{name}.scale", torch.from_numpy(products), "FLOAT")
+        place = {"axis": 0} if products.ndim else None
+        called = f"{name}.dequantize"
+        rounded = self.add(node, "DequantizeLinear", [held, scale], name, place, like=bias, called=called)
+        node.replace_input_with(index, rounded)
+
+
+_LARGEST = 2.0**30  # so that the sum of the products has room beside it
+
+
+def _layer(guard: FastGuard, node: ir.Node) -> None:
+    inputs, weights = guard.dequantize(node.inputs[0]), guard.dequantize(node.inputs[1])
+    plain = all(node.attributes.get_float(factor, 1.0) == 1.0 for factor in ("alpha", "beta"))
+    if plain and guard.eight_bits(inputs) and guard.eight_bits(weights):
+        bias = guard.operand(node, 2)
+        if bias is not None and not guard.on_scale_of_products(bias, inputs, weights):
+            guard.round_bias(node, 2, inputs, weights)
+    guard_layer(guard, node)
+
+
+def _matmul(guard: FastGuard, node: ir.Node) -> None:
+    inputs, weights = guard.dequantize(node.inputs[0]), guard.dequantize(node.inputs[1])
+    added = guard.addition(node.outputs[0])
+    if added is not None and guard.eight_bits(inputs) and guard.eight_bits(weights):
+        addition, bias = added
+        if not guard.on_scale_of_products(bias, inputs, weights):
+            index = next(number for number, each in enumerate(addition.inputs) if each is bias)
+            guard.round_bias(addition, index, inputs, weights)
+    guard_matmul(guard, node)
+
+
+def _requantized(guard: FastGuard, node: ir.Node) -> None:
+    if not guard.eight_bits(guard.dequantize(node.inputs[0])):
+        guard_sum(guard, node)
+
+
+_RULES: dict[str, Callable[[FastGuard, ir.Node], None]] = {
+    **RULES,
+    "Conv": _layer,
+    "Gemm": _layer,
+    "MatMul": _matmul,
+    **dict.fromkeys(("Add", "AveragePool", "GlobalAveragePool", "Mul", "Softmax"), _requantized),
+}

@@ -1,0 +1,64 @@
+"""Stored integers of a file beside those that the model has, a piece at a time."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from ....qcore import Grid, TensorQuant
+from ....qcore.aliases import Arguments
+from ....qcore.grid_quant import FLOAT_BITS
+from ...capture.grid import IntegerGrid, QuantizedTensor
+from ...capture.record import codes_of
+from ..agreement import compare_exactly, compare_grids, pieces
+from ..report import VerificationRow
+
+__all__ = ["compare_stored"]
+
+
+def compare_stored(
+    name: str,
+    where: str,
+    quantizer: TensorQuant,
+    x: Tensor,
+    context: Arguments,
+    quantized: tuple[Tensor, Grid],
+    held: QuantizedTensor,
+) -> VerificationRow:
+    """What a file holds of a weight or bias, beside what the model makes of it.
+
+    Args:
+        name: of the quantizer's call.
+        where: for the row.
+        quantizer: the quantizer.
+        x: the weight or bias.
+        context: what else the quantizer was given.
+        quantized: what it answered with: values and their grid.
+        held: what the file holds.
+    """
+    values, grid = quantized
+    assert held.codes is not None
+    if values.shape != held.codes.shape:
+        row = compare_exactly(name, "stored", where, values, held.codes)
+    else:
+        row = VerificationRow(name, "stored", where)
+        for ours, theirs in _levels(quantizer, x, context, values, grid, held.codes):
+            row.add(compare_exactly(name, "stored", where, ours, theirs))
+    compare_grids(row, IntegerGrid.of(name, grid, values.shape), held.grid)
+    return row
+
+
+def _levels(
+    quantizer: TensorQuant, x: Tensor, context: Arguments, values: Tensor, grid: Grid, held: Tensor
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The levels of both sides, float64."""
+    form, held = grid.number_format, held.to(values.device)
+    if form.whole and int(grid.bit_width) > FLOAT_BITS:
+        for codes, theirs in pieces(codes_of(quantizer, x, context, values, grid), held):
+            yield form.decode(codes, torch.float64), theirs
+        return
+    zero_point = torch.zeros_like(grid.scale) if grid.zero_point is None else grid.zero_point
+    scales, zeros = (grid.along(each, values.shape) for each in (grid.scale, zero_point))
+    for part, scale, zero, theirs in pieces(values.detach(), scales, zeros, held):
+        plain = Grid(scale, None if grid.zero_point is None else zero, form)
+        yield form.decode(plain.to_int(part), torch.float64), theirs

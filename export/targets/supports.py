@@ -1,0 +1,163 @@
+"""Can a model go out to a target? Asked before it is trained, and of rules before there is a model."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import cast
+
+from torch import Tensor, nn
+
+from ... import nn as qnn
+from ...nn.contexts.intercepting import quantizers_of
+from ...nn.layer import QuantLayer
+from ...qcore import TensorQuant, describe
+from ...qcore.errors import nearest
+from ...qcore.models import shown
+from ..errors import ExportError
+from ..integer.accumulators import accumulator_report
+from .doors import TARGETS
+from .report import SupportReport, SupportRow
+from .rules import Problem, problems
+from .target import Target
+from .use import Use, use_of, uses_of
+
+__all__ = ["supports"]
+
+Rules = Mapping[object, object] | Iterable[tuple[object, object]]
+
+
+def supports(
+    model: nn.Module | Rules, target: str | Target, examples: Tensor | tuple[object, ...] | None = None
+) -> SupportReport:
+    """What keeps a model from going out to a target, and what to write instead; nothing runs, nothing changes.
+
+    What only data can show is not part of it: an export checks that, too. The same records decide what the exports
+    refuse before they trace.
+
+    Args:
+        model: a model with quantized layers, trained or not; or rules as `bitwright.graph.quantize` takes them, where
+            each setting is checked as that of a linear layer, or of an activation.
+        target: a name: ``"onnx-qcdq"``, ``"onnx-qdq"``, ``"onnx-integer"`` and so on, see `TARGETS`; or a `Target`.
+        examples: arguments of the model: with them, the accumulators of a target that limits these are checked, too.
+
+    Returns:
+        A `SupportReport`: ``report.ok``, ``print(report)``, ``report.require()``.
+
+    Raises:
+        ExportError: an unknown target, or something that is neither a model nor rules.
+
+    Example:
+        >>> model = nn.Sequential(qnn.QuantLinear(8, 4, weight_bit_width=20), qnn.QuantReLU())
+        >>> print(supports(model, "onnx-qdq"))
+        QDQ can't take 1 of 2 quantizers:
+          0.weight_quant: 20 bits, signed; QDQ stores 2 to 16 (bit_width: keyword weight_bit_width). Write \
+weight_bit_width=16 or less.
+        >>> supports({nn.Linear: dict(weight_bit_width=4)}, "onnx-qdq").ok
+        True
+    """
+    record = _target(target)
+    if isinstance(model, nn.Module):
+        uses, rows = uses_of(model), _layers(model, record)
+        if examples is not None and record.accumulator_bits is not None:
+            rows += _accumulators(model, record.accumulator_bits, examples)
+    else:
+        uses, rows = [*_uses_of_rules(model)], []
+    found = [_row(use, problem) for use in uses for problem in problems(use, record)]
+    return SupportReport(record.name, len(uses), tuple(found + rows))
+
+
+def _target(target: str | Target) -> Target:
+    if isinstance(target, Target):
+        return target
+    if target in TARGETS:
+        return TARGETS[target]
+    close = nearest(target, TARGETS) if isinstance(target, str) else None
+    hint = f"Did you mean {close!r}?" if close else f"There are {', '.join(map(repr, TARGETS))}, and Target(...)."
+    raise ExportError(f"supports(target={target!r}): there is no such target. {hint}")
+
+
+def _row(use: Use, problem: Problem) -> SupportRow:
+    return SupportRow(use.path, problem.setting, problem.what, _set_by(use, problem.setting), problem.remedy)
+
+
+def _set_by(use: Use, setting: str) -> str:
+    """Where a setting was made: a keyword, or a class with its line."""
+    if use.quantizer.quantizer is None:
+        return f"{type(use.quantizer).__name__}, made by hand"
+    for name in (*_IMPLIED_BY.get(setting, ()), setting):
+        try:
+            return describe(use.quantizer).find(name).set_by
+        except (KeyError, LookupError):
+            continue
+    return repr(use.quantizer.quantizer)
+
+
+_IMPLIED_BY = {"granularity": ("axis", "group_size"), "number_format": ("bit_width",), "restriction": ("scaling",)}
+
+
+def _layers(model: nn.Module, target: Target) -> list[SupportRow]:
+    """Layers that have no place in a target, and biases that must be integers."""
+    rows = []
+    for path, layer in model.named_modules():
+        name = f"{path or 'the model'} ({type(layer).__name__})"
+        reason = next((said for kind, said in target.refused_layers if isinstance(layer, kind)), None)
+        if reason is not None:
+            what, _, remedy = reason.partition(". ")
+            rows.append(SupportRow(name, "", what, "", remedy))
+        elif not target.float_biases and _float_bias(layer):
+            rows.append(SupportRow(name, "", "its bias is float", "", "Write bias_quant=Int32Bias."))
+    return rows
+
+
+def _float_bias(layer: nn.Module) -> bool:
+    slots = [each for each in layer.slots if each.role == "bias"] if isinstance(layer, QuantLayer) else []
+    return any(
+        getattr(layer, each.parameter or "", None) is not None and getattr(layer, f"{each.name}_quant", None) is None
+        for each in slots
+    )
+
+
+def _accumulators(model: nn.Module, bits: int, examples: Tensor | tuple[object, ...]) -> list[SupportRow]:
+    return [
+        SupportRow(
+            row.name,
+            "",
+            f"its sums may need {row.worst_bits} bits, and accumulators have {bits}",
+            "",
+            "Use narrower weights or inputs, or weights that are trained for an accumulator: Int8WeightPerChannelA2Q.",
+        )
+        for row in accumulator_report(model, examples).rows
+        if row.worst_bits is not None and row.worst_bits > bits
+    ]
+
+
+def _uses_of_rules(rules: Rules) -> Iterator[Use]:
+    """The quantizers that rules ask for, each made for a small layer."""
+    pairs = rules.items() if isinstance(rules, Mapping) else rules
+    try:
+        listed = [(where, settings) for where, settings in cast("Iterable[tuple[object, object]]", pairs)]
+    except (TypeError, ValueError):
+        raise ExportError(
+            f"supports(model={shown(rules)}): expected a model, or rules such as "
+            "{nn.Linear: dict(weight_bit_width=4)}."
+        ) from None
+    for where, settings in listed:
+        if isinstance(settings, Mapping):
+            name = getattr(where, "__name__", None) or str(where)
+            for path, quantizer in _made(settings).items():
+                yield use_of(f"{name}.{path}", quantizer)
+
+
+def _made(settings: Mapping[str, object]) -> dict[str, TensorQuant]:
+    """Quantizers by the name of their slot."""
+    layer = {key: item for key, item in settings.items() if key.startswith(("weight_", "bias_", "input_", "output_"))}
+    rest = {key: item for key, item in settings.items() if key not in layer}
+    found = {}
+    if layer:
+        found |= quantizers_of(qnn.QuantLinear(64, 64, **layer))  # type: ignore[arg-type]
+    kinds = {key.removesuffix("_quant") for key in rest if key.endswith("_quant")}
+    for kind in sorted(kinds, key=len):
+        if rest[f"{kind}_quant"] is not None:
+            own = {key.removeprefix(f"{kind}_"): item for key, item in rest.items() if key.startswith(f"{kind}_")}
+            own.pop("quant")
+            made = quantizers_of(qnn.QuantIdentity(act_quant=rest[f"{kind}_quant"], **own))  # type: ignore[arg-type]
+            found |= {f"{kind}_quant": each for each in made.values()}
+    return found

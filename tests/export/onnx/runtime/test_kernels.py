@@ -1,0 +1,162 @@
+"""Fast files: what they consist of, how far they are from the model, and what is no fast file but a wrong one."""
+
+import re
+
+import onnx
+import pytest
+import torch
+from torch import nn
+
+import bitwright.nn as qnn
+from bitwright.export import ExportError, export_onnx_qcdq, export_onnx_qdq, verify_onnx
+from bitwright.export.onnx.protect import protect
+from bitwright.qcore import BitwrightWarning
+from bitwright.quantizers import Int4WeightPerGroup, Int8WeightPerChannel, ShiftedUint4WeightPerGroup
+
+onnxruntime = pytest.importorskip("onnxruntime")
+
+
+def used(program, tmp_path):
+    """The operators that onnxruntime runs."""
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    options.log_severity_level = 4
+    onnxruntime.InferenceSession(program.model_proto.SerializeToString(), options, ["CPUExecutionProvider"])
+    return {node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node}
+
+
+def normed(weight_quant, bias):
+    """Batch normalization with factors of both signs, and 0."""
+    torch.manual_seed(0)
+    norm = nn.BatchNorm2d(6)
+    with torch.no_grad():
+        norm.weight.copy_(torch.tensor([1.0, -2.0, 0.0, 0.5, -0.1, 3.0]))
+        norm.bias.uniform_(-1, 1)
+        norm.running_mean.uniform_(-1, 1)
+        norm.running_var.uniform_(0.5, 2)
+    return nn.Sequential(
+        qnn.QuantIdentity(scale=0.03, signed=True),
+        qnn.QuantConv2d(3, 6, 3, bias=bias, weight_quant=weight_quant),
+        norm,
+        qnn.QuantReLU(scale=0.02),
+        nn.Flatten(),
+        qnn.QuantLinear(6 * 36, 5),
+    ).eval()
+
+
+@pytest.mark.filterwarnings("ignore:export_onnx_q")
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("export", [export_onnx_qcdq, export_onnx_qdq])
+def test_normalization_and_biases_go_into_the_kernels(export, bias, tmp_path):
+    model = normed(Int8WeightPerChannel, bias)
+    program = export(model, torch.randn(2, 3, 8, 8), fast=True)
+    assert {"QLinearConv", "QGemm"} <= used(program, tmp_path)
+    operators = [node.op_type for node in program.model_proto.graph.node]
+    assert "BatchNormalization" not in operators
+    assert "Sub" not in operators
+    report = verify_onnx(model, program, torch.randn(10, 3, 8, 8))
+    codes = [row for row in report.rows if row.kind == "activation"]
+    assert max(row.largest for row in codes) <= 1
+    assert sum(row.differences for row in codes) < 0.01 * sum(row.compared for row in codes)
+
+
+def weight_only(**settings):
+    torch.manual_seed(0)
+    return nn.Sequential(qnn.QuantLinear(80, 48, **settings), nn.ReLU(), qnn.QuantLinear(48, 7, bias=False, **settings))
+
+
+@pytest.mark.parametrize(
+    ("settings", "form"),
+    [
+        ({"weight_bit_width": 8}, (8, 128, 3)),
+        ({"weight_bit_width": 2}, (2, 128, 3)),
+        ({"weight_quant": Int8WeightPerChannel, "weight_bit_width": 4}, (4, 128, 3)),
+        ({"weight_quant": Int4WeightPerGroup, "weight_group_size": 16}, (4, 16, 3)),
+        ({"weight_quant": ShiftedUint4WeightPerGroup, "weight_group_size": 32}, (4, 32, 4)),
+    ],
+)
+@pytest.mark.parametrize("shape", [(3, 80), (2, 3, 80)])
+def test_weights_alone_are_packed(settings, form, shape):
+    """Bits, size of a block, and inputs: zero points only where there are. In float32, nothing is waived."""
+    model = weight_only(**settings)
+    program = export_onnx_qdq(model, torch.randn(shape), fast=True, accuracy_level=1)  # a warning would be an error
+    nodes = [node for node in program.model_proto.graph.node if node.op_type == "MatMulNBits"]
+    assert len(nodes) == 2
+    found = {each.name: each.i for each in nodes[1].attribute}
+    assert (found["bits"], found["accuracy_level"], len(nodes[1].input)) == (form[0], 1, form[2])
+    assert found["block_size"] == (form[1] if form[1] < 128 else 64)  # the least that holds 48 inputs
+    assert (found["K"], found["N"]) == (48, 7)
+    assert verify_onnx(model, program, torch.randn(shape)).differences == 0
+
+
+def test_groups_that_the_kernel_lacks_stay():
+    model = weight_only(weight_quant=Int4WeightPerGroup, weight_group_size=8)
+    program = export_onnx_qdq(model, torch.randn(3, 80), fast=True)
+    assert "MatMulNBits" not in {node.op_type for node in program.model_proto.graph.node}
+
+
+def test_the_waiver_is_a_warning():
+    model = weight_only(weight_bit_width=4)
+    said = (
+        r"export_onnx_qdq: fast=True waives exactness, and on the example input outputs are off by at most 0\.\d+ of "
+        r"their range\. verify_onnx compares on other inputs\."
+    )
+    with pytest.warns(BitwrightWarning) as caught:
+        export_onnx_qdq(model, torch.randn(3, 80), fast=True)
+    assert re.fullmatch(said, str(caught[0].message))
+
+
+def test_a_wrong_file_is_an_error(monkeypatch):
+    """Here, the ReLU is lost."""
+    model = nn.Sequential(qnn.QuantIdentity(scale=0.1), nn.ReLU(), qnn.QuantIdentity(scale=0.1))
+
+    def wrong(graph, level):
+        protect(graph)
+        relu = next(node for node in graph.graph if node.op_type == "Relu")
+        relu.outputs[0].replace_all_uses_with(relu.inputs[0])
+
+    monkeypatch.setattr("bitwright.export.onnx.runtime.kernels.hasten", wrong)
+    with pytest.raises(ExportError, match=r"^export_onnx_qdq: onnxruntime does not reproduce the model"):
+        export_onnx_qdq(model, torch.randn(2, 8), fast=True)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"fast": 1}, "export_onnx_qdq(fast=1) is not possible. Write fast=True or fast=False."),
+        (
+            {"fast": True, "accuracy_level": 2},
+            "export_onnx_qdq(accuracy_level=2) is not possible. Write 4, with which MatMulNBits rounds its inputs to 8 "
+            "bits, or 1, with which it computes in float32.",
+        ),
+        (
+            {"accuracy_level": 1},
+            "export_onnx_qdq(accuracy_level=1) has no effect without fast=True, which writes MatMulNBits. Give both, "
+            "or neither.",
+        ),
+    ],
+)
+def test_settings(given, said):
+    with pytest.raises(ExportError, match=f"^{re.escape(said)}$"):
+        export_onnx_qdq(qnn.QuantLinear(8, 4), torch.randn(2, 8), **given)
+
+
+class Joined(nn.Module):
+    def __init__(self, scales, product):
+        super().__init__()
+        self.one, self.other, self.both = (qnn.QuantIdentity(scale=scale) for scale in scales)
+        self.product = product
+
+    def forward(self, x):
+        one, other = self.one(x), self.other(x.flip(-1))
+        return self.both(one * other if self.product else one + other)
+
+
+@pytest.mark.parametrize("product", [False, True])
+@pytest.mark.parametrize(("scales", "kernel"), [((2**-5, 2**-6, 2**-4), True), ((0.03, 2**-6, 2**-4), False)])
+def test_sums_on_powers_of_two_need_no_fence(scales, kernel, product, tmp_path):
+    model = Joined(scales, product)
+    program = export_onnx_qdq(model, torch.randn(50, 40))
+    assert ("QLinearMul" if product else "QLinearAdd") in used(program, tmp_path) or not kernel
+    assert ("Sum" in used(program, tmp_path)) == (not kernel)
+    assert verify_onnx(model, program, 3 * torch.randn(50, 40)).differences == 0

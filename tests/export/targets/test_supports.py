@@ -1,0 +1,192 @@
+"""What `supports` says before there is data is what exports then do."""
+
+import json
+import re
+
+import pytest
+import torch
+from torch import nn
+
+import bitwright.nn as qnn
+from bitwright import quantizers
+from bitwright.export import (
+    TARGETS,
+    Accepts,
+    ExportError,
+    SupportReport,
+    SupportRow,
+    Target,
+    export_onnx_integer,
+    export_onnx_qcdq,
+    export_onnx_qdq,
+    supports,
+)
+from bitwright.qcore import BitwrightError, Integers, QuantizerError
+from bitwright.qcore.declare.inject import QuantizerType
+from bitwright.quantizers import Int4WeightPerGroup, Int8Act, Int8WeightPerChannel, Int32Bias, NF4Weight
+
+EXPORTS = {"onnx-qcdq": export_onnx_qcdq, "onnx-qdq": export_onnx_qdq, "onnx-integer": export_onnx_integer}
+SIGNED = Accepts(
+    (Integers(8), Integers(4)), exact=True, scales=("tensor",), zero_points=False, scale_rules=("power of two",)
+)
+CHIP = Target("the chip", SIGNED, SIGNED, Accepts((Integers(16),)), accumulator_bits=16)
+
+
+def test_a_model_that_was_never_trained():
+    model = nn.Sequential(
+        qnn.QuantLinear(8, 4, weight_quant=Int8WeightPerChannel(bit_width=20)), qnn.QuantReLU(rounding="stochastic")
+    )
+    report = supports(model, "onnx-qcdq")
+    assert not report.ok
+    assert report.blocked == ["0.weight_quant"]
+    assert report.checked == 2
+    assert str(report) == (
+        "QCDQ can't take 1 of 2 quantizers:\n"
+        "  0.weight_quant: 20 bits, signed; QCDQ stores 2 to 16 (bit_width: keyword bit_width). Write "
+        "weight_bit_width=16 or less."
+    )
+    with pytest.raises(ExportError, match=f"^{re.escape(str(report))}$"):
+        report.require()
+    assert json.loads(json.dumps(report.to_dict()))["rows"][0]["setting"] == "bit_width"
+    assert supports(nn.Sequential(qnn.QuantLinear(8, 4)), "onnx-qcdq").require().ok
+
+
+def test_layers_and_biases_of_the_integer_dialect():
+    model = nn.Sequential(qnn.QuantLinear(4, 4), qnn.QuantLSTM(4, 4), qnn.QuantLinear(4, 4, bias_quant=Int32Bias))
+    assert [str(row) for row in supports(model, "onnx-integer").rows] == [
+        "0 (QuantLinear): its bias is float. Write bias_quant=Int32Bias.",
+        "1 (QuantLSTM): its gates are sigmoids and tanhs of floats, and so are its steps. Use export_onnx_qdq.",
+    ]
+
+
+def test_rules_before_there_is_a_model():
+    rules = {
+        nn.Conv2d: {"weight_quant": NF4Weight, "input_quant": Int8Act, "input_bit_width": 4},
+        "head": None,
+        nn.LSTM: {"hidden_quant": Int8Act, "hidden_bit_width": 20},
+    }
+    assert str(supports(rules, "onnx-qcdq")) == (
+        "QCDQ can't take 2 of 3 quantizers:\n"
+        f"  Conv2d.weight_quant: its levels are nf4, and QCDQ has integers only (number_format: {origin(NF4Weight)}). "
+        "Write export_onnx_qdq, which stores them, or quantize to integers.\n"
+        "  LSTM.hidden_quant: 20 bits, signed; QCDQ stores 2 to 16 (bit_width: keyword bit_width). Write "
+        "hidden_bit_width=16 or less."
+    )
+    assert supports(list(rules.items())[:1], "onnx-qdq").ok
+
+
+def origin(quantizer):
+    from bitwright import describe
+
+    return describe(quantizer).find("number_format").set_by
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"weight_bit_width": 8, "weight_restriction": "power_of_two"}, None),
+        (
+            {"weight_bit_width": 5, "weight_restriction": "power_of_two"},
+            "5 bits, signed; the chip has 4, 8. Write weight_bit_width=8.",
+        ),
+        (
+            {},
+            "its scales are of the kind 'float', and the chip takes power of two. Write "
+            "weight_restriction='power_of_two'.",
+        ),
+        (
+            {"weight_quant": Int8WeightPerChannel, "weight_restriction": "power_of_two"},
+            "its scales are for axis 0; the chip takes one scale per tensor. Write weight_axis=None.",
+        ),
+        (
+            {"weight_quant": Int4WeightPerGroup, "weight_restriction": "power_of_two"},
+            "its scales are for groups of 32 along axis 1; the chip takes one scale per tensor. Choose another "
+            "quantizer, such as Int8WeightPerTensor.",
+        ),
+        (
+            {"weight_quant": NF4Weight(granularity=None), "weight_restriction": "power_of_two"},
+            "its levels are nf4, and the chip has integers only. Quantize to integers.",
+        ),
+        (
+            {
+                "weight_quant": quantizers.ShiftedUint8WeightPerTensor,
+                "weight_signed": True,
+                "weight_restriction": "power_of_two",
+            },
+            "it has a zero point, and the chip has none. Write weight_zero_point=None.",
+        ),
+    ],
+    ids=["fits", "width", "scale rule", "axis", "groups", "levels", "zero point"],
+)
+def test_a_target_of_ones_own(settings, said):
+    try:
+        layer = qnn.QuantLinear(64, 4, bias=False, **settings)
+    except QuantizerError as error:
+        pytest.skip(str(error))
+    rows = [f"{row.what}. {row.remedy}" for row in supports(layer, CHIP).rows]
+    assert (said is None and rows == []) or said in rows
+
+
+def test_accumulators_with_examples():
+    layer = qnn.QuantLinear(64, 4, weight_restriction="power_of_two", bias=False, input_quant=Int8Act(scale=0.5))
+    loose = Target("the chip", SIGNED, TARGETS["onnx-qdq"].activations, CHIP.biases, accumulator_bits=8)
+    (row,) = supports(layer, loose, torch.randn(2, 64)).rows
+    assert re.fullmatch(r"its sums may need \d+ bits, and accumulators have 8", row.what)
+    assert supports(layer, loose).ok
+
+
+def test_mistakes():
+    with pytest.raises(ExportError) as caught:
+        supports(nn.Identity(), "onnx-qqd")
+    assert str(caught.value) == ("supports(target='onnx-qqd'): there is no such target. Did you mean 'onnx-qdq'?")
+    with pytest.raises(ExportError) as caught:
+        supports(3, "onnx-qdq")
+    assert str(caught.value) == (
+        "supports(model=3): expected a model, or rules such as {nn.Linear: dict(weight_bit_width=4)}."
+    )
+
+
+def test_a_report_by_hand():
+    row = SupportRow("fc", "", "its bias is float", "", "Write bias_quant=Int32Bias.")
+    assert str(SupportReport("X", 1, (row,))) == ("X can't take:\n  fc: its bias is float. Write bias_quant=Int32Bias.")
+    assert bool(SupportReport("X", 1))
+
+
+def ready():
+    """Every declared quantizer of weights, activations and biases that a layer can take as it is."""
+    for name in sorted(dir(quantizers)):
+        quantizer = getattr(quantizers, name)
+        if isinstance(quantizer, QuantizerType) and re.search(r"\d|Binary|Ternary", name) and "Grad" not in name:
+            yield name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("door", EXPORTS)
+@pytest.mark.parametrize("name", [*ready()])
+def test_what_is_said_is_what_happens(name, door):
+    torch.manual_seed(0)
+    quantizer = getattr(quantizers, name)
+    weight, bias, act = Int8WeightPerChannel, Int32Bias, Int8Act
+    weight, bias, act = (
+        quantizer if kind in name else other for kind, other in (("Weight", weight), ("Bias", bias), ("Act", act))
+    )
+    try:
+        model = nn.Sequential(
+            qnn.QuantIdentity(act_quant=act, return_quant_tensor=True),
+            qnn.QuantLinear(
+                64, 8, weight_quant=weight, bias="Bias" in name, bias_quant=bias if "Bias" in name else None
+            ),
+        )
+    except BitwrightError as error:
+        pytest.skip(str(error))
+    if model[1].bias is not None:
+        nn.init.zeros_(model[1].bias)  # which every width holds
+    said = supports(model, door)
+    for _ in range(3):
+        model(torch.randn(16, 64))
+    qnn.finish_calibration(model)
+    if said.ok:
+        EXPORTS[door](model, torch.randn(4, 64))
+    else:
+        with pytest.raises(ExportError, match=r"can't express"):
+            EXPORTS[door](model, torch.randn(4, 64))
