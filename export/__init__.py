@@ -25,6 +25,8 @@ from .onnx.report import VerificationReport, VerificationRow
 from .onnx.runtime.evaluation import evaluate_onnx
 from .onnx.stored.report import StorageReport, StorageRow, storage_report
 from .onnx.verify import verify_onnx
+from .program.exporter import export_program
+from .program.verify import verify_program
 from .qonnx.exporter import export_qonnx
 from .qonnx.verify import verify_qonnx
 from .targets.doors import TARGETS
@@ -66,6 +68,7 @@ __all__ = [
     "export_onnx_integer",
     "export_onnx_qcdq",
     "export_onnx_qdq",
+    "export_program",
     "export_qonnx",
     "integers",
     "load_packed",
@@ -76,6 +79,7 @@ __all__ = [
     "supports",
     "unpack_integers",
     "verify_onnx",
+    "verify_program",
     "verify_qonnx",
 ]
 

@@ -77,7 +77,7 @@ class Lowering(Editor):
         if x.is_initializer() and x.const_value is not None:
             held = torch.from_numpy(x.const_value.numpy().copy())
             if torch.equal(form.computed(held, scale), values):
-                return self.constant(call.path.removesuffix("_quant"), held, "FLOAT")
+                return self.constant(call.path.removesuffix("_quant"), held, "FLOAT", otherwise=f"{call.name}.float")
         return self._parameter(call, "values", values)
 
     def _parameter(self, call: Call, role: str, tensor: Tensor) -> Any:

@@ -1,14 +1,15 @@
 """The targets that bitwright exports to, each one record."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from torch import nn
 
-from ...qcore import BINARY, Integers, NumberFormat
+from ...qcore import BINARY, Integers
+from ...qcore.grid_quant import FLOAT_BITS
 from ..onnx.dialects import BIAS, INTEGER, QCDQ, QDQ, Dialect
-from .target import Accepts, Target
+from .target import PLACES, Accepts, Target
 
-__all__ = ["ONNX_INTEGER", "ONNX_QCDQ", "ONNX_QDQ", "QONNX", "TARGETS"]
+__all__ = ["FPGA_FINN", "FPGA_HLS4ML", "ONNX_INTEGER", "ONNX_QCDQ", "ONNX_QDQ", "PROGRAM", "QONNX", "TARGETS"]
 
 
 def _of_dialect(dialect: Dialect) -> Target:
@@ -43,37 +44,49 @@ ONNX_INTEGER = replace(
     call="export_onnx_integer",
 )
 
-
-@dataclass(frozen=True)
-class _WithSigns(Accepts):
-    """Integers, and the signs that BipolarQuant computes."""
-
-    def holds(self, number_format: NumberFormat) -> bool:
-        return number_format == BINARY or super().holds(number_format)
-
-
-# What FINN and hls4ml read. The executor computes in float32, which tells integers of 22 bits apart.
-_QONNX = _WithSigns(
-    (Integers(22), Integers(22, False)),
-    whole=True,
-    scales=("tensor", "axis"),
-    zero_points=False,
-    roundings=("half_even", "floor"),
+_IN_FLOATS = (Integers(FLOAT_BITS), Integers(FLOAT_BITS, False), BINARY)
+_QONNX = Accepts(
+    _IN_FLOATS, whole=True, narrow_unsigned=False, scales=("tensor", "axis"), zero_points=False, computes=False
+)
+_NO_LOOPS = (
+    "QONNX has no loop over time, and its readers take no recurrent layers. Export it by export_onnx_qdq, or call a "
+    "cell (QuantLSTMCell) once for each step."
 )
 QONNX = Target(
     "QONNX",
-    weights=replace(_QONNX, computes=False, roundings=None),
-    activations=_QONNX,
-    biases=Accepts((Integers(32), Integers(31, False)), whole=True, zero_points=False, computes=False),
-    refused_layers=(
-        (
-            nn.RNNBase,
-            "QONNX has no loop over time, and its readers take no recurrent layers. Use export_onnx_qdq, or call a "
-            "cell once for each step.",
-        ),
-    ),
+    weights=_QONNX,
+    activations=replace(_QONNX, computes=True, roundings=("half_even", "floor")),
+    biases=replace(_QONNX, formats=(Integers(32), Integers(32, False))),
+    refused_layers=((nn.RNNBase, _NO_LOOPS),),
     call="export_qonnx",
     elsewhere="export_onnx_qdq",
 )
 
-TARGETS = {"onnx-qcdq": ONNX_QCDQ, "onnx-qdq": ONNX_QDQ, "onnx-integer": ONNX_INTEGER, "qonnx": QONNX}
+# The compilers that read QONNX: what the file can say is chosen so that both front ends take it
+FPGA_HLS4ML, FPGA_FINN = replace(QONNX, name="hls4ml"), replace(QONNX, name="FINN")
+
+_LEVELS = Accepts((Integers(32), Integers(32, False)), any_levels=True, scales=(*PLACES, "other"), computes=False)
+PROGRAM = Target(
+    "a torch program",
+    weights=replace(_LEVELS, float_zero_points=True),
+    activations=Accepts(
+        (Integers(24), Integers(24, False)),  # the operators clamp float32 numbers, which tell such integers apart
+        any_levels=True,
+        scales=("tensor", "axis"),
+        float_zero_points=True,
+        dynamic=True,
+        saturates=False,
+    ),
+    biases=_LEVELS,
+    call="export_program",
+)
+
+TARGETS = {
+    "onnx-qcdq": ONNX_QCDQ,
+    "onnx-qdq": ONNX_QDQ,
+    "onnx-integer": ONNX_INTEGER,
+    "qonnx": QONNX,
+    "program": PROGRAM,
+    "fpga-hls4ml": FPGA_HLS4ML,
+    "fpga-finn": FPGA_FINN,
+}

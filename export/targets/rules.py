@@ -6,13 +6,13 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from ...qcore import IntRange, NumberFormat
+from ...qcore import Integers, IntRange, NumberFormat
 from ...qcore.formats.minifloat import Minifloat
 from ..errors import ExportError, with_causes
 from .target import PLACES, Accepts, Target
 from .use import Use
 
-__all__ = ["Problem", "problems", "refuse"]
+__all__ = ["Problem", "problems", "refuse", "refused_layers"]
 
 
 class Problem(NamedTuple):
@@ -55,12 +55,30 @@ def problems(use: Use, target: Target) -> list[Problem]:
     return [each for each in found if each is not None]
 
 
-def refuse(target: Target, causes: Iterable[tuple[str, object]]) -> None:
-    """Raise one error that names all quantizers that a target can't hold, each with its first problem.
+def refused_layers(model: nn.Module, target: Target) -> dict[str, str]:
+    """The layers that have no place in a target: by path, why, and what to write instead.
+
+    Example:
+        >>> import bitwright.nn as qnn
+        >>> from bitwright.export import TARGETS
+        >>> list(refused_layers(nn.Sequential(qnn.QuantLSTM(2, 2)), TARGETS["qonnx"]))
+        ['0']
+    """
+    found = {}
+    for path, layer in model.named_modules():
+        reason = next((said for kind, said in target.refused_layers if isinstance(layer, kind)), None)
+        if reason is not None:
+            found[path] = reason
+    return found
+
+
+def refuse(target: Target, causes: Iterable[tuple[str, object]], what: str = "quantizer") -> None:
+    """Raise one error that names all that a target can't hold, each with its first problem.
 
     Args:
         target: the target.
-        causes: path of a quantizer, and the problem.
+        causes: path of a quantizer, or of a layer, and the problem.
+        what: what messages call them.
 
     Raises:
         ExportError: where there are any.
@@ -69,7 +87,7 @@ def refuse(target: Target, causes: Iterable[tuple[str, object]]) -> None:
     for path, problem in causes:
         lines.setdefault(path, f"{path}: {problem}")
     if lines:
-        count = f"{len(lines)} quantizer{'s' * (len(lines) > 1)}"
+        count = f"{len(lines)} {what}{'s' * (len(lines) > 1)}"
         raise ExportError(with_causes(f"{target.name} can't express {count} of this model:", list(lines.values())))
 
 
@@ -97,7 +115,9 @@ def _several_widths(use: Use, accepts: Accepts, target: Target) -> Problem | Non
 
 def _overflow(use: Use, accepts: Accepts, target: Target) -> Problem | None:
     number_format = use.number_format
-    if not (accepts.computes and isinstance(number_format, Minifloat)) or number_format.saturating:
+    if not (accepts.computes and accepts.saturates and isinstance(number_format, Minifloat)):
+        return None
+    if number_format.saturating:
         return None
     return Problem(
         "saturating",
@@ -125,6 +145,17 @@ def _levels(use: Use, accepts: Accepts, target: Target) -> Problem | None:
         f"table have up to {accepts.tables}",
         f"Choose a format of up to {accepts.tables} bits.",
     )
+
+
+def _narrow(use: Use, accepts: Accepts, target: Target) -> Problem | None:
+    number_format = use.number_format
+    if accepts.narrow_unsigned or not isinstance(number_format, Integers):
+        return None
+    if number_format.signed or not number_format.narrow_range:
+        return None
+    setting = use.setting("narrow_range")
+    what = f"it leaves out the largest of its unsigned integers, which {target.name} has no word for"
+    return Problem("narrow_range", what, f"Write {setting}=False.")
 
 
 def _learns_width(use: Use) -> bool:
@@ -184,7 +215,7 @@ def _dynamic(use: Use, accepts: Accepts, target: Target) -> Problem | None:
     return Problem(
         "scaling",
         f"its scale follows the input, and {target.name} takes scales that are known beforehand",
-        f"Write {use.setting('scaling')}='calibrated'.",
+        "Choose a quantizer whose range is measured or learned, such as Int8Act.",
     )
 
 
@@ -240,9 +271,9 @@ def _zero_point(use: Use, accepts: Accepts, target: Target) -> Problem | None:
     zero_point = getattr(use.quantizer, "zero_point", None)
     if zero_point is None or use.role == "bias":
         return None
-    setting = use.setting("zero_point")
     if not accepts.zero_points:
-        return Problem("zero_point", f"it has a zero point, and {target.name} has none", f"Write {setting}=None.")
+        remedy = f"Choose a quantizer without one, such as {_WITHOUT[use.role]}."
+        return Problem("zero_point", f"it has a zero point, and {target.name} has none", remedy)
     if not accepts.float_zero_points and not getattr(zero_point, "whole", True):
         return Problem(
             "zero_point",
@@ -252,11 +283,14 @@ def _zero_point(use: Use, accepts: Accepts, target: Target) -> Problem | None:
     return None
 
 
+_WITHOUT = {"weight": "Int8WeightPerChannel", "activation": "Int8Act or Uint8Act", "bias": "Int8BiasOwnScale"}
+
 _RULES: tuple[Rule, ...] = (
     _arithmetic,
     _several_widths,
     _overflow,
     _levels,
+    _narrow,
     _rounding,
     _dynamic,
     _place,

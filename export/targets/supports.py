@@ -15,7 +15,7 @@ from ..errors import ExportError
 from ..integer.accumulators import accumulator_report
 from .doors import TARGETS
 from .report import SupportReport, SupportRow
-from .rules import Problem, problems
+from .rules import Problem, problems, refused_layers
 from .target import Target
 from .use import Use, use_of, uses_of
 
@@ -95,12 +95,11 @@ _IMPLIED_BY = {"granularity": ("axis", "group_size"), "number_format": ("bit_wid
 
 def _layers(model: nn.Module, target: Target) -> list[SupportRow]:
     """Layers that have no place in a target, and biases that must be integers."""
-    rows = []
+    rows, refused = [], refused_layers(model, target)
     for path, layer in model.named_modules():
         name = f"{path or 'the model'} ({type(layer).__name__})"
-        reason = next((said for kind, said in target.refused_layers if isinstance(layer, kind)), None)
-        if reason is not None:
-            what, _, remedy = reason.partition(". ")
+        if path in refused:
+            what, _, remedy = refused[path].partition(". ")
             rows.append(SupportRow(name, "", what, "", remedy))
         elif not target.float_biases and _float_bias(layer):
             rows.append(SupportRow(name, "", "its bias is float", "", "Write bias_quant=Int32Bias."))

@@ -19,13 +19,16 @@ class Accepts:
         formats: number formats that it has. Others go in where one of these has all of their levels.
         tables: the most bits of codes that a table of levels may stand beside; 0 for no tables.
         any_levels: whether levels that none of the formats has are computed all the same, as float32 numbers.
-        whole: whether levels must be all integers of a range: -1 and 1 without 0 are none.
+        whole: whether levels must be all integers of a range, or one of ``formats``: -1 and 1 without 0 are no range.
+        narrow_unsigned: whether unsigned integers may leave out their largest.
         exact: whether integers must be of a width in ``formats``; by default narrower ones go in, too.
-        scales: who may share a scale: some of ``"tensor"``, ``"axis"`` and ``"group"``.
+        scales: who may share a scale: some of ``"tensor"``, ``"axis"``, ``"group"`` (along one dimension) and
+            ``"other"``.
         scale_rules: the scales allowed, by the beginning of their names, such as ``"power of two"``; None for any.
         zero_points: whether there may be zero points.
         float_zero_points: whether these may lie between two integers.
         dynamic: whether scales may follow the input.
+        saturates: whether what rounds past the ends of levels stops there; otherwise it may become infinite or NaN.
         computes: whether the target works the numbers out; otherwise it is handed codes, however they came about.
         roundings: the names of those it can do; None for all that are alike at every call.
 
@@ -40,12 +43,14 @@ class Accepts:
     tables: int = 0
     any_levels: bool = False
     whole: bool = False
+    narrow_unsigned: bool = True
     exact: bool = False
     scales: tuple[str, ...] = PLACES
     scale_rules: tuple[str, ...] | None = None
     zero_points: bool = True
     float_zero_points: bool = False
     dynamic: bool = False
+    saturates: bool = True
     computes: bool = True
     roundings: tuple[str, ...] | None = None
 
@@ -57,7 +62,7 @@ class Accepts:
     def holds(self, number_format: NumberFormat) -> bool:
         """Whether a tensor with these levels can be held."""
         if self.whole and not number_format.whole:
-            return False
+            return number_format in self.formats
         if self.any_levels and not number_format.whole:
             return True
         if self.exact:

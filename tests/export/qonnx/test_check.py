@@ -38,19 +38,19 @@ def test_all_at_once():
     model(x)
     before = {name: each.clone() for name, each in model.state_dict().items()}
     said = """QONNX can't express 9 parts of this model:
-  0.act_quant: it has a zero point, and QONNX has none. Write zero_point=None.
+  0.act_quant: it has a zero point, and QONNX has none. Choose a quantizer without one, such as Int8Act or Uint8Act.
   1.weight_quant: its scales are for groups of 32 along axis 1; QONNX takes one scale per tensor, or per index of one \
 dimension. Choose another quantizer, such as Int8WeightPerChannel.
-  2.act_quant: its scale follows the input, and QONNX takes scales that are known beforehand. Write \
-scaling='calibrated'.
+  2.act_quant: its scale follows the input, and QONNX takes scales that are known beforehand. Choose a quantizer whose \
+range is measured or learned, such as Int8Act.
   3.weight_quant: its levels are e4m3fn, and QONNX has integers only. Write export_onnx_qdq, which stores them, or \
 quantize to integers.
   4.act_quant: rounding 'half_up'; QONNX has 'half_even', 'floor'. Write rounding='half_even'.
-  5.weight_quant: it has a zero point, and QONNX has none. Write weight_zero_point=None.
-  6.act_quant: it leaves out the largest of its unsigned integers, which hls4ml and FINN refuse. Write \
+  5.weight_quant: it has a zero point, and QONNX has none. Choose a quantizer without one, such as Int8WeightPerChannel.
+  6.act_quant: it leaves out the largest of its unsigned integers, which QONNX has no word for. Write \
 narrow_range=False.
   7.act_quant: 24 bits, signed; QONNX stores 2 to 22. Write bit_width=22 or less.
-  8.act_quant: rounding 'floor', and BipolarQuant goes to the nearest of its two levels. Write rounding='half_even'."""
+  8.act_quant: BipolarQuant takes the nearest of two levels, and this rounding does not. Write rounding='half_even'."""
     with pytest.raises(ExportError, match=f"^{re.escape(said)}$"):
         export_qonnx(model, x)
     assert all(torch.equal(each, before[name]) for name, each in model.state_dict().items())
@@ -60,7 +60,7 @@ def test_recurrent_layers_are_named_once():
     model = nn.Sequential(qnn.QuantLSTM(5, 6))
     said = (
         "QONNX can't express 1 part of this model:\n  0: QONNX has no loop over time, and its readers take no "
-        "recurrent layers. Use export_onnx_qdq, or call a cell once for each step."
+        "recurrent layers. Export it by export_onnx_qdq, or call a cell (QuantLSTMCell) once for each step."
     )
     with pytest.raises(ExportError, match=f"^{re.escape(said)}$"):
         export_qonnx(model.eval(), torch.randn(7, 3, 5))

@@ -113,7 +113,7 @@ def origin(quantizer):
                 "weight_signed": True,
                 "weight_restriction": "power_of_two",
             },
-            "it has a zero point, and the chip has none. Write weight_zero_point=None.",
+            "it has a zero point, and the chip has none. Choose a quantizer without one, such as Int8WeightPerChannel.",
         ),
     ],
     ids=["fits", "width", "scale rule", "axis", "groups", "levels", "zero point"],

@@ -1,0 +1,3 @@
+"""Programs of torch.export whose quantizers are the operators that torch's own quantization passes read."""
+
+__all__: list[str] = []
