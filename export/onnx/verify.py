@@ -85,10 +85,8 @@ def verify_onnx(
     arguments = inputs if isinstance(inputs, tuple) else (inputs,)
     quantizers = quantizers_of(module)
     with unchanged(module), evaluating(module):
-        if all(each.calibrated for each in quantizers.values()):
-            limits = (batch_size, memory)
-        else:
-            limits = (sys.maxsize, None)  # their ranges are those of all samples
+        known = all(each.calibrated for each in quantizers.values())
+        limits = (batch_size, memory) if known else (sys.maxsize, None)  # else their ranges are those of all samples
         report, called = compare_with_file("verify_onnx", module, quantizers, program, arguments, kwargs, *limits)
         warn_of_caveats("verify_onnx", module, quantizers, called)
     return report

@@ -12,7 +12,7 @@ from .markers import Mark
 from .names import Names
 from .operators import operators, type_of
 
-__all__ = ["Activation", "RunTimeValue", "activation_of"]
+__all__ = ["RunTimeValue", "Tracing", "activation_of"]
 
 
 class Tracing(NamedTuple):
@@ -70,10 +70,13 @@ class Standing:
         name, given = "per_tensor", (plain.scale.item(), int(plain.zero_point)) if plain.axis is None else ()
         if plain.axis is not None:
             scales = tracing.held("scale", call, self.scales)
-            name, given = "per_channel", (
-                scales,
-                tracing.held("zero_point", call, self.zero_points),
-                plain.axis,
+            name, given = (
+                "per_channel",
+                (
+                    scales,
+                    tracing.held("zero_point", call, self.zero_points),
+                    plain.axis,
+                ),
             )
         codes = tracing.named("codes", call, _operator("quantize", name)(x, *given, *self.kind))
         return tracing.named("values", call, _operator("dequantize", name)(codes, *given, *self.kind))

@@ -29,8 +29,8 @@ class UnrolledLoops:
     def recurrence(
         self, mode: str, x: Tensor, states: Tensors, weights: Sequence[Tensor], bias: bool, bidirectional: bool
     ) -> Tensors:
-        """torch's own operator for all layers."""
+        """The operator of torch itself for all layers."""
         layers = states[0].shape[0] // (2 if bidirectional else 1)
-        kernel = getattr(torch._VF, mode.lower())  # type: ignore[attr-defined]
+        kernel = getattr(torch._VF, mode.lower())
         start = states if mode == "LSTM" else states[0]
         return tuple(kernel(x, start, list(weights), bias, layers, 0.0, False, bidirectional, False))

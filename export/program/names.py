@@ -27,9 +27,9 @@ class Names:
         self._identifiers: dict[str, str] = {}
         taken: set[str] = set()
         for path in paths:
-            plain = found = re.sub(r"\W", "_", path)
+            found = re.sub(r"\W", "_", path)
             while found in taken:
-                plain, found = found, f"{found}__b"
+                found = f"{found}__b"
             taken.add(found)
             self._identifiers[path] = found
 

@@ -36,7 +36,7 @@ _CONTIGUOUS = torch.contiguous_format
 def stored_values(recording: Recording, names: Names) -> "dict[str, StoredValue]":
     """By the name of the call, all that is stored; calls that store the same share it."""
     found: dict[str, StoredValue] = {}
-    for path, calls in recording.calls.items():
+    for calls in recording.calls.values():
         seen: list[Call] = []
         for call in calls:
             if not (call.stored or call.quantizer.follows_input):

@@ -1,6 +1,7 @@
 """A traced program made ready: marked tensors get their names, constants become buffers, floats without use go."""
 
 from collections.abc import Iterator
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -44,7 +45,7 @@ def tidied(program: ExportedProgram) -> ExportedProgram:
         module.graph.erase_node(node)
     target_of = {node.name: target for target, (node, _) in buffers.items()}
     state = dict[str, Tensor]()
-    constants = {key: each for key, each in program.constants.items() if not isinstance(each, Tensor)}
+    constants: dict[str, Any] = {key: each for key, each in program.constants.items() if not isinstance(each, Tensor)}
     kept: list[InputSpec] = []
     for node in _placeholders(module):
         spec, name = specs[node.name], node.name
@@ -79,7 +80,7 @@ def tidied(program: ExportedProgram) -> ExportedProgram:
 def _held(program: ExportedProgram, spec: InputSpec) -> Tensor:
     assert spec.target is not None
     if spec.kind is InputKind.CONSTANT_TENSOR or (spec.kind is InputKind.BUFFER and not spec.persistent):
-        return program.constants[spec.target]
+        return cast(Tensor, program.constants[spec.target])
     return program.state_dict[spec.target]
 
 

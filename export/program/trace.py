@@ -18,7 +18,7 @@ from ..capture.caveats import unreached
 from ..capture.numbering import Counts
 from ..capture.record import Call, Recording
 from ..errors import ExportError
-from ..onnx.trace import _grids, _handing_on
+from ..onnx.tracing.trace import grids_of_layers, handing_on
 from .activations import RunTimeValue, Tracing, activation_of
 from .loops import UnrolledLoops
 from .markers import marking
@@ -62,11 +62,13 @@ def trace(
     except ExportError:
         raise
     except Exception as error:  # torch's, or the model's own
+        if "Constraints violated" in str(error):
+            raise ExportError(_FIXED.format(error)) from None
         failure = error
-    grids = _grids(module, args, kwargs)
+    grids = grids_of_layers(module, args, kwargs)
     if any(grids.values()):
         try:
-            with _handing_on(module, grids):
+            with handing_on(module, grids):
                 return traced.program(plain_args, options)
         except Exception as error:
             if type(error) is not type(failure):
@@ -132,6 +134,13 @@ class _Traced:
                 f"{surplus[0]} is called more often while the model is traced than when it runs on the example input. "
                 "Let the forward take the same path both times (no branch on torch.compiler.is_exporting())."
             )
+
+
+_FIXED = (
+    "export_program: torch.export can't leave all the sizes open that dynamic_shapes names. Recurrent layers have as "
+    "many steps as the example: leave out that dimension, or write export_onnx_qdq, whose loops are open. torch "
+    "says:\n{}"
+)
 
 
 def _plain(each: object) -> object:

@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -311,4 +312,14 @@ def _parts(
             "export with dynamic_shapes."
         )
     for start in range(0, max(count, 1), max(portion, 1)):
-        yield tree_map(lambda each, at=start: each[at : at + portion] if isinstance(each, Tensor) else each, (args, kwargs))
+        yield tree_map(_Cut(start, start + portion), (args, kwargs))
+
+
+class _Cut(NamedTuple):
+    """Some of the samples of each tensor."""
+
+    start: int
+    stop: int
+
+    def __call__(self, each: object) -> object:
+        return each[self.start : self.stop] if isinstance(each, Tensor) else each

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
 __all__ = ["export_onnx_integer"]
 
+
 def export_onnx_integer(
     module: nn.Module,
     args: Tensor | tuple[object, ...],

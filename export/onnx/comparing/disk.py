@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from ...optional import required
 from ..session import loaded
 
@@ -55,7 +57,7 @@ def opened(call: str, program: Any) -> Iterator[GraphOnDisk]:
         proto, beside = program, Path.cwd()
     with tempfile.TemporaryDirectory(prefix="bitwright-", ignore_cleanup_errors=True) as made:
         folder = Path(made)
-        if hasattr(program, "model_proto"):
+        if isinstance(program, torch.onnx.ONNXProgram):
             program.save(folder / "model.onnx", external_data=True)
             found = GraphOnDisk(onnx.load(folder / "model.onnx", load_external_data=False), folder)
         elif any(map(onnx.external_data_helper.uses_external_data, loaded(call, proto).graph.initializer)):

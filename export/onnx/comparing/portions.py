@@ -89,7 +89,8 @@ def portions(
             "dynamic_shapes."
         )
     size = first or min(batch_size, count)
-    if first is None and memory is not None and size > _MEASURED and _MUCH * sum(each.nbytes for each in tensors) * size > memory * count:
+    much = _MUCH * sum(each.nbytes for each in tensors) * size
+    if first is None and memory is not None and size > _MEASURED and much > memory * count:
         size = min(size, max(1, int(memory / measure(whole.cut(0, _MEASURED)))))
     for start in range(0, max(count, 1), max(size, 1)):
         part = whole.cut(start, start + size) if size < count else whole

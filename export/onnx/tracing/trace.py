@@ -26,7 +26,7 @@ from ..stored.stand_ins import StandIns
 from .loops import OnnxLoops
 from .placeholder import placeholder, translations
 
-__all__ = ["Emitter", "quiet", "trace"]
+__all__ = ["Emitter", "grids_of_layers", "handing_on", "quiet", "trace"]
 
 Emitter = Callable[[Call, Tensor], Tensor]
 
@@ -67,10 +67,10 @@ def trace(
         raise
     except Exception as error:  # torch's, or the model's own
         failure = error
-    grids = _grids(module, args, options.get("kwargs"))
+    grids = grids_of_layers(module, args, options.get("kwargs"))
     if any(grids.values()):
         try:
-            with _handing_on(module, grids):
+            with handing_on(module, grids):
                 return _traced(module, quantizers, recording, args, options, emit)
         except Exception as error:
             if type(_root(error)) is not type(_root(failure)):
@@ -143,7 +143,7 @@ def _root(error: BaseException) -> BaseException:
 Grids = dict[nn.Module, list[list[Grid | None]]]
 
 
-def _grids(module: nn.Module, args: tuple[object, ...], kwargs: Mapping[str, object] | None) -> Grids:
+def grids_of_layers(module: nn.Module, args: tuple[object, ...], kwargs: Mapping[str, object] | None) -> Grids:
     """For each layer that returns QuantTensors the grids of its results, for each call one by one."""
     owners = {part for part in module.modules() if any(isinstance(each, TensorQuant) for each in part.children())}
     grids: Grids = {part: [] for part in owners}
@@ -162,7 +162,7 @@ def _grids(module: nn.Module, args: tuple[object, ...], kwargs: Mapping[str, obj
 
 
 @contextmanager
-def _handing_on(module: nn.Module, grids: Grids) -> Iterator[None]:
+def handing_on(module: nn.Module, grids: Grids) -> Iterator[None]:
     """Layers that return QuantTensors while they are traced, too; the model as a whole returns plain tensors."""
     counts: dict[nn.Module, int] = {}
 

@@ -145,7 +145,8 @@ def test_report_adds_up():
     assert (report.output_tie_flips, report.top1_agreement) == (3, 0.75)
     assert str(report).splitlines()[:3] == [
         "35 numbers compared: 2 differences, 1 tie flip",
-        "outputs off by at most 2, 0.5 of their range; on average 0.5, 0.2; 3 numbers beyond 1e-05 of it after tie flips",
+        "outputs off by at most 2, 0.5 of their range; on average 0.5, 0.2; 3 numbers beyond 1e-05 of it after "
+        "tie flips",
         "same top class in 3 of 4 samples",
     ]
 
