@@ -2,7 +2,9 @@
 
 ``python -m benchmarks.runtime`` builds a VGG of eight convolutions with BatchNorm and exports it in float and
 quantized: as it is, with float biases, and with BatchNorm folded into the convolutions and `Int32Bias`, which is what
-onnxruntime's integer kernels need. All files are timed in turn, on one thread, and compared with their models.
+onnxruntime's integer kernels need; each of them also with ``fast=True``, and as integer operators. A stack of linear
+layers is exported with weights of 8 and 4 bits alone. All files of a network are timed in turn, on one thread, and
+compared with their models: what ``fast=True`` waives is counted as differences, too.
 """
 
 import argparse
@@ -11,9 +13,11 @@ import statistics
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -21,8 +25,15 @@ import torch
 from torch import Tensor, nn
 
 import bitwright.nn as qnn
-from bitwright.export import VerificationReport, export_onnx_qcdq, export_onnx_qdq, verify_onnx
-from bitwright.quantizers import Int32Bias
+from bitwright.export import (
+    VerificationReport,
+    export_onnx_integer,
+    export_onnx_qcdq,
+    export_onnx_qdq,
+    verify_onnx,
+)
+from bitwright.qcore import BitwrightWarning
+from bitwright.quantizers import Int4WeightPerGroup, Int8WeightPerChannel, Int32Bias
 
 __all__ = ["Vgg", "fold_batch_norm", "main"]
 
@@ -104,14 +115,18 @@ class File:
     apart: float
 
     @classmethod
-    def of(cls, title: str, export: Callable[..., object], model: nn.Module, images: Tensor, path: Path) -> "File":
+    def of(
+        cls, title: str, export: Callable[..., object], model: nn.Module, images: Tensor, path: Path, **options: Any
+    ) -> "File":
         """Export a model in evaluation for batches of one, and compare the file with it, image by image."""
-        export(model, images[:1], path, input_names=["images"])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", BitwrightWarning)  # of what is waived: it is in the table
+            export(model, images[:1], path, input_names=["images"], **options)
         session, report = _session(path), VerificationReport()
         with torch.no_grad():
             expected = torch.cat([model(image) for image in images.split(1)])
         found = torch.cat([torch.from_numpy(_run(session, image)) for image in images.split(1)])
-        for image in images.split(1):
+        for image in images.split(1) if export is not export_onnx_integer else ():  # which compares bits itself
             report.add(verify_onnx(model, path, image).rows)
         return cls(title, path, report, ((found - expected).abs().max() / (expected.max() - expected.min())).item())
 
@@ -133,18 +148,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     torch.manual_seed(0)
     images = torch.randn(options.images, 3, 64, 64)
     with tempfile.TemporaryDirectory() as folder:
-        files = _files(images, Path(folder))
-        taken = _latencies(files, images[:1], options.rounds)
+        networks = [(_files(images, Path(folder)), images), _weights_alone(options.images, Path(folder))]
+        timed = [(files, _latencies(files, inputs[:1], options.rounds)) for files, inputs in networks]
     print(f"{'':40} {'ms':>6} {'ratio':>6} {'differences':>12} {'tie flips':>10} {'per million':>12} {'outputs':>9}")
-    for file, seconds in zip(files, taken, strict=True):
-        codes = sum(row.compared for row in file.report.rows if row.kind == "activation")
-        rare = f"{1e6 * file.report.tie_flips / codes:.1f}" if codes else ""
-        print(
-            f"{file.title:40} {1e3 * seconds:6.2f} {seconds / taken[0]:6.2f} {file.report.differences:12} "
-            f"{file.report.tie_flips:10} {rare:>12} {file.apart:9.1e}"
-        )
+    for files, taken in timed:
+        for file, seconds in zip(files, taken, strict=True):
+            codes = sum(row.compared for row in file.report.rows if row.kind == "activation")
+            rare = f"{1e6 * file.report.tie_flips / codes:.1f}" if codes else ""
+            print(
+                f"{file.title:40} {1e3 * seconds:6.2f} {seconds / taken[0]:6.2f} {file.report.differences:12} "
+                f"{file.report.tie_flips:10} {rare:>12} {file.apart:9.1e}"
+            )
     print("outputs: how far they are from torch's at most, as a share of their range, over the whole network")
-    return int(any(file.report.differences for file in files))
+    exact = (file for files, _ in timed for file in files if "fast" not in file.title)
+    return int(any(file.report.differences for file in exact))
 
 
 def _files(images: Tensor, folder: Path) -> list[File]:
@@ -167,7 +184,32 @@ def _files(images: Tensor, folder: Path) -> list[File]:
         for dialect, export in (("QCDQ", export_onnx_qcdq), ("QDQ", export_onnx_qdq)):
             path = folder / f"{dialect}{is_folded}.onnx"
             files.append(File.of(f"{title}, {dialect}", export, model.eval(), images, path))
+        path = folder / f"fast{is_folded}.onnx"
+        files.append(File.of(f"{title}, fast", export_onnx_qdq, model, images, path, fast=True))
+        if is_folded:
+            path = folder / "integer.onnx"
+            files.append(File.of("W8A8, integer operators", export_onnx_integer, model, images, path))
     return files
+
+
+def _weights_alone(count: int, folder: Path) -> tuple[list[File], Tensor]:
+    """Three linear layers of 1024 with weights of 8 and 4 bits, and their inputs; the float file first."""
+    inputs, floats = torch.randn(count, 1024), nn.Sequential(*(nn.Linear(1024, 1024) for _ in range(3))).eval()
+    files = [File.of("3 linear layers, float", export_onnx_qdq, floats, inputs, folder / "linear.onnx")]
+    for title, quantizer in (("W8", Int8WeightPerChannel), ("W4, groups of 32", Int4WeightPerGroup)):
+        model = nn.Sequential(*(qnn.QuantLinear(1024, 1024, weight_quant=quantizer) for _ in range(3))).eval()
+        model.load_state_dict(floats.state_dict())
+        for name, options in _WAYS.items():
+            path = folder / f"{title}{name}.onnx".replace(" ", "")
+            files.append(File.of(f"{title}{name}", export_onnx_qdq, model, inputs, path, **options))
+    return files, inputs
+
+
+_WAYS: dict[str, dict[str, Any]] = {
+    "": {},
+    ", fast": {"fast": True},
+    ", fast, level 1": {"fast": True, "accuracy_level": 1},
+}
 
 
 def _latencies(files: list[File], image: Tensor, rounds: int) -> list[float]:

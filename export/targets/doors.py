@@ -63,7 +63,7 @@ QONNX = Target(
     elsewhere="export_onnx_qdq",
 )
 
-# The compilers that read QONNX. FINN: by the source of its front end; hls4ml 1.3: by what its front end was seen to read.
+# Compilers that read QONNX. FINN: by the source of its front end; hls4ml 1.3: by what its front end was seen to read.
 FPGA_FINN = replace(QONNX, name="FINN")
 FPGA_HLS4ML = replace(
     QONNX,

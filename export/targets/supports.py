@@ -1,7 +1,6 @@
 """Can a model go out to a target? Asked before it is trained, and of rules before there is a model."""
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import cast
 
 from torch import Tensor, nn
 
@@ -10,7 +9,7 @@ from ...nn.contexts.intercepting import quantizers_of
 from ...nn.layer import QuantLayer
 from ...qcore import TensorQuant, describe
 from ...qcore.errors import nearest
-from ...qcore.models import shown
+from ...qcore.models import require_model
 from ..errors import ExportError
 from ..integer.accumulators import accumulator_report
 from .doors import TARGETS
@@ -54,6 +53,8 @@ weight_bit_width=16 or less.
         True
     """
     record = _target(target)
+    if not _are_rules(model):
+        require_model("supports", model, ExportError)
     if isinstance(model, nn.Module):
         uses, rows = uses_of(model), _layers(model, record)
         if examples is not None and record.accumulator_bits is not None:
@@ -128,17 +129,15 @@ def _accumulators(model: nn.Module, bits: int, examples: Tensor | tuple[object, 
     ]
 
 
+def _are_rules(given: object) -> bool:
+    """Whether something is a mapping, or a list of pairs."""
+    listed = isinstance(given, list | tuple) and all(isinstance(each, tuple) and len(each) == 2 for each in given)
+    return isinstance(given, Mapping) or listed
+
+
 def _uses_of_rules(rules: Rules) -> Iterator[Use]:
     """The quantizers that rules ask for, each made for a small layer."""
-    pairs = rules.items() if isinstance(rules, Mapping) else rules
-    try:
-        listed = [(where, settings) for where, settings in cast("Iterable[tuple[object, object]]", pairs)]
-    except (TypeError, ValueError):
-        raise ExportError(
-            f"supports(model={shown(rules)}): expected a model, or rules such as "
-            "{nn.Linear: dict(weight_bit_width=4)}."
-        ) from None
-    for where, settings in listed:
+    for where, settings in rules.items() if isinstance(rules, Mapping) else rules:
         if isinstance(settings, Mapping):
             name = getattr(where, "__name__", None) or str(where)
             for path, quantizer in _made(settings).items():

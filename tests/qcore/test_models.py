@@ -50,6 +50,7 @@ CALLS = {
     "accumulator_report": (lambda model: export.accumulator_report(model, X), ExportError),
     "run_integers": (lambda model: export.run_integers(model, X, integers=Integers({})), ExportError),
     "compare_integers": (lambda model: export.compare_integers(model, X), ExportError),
+    "supports": (lambda model: export.supports(model, "qonnx"), ExportError),
     "export_program": (lambda model: export.export_program(model, X), ExportError),
     "verify_program": (lambda model: export.verify_program(model, "model.pt2", X), ExportError),
     "verify_onnx": (lambda model: export.verify_onnx(model, "model.onnx", X), ExportError),

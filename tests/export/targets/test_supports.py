@@ -139,11 +139,6 @@ def test_mistakes():
     with pytest.raises(ExportError) as caught:
         supports(nn.Identity(), "onnx-qqd")
     assert str(caught.value) == ("supports(target='onnx-qqd'): there is no such target. Did you mean 'onnx-qdq'?")
-    with pytest.raises(ExportError) as caught:
-        supports(3, "onnx-qdq")
-    assert str(caught.value) == (
-        "supports(model=3): expected a model, or rules such as {nn.Linear: dict(weight_bit_width=4)}."
-    )
 
 
 def test_a_report_by_hand():
