@@ -24,19 +24,19 @@ from benchmarks.models import Encoder, MobileNetV2
 
 def megabytes(name):
     lines = open("/proc/self/status").read().splitlines()
-    return next(int(line.split()[1]) / 1000 for line in lines if line.startswith(name))
+    return next(int(line.split()[1]) * 1024 / 1e6 for line in lines if line.startswith(name))
 
 torch.manual_seed(0)
 torch.set_num_threads(1)
 warnings.simplefilter("ignore")
 float_layers = Layers(Scheme())
 settings = dict(weight_quant=Int8WeightPerChannel, input_quant=Int8Act)
-rules = {nn.Linear: settings, nn.Conv2d: settings, nn.Embedding: dict(weight_quant=Int8WeightPerTensor)}
 """
 
 MINILM = """
 model = nn.Sequential(nn.Embedding(30522, 384), Encoder(float_layers, depth=6, width=384)).eval()
 inputs = torch.randint(30522, (2, 32))
+rules = {nn.Linear: settings, nn.Embedding: dict(weight_quant=Int8WeightPerTensor)}
 """
 
 PHOTOS = """
@@ -45,6 +45,7 @@ for each in model.modules():
     if isinstance(each, nn.Conv2d):
         nn.init.kaiming_normal_(each.weight, nonlinearity="relu")
 inputs = torch.randn(256, 3, 224, 224)
+rules = {nn.Linear: settings, nn.Conv2d: settings}
 """
 
 VERIFIED = """
