@@ -14,6 +14,7 @@ ROOT = Path(__file__).parents[1]
 
 MEASURING = """
 import ctypes, gc, tempfile, warnings
+import onnxruntime  # the library is not what a verification takes
 import torch
 from torch import nn
 from bitwright.export import export_onnx_qdq, verify_onnx
