@@ -175,8 +175,10 @@ def export(model: nn.Module, tokens: Tensor, path: Path) -> VerificationReport:
     """An ONNX file for any number of tokens, and what comes of comparing it with the model."""
     wrapped = Logits(model.cpu()).eval()
     shapes = ({0: "batch", 1: "tokens"},)
-    names = {"input_names": ["input_ids"], "output_names": ["logits"]}
-    export_onnx_qdq(wrapped, tokens.cpu(), path, verify=False, dynamic_shapes=shapes, **names)
+    names, results = ["input_ids"], ["logits"]
+    export_onnx_qdq(
+        wrapped, tokens.cpu(), path, verify=False, dynamic_shapes=shapes, input_names=names, output_names=results
+    )
     return verify_onnx(wrapped, path, tokens.cpu())
 
 

@@ -44,6 +44,7 @@ ONNX_INTEGER = replace(
     call="export_onnx_integer",
 )
 
+_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _IN_FLOATS = (Integers(FLOAT_BITS), Integers(FLOAT_BITS, False), BINARY)
 _QONNX = Accepts(
     _IN_FLOATS, whole=True, narrow_unsigned=False, scales=("tensor", "axis"), zero_points=False, computes=False
@@ -62,8 +63,18 @@ QONNX = Target(
     elsewhere="export_onnx_qdq",
 )
 
-# The compilers that read QONNX: what the file can say is chosen so that both front ends take it
-FPGA_HLS4ML, FPGA_FINN = replace(QONNX, name="hls4ml"), replace(QONNX, name="FINN")
+# The compilers that read QONNX. FINN: by the source of its front end; hls4ml 1.3: by what its front end was seen to read.
+FPGA_FINN = replace(QONNX, name="FINN")
+FPGA_HLS4ML = replace(
+    QONNX,
+    name="hls4ml",
+    weights=replace(QONNX.weights, scales=("tensor",)),
+    activations=replace(QONNX.activations, scales=("tensor",)),
+    refused_layers=(
+        *QONNX.refused_layers,
+        *((kind, "hls4ml reads no ConvTranspose. Upsample and convolve.") for kind in _TRANSPOSED),
+    ),
+)
 
 _LEVELS = Accepts((Integers(32), Integers(32, False)), any_levels=True, scales=(*PLACES, "other"), computes=False)
 PROGRAM = Target(

@@ -51,7 +51,9 @@ def built(name):
 
 def agrees(name, exact=False):
     torch.manual_seed(0)
-    model, x = built(name)
+    made = built(name)
+    assert made is not None
+    model, x = made
     program = export_program(model, x, dynamic_shapes=({0: Dim("batch")},), exact=exact)
     report = verify_program(model, program, torch.cat([x, 0.7 * x, 1.3 * x]))
     assert report.differences == 0, report.table()
