@@ -9,6 +9,7 @@ from .networks import NETWORKS
 from .quantizing import QUANTIZING
 from .sequences import SEQUENCES
 from .storing import STORING
+from .verifying import VERIFYING
 
 __all__ = ["SECTIONS", "WORKLOADS", "Section"]
 
@@ -22,7 +23,7 @@ class Section:
     workloads: tuple[str, ...]
 
 
-WORKLOADS = {**NETWORKS, **QUANTIZING, **SEQUENCES, **CONSTRUCTING, **CONVERTING, **STORING, **EXPORTING}
+WORKLOADS = {**NETWORKS, **QUANTIZING, **SEQUENCES, **CONSTRUCTING, **CONVERTING, **STORING, **EXPORTING, **VERIFYING}
 
 SECTIONS = (
     Section("Networks", "Ratios to the same network in float, eager or compiled alike.", tuple(NETWORKS)),
@@ -47,4 +48,5 @@ SECTIONS = (
         "its TorchScript exporter. Latency in onnxruntime, one thread, default optimisations: QCDQ of both.",
         tuple(EXPORTING),
     ),
+    Section("Verification", "Resident memory at its peak, beyond what was resident before.", tuple(VERIFYING)),
 )

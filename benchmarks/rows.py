@@ -103,4 +103,10 @@ ROWS = (
         ("correct_biases", "gptq", "gpfq", "qronos", "autoround", "adaround"),
         (5, 8, 8, 8, 12, 25),
     ),
+    Row(
+        "34",
+        "peak memory of `verify_onnx`, MB: encoder of MiniLM's size; MobileNetV2, 256 photos of 224x224",
+        ("verify-memory-minilm", "verify-memory-photos"),
+        (200, 1000),
+    ),
 )

@@ -158,7 +158,7 @@ class _Work:
         model's own values at every quantizer, the comparison is the model as it evaluates; and where it has the same
         values with its optimizations on as with these off, so are what goes on from there and the rows.
         """
-        off, on, plain = (self.run(part, where) for where in ("off", "on", "plain"))
+        on, plain, off = (self.run(part, where) for where in ("on", "plain", "off"))  # loading with them takes most
         first, outputs = self._beside(part, off, "off", with_stored, {})
         own, evaluated = first.grids, outputs
         if first.moved:

@@ -5,6 +5,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,7 +53,7 @@ def opened(call: str, program: object) -> Iterator[GraphOnDisk]:
     beside = Path.cwd()
     if isinstance(program, (str, os.PathLike)):
         path = Path(os.fspath(program))
-        proto, beside = onnx.load(path, load_external_data=False), path.resolve().parent
+        proto, beside = _parsed(onnx, path), path.resolve().parent
     with tempfile.TemporaryDirectory(prefix="bitwright-", ignore_cleanup_errors=True) as made:
         folder = Path(made)
         if hasattr(proto, "model_proto"):
@@ -64,6 +65,16 @@ def opened(call: str, program: object) -> Iterator[GraphOnDisk]:
             found = _spilled(onnx, proto, folder)
         del proto  # of a path: the weights are in the folder now
         yield found
+
+
+def _parsed(onnx: Any, path: Path) -> "onnx.ModelProto":
+    """The model in a file, external data apart, without the bytes of the file in memory beside it."""
+    if path.suffix != ".onnx" or not path.stat().st_size:
+        return onnx.load(path, load_external_data=False)
+    model = onnx.ModelProto()
+    with open(path, "rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as mapped, memoryview(mapped) as view:
+        model.ParseFromString(view)
+    return model
 
 
 def _spilled(onnx: Any, model: "onnx.ModelProto", folder: Path) -> GraphOnDisk:
