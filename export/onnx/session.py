@@ -74,6 +74,8 @@ def loaded(call: str, program: Any) -> "onnx.ModelProto":
     """An exported model, however a user names it; ``call`` is the function that errors name."""
     onnx = required("onnx", call)
     if isinstance(program, (str, os.PathLike)):
+        if not os.path.isfile(program):
+            raise ExportError(f"{call}: there is no file {os.fspath(program)!r}.")
         return onnx.load(os.fspath(program))
     proto = getattr(program, "model_proto", program)
     if not isinstance(proto, onnx.ModelProto):

@@ -36,7 +36,7 @@ def export_program(
     """Export a quantized model as a `torch.export.ExportedProgram` with operators of ``quantized_decomposed``.
 
     Quantizers become ``torch.ops.quantized_decomposed.quantize_*`` and ``dequantize_*``, per tensor, channel, token or
-    group: what the quantization passes of Inductor, ExecuTorch and OpenVINO read. Weights and biases are stored as
+    group: what the quantization passes of Inductor and ExecuTorch read. Weights and biases are stored as
     integers alone. Number formats that have no such operators are stored as codes or 8-bit floats, and dequantized by
     plain operators of torch.
 

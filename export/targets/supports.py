@@ -9,7 +9,7 @@ from ...nn.contexts.intercepting import quantizers_of
 from ...nn.layer import QuantLayer
 from ...qcore import TensorQuant, describe
 from ...qcore.errors import nearest
-from ...qcore.models import require_model
+from ...qcore.models import require_model, shown
 from ..errors import ExportError
 from ..integer.accumulators import accumulator_report
 from .doors import TARGETS
@@ -138,10 +138,15 @@ def _are_rules(given: object) -> bool:
 def _uses_of_rules(rules: Rules) -> Iterator[Use]:
     """The quantizers that rules ask for, each made for a small layer."""
     for where, settings in rules.items() if isinstance(rules, Mapping) else rules:
+        name = getattr(where, "__name__", None) or str(where)
         if isinstance(settings, Mapping):
-            name = getattr(where, "__name__", None) or str(where)
             for path, quantizer in _made(settings).items():
                 yield use_of(f"{name}.{path}", quantizer)
+        elif settings is not None:
+            raise ExportError(
+                f"supports: the rule for {name} is {shown(settings)}. Write a dict of settings, such as "
+                "dict(weight_bit_width=4), or None for what stays float."
+            )
 
 
 def _made(settings: Mapping[str, object]) -> dict[str, TensorQuant]:
@@ -151,11 +156,12 @@ def _made(settings: Mapping[str, object]) -> dict[str, TensorQuant]:
     found = {}
     if layer:
         found |= quantizers_of(qnn.QuantLinear(64, 64, **layer))  # type: ignore[arg-type]
-    kinds = {key.removesuffix("_quant") for key in rest if key.endswith("_quant")}
-    for kind in sorted(kinds, key=len):
-        if rest[f"{kind}_quant"] is not None:
-            own = {key.removeprefix(f"{kind}_"): item for key, item in rest.items() if key.startswith(f"{kind}_")}
-            own.pop("quant")
-            made = quantizers_of(qnn.QuantIdentity(act_quant=rest[f"{kind}_quant"], **own))  # type: ignore[arg-type]
+    for kind in sorted((key.removesuffix("_quant") for key in rest if key.endswith("_quant")), key=len, reverse=True):
+        own = {key.removeprefix(f"{kind}_"): rest.pop(key) for key in list(rest) if key.startswith(f"{kind}_")}
+        quantizer = own.pop("quant")
+        if quantizer is not None:
+            made = quantizers_of(qnn.QuantIdentity(act_quant=quantizer, **own))  # type: ignore[arg-type]
             found |= {f"{kind}_quant": each for each in made.values()}
+    if rest:
+        found |= quantizers_of(qnn.QuantIdentity(**rest))  # type: ignore[arg-type]
     return found

@@ -9,6 +9,7 @@ from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ...errors import ExportError
 from ...optional import required
 from ..session import loaded
 
@@ -53,6 +54,8 @@ def opened(call: str, program: object) -> Iterator[GraphOnDisk]:
     beside = Path.cwd()
     if isinstance(program, (str, os.PathLike)):
         path = Path(os.fspath(program))
+        if not path.is_file():
+            raise ExportError(f"{call}: there is no file {str(path)!r}.")
         proto, beside = _parsed(onnx, path), path.resolve().parent
     with tempfile.TemporaryDirectory(prefix="bitwright-", ignore_cleanup_errors=True) as made:
         folder = Path(made)

@@ -12,7 +12,14 @@ import torch
 from torch import nn
 
 import bitwright.nn as qnn
-from bitwright.export import VerificationReport, VerificationRow, export_onnx_qcdq, storage_report, verify_onnx
+from bitwright.export import (
+    ExportError,
+    VerificationReport,
+    VerificationRow,
+    export_onnx_qcdq,
+    storage_report,
+    verify_onnx,
+)
 from bitwright.export.onnx import write
 from bitwright.export.onnx.comparing import portions
 from bitwright.export.onnx.verify import _Work
@@ -303,3 +310,10 @@ def test_report_as_json_and_picture(tmp_path):
     assert [line.get_label() for line in axes.lines] == ["tie flips", "differences"]
     assert [list(line.get_xdata()) for line in axes.lines] == [[0.1], [0.0]]
     assert [each.get_text() for each in axes.get_yticklabels()] == ["act (on)"]
+
+
+def test_no_file():
+    with pytest.raises(ExportError, match=r"^verify_onnx: there is no file 'missing\.onnx'\.$"):
+        verify_onnx(nn.Identity(), "missing.onnx", torch.randn(1, 8))
+    with pytest.raises(ExportError, match=r"^storage_report: there is no file 'missing\.onnx'\.$"):
+        storage_report("missing.onnx")

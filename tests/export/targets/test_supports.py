@@ -141,6 +141,18 @@ def test_mistakes():
     assert str(caught.value) == ("supports(target='onnx-qqd'): there is no such target. Did you mean 'onnx-qdq'?")
 
 
+def test_rules_that_are_none():
+    with pytest.raises(ExportError) as caught:
+        supports({nn.Linear: 3}, "qonnx")
+    assert str(caught.value) == (
+        "supports: the rule for Linear is 3. Write a dict of settings, such as dict(weight_bit_width=4), or None for "
+        "what stays float."
+    )
+    with pytest.raises(BitwrightError, match=r"bitwidth"):
+        supports({nn.ReLU: {"bitwidth": 4}}, "qonnx")
+    assert supports({nn.ReLU: {"bit_width": 24}}, "qonnx").blocked == ["ReLU.act_quant"]
+
+
 def test_a_report_by_hand():
     row = SupportRow("fc", "", "its bias is float", "", "Write bias_quant=Int32Bias.")
     assert str(SupportReport("X", 1, (row,))) == ("X can't take:\n  fc: its bias is float. Write bias_quant=Int32Bias.")
