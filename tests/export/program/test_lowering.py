@@ -48,14 +48,12 @@ def test_inductor_picks_quantized_kernels(zoo):
 
 
 def test_xnnpack_takes_the_quantized_layers(zoo):
-    pytest.importorskip("executorch")
-    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
-    from executorch.exir import to_edge_transform_and_lower
-
+    xnnpack = pytest.importorskip("executorch.backends.xnnpack.partition.xnnpack_partitioner")
+    exir = pytest.importorskip("executorch.exir")
     model = nn.Sequential(
         qnn.QuantIdentity(), qnn.QuantLinear(8, 4, weight_quant=Int8WeightPerChannel), qnn.QuantIdentity()
     )
     program = export_program(zoo.trained(model, torch.randn(16, 8)), torch.randn(16, 8))
-    edge = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()])
+    edge = exir.to_edge_transform_and_lower(program, partitioner=[xnnpack.XnnpackPartitioner()])
     left = [str(node.target) for node in edge.exported_program().graph.nodes if node.op == "call_function"]
     assert left == ["executorch_call_delegate", "<built-in function getitem>"]
