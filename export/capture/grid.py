@@ -8,8 +8,9 @@ from torch import Tensor
 
 from ...qcore import Grid, quantize_to_int
 from ...qcore.formats.int_range import int_bounds
+from ...qcore.granularity import Granularity
 
-__all__ = ["Entering", "IntegerGrid", "QuantizedTensor", "place_of"]
+__all__ = ["Entering", "IntegerGrid", "QuantizedTensor", "place_in", "place_of"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,11 +154,30 @@ def place_of(grid: Grid, shape: Sequence[int]) -> tuple[int | None, int | None]:
     granularity, scale = grid.granularity, grid.scale
     if granularity.axis is not None or granularity.single or tuple(scale.shape) != granularity.scales_shape(shape):
         return _axis_of(scale, shape), None
+    axis, block = place_in(granularity, shape)
+    several = sum(count > 1 for count in scale.shape) > 1
+    return axis, block if several else None  # along one dimension alone there is a scale for each index
+
+
+def place_in(granularity: Granularity, shape: Sequence[int]) -> tuple[int | None, int | None]:
+    """The dimension along which scales vary in a tensor, and how many neighbours along it share one.
+
+    The dimension is None where there is one scale, and -1 where QuantizeLinear has no word for it; the number is None
+    where a whole index shares a scale.
+
+    Example:
+        >>> from bitwright.qcore import PerBlock, PerGroup
+        >>> place_in(PerGroup(4), (2, 10)), place_in(PerGroup(-1), (2, 10)), place_in(PerBlock((2, 2)), (4, 4))
+        ((1, 4), (0, None), (-1, None))
+    """
+    if granularity.single or granularity.axis is not None:
+        return (None if granularity.axis is None else granularity.axis % len(shape)), None
     block = granularity.block(shape)
     counted = [dim for dim, size in enumerate(shape) if block[dim] < size]
-    shared = [dim for dim, size in enumerate(shape) if block[dim] > 1]
+    shared = [dim for dim in range(len(shape)) if block[dim] > 1]
     if len(counted) < 2:
-        return (counted[0] if counted else None), None
+        whole = not counted or block[counted[0]] == 1
+        return (counted[0] if counted else None), None if whole else block[counted[0]]
     if len(shared) > 1:
         return -1, None
     axis = shared[0] if shared else len(shape) - 1

@@ -3,7 +3,6 @@
 import inspect
 import os
 from collections.abc import Mapping
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +16,7 @@ from ..capture.model_state import evaluating, unchanged
 from ..capture.record import record
 from ..errors import ExportError
 from ..optional import installed, required
+from ..paths import require_folder
 from ..targets.doors import ONNX_QCDQ, ONNX_QDQ
 from .activations.placeholders import emitter
 from .activations.untraceable import naming_untraceable
@@ -223,8 +223,7 @@ def checked_options(
             close = nearest(name, known - {"model", "args", "f"} | {"verify", "fast", "export_path"})
             hint = f" Did you mean {close}?" if close else " help(torch.onnx.export) lists them."
             raise ExportError(f"{call}({name}=...) is no keyword of torch.onnx.export.{hint}")
-    if path is not None and not Path(path).parent.is_dir():
-        folder = str(Path(path).parent)
-        raise ExportError(f"{call}(export_path={str(path)!r}): there is no folder {folder!r}. Make it first.")
+    if path is not None:
+        require_folder(call, path)
     options.setdefault("verbose", False)
     return path, options

@@ -13,6 +13,7 @@ from ...qcore import values_of
 from ...qcore.models import shown
 from ..errors import ExportError
 from ..optional import required
+from ..paths import require_file
 
 if TYPE_CHECKING:
     import onnx
@@ -74,9 +75,7 @@ def loaded(call: str, program: Any) -> "onnx.ModelProto":
     """An exported model, however a user names it; ``call`` is the function that errors name."""
     onnx = required("onnx", call)
     if isinstance(program, (str, os.PathLike)):
-        if not os.path.isfile(program):
-            raise ExportError(f"{call}: there is no file {os.fspath(program)!r}.")
-        return onnx.load(os.fspath(program))
+        return onnx.load(require_file(call, program))
     proto = getattr(program, "model_proto", program)
     if not isinstance(proto, onnx.ModelProto):
         raise ExportError(

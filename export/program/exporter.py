@@ -15,6 +15,7 @@ from ..capture.caveats import warn_of_caveats
 from ..capture.model_state import evaluating, unchanged
 from ..capture.record import record
 from ..errors import ExportError
+from ..paths import require_folder
 from .check import check
 from .tidy import tidied
 from .trace import trace
@@ -100,6 +101,4 @@ def _check_path(path: str | os.PathLike[str] | None) -> None:
         return
     if Path(path).suffix != ".pt2":
         raise ExportError(f"export_program(export_path={str(path)!r}): torch.export writes files named *.pt2.")
-    if not Path(path).parent.is_dir():
-        folder = str(Path(path).parent)
-        raise ExportError(f"export_program(export_path={str(path)!r}): there is no folder {folder!r}. Make it first.")
+    require_folder("export_program", path)

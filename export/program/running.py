@@ -3,7 +3,6 @@
 import os
 import warnings
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from torch.export.graph_signature import InputKind
 
 from ...qcore.models import shown
 from ..errors import ExportError
+from ..paths import require_file
 from .operators import operators
 
 __all__ = ["ProgramRun", "loaded_program"]
@@ -30,11 +30,10 @@ def loaded_program(call: str, program: ExportedProgram | str | os.PathLike[str])
     if isinstance(program, ExportedProgram):
         return program
     if isinstance(program, str | os.PathLike):
-        if not Path(program).is_file():
-            raise ExportError(f"{call}: there is no file {str(program)!r}.")
+        path = require_file(call, program)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module=r"torch\.")
-            return torch.export.load(program)
+            return torch.export.load(path)
     raise ExportError(
         f"{call}: program={shown(program)} is not an exported program. Pass what export_program returned, or the path "
         "of a .pt2 file."

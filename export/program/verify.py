@@ -4,12 +4,11 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 
 from ...nn.contexts.intercepting import intercepted, quantizers_of
 from ...qcore import Grid, TensorQuant, values_of
@@ -24,7 +23,9 @@ from ..capture.record import Call, codes_of, quantized
 from ..errors import ExportError
 from ..onnx.activations.comparison import RunTime, compare_run_time
 from ..onnx.agreement import compare_codes, compare_exactly, compare_outputs
+from ..onnx.comparing.portions import Portion
 from ..onnx.report import VerificationReport, VerificationRow
+from ..onnx.session import tensors_in
 from .names import Names
 from .running import ProgramRun, loaded_program
 from .stored import stored_codes
@@ -95,14 +96,15 @@ def compare_with_program(
     run, report, called = ProgramRun(program), VerificationReport(), set[str]()
     names = Names(quantizers)
     with torch.no_grad(), silent_quantizers():
-        for number, (part_args, part_kwargs) in enumerate(_parts(call, run, args, kwargs or {}, batch_size)):
+        plain = tree_map(lambda each: values_of(each) if isinstance(each, Tensor) else each, (args, dict(kwargs or {})))
+        for number, part in enumerate(_parts(call, run, Portion(*plain), batch_size)):
             own = _Grids()
             with intercepted(quantizers, own.intercept):
-                expected = module(*part_args, **part_kwargs)
-            found, tensors = run(part_args, part_kwargs)
+                expected = part.through(module)
+            found, tensors = run(part.args, part.kwargs)
             comparison = _Comparison(call, names, program.state_dict, own.grids, run.names, tensors, number == 0)
             with intercepted(quantizers, comparison.intercept):
-                following = module(*part_args, **part_kwargs)
+                following = part.through(module)
             called |= comparison.counts.keys()
             report.add(comparison.rows)
             report.add(_outputs(following, found, "off"))
@@ -276,25 +278,18 @@ def _compare_values(row: VerificationRow, ours: Tensor, theirs: Tensor) -> None:
 
 
 def _outputs(
-    expected: object, found: object, where: str, ties: list[Tensor] | None = None
+    expected: list[Tensor], found: object, where: str, ties: list[Tensor] | None = None
 ) -> Iterator[VerificationRow]:
-    pairs = zip(_tensors(expected), _tensors(found), strict=True)
+    pairs = zip(expected, tensors_in(found), strict=True)
     for number, (ours, theirs) in enumerate(pairs):
         row = compare_outputs(f"output_{number}", where, ours, theirs, ties or ())
         row.note = row.note.replace("onnxruntime", "the program")
         yield row
 
 
-def _tensors(tree: object) -> list[Tensor]:
-    return [values_of(each) for each in tree_leaves(tree) if isinstance(each, Tensor)]
-
-
-def _parts(
-    call: str, run: ProgramRun, args: tuple[object, ...], kwargs: Mapping[str, object], batch_size: int
-) -> Iterator[tuple[tuple[object, ...], Mapping[str, object]]]:
+def _parts(call: str, run: ProgramRun, whole: Portion, batch_size: int) -> Iterator[Portion]:
     """The samples in portions that the program takes: as many as its fixed first dimension says, or ``batch_size``."""
-    args, kwargs = tree_map(lambda each: values_of(each) if isinstance(each, Tensor) else each, (args, dict(kwargs)))
-    tensors = [each for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor)]
+    tensors = whole.tensors
     if len(tensors) != len(run.sizes):
         raise ExportError(
             f"{call}: the inputs hold {len(tensors)} tensors, and the program takes {len(run.sizes)}. Pass what the "
@@ -302,7 +297,7 @@ def _parts(
         )
     samples, sizes = {each.shape[0] if each.ndim else 0 for each in tensors}, set(run.sizes)
     if len(samples) != 1 or len(sizes) != 1 or 0 in sizes:
-        yield args, kwargs
+        yield whole
         return
     count, fixed = samples.pop(), sizes.pop()
     portion = batch_size if fixed is None else fixed
@@ -312,14 +307,4 @@ def _parts(
             "export with dynamic_shapes."
         )
     for start in range(0, max(count, 1), max(portion, 1)):
-        yield tree_map(_Cut(start, start + portion), (args, kwargs))
-
-
-class _Cut(NamedTuple):
-    """Some of the samples of each tensor."""
-
-    start: int
-    stop: int
-
-    def __call__(self, each: object) -> object:
-        return each[self.start : self.stop] if isinstance(each, Tensor) else each
+        yield whole.cut(start, start + portion)

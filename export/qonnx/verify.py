@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree
 
 from ...nn.contexts.intercepting import intercepted, quantizers_of
 from ...qcore import Grid, Integers, TensorQuant
@@ -21,8 +20,9 @@ from ..capture.record import quantized
 from ..errors import ExportError
 from ..onnx.activations.comparison import compare_levels
 from ..onnx.agreement import compare_exactly, compare_outputs
+from ..onnx.comparing.portions import Portion
 from ..onnx.report import VerificationReport, VerificationRow
-from ..onnx.session import loaded, tensors_in
+from ..onnx.session import loaded
 from .executor import Executor, FileNode
 
 if TYPE_CHECKING:
@@ -88,12 +88,12 @@ def compare_with_executor(
     """`verify_qonnx` for a model in evaluation mode and an ``onnx.ModelProto``; and the quantizers that were called."""
     executor, report, called = Executor(model, call), VerificationReport(), set[str]()
     with torch.no_grad(), silent_quantizers():
-        for number, (part_args, part_kwargs) in enumerate(_portions(executor, args, kwargs or {})):
-            own = tensors_in(module(*part_args, **part_kwargs))
-            found = executor.run(tensors_in((part_args, part_kwargs)))
+        for number, part in enumerate(_portions(executor, Portion(args, kwargs or {}))):
+            own = part.through(module)
+            found = executor.run(part.tensors)
             comparison = Comparison(executor.nodes, found, with_stored=number == 0)
             with intercepted(quantizers, comparison.intercept):
-                expected = tensors_in(module(*part_args, **part_kwargs))
+                expected = part.through(module)
             called |= comparison.counts.keys()
             report.add(comparison.rows)
             for name, one, other in zip(executor.outputs, expected, own, strict=True):
@@ -170,12 +170,9 @@ def _noted(row: VerificationRow, grid: Grid, node: FileNode) -> VerificationRow:
     return row
 
 
-_Portion = tuple[tuple[object, ...], Mapping[str, object]]
-
-
-def _portions(executor: Executor, args: tuple[object, ...], kwargs: Mapping[str, object]) -> list[_Portion]:
+def _portions(executor: Executor, whole: Portion) -> list[Portion]:
     """The samples in portions of as many as the file takes."""
-    tensors, asked = tensors_in((args, kwargs)), ", ".join(executor.inputs)
+    tensors, asked = whole.tensors, ", ".join(executor.inputs)
     shapes = [list(each.shape) for each in tensors]
     if len(tensors) != len(executor.inputs):
         raise ExportError(
@@ -183,7 +180,7 @@ def _portions(executor: Executor, args: tuple[object, ...], kwargs: Mapping[str,
             "the model was exported with."
         )
     if shapes == executor.shapes:
-        return [(args, kwargs)]
+        return [whole]
     counts = {each[0] for each in shapes if each}
     sizes = {each[0] for each in executor.shapes if each}
     size, count = min(sizes, default=0), min(counts, default=0)
@@ -195,11 +192,4 @@ def _portions(executor: Executor, args: tuple[object, ...], kwargs: Mapping[str,
             f"the inputs have the shape {found}, and the file takes {wanted}: QONNX's readers need fixed shapes. Pass "
             "a multiple of its samples, or export with such an input."
         )
-    return [_cut(args, kwargs, start, start + size) for start in range(0, count, size)]
-
-
-def _cut(args: tuple[object, ...], kwargs: Mapping[str, object], start: int, stop: int) -> _Portion:
-    def cut(each: object) -> object:
-        return each[start:stop] if isinstance(each, Tensor) else each
-
-    return _pytree.tree_map(cut, (args, kwargs))
+    return [whole.cut(start, start + size) for start in range(0, count, size)]

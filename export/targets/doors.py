@@ -36,7 +36,6 @@ ONNX_INTEGER = replace(
     weights=replace(_INTEGER.weights, whole=True, scales=("tensor", "axis")),
     activations=replace(_INTEGER.activations, any_levels=False, whole=True, scales=("tensor",), dynamic=False),
     float_biases=False,
-    float_layers=False,
     refused_layers=(
         (nn.RNNBase, "its gates are sigmoids and tanhs of floats, and so are its steps. Use export_onnx_qdq."),
         (nn.RNNCellBase, "its gates are sigmoids and tanhs of floats, and so are its steps. Use export_onnx_qdq."),

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from ...qcore import Integers, IntRange, NumberFormat
+from ...qcore import Integers, NumberFormat
 from ...qcore.formats.minifloat import Minifloat
 from ..errors import ExportError, with_causes
 from .target import PLACES, Accepts, Target
@@ -130,8 +130,6 @@ def _levels(use: Use, accepts: Accepts, target: Target) -> Problem | None:
     number_format = use.number_format
     if number_format is None or accepts.holds(number_format) or (use.vector and target.biases.holds(number_format)):
         return None
-    if isinstance(getattr(use.quantizer, "int_range", None), IntRange) and _learns_width(use):
-        return None if number_format.bits <= accepts.widest else _width(use, number_format, accepts, target)
     if number_format.whole:
         return _width(use, number_format, accepts, target)
     levels = f"its levels are {number_format}"
@@ -156,10 +154,6 @@ def _narrow(use: Use, accepts: Accepts, target: Target) -> Problem | None:
     setting = use.setting("narrow_range")
     what = f"it leaves out the largest of its unsigned integers, which {target.name} has no word for"
     return Problem("narrow_range", what, f"Write {setting}=False.")
-
-
-def _learns_width(use: Use) -> bool:
-    return isinstance(use.quantizer.int_range.bit_width, torch.Tensor)  # type: ignore[union-attr]
 
 
 def _width(use: Use, number_format: NumberFormat, accepts: Accepts, target: Target) -> Problem:

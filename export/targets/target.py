@@ -86,7 +86,6 @@ class Target:
         activations: what it takes of what flows.
         biases: what it takes of biases that are quantized.
         float_biases: whether biases may stay floats.
-        float_layers: whether layers may stay floats: no weight, input or output is quantized.
         accumulator_bits: of the sums of products; None where they are wide enough for all.
         refused_layers: types of layers that have no place in it, and for each what to write instead.
         call: the function that exports to it.
@@ -105,7 +104,6 @@ class Target:
     activations: Accepts
     biases: Accepts
     float_biases: bool = True
-    float_layers: bool = True
     accumulator_bits: int | None = None
     refused_layers: tuple[tuple[type[nn.Module], str], ...] = field(default=())
     call: str | None = None

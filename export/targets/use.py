@@ -1,6 +1,6 @@
 """One quantizer of a model as far as it is known before there is any data."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import cast
 
@@ -11,9 +11,10 @@ from ...nn.layer import QuantLayer
 from ...qcore import BiasQuant, GridQuant, Integers, NumberFormat, PerTensor, TensorQuant, TruncQuant
 from ...qcore.granularity import Granularity
 from ...qcore.scaling import MagnitudeScaling, StoredScaling
+from ..capture.grid import place_in
 from ..capture.record import Call
 
-__all__ = ["Use", "place_in", "use_of", "use_of_call", "uses_of"]
+__all__ = ["Use", "use_of", "use_of_call", "uses_of"]
 
 
 @dataclass(frozen=True)
@@ -95,31 +96,6 @@ class Use:
         """
         slot = self.path.rsplit(".", 1)[-1].removesuffix("_quant")
         return name if slot == "act" or not self.path.endswith("_quant") else f"{slot}_{name}"
-
-
-def place_in(granularity: Granularity, shape: Sequence[int]) -> tuple[int | None, int | None]:
-    """The dimension along which scales vary in a tensor, and how many neighbours along it share one.
-
-    The dimension is None where there is one scale, and -1 where QuantizeLinear has no word for it; the number is None
-    where a whole index shares a scale.
-
-    Example:
-        >>> from bitwright.qcore import PerBlock, PerGroup
-        >>> place_in(PerGroup(4), (2, 10)), place_in(PerGroup(-1), (2, 10)), place_in(PerBlock((2, 2)), (4, 4))
-        ((1, 4), (0, None), (-1, None))
-    """
-    if granularity.single or granularity.axis is not None:
-        return (None if granularity.axis is None else granularity.axis % len(shape)), None
-    block = granularity.block(shape)
-    counted = [dim for dim, size in enumerate(shape) if block[dim] < size]
-    shared = [dim for dim in range(len(shape)) if block[dim] > 1]
-    if len(counted) < 2:
-        whole = not counted or block[counted[0]] == 1
-        return (counted[0] if counted else None), None if whole else block[counted[0]]
-    if len(shared) > 1:
-        return -1, None
-    axis = shared[0] if shared else len(shape) - 1
-    return axis, block[axis]
 
 
 def uses_of(model: nn.Module) -> list[Use]:

@@ -8,7 +8,7 @@ from torch import Tensor
 from ...capture.grid import IntegerGrid
 from .journal import Journal
 
-__all__ = ["Term", "TermsTensor", "compact"]
+__all__ = ["Term", "TermsTensor", "alike_in_space", "compact"]
 
 
 class Term(NamedTuple):
@@ -129,6 +129,12 @@ class TermsTensor(torch.Tensor):
         grid = None if moved and any(term.scale.ndim for term in terms) else self.grid_
         kept = (self.low, self.high, aliased, self.bounded, self.stored, self._made_of_zeros)
         return type(self)(terms, self.journal, grid, *kept, severed=severed or (aliased and self.severed))
+
+
+def alike_in_space(tensor: TermsTensor) -> list[Term] | None:
+    """The terms of an image or sequence, with compact scales; None where neighbours in space differ in their scale."""
+    terms = [Term(term.codes, compact(term.scale)) for term in tensor.terms]
+    return None if any(size > 1 for term in terms for size in term.scale.shape[2:]) else terms
 
 
 def compact(scale: Tensor) -> Tensor:

@@ -9,8 +9,8 @@ from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...errors import ExportError
 from ...optional import required
+from ...paths import require_file
 from ..session import loaded
 
 if TYPE_CHECKING:
@@ -53,9 +53,7 @@ def opened(call: str, program: object) -> Iterator[GraphOnDisk]:
     proto: Any = program
     beside = Path.cwd()
     if isinstance(program, (str, os.PathLike)):
-        path = Path(os.fspath(program))
-        if not path.is_file():
-            raise ExportError(f"{call}: there is no file {str(path)!r}.")
+        path = Path(require_file(call, program))
         proto, beside = _parsed(onnx, path), path.resolve().parent
     with tempfile.TemporaryDirectory(prefix="bitwright-", ignore_cleanup_errors=True) as made:
         folder = Path(made)

@@ -12,6 +12,7 @@ from ....nn.contexts.progress import tracked
 from ....qcore.models import shown
 from ...errors import ExportError
 from ...optional import required
+from ...paths import require_file
 from ..session import loaded
 
 if TYPE_CHECKING:
@@ -103,9 +104,7 @@ def _session(program: Any, providers: Sequence[str]) -> Any:
     options = runtime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     if isinstance(program, str | os.PathLike):
-        source: Any = os.fspath(program)
-        if not os.path.isfile(source):
-            raise ExportError(f"evaluate_onnx: there is no file {source!r}.")
+        source: Any = require_file("evaluate_onnx", program)
     else:
         source = loaded("evaluate_onnx", program).SerializeToString()
     return runtime.InferenceSession(source, options, list(providers))

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from .....qcore.aliases import Arguments, Keywords, Operator
-from ..terms import Term, TermsTensor, compact
+from ..terms import Term, TermsTensor, alike_in_space, compact
 from .joins import chosen
 from .rules import Rules, named
 
@@ -28,8 +28,8 @@ def _keys(tensor: TermsTensor) -> Tensor:
 def _pooled(func: Operator, args: Arguments, kwargs: Keywords) -> object:
     """The largest of each window, where neighbours share a scale; of a sum on different grids, by its values."""
     tensor, *rest = args
-    given = [Term(term.codes, compact(term.scale)) for term in tensor.terms]
-    if any(size > 1 for term in given for size in term.scale.shape[2:]):
+    given = alike_in_space(tensor)
+    if given is None:
         return None
     if len(given) > 1:
         name = func._schema.name.removeprefix("aten::")

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from .....qcore.aliases import Arguments, Keywords, Operator
-from ..terms import Term, TermsTensor, compact
+from ..terms import Term, TermsTensor, alike_in_space, compact
 from .rules import Rules, named
 
 __all__ = ["RULES"]
@@ -122,8 +122,8 @@ def _converted(func: Operator, args: Arguments, kwargs: Keywords) -> object:
 def _repeated(func: Operator, args: Arguments, kwargs: Keywords) -> object:
     """Values are repeated in space, where neighbours share a scale."""
     tensor, *rest = args
-    given = [Term(term.codes, compact(term.scale)) for term in tensor.terms]
-    if any(size > 1 for term in given for size in term.scale.shape[2:]):
+    given = alike_in_space(tensor)
+    if given is None:
         return None
     terms = (Term(func(term.codes.double(), *rest, **kwargs).to(torch.int64), term.scale) for term in given)
     return tensor.alike(*terms, moved=False)
