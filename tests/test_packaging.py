@@ -114,8 +114,8 @@ def test_front_door_is_light():
     assert ran.stdout == f"{bitwright.__version__} []\n"
 
 
-# Python's own finder, which does not find some packages; then calls that need them.
-ABSENT = """
+# Python's own finder, which does not find some packages.
+FINDER = """
 import sys
 from importlib.machinery import PathFinder
 
@@ -127,7 +127,24 @@ class Finder(PathFinder):
         return None if name.partition(".")[0] in absent else super().find_spec(name, path, target)
 
 sys.meta_path[sys.meta_path.index(PathFinder)] = Finder
+"""
+# An install without extras: every module can be imported, but for bitwright.testing, which says what it needs.
+EVERY = f"""
+import importlib, pkgutil, warnings
+import torch  # which warns that there is no numpy
 
+absent |= {{"hypothesis", "matplotlib", "ml_dtypes", "onnx", "onnx_ir", "onnxruntime", "onnxscript"}}
+absent |= {{"qonnx", "safetensors", "scipy"}}
+with warnings.catch_warnings(action="error"):
+    for package in {[name for name in PACKAGES[1:] if not name.startswith("bitwright.testing")]}:
+        for module in pkgutil.iter_modules(importlib.import_module(package).__path__, package + "."):
+            importlib.import_module(module.name)
+assert not absent & sys.modules.keys()
+assert "bitwright.export.onnx.exporter" in sys.modules
+absent.intersection_update(sys.argv[1:])
+"""
+# Calls that need the packages.
+ABSENT = """
 import torch
 from bitwright import nn as qnn
 from bitwright.export import export_onnx_integer, export_onnx_qcdq, export_onnx_qdq, integers, verify_onnx
@@ -182,7 +199,7 @@ assert run_integers(model, x).integer_only
     [
         (
             [],
-            EACH,
+            ABSENT + EACH,
             [
                 "ModuleNotFoundError: bitwright.testing needs the package hypothesis: pip install bitwright[testing]",
                 "BitwrightError: plot_quantizer needs the package matplotlib: pip install bitwright[plot]",
@@ -198,7 +215,7 @@ assert run_integers(model, x).integer_only
         ),
         (
             ["numpy"],
-            NUMPY,
+            EVERY + ABSENT + NUMPY,
             [
                 "ModuleNotFoundError: bitwright.testing needs the package numpy: pip install bitwright[testing]",
                 "ExportError: save_npz needs the package numpy: pip install numpy",
@@ -216,7 +233,7 @@ assert run_integers(model, x).integer_only
 )
 def test_an_absent_package_is_named_with_the_command_that_installs_it(tmp_path, absent, calls, expected):
     script = tmp_path / "script.py"
-    script.write_text(f"import sys\nsys.path.insert(0, {str(ROOT)!r})\n{ABSENT}{calls}")
+    script.write_text(f"import sys\nsys.path.insert(0, {str(ROOT)!r})\n{FINDER}{calls}")
     command = [sys.executable, "-W", "ignore", script, *absent]
     ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert ran.stdout.splitlines() == expected, ran.stderr

@@ -26,6 +26,7 @@ from .lower import lower
 from .operators import check_operators, refusing_packed
 from .protect import protect
 from .report import VerificationReport
+from .runtime.kernels import hasten
 from .runtime.waiver import beyond, waived
 from .tracing.trace import trace
 from .verify import compare_with_file
@@ -171,8 +172,6 @@ def _export(
         if speed is None:
             protect(program.model)
         else:
-            from .runtime.kernels import hasten  # which needs numpy
-
             hasten(program.model, speed)
         if verify and installed("onnxruntime"):
             report, _ = compare_with_file(call, module, quantizers, program, arguments, kwargs)

@@ -30,13 +30,14 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from .editing import Editor
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-__all__ = ["RULES", "Guard", "guard_layer", "guard_matmul", "guard_sum", "is_constant", "protect"]
+__all__ = ["RULES", "Guard", "guard_layer", "guard_matmul", "guard_sum", "is_constant", "number_of", "protect"]
 
 # Operators that a grid passes through, or that the optimizer moves or drops in front of a QuantizeLinear.
 _MOVEMENT = {
@@ -131,8 +132,8 @@ class Guard(Editor):
             return False
         scales: list[float] = []
         for each, codes in [*((maker, maker and maker.inputs[0]) for maker in makers), (users[0], users[0].outputs[0])]:
-            scale = None if each is None else _number(each.inputs[1])
-            if scale is None or scale.size != 1 or codes.dtype not in _eight_bits(self):
+            scale = None if each is None else number_of(each.inputs[1])
+            if scale is None or scale.numel() != 1 or codes.dtype not in _eight_bits(self):
                 return False
             scales.append(float(scale))
         halves = all(math.frexp(scale)[0] == 0.5 for scale in scales)
@@ -143,18 +144,22 @@ class Guard(Editor):
         source = None if bias is None else bias.producer()
         if source is None or source.op_type != "DequantizeLinear" or weights is None:
             return False
-        scales = [_number(each.inputs[1]) for each in (source, inputs, weights)]
-        if any(scale is None for scale in scales) or source.inputs[0].dtype != self.ir.DataType.INT32:
+        own, input_scale, weight_scale = (number_of(each.inputs[1]) for each in (source, inputs, weights))
+        if own is None or input_scale is None or weight_scale is None or input_scale.numel() != 1:
             return False
-        own, input_scale, weight_scale = scales
-        if input_scale.size != 1:
+        if source.inputs[0].dtype != self.ir.DataType.INT32:
             return False
         products = input_scale.reshape(()) * weight_scale
         return own.shape == products.shape and bool((own == products).all())
 
 
-def _number(value: Any) -> Any:
-    return None if value is None or value.const_value is None else value.const_value.numpy()
+def number_of(value: Any) -> Tensor | None:
+    """An initializer, as float32 or int64; None for anything else."""
+    if value is None or value.const_value is None:
+        return None
+    held = value.const_value
+    number = "float32" if held.dtype.is_floating_point() else "int64"
+    return torch.from_numpy(held.numpy().astype(number))
 
 
 def guard_layer(guard: Guard, node: Any) -> None:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
+from torch import Tensor
 
 from ..protect import Guard
 from .constants import StoredIntegers, stored_integers, values_of_constant
 
 if TYPE_CHECKING:
     import onnx_ir as ir
-    from numpy.typing import NDArray
 
 __all__ = ["fold_into_convolutions"]
 
@@ -34,34 +33,34 @@ def fold_into_convolutions(guard: Guard, node: ir.Node) -> None:
     weights = guard.dequantize(conv.inputs[1])
     settings = [values_of_constant(each) for each in node.inputs[1:5]]
     bias = guard.operand(conv, 2)
-    added = np.float32(0.0) if bias is None else values_of_constant(bias)
+    added = torch.zeros(()) if bias is None else values_of_constant(bias)
     held = None if weights is None or conv.inputs[1] is not weights.outputs[0] else stored_integers(weights)
-    known = added is not None and held is not None and all(each is not None for each in settings)
-    if not known or len(product.uses()) != 1 or guard.dequantize(conv.inputs[0]) is None:
+    known = [each.double() for each in settings if each is not None]
+    if weights is None or held is None or added is None or len(known) != len(settings):
         return
-    assert held is not None
-    assert weights is not None
     if held.block is not None or held.axis not in (None, 0):
         return
-    gamma, beta, mean, variance = (np.asarray(each, np.float64) for each in settings)
-    factor = gamma / np.sqrt(variance + node.attributes.get_float("epsilon", 1e-5))
-    codes = _signed(held, np.sign(factor))
+    if len(product.uses()) != 1 or guard.dequantize(conv.inputs[0]) is None:
+        return
+    gamma, beta, mean, variance = known
+    factor = gamma / (variance + node.attributes.get_float("epsilon", 1e-5)).sqrt()
+    codes = _signed(held, factor.sign())
     if codes is None:
         return
-    shift = beta + (np.asarray(added, np.float64) - mean) * factor
+    shift = beta + (added.double() - mean) * factor
     _rewrite(guard, conv, weights, held, codes, factor)
     name = f"{weights.outputs[0].name}".removesuffix("weight_quant") + "bias.folded"
     conv.resize_inputs(3)
-    conv.replace_input_with(2, guard.constant(name, torch.from_numpy(shift), "FLOAT"))
+    conv.replace_input_with(2, guard.constant(name, shift, "FLOAT"))
     guard.replace(node, product)
 
 
-def _signed(held: StoredIntegers, signs: NDArray[np.float64]) -> NDArray[np.int64] | None:
+def _signed(held: StoredIntegers, signs: Tensor) -> Tensor | None:
     """The integers times the sign of each channel's factor, or None where the type lacks them."""
-    if (signs == 1).all():
+    if bool((signs == 1).all()):
         return held.codes
-    codes = held.codes * signs.astype(np.int64).reshape(-1, *[1] * (held.codes.ndim - 1))
-    fits = held.signed and not held.zero_point.any() and codes.max(initial=0) < 2 ** (held.bits - 1)
+    codes = held.codes * signs.long().reshape(-1, *[1] * (held.codes.ndim - 1))
+    fits = held.signed and not held.zero_point.any() and bool((codes < 2 ** (held.bits - 1)).all())
     return codes if fits else None
 
 
@@ -70,20 +69,20 @@ def _rewrite(
     conv: ir.Node,
     weights: ir.Node,
     held: StoredIntegers,
-    codes: NDArray[np.int64],
-    factor: NDArray[np.float64],
+    codes: Tensor,
+    factor: Tensor,
 ) -> None:
     """Give a convolution weights of other scales, and where they changed other integers."""
     values, name = weights.outputs[0], f"{weights.outputs[0].name}.folded"
     kind = f"{'' if held.signed else 'U'}INT{held.bits}"
     stored = weights.inputs[0]
     if codes is not held.codes:
-        stored = guard.constant(f"{name}.codes", torch.from_numpy(codes), kind)
-    scale = held.scale * np.where(factor == 0, 1.0, np.abs(factor))  # the integers of a factor of 0 are 0
-    inputs = [stored, guard.constant(f"{name}.scale", torch.from_numpy(scale), "FLOAT")]
+        stored = guard.constant(f"{name}.codes", codes, kind)
+    scale = held.scale * torch.where(factor == 0, 1.0, factor.abs())  # the integers of a factor of 0 are 0
+    inputs = [stored, guard.constant(f"{name}.scale", scale, "FLOAT")]
     if held.zero_point.any():
-        zeros = np.broadcast_to(held.zero_point, scale.shape).copy()
-        inputs.append(guard.constant(f"{name}.zero_point", torch.from_numpy(zeros), kind))
+        zeros = held.zero_point.expand(scale.shape)
+        inputs.append(guard.constant(f"{name}.zero_point", zeros, kind))
     called = f"{name}.dequantize"
     folded = guard.add(conv, "DequantizeLinear", inputs, name, {"axis": 0}, like=values, called=called)
     conv.replace_input_with(1, folded)

@@ -5,13 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
+import torch
+from torch import Tensor
+
+from ..protect import number_of
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-__all__ = ["StoredIntegers", "number_of", "stored_integers", "values_of_constant"]
+__all__ = ["StoredIntegers", "stored_integers", "values_of_constant"]
 
 
 @dataclass(frozen=True)
@@ -28,18 +30,13 @@ class StoredIntegers:
         signed: whether the type has a sign.
     """
 
-    codes: NDArray[np.int64]
-    scale: NDArray[np.float32]
-    zero_point: NDArray[np.int64]
+    codes: Tensor
+    scale: Tensor
+    zero_point: Tensor
     axis: int | None
     block: int | None
     bits: int
     signed: bool
-
-
-def number_of(value: ir.Value | None) -> NDArray[np.generic] | None:
-    """An initializer; None for anything else."""
-    return None if value is None or value.const_value is None else value.const_value.numpy()
 
 
 def stored_integers(dequantize: ir.Node) -> StoredIntegers | None:
@@ -49,23 +46,22 @@ def stored_integers(dequantize: ir.Node) -> StoredIntegers | None:
     if clip is not None and clip.op_type == "Clip":
         bounds = [number_of(each) for each in clip.inputs[1:3]]
         codes = clip.inputs[0]
-    held, scale = number_of(codes), number_of(dequantize.inputs[1])
+    integers, scale = number_of(codes), number_of(dequantize.inputs[1])
     dtype = None if codes is None else codes.dtype
-    if held is None or scale is None or dtype is None or dtype.is_floating_point():
+    if integers is None or scale is None or dtype is None or dtype.is_floating_point():
         return None
-    integers = held.astype(np.int64)
     if bounds is not None:
         low, high = bounds
         if low is None or high is None:
             return None
-        integers = integers.clip(int(low), int(high))
+        integers = integers.clamp(low, high)
     zero = number_of(dequantize.inputs[2]) if len(dequantize.inputs) > 2 else None
     axis = dequantize.attributes.get_int("axis", 1) if scale.ndim else None
     block = dequantize.attributes.get_int("block_size", 0) or None
     return StoredIntegers(
         integers,
-        scale.astype(np.float32),
-        np.zeros(scale.shape, np.int64) if zero is None else zero.astype(np.int64),
+        scale,
+        torch.zeros(scale.shape, dtype=torch.int64) if zero is None else zero,
         axis if axis is None or axis >= 0 else axis + integers.ndim,
         block,
         dtype.bitwidth,
@@ -73,12 +69,12 @@ def stored_integers(dequantize: ir.Node) -> StoredIntegers | None:
     )
 
 
-def values_of_constant(value: ir.Value | None) -> NDArray[np.float32] | None:
+def values_of_constant(value: ir.Value | None) -> Tensor | None:
     """An initializer of floats, or integers of one scale or one for each channel, as values; else None."""
     maker = None if value is None else value.producer()
     if maker is None:
         found = number_of(value)
-        return found.astype(np.float32) if found is not None and found.dtype == np.float32 else None
+        return found if found is not None and found.is_floating_point() else None
     held = stored_integers(maker) if maker.op_type == "DequantizeLinear" else None
     if held is None or held.block is not None:
         return None
@@ -86,4 +82,4 @@ def values_of_constant(value: ir.Value | None) -> NDArray[np.float32] | None:
     if held.axis is not None:
         shape = [-1 if dim == held.axis else 1 for dim in range(held.codes.ndim)]
         scale, zero = scale.reshape(shape), zero.reshape(shape)
-    return ((held.codes - zero).astype(np.float32) * scale).astype(np.float32)
+    return (held.codes - zero).float() * scale

@@ -16,12 +16,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 
-from ..protect import RULES, Guard, guard_layer, guard_matmul, guard_sum
+from ..protect import RULES, Guard, guard_layer, guard_matmul, guard_sum, number_of
 from .batch_norms import fold_into_convolutions
-from .constants import number_of, values_of_constant
+from .constants import values_of_constant
 from .nbits import pack_products
 
 if TYPE_CHECKING:
@@ -57,21 +56,20 @@ class FastGuard(Guard):
         """Put an INT32 bias on the scale of the products in the place of a float one, if it is constant and fits."""
         bias = node.inputs[index]
         values = values_of_constant(bias)
-        scales = [number_of(each.inputs[1]) for each in (inputs, weights)]
-        if bias is None or values is None or values.ndim != 1 or any(scale is None for scale in scales):
+        input_scale, weight_scale = (number_of(each.inputs[1]) for each in (inputs, weights))
+        if bias is None or values is None or values.ndim != 1 or input_scale is None or weight_scale is None:
             return
-        input_scale, weight_scale = (np.asarray(scale, np.float32) for scale in scales)
-        if input_scale.size != 1 or weight_scale.size not in (1, values.size):
+        if input_scale.numel() != 1 or weight_scale.numel() not in (1, values.numel()):
             return
-        products = np.asarray(input_scale.reshape(()) * weight_scale)
+        products = input_scale.reshape(()) * weight_scale
         if not (products > 0).all():
             return
-        codes = np.rint(values.astype(np.float64) / products)
-        if np.abs(codes).max(initial=0.0) > _LARGEST:
+        codes = torch.round(values.double() / products)
+        if not (codes.abs() <= _LARGEST).all():
             return
         name = f"{bias.name}.rounded"
-        held = self.constant(f"{name}.codes", torch.from_numpy(codes), "INT32")
-        scale = self.constant(f"{name}.scale", torch.from_numpy(products), "FLOAT")
+        held = self.constant(f"{name}.codes", codes, "INT32")
+        scale = self.constant(f"{name}.scale", products, "FLOAT")
         place = {"axis": 0} if products.ndim else None
         called = f"{name}.dequantize"
         rounded = self.add(node, "DequantizeLinear", [held, scale], name, place, like=bias, called=called)

@@ -7,15 +7,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
+from torch import Tensor
 
 from ..protect import Guard, is_constant
 from .constants import StoredIntegers, stored_integers
 
 if TYPE_CHECKING:
     import onnx_ir as ir
-    from numpy.typing import NDArray
 
 __all__ = ["DOMAIN", "pack_products", "packed"]
 
@@ -46,14 +45,14 @@ def pack_products(guard: Guard, node: ir.Node, accuracy_level: int) -> None:
     codes, scale, zero_point, block = form
     rows, columns = codes.shape
     name = f"{weights.outputs[0].name}.packed"
-    bytes_ = torch.from_numpy(packed(_padded(codes, zero_point, block), held.bits).reshape(rows, scale.shape[1], -1))
+    bytes_ = packed(_padded(codes, zero_point, block), held.bits).reshape(rows, scale.shape[1], -1)
     inputs: list[ir.Value | None] = [
         x,
         guard.constant(name, bytes_, "UINT8"),
-        guard.constant(f"{name}.scale", torch.from_numpy(scale), "FLOAT"),
+        guard.constant(f"{name}.scale", scale, "FLOAT"),
     ]
     if (zero_point != 2 ** (held.bits - 1)).any():
-        inputs.append(guard.constant(f"{name}.zero_point", torch.from_numpy(packed(zero_point, held.bits)), "UINT8"))
+        inputs.append(guard.constant(f"{name}.zero_point", packed(zero_point, held.bits), "UINT8"))
     result, replaced = node.outputs[0], node
     bias = guard.operand(node, 2)
     added = None if node.op_type == "Gemm" else guard.addition(result)
@@ -88,9 +87,7 @@ def _turned(node: ir.Node, weights: ir.Node) -> bool | None:
     return False if straight else None
 
 
-def _rows(
-    held: StoredIntegers, turned: bool
-) -> tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.int64], int] | None:
+def _rows(held: StoredIntegers, turned: bool) -> tuple[Tensor, Tensor, Tensor, int] | None:
     """Unsigned integers (outputs, inputs), scales and zero points (outputs, blocks), and the size of the blocks."""
     codes, scale, zero_point, axis = held.codes, held.scale, held.zero_point, held.axis
     if turned:
@@ -107,31 +104,28 @@ def _rows(
     else:
         block = next((each for each in _BLOCKS if each >= min(columns, _BLOCK)), _BLOCK)
         count = -(-columns // block)
-        scale, zero_point = (
-            np.repeat(np.broadcast_to(each, (rows,)).reshape(-1, 1), count, 1) for each in (scale, zero_point)
-        )
+        scale, zero_point = (each.expand(rows).reshape(-1, 1).expand(rows, count) for each in (scale, zero_point))
     middle = 2 ** (held.bits - 1) if held.signed else 0
-    shifted = np.asarray(zero_point + middle, np.int64)
-    return codes + middle, np.ascontiguousarray(scale, np.float32), shifted, block
+    return codes + middle, scale, zero_point + middle, block
 
 
-def _padded(codes: NDArray[np.int64], zero_point: NDArray[np.int64], block: int) -> NDArray[np.int64]:
+def _padded(codes: Tensor, zero_point: Tensor, block: int) -> Tensor:
     """Whole blocks: what is missing at the end of a row is zero."""
-    whole = np.repeat(zero_point, block, 1)
+    whole = zero_point.repeat_interleave(block, 1)
     whole[:, : codes.shape[1]] = codes
     return whole
 
 
-def packed(codes: NDArray[np.int64], bits: int) -> NDArray[np.uint8]:
+def packed(codes: Tensor, bits: int) -> Tensor:
     """Unsigned integers in bytes, row by row, the first in the lowest bits.
 
     Example:
-        >>> packed(np.array([[1, 2, 3]]), 4).tolist()
+        >>> packed(torch.tensor([[1, 2, 3]]), 4).tolist()
         [[33, 3]]
     """
     each = 8 // bits
     rows, columns = codes.shape
-    room = np.zeros((rows, -(-columns // each) * each), np.int64)
+    room = torch.zeros(rows, -(-columns // each) * each, dtype=torch.int64)
     room[:, :columns] = codes
-    places = np.arange(each) * bits
-    return (room.reshape(rows, -1, each) << places).sum(2).astype(np.uint8)
+    places = torch.arange(each) * bits
+    return (room.reshape(rows, -1, each) << places).sum(2).to(torch.uint8)

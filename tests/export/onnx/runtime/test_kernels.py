@@ -115,7 +115,7 @@ def test_a_wrong_file_is_an_error(monkeypatch):
         relu = next(node for node in graph.graph if node.op_type == "Relu")
         relu.outputs[0].replace_all_uses_with(relu.inputs[0])
 
-    monkeypatch.setattr("bitwright.export.onnx.runtime.kernels.hasten", wrong)
+    monkeypatch.setattr("bitwright.export.onnx.exporter.hasten", wrong)
     with pytest.raises(ExportError, match=r"^export_onnx_qdq: onnxruntime does not reproduce the model"):
         export_onnx_qdq(model, torch.randn(2, 8), fast=True)
 
