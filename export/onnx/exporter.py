@@ -11,7 +11,7 @@ from ...nn.contexts.intercepting import quantizers_of
 from ...qcore.aliases import Keywords
 from ...qcore.errors import nearest
 from ...qcore.models import require_model
-from ..capture.caveats import warn_of_caveats, warn_user
+from ..capture.caveats import warn_of_caveats
 from ..capture.model_state import evaluating, unchanged
 from ..capture.record import record
 from ..errors import ExportError
@@ -26,8 +26,8 @@ from .lower import lower
 from .operators import check_operators, refusing_packed
 from .protect import protect
 from .report import VerificationReport
+from .runtime.acceptance import accept
 from .runtime.kernels import hasten
-from .runtime.waiver import beyond, waived
 from .tracing.trace import trace
 from .verify import compare_with_file
 from .write import write
@@ -172,26 +172,27 @@ def _export(
         if speed is None:
             protect(program.model)
         else:
-            hasten(program.model, speed)
-        if verify and installed("onnxruntime"):
-            report, _ = compare_with_file(call, module, quantizers, program, arguments, kwargs)
-            _judge(call, report, fast=speed is not None)
+            hasten(program.model)
+
+        def compared() -> VerificationReport:
+            return compare_with_file(call, module, quantizers, program, arguments, kwargs)[0]
+
+        verifies = verify and installed("onnxruntime")
+        if speed is not None:
+            accept(call, program.model, speed, compared if verifies else None)
+        elif verifies:
+            _judge(call, compared())
     if path is not None:
         write(program, path, options)
     return program
 
 
-def _judge(call: str, report: VerificationReport, fast: bool) -> None:
-    """Raise if a file is another model; of a fast one, say how far it is from the model."""
-    if not (report.ok or (fast and not beyond(report))):
+def _judge(call: str, report: VerificationReport) -> None:
+    """Raise if a file is another model."""
+    if not report.ok:
         raise ExportError(
             f"{call}: onnxruntime does not reproduce the model, so no file was written.\n{report}\n"
             "Please report it. verify=False writes the file all the same."
-        )
-    if not report.ok:
-        warn_user(
-            f"{call}: fast=True waives exactness, and on the example input {waived(report)} verify_onnx compares on "
-            "other inputs."
         )
 
 
