@@ -249,8 +249,8 @@ def test_integers_of_16_bits_are_as_fine_as_products():
         *(
             (
                 {"fast": True, "accuracy_level": level},
-                f"export_onnx_qdq(accuracy_level={level!r}) is not possible. Write 4, with which MatMulNBits rounds its "
-                "inputs to 8 bits, or 1, with which it computes in float32.",
+                f"export_onnx_qdq(accuracy_level={level!r}) is not possible. Write 4, with which MatMulNBits rounds "
+                "its inputs to 8 bits, or 1, with which it computes in float32.",
             )
             for level in (2, 0, "4", 4.0, True)
         ),
