@@ -5,7 +5,7 @@ import torch
 
 pytest.importorskip("onnxruntime")
 
-from benchmarks.runtime import Vgg, fold_batch_norm
+from benchmarks.deployed import Vgg, fold_batch_norm
 
 
 def test_folding_batch_norm_changes_nothing():
