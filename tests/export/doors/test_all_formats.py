@@ -75,9 +75,11 @@ DYNAMIC = """Int4DynamicAct Int4DynamicActPerGroup Int4DynamicActPerToken Int8Dy
 
 
 def levels(target, by_format, only=""):
-    said = "its levels are {}, and {} has integers only. Write export_onnx_qdq, which stores them, or quantize to integers."
+    remedy = "Write export_onnx_qdq, which stores them, or quantize to integers."
     return {
-        said.format(each, target): " ".join(name for name in names.split() if only in name)
+        f"its levels are {each}, and {target} has integers only. {remedy}": " ".join(
+            name for name in names.split() if only in name
+        )
         for each, names in by_format.items()
     }
 
