@@ -8,18 +8,9 @@ from torch import Tensor
 
 from ....qcore.models import shown
 from ...errors import ExportError
+from ..inputs import require_input
 
 __all__ = ["Feeder"]
-
-_TYPES = {
-    torch.float32: "tensor(float)",
-    torch.float64: "tensor(double)",
-    torch.float16: "tensor(float16)",
-    torch.bfloat16: "tensor(bfloat16)",
-    torch.bool: "tensor(bool)",
-    **{getattr(torch, each): f"tensor({each})" for each in ("uint8", "int8", "int16", "int32", "int64")},
-}
-_OF_TORCH = {name: str(dtype).removeprefix("torch.") for dtype, name in _TYPES.items()}
 
 
 class Feeder:
@@ -65,24 +56,8 @@ class Feeder:
                 f"{self.call}: a batch has {several}. The first dimension of every input counts the same samples."
             )
         for each, tensor in zip(self.inputs, tensors, strict=True):
-            self._require(each, tensor)
+            require_input(self.call, each, tensor, "a batch", any_count=self.portion is not None)
         return tensors
-
-    def _require(self, taken: Any, tensor: Tensor) -> None:
-        """Refuse another type or shape than the file's."""
-        free = 0 if self.portion is None else 1  # the number of samples is made to fit
-        sizes = zip(taken.shape[free:], tensor.shape[free:], strict=False)
-        fits = len(taken.shape) == tensor.ndim and all(
-            asked == size or not isinstance(asked, int) for asked, size in sizes
-        )
-        known = taken.type in _OF_TORCH
-        if (taken.shape and not fits) or (known and taken.type != _TYPES.get(tensor.dtype)):
-            dims = ", ".join("any" if each is None else str(each) for each in taken.shape)
-            found = f"{str(tensor.dtype).removeprefix('torch.')} ({', '.join(map(str, tensor.shape))})"
-            raise ExportError(
-                f"{self.call}: the file takes {taken.name} as {_OF_TORCH.get(taken.type, taken.type)} ({dims}), and a "
-                f"batch has {found}."
-            )
 
     def run(self, tensors: list[Tensor]) -> list[Tensor]:
         """The outputs of a batch. A portion that is too small for the file is filled up with its last sample.
