@@ -105,8 +105,8 @@ def test_mirrored_kernels() -> None:
 def test_zero_points_of_a_convolution_are_refused() -> None:
     model = calibrated(qnn.QuantConv2d(4, 3, 3, weight_quant=ShiftedUint8WeightPerChannel, **SUMS))
     message = (
-        "the integer dialect can't express this model:\n  1: its weight has 3 zero points, and ConvInteger takes one. "
-        "Write a weight_quant without zero point, such as Int8WeightPerChannel, or per tensor."
+        "the integer dialect can't express this model:\n  1 (QuantConv2d): its weight has 3 zero points, and "
+        "ConvInteger takes one. Write a weight_quant without zero point, such as Int8WeightPerChannel, or per tensor."
     )
     with pytest.raises(ExportError, match=re.escape(message) + "$"):
         export_onnx_integer(model, torch.randn(1, 4, 6, 5))

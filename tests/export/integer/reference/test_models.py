@@ -343,7 +343,7 @@ def test_every_float_is_refused_in_one_error():
     other = "There is no integer arithmetic for it: replace it, or use export_onnx_qcdq, which keeps it float."
     assert refusal(model, 2, 6) == (
         "the integer dialect can't express this model:\n"
-        "  7: its bias is float. Write bias_quant=Int32Bias.\n"
+        "  7 (QuantLinear): its bias is float. Write bias_quant=Int32Bias.\n"
         "  0 (Linear): addmm. Write qnn.QuantLinear with bias_quant=Int32Bias, and quantize its input.\n"
         f"  2 (LayerNorm): layer_norm. {other}\n"
         f"  4.0 (Scaled): sin. {other}\n"
@@ -470,11 +470,11 @@ def test_refusals_are_listed():
         export_onnx_integer(All(), torch.randn(2, 4))
     assert str(raised.value) == (
         "the integer dialect can't express this model:\n"
-        "  layers.no_input: its input is not quantized. Write input_quant=Int8Act, or put a QuantIdentity in front of "
-        "it.\n"
-        "  layers.float_bias: its bias is float. Write bias_quant=Int32Bias.\n"
-        "  layers.zero_points: its weight has 4 zero points, and ConvInteger takes one. Write a weight_quant without "
-        "zero point, such as Int8WeightPerChannel, or per tensor."
+        "  layers.float_bias (QuantLinear): its bias is float. Write bias_quant=Int32Bias.\n"
+        "  layers.no_input (QuantLinear): its input is not quantized. Write input_quant=Int8Act, or put a "
+        "QuantIdentity in front of it.\n"
+        "  layers.zero_points (QuantConv1d): its weight has 4 zero points, and ConvInteger takes one. Write a "
+        "weight_quant without zero point, such as Int8WeightPerChannel, or per tensor."
     )
 
 
@@ -511,7 +511,7 @@ def test_sums_as_an_input_are_refused():
         export_onnx_integer(model, torch.randn(2, 4))
     assert str(raised.value) == (
         "the integer dialect can't express this model:\n"
-        "  1: its input has 17 bits, and integer operators take 8. Put a QuantIdentity in front of it."
+        "  1 (QuantLinear): its input has 17 bits, and integer operators take 8. Put a QuantIdentity in front of it."
     )
 
 
