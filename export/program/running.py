@@ -59,9 +59,10 @@ class ProgramRun:
         nodes = [each for each in self.module.graph.nodes if each.name.startswith(_ROLES)]
         nodes = [each for each in nodes if each.op == "call_function"]
         self.names = {each.name for each in nodes}
+        in_place = any(_in_place(each.target) for each in self.module.graph.nodes)
         for node in nodes:
             with self.module.graph.inserting_after(node):
-                self.module.graph.call_function(_keeping(self.found, node.name), (node,))
+                self.module.graph.call_function(_keeping(self.found, node.name, in_place), (node,))
         self.module.recompile()
         self.sizes = _first_sizes(program)
 
@@ -72,9 +73,14 @@ class ProgramRun:
         return output, dict(self.found)
 
 
-def _keeping(found: dict[str, Tensor], name: str) -> Callable[[Tensor], None]:
+def _in_place(target: object) -> bool:
+    """Whether an operator writes to its input, as ``out += identity`` does."""
+    return isinstance(target, torch._ops.OpOverload) and target._schema.is_mutable
+
+
+def _keeping(found: dict[str, Tensor], name: str, in_place: bool) -> Callable[[Tensor], None]:
     def keep(x: Tensor) -> None:
-        found[name] = x
+        found[name] = x.clone() if in_place else x  # what follows may write to it
 
     keep.__name__ = keep.__qualname__ = f"keep_{name}"
     return keep

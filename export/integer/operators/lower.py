@@ -33,6 +33,8 @@ _EXACT = {
     *(*_MOVES, "Add", "Cast", "Clip", "Concat", "Constant", "ConstantOfShape", "DequantizeLinear", "Max", "Min", "Neg"),
     *("Pad", "Relu", "Resize", "Split", "Sub"),
 }
+# What a rounding may be written in, between the division by a scale and QuantizeLinear.
+_ROUNDING = {*_EXACT, "Abs", "Ceil", "Div", "Floor", "Mul", "Round", "Sign", "Where"}
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,7 @@ def integerize(model: ir.Model, recording: Recording) -> list[ir.Node]:
     graph = _Graph(model, recording)
     graph.rewrite(_RULES)
     graph.sweep()
+    graph.find_roundings()
     return [node for node in model.graph if graph.computes_in_floats(node)]
 
 
@@ -92,6 +95,7 @@ class _Graph(Editor):
             ir.Value, tuple[ir.Value, Tensor]
         ] = {}  # of those that `scaled` made: integers, and their scale
         self.sources: dict[ir.Value, tuple[bool, bool]] = {}
+        self.roundings: set[ir.Node] = set()
 
     def form(self, value: ir.Value | None) -> Form | None:
         """A value as integers, or None; operators that move values are repeated on them."""
@@ -180,10 +184,29 @@ class _Graph(Editor):
     def computes_in_floats(self, node: ir.Node) -> bool:
         """Whether a node computes new values from floats: no selection, no addition, nothing of parameters alone."""
         result = node.outputs[0]
-        if result.dtype is None or result.dtype.name != "FLOAT" or result in self.products:
+        if result.dtype is None or result.dtype.name != "FLOAT" or result in self.products or node in self.roundings:
             return False
         given, quantized = self._sources(result)
         return given and node.op_type not in (_EXACT if quantized else _EXACT | {"Abs", "Div", "Mul"})
+
+    def find_roundings(self) -> None:
+        """Note the arithmetic of quantizers that round in a way of their own: from steps of the scale to integers."""
+        for name in self.calls:
+            ends = [node for node in self.model.graph if node.name == f"{name}.quantize"]
+            pending = [each.inputs[0] for each in ends]
+            between: set[ir.Node] = set()
+            while pending:
+                value = pending.pop()
+                node = None if value is None else value.producer()
+                if node is not None and node not in between and node.op_type in _ROUNDING:
+                    between.add(node)
+                    pending += () if self.divides(node) else node.inputs
+            if any(self.divides(node) for node in between):
+                self.roundings |= between
+
+    def divides(self, node: ir.Node) -> bool:
+        """Whether a node divides by the scale of a quantizer, as those with a rounding of their own do."""
+        return str(node.name).endswith(".divide") and str(node.name).removesuffix(".divide") in self.calls
 
     def _sources(self, value: ir.Value) -> tuple[bool, bool]:
         """Whether a value depends on the model's input, and whether on a quantized tensor."""
@@ -503,7 +526,7 @@ def _below_zero(graph: _Graph, node: ir.Node, sums: ir.Value) -> ir.Value:
 def _factor(graph: _Graph, node: Any) -> None:
     """A number that integers are multiplied with or divided by goes into their scale."""
     number = node.inputs[1].const_value if node.inputs[1] is not None else None
-    if number is None or number.numpy().size != 1 or not float(number.numpy()) > 0:
+    if graph.divides(node) or number is None or number.numpy().size != 1 or not float(number.numpy()) > 0:
         return
     given, size = graph.integers(node), float(number.numpy())
     if given is not None:

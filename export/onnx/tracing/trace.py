@@ -237,9 +237,23 @@ def _traced(
             "the forward take the same path both times (no branch on torch.compiler.is_exporting())."
         )
     _check_open(module, program, args, options)
-    for output, name in zip(program.model.graph.outputs, options.get("output_names") or (), strict=False):
-        output.name = name  # up to torch 2.10, two outputs of one value got their own names only after these were given
+    _rename(program.model.graph, options)
     return program
+
+
+def _rename(graph: Any, options: Keywords) -> None:
+    """Give inputs and outputs the names that the user asked for, which further passes may have taken away.
+
+    Up to torch 2.10, two outputs of one value got their own names only after these were given; and optimizing renames
+    an input that is an output, too.
+    """
+    for output, name in zip(graph.outputs, options.get("output_names") or (), strict=False):
+        output.name = name
+    for value, name in zip(graph.inputs, options.get("input_names") or (), strict=False):
+        for output in graph.outputs:
+            if output.name == name and output is not value:
+                output.name = f"{name}.output"
+        value.name = name
 
 
 def _placeholders(call: Call, x: Tensor) -> Tensor:

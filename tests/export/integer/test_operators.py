@@ -8,15 +8,17 @@ import torch
 from torch import nn
 
 import bitwright.nn as qnn
-from bitwright.export import ExportError, export_onnx_integer, run_integers
+from bitwright.export import ExportError, compare_integers, export_onnx_integer, run_integers
 from bitwright.export.integer.operators.transposed import mirrored
 from bitwright.qcore import values_of
 from bitwright.quantizers import (
+    Int8Act,
     Int8BiasOwnScale,
     Int8WeightPerChannel,
     Int32Bias,
     ShiftedUint8Act,
     ShiftedUint8WeightPerChannel,
+    TruncTo8bit,
 )
 
 pytest.importorskip("onnxruntime")
@@ -55,6 +57,40 @@ def test_layers_have_equal_bits(name: str) -> None:
     with torch.no_grad():
         expected = values_of(model(x))
     torch.testing.assert_close(run.outputs, expected, rtol=0, atol=float(expected.abs().max()) / 100)
+
+
+@pytest.mark.parametrize("rounding", ["floor", "ceil", "half_up", "toward_zero"])
+def test_roundings_are_part_of_a_quantizer(rounding: str) -> None:
+    """They are the division, the rounding and QuantizeLinear, as in the other dialects."""
+    model = calibrated(qnn.QuantLinear(5, 3, output_quant=Int8Act(rounding=rounding), **SUMS))
+    x = torch.randn(2, 4, 6, 5, generator=torch.Generator().manual_seed(1))
+    program = export_onnx_integer(model, x)
+    kinds = [node.op_type for node in program.model_proto.graph.node]
+    assert kinds[:4] == ["QuantizeLinear", "MatMulInteger", "Add", "Cast"]
+    assert kinds[4:6] == ["Mul", "Div"]
+    assert kinds[-2:] == ["QuantizeLinear", "DequantizeLinear"]
+    assert compare_integers(model, -x, program=program).differences == 0
+
+
+def test_bits_are_dropped() -> None:
+    model = calibrated(qnn.QuantLinear(5, 3, bias=False, output_quant=TruncTo8bit))
+    x = torch.randn(2, 4, 6, 5, generator=torch.Generator().manual_seed(1))
+    assert compare_integers(model, -x, program=export_onnx_integer(model, x)).differences == 0
+
+
+class Wavy:
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.round(x + 0.1 * torch.sin(x))
+
+
+def test_a_rounding_that_runtimes_compute_differently_is_refused() -> None:
+    model = calibrated(qnn.QuantLinear(5, 3, output_quant=Int8Act(rounding=Wavy), **SUMS))
+    message = (
+        "the integer dialect can't express this model:\n  1 (QuantLinear): Sin. There is no integer arithmetic for it: "
+        "replace it, or use export_onnx_qcdq, which keeps it float."
+    )
+    with pytest.raises(ExportError, match=re.escape(message) + "$"):
+        export_onnx_integer(model, torch.randn(1, 4, 6, 5))
 
 
 def test_mirrored_kernels() -> None:

@@ -46,6 +46,22 @@ def residual(zoo):
 BATCH = ({0: Dim("batch")},)
 
 
+class InPlace(Residual):
+    def forward(self, x):
+        x = self.entry(x)
+        out = self.sum(self.relu(self.norm(self.conv(x))))
+        out += x
+        return out.relu_()
+
+
+def test_a_model_that_writes_to_its_tensors(zoo):
+    model = zoo.trained(InPlace(), torch.randn(4, 4, 6, 6))
+    program = export_program(model, torch.randn(2, 4, 6, 6), dynamic_shapes=BATCH)
+    report = verify_program(model, program, torch.randn(9, 4, 6, 6))
+    assert report.differences == 0
+    assert {row.name for row in report.rows} >= {"entry.act_quant", "sum.act_quant"}
+
+
 def test_a_program_stores_integers_alone(residual):
     program = export_program(residual, torch.randn(2, 4, 6, 6), dynamic_shapes=BATCH)
     assert {name: str(each.dtype) for name, each in program.state_dict.items()} == {

@@ -22,7 +22,6 @@ from bitwright.export import (
     supports,
 )
 from bitwright.qcore import BitwrightError, Integers, QuantizerError
-from bitwright.qcore.declare.inject import QuantizerType
 from bitwright.quantizers import Int4WeightPerGroup, Int8Act, Int8WeightPerChannel, Int32Bias, NF4Weight
 
 EXPORTS = {"onnx-qcdq": export_onnx_qcdq, "onnx-qdq": export_onnx_qdq, "onnx-integer": export_onnx_integer}
@@ -157,43 +156,3 @@ def test_a_report_by_hand():
     row = SupportRow("fc", "", "its bias is float", "", "Write bias_quant=Int32Bias.")
     assert str(SupportReport("X", 1, (row,))) == ("X can't take:\n  fc: its bias is float. Write bias_quant=Int32Bias.")
     assert bool(SupportReport("X", 1))
-
-
-def ready():
-    """Every declared quantizer of weights, activations and biases that a layer can take as it is."""
-    for name in sorted(dir(quantizers)):
-        quantizer = getattr(quantizers, name)
-        if isinstance(quantizer, QuantizerType) and re.search(r"\d|Binary|Ternary", name) and "Grad" not in name:
-            yield name
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("door", EXPORTS)
-@pytest.mark.parametrize("name", [*ready()])
-def test_what_is_said_is_what_happens(name, door):
-    torch.manual_seed(0)
-    quantizer = getattr(quantizers, name)
-    weight, bias, act = Int8WeightPerChannel, Int32Bias, Int8Act
-    weight, bias, act = (
-        quantizer if kind in name else other for kind, other in (("Weight", weight), ("Bias", bias), ("Act", act))
-    )
-    try:
-        model = nn.Sequential(
-            qnn.QuantIdentity(act_quant=act, return_quant_tensor=True),
-            qnn.QuantLinear(
-                64, 8, weight_quant=weight, bias="Bias" in name, bias_quant=bias if "Bias" in name else None
-            ),
-        )
-    except BitwrightError as error:
-        pytest.skip(str(error))
-    if model[1].bias is not None:
-        nn.init.zeros_(model[1].bias)  # which every width holds
-    said = supports(model, door)
-    for _ in range(3):
-        model(torch.randn(16, 64))
-    qnn.finish_calibration(model)
-    if said.ok:
-        EXPORTS[door](model, torch.randn(4, 64))
-    else:
-        with pytest.raises(ExportError, match=r"can't express"):
-            EXPORTS[door](model, torch.randn(4, 64))

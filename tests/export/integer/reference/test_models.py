@@ -305,8 +305,8 @@ def test_batch_norm_is_refused(tmp_path):
         export_onnx_integer(model, torch.randn(2, 1, 9, 9), tmp_path / "model.onnx")
     assert str(raised.value) == (
         "the integer dialect can't express this model:\n"
-        "  2 (BatchNorm2d): batch_norm. Fold the BatchNorm into the convolution first: "
-        "torch.nn.utils.fuse_conv_bn_eval(conv, bn)."
+        "  2 (BatchNorm2d): batch_norm. Fold it into the convolution before that is quantized: "
+        "graph.fold_batch_norms(model, examples)."
     )
     assert list(tmp_path.iterdir()) == []
 
