@@ -25,6 +25,7 @@ from ...errors import ExportError
 from ..stored.stand_ins import StandIns
 from .loops import OnnxLoops
 from .placeholder import placeholder, translations
+from .unlisted import unlisted
 
 __all__ = ["Emitter", "grids_of_layers", "handing_on", "quiet", "trace"]
 
@@ -216,7 +217,7 @@ def _traced(
     handle = module.register_forward_pre_hook(lambda *_: counts.clear())  # torch may run forward more than once
     try:
         with intercepted(quantizers, emitter), loops_become(OnnxLoops()), quiet(), torch.no_grad():
-            with stand_ins.registered():
+            with unlisted(quantizers, recording), stand_ins.registered():
                 program = torch.onnx.export(module, args, **{**options, "optimize": False, **_translating(options)})
             assert program is not None  # it is for dynamo=False only
             stand_ins.mark(program.model)
