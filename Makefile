@@ -23,10 +23,15 @@ NUMERIC := tests/qcore tests/quantizers tests/nn tests/export
 # What needs published weights and labelled data.
 REAL := tests/graph/test_real_models.py tests/examples/test_imagenet_ptq.py
 
-# What needs transformers.
+# What needs transformers, or the package that defines its checkpoints.
 LLM := tests/examples/test_llm_ptq.py "tests/test_docs.py::test_page_runs[language-models.md]"
+LLM += tests/export/checkpoints/test_reading_back.py
 
-.PHONY: help demo bench bench-ptq test test-slow test-models test-llm test-baseline-cpu test-declaration test-versions test-wheel lint format wheel clean
+# What needs other packages that read what is exported: hls4ml, FINN, ExecuTorch, gfloat.
+READERS := tests/export/readers tests/export/program/test_lowering.py
+READERS += tests/quantizers/test_microscaling.py::test_blocks_of_gfloat
+
+.PHONY: help demo bench bench-ptq test test-slow test-models test-llm test-readers test-baseline-cpu test-declaration test-versions test-wheel lint format wheel clean
 
 help:
 	@echo "make demo               train, export and compare LeNet-5, quantized three ways"
@@ -36,6 +41,7 @@ help:
 	@echo "make test-slow          run the tests marked slow"
 	@echo "make test-models        run the tests on networks with their published weights (220 MB)"
 	@echo "make test-llm           run the tests on language models of transformers, with random weights"
+	@echo "make test-readers       run the tests that read exports with hls4ml, FINN and ExecuTorch"
 	@echo "make test-baseline-cpu  run the numeric tests as a CPU without AVX computes"
 	@echo "make lint               ruff and pyright"
 	@echo "make format             let ruff mend what it can"
@@ -65,6 +71,10 @@ test-models: $(VENV)/.test $(VENV)/.models
 
 test-llm: $(VENV)/.llm
 	OMP_NUM_THREADS=1 $(VENV)/llm/bin/python -m pytest -n $(JOBS) $(LLM) $(ARGS)
+
+test-readers: $(VENV)/.readers $(VENV)/.finn
+	OMP_NUM_THREADS=1 FINN_PYTHON="$(abspath $(VENV))/finn/bin/python" \
+		$(VENV)/readers/bin/python -m pytest -n $(JOBS) --dist loadfile $(READERS) $(ARGS)
 
 test-baseline-cpu: $(VENV)/.test
 	OMP_NUM_THREADS=1 $(BASELINE) $(VENV)/bin/python -m pytest -n $(JOBS) -m "not slow" -k "not inductor" $(NUMERIC) $(ARGS)
@@ -119,6 +129,19 @@ $(VENV)/.models: tests/graph/models/packages.txt | $(VENV)/.made
 $(VENV)/.llm: pyproject.toml constraints.txt tests/examples/transformers.txt | $(VENV)/.made
 	$(PYTHON) -m venv $(VENV)/llm
 	$(VENV)/llm/bin/python -m pip install -e ".[onnx,demo,test]" -r tests/examples/transformers.txt
+	touch $@
+
+$(VENV)/.readers: pyproject.toml constraints.txt tests/export/readers/readers.txt tests/export/readers/executorch.txt
+$(VENV)/.readers: | $(VENV)/.made
+	$(PYTHON) -m venv $(VENV)/readers
+	$(VENV)/readers/bin/python -m pip install -e ".[onnx,qonnx,test]" -r tests/export/readers/readers.txt
+	$(VENV)/readers/bin/python -m pip install --no-deps -r tests/export/readers/executorch.txt
+	touch $@
+
+# FINN pins other versions of what constraints.txt has, and needs no torch here: tests run it as another program.
+$(VENV)/.finn: tests/export/readers/finn.txt | $(VENV)/.made
+	$(PYTHON) -m venv $(VENV)/finn
+	PIP_CONSTRAINT= $(VENV)/finn/bin/python -m pip install --no-deps -r tests/export/readers/finn.txt
 	touch $@
 
 $(VENV)/.bench: pyproject.toml constraints.txt benchmarks/torchao.txt | $(VENV)/.made

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ...qcore import int_bounds
 from ..onnx.editing import Editor
 from .nodes import NOTE, QONNX_DOMAIN, TURNED
 
@@ -23,6 +24,8 @@ def clean(model: ir.Model) -> None:
 
     - ``Gemm``, which hls4ml does not read, becomes ``MatMul`` and ``Add``.
     - A ``Transpose`` of a weight is done on the weight.
+    - A ``Clip`` that cuts off no more than the ``Quant`` behind it does becomes ``Relu``, or goes: hls4ml does not read
+      it, and FINN computes it in floats. So ``QuantReLU6`` is a ``Relu``, where the scale reaches no further than 6.
     - Means over all positions become ``GlobalAveragePool``, and what flattens becomes ``Flatten``, which holds for any
       batch size.
     - Every initializer has one reader. Names are such as C takes: ``layer0_weight_quant`` for ``0.weight_quant``.
@@ -170,6 +173,34 @@ def _transpose(cleaner: Cleaner, node: ir.Node) -> None:
         cleaner.replace(node, moved)
 
 
+def _clip(cleaner: Cleaner, node: ir.Node) -> None:
+    x, after = node.inputs[0], node.outputs[0]
+    low, high = (cleaner.content(cleaner.operand(node, index)) for index in (1, 2))
+    readers = [use.node for use in after.uses()]
+    if x is None or low is None or high is None or not readers or after.is_graph_output():
+        return
+    if not all(_reaches(cleaner, each, high, top=True) for each in readers):
+        return
+    if not low.any():
+        cleaner.replace(node, cleaner.successor(node, "Relu", [x], str(after.name)), renamed=True)
+    elif all(_reaches(cleaner, each, low, top=False) for each in readers):
+        cleaner.replace(node, x)
+
+
+def _reaches(cleaner: Cleaner, node: ir.Node, bound: Tensor, *, top: bool) -> bool:
+    """Whether a node is a ``Quant`` that makes its largest (or smallest) integer of the bound already."""
+    if node.domain != QONNX_DOMAIN or node.op_type != "Quant":
+        return False
+    scale, bit_width = (cleaner.content(node.inputs[index]) for index in (1, 3))
+    if scale is None or bit_width is None:
+        return False
+    signed, narrow = (bool(node.attributes[name].value) for name in ("signed", "narrow"))
+    ends = int_bounds(int(bit_width), signed, narrow)
+    rounding = torch.floor if node.attributes["rounding_mode"].value == "FLOOR" else torch.round
+    steps = rounding(bound / scale)
+    return bool((steps >= ends[1] if top else steps <= ends[0]).all())
+
+
 def _mean(cleaner: Cleaner, node: ir.Node) -> None:
     """A mean over all positions of (batch, channels, positions ...)."""
     x, axes = (*node.inputs, None)[:2]
@@ -199,6 +230,7 @@ def _reshape(cleaner: Cleaner, node: ir.Node) -> None:
 
 
 _RULES: dict[str, Callable[[Cleaner, Any], None]] = {
+    "Clip": _clip,
     "Gemm": _gemm,
     "ReduceMean": _mean,
     "Reshape": _reshape,

@@ -1,8 +1,4 @@
-"""QONNX files in the hands of those that read them: the transformations of qonnx, and hls4ml's front end."""
-
-import json
-import subprocess
-import sys
+"""QONNX files in the hands of the transformations of qonnx. FINN and hls4ml: tests/export/readers."""
 
 import pytest
 import torch
@@ -10,7 +6,6 @@ from torch import nn
 
 import bitwright.nn as qnn
 from bitwright.export import export_qonnx
-from bitwright.export.optional import installed
 from bitwright.quantizers import Int8ActPowerOfTwo, Int8WeightPerTensorPowerOfTwo, Uint8ActPowerOfTwo
 
 pytest.importorskip("onnxscript")
@@ -65,37 +60,3 @@ def test_the_transformations_of_qonnx_keep_the_numbers(clean):
     for each in (None, ExtractBiasFromConv(), QuantToQCDQ(), ConvertToChannelsLastAndClean()):
         turned = wrapper if each is None else wrapper.transform(each).transform(InferShapes())
         assert torch.allclose(run(turned, x), expected, rtol=0, atol=1e-5 * expected.abs().max().item()), each
-
-
-PARSING = """
-import contextlib, io, json, sys
-import hls4ml, onnx
-model = onnx.load(sys.argv[1])
-with contextlib.redirect_stdout(io.StringIO()):
-    config = hls4ml.utils.config.config_from_onnx_model(model, granularity="name", backend="Vivado")
-    read = hls4ml.converters.convert_from_onnx_model(
-        model, output_dir=sys.argv[2], backend="Vivado", io_type="io_stream", hls_config=config
-    )
-kinds = [each.class_name for each in read.get_layers()]
-widths = [each.weights["weight"].type.precision.width for each in read.get_layers() if each.class_name in sys.argv[3:]]
-print(json.dumps([kinds, widths]))
-"""
-
-
-@pytest.mark.skipif(not installed("hls4ml"), reason="hls4ml is not installed")
-def test_hls4ml_reads_the_widths(clean, tmp_path):
-    from qonnx.transformation.channels_last import ConvertToChannelsLastAndClean
-    from qonnx.util.cleanup import cleanup_model
-
-    turned = clean[0].transform(ConvertToChannelsLastAndClean(make_input_channels_last=True))
-    cleanup_model(turned).save(str(tmp_path / "last.onnx"))
-    command = [sys.executable, "-I", "-W", "ignore", "-c", PARSING]  # apart: it imports a package named quantizers
-    arguments = [str(tmp_path / "last.onnx"), str(tmp_path / "project"), "Conv2D", "Dense"]
-    done = subprocess.run([*command, *arguments], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    kinds, widths = json.loads(done.stdout.splitlines()[-1])
-    assert [each for each in kinds if each in ("Conv2D", "Pooling2D", "Dense")] == [
-        *("Conv2D", "Pooling2D") * 2,
-        *("Dense",) * 3,
-    ]
-    assert widths == [4, 4, 4, 4, 4]
