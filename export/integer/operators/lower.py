@@ -111,7 +111,8 @@ class _Graph(Editor):
             return None
         if node.op_type == "DequantizeLinear":
             return self._dequantized(node)
-        inner = self.form(node.inputs[0]) if node.op_type in _MOVES or node.op_type in ("Relu", "Pad") else None
+        moves = node.op_type in _MOVES or node.op_type in ("Relu", "Pad") or _repeats(node)
+        inner = self.form(node.inputs[0]) if moves else None
         if inner is None:
             return None
         if inner.constant is not None:
@@ -281,6 +282,11 @@ class _Graph(Editor):
         if form is None or form.constant is not None or not form.plain:
             return None
         return _centred_codes(self, node, form, f"{node.outputs[0].name}.given"), form.grid.scale
+
+
+def _repeats(node: ir.Node) -> bool:
+    """Whether a node resizes by taking the nearest number."""
+    return node.op_type == "Resize" and node.attributes.get_string("mode", "nearest") == "nearest"
 
 
 def _layer_of(weights: Form, node: Any) -> str:

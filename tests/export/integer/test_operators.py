@@ -35,6 +35,7 @@ LAYERS = {
     "own scale, linear": lambda: qnn.QuantLinear(5, 3, **OWN),
     "zero points": lambda: qnn.QuantLinear(5, 3, weight_quant=ShiftedUint8WeightPerChannel, **SUMS),
     "slopes": lambda: nn.Sequential(qnn.QuantConv2d(4, 4, 3, **SUMS), qnn.QuantPReLU(4)),
+    "nearest": lambda: nn.Sequential(nn.Upsample(scale_factor=1.5), qnn.QuantConv2d(4, 3, 3, **SUMS)),
     "leaky": lambda: qnn.QuantLeakyReLU(0.3),
 }
 
