@@ -83,9 +83,3 @@ def _problems(owner: nn.Module, layer: LayerIntegers) -> Iterator[str]:
             "its weight has scales in groups, so the integers that one output sums have no common scale. Write "
             "weight_quant=Int8WeightPerChannel, or use export_onnx_qdq."
         )
-    zero_point = layer.weight.grid.zero_point.reshape(-1)
-    if layer.weight.codes is not None and layer.weight.codes.ndim > 2 and bool((zero_point != zero_point[:1]).any()):
-        yield (
-            f"its weight has {zero_point.numel()} zero points, and ConvInteger takes one. Write a weight_quant without "
-            "zero point, such as Int8WeightPerChannel, or per tensor."
-        )
