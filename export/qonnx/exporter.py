@@ -87,7 +87,7 @@ def export_qonnx(
         program = trace(module, quantizers, recording, arguments, given, _placeholder)
         check_operators(program)
         lower(program.model, recording)
-        clean(program.model)
+        clean(program.model, given.get("output_names") or ())
         if verify and installed("qonnx") and fits_one_file(program.model):
             report, _ = compare_with_executor(call, module, quantizers, program.model_proto, arguments, kwargs)
             if not report.ok:
