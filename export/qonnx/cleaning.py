@@ -104,7 +104,7 @@ class Cleaner(Editor):
                 use.node.replace_input_with(use.idx, copy)
 
     def rename(self, names: Sequence[str]) -> None:
-        """Give values and nodes names that C takes; inputs of the model keep theirs, and outputs that have these names."""
+        """Give values and nodes names that C takes; inputs keep theirs, and outputs that have these names."""
         kept = {*(str(each.name) for each in self.graph.inputs), *names}
         taken, counts = set(kept), dict[str, int]()
         values = dict.fromkeys((*self.graph.outputs, *self.graph.initializers.values()))
