@@ -11,6 +11,7 @@ from torch.export import ExportedProgram
 
 from ...nn.contexts.intercepting import quantizers_of
 from ...qcore.models import require_model
+from ..arguments import checked_inputs, checks_keywords, require_flag, require_path_or_none
 from ..capture.caveats import warn_of_caveats
 from ..capture.model_state import evaluating, unchanged
 from ..capture.record import record
@@ -24,6 +25,7 @@ from .verify import compare_with_program
 __all__ = ["export_program"]
 
 
+@checks_keywords
 def export_program(
     module: nn.Module,
     args: Tensor | tuple[object, ...],
@@ -77,7 +79,13 @@ def export_program(
     """
     require_model("export_program", module, ExportError)
     _check_path(export_path)
-    arguments = args if isinstance(args, tuple) else (args,)
+    require_flag("export_program", verify=verify, exact=exact)
+    arguments = checked_inputs("export_program", "args", args, kwargs, module)
+    if not isinstance(dynamic_shapes, Mapping | tuple | list | None):
+        raise ExportError(
+            f"export_program(dynamic_shapes={dynamic_shapes!r}): write one entry for each argument of the model, such "
+            'as dynamic_shapes=({0: torch.export.Dim("batch")},).'
+        )
     quantizers = quantizers_of(module)
     with unchanged(module), evaluating(module):
         recording = record(module, quantizers, arguments, kwargs)
@@ -97,6 +105,7 @@ def export_program(
 
 
 def _check_path(path: str | os.PathLike[str] | None) -> None:
+    require_path_or_none("export_program", path)
     if path is None:
         return
     if Path(path).suffix != ".pt2":

@@ -15,6 +15,7 @@ from ...qcore import Grid, TensorQuant, values_of
 from ...qcore.aliases import Arguments
 from ...qcore.models import require_model
 from ...qcore.tensor_quant import Intercept
+from ..arguments import checked_inputs, checks_keywords, require_count
 from ..capture.caveats import silent_quantizers, warn_of_caveats
 from ..capture.grid import IntegerGrid
 from ..capture.model_state import evaluating, unchanged
@@ -33,6 +34,7 @@ from .stored import stored_codes
 __all__ = ["compare_with_program", "verify_program"]
 
 
+@checks_keywords
 def verify_program(
     module: nn.Module,
     program: ExportedProgram | str | os.PathLike[str],
@@ -71,7 +73,8 @@ def verify_program(
     """
     require_model("verify_program", module, ExportError)
     found = loaded_program("verify_program", program)
-    arguments = inputs if isinstance(inputs, tuple) else (inputs,)
+    require_count("verify_program", batch_size=batch_size)
+    arguments = checked_inputs("verify_program", "inputs", inputs, kwargs, module)
     quantizers = quantizers_of(module)
     with unchanged(module), evaluating(module):
         if not all(each.calibrated for each in quantizers.values()):

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["clean", "identifier"]
 
 
-def clean(model: ir.Model) -> None:
+def clean(model: ir.Model, names: Sequence[str] = ()) -> None:
     """Rewrite a lowered model in place for FINN and hls4ml; the numbers stay.
 
     - ``Gemm``, which hls4ml does not read, becomes ``MatMul`` and ``Add``.
@@ -32,6 +32,7 @@ def clean(model: ir.Model) -> None:
 
     Args:
         model: an ``onnx_ir.Model``, as `lower` leaves it.
+        names: of outputs, which stay as they are.
     """
     cleaner = Cleaner(model)
     cleaner.separate()
@@ -40,7 +41,7 @@ def clean(model: ir.Model) -> None:
         if rule is not None:
             rule(cleaner, node)
     cleaner.sweep()
-    cleaner.rename()
+    cleaner.rename(names)
 
 
 class Cleaner(Editor):
@@ -102,11 +103,12 @@ class Cleaner(Editor):
                 self.graph.register_initializer(copy)
                 use.node.replace_input_with(use.idx, copy)
 
-    def rename(self) -> None:
-        """Give values and nodes names that C takes; inputs and outputs of the model keep theirs."""
-        kept = {str(each.name) for each in (*self.graph.inputs, *self.graph.outputs)}
+    def rename(self, names: Sequence[str]) -> None:
+        """Give values and nodes names that C takes; inputs keep theirs, and outputs that have these names."""
+        kept = {*(str(each.name) for each in self.graph.inputs), *names}
         taken, counts = set(kept), dict[str, int]()
-        values = [*self.graph.initializers.values(), *(value for node in self.graph for value in node.outputs)]
+        values = dict.fromkeys((*self.graph.outputs, *self.graph.initializers.values()))
+        values |= dict.fromkeys(value for node in self.graph for value in node.outputs)
         for value in values:
             if value.name in kept:
                 continue

@@ -6,7 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from ...nn.contexts.intercepting import quantizers_of
+from ...qcore.aliases import Keywords
 from ...qcore.models import require_model
+from ..arguments import checked_inputs, checks_keywords, require_flag, require_path_or_none
 from ..capture.caveats import warn_of_caveats
 from ..capture.model_state import evaluating, unchanged
 from ..capture.record import Call, record
@@ -27,6 +29,7 @@ __all__ = ["export_qonnx"]
 OPSET = 18  # the oldest that torch.onnx.export writes without converting, which FINN's onnx has, too
 
 
+@checks_keywords
 def export_qonnx(
     module: nn.Module,
     args: Tensor | tuple[object, ...],
@@ -68,7 +71,12 @@ def export_qonnx(
     """
     call = "export_qonnx"
     require_model(call, module, ExportError)
+    require_path_or_none(call, export_path)
+    require_flag(call, verify=verify)
+    if "fast" in options:
+        raise ExportError(f"{call}(fast=...) is not possible: FINN and hls4ml run the file. Leave it out.")
     path, given = checked_options(call, export_path, options)
+    _check_options(call, given)
     if given.get("dynamic_shapes"):
         raise ExportError(
             f"{call}(dynamic_shapes=...) is not possible: QONNX's readers need fixed shapes. Leave it out, and pass "
@@ -76,7 +84,8 @@ def export_qonnx(
         )
     for package in ("onnx", "onnxscript"):
         required(package, call)
-    arguments, kwargs = args if isinstance(args, tuple) else (args,), given.get("kwargs")
+    kwargs = given.get("kwargs")
+    arguments = checked_inputs(call, "args", args, kwargs, module)
     quantizers = quantizers_of(module)
     given["opset_version"] = given.get("opset_version") or OPSET
     with unchanged(module), evaluating(module):
@@ -85,9 +94,10 @@ def export_qonnx(
         check(module, recording)
         warn_of_caveats(call, module, quantizers, recording.calls)
         program = trace(module, quantizers, recording, arguments, given, _placeholder)
+        _check_names(call, given, program)
         check_operators(program)
         lower(program.model, recording)
-        clean(program.model)
+        clean(program.model, given.get("output_names") or ())
         if verify and installed("qonnx") and fits_one_file(program.model):
             report, _ = compare_with_executor(call, module, quantizers, program.model_proto, arguments, kwargs)
             if not report.ok:
@@ -98,6 +108,27 @@ def export_qonnx(
     if path is not None:
         write(program, path, given)
     return program
+
+
+def _check_options(call: str, given: Keywords) -> None:
+    opset = given.get("opset_version")
+    if opset is not None and (not isinstance(opset, int) or opset < OPSET):
+        raise ExportError(f"{call}(opset_version={opset!r}): write a whole number, {OPSET} or more, or leave it out.")
+    for name in ("input_names", "output_names"):
+        names = given.get(name)
+        if names is not None and (isinstance(names, str) or not all(isinstance(each, str) for each in names)):
+            raise ExportError(f"{call}({name}={names!r}): write a list of names, such as {name}=['image'].")
+
+
+def _check_names(call: str, given: Keywords, program: torch.onnx.ONNXProgram) -> None:
+    graph = program.model.graph
+    for name, values in (("input_names", graph.inputs), ("output_names", graph.outputs)):
+        names = given.get(name)
+        if names is not None and len(names) > len(values):
+            found = ", ".join(str(each.name) for each in values)
+            raise ExportError(
+                f"{call}({name}={list(names)!r}): the model has {len(values)}: {found}. Give no more names than that."
+            )
 
 
 def _placeholder(call: Call, x: Tensor) -> Tensor:

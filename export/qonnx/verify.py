@@ -13,6 +13,7 @@ from ...qcore import Grid, Integers, TensorQuant
 from ...qcore.grid_quant import FLOAT_BITS
 from ...qcore.models import require_model
 from ...qcore.tensor_quant import Intercept
+from ..arguments import checked_inputs, checks_keywords
 from ..capture.caveats import silent_quantizers, warn_of_caveats
 from ..capture.model_state import evaluating, unchanged
 from ..capture.numbering import Counts, counted
@@ -33,6 +34,7 @@ __all__ = ["compare_with_executor", "verify_qonnx"]
 _WHERE = "qonnx"
 
 
+@checks_keywords
 def verify_qonnx(
     module: nn.Module,
     program: "torch.onnx.ONNXProgram | onnx.ModelProto | str | os.PathLike[str]",
@@ -68,7 +70,7 @@ def verify_qonnx(
         True
     """
     require_model("verify_qonnx", module, ExportError)
-    arguments = inputs if isinstance(inputs, tuple) else (inputs,)
+    arguments = checked_inputs("verify_qonnx", "inputs", inputs, kwargs, module)
     quantizers = quantizers_of(module)
     proto = loaded("verify_qonnx", program)
     with unchanged(module), evaluating(module):

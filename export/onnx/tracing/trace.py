@@ -2,6 +2,7 @@
 
 import inspect
 import logging
+import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -24,7 +25,7 @@ from ...capture.traced_tensor import TracedQuantTensor
 from ...errors import ExportError
 from ..stored.stand_ins import StandIns
 from .loops import OnnxLoops
-from .placeholder import placeholder, translations
+from .placeholder import DOMAIN, placeholder, translations
 from .unlisted import unlisted
 
 __all__ = ["Emitter", "grids_of_layers", "handing_on", "quiet", "trace"]
@@ -237,6 +238,7 @@ def _traced(
             "the forward take the same path both times (no branch on torch.compiler.is_exporting())."
         )
     _check_open(module, program, args, options)
+    _name_outputs(program.model, recording)
     _rename(program.model.graph, options)
     return program
 
@@ -254,6 +256,18 @@ def _rename(graph: Any, options: Keywords) -> None:
             if output.name == name and output is not value:
                 output.name = f"{name}.output"
         value.name = name
+
+
+def _name_outputs(model: Any, recording: Recording) -> None:
+    """Outputs that quantizers make are called by these, and not by the operator that stands for them in the trace."""
+    for output in model.graph.outputs:
+        found = re.fullmatch(r"placeholder(?:_\d+)?(?:_(alias_\d+))?", output.name)
+        node = output.producer()
+        while node is not None and node.op_type == "Identity":  # one value returned twice
+            node = node.inputs[0].producer()
+        if found is not None and node is not None and node.domain == DOMAIN:
+            path, index = node.attributes["path"].as_string(), node.attributes["index"].as_int()
+            output.name = ".".join(filter(None, (recording.calls[path][index].name, found[1])))
 
 
 def _placeholders(call: Call, x: Tensor) -> Tensor:

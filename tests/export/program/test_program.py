@@ -282,7 +282,7 @@ def test_what_is_no_program(residual, tmp_path):
         torch.randn(3, 4, 6, 6),
     )
     refused(
-        "verify_program: the inputs hold 2 tensors, and the program takes 1. Pass what the model was exported with.",
+        "verify_program: inputs and kwargs don't fit the model's forward, Residual(x): too many positional arguments.",
         verify_program,
         residual,
         program,

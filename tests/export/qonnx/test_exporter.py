@@ -191,6 +191,46 @@ def test_what_the_file_holds():
     assert len(readers) == len(set(readers)) == len(held)
 
 
+class Returning(nn.Module):
+    """Returns a quantizer's value twice, and another call's."""
+
+    def __init__(self):
+        super().__init__()
+        self.relu = qnn.QuantReLU(scale=0.1)
+
+    def forward(self, x):
+        y = self.relu(x)
+        return y, self.relu(2 * x), y
+
+
+def test_outputs_are_called_by_their_quantizers_or_as_asked():
+    def names(**options):
+        graph = export_qonnx(Returning(), torch.randn(1, 4), verify=False, **options).model_proto.graph
+        return [each.name for each in graph.output]
+
+    assert names() == ["relu_act_quant", "relu_act_quant_1", "relu_act_quant_alias_2"]
+    assert names(output_names=["a.first", "b", "c"]) == ["a.first", "b", "c"]
+
+
+@pytest.mark.parametrize(
+    ("clip", "quant", "scale", "expected"),
+    [
+        (nn.ReLU6(), Uint8Act, 6 / 255, ["Relu", "Quant"]),
+        (nn.ReLU6(), Uint8Act, 6.01 / 255, ["Relu", "Quant"]),  # 6 lies nearer to the largest integer than to the next
+        (nn.ReLU6(), Uint8Act, 6.02 / 255, ["Clip", "Quant"]),
+        (nn.ReLU6(), Int8Act, 6 / 127, ["Relu", "Quant"]),
+        (nn.Hardtanh(), Int8Act, 1 / 128, ["Quant"]),
+        (nn.Hardtanh(), Int8Act, 1 / 126, ["Clip", "Quant"]),
+        (nn.Hardtanh(-1.0, 2.0), Uint8Act, 1 / 255, ["Quant"]),
+        (nn.Hardtanh(0.5, 2.0), Uint8Act, 1 / 255, ["Clip", "Quant"]),
+    ],
+)
+def test_a_clip_that_the_quantizer_does_as_well_goes(clip, quant, scale, expected):
+    model = nn.Sequential(clip, qnn.QuantIdentity(act_quant=quant, scaling="constant", scale=scale)).eval()
+    program = export_qonnx(model, torch.linspace(-9, 9, 2000).reshape(1, -1))
+    assert [node.op_type for node in program.model_proto.graph.node] == expected
+
+
 def test_roundings_of_their_own_leave_the_values_of_the_integers():
     layer = qnn.QuantLinear(16, 8, weight_rounding="ceil").eval()
     graph = export_qonnx(layer, torch.randn(1, 16), verify=False).model_proto.graph
