@@ -20,6 +20,9 @@ __all__ = ["RULES"]
 
 def _reduce(graph: IntegerGraph, node: Any) -> None:
     """A mean or sum over dimensions: integers are added, and their number goes into the scale."""
+    if node.inputs[0] in graph.sums:
+        _reduce_sums(graph, node)
+        return
     x = graph.form(node.inputs[0])
     some, shape = graph.operand(node, 1), node.inputs[0].shape
     axes = None if some is None else some.const_value
@@ -38,6 +41,33 @@ def _reduce(graph: IntegerGraph, node: Any) -> None:
             node, "Sub", [sums, graph.constant(f"{name}.offset", offset, "INT32")], f"{name}.centred", {}
         )
     graph.scaled(node, sums, x.grid.scale / count if node.op_type == "ReduceMean" else x.grid.scale, name)
+
+
+def _reduce_sums(graph: IntegerGraph, node: Any) -> None:
+    """A mean or sum of sums of products, in 64 bits: 32 may not hold it."""
+    (given, scale), some, shape = graph.sums[node.inputs[0]], graph.operand(node, 1), node.inputs[0].shape
+    axes = None if some is None else some.const_value
+    if scale.ndim or shape is None or (axes is None and some is not None):
+        return
+    sizes = list(shape) if axes is None else [shape[int(axis)] for axis in axes.numpy()]
+    if not all(isinstance(size, int) for size in sizes):
+        return
+    name, keep = node.outputs[0].name, {"keepdims": node.attributes.get_int("keepdims", 1)}
+    wide = graph.cast(node, given, "INT64", f"{name}.integers")
+    sums = graph.add(node, "ReduceSum", [wide, some], f"{name}.sums", keep, like=node.outputs[0], kind="INT64")
+    graph.scaled(node, sums, scale / math.prod(sizes) if node.op_type == "ReduceMean" else scale, name, last=True)
+
+
+def _running(graph: IntegerGraph, node: Any) -> None:
+    """Sums of all numbers up to each, in 64 bits."""
+    given = graph.integers(node)
+    if given is None or given[1].ndim:
+        return
+    (sums, scale), name = given, node.outputs[0].name
+    wide = graph.cast(node, sums, "INT64", f"{name}.integers")
+    inputs = [wide, node.inputs[1]]
+    total = graph.add(node, "CumSum", inputs, f"{name}.sums", node.attributes, like=node.outputs[0], kind="INT64")
+    graph.scaled(node, total, scale, name, last=True)
 
 
 def _global_average(graph: IntegerGraph, node: Any) -> None:
@@ -124,6 +154,7 @@ def _pool(
 
 RULES = {
     "AveragePool": _average,
+    "CumSum": _running,
     "GlobalAveragePool": _global_average,
     "ReduceMean": _reduce,
     "ReduceSum": _reduce,

@@ -16,6 +16,7 @@ from ...capture.record import record
 from ...errors import ExportError, with_causes
 from ...onnx.agreement import compare_exactly
 from ...onnx.check import check
+from ...onnx.comparing.disk import GraphOnDisk, opened
 from ...onnx.dialects import INTEGER
 from ...onnx.exporter import checked_options
 from ...onnx.lower import lower
@@ -24,7 +25,7 @@ from ...onnx.protect import protect
 from ...onnx.report import VerificationReport, VerificationRow
 from ...onnx.session import tensors_in
 from ...onnx.tracing.trace import trace
-from ...onnx.write import fits_one_file, write
+from ...onnx.write import write
 from ...optional import installed, required
 from ...targets.doors import ONNX_INTEGER
 from ..extraction import integers_of
@@ -36,7 +37,6 @@ from .check import HEADLINE, check_layers, refuse_layers
 from .lower import integerize
 
 if TYPE_CHECKING:
-    import onnx
     import onnx_ir as ir
 
 __all__ = ["export_onnx_integer"]
@@ -104,8 +104,9 @@ def export_onnx_integer(
         lower(program.model, recording, INTEGER)
         _refuse_nodes(module, integerize(program.model, recording), scopes)
         protect(program.model)
-        if verify and installed("onnxruntime") and fits_one_file(program.model):
-            report = _verified(module, found, program.model_proto, arguments, kwargs)
+        if verify and installed("onnxruntime"):
+            with opened(call, program) as on_disk:  # one file may not hold the weights
+                report = _verified(module, found, on_disk, arguments, kwargs)
             if not report.ok:
                 raise ExportError(
                     f"{call}: onnxruntime does not reproduce the integers, so no file was written.\n{report}\n"
@@ -146,12 +147,13 @@ def _refuse_nodes(module: nn.Module, nodes: list[Any], scopes: dict[str, str]) -
 def _verified(
     module: nn.Module,
     found: Integers,
-    proto: "onnx.ModelProto",
+    on_disk: GraphOnDisk,
     args: tuple[object, ...],
     kwargs: Mapping[str, object] | None,
 ) -> VerificationReport:
     """Equal bits, with the runtime's optimizations off and on."""
-    file, report = ExportedFile("export_onnx_integer", proto, tensors_in((args, kwargs or {}))), VerificationReport()
+    inputs, report = tensors_in((args, kwargs or {})), VerificationReport()
+    file = ExportedFile("export_onnx_integer", on_disk.graph, inputs, on_disk.folder)
     own = run_lowered(module, quantizers_of(module), found.quantized(), args, kwargs)
     for optimizations in ("off", "on"):
         report.add(_bits(file, own, optimizations))

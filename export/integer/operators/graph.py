@@ -21,7 +21,7 @@ __all__ = ["Form", "IntegerGraph"]
 # Operators that give the same whether integers or values go through them, where all have one scale.
 _MOVES = {
     *("Flatten", "Gather", "GatherElements", "GatherND", "Identity", "MaxPool", "Reshape", "Slice", "Squeeze"),
-    *("Tile", "Transpose", "Unsqueeze", "Expand", "DepthToSpace", "SpaceToDepth", "ReduceMax"),
+    *("Tile", "Transpose", "Unsqueeze", "Expand", "DepthToSpace", "SpaceToDepth", "ReduceMax", "ReduceMin"),
 }
 
 
@@ -56,6 +56,12 @@ class Form:
     def plain(self) -> bool:
         """Whether there is one scale for all."""
         return self.grid.axis is None
+
+    @property
+    def with_zero(self) -> tuple[int, int]:
+        """The bounds, zero among them."""
+        zero = int(self.grid.zero_point)
+        return min(self.bounds[0], zero), max(self.bounds[1], zero)
 
     @property
     def wide(self) -> bool:
@@ -96,6 +102,8 @@ class IntegerGraph(Editor):
             return self.form(added)
         if node.op_type == "Split":
             return self._part(node, value)
+        if node.op_type == "Where":
+            return self._masked(node)
         moves = node.op_type in _MOVES or node.op_type in ("Relu", "Pad") or _repeats(node)
         inner = self.form(node.inputs[0]) if moves else None
         if inner is None:
@@ -160,6 +168,18 @@ class IntegerGraph(Editor):
         numbers = [self.constant(f"{name}.{said}", torch.tensor([each]), "INT64") for said, each in ends.items()]
         inputs = [inner.codes, *numbers]
         return replace(inner, codes=self.add(node, "Slice", inputs, name, {}, like=value, kind=inner.kind))
+
+    def _masked(self, node: ir.Node) -> Form | None:
+        """An activation, some of whose values are zeros instead."""
+        condition, *sides = node.inputs
+        zeros = [_only_zeros(each) for each in sides]
+        inner = self.form(sides[zeros.index(False)]) if zeros.count(True) == 1 else None
+        if inner is None or inner.constant is not None or not inner.plain:
+            return None
+        chosen = [self.zero(inner) if nothing else inner.codes for nothing in zeros]
+        name, result = f"{node.outputs[0].name}.codes_of", node.outputs[0]
+        codes = self.add(node, "Where", [condition, *chosen], name, {}, like=result, kind=inner.kind, after=True)
+        return replace(inner, codes=codes, bounds=inner.with_zero)
 
     def _moved(self, node: Any, inner: Form) -> Form | None:
         inputs = [inner.codes, *node.inputs[1:]]
@@ -236,15 +256,25 @@ class IntegerGraph(Editor):
         """A node whose result is int32 and shaped like that of the node behind it."""
         return self.add(place, op_type, inputs, name, settings, like=place.outputs[0], kind="INT32")
 
-    def scaled(self, node: ir.Node, sums: ir.Value, scale: Tensor, layer: str, bias: Tensor | None = None) -> ir.Value:
+    def scaled(
+        self,
+        node: ir.Node,
+        sums: ir.Value,
+        scale: Tensor,
+        layer: str,
+        bias: Tensor | None = None,
+        *,
+        last: bool = False,
+    ) -> ir.Value:
         """Sums as values, in place of a node's result: one conversion and one multiplication.
 
         Args:
             node: whose result they are.
-            sums: int32.
+            sums: int32, or int64 that are the ``last``.
             scale: broadcastable to them.
             layer: the beginning of names.
             bias: values that are added to them, with one rounding each, or None.
+            last: whether no operator takes the sums themselves.
         """
         factor = self.constant(f"{layer}.scale", scale, "FLOAT")
         product = self._product(node, sums, factor, layer)
@@ -252,7 +282,7 @@ class IntegerGraph(Editor):
             self.products.add(product)
             added = self.constant(f"{layer}.bias.values", bias, "FLOAT")
             product = self.add(node, "Add", [product, added], f"{layer}.biased", like=node.outputs[0])
-        else:
+        elif not last:
             self.sums[product] = sums, scale
         self.replace(node, product, renamed=True)
         self.products.add(product)
@@ -303,6 +333,11 @@ def _unless_zero(node: ir.Node) -> ir.Value | None:
         if number is not None and number.numpy().size == 1 and not number.numpy().any():
             return value
     return None
+
+
+def _only_zeros(value: ir.Value | None) -> bool:
+    number = None if value is None else value.const_value
+    return number is not None and number.numpy().size == 1 and not number.numpy().any()
 
 
 def _repeats(node: ir.Node) -> bool:

@@ -77,14 +77,20 @@ def _product(graph: IntegerGraph, node: Any) -> None:
 
 
 def _factor(graph: IntegerGraph, node: Any) -> None:
-    """A number that integers are multiplied with or divided by goes into their scale."""
+    """Numbers that integers are multiplied with or divided by go into their scale, the sign into the integers."""
     number = node.inputs[1].const_value if node.inputs[1] is not None else None
-    if graph.divides(node) or number is None or number.numpy().size != 1 or not float(number.numpy()) > 0:
+    if graph.divides(node) or number is None:
         return
-    given, size = graph.integers(node), float(number.numpy())
-    if given is not None:
-        sums, scale = given
-        graph.scaled(node, sums, scale * size if node.op_type == "Mul" else scale / size, node.outputs[0].name)
+    size = torch.tensor(number.numpy())
+    size = size.reshape(()) if size.numel() == 1 else size
+    one_sign = bool((size > 0).all() or (size < 0).all())
+    given = graph.integers(node) if one_sign and bool(size.isfinite().all()) else None
+    if given is None:
+        return
+    (sums, scale), name = given, node.outputs[0].name
+    if bool((size < 0).any()):
+        sums = graph.summed(node, "Neg", [sums], f"{name}.negated", {})
+    graph.scaled(node, sums, scale * size.abs() if node.op_type == "Mul" else scale / size.abs(), name)
 
 
 RULES = {

@@ -4,6 +4,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -20,9 +21,10 @@ from ...capture.numbering import Counts, counted
 from ...capture.record import codes_of, quantized
 from ...errors import ExportError
 from ...onnx.agreement import compare_codes, compare_exactly, compare_outputs
+from ...onnx.comparing.disk import opened
 from ...onnx.exporter import export_onnx_qcdq
 from ...onnx.report import VerificationReport, VerificationRow
-from ...onnx.session import Session, codes_among, loaded, tensors_in, with_codes
+from ...onnx.session import Session, codes_among, tensors_in, with_codes
 from ...optional import installed
 from ..extraction import integers_for
 from ..model import Integers
@@ -155,16 +157,17 @@ def compare_integers(
         report.add(_against_torch(model, quantizers, parts, own, arguments, kwargs))
         if program is None:
             return IntegerComparison(report, own)
-        proto, inputs = loaded("compare_integers", program), tensors_in((arguments, kwargs or {}))
-        file = ExportedFile("compare_integers", proto, inputs)
-        report.add(_against_file(file, run, "off"))
-        clean = report.ok
-        report.add(_against_file(file, run, "on"))
+        with opened("compare_integers", program) as on_disk:
+            inputs = tensors_in((arguments, kwargs or {}))
+            file = ExportedFile("compare_integers", on_disk.graph, inputs, on_disk.folder)
+            report.add(_against_file(file, run, "off"))
+            clean = report.ok
+            report.add(_against_file(file, run, "on"))
 
-        def differs(disabled: tuple[str, ...]) -> bool:
-            return any(row.differences for row in _against_file(file, run, "on", disabled))
+            def differs(disabled: tuple[str, ...]) -> bool:
+                return any(row.differences for row in _against_file(file, run, "on", disabled))
 
-        passes = culprits(differs) if clean and not report.ok else ()
+            passes = culprits(differs) if clean and not report.ok else ()
     return IntegerComparison(report, own, passes)
 
 
@@ -175,15 +178,16 @@ class ExportedFile:
         call: the function that the user called, which errors name.
         proto: the model.
         inputs: of the runs.
+        folder: where the data files of the model lie, if it has some.
     """
 
-    def __init__(self, call: str, proto: "onnx.ModelProto", inputs: list[Tensor]) -> None:
-        self.call, self.proto, self.inputs = call, proto, inputs
+    def __init__(self, call: str, proto: "onnx.ModelProto", inputs: list[Tensor], folder: Path | None = None) -> None:
+        self.call, self.proto, self.inputs, self.folder = call, proto, inputs, folder
         self.watched, self.names = with_codes(proto, call)
 
     def run(self, model: "onnx.ModelProto", optimizations: str, disabled: tuple[str, ...]) -> dict[str, Tensor]:
         """The outputs of the file, or of a copy that shows codes."""
-        return Session(model, optimizations == "on", self.call, disabled).run(self.inputs)
+        return Session(model, optimizations == "on", self.call, disabled, self.folder).run(self.inputs)
 
     def codes_and_outputs(
         self, optimizations: str, disabled: tuple[str, ...] = ()

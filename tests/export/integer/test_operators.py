@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,8 @@ from torch import nn
 import bitwright.nn as qnn
 from bitwright.export import ExportError, compare_integers, export_onnx_integer, run_integers
 from bitwright.export.integer.operators.transposed import mirrored
+from bitwright.export.integer.reference.comparison import ExportedFile
+from bitwright.export.onnx import write
 from bitwright.qcore import values_of
 from bitwright.quantizers import (
     Int8Act,
@@ -130,6 +133,15 @@ FUNCTIONS: dict[str, tuple[Callable[..., torch.Tensor], set[str]]] = {
     "both": (lambda x, y: F.avg_pool2d(x, 3, 2, 1, True, False), {"ConvInteger", "Cast", "Mul"}),
     "padding and beyond": (lambda x, y: F.avg_pool2d(x, 3, 2, 1, ceil_mode=True), {"ConvInteger", "Cast", "Mul"}),
     "the mean of all": (lambda x, y: x.mean(), {"ReduceSum", "Cast", "Mul"}),
+    "adaptive windows": (lambda x, y: F.adaptive_avg_pool2d(x, (4, 3)), {"Where", "Add", "Cast", "Mul"}),
+    "means of products": (lambda x, y: (x * y).mean((1, 3)), {"ReduceSum", "Cast", "Mul"}),
+    "sums of products": (lambda x, y: (x * y).sum(1), {"ReduceSum", "Cast", "Mul"}),
+    "running sums": (lambda x, y: x.cumsum(-1), {"CumSum", "Cast", "Mul"}),
+    "running sums of products": (lambda x, y: (x * y).cumsum(1), {"CumSum", "Cast", "Mul"}),
+    "negative factors": (lambda x, y: -0.3 * x, {"Neg", "Cast", "Mul"}),
+    "negative factors of products": (lambda x, y: (x * y) / -3, {"Neg", "Cast", "Mul"}),
+    "the smallest": (lambda x, y: x.amin(1), {"ReduceMin"}),
+    "masked means": (lambda x, y: x.masked_fill(y > 1, 0.0).mean(1), {"Where", "ReduceSum", "Cast", "Mul"}),
     "products": (lambda x, y: x * y, {"Cast", "Mul"}),
     "squares": (lambda x, y: x * x, {"Cast", "Mul"}),
     "parts": (lambda x, y: sum(x.split([1, 3], 1)), {"Slice", "Cast", "Add", "Mul"}),
@@ -153,15 +165,49 @@ def test_functions_have_equal_bits(name: str) -> None:
     assert comparison.run.integer_only
 
 
+def test_slopes_after_negative_factors() -> None:
+    """The sign is in the integers, so that what is below zero is what it was."""
+    model = Between(lambda x, y: F.leaky_relu(x * -0.5, 0.3)).eval()
+    x = torch.randn(2, 4, 6, 5, generator=torch.Generator().manual_seed(1))
+    assert compare_integers(model, -x, program=export_onnx_integer(model, x)).differences == 0
+
+
+def test_sums_of_products_beyond_32_bits() -> None:
+    """2^20 products of 127 and 98 are more than 2^33, and a runtime adds them without overflow."""
+    model = Between(lambda x, y: (x * y).mean(1)).eval()
+    x = torch.full((1, 2**20), 7.0)
+    comparison = compare_integers(model, x, program=export_onnx_integer(model, x))
+    assert [comparison.run.codes[f"{name}.act_quant"].unique().tolist() for name in ("one", "other")] == [[127], [98]]
+    assert comparison.differences == 0
+
+
+def test_weights_beyond_one_file_are_verified(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They lie beside the graph, and a number that changed there is found."""
+    monkeypatch.setattr(write, "LARGEST_FILE", 4000)
+    run, folders = ExportedFile.run, []
+    monkeypatch.setattr(ExportedFile, "run", lambda file, *given: folders.append(file.folder) or run(file, *given))
+    model, path = calibrated(qnn.QuantLinear(5, 1000, bias=False)), tmp_path / "model.onnx"
+    x = torch.randn(2, 4, 6, 5, generator=torch.Generator().manual_seed(1))
+    export_onnx_integer(model, x, path)
+    assert [folder is not None for folder in folders] == [True, True, True]  # off, on, as it is
+    data = tmp_path / "model.onnx.data"
+    assert data.stat().st_size >= 5000
+    assert compare_integers(model, -x, program=path).differences == 0
+    stored = bytearray(data.read_bytes())
+    stored[:5000] = bytes(5000)
+    data.write_bytes(stored)
+    assert compare_integers(model, -x, program=path).differences > 0
+
+
 def test_windows_are_those_of_torch() -> None:
     """Sizes where the last window would begin in the padding, and strides beyond the kernel."""
+    settings = [(*each, True, included) for each in ((3, 2, 1), (2, 3, 1), (3, 3, 0)) for included in (False, True)]
+    model = Between(lambda x, y: torch.cat([F.avg_pool2d(x, *each).flatten() for each in settings])).eval()
     for size in range(3, 9):
         x = torch.randn(1, 2, size, 9, generator=torch.Generator().manual_seed(size))
-        for kernel, stride, padding in ((3, 2, 1), (2, 3, 1), (3, 3, 0)):
-            for included in (False, True):
-                model = Between(lambda x, y, a=(kernel, stride, padding, True, included): F.avg_pool2d(x, *a)).eval()
-                program = export_onnx_integer(model, x)  # raises unless bits agree
-                assert "AveragePool" not in {node.op_type for node in program.model_proto.graph.node}
+        program = export_onnx_integer(model, x)  # raises unless bits agree
+        kinds = [node.op_type for node in program.model_proto.graph.node]
+        assert (kinds.count("ConvInteger"), kinds.count("AveragePool")) == (6, 0)
 
 
 def test_weighted_upsampling_is_refused() -> None:
