@@ -109,6 +109,20 @@ class IntegerGrid:
         steps = codes.to(torch.int64) if self.levels is None else self.levels.to(codes.device)[codes.long()]
         return (steps - zero_point).to(torch.float32) * scale
 
+    def code_of(self, number: float) -> int | None:
+        """The integer, zero point subtracted, whose value is exactly a number; None without one, or of several scales.
+
+        Example:
+            >>> grid = IntegerGrid("act", torch.tensor(0.5), torch.tensor(3), 4, signed=False)
+            >>> grid.code_of(-1.5), grid.code_of(0.7), grid.code_of(6.5)
+            (-3, None, None)
+        """
+        if self.axis is not None or self.levels is not None:
+            return None
+        value, scale = torch.tensor(number, dtype=torch.float32), self.scale.cpu()
+        code, (low, high) = torch.round(value / scale), self.centred_bounds
+        return int(code) if low <= code <= high and torch.equal(code * scale, value) else None
+
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, IntegerGrid):
             return NotImplemented

@@ -187,11 +187,12 @@ class IntegerGraph(Editor):
         if op_type == "Relu":
             op_type, inputs = "Clip", [inner.codes, self.zero(inner)]
         elif op_type == "Pad":
-            filled = self.operand(node, 2)
-            if filled is not None and (filled.const_value is None or filled.const_value.numpy() != 0):
-                return None
-            constant = node.attributes.get_string("mode", "constant") == "constant"
-            inputs = [inner.codes, node.inputs[1], self.zero(inner) if constant else None, *node.inputs[3:]]
+            filled = None
+            if node.attributes.get_string("mode", "constant") == "constant":
+                filled = self._filling(inner, self.operand(node, 2))
+                if filled is None:
+                    return None
+            inputs = [inner.codes, node.inputs[1], filled, *node.inputs[3:]]
         name, result = f"{node.outputs[0].name}.codes_of", node.outputs[0]
         if inner.wide and op_type == "MaxPool":  # of int32 through floats, which are exact to 24 bits
             cast = self.cast(node, inner.codes, "FLOAT", f"{name}.cast")
@@ -200,6 +201,18 @@ class IntegerGraph(Editor):
         else:
             moved = self.add(node, op_type, inputs, name, attributes, like=result, kind=inner.kind, after=True)
         return replace(inner, codes=moved)
+
+    def _filling(self, inner: Form, value: ir.Value | None) -> ir.Value | None:
+        """The integer of a number that an activation is padded with; None where it has none."""
+        number = None if value is None else value.const_value
+        if value is None or (number is not None and not number.numpy().any()):
+            return self.zero(inner)
+        code = None if number is None else inner.grid.code_of(float(number.numpy().reshape(())))
+        if code is None:
+            return None
+        stored = torch.tensor(code) + inner.grid.zero_point
+        low, high = inner.bounds
+        return self.constant(f"{inner.grid.name}.padding", stored, inner.kind) if low <= stored <= high else None
 
     def computes_in_floats(self, node: ir.Node) -> bool:
         """Whether a node computes new values from floats: no selection, no addition, nothing of parameters alone."""

@@ -140,6 +140,8 @@ FUNCTIONS: dict[str, tuple[Callable[..., torch.Tensor], set[str]]] = {
     "running sums of products": (lambda x, y: (x * y).cumsum(1), {"CumSum", "Cast", "Mul"}),
     "negative factors": (lambda x, y: -0.3 * x, {"Neg", "Cast", "Mul"}),
     "negative factors of products": (lambda x, y: (x * y) / -3, {"Neg", "Cast", "Mul"}),
+    "frames": (lambda x, y: F.pad(x, (1, 1), value=0.25), {"Pad"}),
+    "windows over frames": (lambda x, y: F.avg_pool2d(F.pad(x, (1, 2), value=-0.5), 3), {"Pad", "ConvInteger"}),
     "the smallest": (lambda x, y: x.amin(1), {"ReduceMin"}),
     "masked means": (lambda x, y: x.masked_fill(y > 1, 0.0).mean(1), {"Where", "ReduceSum", "Cast", "Mul"}),
     "products": (lambda x, y: x * y, {"Cast", "Mul"}),
@@ -209,6 +211,18 @@ def test_windows_are_those_of_torch() -> None:
         program = export_onnx_integer(model, x)  # raises unless bits agree
         kinds = [node.op_type for node in program.model_proto.graph.node]
         assert (kinds.count("ConvInteger"), kinds.count("AveragePool")) == (6, 0)
+
+
+@pytest.mark.parametrize("value", [0.26, 6.4, float("-inf")])
+def test_frames_off_the_grid_are_refused(value: float) -> None:
+    """Between two integers, beyond the largest, and none at all."""
+    model = Between(lambda x, y: F.pad(x, (1, 1), value=value)).eval()
+    message = (
+        "the integer dialect can't express this model:\n  the model (Between): constant_pad_nd. There is no integer "
+        "arithmetic for it: replace it, or use export_onnx_qcdq, which keeps it float."
+    )
+    with pytest.raises(ExportError, match=re.escape(message) + "$"):
+        export_onnx_integer(model, torch.randn(1, 4, 6, 5))
 
 
 def test_weighted_upsampling_is_refused() -> None:

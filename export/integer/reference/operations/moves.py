@@ -142,13 +142,26 @@ def _unfolded(func: Operator, args: Arguments, kwargs: Keywords) -> object:
 @RULES.of(aten.constant_pad_nd.default)
 def _padded(func: Operator, args: Arguments, kwargs: Keywords) -> object:
     tensor, widths = args[:2]
-    if named(func, args, kwargs).get("value", 0) != 0 or tensor.excludes(0.0):
+    value = float(named(func, args, kwargs).get("value") or 0)
+    if value:
+        return _framed(func, args, value)
+    if tensor.excludes(0.0):
         return None
     terms = (
         Term(func(each.codes, widths, 0), each.scale if each.scale.ndim == 0 else func(each.spread, widths, 1.0))
         for each in tensor.terms
     )
     return tensor.alike(*terms, moved=True)
+
+
+def _framed(func: Operator, args: Arguments, value: float) -> object:
+    """Padding with a number that is one of the tensor's integers."""
+    tensor, widths = args[:2]
+    grid, term = tensor.grid_, tensor.single
+    if grid is None or term is None or term.scale.ndim:
+        return None
+    code = grid.code_of(value)
+    return None if code is None else tensor.alike(Term(func(term.codes, widths, code), term.scale), moved=True)
 
 
 @RULES.of(aten.tril.default, aten.triu.default)
