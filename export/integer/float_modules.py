@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-__all__ = ["OF_WEIGHTS", "FloatModule", "remedy"]
+__all__ = ["OF_WEIGHTS", "ON_INTEGERS", "FloatModule", "remedy"]
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,8 @@ class FloatModule:
 _LAYERS = {"Linear", "Conv1d", "Conv2d", "Conv3d", "ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d"}
 OF_WEIGHTS = {"mm", "addmm", "bmm", "convolution", "linear", "matmul", "mkldnn_rnn_layer"}
 
+ON_INTEGERS = {"add", "avg_pool2d", "clamp", "hardtanh", "leaky_relu", "max_pool2d_with_indices", "mean", "relu", "sub"}
+
 
 def remedy(module: FloatModule) -> str:
     """What to write instead."""
@@ -41,7 +43,7 @@ def remedy(module: FloatModule) -> str:
         layer = module.path.removesuffix(".correction")
         return f"A low-rank correction is made of floats: del {layer}.correction, or use export_onnx_qcdq."
     if "BatchNorm" in module.kind:
-        return "Fold the BatchNorm into the convolution first: torch.nn.utils.fuse_conv_bn_eval(conv, bn)."
+        return "Fold it into the convolution before that is quantized: graph.fold_batch_norms(model, examples)."
     if module.kind in _LAYERS:
         return f"Write qnn.Quant{module.kind} with bias_quant=Int32Bias, and quantize its input."
     if OF_WEIGHTS & set(module.operations) and module.kind.startswith("Quant"):
@@ -51,4 +53,9 @@ def remedy(module: FloatModule) -> str:
         )
     if module.place == "after":
         return "There is no integer arithmetic for it: apply it to the outputs, outside of the model."
+    if ON_INTEGERS.issuperset(operation.removesuffix("_") for operation in module.operations):
+        return (
+            "It computes with integers only where its inputs are quantized: put a QuantIdentity in front of it, or "
+            "quantize the float model with placement='outputs'."
+        )
     return "There is no integer arithmetic for it: replace it, or use export_onnx_qcdq, which keeps it float."

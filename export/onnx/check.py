@@ -12,7 +12,7 @@ from ..targets.use import use_of_call
 from .activations.plan import plan_of
 from .dialects import BIAS, BLOCKS, EXPORTER_OPSET, LATEST_OPSET, Dialect, Storage, StoredAs
 
-__all__ = ["check", "needed_opset", "storage_of", "stored_as"]
+__all__ = ["check", "needed_opset", "shown_by_data", "storage_of", "stored_as"]
 
 
 def stored_as(call: Call, dialect: Dialect) -> StoredAs | None:
@@ -79,7 +79,12 @@ def _causes(recording: Recording, dialect: Dialect, target: Target) -> Iterator[
     """What is known before there is data, and then what the data shows."""
     for call in recording:
         yield from ((call.path, problem) for problem in problems(use_of_call(call), target))
-        yield from ((call.path, said) for said in (rule(call, dialect) for rule in _RULES) if said is not None)
+        yield from ((call.path, said) for said in shown_by_data(call, dialect))
+
+
+def shown_by_data(call: Call, dialect: Dialect) -> Iterator[str]:
+    """What keeps a call out that only its data shows."""
+    yield from (said for said in (rule(call, dialect) for rule in _RULES) if said is not None)
 
 
 def _old_opset(recording: Recording, dialect: Dialect, opset: int, needed: int) -> str:

@@ -2,7 +2,7 @@
 
 import inspect
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,7 @@ from ...nn.contexts.intercepting import quantizers_of
 from ...qcore.aliases import Keywords
 from ...qcore.errors import nearest
 from ...qcore.models import require_model
-from ..capture.caveats import warn_of_caveats, warn_user
+from ..capture.caveats import warn_of_caveats
 from ..capture.model_state import evaluating, unchanged
 from ..capture.record import record
 from ..errors import ExportError
@@ -26,8 +26,8 @@ from .lower import lower
 from .operators import check_operators, refusing_packed
 from .protect import protect
 from .report import VerificationReport
+from .runtime.acceptance import accept
 from .runtime.kernels import hasten
-from .runtime.waiver import beyond, waived
 from .tracing.trace import trace
 from .verify import compare_with_file
 from .write import write
@@ -56,8 +56,9 @@ def export_onnx_qcdq(
         verify: run the model in onnxruntime, where that is installed, and compare every quantized tensor with torch's,
             see `verify_onnx`; a difference raises and no file is written.
         fast: write the file for onnxruntime's integer kernels, which round in other places: integers may be off by one.
-            A `BitwrightWarning` says how many are; only what such roundings can't explain is an error. Integers of
-            fewer bits are computed with as integers of 8.
+            A `BitwrightWarning` says how many are, how far off outputs are, and how often the top class is the same;
+            only what such roundings can't explain is an error. Integers of fewer bits are computed with as integers of
+            8.
         options: further keywords of `torch.onnx.export`, such as ``kwargs``, ``input_names``, ``dynamic_shapes`` or
             ``opset_version`` (by default the oldest that will do).
 
@@ -104,7 +105,8 @@ def export_onnx_qdq(
         export_path: the file to write; None only returns the program.
         verify: compare the result with torch's in onnxruntime, where that is installed.
         fast: write the file for onnxruntime's integer kernels, as in `export_onnx_qcdq`. Matrix products with weights
-            alone quantized become ``MatMulNBits``, an operator of onnxruntime.
+            alone quantized become ``MatMulNBits``, an operator of onnxruntime; the file is verified twice, first with
+            ``accuracy_level=1``.
         accuracy_level: of these: 4 rounds their inputs to 8 bits, 1 computes in float32.
         options: further keywords of `torch.onnx.export`.
 
@@ -127,7 +129,7 @@ def _speed(call: str, fast: bool, accuracy_level: int) -> int | None:
     """The accuracy level of a fast file; None for an exact one."""
     if not isinstance(fast, bool):
         raise ExportError(f"{call}(fast={fast!r}) is not possible. Write fast=True or fast=False.")
-    if isinstance(accuracy_level, bool) or accuracy_level not in (1, 4):
+    if type(accuracy_level) is not int or accuracy_level not in (1, 4):
         raise ExportError(
             f"{call}(accuracy_level={accuracy_level!r}) is not possible. Write 4, with which MatMulNBits rounds its "
             "inputs to 8 bits, or 1, with which it computes in float32."
@@ -140,6 +142,7 @@ def _speed(call: str, fast: bool, accuracy_level: int) -> int | None:
     return accuracy_level if fast else None
 
 
+_OWN = {"QCDQ": ("export_path", "fast", "verify"), "QDQ": ("accuracy_level", "export_path", "fast", "verify")}
 _TARGETS = {each.name: each for each in (ONNX_QCDQ, ONNX_QDQ)}
 
 
@@ -154,7 +157,7 @@ def _export(
 ) -> torch.onnx.ONNXProgram:
     call = f"export_onnx_{dialect.name.lower()}"
     require_model(call, module, ExportError)
-    path, options = checked_options(call, path, given)
+    path, options = checked_options(call, path, given, _OWN[dialect.name])
     for package in ("onnx", "onnxscript"):
         required(package, call)
     arguments = args if isinstance(args, tuple) else (args,)
@@ -172,26 +175,27 @@ def _export(
         if speed is None:
             protect(program.model)
         else:
-            hasten(program.model, speed)
-        if verify and installed("onnxruntime"):
-            report, _ = compare_with_file(call, module, quantizers, program, arguments, kwargs)
-            _judge(call, report, fast=speed is not None)
+            hasten(program.model)
+
+        def compared() -> VerificationReport:
+            return compare_with_file(call, module, quantizers, program, arguments, kwargs)[0]
+
+        verifies = verify and installed("onnxruntime")
+        if speed is not None:
+            accept(call, program.model, speed, compared if verifies else None)
+        elif verifies:
+            _judge(call, compared())
     if path is not None:
         write(program, path, options)
     return program
 
 
-def _judge(call: str, report: VerificationReport, fast: bool) -> None:
-    """Raise if a file is another model; of a fast one, say how far it is from the model."""
-    if not (report.ok or (fast and not beyond(report))):
+def _judge(call: str, report: VerificationReport) -> None:
+    """Raise if a file is another model."""
+    if not report.ok:
         raise ExportError(
             f"{call}: onnxruntime does not reproduce the model, so no file was written.\n{report}\n"
             "Please report it. verify=False writes the file all the same."
-        )
-    if not report.ok:
-        warn_user(
-            f"{call}: fast=True waives exactness, and on the example input {waived(report)} verify_onnx compares on "
-            "other inputs."
         )
 
 
@@ -205,10 +209,23 @@ _FIXED = {
 }
 
 
+_OF_OTHERS = {"fast": "export_onnx_qcdq and export_onnx_qdq", "accuracy_level": "export_onnx_qdq"}
+
+
 def checked_options(
-    call: str, path: str | os.PathLike[str] | None, given: Mapping[str, object]
+    call: str,
+    path: str | os.PathLike[str] | None,
+    given: Mapping[str, object],
+    own: Collection[str] = ("export_path", "verify"),
 ) -> tuple[str | os.PathLike[str] | None, Keywords]:
-    """The path and the keywords for torch, or an error for one that torch does not know."""
+    """The path and the keywords for torch, or an error for one that torch does not know.
+
+    Args:
+        call: the function that the user called.
+        path: its ``export_path``.
+        given: further keywords.
+        own: keywords of the function, which may be meant by others.
+    """
     known = set(inspect.signature(torch.onnx.export).parameters)
     options: Keywords = dict(given)
     if "f" in options:
@@ -218,8 +235,10 @@ def checked_options(
     for name in options:
         if name in _FIXED and not (name == "dynamo" and options[name] is True):
             raise ExportError(f"{call}({name}=...) is not possible. Write {_FIXED[name]}.")
+        if name in _OF_OTHERS:
+            raise ExportError(f"{call}({name}=...) is not possible. It is a keyword of {_OF_OTHERS[name]}.")
         if name not in known:
-            close = nearest(name, known - {"model", "args", "f"} | {"verify", "fast", "export_path"})
+            close = nearest(name, known - {"model", "args", "f"} | {*own})
             hint = f" Did you mean {close}?" if close else " help(torch.onnx.export) lists them."
             raise ExportError(f"{call}({name}=...) is no keyword of torch.onnx.export.{hint}")
     if path is not None:

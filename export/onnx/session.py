@@ -14,6 +14,7 @@ from ...qcore.models import shown
 from ..errors import ExportError
 from ..optional import required
 from ..paths import require_file
+from .inputs import require_input
 
 if TYPE_CHECKING:
     import onnx
@@ -40,6 +41,7 @@ class Session:
         disabled: Sequence[str] = (),
         folder: Path | None = None,
     ) -> None:
+        self.call = call
         runtime = required("onnxruntime", call)
         options = runtime.SessionOptions()
         levels = runtime.GraphOptimizationLevel
@@ -61,14 +63,27 @@ class Session:
                 "verify=False writes the file all the same, for other runtimes."
             ) from None
         self.inputs = [each.name for each in self.session.get_inputs()]
-        self.shapes = [each.shape for each in self.session.get_inputs()]
         self.outputs = [each.name for each in self.session.get_outputs()]
 
     def run(self, inputs: Sequence[Tensor]) -> dict[str, Tensor]:
-        """The outputs by name."""
+        """The outputs by name.
+
+        Raises:
+            ExportError: inputs of another number, type or shape than the file takes.
+        """
+        self._check(inputs)
         feed = {name: each.detach().cpu().numpy() for name, each in zip(self.inputs, inputs, strict=True)}
         found = self.session.run(None, feed)
         return {name: torch.as_tensor(each) for name, each in zip(self.outputs, found, strict=True)}
+
+    def _check(self, inputs: Sequence[Tensor]) -> None:
+        if len(inputs) != len(self.inputs):
+            raise ExportError(
+                f"{self.call}: the inputs hold {len(inputs)} tensors, and the file takes {len(self.inputs)}: "
+                f"{', '.join(self.inputs)}. Pass what the model was exported with."
+            )
+        for taken, each in zip(self.session.get_inputs(), inputs, strict=True):
+            require_input(self.call, taken, each)
 
 
 def loaded(call: str, program: Any) -> "onnx.ModelProto":

@@ -9,7 +9,7 @@ from ..targets.doors import PROGRAM
 from ..targets.rules import problems, refuse
 from ..targets.use import use_of_call
 
-__all__ = ["check"]
+__all__ = ["check", "shown_by_data"]
 
 
 def check(recording: Recording) -> None:
@@ -28,7 +28,12 @@ def _causes(recording: Recording) -> Iterator[tuple[str, object]]:
     """What is known before there is data, and then what the data shows."""
     for call in recording:
         yield from ((call.path, problem) for problem in problems(use_of_call(call), PROGRAM))
-        yield from ((call.path, said) for said in (rule(call) for rule in _RULES) if said is not None)
+        yield from ((call.path, said) for said in shown_by_data(call))
+
+
+def shown_by_data(call: Call) -> Iterator[str]:
+    """What keeps a call out that only its data shows."""
+    yield from (said for said in (rule(call) for rule in _RULES) if said is not None)
 
 
 def _precision(call: Call) -> str | None:

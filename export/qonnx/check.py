@@ -8,11 +8,11 @@ from torch import nn
 from ...qcore import BINARY
 from ..capture.record import Call, Recording
 from ..targets.doors import QONNX
-from ..targets.rules import problems, refuse, refused_layers
+from ..targets.rules import called, layer_problems, problems, refuse
 from ..targets.use import use_of_call
 from .nodes import rounding_mode
 
-__all__ = ["check"]
+__all__ = ["check", "shown_by_data"]
 
 
 def check(module: nn.Module, recording: Recording) -> None:
@@ -29,13 +29,18 @@ def check(module: nn.Module, recording: Recording) -> None:
 
 
 def _causes(module: nn.Module, recording: Recording) -> Iterator[tuple[str, object]]:
-    layers = refused_layers(module, QONNX)
-    yield from ((path or "the model", said) for path, said in layers.items())
+    layers = layer_problems(module, QONNX)
+    yield from ((called(module, path), said) for path, said in layers.items())
     for call in recording:
         if any(call.path.startswith(f"{path}." if path else "") for path in layers):
             continue  # the layer is named
         yield from ((call.path, problem) for problem in problems(use_of_call(call), QONNX))
-        yield from ((call.path, said) for said in (rule(call) for rule in _RULES) if said is not None)
+        yield from ((call.path, said) for said in shown_by_data(call))
+
+
+def shown_by_data(call: Call) -> Iterator[str]:
+    """What keeps a call out that only its data shows."""
+    yield from (said for said in (rule(call) for rule in _RULES) if said is not None)
 
 
 def _signs(call: Call) -> str | None:

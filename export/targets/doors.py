@@ -31,14 +31,15 @@ ONNX_QCDQ = _of_dialect(QCDQ)
 ONNX_QDQ = _of_dialect(QDQ)
 
 _INTEGER = _of_dialect(INTEGER)
+_GATES = "its gates are sigmoids and tanhs of floats, and so are its steps. Use export_onnx_qcdq or export_onnx_qdq."
 ONNX_INTEGER = replace(
     _INTEGER,
     weights=replace(_INTEGER.weights, whole=True, scales=("tensor", "axis")),
     activations=replace(_INTEGER.activations, any_levels=False, whole=True, scales=("tensor",), dynamic=False),
     float_biases=False,
     refused_layers=(
-        (nn.RNNBase, "its gates are sigmoids and tanhs of floats, and so are its steps. Use export_onnx_qdq."),
-        (nn.RNNCellBase, "its gates are sigmoids and tanhs of floats, and so are its steps. Use export_onnx_qdq."),
+        (nn.RNNBase, _GATES),
+        (nn.RNNCellBase, _GATES),
     ),
     call="export_onnx_integer",
 )

@@ -6,13 +6,14 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from ...nn.layer import QuantLayer
 from ...qcore import Integers, NumberFormat
 from ...qcore.formats.minifloat import Minifloat
 from ..errors import ExportError, with_causes
 from .target import PLACES, Accepts, Target
 from .use import Use
 
-__all__ = ["Problem", "problems", "refuse", "refused_layers"]
+__all__ = ["Problem", "called", "layer_problems", "problems", "refuse"]
 
 
 class Problem(NamedTuple):
@@ -55,21 +56,43 @@ def problems(use: Use, target: Target) -> list[Problem]:
     return [each for each in found if each is not None]
 
 
-def refused_layers(model: nn.Module, target: Target) -> dict[str, str]:
-    """The layers that have no place in a target: by path, why, and what to write instead.
+def layer_problems(model: nn.Module, target: Target) -> dict[str, Problem]:
+    """The layers that have no place in a target, by path: refused types, and float biases where these must be integers.
 
     Example:
         >>> import bitwright.nn as qnn
         >>> from bitwright.export import TARGETS
-        >>> list(refused_layers(nn.Sequential(qnn.QuantLSTM(2, 2)), TARGETS["qonnx"]))
-        ['0']
+        >>> for path, problem in layer_problems(nn.Sequential(qnn.QuantLinear(2, 2)), TARGETS["onnx-integer"]).items():
+        ...     print(path, problem)
+        0 its bias is float. Write bias_quant=Int32Bias.
     """
     found = {}
     for path, layer in model.named_modules():
         reason = next((said for kind, said in target.refused_layers if isinstance(layer, kind)), None)
         if reason is not None:
-            found[path] = reason
+            what, _, remedy = reason.partition(". ")
+            found[path] = Problem("", what, remedy)
+        elif not target.float_biases and _float_bias(layer):
+            found[path] = Problem("", "its bias is float", "Write bias_quant=Int32Bias.")
     return found
+
+
+def _float_bias(layer: nn.Module) -> bool:
+    slots = [each for each in layer.slots if each.role == "bias"] if isinstance(layer, QuantLayer) else []
+    return any(
+        getattr(layer, each.parameter or "", None) is not None and getattr(layer, f"{each.name}_quant", None) is None
+        for each in slots
+    )
+
+
+def called(model: nn.Module, path: str) -> str:
+    """What messages call a layer.
+
+    Example:
+        >>> called(nn.Linear(1, 1), ""), called(nn.Sequential(nn.ReLU()), "0")
+        ('the model (Linear)', '0 (ReLU)')
+    """
+    return f"{path or 'the model'} ({type(model.get_submodule(path)).__name__})"
 
 
 def refuse(target: Target, causes: Iterable[tuple[str, object]], what: str = "quantizer") -> None:

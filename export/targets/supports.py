@@ -6,15 +6,14 @@ from torch import Tensor, nn
 
 from ... import nn as qnn
 from ...nn.contexts.intercepting import quantizers_of
-from ...nn.layer import QuantLayer
 from ...qcore import TensorQuant, describe
 from ...qcore.errors import nearest
 from ...qcore.models import require_model, shown
 from ..errors import ExportError
-from ..integer.accumulators import accumulator_report
 from .doors import TARGETS
+from .examples import shown_by_examples
 from .report import SupportReport, SupportRow
-from .rules import Problem, problems, refused_layers
+from .rules import Problem, called, layer_problems, problems
 from .target import Target
 from .use import Use, use_of, uses_of
 
@@ -26,16 +25,17 @@ Rules = Mapping[object, object] | Iterable[tuple[object, object]]
 def supports(
     model: nn.Module | Rules, target: str | Target, examples: Tensor | tuple[object, ...] | None = None
 ) -> SupportReport:
-    """What keeps a model from going out to a target, and what to write instead; nothing runs, nothing changes.
+    """What keeps a model from going out to a target, and what to write instead; nothing changes.
 
-    What only data can show is not part of it: an export checks that, too. The same records decide what the exports
-    refuse before they trace.
+    The exports decide by the same records and rules what they refuse before they trace. What only data can show, such
+    as the range of a zero point or which tensors the layers get, is part of the answer with ``examples``.
 
     Args:
         model: a model with quantized layers, trained or not; or rules as `bitwright.graph.quantize` takes them, where
             each setting is checked as that of a linear layer, or of an activation.
         target: a name: ``"onnx-qcdq"``, ``"onnx-qdq"``, ``"onnx-integer"`` and so on, see `TARGETS`; or a `Target`.
-        examples: arguments of the model: with them, the accumulators of a target that limits these are checked, too.
+        examples: arguments of the model, which is evaluated on them: with them the answer is all that an export finds
+            before it traces, and the accumulators of a target that limits these are checked, too.
 
     Returns:
         A `SupportReport`: ``report.ok``, ``print(report)``, ``report.require()``.
@@ -56,13 +56,17 @@ weight_bit_width=16 or less.
     if not _are_rules(model):
         require_model("supports", model, ExportError)
     if isinstance(model, nn.Module):
-        uses, rows = uses_of(model), _layers(model, record)
-        if examples is not None and record.accumulator_bits is not None:
-            rows += _accumulators(model, record.accumulator_bits, examples)
+        uses = uses_of(model)
+        rows = [
+            SupportRow(called(model, path), "", problem.what, "", problem.remedy)
+            for path, problem in layer_problems(model, record).items()
+        ]
     else:
         uses, rows = [*_uses_of_rules(model)], []
-    found = [_row(use, problem) for use in uses for problem in problems(use, record)]
-    return SupportReport(record.name, len(uses), tuple(found + rows))
+    rows = [_row(use, problem) for use in uses for problem in problems(use, record)] + rows
+    if examples is not None and isinstance(model, nn.Module):
+        rows += shown_by_examples(model, record, examples, rows)
+    return SupportReport(record.name, len(uses), tuple(rows))
 
 
 def _target(target: str | Target) -> Target:
@@ -92,41 +96,6 @@ def _set_by(use: Use, setting: str) -> str:
 
 
 _IMPLIED_BY = {"granularity": ("axis", "group_size"), "number_format": ("bit_width",), "restriction": ("scaling",)}
-
-
-def _layers(model: nn.Module, target: Target) -> list[SupportRow]:
-    """Layers that have no place in a target, and biases that must be integers."""
-    rows, refused = [], refused_layers(model, target)
-    for path, layer in model.named_modules():
-        name = f"{path or 'the model'} ({type(layer).__name__})"
-        if path in refused:
-            what, _, remedy = refused[path].partition(". ")
-            rows.append(SupportRow(name, "", what, "", remedy))
-        elif not target.float_biases and _float_bias(layer):
-            rows.append(SupportRow(name, "", "its bias is float", "", "Write bias_quant=Int32Bias."))
-    return rows
-
-
-def _float_bias(layer: nn.Module) -> bool:
-    slots = [each for each in layer.slots if each.role == "bias"] if isinstance(layer, QuantLayer) else []
-    return any(
-        getattr(layer, each.parameter or "", None) is not None and getattr(layer, f"{each.name}_quant", None) is None
-        for each in slots
-    )
-
-
-def _accumulators(model: nn.Module, bits: int, examples: Tensor | tuple[object, ...]) -> list[SupportRow]:
-    return [
-        SupportRow(
-            row.name,
-            "",
-            f"its sums may need {row.worst_bits} bits, and accumulators have {bits}",
-            "",
-            "Use narrower weights or inputs, or weights that are trained for an accumulator: Int8WeightPerChannelA2Q.",
-        )
-        for row in accumulator_report(model, examples).rows
-        if row.worst_bits is not None and row.worst_bits > bits
-    ]
 
 
 def _are_rules(given: object) -> bool:

@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from torch import nn
 
 from ...qcore import NumberFormat
+from ...qcore.models import shown
+from ..errors import ExportError
 
 __all__ = ["PLACES", "Accepts", "Target"]
 
@@ -32,6 +34,9 @@ class Accepts:
         computes: whether the target works the numbers out; otherwise it is handed codes, however they came about.
         roundings: the names of those it can do; None for all that are alike at every call.
 
+    Raises:
+        ExportError: something else.
+
     Example:
         >>> from bitwright.qcore import Integers
         >>> byte = Accepts((Integers(8), Integers(8, False)), scales=("tensor",))
@@ -54,6 +59,24 @@ class Accepts:
     computes: bool = True
     roundings: tuple[str, ...] | None = None
 
+    def __post_init__(self) -> None:
+        if not (isinstance(self.formats, tuple) and all(isinstance(each, NumberFormat) for each in self.formats)):
+            raise ExportError(
+                f"Accepts(formats={_written(self.formats)}): write a tuple of number formats, such as (Integers(8), "
+                "E4M3)."
+            )
+        if not self.formats and not (self.tables or self.any_levels):
+            raise ExportError("Accepts(formats=()) takes nothing. Write the number formats, such as (Integers(8),).")
+        unknown = [each for each in _tuple("scales", self.scales) if each not in (*PLACES, "other")]
+        if unknown or not self.scales:
+            raise ExportError(
+                f"Accepts(scales={self.scales!r}): scales are shared by a 'tensor', an index of an 'axis' or a "
+                "'group', or in a way that is none of these, 'other'."
+            )
+        for name in ("scale_rules", "roundings"):
+            if getattr(self, name) is not None:
+                _tuple(name, getattr(self, name))
+
     @property
     def widest(self) -> int:
         """The most bits of integers."""
@@ -70,6 +93,19 @@ class Accepts:
         return any(each.holds(number_format) for each in self.formats) or (
             not number_format.whole and number_format.bits <= self.tables
         )
+
+
+def _written(given: object) -> str:
+    return str(given) if isinstance(given, NumberFormat) else shown(given)
+
+
+def _tuple(name: str, given: object) -> tuple[str, ...]:
+    if isinstance(given, tuple) and all(isinstance(each, str) for each in given):
+        return given
+    raise ExportError(f"Accepts({name}={given!r}): write a tuple of names, such as ({_EXAMPLES[name]!r},).")
+
+
+_EXAMPLES = {"scales": "tensor", "scale_rules": "power of two", "roundings": "half_even"}
 
 
 def _same(own: NumberFormat, asked: NumberFormat) -> bool:
@@ -91,6 +127,9 @@ class Target:
         call: the function that exports to it.
         elsewhere: the function that takes number formats that it lacks.
 
+    Raises:
+        ExportError: something else.
+
     Example:
         >>> from bitwright.qcore import Integers
         >>> int8, int32 = (Accepts((Integers(bits),), scales=("tensor",), zero_points=False) for bits in (8, 32))
@@ -108,6 +147,29 @@ class Target:
     refused_layers: tuple[tuple[type[nn.Module], str], ...] = field(default=())
     call: str | None = None
     elsewhere: str | None = None
+
+    def __post_init__(self) -> None:
+        if not (isinstance(self.name, str) and self.name):
+            raise ExportError(f"Target(name={shown(self.name)}): a target has a name, such as 'my chip'.")
+        for role in ("weights", "activations", "biases"):
+            if not isinstance(getattr(self, role), Accepts):
+                raise ExportError(
+                    f"Target({role}={shown(getattr(self, role))}): write what {self.name} takes of {role}, such as "
+                    "Accepts((Integers(8),), scales=('tensor',))."
+                )
+        bits = self.accumulator_bits
+        if bits is not None and (isinstance(bits, bool) or not isinstance(bits, int) or not 2 <= bits <= 64):
+            raise ExportError(
+                f"Target(accumulator_bits={shown(bits)}): {self.name} has accumulators of 2 to 64 bits, or None for "
+                "any sum."
+            )
+        for each in self.refused_layers:
+            pair = isinstance(each, tuple) and len(each) == 2 and isinstance(each[1], str)
+            if not (pair and isinstance(each[0], type) and issubclass(each[0], nn.Module)):
+                raise ExportError(
+                    f"Target(refused_layers=...) has {shown(each)}. Write a type of layers and what to write instead: "
+                    "(nn.LSTM, 'it has no loops. Unroll it.')."
+                )
 
     def role(self, role: str) -> Accepts:
         """What it takes of a ``"weight"``, an ``"activation"`` or a ``"bias"``."""

@@ -9,6 +9,7 @@ from torch import nn
 from ...nn.contexts.intercepting import quantizers_of
 from ...nn.layer import QuantLayer
 from ...qcore import BiasQuant, GridQuant, Integers, NumberFormat, PerTensor, TensorQuant, TruncQuant
+from ...qcore.formats.unaligned import UnalignedIntegers
 from ...qcore.granularity import Granularity
 from ...qcore.scaling import MagnitudeScaling, StoredScaling
 from ..capture.grid import place_in
@@ -163,8 +164,8 @@ def _slot_role(layer: nn.Module, slot: str) -> str:
 def _levels_of(quantizer: TensorQuant) -> NumberFormat | None:
     if isinstance(quantizer, TruncQuant):
         return Integers(quantizer.bit_width)
-    found = getattr(quantizer, "number_format", None)
-    if isinstance(found, NumberFormat):
-        return found
-    width = getattr(quantizer, "bit_width", None)
-    return Integers(width) if isinstance(width, int) else None
+    found, width = getattr(quantizer, "number_format", None), getattr(quantizer, "bit_width", None)
+    if not isinstance(found, NumberFormat):
+        return Integers(width) if isinstance(width, int) else None
+    whole = getattr(getattr(quantizer, "zero_point", None), "whole", True)
+    return found if whole or not isinstance(found, Integers) else UnalignedIntegers(found.bits)

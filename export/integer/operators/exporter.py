@@ -29,10 +29,10 @@ from ...optional import installed, required
 from ...targets.doors import ONNX_INTEGER
 from ..extraction import integers_of
 from ..float_modules import FloatModule, remedy
-from ..layers import LayerIntegers
 from ..model import Integers
 from ..reference.comparison import ExportedFile
 from ..reference.run import IntegerRun, run_lowered
+from .check import HEADLINE, check_layers, refuse_layers
 from .lower import integerize
 
 if TYPE_CHECKING:
@@ -91,8 +91,8 @@ def export_onnx_integer(
     arguments = args if isinstance(args, tuple) else (args,)
     kwargs = given.get("kwargs")
     quantizers = quantizers_of(module)
-    _refuse_recurrent(module)
     with unchanged(module), evaluating(module):
+        refuse_layers(module)
         recording = record(module, quantizers, arguments, kwargs)
         given["opset_version"] = check(recording, INTEGER, ONNX_INTEGER, given.get("opset_version"))
         warn_of_caveats(call, module, quantizers, recording.calls)
@@ -114,43 +114,6 @@ def export_onnx_integer(
     if export_path is not None:
         write(program, export_path, given)
     return program
-
-
-def _refuse_recurrent(module: nn.Module) -> None:
-    """Refuse recurrent layers by name: there is no integer arithmetic for their gates."""
-    causes = [
-        f"{path or 'the model'} ({type(each).__name__}): its gates are sigmoids and tanhs of floats, and so are its "
-        "steps. Use export_onnx_qcdq or export_onnx_qdq."
-        for path, each in module.named_modules()
-        if isinstance(each, nn.RNNBase | nn.RNNCellBase)
-    ]
-    if causes:
-        raise ExportError(with_causes(_HEADLINE, causes))
-
-
-def check_layers(module: nn.Module, found: Integers) -> None:
-    """Refuse layers that integer operators can't express, and what is computed in floats, all of it in one error."""
-    causes, named = [], set()
-    for name, layer in found.items():
-        if layer.weight is not None:
-            path = layer.weight.grid.name.partition(".weight_quant")[0]
-            path = "" if path == "weight_quant" else path
-            owner = module.get_submodule(path)
-            problems = [f"{name or type(owner).__name__}: {problem}" for problem in _problems(owner, layer)]
-            named |= {path} if problems else set()
-            causes += problems
-    causes += [f"{each}. {remedy(each)}" for each in found.floats if _refused(each) and each.path not in named]
-    if causes:
-        raise ExportError(with_causes(_HEADLINE, causes))
-
-
-_HEADLINE = "the integer dialect can't express this model:"
-_ROUND_ONCE = {"abs", "add", "div", "mul", "neg", "rsub", "sub"}  # alike everywhere
-
-
-def _refused(found: FloatModule) -> bool:
-    """Whether something computed in floats has no place in the file: all but scaling and shifting the model's input."""
-    return not (found.place == "before" and _ROUND_ONCE.issuperset(found.operations))
 
 
 _ON_INTEGERS = {"AveragePool", "Conv", "Gemm", "GlobalAveragePool", "MatMul", "ReduceMean", "ReduceSum"}
@@ -177,35 +140,7 @@ def _refuse_nodes(module: nn.Module, nodes: list[Any], scopes: dict[str, str]) -
         each = FloatModule(path, type(module.get_submodule(path)).__name__, tuple(dict.fromkeys(kinds)), "between")
         causes.append(f"{each}. {_NARROWER if _ON_INTEGERS.issuperset(kinds) else remedy(each)}")
     if causes:
-        raise ExportError(with_causes(_HEADLINE, causes))
-
-
-def _problems(owner: nn.Module, layer: LayerIntegers) -> list[str]:
-    assert layer.weight is not None
-    problems, slopes = [], isinstance(owner, nn.PReLU)
-    if layer.input is None:
-        problems.append("its input is not quantized. Write input_quant=Int8Act, or put a QuantIdentity in front of it.")
-    elif layer.input.axis is not None:
-        count = layer.input.scale.numel()
-        problems.append(f"its input has {count} scales. Quantize it per tensor: axis=None.")
-    elif layer.input.bit_width > 8 and not slopes:
-        bits = layer.input.bit_width
-        problems.append(f"its input has {bits} bits, and integer operators take 8. Put a QuantIdentity in front of it.")
-    bias, quantizer = getattr(owner, "bias", None), getattr(owner, "bias_quant", None)
-    if bias is not None and quantizer is None:
-        problems.append("its bias is float. Write bias_quant=Int32Bias.")
-    if layer.weight.grid.block is not None:
-        problems.append(
-            "its weight has scales in groups, so the integers that one output sums have no common scale. Write "
-            "weight_quant=Int8WeightPerChannel, or use export_onnx_qdq."
-        )
-    zero_point = layer.weight.grid.zero_point.reshape(-1)
-    if layer.weight.codes is not None and layer.weight.codes.ndim > 2 and bool((zero_point != zero_point[:1]).any()):
-        problems.append(
-            f"its weight has {zero_point.numel()} zero points, and ConvInteger takes one. Write a weight_quant without "
-            "zero point, such as Int8WeightPerChannel, or per tensor."
-        )
-    return problems
+        raise ExportError(with_causes(HEADLINE, causes))
 
 
 def _verified(

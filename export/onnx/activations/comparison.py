@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ....qcore import Grid, TensorQuant
@@ -86,7 +87,8 @@ def compare_run_time(
     """What a file worked out of an activation, beside what a quantizer works out of the same input.
 
     A scale that follows the input counts as the same where it lies among those of inputs that differ by 2**-20 of
-    their range: the order of summation before it decides as much. Codes are compared on the file's scale.
+    their range: the order of summation before it decides as much. Where tokens or groups have scales, this is the range
+    of the whole tensor. Codes are compared on the file's scale.
 
     Args:
         name: of the quantizer's call.
@@ -115,7 +117,8 @@ def compare_run_time(
         else zero_point.to(grid.scale.dtype).reshape(grid.scale.shape),
     )
     theirs, rounding = found.levels, getattr(quantizer, "rounding", torch.round)
-    row, ties = compare_levels(name, where, x, theirs, file, rounding)
+    slack = _slack(x) if held is None else 0.0
+    row, ties = compare_levels(name, where, x, theirs, file, rounding, slack)
     if note:
         row.differences, row.note = row.compared, note
     levels = theirs.to(file.scale.dtype)
@@ -145,18 +148,40 @@ def _among(
     for other in (x * (1 + RESOLUTION), x * (1 - RESOLUTION), x + shift, x - shift):
         near.append(quantized(quantizer, other, context)[1])
     scales = torch.stack([each.scale for each in near])
-    low, high = scales.amin(0), scales.amax(0)
-    jumps = high > low * (1 + _JUMP)
-    asked = scale.reshape(grid.scale.shape)
-    if not bool(((asked >= low * (1 - RESOLUTION)) & (asked <= high * (1 + RESOLUTION))).all()):
-        return "the file works out another scale", jumps
-    if grid.zero_point is None or zero_point is None:
-        return "", jumps
+    jumps = scales.amax(0) > scales.amin(0) * (1 + _JUMP)
+    if grid.zero_point is not None:
+        known = torch.stack([each.zero_point for each in near if each.zero_point is not None])
+        jumps = jumps | (known.amin(0) < known.amax(0))
+    note = _outside(near, scale, zero_point)
+    if note and grid.scale.numel() > 1:  # tokens and groups that are small beside the others, as sums that cancel
+        slack = _slack(x)
+        for other in (x + x.sign() * slack, F.softshrink(x, slack), x + slack, x - slack):
+            near.append(quantized(quantizer, other, context)[1])
+        note = _outside(near, scale, zero_point)
+        jumps = jumps | ((scale.reshape(grid.scale.shape) - grid.scale).abs() > _JUMP * grid.scale)
+    return note, jumps
+
+
+def _outside(near: list[Grid], scale: Tensor, zero_point: Tensor | None) -> str:
+    """Whether a scale or a zero point lies outside of those of several grids."""
+    known = torch.stack([each.scale for each in near])
+    asked = scale.reshape(near[0].scale.shape)
+    if not bool(((asked >= known.amin(0) * (1 - RESOLUTION)) & (asked <= known.amax(0) * (1 + RESOLUTION))).all()):
+        return "the file works out another scale"
+    if near[0].zero_point is None or zero_point is None:
+        return ""
     known = torch.stack([each.zero_point for each in near if each.zero_point is not None])
-    low, high = known.amin(0), known.amax(0)
-    asked = zero_point.reshape(grid.scale.shape)
-    note = "" if bool(((asked >= low) & (asked <= high)).all()) else "the file works out another zero point"
-    return note, jumps | (low < high)
+    asked = zero_point.reshape(near[0].scale.shape)
+    return (
+        ""
+        if bool(((asked >= known.amin(0)) & (asked <= known.amax(0))).all())
+        else ("the file works out another zero point")
+    )
+
+
+def _slack(x: Tensor) -> float:
+    """By how much numbers may be off that were summed in another order: 2**-20 of the largest of the tensor."""
+    return RESOLUTION * float(torch.where(x.isfinite(), x, 0).abs().max()) if x.numel() else 0.0
 
 
 _JUMP = 1e-5  # of a scale: more than the tolerance of its input moves one that may be any number
@@ -174,11 +199,12 @@ def compare_levels(
     theirs: Tensor,
     grid: Grid,
     rounding: Callable[[Tensor], Tensor],
+    slack: float = 0.0,
 ) -> tuple[VerificationRow, Tensor]:
     """What two sides moved one tensor to, from the same input, in any number format.
 
     Levels count by their place in ascending order. One is a tie flip where the value, moved by the tolerance, goes to
-    it, too: by 1e-3 of the gap between levels around it, or by 2**-20 of the range if that is more.
+    it, too: by 1e-3 of the gap between levels around it, or by 2**-20 of the range or the slack if that is more.
 
     Args:
         name: of the quantizer's call.
@@ -187,6 +213,7 @@ def compare_levels(
         theirs: what the other side moved it to, in units of the scale; of integers the codes.
         grid: where both stand.
         rounding: of the quantizer.
+        slack: by how much the values may be off.
 
     Returns:
         The row, and for each value whether it lies on a rounding boundary.
@@ -205,7 +232,7 @@ def compare_levels(
     for x, other, scales, zeros, tied in pieces(values, theirs, scale, zero_point, ties):
         zeros = zeros.double()
         ours = ladder.place_of_number(x / scales, zeros)
-        below, above = ladder.around(x.double() / scales, zeros)
+        below, above = ladder.around(x.double() / scales, zeros, slack / scales.double())
         torch.ne(below, above, out=tied)
         found = ladder.place(other)
         off = (ours - found).abs_()
@@ -242,14 +269,14 @@ class _Ladder:
         low, high = self.number_format.low, self.number_format.high
         return (self.rounding(steps) + zero_point).clamp(low, high).to(torch.int64)
 
-    def around(self, steps: Tensor, zero_point: Tensor) -> tuple[Tensor, Tensor]:
-        """Where the numbers go that lie below and above by the tolerance."""
-        range_ = RESOLUTION * (self.number_format.high - self.number_format.low)
+    def around(self, steps: Tensor, zero_point: Tensor, slack: Tensor) -> tuple[Tensor, Tensor]:
+        """Where the numbers go that lie below and above by the tolerance, which is at least the slack, in steps."""
+        range_ = slack.clamp_min(RESOLUTION * (self.number_format.high - self.number_format.low))
         if self.whole:
-            one = two = max(TIE, range_)
+            one = two = range_.clamp_min(TIE)
         else:
             at = self.place_of_number(steps, zero_point).clamp_min(0)
             gaps = self.levels.diff()
-            one = (TIE * gaps[(at - 1).clamp_min(0)]).clamp_min(range_)
-            two = (TIE * gaps[at.clamp_max(len(gaps) - 1)]).clamp_min(range_)
+            one = (TIE * gaps[(at - 1).clamp_min(0)]).maximum(range_)
+            two = (TIE * gaps[at.clamp_max(len(gaps) - 1)]).maximum(range_)
         return self.place_of_number(steps - one, zero_point), self.place_of_number(steps + two, zero_point)

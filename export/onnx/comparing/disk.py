@@ -57,7 +57,7 @@ def opened(call: str, program: object) -> Iterator[GraphOnDisk]:
         proto, beside = _parsed(onnx, path), path.resolve().parent
     with tempfile.TemporaryDirectory(prefix="bitwright-", ignore_cleanup_errors=True) as made:
         folder = Path(made)
-        if hasattr(proto, "model_proto"):
+        if hasattr(type(proto), "model_proto"):  # asked of the program itself, it would serialize all weights
             proto.save(folder / "model.onnx", external_data=True)
             found = GraphOnDisk(onnx.load(folder / "model.onnx", load_external_data=False), folder)
         elif any(map(onnx.external_data_helper.uses_external_data, loaded(call, proto).graph.initializer)):

@@ -3,7 +3,7 @@
 `protect` keeps onnxruntime from whatever changes a number. Here, these things are let go:
 
 - A float bias of a layer with 8-bit inputs and weights is an INT32 on the scale of the products, as QLinearConv and
-  QGemm take it.
+  QGemm take it; unless scales are worked out of the layer's results, or the products have few steps.
 - Batch normalization behind a convolution is part of the convolution's scales and bias: the integers stay.
 - Sums, products, softmax and average pools of 8-bit tensors have integer kernels, which break ties their own way.
 - Matrix products with weights alone quantized are MatMulNBits, which rounds its input to 8 bits.
@@ -20,7 +20,7 @@ import torch
 
 from ..protect import RULES, Guard, guard_layer, guard_matmul, guard_sum, number_of
 from .batch_norms import fold_into_convolutions
-from .constants import values_of_constant
+from .constants import stored_integers, values_of_constant
 from .nbits import pack_products
 
 if TYPE_CHECKING:
@@ -29,16 +29,15 @@ if TYPE_CHECKING:
 __all__ = ["hasten"]
 
 
-def hasten(model: ir.Model, accuracy_level: int) -> None:
-    """Let onnxruntime use its integer kernels, in place.
+def hasten(model: ir.Model) -> None:
+    """Let onnxruntime use its integer kernels, in place. MatMulNBits still computes in float32, see `round_inputs`.
 
     Args:
         model: an ``onnx_ir.Model`` whose quantizations are QuantizeLinear and DequantizeLinear nodes.
-        accuracy_level: of MatMulNBits: 4 rounds inputs to 8 bits, 1 computes in float32.
     """
     guard = FastGuard(model)
     guard.rewrite({"BatchNormalization": fold_into_convolutions})
-    guard.rewrite(dict.fromkeys(("MatMul", "Gemm"), lambda guard, node: pack_products(guard, node, accuracy_level)))
+    guard.rewrite(dict.fromkeys(("MatMul", "Gemm"), pack_products))
     guard.rewrite(_RULES)
     guard.sweep()
 
@@ -52,8 +51,35 @@ class FastGuard(Guard):
             return False
         return node.inputs[0] is not None and node.inputs[0].dtype in (self.ir.DataType.INT8, self.ir.DataType.UINT8)
 
+    def reach(self, dequantize: ir.Node) -> float:
+        """Half the distance of the smallest and largest integers of 8 bits, or fewer where the file clips them."""
+        held = stored_integers(dequantize)
+        if held is not None:
+            return float(held.codes.max() - held.codes.min()) / 2 if held.codes.numel() else 0.0
+        codes = dequantize.inputs[0]
+        maker = None if codes is None else codes.producer()
+        if maker is None or maker.op_type != "Clip":
+            return 127.5
+        low, high = (number_of(each) for each in maker.inputs[1:3])
+        return 127.5 if low is None or high is None else float(high - low) / 2
+
+    def decides_scales(self, value: ir.Value) -> bool:
+        """Whether a scale is worked out of a value at run time: one that is rounded gives another scale."""
+        reached, waiting = set(), [value]
+        while waiting:
+            for user, _ in waiting.pop().uses():
+                if user in reached or user.op_type == "QuantizeLinear":
+                    continue
+                reached.add(user)
+                if user.op_type == "Identity" and (user.outputs[0].name or "").endswith(".scale"):
+                    return True
+                waiting += user.outputs
+        return False
+
     def round_bias(self, node: ir.Node, index: int, inputs: ir.Node, weights: ir.Node) -> None:
         """Put an INT32 bias on the scale of the products in the place of a float one, if it is constant and fits."""
+        if self.reach(inputs) * self.reach(weights) < _FINE or self.decides_scales(node.outputs[0]):
+            return
         bias = node.inputs[index]
         values = values_of_constant(bias)
         input_scale, weight_scale = (number_of(each.inputs[1]) for each in (inputs, weights))
@@ -76,6 +102,7 @@ class FastGuard(Guard):
         node.replace_input_with(index, rounded)
 
 
+_FINE = 2.0**12  # products of fewer steps make a rounded bias show: with weights of 4 bits, codes are off by up to ten
 _LARGEST = 2.0**30  # so that the sum of the products has room beside it
 
 

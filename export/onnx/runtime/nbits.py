@@ -7,16 +7,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
+from ...optional import required
 from ..protect import Guard, is_constant
+from ..stored.packing import Packing, packed
 from .constants import StoredIntegers, stored_integers
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-__all__ = ["DOMAIN", "pack_products", "packed"]
+__all__ = ["DOMAIN", "pack_products", "round_inputs"]
 
 DOMAIN = "com.microsoft"
 _BITS = (2, 4, 8)
@@ -24,13 +25,14 @@ _BLOCKS = (16, 32, 64, 128, 256)
 _BLOCK = 128  # of a channel with one scale: its blocks repeat it
 
 
-def pack_products(guard: Guard, node: ir.Node, accuracy_level: int) -> None:
+def pack_products(guard: Guard, node: ir.Node) -> None:
     """Make a MatMul or Gemm a MatMulNBits, if its input is float and its weight consists of integers with blocks.
+
+    It computes in float32, see `round_inputs`.
 
     Args:
         guard: the editor of the graph.
         node: the product. It stays as it is where the kernels lack its form.
-        accuracy_level: the node's attribute: 4 rounds inputs to 8 bits, 1 computes in float32.
     """
     x, weights = node.inputs[0], guard.dequantize(node.inputs[1])
     held = None if weights is None or guard.dequantize(x) is not None else stored_integers(weights)
@@ -39,12 +41,14 @@ def pack_products(guard: Guard, node: ir.Node, accuracy_level: int) -> None:
     turned = _turned(node, weights)
     if turned is None or held.codes.ndim != 2 or held.bits not in _BITS or x is None:
         return
-    form = _rows(held, turned)
+    call = (weights.name or "").removesuffix(".dequantize")
+    packing = Packing(call, f"{'' if held.signed else 'U'}INT{held.bits}", turned)
+    form = _rows(held, packing)
     if form is None:
         return
     codes, scale, zero_point, block = form
     rows, columns = codes.shape
-    name = f"{weights.outputs[0].name}.packed"
+    name = packing.name
     bytes_ = packed(_padded(codes, zero_point, block), held.bits).reshape(rows, scale.shape[1], -1)
     inputs: list[ir.Value | None] = [
         x,
@@ -61,7 +65,7 @@ def pack_products(guard: Guard, node: ir.Node, accuracy_level: int) -> None:
         result = replaced.outputs[0]
     if bias is not None:
         inputs += [None] * (5 - len(inputs)) + [bias]
-    settings = {"K": columns, "N": rows, "bits": held.bits, "block_size": block, "accuracy_level": accuracy_level}
+    settings = {"K": columns, "N": rows, "bits": held.bits, "block_size": block, "accuracy_level": 1}
     called = node.name or name
     product = guard.add(
         replaced, "MatMulNBits", inputs, f"{result.name}.product", settings, like=result, called=called, domain=DOMAIN
@@ -70,6 +74,15 @@ def pack_products(guard: Guard, node: ir.Node, accuracy_level: int) -> None:
     guard.replace(replaced, product, renamed=True)
     if replaced is not node and node.graph is not None:
         node.graph.remove(node, safe=True)
+
+
+def round_inputs(model: ir.Model) -> bool:
+    """Let every MatMulNBits round its inputs to 8 bits, in place; whether there is one."""
+    ir = required("onnx_ir", "export")
+    products = [node for node in model.graph.all_nodes() if node.domain == DOMAIN and node.op_type == "MatMulNBits"]
+    for node in products:
+        node.attributes.add(ir.AttrInt64("accuracy_level", 4))
+    return bool(products)
 
 
 def _turned(node: ir.Node, weights: ir.Node) -> bool | None:
@@ -87,10 +100,10 @@ def _turned(node: ir.Node, weights: ir.Node) -> bool | None:
     return False if straight else None
 
 
-def _rows(held: StoredIntegers, turned: bool) -> tuple[Tensor, Tensor, Tensor, int] | None:
+def _rows(held: StoredIntegers, packing: Packing) -> tuple[Tensor, Tensor, Tensor, int] | None:
     """Unsigned integers (outputs, inputs), scales and zero points (outputs, blocks), and the size of the blocks."""
     codes, scale, zero_point, axis = held.codes, held.scale, held.zero_point, held.axis
-    if turned:
+    if packing.transposed:
         codes, axis = codes.T, None if axis is None else 1 - axis
         if held.block is not None:
             scale, zero_point = scale.T, zero_point.T
@@ -105,8 +118,7 @@ def _rows(held: StoredIntegers, turned: bool) -> tuple[Tensor, Tensor, Tensor, i
         block = next((each for each in _BLOCKS if each >= min(columns, _BLOCK)), _BLOCK)
         count = -(-columns // block)
         scale, zero_point = (each.expand(rows).reshape(-1, 1).expand(rows, count) for each in (scale, zero_point))
-    middle = 2 ** (held.bits - 1) if held.signed else 0
-    return codes + middle, scale, zero_point + middle, block
+    return codes + packing.middle, scale, zero_point + packing.middle, block
 
 
 def _padded(codes: Tensor, zero_point: Tensor, block: int) -> Tensor:
@@ -114,18 +126,3 @@ def _padded(codes: Tensor, zero_point: Tensor, block: int) -> Tensor:
     whole = zero_point.repeat_interleave(block, 1)
     whole[:, : codes.shape[1]] = codes
     return whole
-
-
-def packed(codes: Tensor, bits: int) -> Tensor:
-    """Unsigned integers in bytes, row by row, the first in the lowest bits.
-
-    Example:
-        >>> packed(torch.tensor([[1, 2, 3]]), 4).tolist()
-        [[33, 3]]
-    """
-    each = 8 // bits
-    rows, columns = codes.shape
-    room = torch.zeros(rows, -(-columns // each) * each, dtype=torch.int64)
-    room[:, :columns] = codes
-    places = torch.arange(each) * bits
-    return (room.reshape(rows, -1, each) << places).sum(2).to(torch.uint8)

@@ -1,6 +1,7 @@
 """Stored integers of a file beside those that the model has, a piece at a time."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -44,8 +45,17 @@ def compare_stored(
         row = VerificationRow(name, "stored", where)
         for ours, theirs in _levels(quantizer, x, context, values, grid, held.codes):
             row.add(compare_exactly(name, "stored", where, ours, theirs))
-    compare_grids(row, IntegerGrid.of(name, grid, values.shape), held.grid)
+    compare_grids(row, _in_blocks(IntegerGrid.of(name, grid, values.shape), held.grid, values), held.grid)
     return row
+
+
+def _in_blocks(own: IntegerGrid, file: IntegerGrid, values: Tensor) -> IntegerGrid:
+    """A grid with the blocks of the file, where each of these repeats the scale of its index, as in MatMulNBits."""
+    if file.block is None or file.axis is None or own.block is not None or own.axis == file.axis:
+        return own
+    index = tuple(slice(None, None, file.block if dim == file.axis else 1) for dim in range(values.ndim))
+    scale, zero_point = (each.expand(values.shape)[index].cpu() for each in own.spread(values))
+    return replace(own, scale=scale, zero_point=zero_point)
 
 
 def _levels(

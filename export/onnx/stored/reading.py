@@ -13,6 +13,7 @@ from ...capture.grid import IntegerGrid, QuantizedTensor
 from ...optional import required
 from ..dialects import BIAS, QDQ
 from ..session import all_nodes
+from .packing import Packing, unpacked
 
 if TYPE_CHECKING:
     import onnx
@@ -35,6 +36,8 @@ class Held:
         table: the levels of the codes, None for numbers of a type.
         axis: where the scales vary, as the node has it.
         block: how many neighbours along it share one.
+        packed: what the numbers were, if MatMulNBits has them.
+        inputs: how many numbers a packed row has.
     """
 
     name: str
@@ -45,6 +48,8 @@ class Held:
     table: str | None = None
     axis: int | None = None
     block: int | None = None
+    packed: Packing | None = None
+    inputs: int = 0
 
 
 class FileReader:
@@ -65,9 +70,14 @@ class FileReader:
 
     def held(self) -> Iterator[Held]:
         """Every quantized tensor whose scale is stored."""
+        seen = set()
         for node in self.nodes:
-            found = self._held(node) if node.name.endswith(".dequantize") else None
-            if found is not None:
+            if node.op_type == "MatMulNBits":
+                found = self._packed(node)
+            else:
+                found = self._held(node) if node.name.endswith(".dequantize") else None
+            if found is not None and found.name not in seen:
+                seen.add(found.name)  # several products may share a weight
                 yield found
 
     @cached_property
@@ -100,6 +110,16 @@ class FileReader:
         known = codes if codes in self.initializers else None
         return Held(name, known, scale, unit, *(zero_point or [None]), table=table, **place)
 
+    def _packed(self, node: Any) -> Held | None:
+        _, codes, scale, *rest = node.input
+        packing = Packing.named(codes)
+        if packing is None or codes not in self.initializers:
+            return None
+        given = {each.name: each.i for each in node.attribute}
+        zero_point = rest[0] if rest and rest[0] else None
+        place = {"axis": 0 if packing.transposed else 1, "block": given["block_size"]}
+        return Held(packing.call, codes, scale, None, zero_point, **place, packed=packing, inputs=given["K"])
+
     def _steps(self, steps: str) -> tuple[str, str | None, list[str]]:
         """What levels are made of, if they are stored: codes, their table or None, their zero point."""
         maker = self.makers.get(steps)
@@ -117,6 +137,8 @@ class FileReader:
         return name if maker is None or maker.op_type != "Gather" else maker.input[0]
 
     def _tensor(self, held: Held) -> QuantizedTensor:
+        if held.packed is not None:
+            return self._unpacked(held, held.packed)
         scale = self.read(held.scale) if held.unit is None else self.read(held.scale) * self.read(held.unit)
         zero_point = torch.zeros(scale.shape, dtype=torch.int64)
         if held.zero_point is not None:
@@ -131,9 +153,30 @@ class FileReader:
             codes = self.read(held.table)[codes.int()]
         return QuantizedTensor(grid, codes)
 
+    def _unpacked(self, held: Held, packing: Packing) -> QuantizedTensor:
+        """Numbers as they were before MatMulNBits took them; their scales, one for each of its blocks."""
+        assert held.codes is not None
+        scale, storage = self.read(held.scale), _TYPES[packing.kind]
+        zero_point = torch.zeros(scale.shape, dtype=torch.int64)
+        if held.zero_point is not None:
+            zero_point = unpacked(self.read(held.zero_point), packing.bits, scale.shape[1]).long() - packing.middle
+        codes = unpacked(self.read(held.codes).flatten(1), packing.bits, held.inputs).to(torch.int16) - packing.middle
+        numbers = codes.to(torch.int8 if storage.levels.signed else torch.uint8)
+        place = (packing.turned(scale), packing.turned(zero_point), storage.bits, storage.levels.signed)
+        grid = IntegerGrid(held.name, *place, axis=held.axis, block=held.block)
+        return QuantizedTensor(grid, packing.turned(numbers))
+
     def kind(self, name: str) -> str:
         """The type of an initializer, as ONNX spells it."""
         return self.type_name(self.initializers[name].data_type)
+
+    def stored_shape(self, held: Held) -> tuple[int, ...]:
+        """The shape of the numbers of a tensor."""
+        assert held.codes is not None
+        shape = self.shape(held.codes)
+        if held.packed is None:
+            return shape
+        return (held.inputs, shape[0]) if held.packed.transposed else (shape[0], held.inputs)
 
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape of an initializer."""

@@ -22,7 +22,8 @@ class StorageRow:
     Attributes:
         name: path of the quantizer.
         shape: of the tensor.
-        stored_as: its type, such as ``FLOAT8E4M3FN``, or the type of its codes and the size of their table.
+        stored_as: its type, such as ``FLOAT8E4M3FN``, or the type of its codes and the size of their table; of what
+            ``fast=True`` packs, its type and ``in MatMulNBits``.
         scales: how many, and their type.
         bytes: of its numbers or codes, scales and zero points; tables are shared by tensors, and not counted here.
 
@@ -112,10 +113,10 @@ def storage_report(program: "torch.onnx.ONNXProgram | onnx.ModelProto | str | os
 
 def _row(reader: FileReader, held: Held) -> StorageRow:
     assert held.codes is not None
-    form = reader.kind(held.codes)
+    form = reader.kind(held.codes) if held.packed is None else f"{held.packed.kind} in MatMulNBits"
     if held.table is not None:
         form = f"{form} codes + table of {reader.shape(held.table)[0]} levels"
     scales = f"{prod(reader.shape(held.scale))} x {reader.kind(held.scale)}"
     size = sum(map(reader.nbytes, (held.codes, held.scale, held.unit, held.zero_point)))
     under = "" if held.unit is None else " under one FLOAT"
-    return StorageRow(held.name, reader.shape(held.codes), form, scales + under, size)
+    return StorageRow(held.name, reader.stored_shape(held), form, scales + under, size)

@@ -24,28 +24,40 @@ def placeholder(kind: str, call: Call, x: Tensor, *others: Tensor, role: str = "
         others: further inputs of the node.
         role: of the result, in nodes that give it a name.
     """
-    return torch.ops.bitwright.placeholder(x, others, kind, call.path, call.index, role)
+    return torch.ops.bitwright.placeholder(x, f"{kind} {call.index} {role} {call.path}", others or None)
 
 
-# An operator of its own: torch.onnx.ops.symbolic, whose attributes are lists, takes torch twice as long to trace and
-# to translate: 5.6 ms each, this one 3.0.
-@torch.library.custom_op(f"{DOMAIN}::placeholder", mutates_args=())
-def _placeholder(x: Tensor, others: Sequence[Tensor], kind: str, path: str, index: int, role: str) -> Tensor:
+# An operator of its own, with one text that says all: torch.onnx.ops.symbolic, whose attributes are lists, takes torch
+# twice as long to trace and to translate; torch.library.custom_op, and an argument for each part, half a millisecond.
+_OPERATORS = torch.library.Library(DOMAIN, "FRAGMENT")  # as long as this lives
+_OPERATORS.define(
+    "placeholder(Tensor x, str mark, Tensor[]? others=None) -> Tensor", tags=(torch.Tag.pt2_compliant_tag,)
+)
+
+
+def _like(x: Tensor, mark: str, others: Sequence[Tensor] | None = None) -> Tensor:
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+def _copy(x: Tensor, mark: str, others: Sequence[Tensor] | None = None) -> Tensor:
     return x.clone(memory_format=torch.contiguous_format)
 
 
-@_placeholder.register_fake
-def _(x: Tensor, others: Sequence[Tensor], kind: str, path: str, index: int, role: str) -> Tensor:
-    return torch.empty_like(x, memory_format=torch.contiguous_format)
+_OPERATORS.impl("placeholder", _copy, "CompositeExplicitAutograd")
+torch.library.register_fake(f"{DOMAIN}::placeholder", _like, lib=_OPERATORS)
 
 
 def translations() -> dict[Callable[..., object], Callable[..., object]]:
     """How torch's exporter writes the operator: its ``custom_translation_table``."""
     script = required("onnxscript", "export")
+    operators: dict[str, Any] = {}
 
-    def translated(x: Any, others: Sequence[Any], kind: str, path: str, index: int, role: str) -> Any:
+    def translated(x: Any, mark: str, others: Sequence[Any] | None = None) -> Any:
+        kind, index, role, path = mark.split(" ", 3)
+        if kind not in operators:
+            operators[kind] = _operator(script, kind)
         named = {"role": role} if role else {}
-        return _operator(script, kind)(x, *others, path=path, index=index, **named)
+        return operators[kind](x, *(others or ()), path=path, index=int(index), **named)
 
     return {torch.ops.bitwright.placeholder.default: translated}
 

@@ -26,6 +26,7 @@ from ...errors import ExportError
 from ..stored.stand_ins import StandIns
 from .loops import OnnxLoops
 from .placeholder import DOMAIN, placeholder, translations
+from .unlisted import unlisted
 
 __all__ = ["Emitter", "grids_of_layers", "handing_on", "quiet", "trace"]
 
@@ -217,7 +218,7 @@ def _traced(
     handle = module.register_forward_pre_hook(lambda *_: counts.clear())  # torch may run forward more than once
     try:
         with intercepted(quantizers, emitter), loops_become(OnnxLoops()), quiet(), torch.no_grad():
-            with stand_ins.registered():
+            with unlisted(quantizers, recording), stand_ins.registered():
                 program = torch.onnx.export(module, args, **{**options, "optimize": False, **_translating(options)})
             assert program is not None  # it is for dynamo=False only
             stand_ins.mark(program.model)
@@ -238,9 +239,23 @@ def _traced(
         )
     _check_open(module, program, args, options)
     _name_outputs(program.model, recording)
-    for output, name in zip(program.model.graph.outputs, options.get("output_names") or (), strict=False):
-        output.name = name  # up to torch 2.10, two outputs of one value got their own names only after these were given
+    _rename(program.model.graph, options)
     return program
+
+
+def _rename(graph: Any, options: Keywords) -> None:
+    """Give inputs and outputs the names that the user asked for, which further passes may have taken away.
+
+    Up to torch 2.10, two outputs of one value got their own names only after these were given; and optimizing renames
+    an input that is an output, too.
+    """
+    for output, name in zip(graph.outputs, options.get("output_names") or (), strict=False):
+        output.name = name
+    for value, name in zip(graph.inputs, options.get("input_names") or (), strict=False):
+        for output in graph.outputs:
+            if output.name == name and output is not value:
+                output.name = f"{name}.output"
+        value.name = name
 
 
 def _name_outputs(model: Any, recording: Recording) -> None:

@@ -321,8 +321,8 @@ def test_batch_norm_is_refused():
     )
     assert refusal(model, 2, 1, 9, 9) == (
         "a C header can't express this model:\n"
-        "  2 (BatchNorm2d): batch_norm. Fold the BatchNorm into the convolution first: "
-        "torch.nn.utils.fuse_conv_bn_eval(conv, bn)."
+        "  2 (BatchNorm2d): batch_norm. Fold it into the convolution before that is quantized: "
+        "graph.fold_batch_norms(model, examples)."
     )
 
 

@@ -156,3 +156,20 @@ def test_a_quantizer_at_the_output_and_two_outputs_of_one_value():
     a, b, c = (torch.tensor(each) for each in session.run(None, {"x": x.numpy()}))
     assert torch.equal(a, b)
     assert torch.allclose(c, torch.full((3,), 0.5))
+
+
+@pytest.mark.parametrize("outputs", [{"output_names": ["total", "same"]}, {}])
+def test_an_input_that_is_an_output_keeps_its_name(outputs):
+    class Passing(nn.Module):
+        def forward(self, x, y):
+            return x + y, x
+
+    inputs = torch.rand(2, 3), torch.rand(2, 3)
+    program = export_onnx_qcdq(Passing(), inputs, input_names=["x", "y"], **outputs)
+    graph = program.model_proto.graph
+    assert [each.name for each in graph.input] == ["x", "y"]
+    names = [each.name for each in graph.output]
+    assert names == outputs.get("output_names", ["add", "x.output"])
+    session = onnxruntime.InferenceSession(program.model_proto.SerializeToString())
+    found = session.run(None, {"x": inputs[0].numpy(), "y": inputs[1].numpy()})
+    assert torch.equal(torch.tensor(found[1]), inputs[0])

@@ -254,6 +254,20 @@ def test_verifying_with_other_inputs():
         program,
         torch.zeros(3, 8),
     )
+    refused(
+        "verify_onnx: the file takes input as float32 (2, 8), and what was given has float32 (2, 7).",
+        verify_onnx,
+        LINEAR,
+        program,
+        torch.zeros(2, 7),
+    )
+    refused(
+        "verify_onnx: the file takes input as float32 (2, 8), and what was given has float64 (2, 8).",
+        verify_onnx,
+        LINEAR,
+        program,
+        torch.zeros(2, 8, dtype=torch.float64),
+    )
 
 
 def test_size_that_the_model_fixes():

@@ -59,8 +59,8 @@ narrow_range=False.
 def test_recurrent_layers_are_named_once():
     model = nn.Sequential(qnn.QuantLSTM(5, 6))
     said = (
-        "QONNX can't express 1 part of this model:\n  0: QONNX has no loop over time, and its readers take no "
-        "recurrent layers. Export it by export_onnx_qdq, or call a cell (QuantLSTMCell) once for each step."
+        "QONNX can't express 1 part of this model:\n  0 (QuantLSTM): QONNX has no loop over time, and its readers take "
+        "no recurrent layers. Export it by export_onnx_qdq, or call a cell (QuantLSTMCell) once for each step."
     )
     with pytest.raises(ExportError, match=f"^{re.escape(said)}$"):
         export_qonnx(model.eval(), torch.randn(7, 3, 5))

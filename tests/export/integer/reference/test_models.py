@@ -23,7 +23,6 @@ from bitwright.quantizers import (
     Int8WeightPerChannel,
     Int32Bias,
     ShiftedUint8Act,
-    ShiftedUint8WeightPerChannel,
     ShiftedUint8WeightPerTensor,
     Uint4Act,
 )
@@ -305,8 +304,8 @@ def test_batch_norm_is_refused(tmp_path):
         export_onnx_integer(model, torch.randn(2, 1, 9, 9), tmp_path / "model.onnx")
     assert str(raised.value) == (
         "the integer dialect can't express this model:\n"
-        "  2 (BatchNorm2d): batch_norm. Fold the BatchNorm into the convolution first: "
-        "torch.nn.utils.fuse_conv_bn_eval(conv, bn)."
+        "  2 (BatchNorm2d): batch_norm. Fold it into the convolution before that is quantized: "
+        "graph.fold_batch_norms(model, examples)."
     )
     assert list(tmp_path.iterdir()) == []
 
@@ -343,7 +342,7 @@ def test_every_float_is_refused_in_one_error():
     other = "There is no integer arithmetic for it: replace it, or use export_onnx_qcdq, which keeps it float."
     assert refusal(model, 2, 6) == (
         "the integer dialect can't express this model:\n"
-        "  7: its bias is float. Write bias_quant=Int32Bias.\n"
+        "  7 (QuantLinear): its bias is float. Write bias_quant=Int32Bias.\n"
         "  0 (Linear): addmm. Write qnn.QuantLinear with bias_quant=Int32Bias, and quantize its input.\n"
         f"  2 (LayerNorm): layer_norm. {other}\n"
         f"  4.0 (Scaled): sin. {other}\n"
@@ -445,14 +444,10 @@ def test_residual_sums_on_one_scale_are_sums_of_integers(bits, act):
 
 
 def test_refusals_are_listed():
-    options = {"bias_quant": Int32Bias}
     model = nn.ModuleDict(
         {
             "no_input": qnn.QuantLinear(4, 4, bias=False),
             "float_bias": qnn.QuantLinear(4, 4, input_quant=Int8Act(scale=0.1)),
-            "zero_points": qnn.QuantConv1d(
-                4, 4, 1, weight_quant=ShiftedUint8WeightPerChannel, input_quant=Int8Act(scale=0.1), **options
-            ),
         }
     ).eval()
 
@@ -462,19 +457,17 @@ def test_refusals_are_listed():
             self.layers = model
 
         def forward(self, x):
-            for name, layer in self.layers.items():
-                x = layer(x.unsqueeze(2)).squeeze(2) if name == "zero_points" else layer(x)
+            for layer in self.layers.values():
+                x = layer(x)
             return x
 
     with pytest.raises(ExportError) as raised:
         export_onnx_integer(All(), torch.randn(2, 4))
     assert str(raised.value) == (
         "the integer dialect can't express this model:\n"
-        "  layers.no_input: its input is not quantized. Write input_quant=Int8Act, or put a QuantIdentity in front of "
-        "it.\n"
-        "  layers.float_bias: its bias is float. Write bias_quant=Int32Bias.\n"
-        "  layers.zero_points: its weight has 4 zero points, and ConvInteger takes one. Write a weight_quant without "
-        "zero point, such as Int8WeightPerChannel, or per tensor."
+        "  layers.float_bias (QuantLinear): its bias is float. Write bias_quant=Int32Bias.\n"
+        "  layers.no_input (QuantLinear): its input is not quantized. Write input_quant=Int8Act, or put a "
+        "QuantIdentity in front of it."
     )
 
 
@@ -511,7 +504,7 @@ def test_sums_as_an_input_are_refused():
         export_onnx_integer(model, torch.randn(2, 4))
     assert str(raised.value) == (
         "the integer dialect can't express this model:\n"
-        "  1: its input has 17 bits, and integer operators take 8. Put a QuantIdentity in front of it."
+        "  1 (QuantLinear): its input has 17 bits, and integer operators take 8. Put a QuantIdentity in front of it."
     )
 
 

@@ -7,7 +7,13 @@ import torch
 
 from bitwright.export.onnx.activations.comparison import RunTime, compare_levels, compare_run_time, run_time_of
 from bitwright.qcore import BINARY, E2M1, E4M3, E5M2, NF4, Floor, Grid, HalfEven, Integers, PerToken, resolve
-from bitwright.quantizers import Fp8e4m3Act, Int8DynamicAct, MXFloat4e2m1Act, ShiftedUint8DynamicAct
+from bitwright.quantizers import (
+    Fp8e4m3Act,
+    Int8DynamicAct,
+    Int8DynamicActPerToken,
+    MXFloat4e2m1Act,
+    ShiftedUint8DynamicAct,
+)
 
 
 def counts(values, theirs, grid, rounding=HalfEven()):  # noqa: B008
@@ -78,6 +84,23 @@ def test_a_scale_that_follows_may_be_off_by_as_much_as_its_input():
     assert compared(Int8DynamicAct, x, 0.01 * (1 + 5e-7)).row.differences == 0
     off = compared(Int8DynamicAct, x, 0.0101).row
     assert (off.differences, off.note) == (2, "the file works out another scale")
+
+
+@pytest.mark.parametrize(
+    ("off", "code", "found"),
+    [
+        (5e-7, 50, (0, 0, "")),
+        (-5e-7, 51, (0, 1, "")),  # 50.4 steps, and 2**-20 of the tensor's range are 0.12 of them
+        (0.0, 52, (1, 0, "")),
+        (2e-6, 50, (4, 0, "the file works out another scale")),
+    ],
+)
+def test_tokens_that_are_small_beside_others_may_be_off_by_as_much_as_these(off, code, found):
+    x = torch.tensor([[1.0, 0.0], [1e-3, 50.4e-3 / 127]])
+    scale = [[1 / 127], [(1e-3 + off) / 127]]
+    near = compared(Int8DynamicActPerToken, x, scale, levels=torch.tensor([[127, 0], [127, code]]))
+    assert (near.row.differences, near.row.tie_flips, near.row.note) == found
+    assert near.ties.tolist() == [[False, False], [off != 0, True]]
 
 
 def test_a_scale_that_jumps_explains_all_that_follows():

@@ -41,6 +41,7 @@ from bitwright.quantizers import (
     Fp8e4m3WeightPerTensor,
     Int4WeightPerGroup,
     Int8Act,
+    Int8WeightPerChannel,
     MXFloat4e2m1Weight,
     MXFloat8e4m3Weight,
     NF4Weight,
@@ -152,6 +153,44 @@ def test_bytes_of_a_file(tmp_path):
     assert report.bytes == 512 * 256 // 2 + 512 * 256 // 32 + 4 == storage_report(program).bytes
     assert report.table_bytes == 64
     assert 0 <= Path(path).stat().st_size - report.bytes - report.table_bytes - 4 * 512 < 2000
+
+
+class Turned(nn.Module):
+    """Two products with one weight, which is (inputs, outputs)."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = qnn.QuantLinear(24, 40)
+
+    def forward(self, x):
+        weight = self.layer.weight_quant(self.layer.weight)
+        return x @ weight, x.flip(0) @ weight
+
+
+def test_packed_weights_are_listed_as_they_were():
+    program = export_onnx_qdq(Turned(), torch.randn(2, 40), fast=True, accuracy_level=1)
+    assert [node.op_type for node in program.model.graph].count("MatMulNBits") == 2
+    row = StorageRow("layer.weight_quant", (40, 24), "INT8 in MatMulNBits", "24 x FLOAT", 24 * 64 + 4 * 24)
+    assert storage_report(program).rows == (row,)
+
+
+@pytest.mark.filterwarnings("ignore:export_onnx_qdq. fast=True waives")
+@pytest.mark.parametrize(
+    ("quant", "settings", "row"),
+    [
+        (Int4WeightPerGroup, {}, ("INT4 in MatMulNBits", "32 x FLOAT", 8 * 64 + 4 * 32)),
+        (Int8WeightPerChannel, {}, ("INT8 in MatMulNBits", "8 x FLOAT", 8 * 128 + 4 * 8)),
+        (Int8WeightPerChannel, {"weight_bit_width": 2}, ("INT2 in MatMulNBits", "8 x FLOAT", 8 * 32 + 4 * 8)),
+        (ShiftedUint4WeightPerGroupHQO, {}, None),
+    ],
+)
+def test_what_a_fast_file_holds(quant, settings, row):
+    torch.manual_seed(0)
+    model = qnn.QuantLinear(128, 8, weight_quant=quant, **settings)
+    program = export_onnx_qdq(model, torch.randn(2, 128), fast=True)
+    (found,) = storage_report(program).rows
+    assert (found.name, found.shape) == ("weight_quant", (8, 128))
+    assert row is None or (found.stored_as, found.scales, found.bytes) == row
 
 
 def test_tables_and_groups_are_shared():
