@@ -6,6 +6,7 @@ from .capture.grid import Entering, IntegerGrid, QuantizedTensor
 from .checkpoints.compressed_tensors.exporter import export_compressed_tensors
 from .checkpoints.packed.loading import load_packed
 from .checkpoints.packed.saving import save_packed
+from .comparing.report import VerificationReport, VerificationRow
 from .errors import ExportError
 from .integer.accumulators import AccumulatorReport, AccumulatorRow, accumulator_report
 from .integer.extraction import integers
@@ -21,7 +22,6 @@ from .integer.reference.run import IntegerRun
 from .integer.requantize import ByMultiplier, ByScale, ByShift
 from .integer.sums import AccumulatorRange
 from .onnx.exporter import export_onnx_qcdq, export_onnx_qdq
-from .onnx.report import VerificationReport, VerificationRow
 from .onnx.runtime.evaluation import evaluate_onnx
 from .onnx.stored.report import StorageReport, StorageRow, storage_report
 from .onnx.verify import verify_onnx

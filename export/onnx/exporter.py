@@ -14,6 +14,7 @@ from ...qcore.models import require_model
 from ..capture.caveats import warn_of_caveats
 from ..capture.model_state import evaluating, unchanged
 from ..capture.record import record
+from ..comparing.report import VerificationReport
 from ..errors import ExportError
 from ..optional import installed, required
 from ..paths import require_folder
@@ -25,7 +26,6 @@ from .dialects import QCDQ, QDQ, Dialect
 from .lower import lower
 from .operators import check_operators, refusing_packed
 from .protect import protect
-from .report import VerificationReport
 from .runtime.acceptance import accept
 from .runtime.kernels import hasten
 from .tracing.trace import trace

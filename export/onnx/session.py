@@ -7,9 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree
 
-from ...qcore import values_of
 from ...qcore.models import shown
 from ..errors import ExportError
 from ..optional import required
@@ -19,7 +17,7 @@ from .inputs import require_input
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["Session", "all_nodes", "codes_among", "loaded", "tensors_in", "with_activations", "with_codes"]
+__all__ = ["Session", "all_nodes", "codes_among", "loaded", "with_activations", "with_codes"]
 
 
 class Session:
@@ -98,11 +96,6 @@ def loaded(call: str, program: Any) -> "onnx.ModelProto":
             "file, or an onnx.ModelProto."
         )
     return proto
-
-
-def tensors_in(tree: object) -> list[Tensor]:
-    """The tensors of arguments or outputs, in order, plain."""
-    return [values_of(each) for each in _pytree.tree_leaves(tree) if isinstance(each, Tensor)]
 
 
 def all_nodes(graph: "onnx.GraphProto") -> Iterator["onnx.NodeProto"]:

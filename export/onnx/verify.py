@@ -14,13 +14,14 @@ from ...qcore import Grid, TensorQuant
 from ...qcore.models import require_model
 from ..capture.caveats import silent_quantizers, warn_of_caveats
 from ..capture.model_state import evaluating, unchanged
+from ..comparing.agreement import compare_outputs
+from ..comparing.levels import run_time_of
+from ..comparing.portion import Portion
+from ..comparing.report import VerificationReport, VerificationRow
 from ..errors import ExportError
-from .activations.comparison import run_time_of
-from .agreement import compare_outputs
 from .comparing.disk import GraphOnDisk, opened
-from .comparing.portions import Largest, Portion, per_sample, portions
+from .comparing.portions import Largest, per_sample, portions
 from .comparing.quantizers import Comparison, Evaluation, same_grids
-from .report import VerificationReport, VerificationRow
 from .session import Session, with_activations
 from .stored.reading import FileReader
 

@@ -21,12 +21,11 @@ from ..capture.grid import IntegerGrid
 from ..capture.model_state import evaluating, unchanged
 from ..capture.numbering import Counts, numbered
 from ..capture.record import Call, codes_of, quantized
+from ..comparing.agreement import compare_codes, compare_exactly, compare_outputs
+from ..comparing.levels import RunTime, compare_run_time
+from ..comparing.portion import Portion, tensors_in
+from ..comparing.report import VerificationReport, VerificationRow
 from ..errors import ExportError
-from ..onnx.activations.comparison import RunTime, compare_run_time
-from ..onnx.agreement import compare_codes, compare_exactly, compare_outputs
-from ..onnx.comparing.portions import Portion
-from ..onnx.report import VerificationReport, VerificationRow
-from ..onnx.session import tensors_in
 from .names import Names
 from .running import ProgramRun, loaded_program
 from .stored import stored_codes

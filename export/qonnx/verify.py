@@ -18,11 +18,11 @@ from ..capture.caveats import silent_quantizers, warn_of_caveats
 from ..capture.model_state import evaluating, unchanged
 from ..capture.numbering import Counts, counted
 from ..capture.record import quantized
+from ..comparing.agreement import compare_exactly, compare_outputs
+from ..comparing.levels import compare_levels
+from ..comparing.portion import Portion
+from ..comparing.report import VerificationReport, VerificationRow
 from ..errors import ExportError
-from ..onnx.activations.comparison import compare_levels
-from ..onnx.agreement import compare_exactly, compare_outputs
-from ..onnx.comparing.portions import Portion
-from ..onnx.report import VerificationReport, VerificationRow
 from ..onnx.session import loaded
 from .executor import Executor, FileNode
 from .nodes import QONNX_DOMAIN

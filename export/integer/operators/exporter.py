@@ -13,16 +13,16 @@ from ....qcore.models import require_model
 from ...capture.caveats import warn_of_caveats
 from ...capture.model_state import evaluating, unchanged
 from ...capture.record import record
+from ...comparing.agreement import compare_exactly
+from ...comparing.portion import tensors_in
+from ...comparing.report import VerificationReport, VerificationRow
 from ...errors import ExportError, with_causes
-from ...onnx.agreement import compare_exactly
 from ...onnx.check import check
 from ...onnx.dialects import INTEGER
 from ...onnx.exporter import checked_options
 from ...onnx.lower import lower
 from ...onnx.operators import check_operators
 from ...onnx.protect import protect
-from ...onnx.report import VerificationReport, VerificationRow
-from ...onnx.session import tensors_in
 from ...onnx.tracing.trace import trace
 from ...onnx.write import fits_one_file, write
 from ...optional import installed, required

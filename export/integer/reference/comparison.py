@@ -18,11 +18,12 @@ from ...capture.grid import IntegerGrid, QuantizedTensor
 from ...capture.model_state import evaluating, unchanged
 from ...capture.numbering import Counts, counted
 from ...capture.record import codes_of, quantized
+from ...comparing.agreement import compare_codes, compare_exactly, compare_outputs
+from ...comparing.portion import tensors_in
+from ...comparing.report import VerificationReport, VerificationRow
 from ...errors import ExportError
-from ...onnx.agreement import compare_codes, compare_exactly, compare_outputs
 from ...onnx.exporter import export_onnx_qcdq
-from ...onnx.report import VerificationReport, VerificationRow
-from ...onnx.session import Session, codes_among, loaded, tensors_in, with_codes
+from ...onnx.session import Session, codes_among, loaded, with_codes
 from ...optional import installed
 from ..extraction import integers_for
 from ..model import Integers

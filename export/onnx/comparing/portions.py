@@ -1,7 +1,7 @@
 """The samples in portions that the file takes and that fit into a given number of bytes."""
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,46 +12,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ....nn.contexts.intercepting import intercepted
 from ....qcore import Grid, TensorQuant
 from ....qcore.tensor_quant import Intercept
+from ...comparing.portion import Portion
 from ...errors import ExportError
-from ..session import tensors_in
 
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["Largest", "Portion", "per_sample", "portions"]
-
-
-@dataclass(frozen=True)
-class Portion:
-    """Some of the samples: as arguments, and as the tensors among them.
-
-    Args:
-        args: positional arguments of the model.
-        kwargs: keyword arguments.
-        last: whether no other portion follows.
-    """
-
-    args: tuple[object, ...]
-    kwargs: Mapping[str, object]
-    last: bool = True
-
-    @property
-    def tensors(self) -> list[Tensor]:
-        """The tensors among the arguments, in order."""
-        return tensors_in((self.args, self.kwargs))
-
-    def through(self, module: nn.Module) -> list[Tensor]:
-        """The tensors among what a model returns."""
-        return tensors_in(module(*self.args, **self.kwargs))
-
-    def cut(self, start: int, stop: int) -> "Portion":
-        """The samples from one to another."""
-
-        def cut(each: object) -> object:
-            return each[start:stop] if isinstance(each, Tensor) else each
-
-        args, kwargs = _pytree.tree_map(cut, (self.args, self.kwargs))
-        return replace(self, args=args, kwargs=kwargs, last=False)
+__all__ = ["Largest", "per_sample", "portions"]
 
 
 def portions(

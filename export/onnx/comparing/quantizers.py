@@ -13,9 +13,9 @@ from ....qcore.tracing import current_step
 from ...capture.grid import IntegerGrid, QuantizedTensor
 from ...capture.numbering import Counts, counted
 from ...capture.record import quantized
-from ..activations.comparison import RunTime, compare_run_time
-from ..agreement import compare_codes, compare_grids, pieces
-from ..report import VerificationRow
+from ...comparing.agreement import compare_codes, compare_grids, pieces
+from ...comparing.levels import RunTime, compare_run_time
+from ...comparing.report import VerificationRow
 from ..stored.comparison import compare_stored
 from ..stored.reading import FileReader
 

@@ -4,8 +4,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from ...capture.caveats import warn_user
+from ...comparing.report import VerificationReport, VerificationRow
 from ...errors import ExportError
-from ..report import VerificationReport, VerificationRow
 from .nbits import round_inputs
 from .waiver import ALLOWED, beyond, beyond_rounded_inputs, waived, wide_activations
 

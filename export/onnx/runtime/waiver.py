@@ -14,7 +14,7 @@ these computed in float32, which shows that everything in it is right.
 from collections.abc import Collection
 from typing import TYPE_CHECKING
 
-from ..report import VerificationReport, VerificationRow
+from ...comparing.report import VerificationReport, VerificationRow
 
 if TYPE_CHECKING:
     import onnx_ir as ir

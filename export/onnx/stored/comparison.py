@@ -11,8 +11,8 @@ from ....qcore.aliases import Arguments
 from ....qcore.grid_quant import FLOAT_BITS
 from ...capture.grid import IntegerGrid, QuantizedTensor
 from ...capture.record import codes_of
-from ..agreement import compare_exactly, compare_grids, pieces
-from ..report import VerificationRow
+from ...comparing.agreement import compare_exactly, compare_grids, pieces
+from ...comparing.report import VerificationRow
 
 __all__ = ["compare_stored"]
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 from torch import nn
 
@@ -30,7 +31,8 @@ def unlisted(quantizers: Mapping[str, TensorQuant], recording: Recording) -> Ite
         part for path, each in quantizers.items() if _traced(recording.calls.get(path, ())) for part in each.modules()
     }
     parts = {part: None for each in quantizers.values() for part in each.modules() if part not in needed}
-    held = [(part, each, dict(each)) for part in parts for each in (part._parameters, part._buffers) if each]
+    listed = ((part, each) for part in parts for each in (part._parameters, part._buffers) if each)
+    held: list[tuple[nn.Module, dict[str, Any], dict[str, Any]]] = [(part, each, dict(each)) for part, each in listed]
     try:
         for part, tensors, former in held:
             vars(part).update(former)

@@ -8,12 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ....qcore import Grid, TensorQuant
-from ....qcore.aliases import Arguments
-from ....qcore.formats.number_format import NumberFormat
-from ...capture.record import quantized
-from ..agreement import RESOLUTION, TIE, pieces
-from ..report import VerificationRow
+from ...qcore import Grid, TensorQuant
+from ...qcore.aliases import Arguments
+from ...qcore.formats.number_format import NumberFormat
+from ..capture.record import quantized
+from .agreement import RESOLUTION, TIE, pieces
+from .report import VerificationRow
 
 __all__ = ["Compared", "RunTime", "compare_levels", "compare_run_time", "run_time_of"]
 

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from bitwright.export.onnx.activations.comparison import RunTime, compare_levels, compare_run_time, run_time_of
+from bitwright.export.comparing.levels import RunTime, compare_levels, compare_run_time, run_time_of
 from bitwright.qcore import BINARY, E2M1, E4M3, E5M2, NF4, Floor, Grid, HalfEven, Integers, PerToken, resolve
 from bitwright.quantizers import (
     Fp8e4m3Act,

@@ -3,7 +3,7 @@
 import torch
 
 from bitwright.export import IntegerGrid
-from bitwright.export.onnx.agreement import compare_codes, compare_exactly, compare_outputs
+from bitwright.export.comparing.agreement import compare_codes, compare_exactly, compare_outputs
 
 
 def codes(values, ours, theirs, bits=4, rounding=torch.round, scale=0.5):
