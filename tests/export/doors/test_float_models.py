@@ -1,9 +1,13 @@
 """A model without any quantizer goes through each door that takes floats."""
 
+import re
+
 import pytest
 import torch
 from torch import nn
 
+import bitwright.nn as qnn
+from bitwright.export import ExportError, export_qonnx, verify_qonnx
 from tests.export.doors.ways import DOORS, goes_out, refusal
 
 
@@ -22,3 +26,15 @@ def test_integers_alone(tmp_path, monkeypatch):
     assert said == [
         ("the model (Linear)", "addmm. Write qnn.QuantLinear with bias_quant=Int32Bias, and quantize its input.")
     ]
+
+
+def test_its_file_is_none_of_a_quantized_model(tmp_path):
+    pytest.importorskip("qonnx")
+    x, path = torch.randn(2, 4), tmp_path / "model.onnx"
+    export_qonnx(nn.Linear(4, 3).eval(), x, path)
+    said = (
+        "verify_qonnx: the file has no node of qonnx.custom_op.general that export_qonnx wrote. Pass what export_qonnx "
+        "returned, or the path of its file."
+    )
+    with pytest.raises(ExportError, match=f"^{re.escape(said)}$"):
+        verify_qonnx(qnn.QuantLinear(4, 3).eval(), path, x)
