@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..errors import ExportError
 from ..optional import required
 from .nodes import QONNX_DOMAIN, TURNED, QuantNode
 
@@ -55,11 +54,6 @@ class Executor:
         self.shapes = [[dim.dim_value for dim in each.type.tensor_type.shape.dim] for each in inputs]
         self.outputs = [each.name for each in model.graph.output]
         self.nodes = dict(self._quantizing(model))
-        if not self.nodes:
-            raise ExportError(
-                f"{call}: the file has no node of {QONNX_DOMAIN} that export_qonnx wrote. Pass what export_qonnx "
-                "returned, or the path of its file."
-            )
 
     def _quantizing(self, model: "onnx.ModelProto") -> Iterator[tuple[str, FileNode]]:
         """The quantizing nodes by the name of the quantizer's call, which is their note."""

@@ -25,6 +25,7 @@ from ..comparing.report import VerificationReport, VerificationRow
 from ..errors import ExportError
 from ..onnx.session import loaded
 from .executor import Executor, FileNode
+from .nodes import QONNX_DOMAIN
 
 if TYPE_CHECKING:
     import onnx
@@ -89,6 +90,11 @@ def compare_with_executor(
 ) -> tuple[VerificationReport, set[str]]:
     """`verify_qonnx` for a model in evaluation mode and an ``onnx.ModelProto``; and the quantizers that were called."""
     executor, report, called = Executor(model, call), VerificationReport(), set[str]()
+    if quantizers and not executor.nodes:
+        raise ExportError(
+            f"{call}: the file has no node of {QONNX_DOMAIN} that export_qonnx wrote. Pass what export_qonnx returned, "
+            "or the path of its file."
+        )
     with torch.no_grad(), silent_quantizers():
         for number, part in enumerate(_portions(executor, Portion(args, kwargs or {}))):
             own = part.through(module)
