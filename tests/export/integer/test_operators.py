@@ -124,7 +124,7 @@ class Between(nn.Module):
         return self.out(self.function(self.one(x), self.other(0.7 * x)))
 
 
-FUNCTIONS: dict[str, tuple[Callable[..., torch.Tensor], set[str]]] = {
+FUNCTIONS: dict[str, tuple[Callable[..., Any], set[str]]] = {
     "windows that leave out their padding": (
         lambda x, y: F.avg_pool2d(x, 3, 2, 1, count_include_pad=False),
         {"ConvInteger", "Cast", "Mul"},

@@ -14,7 +14,6 @@ from bitwright.export import (
     export_onnx_integer,
     export_onnx_qcdq,
     export_onnx_qdq,
-    export_qonnx,
     verify_onnx,
 )
 from bitwright.export.onnx.protect import protect
@@ -292,7 +291,6 @@ def test_settings(given, said):
     [
         (export_onnx_qcdq, "accuracy_level", "export_onnx_qdq"),
         (export_onnx_integer, "fast", "export_onnx_qcdq and export_onnx_qdq"),
-        (export_qonnx, "fast", "export_onnx_qcdq and export_onnx_qdq"),
     ],
 )
 def test_settings_of_other_exports(export, name, whose):

@@ -163,7 +163,9 @@ class Turned(nn.Module):
         self.layer = qnn.QuantLinear(24, 40)
 
     def forward(self, x):
-        weight = self.layer.weight_quant(self.layer.weight)
+        quantizer = self.layer.weight_quant
+        assert quantizer is not None
+        weight = quantizer(self.layer.weight)
         return x @ weight, x.flip(0) @ weight
 
 
