@@ -171,17 +171,24 @@ class _Work:
             second, again = first, outputs
             rows += [replace(row, optimizations="on") for row in first.rows]
         else:
-            second, again = self._beside(part, on, "on", with_stored, own)
+            stored = {row.name: row for row in first.rows if row.kind == "stored"}
+            second, again = self._beside(part, on, "on", with_stored, own, stored)
             rows += second.rows
         rows += self._outputs(again, on, "on")
         rows += self._outputs(evaluated, plain, "plain", second.ties)
         return rows, {*first.counts, *second.counts}
 
     def _beside(
-        self, part: Portion, found: Mapping[str, Tensor], where: str, with_stored: bool, own: Mapping[str, Grid]
+        self,
+        part: Portion,
+        found: Mapping[str, Tensor],
+        where: str,
+        with_stored: bool,
+        own: Mapping[str, Grid],
+        stored: Mapping[str, VerificationRow] | None = None,
     ) -> tuple[Comparison, list[Tensor]]:
         """A forward of the model that goes on from the codes of a run at each quantizer, and its outputs."""
-        comparison = Comparison(self.reader, own, run_time_of(found, self.names), where, with_stored)
+        comparison = Comparison(self.reader, own, run_time_of(found, self.names), where, with_stored, stored or {})
         with intercepted(self.quantizers, comparison.intercept):
             return comparison, part.through(self.module)
 

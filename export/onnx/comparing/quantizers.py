@@ -50,6 +50,7 @@ class Comparison:
         found: by name of the call, what the run found.
         optimizations: ``off`` or ``on``, for the rows.
         with_stored: whether integers in the file are compared, too: once is enough.
+        stored: what an earlier run found of these, by name of the call: they are the same in every run.
         rows: what was compared.
         ties: for each activation, the samples with a code that hangs on the order of a sum.
         counts: how often each quantizer was called.
@@ -63,6 +64,7 @@ class Comparison:
     found: Mapping[str, RunTime]
     optimizations: str
     with_stored: bool
+    stored: Mapping[str, VerificationRow] = field(default_factory=dict)
     rows: list[VerificationRow] = field(default_factory=list)
     ties: list[Tensor] = field(default_factory=list)
     counts: Counts = field(default_factory=Counts)
@@ -83,7 +85,9 @@ class Comparison:
                 self.moved = True
                 return theirs, file
             held = self._held(path, name) if self.with_stored else []
-            if held:
+            if name in self.stored and not context:
+                self.rows.append(replace(self.stored[name], optimizations=self.optimizations))
+            elif held:
                 rows = [
                     compare_stored(name, self.optimizations, quantizer, x, context, (values, grid), each)
                     for each in map(self.file.tensor, held)
