@@ -1,4 +1,4 @@
-"""ONNX files: how large they are, and how fast onnxruntime runs them."""
+"""ONNX files: how large they are, how fast onnxruntime runs them, and how long it takes to make them."""
 
 import contextlib
 import importlib
@@ -12,11 +12,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from .layers import Scheme
-from .models import LENET
+from bitwright.graph import calibrate, quantize
+
+from .converting import SETTINGS
+from .layers import Layers, Scheme
+from .models import LENET, Encoder, MobileNetV2
 from .networks import evaluated
 from .timing import Timed
-from .workload import Workload
+from .workload import Sampler, Workload
 
 __all__ = ["EXPORTING"]
 
@@ -42,6 +45,7 @@ def export_brevitas(model: nn.Module, inputs: torch.Tensor, path: Path) -> None:
     export(model, args=inputs, export_path=str(path), dynamo=False)
 
 
+Made = tuple[nn.Module, torch.Tensor]
 NARROW = {"float": export_float, "bitwright": export_bitwright_qdq, "Brevitas": export_brevitas}
 FAST = {"float": export_float, "bitwright": export_bitwright_qcdq, "Brevitas": export_brevitas}
 Exporters = dict[str, Callable[[nn.Module, torch.Tensor, Path], None]]
@@ -80,6 +84,42 @@ def latency(exporters: Exporters, scheme: Scheme, library: str) -> Callable[[], 
     return Timed(partial(session.run, None, inputs))
 
 
+def mobilenet() -> Made:
+    """MobileNetV2 with random weights, and a photo."""
+    torch.manual_seed(0)
+    model = MobileNetV2(Layers(Scheme()))
+    for each in model.modules():
+        if isinstance(each, nn.Conv2d):
+            nn.init.kaiming_normal_(each.weight, nonlinearity="relu")
+    return model, torch.randn(1, 3, 224, 224)
+
+
+def minilm() -> Made:
+    """An encoder of MiniLM's size, and two sentences of 32 tokens."""
+    torch.manual_seed(0)
+    encoder = Encoder(Layers(Scheme()), depth=6, width=384)
+    return nn.Sequential(nn.Embedding(30522, 384), encoder), torch.randint(30522, (2, 32))
+
+
+def making(network: Callable[[], Made], library: str) -> Sampler:
+    """Times an export: of the float model by torch, or of the W8A8 model by ours, which verifies the file, too."""
+    model, inputs = network()
+    model.eval()
+    if library == "bitwright":
+        rules = {kind: SETTINGS for kind in (nn.Conv2d, nn.Linear) if any(isinstance(e, kind) for e in model.modules())}
+        model = quantize(model, rules, examples=(inputs,))
+        with calibrate(model):
+            model(inputs)
+        model.eval()
+
+    def export() -> None:
+        with tempfile.TemporaryDirectory() as folder, open(os.devnull, "w") as nowhere:
+            with contextlib.redirect_stdout(nowhere):
+                NARROW[library](model, inputs, Path(folder) / "model.onnx")
+
+    return Timed(export)
+
+
 LIBRARIES = ("bitwright", "Brevitas")
 W4A4B32, W8A8B32 = Scheme(4, 4, int_bias=True), Scheme(8, 8, int_bias=True)
 
@@ -94,5 +134,11 @@ EXPORTING = {
     ),
     "onnxruntime-w8a8b32": Workload(
         "onnxruntime, LeNet-5 batch 64, W8A8 + Int32Bias", LIBRARIES, partial(latency, FAST, W8A8B32)
+    ),
+    "export-mobilenet": Workload(
+        "export and verify MobileNetV2, W8A8 / torch's export", ("bitwright",), partial(making, mobilenet)
+    ),
+    "export-minilm": Workload(
+        "export and verify an encoder of MiniLM's size, W8A8 / torch's export", ("bitwright",), partial(making, minilm)
     ),
 }

@@ -104,6 +104,12 @@ ROWS = (
         (5, 8, 8, 8, 12, 25),
     ),
     Row(
+        "33",
+        "export + verify / torch's export of the float model, CPU s: MobileNetV2; encoder of MiniLM's size",
+        ("export-mobilenet", "export-minilm"),
+        (1.3, 1.3),
+    ),
+    Row(
         "34",
         "peak memory of `verify_onnx`, MB: encoder of MiniLM's size; MobileNetV2, 256 photos of 224x224",
         ("verify-memory-minilm", "verify-memory-photos"),
