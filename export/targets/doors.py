@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from torch import nn
 
-from ...qcore import BINARY, Integers
+from ...qcore import BINARY, Integers, TruncQuant
 from ...qcore.grid_quant import FLOAT_BITS
 from ..onnx.dialects import BIAS, INTEGER, QCDQ, QDQ, Dialect
 from .target import PLACES, Accepts, Target
@@ -44,6 +44,7 @@ ONNX_INTEGER = replace(
     call="export_onnx_integer",
 )
 
+_AVERAGES = (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _IN_FLOATS = (Integers(FLOAT_BITS), Integers(FLOAT_BITS, False), BINARY)
 _QONNX = Accepts(
@@ -63,16 +64,24 @@ QONNX = Target(
     elsewhere="export_onnx_qdq",
 )
 
-# Compilers that read QONNX. FINN: by the source of its front end; hls4ml 1.3: by what its front end was seen to read.
-FPGA_FINN = replace(QONNX, name="FINN")
+# Compilers that read QONNX, by what their front ends were seen to make of files: finn-plus 1.6.1 and hls4ml 1.3.0.
+_UP_TO_8 = (*(Integers(bits, signed) for bits in (8,) for signed in (True, False)), BINARY)
+FPGA_FINN = replace(
+    QONNX,
+    name="FINN",  # which takes floor for rounding to nearest, and leaves wider activations floats
+    activations=replace(QONNX.activations, formats=_UP_TO_8, roundings=("half_even",)),
+)
+_POOLS = "hls4ml reads averages over windows otherwise. Take a convolution with a stride, or max pooling."
 FPGA_HLS4ML = replace(
     QONNX,
-    name="hls4ml",
-    weights=replace(QONNX.weights, scales=("tensor",)),
+    name="hls4ml",  # which computes other numbers with float scales of weights in networks of several layers
+    weights=replace(QONNX.weights, scales=("tensor",), scale_rules=("power of two",)),
     activations=replace(QONNX.activations, scales=("tensor",)),
     refused_layers=(
         *QONNX.refused_layers,
         *((kind, "hls4ml reads no ConvTranspose. Upsample and convolve.") for kind in _TRANSPOSED),
+        *((kind, _POOLS) for kind in _AVERAGES),
+        (TruncQuant, "hls4ml reads no Trunc. Write Int8Act in its place."),
     ),
 )
 
