@@ -113,9 +113,12 @@ def making(network: Callable[[], Made], library: str) -> Sampler:
         model.eval()
 
     def export() -> None:
-        with tempfile.TemporaryDirectory() as folder, open(os.devnull, "w") as nowhere:
-            with contextlib.redirect_stdout(nowhere):
-                NARROW[library](model, inputs, Path(folder) / "model.onnx")
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            open(os.devnull, "w") as nowhere,
+            contextlib.redirect_stdout(nowhere),
+        ):
+            NARROW[library](model, inputs, Path(folder) / "model.onnx")
 
     return Timed(export)
 

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from ... import nn as qnn
 from ...nn.contexts.intercepting import quantizers_of
-from ...qcore import TensorQuant, describe
+from ...qcore import describe
 from ...qcore.errors import nearest
 from ...qcore.models import require_model, shown
 from ..errors import ExportError
@@ -109,8 +109,9 @@ def _uses_of_rules(rules: Rules) -> Iterator[Use]:
     for where, settings in rules.items() if isinstance(rules, Mapping) else rules:
         name = getattr(where, "__name__", None) or str(where)
         if isinstance(settings, Mapping):
-            for path, quantizer in _made(settings).items():
-                yield use_of(f"{name}.{path}", quantizer)
+            for kind, layer in _layers(settings):  # which lives while its quantizers are looked at: they know it weakly
+                for path, quantizer in quantizers_of(layer).items():
+                    yield use_of(f"{name}.{path if kind is None else kind}", quantizer)
         elif settings is not None:
             raise ExportError(
                 f"supports: the rule for {name} is {shown(settings)}. Write a dict of settings, such as "
@@ -118,19 +119,16 @@ def _uses_of_rules(rules: Rules) -> Iterator[Use]:
             )
 
 
-def _made(settings: Mapping[str, object]) -> dict[str, TensorQuant]:
-    """Quantizers by the name of their slot."""
+def _layers(settings: Mapping[str, object]) -> Iterator[tuple[str | None, nn.Module]]:
+    """Layers with the quantizers that settings ask for, and what these are called if not by their slot."""
     layer = {key: item for key, item in settings.items() if key.startswith(("weight_", "bias_", "input_", "output_"))}
     rest = {key: item for key, item in settings.items() if key not in layer}
-    found = {}
     if layer:
-        found |= quantizers_of(qnn.QuantLinear(64, 64, **layer))  # type: ignore[arg-type]
+        yield None, qnn.QuantLinear(64, 64, **layer)  # type: ignore[arg-type]
     for kind in sorted((key.removesuffix("_quant") for key in rest if key.endswith("_quant")), key=len, reverse=True):
         own = {key.removeprefix(f"{kind}_"): rest.pop(key) for key in list(rest) if key.startswith(f"{kind}_")}
         quantizer = own.pop("quant")
         if quantizer is not None:
-            made = quantizers_of(qnn.QuantIdentity(act_quant=quantizer, **own))  # type: ignore[arg-type]
-            found |= {f"{kind}_quant": each for each in made.values()}
+            yield f"{kind}_quant", qnn.QuantIdentity(act_quant=quantizer, **own)  # type: ignore[arg-type]
     if rest:
-        found |= quantizers_of(qnn.QuantIdentity(**rest))  # type: ignore[arg-type]
-    return found
+        yield None, qnn.QuantIdentity(**rest)  # type: ignore[arg-type]

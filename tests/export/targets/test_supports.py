@@ -22,7 +22,14 @@ from bitwright.export import (
     supports,
 )
 from bitwright.qcore import BitwrightError, Integers, QuantizerError
-from bitwright.quantizers import Int4WeightPerGroup, Int8Act, Int8WeightPerChannel, Int32Bias, NF4Weight
+from bitwright.quantizers import (
+    Int4WeightPerGroup,
+    Int8Act,
+    Int8BiasOwnScale,
+    Int8WeightPerChannel,
+    Int32Bias,
+    NF4Weight,
+)
 
 EXPORTS = {"onnx-qcdq": export_onnx_qcdq, "onnx-qdq": export_onnx_qdq, "onnx-integer": export_onnx_integer}
 SIGNED = Accepts(
@@ -221,6 +228,13 @@ def test_rules_that_are_none():
     with pytest.raises(BitwrightError, match=r"bitwidth"):
         supports({nn.ReLU: {"bitwidth": 4}}, "qonnx")
     assert supports({nn.ReLU: {"bit_width": 24}}, "qonnx").blocked == ["ReLU.act_quant"]
+
+
+def test_rules_know_what_is_a_bias():
+    """The layer that a rule is tried on lives while its quantizers are looked at."""
+    rules = {nn.Linear: {"weight_quant": quantizers.Int8WeightPerTensorPowerOfTwo, "bias_quant": Int8BiasOwnScale}}
+    for _ in range(3):
+        assert supports(rules, "fpga-hls4ml").ok
 
 
 def test_a_report_by_hand():
