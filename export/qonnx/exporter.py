@@ -9,7 +9,7 @@ from ...nn.contexts.intercepting import quantizers_of
 from ...qcore.aliases import Keywords
 from ...qcore.models import require_model
 from ..arguments import checked_inputs, checks_keywords, require_flag, require_path_or_none
-from ..capture.caveats import warn_of_caveats
+from ..capture.caveats import warn_of_caveats, warn_user
 from ..capture.model_state import evaluating, unchanged
 from ..capture.record import Call, record
 from ..errors import ExportError
@@ -51,7 +51,8 @@ def export_qonnx(
         args: example input: one tensor, or a tuple of all positional arguments. Its shapes are those of the file.
         export_path: the file to write; None only returns the program.
         verify: run the file in the executor of the package qonnx, where that is installed, and compare every quantized
-            tensor with torch's, see `verify_qonnx`; a difference raises and no file is written.
+            tensor with torch's, see `verify_qonnx`; a difference raises and no file is written. What is too large for one
+            file of 2 GB is written without, and a warning says so.
         options: further keywords of `torch.onnx.export`, such as ``kwargs``, ``input_names`` or ``opset_version``
             (by default 18). ``dynamic_shapes`` is refused.
 
@@ -98,7 +99,13 @@ def export_qonnx(
         check_operators(program)
         lower(program.model, recording)
         clean(program.model, given.get("output_names") or ())
-        if verify and installed("qonnx") and fits_one_file(program.model):
+        compared = verify and installed("qonnx")
+        if compared and not fits_one_file(program.model):
+            warn_user(
+                f"{call}: the weights don't fit into one file of 2 GB, which the qonnx executor needs, so the file was "
+                "not compared with the model. verify=False says the same without this warning."
+            )
+        elif compared:
             report, _ = compare_with_executor(call, module, quantizers, program.model_proto, arguments, kwargs)
             if not report.ok:
                 raise ExportError(

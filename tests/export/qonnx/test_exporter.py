@@ -9,8 +9,9 @@ from torch import nn
 
 import bitwright.nn as qnn
 from bitwright.export import ExportError, export_qonnx, verify_qonnx
+from bitwright.export.onnx import write
 from bitwright.export.optional import installed
-from bitwright.qcore import LearnedBitWidth, settings
+from bitwright.qcore import BitwrightWarning, LearnedBitWidth, settings
 from bitwright.quantizers import (
     BinaryAct,
     BinaryConnectWeight,
@@ -314,3 +315,15 @@ def test_without_qonnx(monkeypatch):
 @pytest.fixture(autouse=True)
 def seeded():
     torch.manual_seed(0)
+
+
+@executed
+def test_what_is_too_large_for_the_executor_is_said(monkeypatch, tmp_path):
+    monkeypatch.setattr(write, "LARGEST_FILE", 100)
+    said = (
+        "export_qonnx: the weights don't fit into one file of 2 GB, which the qonnx executor needs, so the file was "
+        "not compared with the model. verify=False says the same without this warning."
+    )
+    with pytest.warns(BitwrightWarning, match=f"^{re.escape(said)}$"):
+        export_qonnx(nn.Sequential(qnn.QuantLinear(8, 4)), torch.randn(2, 8), tmp_path / "model.onnx")
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["model.onnx", "model.onnx.data"]
