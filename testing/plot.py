@@ -11,6 +11,7 @@ from ..nn.contexts.intercepting import intercepted, quantizers_of
 from ..qcore import BitwrightError, BitwrightWarning, Grid, QuantizerError, TensorQuant, values_of
 from ..qcore.declare.inject import QuantizerType
 from ..qcore.models import require_model, shown
+from ..qcore.reporting.pictures import figure_class
 from .places import Places
 from .subject import Subject
 
@@ -46,7 +47,7 @@ def plot_quantizer(quantizer: Any, *, scale: float | None = None, role: str | No
         >>> [axes.get_title() for axes in figure.axes]
         ['Staircase', 'Error', 'Gradient', 'Grid: 16 integers, -8 to 7']
     """
-    figure_class = _figure_class("plot_quantizer")
+    picture = figure_class("plot_quantizer")
     module, context, grid = _ready(quantizer, scale, role)
     step, shift = float(grid.scale.reshape(-1)[0]), _first(grid.zero_point)
     low, high = ((end - shift) * step for end in _ends(grid))
@@ -56,7 +57,7 @@ def plot_quantizer(quantizer: Any, *, scale: float | None = None, role: str | No
     low, high = ((end - shift) * step for end in _ends(grid))
     gap = Places(grid.number_format).gap(torch.as_tensor(x) / step + shift).numpy()
 
-    figure = figure_class(figsize=(11, 7.5), layout="constrained")
+    figure = picture(figsize=(11, 7.5), layout="constrained")
     figure.suptitle(_title(quantizer, grid), fontsize=12)
     staircase, error, gradient, levels = figure.subplots(2, 2).reshape(-1)
     for axes in (staircase, error, gradient):
@@ -103,7 +104,7 @@ def plot_model(model: nn.Module, batch: object, *, columns: int = 3) -> "Figure"
         >>> [axes.get_title().splitlines()[0] for axes in figure.axes]
         ['0.weight_quant: int4 narrow', '1.act_quant: uint8']
     """
-    figure_class = _figure_class("plot_model")
+    picture = figure_class("plot_model")
     require_model("plot_model", model, BitwrightError)
     seen = _watched(model, batch)
     if not seen:
@@ -112,21 +113,13 @@ def plot_model(model: nn.Module, batch: object, *, columns: int = 3) -> "Figure"
         )
     columns = min(columns, len(seen))
     rows = -(-len(seen) // columns)
-    figure = figure_class(figsize=(4.2 * columns, 2.9 * rows + 0.4), layout="constrained")
+    figure = picture(figsize=(4.2 * columns, 2.9 * rows + 0.4), layout="constrained")
     panels = figure.subplots(rows, columns, squeeze=False).reshape(-1)
     for axes, (path, (values, grid)) in zip(panels, seen.items(), strict=False):
         _draw_codes(axes, path, values, grid)
     for axes in panels[len(seen) :]:
         axes.remove()
     return figure
-
-
-def _figure_class(asked: str) -> "type[Figure]":
-    try:
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError:
-        raise BitwrightError(f"{asked} needs the package matplotlib: pip install bitwright[plot]") from None
-    return Figure
 
 
 def _ready(quantizer: Any, scale: float | None, role: str | None) -> tuple[TensorQuant, tuple[Grid, ...], Grid]:

@@ -1,14 +1,12 @@
 """What a verification found, as text, JSON and a picture."""
 
-import json
-import math
 import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
-from importlib import import_module
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ...qcore.reporting.json_files import write_json
+from ...qcore.reporting.pictures import figure_class
 from ..errors import ExportError
 
 if TYPE_CHECKING:
@@ -201,8 +199,7 @@ class VerificationReport:
         Args:
             path: of the file, which is replaced if there is one.
         """
-        text = json.dumps(_finite(self.as_dict()), indent=1, allow_nan=False)
-        Path(path).write_text(text + "\n", encoding="utf-8")
+        write_json(path, self.as_dict())
 
     def plot(self) -> "Figure":
         """The share of codes that differ, and that are tie flips, tensor by tensor; a matplotlib figure.
@@ -210,12 +207,9 @@ class VerificationReport:
         Raises:
             ExportError: matplotlib is not installed.
         """
-        try:
-            figure_class: Any = import_module("matplotlib.figure").Figure
-        except ModuleNotFoundError:
-            raise ExportError("VerificationReport.plot needs matplotlib: pip install bitwright[plot]") from None
         rows = [row for row in self.rows if row.kind != "output"]
-        figure = figure_class(figsize=(8, 1 + 0.25 * len(rows)), layout="constrained")
+        kind = figure_class("VerificationReport.plot", ExportError)
+        figure = kind(figsize=(8, 1 + 0.25 * len(rows)), layout="constrained")
         axes = figure.add_subplot()
         places = range(len(rows))
         for name, color in (("tie_flips", "C0"), ("differences", "C3")):
@@ -249,15 +243,6 @@ _FIGURES = (
     *("ok", "compared", "differences", "tie_flips", "output_tie_flips", "output_error", "relative_output_error"),
     *("mean_output_error", "relative_mean_output_error", "top1_agreement"),
 )
-
-
-def _finite(found: Any) -> Any:
-    """The same, with null for numbers that JSON lacks."""
-    if isinstance(found, dict):
-        return {name: _finite(each) for name, each in found.items()}
-    if isinstance(found, list):
-        return [_finite(each) for each in found]
-    return None if isinstance(found, float) and not math.isfinite(found) else found
 
 
 _HEADER = f"{'optimizations':13}  {'tensor':12} {'compared':>12} {'differences':>12} {'tie flips':>10} {'largest':>9}"

@@ -51,8 +51,8 @@ def export_qonnx(
         args: example input: one tensor, or a tuple of all positional arguments. Its shapes are those of the file.
         export_path: the file to write; None only returns the program.
         verify: run the file in the executor of the package qonnx, where that is installed, and compare every quantized
-            tensor with torch's, see `verify_qonnx`; a difference raises and no file is written. What is too large for one
-            file of 2 GB is written without, and a warning says so.
+            tensor with torch's, see `verify_qonnx`; a difference raises and no file is written. What is too large
+            for one file of 2 GB is written without, and a warning says so.
         options: further keywords of `torch.onnx.export`, such as ``kwargs``, ``input_names`` or ``opset_version``
             (by default 18). ``dynamic_shapes`` is refused.
 

@@ -1,13 +1,11 @@
 """What a layer-wise algorithm did to every layer, as text, JSON and a picture."""
 
-import json
-import math
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from importlib import import_module
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from ...qcore.reporting.json_files import write_json
+from ...qcore.reporting.pictures import figure_class
 from ..errors import GraphError
 from ..passes.reports import Report
 
@@ -40,9 +38,7 @@ class LayerwiseReport(Report):
         Args:
             path: of the file, which is replaced if there is one.
         """
-        entries = [replace(each, figures=_finite(each.figures)) for each in self.entries]
-        found = replace(self, entries=tuple(entries)).as_dict()
-        Path(path).write_text(json.dumps(found, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        write_json(path, self.as_dict())
 
     def plot(self) -> "Figure":
         """The error of each layer's output before and after, one below the other; a matplotlib figure.
@@ -50,12 +46,9 @@ class LayerwiseReport(Report):
         Raises:
             GraphError: matplotlib is not installed.
         """
-        try:
-            figure_class: Any = import_module("matplotlib.figure").Figure
-        except ModuleNotFoundError:
-            raise GraphError("LayerwiseReport.plot needs matplotlib: pip install bitwright[plot]") from None
         entries = [each for each in self.entries if "before" in each.figures]
-        figure = figure_class(figsize=(8, 1 + 0.25 * len(entries)), layout="constrained")
+        kind = figure_class("LayerwiseReport.plot", GraphError)
+        figure = kind(figsize=(8, 1 + 0.25 * len(entries)), layout="constrained")
         axes = figure.add_subplot()
         places = range(len(entries))
         before, after = ([each.figures[name] for each in entries] for name in ("before", "after"))
@@ -69,7 +62,3 @@ class LayerwiseReport(Report):
         axes.set_xlabel("error of the output / its power")
         axes.legend()
         return figure
-
-
-def _finite(figures: Mapping[str, float]) -> dict[str, Any]:
-    return {name: number if math.isfinite(number) else None for name, number in figures.items()}

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from ...qcore.reporting.pictures import figure_class
 from ..errors import GraphError
 
 if TYPE_CHECKING:
@@ -29,13 +30,13 @@ def heat_map(
         >>> [text.get_text() for text in figure.axes[0].texts]
         ['3.0', 'exact']
     """
-    figure_class = _figure_class(asked)
+    kind = figure_class(asked, GraphError)
     from matplotlib.colors import LogNorm
 
     positive = [each for row in damages for each in row if each > 0]
     low, high = (min(positive), max(positive)) if positive else (1.0, 1.0)
     norm = LogNorm(low, high if high > low else 10 * low)
-    figure = figure_class(figsize=(2.5 + 0.9 * len(columns), 1.2 + 0.28 * len(rows)), layout="constrained")
+    figure = kind(figsize=(2.5 + 0.9 * len(columns), 1.2 + 0.28 * len(rows)), layout="constrained")
     axes = figure.subplots()
     axes.imshow([[max(each, low) for each in row] for row in damages], norm=norm, cmap="Reds", aspect="auto")
     axes.set_title(title, fontsize=9)
@@ -61,7 +62,7 @@ def curve(
         >>> figure.axes[0].get_xlabel(), figure.axes[0].get_yscale()
         ('bits', 'log')
     """
-    figure = _figure_class(asked)(figsize=(5.5, 3.6), layout="constrained")
+    figure = figure_class(asked, GraphError)(figsize=(5.5, 3.6), layout="constrained")
     axes = figure.subplots()
     axes.plot(xs, ys, marker="o", drawstyle="steps-post")
     axes.set_title(title, fontsize=9)
@@ -71,11 +72,3 @@ def curve(
         axes.set_yscale("log")
     axes.grid(alpha=0.3)
     return figure
-
-
-def _figure_class(asked: str) -> "type[Figure]":
-    try:
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError:
-        raise GraphError(f"{asked} needs the package matplotlib: pip install bitwright[plot]") from None
-    return Figure

@@ -207,4 +207,4 @@ def test_a_report_that_can_not_be_drawn(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "matplotlib.figure", None)
     with pytest.raises(GraphError) as caught:
         REPORT.plot()
-    assert str(caught.value) == "LayerwiseReport.plot needs matplotlib: pip install bitwright[plot]"
+    assert str(caught.value) == "LayerwiseReport.plot needs the package matplotlib: pip install bitwright[plot]"
