@@ -8,38 +8,13 @@ import torch
 from torch import nn
 
 import bitwright.nn as qnn
-from bitwright.export import (
-    ExportError,
-    compare_integers,
-    export_onnx_integer,
-    export_onnx_qcdq,
-    export_onnx_qdq,
-    export_program,
-    export_qonnx,
-    supports,
-    verify_onnx,
-    verify_program,
-    verify_qonnx,
-)
+from bitwright.export import ExportError, supports
 from bitwright.qcore import settings
 from bitwright.quantizers import Int8Act
+from tests.export.doors.ways import DOORS
 from tests.quantizers.matrix import listed, role, table
 from tests.quantizers.shipped import COMPLETE
 
-EXPORTS = {
-    "onnx-qcdq": export_onnx_qcdq,
-    "onnx-qdq": export_onnx_qdq,
-    "onnx-integer": export_onnx_integer,
-    "qonnx": export_qonnx,
-    "program": export_program,
-}
-VERIFY = {
-    "onnx-qcdq": verify_onnx,
-    "onnx-qdq": verify_onnx,
-    "onnx-integer": lambda model, program, x: compare_integers(model, x, program=program).report,
-    "qonnx": verify_qonnx,
-    "program": verify_program,
-}
 NAMES = [name for name, each in COMPLETE.items() if role(each) in ("weight", "activation", "bias")]
 
 # What QCDQ, the integer dialect and QONNX refuse, by what each of them says
@@ -188,13 +163,13 @@ def test_what_is_refused(door, tmp_path, monkeypatch):
     lines = [f"  layers.{name}.{slot(name)}: {said[name]}" for name in NAMES if name in said]
     expected = "\n".join([HEADS[door], *lines])
     with pytest.raises(ExportError, match=f"^{re.escape(expected)}$"):
-        EXPORTS[door](model, torch.randn(16, 64), path)
+        DOORS[door].export(model, torch.randn(16, 64), path)
     assert list(tmp_path.iterdir()) == []
     assert supports(model, door).blocked == [f"layers.{name}.{slot(name)}" for name in NAMES if name in said]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("door", EXPORTS)
+@pytest.mark.parametrize("door", DOORS)
 def test_all_others_agree(door):
     """One file with all of them: every code and scale, and every output."""
     pytest.importorskip("qonnx" if door == "qonnx" else "onnxruntime")
@@ -203,8 +178,8 @@ def test_all_others_agree(door):
     assert supports(model, door).ok
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        program = EXPORTS[door](model, torch.randn(16, 64))
-    report = VERIFY[door](model, program, torch.randn(16 if door in ("qonnx", "onnx-integer") else 64, 64))
+        program = DOORS[door].export(model, torch.randn(16, 64))
+    report = DOORS[door].verify(model, program, torch.randn(16 if door in ("qonnx", "onnx-integer") else 64, 64))
     assert report.differences == 0, report.table()
     assert report.tie_flips <= 1e-3 * report.compared
     seen = {row.name for row in report.rows if row.compared}

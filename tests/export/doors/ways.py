@@ -34,8 +34,8 @@ class Door:
     suffix: str = "onnx"
 
 
-def _same_integers(model: nn.Module, path: str, x: tuple[Tensor, ...]) -> Any:
-    return compare_integers(model, x, program=path).report
+def _same_integers(model: nn.Module, program: Any, x: Tensor | tuple[Tensor, ...]) -> Any:
+    return compare_integers(model, x, program=program).report
 
 
 DOORS = {
