@@ -17,7 +17,7 @@ def unlisted(quantizers: Mapping[str, TensorQuant], recording: Recording) -> Ite
     """Quantizers whose parameters and buffers are plain attributes for the length of the block.
 
     torch.export makes an input of the graph of every parameter and buffer of a model, used or not, and every pass over
-    the graph carries it along: some 2 ms each, and the quantizers of MobileNetV2 have 212. Placeholders need none of them.
+    the graph carries it along: some 2 ms each, and the quantizers of MobileNetV2 have 212. Placeholders need none.
     What reads one all the same gets a constant. The modules stay where they are, with their hooks.
 
     Tensors stay listed where arithmetic that uses them is traced: scales that follow the input, and roundings that are
