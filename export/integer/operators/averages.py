@@ -97,7 +97,7 @@ def _average(graph: IntegerGraph, node: ir.Node) -> None:
     if included and not get.get_int("ceil_mode", 0):
         _pool(graph, node, x, kernel, kept)
         return
-    spatial, places = (_sizes(value)[2:] for value in (node.inputs[0], node.outputs[0]))
+    spatial, places = (_spatial(value) for value in (node.inputs[0], node.outputs[0]))
     if len(spatial) != len(kernel) or len(places) != len(kernel):
         return
     ones, none = [1] * len(kernel), [0] * (2 * len(kernel))
@@ -119,10 +119,10 @@ def _average(graph: IntegerGraph, node: ir.Node) -> None:
 _CONVOLUTIONS: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
 
-def _sizes(value: ir.Value | None) -> list[int]:
-    """The sizes of a value, or none where one of them is open."""
-    sizes = [] if value is None or value.shape is None else [*value.shape]
-    return [each for each in sizes if isinstance(each, int)] if all(isinstance(e, int) for e in sizes[2:]) else []
+def _spatial(value: ir.Value | None) -> list[int]:
+    """The sizes of a value behind samples and channels, those that are not open."""
+    sizes = [] if value is None or value.shape is None else [*value.shape][2:]
+    return [each for each in sizes if isinstance(each, int)]
 
 
 def _around(before: list[int], after: list[int]) -> list[int]:

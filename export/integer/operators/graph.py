@@ -343,7 +343,10 @@ def _unless_zero(node: ir.Node) -> ir.Value | None:
     one, other = node.inputs
     for value, added in ((one, other), (other, one)):
         number = None if added is None else added.const_value
-        if number is not None and number.numpy().size == 1 and not number.numpy().any():
+        shape = None if value is None else value.shape
+        if number is None or shape is None or number.numpy().ndim > len(shape):
+            continue  # nothing to add, or dimensions
+        if number.numpy().size == 1 and not number.numpy().any():
             return value
     return None
 

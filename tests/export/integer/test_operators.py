@@ -225,6 +225,14 @@ def test_frames_off_the_grid_are_refused(value: float) -> None:
         export_onnx_integer(model, torch.randn(1, 4, 6, 5))
 
 
+def test_windows_of_open_batches() -> None:
+    model = Between(lambda x, y: F.avg_pool2d(x, 3, 2, 1, True, False)).eval()
+    x = torch.randn(2, 4, 6, 5, generator=torch.Generator().manual_seed(1))
+    program = export_onnx_integer(model, x, dynamic_shapes=({0: torch.export.Dim("batch")},))
+    assert "AveragePool" not in {node.op_type for node in program.model_proto.graph.node}
+    assert compare_integers(model, torch.cat([x, -x]), program=program).differences == 0
+
+
 def test_weighted_upsampling_is_refused() -> None:
     model = Between(lambda x, y: F.interpolate(x, scale_factor=2.0, mode="bilinear")).eval()
     message = (
