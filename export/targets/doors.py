@@ -71,7 +71,10 @@ FPGA_FINN = replace(
     name="FINN",  # which takes floor for rounding to nearest, and leaves wider activations floats
     activations=replace(QONNX.activations, formats=_UP_TO_8, roundings=("half_even",)),
 )
-_POOLS = "hls4ml reads averages over windows otherwise. Take a convolution with a stride, or max pooling."
+_POOLS = (
+    "hls4ml refuses AveragePool, and computes other numbers for GlobalAveragePool. Take a convolution with a stride, or "
+    "max pooling."
+)
 FPGA_HLS4ML = replace(
     QONNX,
     name="hls4ml",  # which computes other numbers with float scales of weights in networks of several layers

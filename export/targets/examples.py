@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from torch import Tensor, nn
 
 from ...nn.contexts.intercepting import quantizers_of
+from ...qcore import TensorQuant
 from ..capture.model_state import evaluating, unchanged
 from ..capture.record import Call, Recording, record
 from ..integer.accumulators import accumulator_report
@@ -14,6 +15,7 @@ from ..onnx import check as onnx
 from ..onnx.dialects import INTEGER, QCDQ, QDQ
 from ..program import check as program
 from ..qonnx import check as qonnx
+from .doors import ONNX_INTEGER
 from .report import SupportRow
 from .target import Target
 
@@ -48,12 +50,21 @@ def shown_by_examples(
     with unchanged(model), evaluating(model):
         recording = record(model, quantizers, arguments, None)
         found = [*_of_calls(recording, target)]
-        if target.call == "export_onnx_integer" and not (known or found):
-            taken = integers_of("supports", model, quantizers, recording, arguments, None)
-            found += [_row(*each) for each in problems_of_layers(model, taken)]
+        if target.call == "export_onnx_integer" and not (found or any(row.setting for row in known)):
+            rows = [_row(*each) for each in _of_layers(model, quantizers, recording, arguments)]
+            found += [row for row in rows if row not in known]
     if target.accumulator_bits is not None:
         found += _accumulators(model, target.accumulator_bits, arguments)
     return found
+
+
+def _of_layers(
+    model: nn.Module, quantizers: dict[str, TensorQuant], recording: Recording, arguments: tuple[object, ...]
+) -> Iterator[tuple[str, str]]:
+    """What the integer dialect can't take of layers, unless a type of layers stands in the way of taking integers."""
+    kinds = tuple(kind for kind, _ in ONNX_INTEGER.refused_layers)
+    if not any(isinstance(each, kinds) for each in model.modules()):
+        yield from problems_of_layers(model, integers_of("supports", model, quantizers, recording, arguments, None))
 
 
 def _of_calls(recording: Recording, target: Target) -> Iterator[SupportRow]:

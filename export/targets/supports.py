@@ -9,6 +9,7 @@ from ...nn.contexts.intercepting import quantizers_of
 from ...qcore import describe
 from ...qcore.errors import nearest
 from ...qcore.models import require_model, shown
+from ..arguments import checks_keywords
 from ..errors import ExportError
 from .doors import TARGETS
 from .examples import shown_by_examples
@@ -22,6 +23,7 @@ __all__ = ["supports"]
 Rules = Mapping[object, object] | Iterable[tuple[object, object]]
 
 
+@checks_keywords
 def supports(
     model: nn.Module | Rules, target: str | Target, examples: Tensor | tuple[object, ...] | None = None
 ) -> SupportReport:

@@ -212,6 +212,26 @@ def test_records_that_are_none(made, said):
     assert str(caught.value) == said
 
 
+def test_examples_add_to_what_is_known():
+    """The same lines as the export has, float biases among them."""
+    model = nn.Sequential(qnn.QuantLinear(8, 4, input_quant=Int8Act(scale=0.1)), nn.Tanh(), qnn.QuantReLU(scale=0.1))
+    x = torch.randn(4, 8)
+    with pytest.raises(ExportError) as caught:
+        export_onnx_integer(model.eval(), x)
+    lines = str(supports(model, "onnx-integer", x)).splitlines()
+    assert lines[1:] == str(caught.value).splitlines()[1:]
+    assert [line.partition(":")[0] for line in lines[1:]] == ["  0 (QuantLinear)", "  1 (Tanh)"]
+
+
+def test_mistyped_calls():
+    with pytest.raises(ExportError) as caught:
+        supports(nn.Identity(), "qonnx", example=torch.ones(1))  # pyright: ignore[reportCallIssue]
+    assert str(caught.value) == "supports(example=...) is no keyword. Did you mean examples?"
+    with pytest.raises(ExportError) as caught:
+        supports(nn.Identity())  # pyright: ignore[reportCallIssue]
+    assert str(caught.value) == "supports: target is missing. Write supports(model, target)."
+
+
 def test_mistakes():
     with pytest.raises(ExportError) as caught:
         supports(nn.Identity(), "onnx-qqd")
