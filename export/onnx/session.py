@@ -56,12 +56,10 @@ class Session:
             )
         except Exception as error:  # onnxruntime's have no base class of their own
             level = "on" if optimize else "off"
-            hint = (
-                "\nverify=False writes the file all the same, for other runtimes." if call.startswith("export") else ""
-            )
-            raise ExportError(
-                f"onnxruntime {runtime.__version__} does not load the exported model, optimizations {level}: {error}{hint}"
-            ) from None
+            said = f"onnxruntime {runtime.__version__} does not load the exported model, optimizations {level}: {error}"
+            if call.startswith("export"):
+                said += "\nverify=False writes the file all the same, for other runtimes."
+            raise ExportError(said) from None
         self.inputs = [each.name for each in self.session.get_inputs()]
         self.outputs = [each.name for each in self.session.get_outputs()]
 

@@ -72,8 +72,8 @@ FPGA_FINN = replace(
     activations=replace(QONNX.activations, formats=_UP_TO_8, roundings=("half_even",)),
 )
 _POOLS = (
-    "hls4ml refuses AveragePool, and computes other numbers for GlobalAveragePool. Take a convolution with a stride, or "
-    "max pooling."
+    "hls4ml refuses AveragePool, and computes other numbers for GlobalAveragePool. Take a convolution with a stride, "
+    "or max pooling."
 )
 FPGA_HLS4ML = replace(
     QONNX,
