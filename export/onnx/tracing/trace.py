@@ -218,7 +218,7 @@ def _traced(
     handle = module.register_forward_pre_hook(lambda *_: counts.clear())  # torch may run forward more than once
     try:
         with intercepted(quantizers, emitter), loops_become(OnnxLoops()), quiet(), torch.no_grad():
-            with unlisted(quantizers, recording), stand_ins.registered():
+            with unlisted(module, quantizers, recording), stand_ins.registered():
                 program = torch.onnx.export(module, args, **{**options, "optimize": False, **_translating(options)})
             assert program is not None  # it is for dynamo=False only
             stand_ins.mark(program.model)

@@ -13,17 +13,19 @@ __all__ = ["unlisted"]
 
 
 @contextmanager
-def unlisted(quantizers: Mapping[str, TensorQuant], recording: Recording) -> Iterator[None]:
+def unlisted(module: nn.Module, quantizers: Mapping[str, TensorQuant], recording: Recording) -> Iterator[None]:
     """Quantizers whose parameters and buffers are plain attributes for the length of the block.
 
     torch.export makes an input of the graph of every parameter and buffer of a model, used or not, and every pass over
     the graph carries it along: some 2 ms each, and the quantizers of MobileNetV2 have 212. Placeholders need none.
-    What reads one all the same gets a constant. The modules stay where they are, with their hooks.
+    What reads one all the same gets a constant, also by `parameters`: the forward finds them listed. The modules stay
+    where they are, with their hooks.
 
     Tensors stay listed where arithmetic that uses them is traced: scales that follow the input, and roundings that are
     modules.
 
     Args:
+        module: the model.
         quantizers: by path.
         recording: their calls.
     """
@@ -33,12 +35,28 @@ def unlisted(quantizers: Mapping[str, TensorQuant], recording: Recording) -> Ite
     parts = {part: None for each in quantizers.values() for part in each.modules() if part not in needed}
     listed = ((part, each) for part in parts for each in (part._parameters, part._buffers) if each)
     held: list[tuple[nn.Module, dict[str, Any], dict[str, Any]]] = [(part, each, dict(each)) for part, each in listed]
+
+    def listed_again(*args: object) -> None:
+        for _, tensors, former in held:
+            tensors.update(former)
+
+    def not_listed(*args: object) -> None:
+        for _, tensors, former in held:
+            for name in former:
+                tensors.pop(name, None)
+
+    handles = [
+        module.register_forward_pre_hook(listed_again, prepend=True),
+        module.register_forward_hook(not_listed, always_call=True),
+    ]
     try:
-        for part, tensors, former in held:
+        for part, _, former in held:
             vars(part).update(former)
-            tensors.clear()
+        not_listed()
         yield
     finally:
+        for handle in handles:
+            handle.remove()
         for part, tensors, former in held:
             for name in former:
                 vars(part).pop(name, None)

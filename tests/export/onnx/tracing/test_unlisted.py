@@ -27,11 +27,12 @@ def test_what_is_not_listed():
     quantizers, before = quantizers_of(model), dict(model.named_parameters()) | dict(model.named_buffers())
     recording = record(model, quantizers, (X,), None)
     expected = model(X)
-    with unlisted(quantizers, recording):
+    with unlisted(model, quantizers, recording):
         inside = {*dict(model.named_parameters()), *dict(model.named_buffers())}
         assert {"0.weight", "0.bias"} <= inside
         assert not any(name.startswith(("0.weight_quant", "1.act_quant")) for name in inside)
-        assert torch.equal(model(X), expected)  # they are attributes still
+        assert torch.equal(model(X), expected)
+        assert inside == {*dict(model.named_parameters()), *dict(model.named_buffers())}
     after = dict(model.named_parameters()) | dict(model.named_buffers())
     assert list(after) == list(before)
     assert all(each is before[name] for name, each in after.items())
@@ -42,10 +43,25 @@ def test_they_are_back_when_the_block_fails():
     quantizers, before = quantizers_of(model), list(model.state_dict())
     attributes = [set(vars(part)) for part in model.modules()]
     recording = record(model, quantizers, (X,), None)
-    with pytest.raises(ZeroDivisionError), unlisted(quantizers, recording):
+    with pytest.raises(ZeroDivisionError), unlisted(model, quantizers, recording):
         1 / 0  # noqa: B018
     assert list(model.state_dict()) == before
     assert [set(vars(part)) for part in model.modules()] == attributes
+
+
+def test_a_forward_that_lists_them():
+    class Listing(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = qnn.QuantLinear(8, 4, input_quant=Int8Act(scale=0.05), weight_scaling="learned")
+
+        def forward(self, x):
+            return self.layer(x) + sum(each.sum() + 3 for each in self.layer.weight_quant.parameters())
+
+    model = Listing().eval()
+    model(X)
+    program = export_onnx_qdq(model, X)
+    assert verify_onnx(model, program, -X).differences == 0
 
 
 def test_a_forward_that_reads_the_module_of_a_scale():
