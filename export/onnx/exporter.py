@@ -178,7 +178,7 @@ def _export(
             hasten(program.model)
 
         def compared() -> VerificationReport:
-            return compare_with_file(call, module, quantizers, program, arguments, kwargs)[0]
+            return compare_with_file(call, module, quantizers, program, arguments, kwargs, recording=recording)[0]
 
         verifies = verify and installed("onnxruntime")
         if speed is not None:

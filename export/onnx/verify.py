@@ -14,9 +14,10 @@ from ...qcore import Grid, TensorQuant
 from ...qcore.models import require_model
 from ..capture.caveats import silent_quantizers, warn_of_caveats
 from ..capture.model_state import evaluating, unchanged
+from ..capture.record import Recording
 from ..comparing.agreement import compare_outputs
 from ..comparing.levels import run_time_of
-from ..comparing.portion import Portion
+from ..comparing.portion import Portion, tensors_in
 from ..comparing.report import VerificationReport, VerificationRow
 from ..errors import ExportError
 from .comparing.disk import GraphOnDisk, opened
@@ -102,6 +103,7 @@ def compare_with_file(
     kwargs: Mapping[str, object] | None,
     batch_size: int = sys.maxsize,
     memory: int | None = None,
+    recording: Recording | None = None,
 ) -> tuple[VerificationReport, set[str]]:
     """`verify_onnx` for a model in evaluation mode; and the quantizers that were called.
 
@@ -114,13 +116,15 @@ def compare_with_file(
         kwargs: keyword arguments, or None.
         batch_size: how many samples run at a time, at most.
         memory: how many bytes these may take; None if as many as they do.
+        recording: of the model on these arguments, if there is one: it need not be evaluated once more.
     """
     report, called = VerificationReport(), set[str]()
     with opened(call, program) as file, torch.no_grad(), silent_quantizers():
         work = _Work(call, module, quantizers, file)
         whole = Portion(args, kwargs or {})
         for number, part in enumerate(portions(file.graph.graph, whole, batch_size, memory, work.measured)):
-            rows, reached = work.compared(part, with_stored=number == 0)
+            known = recording if number == 0 and part.last else None
+            rows, reached = work.compared(part, number == 0, known)
             report.add(rows)
             called |= reached
         work.sessions.clear()
@@ -152,7 +156,9 @@ class _Work:
         largest = Largest().of(self.module, self.quantizers, part)
         return per_sample(self.run(part, "off"), largest, part.tensors[0].shape[0])
 
-    def compared(self, part: Portion, with_stored: bool) -> tuple[list[VerificationRow], set[str]]:
+    def compared(
+        self, part: Portion, with_stored: bool, recording: Recording | None
+    ) -> tuple[list[VerificationRow], set[str]]:
         """The rows of some samples, and which quantizers were called.
 
         A forward of the model that would compute the same as one before it is left out. Where the runtime has the
@@ -163,7 +169,7 @@ class _Work:
         first, outputs = self._beside(part, off, "off", with_stored, {})
         own, evaluated = first.grids, outputs
         if first.moved:
-            own, evaluated = self._evaluated(part)
+            own, evaluated = self._recorded(recording, first.grids) or self._evaluated(part)
             if not same_grids(own, first.grids):
                 first, outputs = self._beside(part, off, "off", with_stored, own)
         rows = [*first.rows, *self._outputs(outputs, off, "off")]
@@ -191,6 +197,15 @@ class _Work:
         comparison = Comparison(self.reader, own, run_time_of(found, self.names), where, with_stored, stored or {})
         with intercepted(self.quantizers, comparison.intercept):
             return comparison, part.through(self.module)
+
+    def _recorded(
+        self, recording: Recording | None, grids: Mapping[str, Grid]
+    ) -> tuple[dict[str, Grid], list[Tensor]] | None:
+        """The same as was recorded before; None where steps of loops are calls of their own, which recordings lack."""
+        if recording is None:
+            return None
+        own = {call.name: call.grid for call in recording}
+        return (own, tensors_in(recording.outputs)) if own.keys() == grids.keys() else None
 
     def _evaluated(self, part: Portion) -> tuple[dict[str, Grid], list[Tensor]]:
         """The model's own grids and outputs."""

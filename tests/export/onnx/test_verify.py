@@ -20,9 +20,14 @@ from bitwright.export import (
     storage_report,
     verify_onnx,
 )
+from bitwright.export.capture.record import record
+from bitwright.export.comparing.portion import Portion
 from bitwright.export.onnx import write
 from bitwright.export.onnx.comparing import portions
+from bitwright.export.onnx.comparing.disk import opened
+from bitwright.export.onnx.comparing.quantizers import same_grids
 from bitwright.export.onnx.verify import _Work
+from bitwright.nn.contexts.intercepting import quantizers_of
 from bitwright.quantizers import Int8Act, Int32Bias, Uint8Act
 
 
@@ -317,3 +322,18 @@ def test_no_file():
         verify_onnx(nn.Identity(), "missing.onnx", torch.randn(1, 8))
     with pytest.raises(ExportError, match=r"^storage_report: there is no file 'missing\.onnx'\.$"):
         storage_report("missing.onnx")
+
+
+def test_what_was_recorded_is_what_the_model_evaluates(model):
+    x = torch.randn(5, 8)
+    quantizers = quantizers_of(model)
+    recording = record(model, quantizers, (x,), None)
+    with opened("verify_onnx", export_onnx_qcdq(model, x)) as file, torch.no_grad():
+        work = _Work("verify_onnx", model, quantizers, file)
+        grids, outputs = work._evaluated(Portion((x,), {}))
+    known = work._recorded(recording, grids)
+    assert known is not None
+    assert same_grids(known[0], grids)
+    assert [torch.equal(*pair) for pair in zip(known[1], outputs, strict=True)] == [True]
+    assert work._recorded(recording, {}) is None
+    assert work._recorded(None, grids) is None
