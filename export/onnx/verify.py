@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ...nn.contexts.intercepting import intercepted, quantizers_of
 from ...qcore import Grid, TensorQuant
 from ...qcore.models import require_model
+from ..arguments import checked_inputs, checks_keywords, require_count
 from ..capture.caveats import silent_quantizers, warn_of_caveats
 from ..capture.model_state import evaluating, unchanged
 from ..capture.record import Recording
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["compare_with_file", "verify_onnx"]
 
 
+@checks_keywords
 def verify_onnx(
     module: nn.Module,
     program: "torch.onnx.ONNXProgram | onnx.ModelProto | str | os.PathLike[str]",
@@ -84,7 +86,8 @@ def verify_onnx(
         True
     """
     require_model("verify_onnx", module, ExportError)
-    arguments = inputs if isinstance(inputs, tuple) else (inputs,)
+    require_count("verify_onnx", batch_size=batch_size, memory=memory)
+    arguments = checked_inputs("verify_onnx", "inputs", inputs, kwargs, module)
     quantizers = quantizers_of(module)
     with unchanged(module), evaluating(module):
         calibrated = all(each.calibrated for each in quantizers.values())  # else ranges are those of all samples

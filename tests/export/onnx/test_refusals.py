@@ -270,6 +270,30 @@ def test_verifying_with_other_inputs():
     )
 
 
+def test_verifying_by_mistyped_calls():
+    program = export_onnx_qcdq(LINEAR, X)
+    refused(
+        "verify_onnx(batchsize=...) is no keyword. Did you mean batch_size?",
+        verify_onnx,
+        LINEAR,
+        program,
+        X,
+        batchsize=3,
+    )
+    refused("verify_onnx: inputs is missing. Write verify_onnx(module, program, inputs).", verify_onnx, LINEAR, program)
+    refused(
+        "verify_onnx(batch_size=0): write a whole number, 1 or more.", verify_onnx, LINEAR, program, X, batch_size=0
+    )
+    refused(
+        "verify_onnx: inputs=list is not what a model is called with. Pass a tensor, or a tuple of all positional "
+        "arguments; for a model that takes a list itself, a tuple that holds it: (value,).",
+        verify_onnx,
+        LINEAR,
+        program,
+        [X],
+    )
+
+
 def test_size_that_the_model_fixes():
     class Fixing(nn.Module):
         def __init__(self):
