@@ -241,7 +241,7 @@ def test_missing_package(monkeypatch):
 def test_verifying_with_other_inputs():
     program = export_onnx_qcdq(LINEAR, X)
     refused(
-        "the inputs hold 2 tensors, and the file takes 1: input. Pass what the model was exported with.",
+        "verify_onnx: inputs and kwargs don't fit the model's forward, Sequential(input): too many positional arguments.",
         verify_onnx,
         LINEAR,
         program,
@@ -271,25 +271,14 @@ def test_verifying_with_other_inputs():
 
 
 def test_verifying_by_mistyped_calls():
-    program = export_onnx_qcdq(LINEAR, X)
+    given = (verify_onnx, LINEAR, export_onnx_qcdq(LINEAR, X))
+    refused("verify_onnx(batchsize=...) is no keyword. Did you mean batch_size?", *given, X, batchsize=3)
+    refused("verify_onnx: inputs is missing. Write verify_onnx(module, program, inputs).", *given)
+    refused("verify_onnx(batch_size=0): write a whole number, 1 or more.", *given, X, batch_size=0)
     refused(
-        "verify_onnx(batchsize=...) is no keyword. Did you mean batch_size?",
-        verify_onnx,
-        LINEAR,
-        program,
-        X,
-        batchsize=3,
-    )
-    refused("verify_onnx: inputs is missing. Write verify_onnx(module, program, inputs).", verify_onnx, LINEAR, program)
-    refused(
-        "verify_onnx(batch_size=0): write a whole number, 1 or more.", verify_onnx, LINEAR, program, X, batch_size=0
-    )
-    refused(
-        "verify_onnx: inputs=list is not what a model is called with. Pass a tensor, or a tuple of all positional "
-        "arguments; for a model that takes a list itself, a tuple that holds it: (value,).",
-        verify_onnx,
-        LINEAR,
-        program,
+        "verify_onnx: inputs=an object of type list is not what a model is called with. Pass a tensor, or a tuple of "
+        "all positional arguments; for a model that takes a list itself, a tuple that holds it: (value,).",
+        *given,
         [X],
     )
 
