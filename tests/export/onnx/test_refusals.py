@@ -241,7 +241,8 @@ def test_missing_package(monkeypatch):
 def test_verifying_with_other_inputs():
     program = export_onnx_qcdq(LINEAR, X)
     refused(
-        "verify_onnx: inputs and kwargs don't fit the model's forward, Sequential(input): too many positional arguments.",
+        "verify_onnx: inputs and kwargs don't fit the model's forward, Sequential(input): too many positional "
+        "arguments.",
         verify_onnx,
         LINEAR,
         program,
