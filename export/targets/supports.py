@@ -43,7 +43,7 @@ def supports(
         A `SupportReport`: ``report.ok``, ``print(report)``, ``report.require()``.
 
     Raises:
-        ExportError: an unknown target, or something that is neither a model nor rules.
+        ExportError: an unknown target, something that is neither a model nor rules, or rules with examples.
 
     Example:
         >>> model = nn.Sequential(qnn.QuantLinear(8, 4, weight_bit_width=20), qnn.QuantReLU())
@@ -66,7 +66,9 @@ weight_bit_width=16 or less.
     else:
         uses, rows = [*_uses_of_rules(model)], []
     rows = [_row(use, problem) for use in uses for problem in problems(use, record)] + rows
-    if examples is not None and isinstance(model, nn.Module):
+    if examples is not None:
+        if not isinstance(model, nn.Module):
+            raise ExportError("supports: rules can't be evaluated on examples. Leave these out, or pass a model.")
         rows += shown_by_examples(model, record, examples, rows)
     return SupportReport(record.name, len(uses), tuple(rows))
 
@@ -74,7 +76,7 @@ weight_bit_width=16 or less.
 def _target(target: str | Target) -> Target:
     if isinstance(target, Target):
         return target
-    if target in TARGETS:
+    if isinstance(target, str) and target in TARGETS:
         return TARGETS[target]
     close = nearest(target, TARGETS) if isinstance(target, str) else None
     hint = f"Did you mean {close!r}?" if close else f"There are {', '.join(map(repr, TARGETS))}, and Target(...)."

@@ -38,7 +38,7 @@ def _add(graph: IntegerGraph, node: Any) -> None:
 
 def _leaky(graph: IntegerGraph, node: Any) -> None:
     given, slope = graph.integers(node), node.attributes.get_float("alpha", 0.01)
-    if given is not None and slope > 0:
+    if given is not None and slope >= 0:
         sums, scale = given
         graph.scaled_by_sign(node, sums, _below_zero(graph, node, sums), (scale, scale * slope))
 

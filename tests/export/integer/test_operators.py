@@ -46,6 +46,7 @@ LAYERS = {
     "slopes": lambda: nn.Sequential(qnn.QuantConv2d(4, 4, 3, **SUMS), qnn.QuantPReLU(4)),
     "nearest": lambda: nn.Sequential(nn.Upsample(scale_factor=1.5), qnn.QuantConv2d(4, 3, 3, **SUMS)),
     "leaky": lambda: qnn.QuantLeakyReLU(0.3),
+    "leaky, not at all": lambda: qnn.QuantLeakyReLU(0.0),
 }
 
 

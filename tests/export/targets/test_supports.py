@@ -223,6 +223,14 @@ def test_examples_add_to_what_is_known():
     assert [line.partition(":")[0] for line in lines[1:]] == ["  0 (QuantLinear)", "  1 (Tanh)"]
 
 
+def test_rules_have_no_examples():
+    with pytest.raises(ExportError) as caught:
+        supports({nn.Linear: {"weight_bit_width": 4}}, "qonnx", torch.zeros(2, 3))
+    assert str(caught.value) == ("supports: rules can't be evaluated on examples. Leave these out, or pass a model.")
+    with pytest.raises(ExportError, match=r"^supports\(target=\['qonnx'\]\): there is no such target\."):
+        supports(nn.Identity(), ["qonnx"])  # type: ignore[arg-type]
+
+
 def test_mistyped_calls():
     with pytest.raises(ExportError) as caught:
         supports(nn.Identity(), "qonnx", example=torch.ones(1))  # pyright: ignore[reportCallIssue]
